@@ -1,0 +1,353 @@
+"""A trained student to a Hub-ready folder, and back.
+
+The folder holds what timm's `local-dir:` and `hf-hub:` names and transformers' `AutoModelForImageClassification` read:
+`model.safetensors` and `config.json`. It holds the student alone, under an architecture name that plain timm knows
+wherever one exists, and nothing that timm's default weights said about themselves.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from frskd_timm.models import stock_name
+from safetensors.torch import load_file, save_file
+from timm.models import is_model
+from timm.models._hub import save_config_for_hf
+from torch import Tensor, nn
+
+from frskd_timm.errors import UserError
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+CARD = "README.md"
+RECIPE = "recipe.yaml"
+
+PAPER_NAME = "Refine Myself by Teaching Myself: Feature Refinement via Self-Knowledge Distillation"
+PAPER_ID = "arXiv:2103.08273"
+
+# What of an architecture's default cfg is about the architecture. All else there describes timm's own weights.
+_ARCHITECTURE_FIELDS = ("custom_load", "fixed_input_size", "num_classes", "pool_size", "first_conv", "classifier")
+_DATA_FIELDS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+
+
+def export_student(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    tag: str,
+    input_size: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    model_name: str | None = None,
+    interpolation: str = "bicubic",
+    crop_pct: float = 1.0,
+    crop_mode: str = "center",
+    label_names: Sequence[str] | None = None,
+    license: str | None = None,
+    dataset: str | None = None,
+    method: str = "frskd",
+    half: bool = False,
+    finish: Callable[[Path], None] | None = None,
+) -> Path:
+    """Writes the student to a folder that timm and transformers load, and proves it by loading it.
+
+    Everything is written and checked in a folder aside, which then takes the place of `folder`: an older good export
+    stays whole until the new one is.
+
+    Args:
+        model: The student, any timm model; wrappers of DDP and `torch.compile` are taken off. Its mode and device
+            are left as they are.
+        folder: Where the export goes. What stands there already must be an older export.
+        tag: Name of these weights, usually the data set's: `resnet18.<tag>`.
+        input_size: Channels, height and width of an image in validation.
+        mean: Mean per channel, of images in 0..1.
+        std: Standard deviation per channel, of images in 0..1.
+        model_name: Name under which the student was created, where its own cfg does not say it.
+        interpolation: Resizing in validation: `bicubic`, `bilinear` or `nearest`.
+        crop_pct: Share of the resized image that validation looks at.
+        crop_mode: Where validation crops: `center`, `squash` or `border`.
+        label_names: One name per class, in the order of the logits.
+        license: Licence of the weights, as the Hub spells it (`mit`, `apache-2.0`).
+        dataset: Readable name of the training data.
+        method: `frskd`, or `ce` for a student trained without the self-teacher, which then does not name the paper.
+        half: Parameters in float16; buffers (running statistics) stay float32.
+        finish: Called with the folder aside when the weights in it are proven, to add card, pictures and recipe.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: The model is no timm model, or has keys that the plain architecture lacks, or numbers that are not
+            finite; the names or sizes do not fit it; or the folder holds something else.
+    """
+    folder = Path(folder).resolve()
+    _refuse_foreign(folder)
+    model = unwrap(model)
+    architecture = _architecture(model, model_name)
+    if label_names is not None and len(label_names) != model.num_classes:
+        raise UserError(f"label_names has {len(label_names)} names, but the student has {model.num_classes} classes.")
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        save_file(plain_state_dict(model, half=half), aside / WEIGHTS, metadata={"format": "pt"})
+        data_config = {
+            "input_size": tuple(input_size),
+            "mean": tuple(mean),
+            "std": tuple(std),
+            "interpolation": interpolation,
+            "crop_pct": crop_pct,
+            "crop_mode": crop_mode,
+        }
+        facts = {"tag": tag, "license": license}
+        if dataset:
+            facts["description"] = f"Trained on {dataset}."
+        if method == "frskd":
+            facts |= {"paper_name": PAPER_NAME, "paper_ids": PAPER_ID}
+        config = _config(model, aside / CONFIG, architecture, data_config, facts, label_names)
+        if half:
+            config["dtype"] = "float32"  # transformers would otherwise compute in the precision of the file
+        (aside / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        verify_export(aside, model, tolerance=2e-2 if half else 1e-4)
+        if finish is not None:
+            finish(aside)
+        _put_in_place(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def load_export(folder: str | Path) -> nn.Module:
+    """The student in a folder, through timm alone, in eval mode.
+
+    Raises:
+        UserError: A file is missing or unreadable, the architecture is unknown, or the weights do not fit it.
+    """
+    folder = Path(folder)
+    check_weights(folder)
+    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The folder's `config.json`.
+
+    Raises:
+        UserError: It is missing, no JSON, or no timm config.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: give the student/ folder of a finished run.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}): export the student again.") from None
+    if (
+        not isinstance(config, dict)
+        or not isinstance(config.get("pretrained_cfg"), dict)
+        or "architecture" not in config
+    ):
+        raise UserError(f"{path} is not a timm config: 'architecture' and 'pretrained_cfg' are wanted.")
+    return config
+
+
+def check_weights(folder: str | Path) -> dict[str, Tensor]:
+    """The folder's weights, after making sure that they are the plain architecture's, all of them and finite.
+
+    Raises:
+        UserError: They are not; the sentence names the first keys at fault.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    path = folder / WEIGHTS
+    try:
+        state = load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: give the student/ folder of a finished run.") from None
+    except Exception as error:  # safetensors has an exception of its own for damaged files
+        raise UserError(f"{path} is damaged ({error}): export the student again.") from None
+    _refuse_misfit(state, _plain_model(config).state_dict(), config["architecture"])
+    _refuse_nonfinite(state)
+    return state
+
+
+def verify_export(folder: str | Path, model: nn.Module, *, tolerance: float = 1e-4) -> float:
+    """Loads the folder through timm's `local-dir:` and compares its logits with the model's.
+
+    Args:
+        folder: An exported student.
+        model: The student that it was exported from; mode and device are left as they are.
+        tolerance: Largest difference allowed, as a share of the largest logit.
+
+    Returns:
+        The largest absolute difference.
+
+    Raises:
+        UserError: The folder does not load, or its logits differ.
+    """
+    model = unwrap(model)
+    loaded = load_export(folder)
+    return compare_logits(model, loaded, probe_images(read_config(folder)), tolerance=tolerance)
+
+
+def compare_logits(model: nn.Module, other: nn.Module, images: Tensor, *, tolerance: float = 1e-4) -> float:
+    """Compares what two models say of the same images, in eval mode and float32 on the first one's device.
+
+    Returns:
+        The largest absolute difference.
+
+    Raises:
+        UserError: It exceeds `tolerance` times the largest logit, or is not a number.
+    """
+    parameter = next(model.parameters())
+    images = images.to(parameter.device)
+    other = other.to(parameter.device)
+    with torch.inference_mode(), torch.autocast(parameter.device.type, enabled=False), _eval(model), _eval(other):
+        expected = model(images.to(parameter.dtype)).float()
+        found = other(images).float()
+    if expected.shape != found.shape:
+        raise UserError(f"The exported student answers with shape {tuple(found.shape)}, not {tuple(expected.shape)}.")
+    difference = (expected - found).abs().max().item() if expected.numel() else 0.0
+    limit = tolerance * max(1.0, expected.abs().max().item() if expected.numel() else 0.0)
+    if not difference <= limit:  # also when it is NaN
+        raise UserError(
+            f"The exported student's logits differ from the trained one's by {difference:.3g} > {limit:.3g}."
+        )
+    return difference
+
+
+def probe_images(config: dict[str, Any], batch: int = 2) -> Tensor:
+    """The fixed input of all comparisons: normalised noise of the config's input size, (batch, C, H, W)."""
+    size = tuple(config["pretrained_cfg"].get("input_size", (3, 224, 224)))
+    return torch.randn(batch, *size, generator=torch.Generator().manual_seed(0))
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model without what DDP and `torch.compile` put around it."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def plain_state_dict(model: nn.Module, *, half: bool = False) -> dict[str, Tensor]:
+    """The model's tensors for saving: on the CPU, contiguous, unshared, float32, keys without wrapper prefixes.
+
+    Args:
+        model: The student.
+        half: Parameters in float16 instead.
+    """
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.detach().cpu()
+        if tensor.is_floating_point():
+            tensor = tensor.to(torch.float16 if half and name in parameters else torch.float32)
+        plain = name.replace("_orig_mod.", "")  # compile also wraps single blocks, in the middle of a key
+        state[plain] = tensor.clone(memory_format=torch.contiguous_format)
+    _refuse_nonfinite(state)
+    return state
+
+
+def _architecture(model: nn.Module, model_name: str | None) -> str:
+    """The name that plain timm, or this package, builds the model by."""
+    cfg = getattr(model, "pretrained_cfg", None)
+    if not isinstance(cfg, dict) or not hasattr(model, "num_classes") or not hasattr(model, "num_features"):
+        raise UserError(f"{type(model).__name__} cannot be exported: it is not a model made by timm.create_model.")
+    name = (model_name or cfg.get("architecture") or "").split(".")[0]
+    if not is_model(name):
+        raise UserError(f"model_name {name!r} is not known to timm: give the name that the student was created by.")
+    return stock_name(name) or name
+
+
+def _config(
+    model: nn.Module,
+    path: Path,
+    architecture: str,
+    data_config: dict[str, Any],
+    facts: dict[str, Any],
+    label_names: Sequence[str] | None,
+) -> dict[str, Any]:
+    """timm's own config for the model, with these weights' facts in place of those of timm's default weights."""
+    model_config = {"pretrained_cfg": {"architecture": architecture}, "label_names": list(label_names or ())}
+    try:
+        save_config_for_hf(model, str(path), model_config=model_config, data_config=data_config)
+    except ValueError as error:  # sizes that contradict the model, arguments that JSON cannot hold
+        raise UserError(f"The student cannot be described in {CONFIG}: {error}") from None
+    config = json.loads(path.read_text(encoding="utf-8"))
+    found = config["pretrained_cfg"]
+    kept = {key: found[key] for key in (*_ARCHITECTURE_FIELDS, *_DATA_FIELDS) if key in found}
+    config["pretrained_cfg"] = {key: value for key, value in facts.items() if value is not None} | kept
+    # num_classes stands at the top; a second one here makes transformers pass it twice
+    config.get("model_args", {}).pop("num_classes", None)
+    return config
+
+
+def _plain_model(config: dict[str, Any]) -> nn.Module:
+    """The architecture that a config names, with random weights."""
+    name = config["architecture"]
+    arguments = {"num_classes": config.get("num_classes"), **config.get("model_args", {})}
+    try:
+        return timm.create_model(name, pretrained=False, pretrained_cfg=dict(config["pretrained_cfg"]), **arguments)
+    except Exception as error:  # whatever the architecture's constructor makes of arguments that do not fit
+        raise UserError(f"The architecture {name!r} of {CONFIG} cannot be built: {error}") from None
+
+
+def _refuse_misfit(state: dict[str, Tensor], plain: dict[str, Tensor], architecture: str) -> None:
+    for keys, what in (
+        (state.keys() - plain.keys(), "keys that the plain {} does not have"),
+        (plain.keys() - state.keys(), "no weights for keys of the plain {}"),
+        ({k for k in state if k in plain and state[k].shape != plain[k].shape}, "shapes other than the plain {}'s"),
+    ):
+        if keys:
+            some = ", ".join(sorted(keys)[:3]) + (", ..." if len(keys) > 3 else "")
+            raise UserError(f"The student has {what.format(architecture)}: {some}.")
+
+
+def _refuse_nonfinite(state: dict[str, Tensor]) -> None:
+    bad = sorted(name for name, tensor in state.items() if not torch.isfinite(tensor).all())
+    if bad:
+        raise UserError(f"The student has numbers that are not finite in {', '.join(bad[:3])}: it cannot be exported.")
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Only an empty place or an older export may be replaced: nobody's files are lost to a mistyped path."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: give a folder for the student.")
+    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    own = {WEIGHTS, CONFIG, CARD, RECIPE, "metrics.json", ".eval_results"}
+    other = sorted(name for name in names - own if Path(name).suffix not in (".png", ".onnx"))
+    if names and (other or CONFIG not in names):
+        raise UserError(
+            f"{folder} holds something else than an exported student ({', '.join(other or sorted(names))})."
+        )
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    """Renames `new` to `folder`; what stood there goes only afterwards."""
+    previous = folder.with_name(f".{folder.name}.previous")
+    if folder.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        folder.rename(previous)
+    new.rename(folder)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+@contextmanager
+def _eval(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode, each module's own mode given back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
