@@ -1,0 +1,72 @@
+"""Batch augmentations that belong to the method: Mixup, CutMix, rotations. Pure functions of tensors."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Box = tuple[int, int, int, int]
+
+
+def mixup(images: Tensor, target: Tensor, lam: float, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Mixes every image with another of its batch (Mixup, arXiv 1710.09412).
+
+    Args:
+        images: [B, C, H, W], floating point.
+        target: Probabilities [B, K].
+        lam: Share of the image itself, 0..1.
+        index: Each image's partner, a permutation [B].
+
+    Returns:
+        Mixed images and mixed probabilities.
+    """
+    return torch.lerp(images[index], images, lam), torch.lerp(target[index], target, lam)
+
+
+def cutmix(images: Tensor, target: Tensor, lam: float, index: Tensor, box: Box) -> tuple[Tensor, Tensor]:
+    """Pastes a box of another image into every image (CutMix, arXiv 1905.04899).
+
+    Args:
+        images: [B, C, H, W].
+        target: Probabilities [B, K].
+        lam: Share of the image itself in the target, 0..1: 1 minus the box's share of the area.
+        index: Each image's partner, a permutation [B].
+        box: Rows from, to and columns from, to; ends exclusive.
+
+    Returns:
+        New images and mixed probabilities.
+    """
+    top, bottom, left, right = box
+    images = images.clone(memory_format=torch.preserve_format)
+    images[:, :, top:bottom, left:right] = images[index, :, top:bottom, left:right]
+    return images, torch.lerp(target[index], target, lam)
+
+
+def cutmix_box(height: int, width: int, lam: float, generator: np.random.Generator) -> tuple[Box, float]:
+    """Draws CutMix's box: its area is about 1 - lam of the image's, its centre anywhere, cut at the edges.
+
+    Returns:
+        The box, and lambda corrected to the area that is really left.
+    """
+    side = math.sqrt(1 - lam)
+    half_height, half_width = int(height * side) // 2, int(width * side) // 2
+    row, column = int(generator.integers(height)), int(generator.integers(width))
+    top, bottom = max(row - half_height, 0), min(row + half_height, height)
+    left, right = max(column - half_width, 0), min(column + half_width, width)
+    return (top, bottom, left, right), 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def rotations(images: Tensor) -> Tensor:
+    """The four rotations by 0, 90, 180 and 270 degrees of square images, image-major.
+
+    Args:
+        images: [B, C, S, S].
+
+    Returns:
+        [4 B, C, S, S]; image k's rotations are rows 4 k to 4 k + 3.
+    """
+    turned = torch.stack([torch.rot90(images, r, (2, 3)) for r in range(4)], dim=1).flatten(0, 1)
+    if images.is_contiguous(memory_format=torch.channels_last):
+        return turned.contiguous(memory_format=torch.channels_last)
+    return turned

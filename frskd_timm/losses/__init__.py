@@ -1,0 +1,40 @@
+"""Losses. `functional` holds those of logits; every other file holds one feature-map loss.
+
+A new feature-map loss is a `FeatureLoss` in a file of this folder, decorated with `@FEATURE_LOSSES.register(name)`. It
+is called as `builder(student_channels, teacher)`; flags, help and tests find it by its name.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from frskd_timm.registry import Registry
+
+
+class FeatureLoss(nn.Module, ABC):
+    """Distance D between a student's maps and a self-teacher's refined ones (FRSKD, section 3.2).
+
+    Gradients reach the student's maps and the loss's own projections, never the self-teacher's maps. Everything is
+    computed in float32.
+
+    Attributes:
+        preactivation: The maps on both sides have to be taken before their activation.
+    """
+
+    preactivation = False
+
+    @abstractmethod
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """Sums the distances of all levels.
+
+        Args:
+            student: Maps [B, C_i, H_i, W_i], fine to coarse.
+            teacher: Refined maps [B, C'_i, H_i, W_i].
+
+        Returns:
+            A scalar.
+        """
+
+
+FEATURE_LOSSES: Registry[FeatureLoss] = Registry("feature loss", __name__)

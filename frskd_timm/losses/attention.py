@@ -1,0 +1,42 @@
+"""Attention transfer (AT, arXiv 1612.03928), the default feature-map loss of FRSKD."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from frskd_timm.losses import FEATURE_LOSSES, FeatureLoss
+from frskd_timm.teachers import SelfTeacher
+
+
+def attention_map(features: Tensor) -> Tensor:
+    """Mean over channels of the squared maps, flattened and l2-normalised.
+
+    Args:
+        features: [B, C, H, W].
+
+    Returns:
+        [B, H * W] in float32, of length 1 in each row.
+    """
+    return F.normalize(features.float().pow(2).mean(dim=1).flatten(1), dim=1)
+
+
+@FEATURE_LOSSES.register("attention")
+class AttentionLoss(FeatureLoss):
+    """D = sum over levels of the mean over batch and positions of (A(F) - A(T))^2.
+
+    It has no parameters; maps of a level may differ in channels.
+    """
+
+    def __init__(self, student_channels: Sequence[int], teacher: SelfTeacher) -> None:
+        super().__init__()
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """See `FeatureLoss.forward`."""
+        terms = []
+        for f, t in zip(student, teacher, strict=True):
+            with torch.no_grad():
+                target = attention_map(t)
+            terms.append(F.mse_loss(attention_map(f), target))
+        return torch.stack(terms).sum()

@@ -1,0 +1,30 @@
+"""FitNets hints (arXiv 1412.6550) on every level."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from frskd_timm.losses import FEATURE_LOSSES, FeatureLoss
+from frskd_timm.teachers import SelfTeacher
+
+
+@FEATURE_LOSSES.register("fitnet")
+class FitNetLoss(FeatureLoss):
+    """Mean squared error between a refined map and a learned 1x1 convolution, BN, ReLU of the student's map."""
+
+    def __init__(self, student_channels: Sequence[int], teacher: SelfTeacher) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(c, t, 1, bias=False), nn.BatchNorm2d(t), nn.ReLU())
+            for c, t in zip(student_channels, teacher.channels, strict=True)
+        )
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """See `FeatureLoss.forward`."""
+        terms = [
+            F.mse_loss(project(f).float(), t.detach().float())
+            for project, f, t in zip(self.projections, student, teacher, strict=True)
+        ]
+        return torch.stack(terms).sum()

@@ -1,0 +1,60 @@
+"""Overhaul of feature distillation (OFD, arXiv 1904.01866)."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from frskd_timm.losses import FEATURE_LOSSES, FeatureLoss
+from frskd_timm.teachers import SelfTeacher
+
+
+def expected_negative_response(norm: nn.BatchNorm2d) -> Tensor:
+    """Mean of the negative part of each channel that leaves a batch normalisation (OFD, eq. 6).
+
+    With scale s = |weight| and shift m = bias the channel is taken as normal(m, s). Channels that are almost never
+    negative (probability up to 0.001) get -3 s.
+
+    Returns:
+        Margins [1, C, 1, 1], negative numbers.
+    """
+    scale = norm.weight.detach().abs().double()
+    shift = norm.bias.detach().double()
+    negative = 0.5 * (1 + torch.erf(-shift / scale / math.sqrt(2)))
+    density = torch.exp(-((shift / scale) ** 2) / 2) / math.sqrt(2 * math.pi)
+    margin = torch.where(negative > 1e-3, shift - scale * density / negative, -3 * scale)
+    return margin.to(norm.weight.dtype).reshape(1, -1, 1, 1)
+
+
+@FEATURE_LOSSES.register("overhaul")
+class OverhaulLoss(FeatureLoss):
+    """Partial L2 distance of maps before their activation.
+
+    The student's map goes through a learned 1x1 convolution and BN, the refined one is clipped below by a margin, read
+    once from the self-teacher's last BN of that level. Squared errors count where the source exceeds the target or the
+    target is positive; their sum is divided by the batch size, and level i of n weighs 1 / 2^(n - i).
+    """
+
+    preactivation = True
+
+    def __init__(self, student_channels: Sequence[int], teacher: SelfTeacher) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(c, t, 1, bias=False), nn.BatchNorm2d(t))
+            for c, t in zip(student_channels, teacher.channels, strict=True)
+        )
+        for i, norm in enumerate(teacher.output_norms()):
+            self.register_buffer(f"margin{i}", expected_negative_response(norm))
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """See `FeatureLoss.forward`."""
+        n = len(student)
+        terms = []
+        for i, (project, f, t) in enumerate(zip(self.projections, student, teacher, strict=True)):
+            source = project(f).float()
+            target = torch.maximum(t.detach().float(), getattr(self, f"margin{i}"))
+            counts = (source > target) | (target > 0)
+            squared = (source - target).square() * counts
+            terms.append(squared.sum() / len(source) / 2 ** (n - 1 - i))
+        return torch.stack(terms).sum()

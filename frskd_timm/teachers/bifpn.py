@@ -1,0 +1,126 @@
+"""The BiFPN self-teachers of FRSKD (section 3.1): `bifpnc` with channels by level, `bifpn` with one width."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from frskd_timm.teachers import SELF_TEACHERS, SelfTeacher
+from frskd_timm.teachers.blocks import Fuse, Lateral, downsample, upsample
+
+
+class BiFPNLayer(nn.Module):
+    """One top-down and one bottom-up pass over n maps, fine to coarse.
+
+    Args:
+        in_channels: Channels of each incoming map.
+        channels: Channels of each outgoing map. Where neighbours differ, a lateral block stands between them.
+        depth: Repetitions in each fusion.
+    """
+
+    def __init__(self, in_channels: Sequence[int], channels: Sequence[int], depth: int) -> None:
+        super().__init__()
+        n = len(channels)
+        change = len(set(channels)) > 1
+        self.lateral = nn.ModuleList(Lateral(c, w) for c, w in zip(in_channels, channels, strict=True))
+        # Lists that start at the second level are indexed by level - 1.
+        self.lateral2 = nn.ModuleList(Lateral(c, w) for c, w in zip(in_channels[1:], channels[1:], strict=True))
+        self.top_down = nn.ModuleList(Fuse(2, channels[i], depth) for i in range(n - 1))
+        self.bottom_up = nn.ModuleList(Fuse(3 if i < n - 1 else 2, channels[i], depth) for i in range(1, n))
+        self.to_finer = nn.ModuleList(
+            Lateral(channels[i + 1], channels[i]) if change else nn.Identity() for i in range(n - 1)
+        )
+        self.to_coarser = nn.ModuleList(
+            Lateral(channels[i], channels[i + 1]) if change else nn.Identity() for i in range(n - 1)
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Refines maps [B, in_channels[i], H_i, W_i] to [B, channels[i], H_i, W_i], before their ReLU."""
+        n = len(features)
+        sizes = [(f.shape[-2], f.shape[-1]) for f in features]
+
+        # Top-down: P_n, ..., P_1. The 1x1 lateral block runs before the nearest-neighbour upsampling, not after it as
+        # in the authors' code: repeating pixels changes neither a pointwise convolution nor a batch's mean and
+        # (biased) variance, and a quarter of the pixels is a quarter of the work.
+        coarser = self.lateral[-1](features[-1])
+        rectified: list[Tensor] = [coarser] * n  # relu(P_i)
+        out = coarser
+        for i in range(n - 2, -1, -1):
+            up = upsample(self.to_finer[i](coarser), sizes[i])
+            out = self.top_down[i]([self.lateral[i](features[i]), up])
+            coarser = rectified[i] = F.relu(out)
+
+        # Bottom-up: T_1 = P_1, T_2, ..., T_n; the coarsest level has no P term.
+        refined = [out]
+        finer = rectified[0]
+        for i in range(1, n):
+            maps = [self.lateral2[i - 1](features[i])]
+            if i < n - 1:
+                maps.append(rectified[i])
+            maps.append(self.to_coarser[i - 1](downsample(finer, sizes[i])))
+            refined.append(self.bottom_up[i - 1](maps))
+            if i < n - 1:
+                finer = F.relu(refined[-1])
+        return refined
+
+    def output_norms(self) -> list[nn.BatchNorm2d]:
+        """The normalisation that each outgoing map comes out of, fine to coarse."""
+        return [self.top_down[0].output_norm, *(fuse.output_norm for fuse in self.bottom_up)]
+
+
+class BiFPN(SelfTeacher):
+    """BiFPN layers over the student's maps and a linear classifier on the coarsest refined one.
+
+    Args:
+        in_channels: Channels of the student's maps, fine to coarse; at least two levels.
+        channels: Channels of the refined maps.
+        num_classes: Number of classes.
+        depth: Depthwise-pointwise repetitions in each fusion.
+        repeats: BiFPN layers, each on the rectified output of the one before.
+        preactivation: Hand the refined maps on before their ReLU, as the `overhaul` loss wants them.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        channels: Sequence[int],
+        num_classes: int,
+        depth: int = 2,
+        repeats: int = 1,
+        preactivation: bool = False,
+    ) -> None:
+        super().__init__()
+        self.channels = list(channels)
+        self.preactivation = preactivation
+        self.layers = nn.ModuleList(
+            BiFPNLayer(in_channels if i == 0 else channels, channels, depth) for i in range(repeats)
+        )
+        self.fc = nn.Linear(self.channels[-1], num_classes)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """See `SelfTeacher.forward`; equations in the module's classes."""
+        maps = list(features)
+        for layer in self.layers[:-1]:
+            maps = [F.relu(map_) for map_ in layer(maps)]
+        refined = self.layers[-1](maps)
+        rectified = [F.relu(map_) for map_ in refined]
+        logits = self.fc(rectified[-1].mean(dim=(2, 3)))
+        return (refined if self.preactivation else rectified), logits
+
+    def output_norms(self) -> list[nn.BatchNorm2d]:
+        """The normalisation before each refined map, fine to coarse."""
+        last = self.layers[-1]
+        assert isinstance(last, BiFPNLayer)
+        return last.output_norms()
+
+
+@SELF_TEACHERS.register("bifpnc")
+def bifpnc(channels: Sequence[int], num_classes: int, *, width: int = 2, **options: int | bool) -> BiFPN:
+    """The default: level i has width * c_i channels, lateral blocks change them between levels."""
+    return BiFPN(channels, [width * c for c in channels], num_classes, **options)  # type: ignore[arg-type]
+
+
+@SELF_TEACHERS.register("bifpn")
+def bifpn(channels: Sequence[int], num_classes: int, *, width: int = 256, **options: int | bool) -> BiFPN:
+    """Every level has `width` channels."""
+    return BiFPN(channels, [width] * len(channels), num_classes, **options)  # type: ignore[arg-type]
