@@ -1,0 +1,70 @@
+"""The authors' parameter names, mapped to ours; only the golden tests need them."""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+GOLDEN = Path(__file__).parent / "golden"
+
+_TEACHER = [
+    (r"layers\.(\d+)\.lat_conv\.(\d+)\.conv\.0\.(\d)", r"layers.\1.lateral.\2.\3"),
+    (r"layers\.(\d+)\.lat_conv2\.(\d+)\.conv\.0\.(\d)", r"layers.\1.lateral2.\2.\3"),
+    (r"layers\.(\d+)\.up_sample\.(\d+)\.1\.conv\.0\.(\d)", r"layers.\1.to_finer.\2.\3"),
+    (r"layers\.(\d+)\.down_sample\.(\d+)\.1\.conv\.0\.(\d)", r"layers.\1.to_coarser.\2.\3"),
+    (r"layers\.(\d+)\.up_weight\.(\d+)", r"layers.\1.top_down.\2.weights"),
+    (r"layers\.(\d+)\.down_weight\.(\d+)", r"layers.\1.bottom_up.\2.weights"),
+    (r"^linear\.", "fc."),
+]
+_STUDENT = [
+    (r"block(\d)\.layer\.(\d+)\.convShortcut", r"layer\1.\2.shortcut"),
+    (r"block(\d)\.layer\.(\d+)\.bn2", r"layer\1.\2.norm"),
+    (r"block(\d)\.layer\.(\d+)\.", r"layer\1.\2."),
+    (r"block(\d)bn", r"norm\1"),
+]
+
+
+def read(name: str) -> dict[str, Tensor]:
+    """Reads one golden file."""
+    return load_file(GOLDEN / f"{name}.safetensors")
+
+
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries below `prefix.`, without it."""
+    return {key[len(prefix) + 1 :]: value for key, value in tensors.items() if key.startswith(prefix + ".")}
+
+
+def self_teacher(name: str) -> str:
+    """Our name of a parameter of the authors' BiFPN or BiFPNc."""
+    fuse = re.match(r"layers\.(\d+)\.(up|down)_conv\.(\d+)\.conv\.(\d)\.(\d)\.(\w+)", name)
+    if fuse:  # a Sequential a repetition there, one flat Sequential here; a ReLU opens the second
+        layer, way, level, repetition, place, what = fuse.groups()
+        blocks = {"up": "top_down", "down": "bottom_up"}[way]
+        index = int(place) + (3 if repetition == "1" else 0)
+        return f"layers.{layer}.{blocks}.{level}.blocks.{index}.{what}"
+    for pattern, ours in _TEACHER:
+        name = re.sub(pattern, ours, name)
+    return name
+
+
+def student(name: str) -> str:
+    """Our name of a parameter of the authors' wide ResNet."""
+    for pattern, ours in _STUDENT:
+        name = re.sub(pattern, ours, name)
+    return name
+
+
+def renamed(tensors: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
+    """The same tensors under our names."""
+    return {rename(key): value for key, value in tensors.items()}
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
+    """Compares by the largest difference relative to the largest expected number."""
+    actual = actual.detach()
+    difference = float(
+        (actual.double() - expected.double()).abs().max() / expected.double().abs().max().clamp_min(1e-12)
+    )
+    assert difference <= tolerance, f"{what}: relative difference {difference:.2e} above {tolerance:g}"
