@@ -1,0 +1,23 @@
+"""The students: timm models, registered with timm when this package is imported.
+
+A student knows nothing of FRSKD, so any timm model can be one. Those registered here are the paper's.
+
+To add a student, put a file `frskd_<family>.py` in this folder with
+
+- `default_cfgs = generate_default_cfgs(with_weights({'<name>_frskd': {...}}))`, above the functions, and
+- one function `<name>_frskd` under `@register_model` (and `@stock_topology('<name>')` if timm has that network).
+
+The file is found by itself, and `tests/test_students.py` runs over every registered name. The prefix `frskd_`
+keeps the file out of timm's module of the same family, under which timm would list it.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from frskd_timm.models._stock import stock_name, stock_topology
+
+__all__ = ["stock_name", "stock_topology"]
+
+for _module in iter_modules(__path__):
+    if not _module.name.startswith("_"):
+        import_module(f"{__name__}.{_module.name}")

@@ -1,0 +1,56 @@
+"""Students that are timm's own networks under a name of ours, and the name that timm knows them by."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from timm.models import is_model, model_entrypoint, resolve_pretrained_cfg, split_model_name_tag
+from torch import nn
+
+from frskd_timm.errors import UserError
+
+
+def stock_topology(stock: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
+    """Marks a registered function as timm's network `stock` with the pretrained configurations of our name.
+
+    The function may hand its arguments to timm's own function unchanged: the configuration of our name, or of
+    the tag asked for, is resolved here, before timm could look up its own.
+
+    Args:
+        stock: Name under which timm builds the same network; exported checkpoints carry it.
+    """
+
+    def decorate(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        @wraps(function)
+        def build(
+            pretrained: bool = False,
+            pretrained_cfg: Any = None,
+            pretrained_cfg_overlay: dict[str, Any] | None = None,
+            **kwargs: Any,
+        ) -> nn.Module:
+            cfg = resolve_pretrained_cfg(function.__name__, pretrained_cfg, pretrained_cfg_overlay)
+            return function(pretrained, pretrained_cfg=cfg.to_dict(), **kwargs)
+
+        build.stock_name = stock  # type: ignore[attr-defined]
+        return build
+
+    return decorate
+
+
+def stock_name(model_name: str) -> str | None:
+    """The name under which plain timm builds this network, or None where it needs an import besides timm.
+
+    Args:
+        model_name: A registered name, with or without a tag: `resnet18_frskd` gives `resnet18`, `resnet18` itself,
+            `wide_resnet16_2_frskd` None.
+
+    Raises:
+        UserError: timm has no such model.
+    """
+    architecture, _ = split_model_name_tag(model_name)
+    if not is_model(architecture):
+        raise UserError(f"Unknown model '{model_name}': timm.list_models() gives the names there are.")
+    entrypoint = model_entrypoint(architecture)
+    if entrypoint.__module__.partition(".")[0] == "timm":
+        return architecture
+    return getattr(entrypoint, "stock_name", None)

@@ -1,0 +1,107 @@
+"""ResNets: timm's own under our names, and the one with a stem for 32x32 images."""
+
+from typing import Any
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import ResNet, build_model_with_cfg, generate_default_cfgs, register_model, resnet
+from timm.models.resnet import BasicBlock
+from torch import nn
+
+from frskd_timm.models._pretrained import with_weights
+from frskd_timm.models._stock import stock_topology
+
+__all__ = ["CifarResNet"]  # register_model adds each student
+
+
+class CifarResNet(ResNet):
+    """timm's ResNet with a 3x3 stride-1 stem and no max-pooling, for images of about 32x32 pixels.
+
+    Its four stages have strides 1, 2, 4, 8 where the ImageNet form has 4, 8, 16, 32.
+    """
+
+    def __init__(self, *, in_chans: int = 3, output_stride: int = 8, **kwargs: Any) -> None:
+        """Builds the network.
+
+        Args:
+            in_chans: Channels of the image.
+            output_stride: Stride of the last stage: 8, 4 or 2; below 8 later stages dilate instead.
+            **kwargs: Whatever else timm's ResNet takes, but for the options of its stem.
+        """
+        super().__init__(in_chans=in_chans, output_stride=4 * output_stride, **kwargs)
+        dd = {key: kwargs.get(key) for key in ("device", "dtype")}
+        self.conv1 = nn.Conv2d(in_chans, 64, 3, padding=1, bias=False, **dd)  # type: ignore[assignment, arg-type]
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")  # type: ignore[arg-type]
+        self.maxpool = nn.Identity()  # type: ignore[assignment]
+        strides = [1, *(min(stride, output_stride) for stride in (1, 2, 4, 8))]
+        self.feature_info = [
+            {**info, "reduction": stride} for info, stride in zip(self.feature_info, strides, strict=True)
+        ]
+
+
+def _cfg(**changes: Any) -> dict[str, Any]:
+    return {
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "interpolation": "bilinear",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "conv1",
+        "classifier": "fc",
+        **changes,
+    }
+
+
+def _small_cfg(**changes: Any) -> dict[str, Any]:
+    """For 32x32 images: CIFAR-100's classes and statistics, and no crop, which would cut 4 of 32 pixels."""
+    return _cfg(
+        **{
+            "num_classes": 100,
+            "input_size": (3, 32, 32),
+            "pool_size": (4, 4),
+            "crop_pct": 1.0,
+            "mean": (0.5071, 0.4865, 0.4409),
+            "std": (0.2673, 0.2564, 0.2762),
+            **changes,
+        }
+    )
+
+
+default_cfgs = generate_default_cfgs(
+    with_weights(
+        {
+            "resnet18_frskd": _cfg(),
+            "resnet34_frskd": _cfg(),
+            "resnet50_frskd": _cfg(interpolation="bicubic"),
+            "resnet18_cifar_frskd": _small_cfg(),
+        }
+    )
+)
+
+
+@register_model
+@stock_topology("resnet18")
+def resnet18_frskd(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """ResNet-18 (arXiv 1512.03385) with the ImageNet stem."""
+    return resnet.resnet18(pretrained, **kwargs)
+
+
+@register_model
+@stock_topology("resnet34")
+def resnet34_frskd(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """ResNet-34 (arXiv 1512.03385) with the ImageNet stem."""
+    return resnet.resnet34(pretrained, **kwargs)
+
+
+@register_model
+@stock_topology("resnet50")
+def resnet50_frskd(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """ResNet-50 (arXiv 1512.03385) with the ImageNet stem; not in the paper."""
+    return resnet.resnet50(pretrained, **kwargs)
+
+
+@register_model
+def resnet18_cifar_frskd(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet-18 for 32x32 images, the paper's student on CIFAR-100 and TinyImageNet."""
+    model_args = {"block": BasicBlock, "layers": (2, 2, 2, 2), **kwargs}
+    return build_model_with_cfg(CifarResNet, "resnet18_cifar_frskd", pretrained, **model_args)

@@ -1,0 +1,282 @@
+"""Wide ResNet (arXiv 1605.07146) in the form that FRSKD's authors train at 32x32."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, create_classifier, get_device_dtype
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from frskd_timm.errors import UserError
+from frskd_timm.models._pretrained import with_weights
+
+__all__ = ["WideResNet"]  # register_model adds each student
+
+
+class WideBlock(nn.Module):
+    """relu - conv3x3 - BN - relu - conv3x3 beside a shortcut; no BN before the first convolution.
+
+    The shortcut is the input itself, or a 1x1 convolution of the activated input where shapes differ.
+    """
+
+    def __init__(
+        self,
+        in_chs: int,
+        out_chs: int,
+        stride: int = 1,
+        activated: bool = False,
+        drop_path: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        # Not in place: the input may be a feature map that was handed out, and the identity shortcut needs it too.
+        self.act1 = nn.Identity() if activated else nn.ReLU()
+        self.conv1 = nn.Conv2d(in_chs, out_chs, 3, stride, 1, bias=False, **dd)
+        self.norm = nn.BatchNorm2d(out_chs, **dd)
+        self.act2 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(out_chs, out_chs, 3, 1, 1, bias=False, **dd)
+        differs = stride != 1 or in_chs != out_chs
+        self.shortcut = nn.Conv2d(in_chs, out_chs, 1, stride, bias=False, **dd) if differs else None
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = self.act1(x)
+        branch = self.conv2(self.act2(self.norm(self.conv1(activated))))
+        shortcut = x if self.shortcut is None else self.shortcut(activated)
+        return shortcut + self.drop_path(branch)
+
+
+def _group(in_chs: int, out_chs: int, stride: int, drop_path_rates: list[float], **dd: Any) -> nn.Sequential:
+    """Blocks of which the first has the stride; where it strides, its input has been activated before."""
+    first, *others = drop_path_rates
+    return nn.Sequential(
+        WideBlock(in_chs, out_chs, stride, activated=stride > 1, drop_path=first, **dd),
+        *(WideBlock(out_chs, out_chs, drop_path=rate, **dd) for rate in others),
+    )
+
+
+class WideResNet(nn.Module):
+    """Three groups of pre-activation blocks at strides 1, 2, 4, each closed by BN and ReLU.
+
+    A feature map is that ReLU's output. It is also what goes on to the next group, and the last one is what the
+    head pools, so that `forward_head(forward_intermediates(x)[0])` is `forward(x)`.
+    """
+
+    def __init__(
+        self,
+        depth: int = 16,
+        widen_factor: int = 2,
+        num_classes: int = 100,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        """Builds the network.
+
+        Args:
+            depth: Convolutions on the longest path, 6n + 4 for n blocks in each group.
+            widen_factor: The groups have 16, 32, 64 channels times this.
+            num_classes: Classes; 0 for none, then `forward` returns the pooled features.
+            in_chans: Channels of the image.
+            global_pool: timm's name of a pooling; '' for none.
+            drop_rate: Dropout before the classifier.
+            drop_path_rate: Stochastic depth of the last block; earlier ones have less, linearly.
+            device: Where parameters are made.
+            dtype: Type of the parameters.
+
+        Raises:
+            UserError: No such depth.
+        """
+        super().__init__()
+        if depth < 10 or (depth - 4) % 6:
+            raise UserError(f"A wide ResNet has a depth of 10, 16, 22, 28 or another 6n + 4, not {depth}.")
+        blocks = (depth - 4) // 6
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+
+        rates = torch.linspace(0, drop_path_rate, 3 * blocks, device="cpu").tolist()
+        chs1, chs2, chs3 = (chs * widen_factor for chs in (16, 32, 64))
+        self.conv1 = nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False, **dd)
+        self.layer1 = _group(16, chs1, 1, rates[:blocks], **dd)
+        # The activations are not in place: BN's output is the map before its activation, which some losses compare.
+        self.norm1, self.act1 = nn.BatchNorm2d(chs1, **dd), nn.ReLU()
+        self.layer2 = _group(chs1, chs2, 2, rates[blocks:-blocks], **dd)
+        self.norm2, self.act2 = nn.BatchNorm2d(chs2, **dd), nn.ReLU()
+        self.layer3 = _group(chs2, chs3, 2, rates[-blocks:], **dd)
+        self.norm3, self.act3 = nn.BatchNorm2d(chs3, **dd), nn.ReLU()
+        self.feature_info: list[dict[str, Any]] = [
+            {"num_chs": chs1, "reduction": 1, "module": "act1"},
+            {"num_chs": chs2, "reduction": 2, "module": "act2"},
+            {"num_chs": chs3, "reduction": 4, "module": "act3"},
+        ]
+
+        self.num_features = chs3
+        self.global_pool, self.fc = create_classifier(chs3, num_classes, pool_type=global_pool, **dd)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.init_weights()
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """Draws the convolutions by He's rule for their outputs and sets the classifier's bias to zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that assign parameters to depths, for layer-wise learning rates.
+
+        Args:
+            coarse: One depth for a group of blocks instead of one for a block.
+        """
+        if coarse:
+            return {"stem": r"^conv1", "blocks": r"^(?:layer|norm)(\d+)"}
+        return {"stem": r"^conv1", "blocks": [(r"^layer(\d+)\.(\d+)", None), (r"^norm(\d+)", (99999,))]}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Switches the recomputation of blocks in the backward pass on or off."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer, an identity where there are no classes."""
+        return self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replaces the classifier.
+
+        Args:
+            num_classes: New number of classes; 0 for none.
+            global_pool: New pooling; None keeps the present one.
+        """
+        dd = get_device_dtype(self)
+        self.num_classes = num_classes
+        if global_pool is None:
+            global_pool = self.global_pool.pool_type
+        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.global_pool.train(self.training)
+        self.fc.train(self.training)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The last map together with those of the groups.
+
+        Args:
+            x: Images, [batch, in_chans, height, width].
+            indices: Groups to return: the last so many, a list of their numbers (from 0), or None for all three.
+            norm: Without meaning here: every map is normalised.
+            stop_early: Leave out the groups behind the last one asked for.
+            output_fmt: Only 'NCHW'.
+            intermediates_only: Return the list of maps alone.
+
+        Returns:
+            The last map that was computed and the list of maps, each [batch, channels, height, width].
+        """
+        assert output_fmt == "NCHW", "Output format must be NCHW."
+        take_indices, max_index = feature_take_indices(3, indices)
+        intermediates = []
+        x = self.conv1(x)
+        for index in range(max_index + 1 if stop_early else 3):
+            layer = getattr(self, f"layer{index + 1}")
+            x = checkpoint_seq(layer, x) if self.grad_checkpointing else layer(x)
+            x = getattr(self, f"act{index + 1}")(getattr(self, f"norm{index + 1}")(x))
+            if index in take_indices:
+                intermediates.append(x)
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Removes what the maps asked for do not need.
+
+        Args:
+            indices: As for `forward_intermediates`.
+            prune_norm: Without meaning here: every BN belongs to a map.
+            prune_head: Remove the classifier; it goes in any case with the last group.
+
+        Returns:
+            Numbers of the maps, counted from 0.
+        """
+        take_indices, max_index = feature_take_indices(3, indices)
+        for group in range(max_index + 2, 4):
+            setattr(self, f"layer{group}", nn.Sequential())
+            setattr(self, f"norm{group}", nn.Identity())
+            setattr(self, f"act{group}", nn.Identity())
+        if max_index < 2:
+            self.num_features = self.feature_info[max_index]["num_chs"]
+        if prune_head or max_index < 2:
+            self.reset_classifier(0, "")
+        return take_indices
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last group's map, [batch, 64 * widen_factor, height / 4, width / 4]."""
+        x = self.conv1(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = self.act1(self.norm1(checkpoint_seq(self.layer1, x)))
+            x = self.act2(self.norm2(checkpoint_seq(self.layer2, x)))
+            return self.act3(self.norm3(checkpoint_seq(self.layer3, x)))
+        x = self.act1(self.norm1(self.layer1(x)))
+        x = self.act2(self.norm2(self.layer2(x)))
+        return self.act3(self.norm3(self.layer3(x)))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pools the last map, drops out, and classifies unless `pre_logits`."""
+        x = self.global_pool(x)
+        if self.drop_rate > 0.0:
+            x = F.dropout(x, p=self.drop_rate, training=self.training)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, [batch, num_classes]."""
+        return self.forward_head(self.forward_features(x))
+
+
+default_cfgs = generate_default_cfgs(
+    with_weights(
+        {
+            "wide_resnet16_2_frskd": {
+                "num_classes": 100,
+                "input_size": (3, 32, 32),
+                "pool_size": (8, 8),
+                "crop_pct": 1.0,
+                "mean": (0.5071, 0.4865, 0.4409),  # CIFAR-100's
+                "std": (0.2673, 0.2564, 0.2762),
+                "first_conv": "conv1",
+                "classifier": "fc",
+            }
+        }
+    )
+)
+
+
+@register_model
+def wide_resnet16_2_frskd(pretrained: bool = False, **kwargs: Any) -> WideResNet:
+    """WRN-16-2, the paper's small student on CIFAR-100 and TinyImageNet."""
+    return build_model_with_cfg(
+        WideResNet,
+        "wide_resnet16_2_frskd",
+        pretrained,
+        feature_cfg={"out_indices": (0, 1, 2)},
+        **{"depth": 16, "widen_factor": 2, **kwargs},
+    )
