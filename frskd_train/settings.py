@@ -244,6 +244,8 @@ class LoopSettings:
 class RunSettings:
     """The run's folder, its checkpoints and what is made of the student at the end."""
 
+    config: str | None = None
+    """Recipe: a YAML file of settings, one a line; flags come on top of it."""
     output_dir: str | None = None
     """Folder of the run; runs/MODEL-DATASET-TIME by default. It must be new or empty, unless --resume."""
     resume: Annotated[str | None, arg(metavar="auto|RUN|CHECKPOINT")] = None

@@ -1,0 +1,66 @@
+"""Batch normalisation over all processes, on CPU too.
+
+torch's SyncBatchNorm refuses CPU tensors; this one needs nothing but a differentiable sum over processes.
+"""
+
+import torch
+import torch.distributed as dist
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+class SyncedBatchNorm2d(nn.BatchNorm2d):
+    """`BatchNorm2d` whose statistics are those of the batches of all processes together, in float32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalises [B, C, H, W]; like the plain layer in evaluation or in one process."""
+        if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
+            return super().forward(input)
+        with torch.autocast(input.device.type, enabled=False):
+            x = input.float()
+            count = torch.full((1,), float(x.numel() // x.shape[1]), device=x.device)
+            sums = torch.cat([x.sum(dim=(0, 2, 3)), x.square().sum(dim=(0, 2, 3)), count])
+            total = all_reduce(sums)
+            channels = x.shape[1]
+            n = total[-1].detach()
+            mean = total[:channels] / n
+            variance = (total[channels : 2 * channels] / n - mean.square()).clamp_min(0)
+            if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+                with torch.no_grad():
+                    assert self.num_batches_tracked is not None
+                    self.num_batches_tracked.add_(1)
+                    share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+                    self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+                    unbiased = variance * (n / (n - 1).clamp_min(1))
+                    self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
+            scale = torch.rsqrt(variance + self.eps)
+            scale = scale if self.weight is None else scale * self.weight
+            shift = -mean * scale if self.bias is None else self.bias - mean * scale
+            return torch.addcmul(shift[:, None, None], x, scale[:, None, None]).to(input.dtype)
+
+
+class SyncedBatchNormAct2d(SyncedBatchNorm2d, BatchNormAct2d):
+    """The same for timm's batch normalisation with an activation."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalises, drops out and activates [B, C, H, W]."""
+        if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
+            return BatchNormAct2d.forward(self, input)
+        return self.act(self.drop(SyncedBatchNorm2d.forward(self, input)))
+
+
+def synchronise_norms(module: nn.Module) -> None:
+    """Turns every BatchNorm2d below a module into a synchronised one, in place, without touching its state."""
+    for child in module.modules():
+        if type(child) is nn.BatchNorm2d:
+            child.__class__ = SyncedBatchNorm2d
+        elif type(child) is BatchNormAct2d:
+            child.__class__ = SyncedBatchNormAct2d
+
+
+def broadcast_buffers(module: nn.Module) -> None:
+    """Gives every process the main one's buffers (running statistics), before validation and export."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)

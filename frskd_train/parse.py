@@ -1,0 +1,173 @@
+"""Flags and recipes to `Settings`, and `Settings` to a recipe. Imports neither torch nor timm."""
+
+import dataclasses
+import difflib
+import sys
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+import yaml
+
+from frskd_train.settings import Range, Settings
+
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message is one sentence for the user."""
+
+
+DESCRIPTION = "Trains a timm model with FRSKD, or its cross-entropy baseline, and exports the student."
+
+
+def parse_settings(args: Sequence[str]) -> Settings:
+    """Reads settings: defaults, then the recipe of `--config`, then flags.
+
+    Raises:
+        SettingsError: A recipe that cannot be read, an unknown key, a value out of its range.
+        SystemExit: `--help`, or a flag that does not parse (the message is printed already).
+    """
+    settings = Settings()
+    recipe = _config_path(args)
+    if recipe is not None:
+        settings = read_recipe(recipe, settings)
+    settings = _cli(args, settings)
+    check_ranges(settings)
+    return settings
+
+
+def read_recipe(path: str, settings: Settings | None = None) -> Settings:
+    """Lays a recipe (YAML, one key a setting, spelled like the flag with `-` or `_`) over settings.
+
+    Raises:
+        SettingsError: The file is missing or no mapping, or a key is unknown.
+        SystemExit: A value does not parse; the message is printed, with the recipe's name.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"The recipe {path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"The recipe {path} is not YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise SettingsError(f"The recipe {path} must hold one setting a line, such as `batch_size: 128`.")
+    known = {field.name: field for _, field in fields()}
+    tokens: list[str] = []
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean '{close[0]}'?" if close else " `python train.py --help` lists all settings."
+            raise SettingsError(f"The recipe {path} has an unknown setting '{key}'.{hint}")
+        tokens += _tokens(name, value)
+    try:
+        return _cli(tokens, settings or Settings())
+    except SystemExit:
+        print(f"(in the recipe {path})", file=sys.stderr)
+        raise
+
+
+def fields() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Every setting as (group's attribute, field)."""
+    for group in dataclasses.fields(Settings):
+        for field in dataclasses.fields(typing.cast(Any, group.type)):
+            yield group.name, field
+
+
+def flat(settings: Settings) -> dict[str, Any]:
+    """Every setting by its name, as plain YAML values."""
+    values = {field.name: getattr(getattr(settings, group), field.name) for group, field in fields()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def write_recipe(settings: Settings, heading: str) -> str:
+    """A complete recipe: `train.py --config` of it gives the same settings again.
+
+    Args:
+        settings: What to write. Where a run lies and whether it was resumed are left out.
+        heading: First line, a comment.
+    """
+    values = flat(settings)
+    lines = [f"# {heading}"]
+    for group in dataclasses.fields(Settings):
+        lines.append(f"\n# {typing.cast(Any, group.type).__doc__}")
+        for field in dataclasses.fields(typing.cast(Any, group.type)):
+            if field.name not in ("config", "output_dir", "resume"):
+                lines.append(yaml.safe_dump({field.name: values[field.name]}, default_flow_style=None).strip())
+    return "\n".join(lines) + "\n"
+
+
+def check_ranges(settings: Settings) -> None:
+    """Holds every number against its declared range, and settings against each other.
+
+    Raises:
+        SettingsError: The first setting that is out of its range, with its flag, its value and the bound.
+    """
+    for group, field in fields():
+        value = getattr(getattr(settings, group), field.name)
+        hints = typing.get_type_hints(type(getattr(settings, group)), include_extras=True)
+        for bound in getattr(hints[field.name], "__metadata__", ()):
+            refusal = bound.refusal(value) if isinstance(bound, Range) and value is not None else None
+            if refusal:
+                raise SettingsError(f"{flag(field.name)} has to be {refusal}, not {value}.")
+    optimizer, pre = settings.optimizer, settings.preprocessing
+    if optimizer.warmup_epochs >= optimizer.epochs and optimizer.warmup_epochs > 0:
+        raise SettingsError(f"--warmup-epochs {optimizer.warmup_epochs:g} leaves nothing of --epochs {optimizer.epochs}.")
+    if settings.method.distill_start >= optimizer.epochs and settings.method.distill_start > 0:
+        raise SettingsError(
+            f"--distill-start {settings.method.distill_start:g} has to be below --epochs {optimizer.epochs}."
+        )
+    if optimizer.sched == "multistep" and not optimizer.decay_milestones:
+        raise SettingsError("--sched multistep needs --decay-milestones, the epochs at which the rate falls.")
+    for name, numbers in (("--mean", pre.mean), ("--std", pre.std)):
+        if numbers is not None and len(numbers) != pre.in_chans:
+            raise SettingsError(f"{name} needs {pre.in_chans} number(s), one a channel, not {len(numbers)}.")
+    if pre.std is not None and min(pre.std) <= 0:
+        raise SettingsError(f"--std has to be above 0 in every channel, not {min(pre.std):g}.")
+    for name, pair in (("--scale", pre.scale), ("--ratio", pre.ratio)):
+        if not 0 < pair[0] <= pair[1]:
+            raise SettingsError(f"{name} takes two positive numbers, the smaller one first, not {pair[0]:g} {pair[1]:g}.")
+    if pre.scale[1] > 1:
+        raise SettingsError(f"--scale is a share of the image's area, at most 1, not {pre.scale[1]:g}.")
+
+
+def flag(name: str) -> str:
+    """The flag of a setting: batch_size -> --batch-size."""
+    return "--" + name.replace("_", "-")
+
+
+def _cli(args: Sequence[str], default: Settings) -> Settings:
+    return tyro.cli(
+        Settings,
+        args=list(args),
+        default=default,
+        prog="train.py",
+        description=DESCRIPTION,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
+def _config_path(args: Sequence[str]) -> str | None:
+    """The value of the last `--config` among the flags."""
+    path = None
+    for i, token in enumerate(args):
+        if token == "--config" and i + 1 < len(args):
+            path = args[i + 1]
+        elif token.startswith("--config="):
+            path = token.split("=", 1)[1]
+    return path
+
+
+def _tokens(name: str, value: Any) -> list[str]:
+    """A recipe's entry as flags, so that one parser checks both."""
+    if isinstance(value, bool):
+        return [flag(name) if value else flag(f"no_{name}")]
+    if isinstance(value, Mapping):
+        return [flag(name), *(str(part) for pair in value.items() for part in pair)]
+    if isinstance(value, list):
+        return [flag(name), *map(str, value)]
+    return [f"{flag(name)}={value}"]
