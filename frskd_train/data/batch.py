@@ -1,0 +1,167 @@
+"""Augmentation of whole batches: crops, flips, erasing, without a Python loop over images.
+
+Random numbers are drawn with NumPy for the whole global batch, then each process takes its share; pixels are moved
+with PyTorch on the device where the batch is.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+ATTEMPTS = 10  # boxes that are tried for an image before the largest one in the middle is taken, as torchvision does
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Which images of a batch are mirrored; booleans [B]."""
+
+    horizontal: npt.NDArray[np.bool_]
+    vertical: npt.NDArray[np.bool_]
+
+
+def draw_flips(generator: np.random.Generator, count: int, hflip: float, vflip: float, share: slice) -> Flips:
+    """Draws flips of a global batch with the chances `hflip` and `vflip`, and takes a process's share of them."""
+    chance = generator.random((2, count))[:, share]
+    return Flips(chance[0] < hflip, chance[1] < vflip)
+
+
+def draw_offsets(generator: np.random.Generator, count: int, padding: int) -> Integers:
+    """Draws rows and columns [2, B] at which crops of padded images start."""
+    return generator.integers(0, 2 * padding + 1, (2, count))
+
+
+def crop_padded(images: Tensor, offsets: Integers, padding: int) -> Tensor:
+    """Pads images with black and crops each at its own place.
+
+    Args:
+        images: uint8 [B, C, H, W].
+        offsets: row and column in the padded image, [2, B].
+        padding: pixels on each side.
+
+    Returns:
+        uint8 [B, C, H, W].
+    """
+    height, width = images.shape[-2:]
+    windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    rows, columns = torch.from_numpy(offsets).to(images.device, non_blocking=True)
+    return windows[torch.arange(len(images), device=images.device), :, rows, columns]
+
+
+def flip(images: Tensor, flips: Flips) -> Tensor:
+    """Mirrors the chosen images of a batch [B, C, H, W]."""
+    for chosen, axis in ((flips.horizontal, 3), (flips.vertical, 2)):
+        if chosen.any():
+            mask = torch.from_numpy(chosen).to(images.device, non_blocking=True)
+            images = torch.where(mask[:, None, None, None], images.flip(axis), images)
+    return images
+
+
+def draw_boxes(
+    generator: np.random.Generator, aspect: Floats, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Floats:
+    """Draws the boxes of RandomResizedCrop (Inception's augmentation, arXiv 1409.4842).
+
+    Args:
+        generator: of this step.
+        aspect: width over height of each original image, [B].
+        scale: smallest and largest share of the area.
+        ratio: smallest and largest aspect ratio of a box, in the original's pixels.
+
+    Returns:
+        Top, left, height and width in shares of the image's height and width, [4, B].
+    """
+    count = len(aspect)
+    area = generator.uniform(*scale, (ATTEMPTS, count))
+    box_aspect = np.exp(generator.uniform(math.log(ratio[0]), math.log(ratio[1]), (ATTEMPTS, count)))
+    place = generator.random((2, count))
+    widths, heights = np.sqrt(area * box_aspect / aspect), np.sqrt(area / box_aspect * aspect)
+    fits = (widths <= 1) & (heights <= 1)
+    first = fits.argmax(0)
+    each = np.arange(count)
+    width = np.where(fits.any(0), widths[first, each], np.minimum(1, ratio[1] / aspect))
+    height = np.where(fits.any(0), heights[first, each], np.minimum(1, aspect / ratio[0]))
+    place = np.where(fits.any(0), place, 0.5)
+    return np.stack([place[0] * (1 - height), place[1] * (1 - width), height, width])
+
+
+def crop_resized(images: Tensor, boxes: Floats, size: int, interpolation: str) -> Tensor:
+    """Cuts a box out of each image and resizes it.
+
+    Args:
+        images: uint8 [B, C, H, W].
+        boxes: top, left, height and width in shares of the image, [4, B].
+        size: height and width of the result.
+        interpolation: bilinear or bicubic.
+
+    Returns:
+        float32 [B, C, size, size] in 0..255.
+    """
+    top, left, height, width = torch.from_numpy(boxes).float().to(images.device, non_blocking=True)
+    middle = (torch.arange(size, device=images.device) + 0.5) / size
+    rows = (top[:, None] + height[:, None] * middle) * 2 - 1
+    columns = (left[:, None] + width[:, None] * middle) * 2 - 1
+    grid = torch.stack([columns[:, None, :].expand(-1, size, -1), rows[:, :, None].expand(-1, -1, size)], -1)
+    sampled = F.grid_sample(images.float(), grid, interpolation, padding_mode="border", align_corners=False)
+    return sampled.clamp_(0, 255)
+
+
+def draw_erased(generator: np.random.Generator, count: int, chance: float, size: int) -> Integers:
+    """Draws the boxes of random erasing (arXiv 1708.04896): 2 % to 33 % of the area, aspect ratio 0.3 to 3.3.
+
+    Returns:
+        First row, row after the last, first column, column after the last, [4, B]; empty boxes for images left whole.
+    """
+    chosen = generator.random(count) < chance
+    area = generator.uniform(0.02, 1 / 3, count) * size * size
+    aspect = np.exp(generator.uniform(math.log(0.3), math.log(3.3), count))
+    height = np.minimum(np.round(np.sqrt(area * aspect)), size).astype(np.int64)
+    width = np.minimum(np.round(np.sqrt(area / aspect)), size).astype(np.int64)
+    top, left = (generator.random((2, count)) * (size + 1 - np.stack([height, width]))).astype(np.int64)
+    return np.stack([top, top + height, left, left + width]) * chosen
+
+
+def erase(images: Tensor, boxes: Integers) -> Tensor:
+    """Sets a box of each normalised image [B, C, H, W] to 0, the mean colour. `boxes` is as `draw_erased` gives it."""
+    if not boxes.any():
+        return images
+    top, bottom, left, right = torch.from_numpy(boxes).to(images.device, non_blocking=True)[:, :, None]
+    along = torch.arange(images.shape[-1], device=images.device)
+    rows, columns = (along >= top) & (along < bottom), (along >= left) & (along < right)
+    return images.masked_fill_((rows[:, None, :, None]) & (columns[:, None, None, :]), 0)
+
+
+class Normalize(torch.nn.Module):
+    """Bytes to the numbers that a network takes: scaled to 0..1, minus mean, over deviation.
+
+    Args:
+        mean: a channel, of images in 0..1.
+        std: a channel.
+        channels_last: give NHWC memory.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], channels_last: bool) -> None:
+        super().__init__()
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        deviation = torch.tensor(std, dtype=torch.float64)
+        self.register_buffer("scale", (1 / (255 * deviation)).float()[:, None, None], persistent=False)
+        self.register_buffer(
+            "shift", (-torch.tensor(mean, dtype=torch.float64) / deviation).float()[:, None, None], False
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Takes [B, C or 1, H, W] of bytes 0..255 in any number type; one gray channel becomes all channels."""
+        count, _, height, width = images.shape
+        out = torch.empty(
+            count, len(self.scale), height, width, device=images.device, memory_format=self.format, dtype=torch.float32
+        )
+        return torch.addcmul(self.shift, images.float(), self.scale, out=out)

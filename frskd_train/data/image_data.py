@@ -1,0 +1,104 @@
+"""The data of a run: what is known of it, and its batches."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from frskd_train.data.batch import Normalize
+from frskd_train.data.batches import Augmentation, TrainBatches, ValBatches
+from frskd_train.data.memory import MemoryImages
+from frskd_train.data.order import Order
+from frskd_train.data.preprocessing import Preprocessing
+from frskd_train.data.stream import StreamedImages
+from frskd_train.data.transforms import FitCentre
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A dataset, ready to train and validate on.
+
+    Attributes:
+        name: for folders and tags.
+        id: the dataset's id on the Hub, or its folder's name.
+        license: identifier such as `mit`, if known.
+        homepage: if known.
+        train_split: name of the split that is trained on.
+        val_split: name of the split that is validated on; the training split's where a part of it is held out.
+        class_names: name of each class.
+        train_rows: number of training images.
+        val_rows: number of validation images.
+        fingerprint: changes when images, labels, classes or the choice of rows change.
+        preprocessing: what the network's input goes through, in validation and after export.
+        mode: `memory` or `stream`.
+        notes: sentences that the user should see, such as how many images were left out.
+    """
+
+    name: str
+    id: str
+    license: str | None
+    homepage: str | None
+    train_split: str
+    val_split: str
+    class_names: list[str]
+    train_rows: int
+    val_rows: int
+    fingerprint: str
+    preprocessing: Preprocessing
+    mode: str
+    notes: tuple[str, ...]
+    train: MemoryImages | StreamedImages = field(repr=False)
+    val: MemoryImages | StreamedImages = field(repr=False)
+    augmentation: Augmentation = field(repr=False)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, empty ones included."""
+        return len(self.class_names)
+
+    def bad_images(self) -> list[str]:
+        """Messages about the images that were left out so far, each once."""
+        return [*self.train.bad, *self.val.bad]
+
+    def train_batches(
+        self,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        channels_last: bool = True,
+    ) -> TrainBatches:
+        """Makes the training batches of one process.
+
+        Args:
+            batch_size: images in a batch of one process.
+            rank: this process.
+            world: number of processes.
+            seed: of order and augmentation.
+            device: where batches are put together, and images in memory kept.
+            channels_last: give NHWC memory.
+
+        Raises:
+            UserError: less than two images a batch and process.
+        """
+        order = Order.of(self.train_rows, batch_size, rank, world, seed)
+        return TrainBatches(self.train, order, self.augmentation, self._normalize(channels_last), torch.device(device))
+
+    def val_batches(
+        self,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+        channels_last: bool = True,
+    ) -> ValBatches:
+        """Makes the validation batches of one process: its share, each image once, the last batch may be smaller."""
+        wanted = self.preprocessing
+        transform = FitCentre(wanted.img_size, wanted.interpolation, wanted.crop_pct)
+        normalize = self._normalize(channels_last)
+        return ValBatches(self.val, transform, normalize, batch_size, rank, world, torch.device(device))
+
+    def _normalize(self, channels_last: bool) -> Normalize:
+        return Normalize(self.preprocessing.mean, self.preprocessing.std, channels_last)

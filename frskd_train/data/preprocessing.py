@@ -1,0 +1,158 @@
+"""Settings, model and data to one fixed preprocessing: the one that validates, trains and is exported."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from frskd_timm.errors import UserError
+from frskd_train.settings import PreprocessingSettings
+
+SMALL = 64  # pixels up to which images are used at their own size and cropped by padding
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What timm does with an image before the network sees it: the keys of timm's data configuration.
+
+    Attributes:
+        input_size: channels, height, width.
+        mean: a channel, of images in 0..1.
+        std: a channel.
+        interpolation: resizing filter.
+        crop_pct: share of the resized image's side that the centre crop keeps.
+        crop_mode: how the validation crops.
+    """
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bilinear"
+    crop_pct: float = 1.0
+    crop_mode: str = "center"
+
+    @property
+    def img_size(self) -> int:
+        """Height and width."""
+        return self.input_size[-1]
+
+    def as_timm(self) -> dict[str, Any]:
+        """The keys as `config.json` and `create_transform` take them."""
+        return {
+            "input_size": list(self.input_size),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "interpolation": self.interpolation,
+            "crop_pct": self.crop_pct,
+            "crop_mode": self.crop_mode,
+        }
+
+
+def check_augmentation(settings: PreprocessingSettings) -> None:
+    """Checks what the ranges of single settings cannot.
+
+    Raises:
+        UserError: bounds in the wrong order, or out of range.
+    """
+    for name, (low, high), limit in (("scale", settings.scale, 1.0), ("ratio", settings.ratio, float("inf"))):
+        if not 0 < low <= high <= limit:
+            most = " and at most 1" if limit == 1 else ""
+            raise UserError(f"--{name} {low:g} {high:g}: both must be above 0{most}, the smaller one first")
+
+
+def choose_img_size(wanted: int | None, sizes: set[tuple[int, int]], model_cfg: Mapping[str, Any]) -> int:
+    """Chooses height and width: as given, or the data's own where all are alike and small, or the model's.
+
+    Args:
+        wanted: `--img-size`.
+        sizes: width and height of the images that were looked at.
+        model_cfg: the model's timm configuration; one of a fixed size keeps it.
+    """
+    if wanted is not None:
+        return wanted
+    if len(sizes) == 1 and not model_cfg.get("fixed_input_size"):
+        (size,) = sizes
+        if max(size) <= SMALL:
+            return max(min(size), 8)
+    return int((model_cfg.get("input_size") or (3, 224, 224))[-1])
+
+
+def choose_crop_mode(settings: PreprocessingSettings, img_size: int) -> Literal["pad", "rrc", "none"]:
+    """Chooses how training images are cropped."""
+    if settings.train_crop_mode == "auto":
+        return "pad" if img_size <= SMALL else "rrc"
+    return settings.train_crop_mode
+
+
+def choose_padding(settings: PreprocessingSettings, img_size: int) -> int:
+    """Chooses the pixels of padding on each side: as given, or an eighth of the size.
+
+    Raises:
+        UserError: more than the image itself.
+    """
+    padding = settings.crop_padding if settings.crop_padding is not None else round(img_size / 8)
+    if padding > img_size:
+        raise UserError(f"--crop-padding {padding} is more than the image, which is {img_size} pixels high")
+    return padding
+
+
+def given_statistics(
+    settings: PreprocessingSettings, model_cfg: Mapping[str, Any], use_model_stats: bool
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Mean and standard deviation where they need no measuring.
+
+    Returns:
+        As given, else the model's own if they are to be used, else None, each.
+
+    Raises:
+        UserError: not one number a channel, or numbers of images in 0..255.
+    """
+    chosen = []
+    for name, given in (("mean", settings.mean), ("std", settings.std)):
+        values = given
+        if values is None and use_model_stats and model_cfg.get(name) is not None:
+            values = tuple(float(value) for value in model_cfg[name])
+            if len(values) != settings.in_chans:
+                values = (sum(values) / len(values),) * settings.in_chans
+        if values is not None:
+            if len(values) == 1:
+                values = values * settings.in_chans
+            if len(values) != settings.in_chans:
+                raise UserError(f"--{name} has {len(values)} numbers, but the input has {settings.in_chans} channel(s)")
+            if not all(0 <= value <= 1 for value in values) or (name == "std" and not all(values)):
+                wanted = "from 0 to 1" if name == "mean" else "above 0 and at most 1"
+                raise UserError(
+                    f"--{name} {' '.join(f'{v:g}' for v in values)}: each must be {wanted} (images in 0..1)"
+                )
+        chosen.append(values)
+    return chosen[0], chosen[1]
+
+
+def measure(images: Tensor, in_chans: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Measures mean and standard deviation of images, exactly and in the same way on every machine.
+
+    Args:
+        images: uint8 [N, C, H, W]; C is 1 or `in_chans`.
+        in_chans: channels of the network's input.
+
+    Returns:
+        Mean and standard deviation of each channel for images in 0..1, to four decimals, as timm writes them.
+    """
+    counts = torch.stack([_histogram(images[:, channel]) for channel in range(images.shape[1])]).double()
+    level = torch.arange(256, dtype=torch.float64) / 255
+    share = counts / counts.sum(1, keepdim=True)
+    mean = share @ level
+    std = (share @ level.square() - mean.square()).clamp_min(0).sqrt()
+    if images.shape[1] != in_chans:
+        mean, std = mean.expand(in_chans), std.expand(in_chans)
+    floor = 1 / 255  # one colour everywhere
+    return tuple(round(v, 4) for v in mean.tolist()), tuple(round(max(v, floor), 4) for v in std.tolist())
+
+
+def _histogram(channel: Tensor) -> Tensor:
+    counts = torch.zeros(256, dtype=torch.int64)
+    for part in channel.split(4096):
+        counts += torch.bincount(part.flatten(), minlength=256)
+    return counts

@@ -1,0 +1,185 @@
+"""Finds a dataset by what `--dataset` says and gives its splits, without reading an image."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.table import InMemoryTable
+
+from frskd_timm.errors import UserError
+from frskd_train.data.folder import is_image_folder, read_image_folder
+from frskd_train.settings import DataSettings
+
+SAMPLE_NAME = "fashion_mnist_sample"
+SAMPLE_FOLDER = Path(__file__).parent / SAMPLE_NAME
+READ_WHOLE = 2**30  # bytes of parquet files up to which they are read at once, past datasets' cache
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+SPLIT_IN_FILE_NAME = re.compile(r"(?:^|[^a-z])(train|validation|valid|val|test)(?:[^a-z]|$)")
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """What is known of a dataset beside its rows.
+
+    Attributes:
+        name: for folders and tags: letters, digits, `_`, `-` and `.` only.
+        id: how to find it: its id on the Hub, or its folder's name.
+        license: identifier such as `mit`, if known.
+        homepage: if known.
+    """
+
+    name: str
+    id: str
+    license: str | None = None
+    homepage: str | None = None
+
+
+SAMPLE_INFO = SourceInfo(
+    SAMPLE_NAME, "zalando-datasets/fashion_mnist", "mit", "https://github.com/zalandoresearch/fashion-mnist"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset that was found: its splits by name, and what is known of it."""
+
+    info: SourceInfo
+    splits: Mapping[str, datasets.Dataset]
+
+
+def find_source(settings: DataSettings) -> Source:
+    """Finds the dataset that the settings name.
+
+    In this order: the sample that ships, a folder (saved by datasets, of parquet or arrow files, of images), a
+    dataset on the Hub. Nothing is written but datasets' own cache, and that only for what comes from the Hub.
+
+    Raises:
+        UserError: there is no such dataset, or its folder holds nothing that is understood.
+    """
+    wanted = settings.dataset
+    if not wanted.strip():
+        raise UserError("--dataset is empty; give a folder, a dataset's id on the Hub, or fashion_mnist_sample")
+    if wanted == SAMPLE_NAME:
+        return Source(SAMPLE_INFO, _read_parquet(SAMPLE_FOLDER, sorted(SAMPLE_FOLDER.glob("*.parquet"))))
+    folder = Path(wanted).expanduser()
+    if folder.is_file():
+        raise UserError(f"--dataset {wanted} is a file; give the folder that holds it")
+    if folder.is_dir():
+        for setting, value in (("config", settings.dataset_config), ("revision", settings.dataset_revision)):
+            if value is not None:
+                raise UserError(f"--dataset-{setting} is for datasets on the Hub, and {wanted} is a folder here")
+        with _no_progress_bars():
+            splits = _read_folder(folder)
+        known = next(iter(splits.values())).info
+        name = folder.resolve().name
+        return Source(SourceInfo(_slug(name), name, known.license or None, known.homepage or None), splits)
+    if not HUB_ID.fullmatch(wanted) or wanted.startswith("."):
+        raise UserError(f"--dataset {wanted}: there is no such folder, and this is no dataset's id on the Hub")
+    return _load_from_hub(settings)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-._").lower() or "dataset"
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _read_folder(folder: Path) -> dict[str, datasets.Dataset]:
+    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        return _load_saved(folder)
+    for ending in (".parquet", ".arrow"):
+        files = sorted(file for file in folder.rglob(f"*{ending}") if not file.name.startswith("."))
+        if files and not any((folder / f"metadata{ending}").exists() for folder in {file.parent for file in files}):
+            return _read_parquet(folder, files) if ending == ".parquet" else _read_arrow(folder, files)
+    if (
+        any(folder.rglob("metadata.csv"))
+        or any(folder.rglob("metadata.jsonl"))
+        or any(folder.rglob("metadata.parquet"))
+    ):
+        try:
+            return dict(datasets.load_dataset("imagefolder", data_dir=str(folder)))
+        except Exception as error:  # whatever datasets' builder stumbles over in the user's folder
+            raise UserError(f"{folder} could not be read as images with a metadata file ({_brief(error)})") from error
+    if is_image_folder(folder):
+        return read_image_folder(folder)
+    raise UserError(
+        f"--dataset {folder}: found neither class folders of images, nor parquet or arrow files, nor a dataset saved by"
+        " datasets' save_to_disk"
+    )
+
+
+def _load_saved(folder: Path) -> dict[str, datasets.Dataset]:
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except Exception as error:  # a half-copied folder fails in many ways inside datasets and pyarrow
+        raise UserError(f"--dataset {folder} was saved by datasets but does not load ({_brief(error)})") from error
+    return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+
+
+def _read_parquet(folder: Path, files: list[Path]) -> dict[str, datasets.Dataset]:
+    by_split = _by_split(folder, files)
+    if not files:
+        raise UserError(f"{folder} holds no parquet file; is the installation whole?")
+    try:
+        if sum(file.stat().st_size for file in files) > READ_WHOLE:
+            names = {split: [str(file) for file in found] for split, found in by_split.items()}
+            return dict(datasets.load_dataset("parquet", data_files=names))
+        tables = {split: [pq.read_table(file) for file in found] for split, found in by_split.items()}
+        return {split: datasets.Dataset(InMemoryTable(pa.concat_tables(parts))) for split, parts in tables.items()}
+    except Exception as error:  # damaged files, or files whose columns differ
+        raise UserError(f"the parquet files in {folder} could not be read ({_brief(error)})") from error
+
+
+def _read_arrow(folder: Path, files: list[Path]) -> dict[str, datasets.Dataset]:
+    splits = {}
+    try:
+        for split, found in _by_split(folder, files).items():
+            splits[split] = datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in found])
+    except Exception as error:
+        raise UserError(f"the arrow files in {folder} could not be read ({_brief(error)})") from error
+    return splits
+
+
+def _by_split(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
+    """Sorts files by the split that their path names; files without one are training files."""
+    by_split: dict[str, list[Path]] = {}
+    for file in files:
+        named = SPLIT_IN_FILE_NAME.search(file.relative_to(folder).with_suffix("").as_posix().lower())
+        by_split.setdefault(named[1] if named else "train", []).append(file)
+    return by_split
+
+
+def _load_from_hub(settings: DataSettings) -> Source:
+    wanted = settings.dataset
+    try:
+        loaded = datasets.load_dataset(wanted, name=settings.dataset_config, revision=settings.dataset_revision)
+    except Exception as error:  # not found, offline, gated, needs a configuration, holds a script: datasets says which
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+        raise UserError(
+            f"--dataset {wanted}: there is no such folder here, it is not {SAMPLE_NAME}, and the Hub gave no dataset of"
+            f" this id{offline} ({_brief(error)})"
+        ) from error
+    splits = dict(loaded)
+    known = next(iter(splits.values())).info
+    return Source(SourceInfo(_slug(wanted), wanted, known.license or None, known.homepage or None), splits)
+
+
+def _brief(error: Exception) -> str:
+    """The first line of an inner error, without a closing full stop."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300].rstrip('. ')}" if lines else type(error).__name__
