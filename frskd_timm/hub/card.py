@@ -68,10 +68,11 @@ def eval_result_entries(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     metrics = _present(metrics)
     dataset, top1 = metrics.get("dataset", {}), metrics.get("student", {}).get("top1")
-    if not hasattr(huggingface_hub, "EvalResultEntry") or hub_dataset(dataset) is None or top1 is None:
+    hub_id = hub_dataset(dataset)
+    if not hasattr(huggingface_hub, "EvalResultEntry") or hub_id is None or top1 is None:
         return []
     entry = huggingface_hub.EvalResultEntry(
-        dataset_id=hub_dataset(dataset),
+        dataset_id=hub_id,
         task_id=dataset.get("config", "default"),
         value=round(top1, 4),
         notes=f"top-1 accuracy in percent, {dataset['split']} split" if "split" in dataset else "top-1 in percent",
@@ -91,7 +92,7 @@ def _card_data(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> ModelCa
     dataset = metrics.get("dataset", {})
     pipeline = _PIPELINES[metrics.get("task", "classification")]
     tags = [pipeline, "timm", "transformers", "self-distillation", "knowledge-distillation"]
-    if metrics.get("method", "frskd") == "frskd":
+    if metrics.get("method") == "frskd":
         tags += ["frskd", "arxiv:2103.08273"]
     license = str(config["pretrained_cfg"].get("license") or "").lower()
     known = bool(_LICENSE_ID.fullmatch(license))
@@ -195,7 +196,8 @@ def _baseline_scores(baseline: Mapping[str, Any]) -> tuple[float | None, float |
 def _settings(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     machine = metrics.get("machine", {})
     where = [str(machine[key]) for key in ("name", "device") if key in machine][:1]
-    where += [f"{machine[key]} {word}" for key, word in (("cores", "cores"), ("processes", "process(es)")) if key in machine]
+    where += [f"{machine['cores']} cores"] if "cores" in machine else []
+    where += [f"{machine['processes']} processes"] if machine.get("processes", 1) > 1 else []
     weights = {"ema": "exponential moving average of the student", "student": "the student's own"}
     method = {"frskd": "FRSKD", "ce": "cross-entropy"}
     rows = {

@@ -1,0 +1,306 @@
+"""Publishing an exported student: checked before, one commit, downloaded again and compared after."""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from frskd_timm.errors import UserError
+from frskd_timm.export import CARD, RECIPE, compare_logits, load_export, probe_images, read_config
+from frskd_timm.hub.card import EVAL_RESULTS, PLACEHOLDER
+from frskd_timm.hub.checks import check_folder
+
+T = TypeVar("T")
+
+# Broken connections are errors of the HTTP library that the client is built on, another one from version to version.
+_TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
+_ATTEMPTS = 4
+_LONGEST_WAIT = 300  # seconds that a server may ask for before the user is told to come back later
+# What an older push may have left, to be taken away where the new one lacks it. Other files are the owner's.
+_OPTIONAL = ("attention.png", "curves.png", RECIPE, EVAL_RESULTS)
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where a student has been published.
+
+    Attributes:
+        repo_id: Owner and name.
+        commit: The commit that holds it.
+        url: Its address.
+        changed: Whether this push made that commit.
+        pull_request: Address of the pull request, if one was asked for and made.
+    """
+
+    repo_id: str
+    commit: str
+    url: str
+    changed: bool
+    pull_request: str | None = None
+
+
+def push_student(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    dry_run: bool = False,
+    token: str | None = None,
+    commit_message: str | None = None,
+    endpoint: str | None = None,
+    say: Callable[[str], None] = print,
+) -> Published | None:
+    """Uploads a student in one commit and proves that the Hub gives the same student back.
+
+    Without a change since the last push no commit is made. Failures that pass are tried again.
+
+    Args:
+        folder: An exported student with its card.
+        repo_id: `OWNER/NAME`; made if it does not exist.
+        private: Only the owner sees the repository.
+        revision: Branch to commit to, made from main if it does not exist.
+        create_pr: Open a pull request instead of committing.
+        dry_run: Check the folder, say what would be uploaded, and contact nobody.
+        token: Access token with write permission; else the one of `hf auth login` or `HF_TOKEN`.
+        commit_message: First line of the commit.
+        endpoint: Another Hub than the one of `HF_ENDPOINT`.
+        say: Gets each line of the report.
+
+    Returns:
+        Where it is now; None after a dry run.
+
+    Raises:
+        UserError: What is wrong and what to do next. The repository then holds its old commit or the new one, whole.
+    """
+    folder = Path(folder)
+    _check_request(repo_id, revision, create_pr)
+    files = _contents(folder, repo_id)
+    size = sum(map(len, files.values()))
+    say(f"{folder} is in order: {read_config(folder)['architecture']}, {len(files)} files, {size / 1e6:.1f} MB.")
+    if dry_run:
+        for name, content in files.items():
+            say(f"  {len(content):>12,}  {name}")
+        say(f"Nothing was uploaded: this was a dry run for {repo_id}.")
+        return None
+    token = token or get_token()
+    if not token:
+        raise UserError("There is no Hugging Face token: run `hf auth login`, or set HF_TOKEN, with write permission.")
+    hub = _Hub(HfApi(endpoint=endpoint, token=token, library_name="frskd-timm"), repo_id, token)
+    message = commit_message or f"Upload {read_config(folder)['architecture']} trained with frskd-timm"
+    published = hub.patiently(lambda: hub.commit(files, message, private, revision, create_pr), once=create_pr)
+    if published.changed:
+        say(f"Committed {published.commit[:10]}: {published.pull_request or published.url}")
+    else:
+        say(f"Nothing has changed since {published.commit[:10]}: no commit was made.")
+    difference = hub.patiently(lambda: hub.compare(files, folder, published))
+    say(f"Downloaded that commit again: every file is the same, and the logits differ by {difference:.1g}.")
+    say(f'Load it: timm.create_model("hf-hub:{repo_id}{f"@{revision}" if revision else ""}", pretrained=True)')
+    return published
+
+
+class _Hub:
+    """One repository, asked through the genuine client."""
+
+    def __init__(self, api: HfApi, repo_id: str, token: str) -> None:
+        self.api = api
+        self.repo_id = repo_id
+        self.token = token
+        self.before: str | None = None  # the commit that was found first; a repeated attempt may find its own
+
+    def commit(
+        self, files: Mapping[str, bytes], message: str, private: bool, revision: str | None, create_pr: bool
+    ) -> Published:
+        """Makes the commit, unless the repository holds these very files already."""
+        head, remote = self._head(private, revision, create_pr)
+        self.before = self.before or head
+        stale = [name for name in _OPTIONAL if name in remote and name not in files]
+        operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+        made = self.api.create_commit(
+            self.repo_id,
+            [*operations, *map(CommitOperationDelete, stale)],
+            commit_message=message,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=head,  # whoever commits meanwhile makes this one fail, not mix
+        )
+        changed = made.oid != self.before
+        url = f"{self.api.endpoint}/{self.repo_id}/commit/{made.oid}"
+        return Published(self.repo_id, made.oid, url, changed, made.pr_url if changed else None)
+
+    def compare(self, files: Mapping[str, bytes], folder: Path, published: Published) -> float:
+        """Downloads the commit to an empty cache and compares files and logits."""
+        with TemporaryDirectory() as cache:
+            path = snapshot_download(
+                self.repo_id,
+                revision=published.commit,
+                allow_patterns=list(files),
+                cache_dir=cache,
+                token=self.token,
+                endpoint=self.api.endpoint,
+            )
+            for name, content in files.items():
+                found = Path(path) / name
+                if not found.is_file() or found.read_bytes() != content:
+                    raise _Altered(name)
+            return compare_logits(load_export(folder), load_export(path), probe_images(read_config(folder)))
+
+    def _head(self, private: bool, revision: str | None, create_pr: bool) -> tuple[str, set[str]]:
+        """The commit to build on and the files in it; makes the repository and the branch where they are missing."""
+        try:
+            info = self.api.model_info(self.repo_id, revision=revision)
+        except RevisionNotFoundError:
+            self.api.create_branch(self.repo_id, branch=revision or "main", exist_ok=True)
+            info = self.api.model_info(self.repo_id, revision=revision)
+        except RepositoryNotFoundError:
+            if create_pr:
+                raise
+            self.api.create_repo(self.repo_id, private=private, exist_ok=True)
+            if revision:
+                self.api.create_branch(self.repo_id, branch=revision, exist_ok=True)
+            info = self.api.model_info(self.repo_id, revision=revision)
+        if private and not info.private:
+            raise UserError(
+                f"{self.repo_id} exists and is public, but --private was given: make it private in its settings on the"
+                " Hub first, or leave --private out."
+            )
+        return str(info.sha), {sibling.rfilename for sibling in info.siblings or ()}
+
+    def patiently(self, call: Callable[[], T], once: bool = False) -> T:
+        """Calls until it works, as long as what fails may pass; then raises the sentence for it.
+
+        Args:
+            call: What to do; must be safe to repeat.
+            once: Not safe to repeat once the commit has been sent and no answer came.
+        """
+        for attempt in range(_ATTEMPTS):
+            try:
+                return call()
+            except UserError:
+                raise
+            except (OSError, RuntimeError, ValueError, _TransportError, _Altered) as error:
+                cause = _cause(error)
+                wait = _wait(cause, attempt)
+                unknown = once and _sends_commit(cause) and not isinstance(cause, HfHubHTTPError)
+                if wait is None or unknown or attempt == _ATTEMPTS - 1 or wait > _LONGEST_WAIT:
+                    raise UserError(self._sentence(cause, unknown)) from None
+                time.sleep(wait)
+        raise AssertionError("unreachable")
+
+    def _sentence(self, error: BaseException, unknown: bool) -> str:
+        """What went wrong and what to do next, without the client's words, which may quote headers."""
+        again = "run the same command again later, it goes on where it stopped"
+        where = self.repo_id
+        if unknown:
+            return (
+                f"The answer to the pull request for {where} never came: look at its discussions before trying again."
+            )
+        if isinstance(error, _Altered):
+            return f"What {where} gives back is not what was sent ({error}): {again}, and do not use that commit."
+        if isinstance(error, OfflineModeIsEnabled):
+            return "HF_HUB_OFFLINE is set, so nothing can be published: unset it and run the same command again."
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+        if status == 401 and not isinstance(error, RepositoryNotFoundError):
+            return "The Hub does not accept the token (401): run `hf auth login` again, or set HF_TOKEN to a valid one."
+        if status == 403:
+            return (
+                f"The token may not write to {where} (403): use one with write permission for it, name a repository of"
+                " your own, or offer a pull request with --create-pr."
+            )
+        if isinstance(error, RevisionNotFoundError):
+            return f"{where} has no such revision: give a branch name."
+        if status in (401, 404):
+            return f"{where} was not found ({status}): check its name, and that the token may see it."
+        if status in (409, 412):
+            return f"{where} was changed by someone else meanwhile ({status}): {again}."
+        if status == 413:
+            return "The Hub refuses files of this size (413): export the student in half precision, or make it smaller."
+        if status == 429:
+            return f"The Hub asks to slow down (429): wait {_retry_after(error) or 'a few minutes'}, then {again}."
+        if status is not None and status >= 500:
+            return f"The Hub has trouble of its own ({status}): {again}."
+        if status is not None:
+            return f"The Hub refuses the upload to {where} ({status}): check the folder and the name, then {again}."
+        if isinstance(error, (_TransportError, ConnectionError)):
+            return f"The Hub cannot be reached at {self.api.endpoint}: check the network, then {again}."
+        text = " ".join(str(error).split()).replace(self.token, "***")
+        return f"Publishing to {where} failed ({type(error).__name__}: {text[:200]}): {again}."
+
+
+class _Altered(Exception):
+    """A file came back other than it was sent."""
+
+
+def _check_request(repo_id: str, revision: str | None, create_pr: bool) -> None:
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        repo_id = ""
+    if repo_id.count("/") != 1:
+        raise UserError(f"--repo-id must be OWNER/NAME, of letters, digits, '-', '_' and '.', not {repo_id!r}.")
+    if revision and (re.fullmatch(r"[0-9a-f]{40}", revision) or revision.startswith("refs/")):
+        raise UserError(f"--revision must be a branch name, not {revision!r}: nobody can commit to a commit or a ref.")
+    if revision and create_pr:
+        raise UserError("--revision and --create-pr cannot be given together: a pull request is made from main.")
+
+
+def _contents(folder: Path, repo_id: str) -> dict[str, bytes]:
+    """The files to publish; the card learns the repository's name."""
+    files = {name: (folder / name).read_bytes() for name in check_folder(folder)}
+    files[CARD] = files[CARD].replace(PLACEHOLDER.encode(), repo_id.encode())
+    return files
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The answer or the broken connection behind what the client makes of it."""
+    kinds = (HfHubHTTPError, OfflineModeIsEnabled, _TransportError)
+    return next((found for found in _chain(error) if isinstance(found, kinds)), error)
+
+
+def _wait(error: BaseException, attempt: int) -> float | None:
+    """Seconds to wait before trying again; None where that is of no use."""
+    pause = float(2**attempt)
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        if status == 400 and error.response.request.method == "PUT":  # the upload arrived damaged
+            return pause
+        if status in (408, 409, 412, 425, 429) or status >= 500:
+            return max(pause, _retry_after(error) or 0)
+        return None
+    passing = (_TransportError, ConnectionError, _Altered, json.JSONDecodeError)
+    short = isinstance(error, OSError) and "Consistency check failed" in str(error)
+    return pause if (isinstance(error, passing) or short) and not isinstance(error, OfflineModeIsEnabled) else None
+
+
+def _retry_after(error: BaseException) -> float | None:
+    value = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
+    return float(value) if value.isdigit() else None
+
+
+def _sends_commit(error: BaseException) -> bool:
+    try:
+        return "/commit/" in error.request.url.path  # type: ignore[attr-defined]
+    except (AttributeError, RuntimeError):  # no HTTP error, or one outside of a request
+        return False
