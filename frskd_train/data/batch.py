@@ -152,11 +152,9 @@ class Normalize(torch.nn.Module):
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], channels_last: bool) -> None:
         super().__init__()
         self.format = torch.channels_last if channels_last else torch.contiguous_format
-        deviation = torch.tensor(std, dtype=torch.float64)
-        self.register_buffer("scale", (1 / (255 * deviation)).float()[:, None, None], persistent=False)
-        self.register_buffer(
-            "shift", (-torch.tensor(mean, dtype=torch.float64) / deviation).float()[:, None, None], False
-        )
+        centre, deviation = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (mean, std))
+        self.register_buffer("scale", (1 / (255 * deviation)).float(), persistent=False)
+        self.register_buffer("shift", (-centre / deviation).float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Takes [B, C or 1, H, W] of bytes 0..255 in any number type; one gray channel becomes all channels."""

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ from frskd_timm.errors import UserError
 
 GRAY_MODES = frozenset(("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"))
 MAX_PIXELS = 89_478_485  # Pillow's own bound, above which it warns of decompression bombs
+MAX_ASPECT = 100  # a thinner image, with its short side resized to the network's input, could fill the memory
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 
 
 class BadImageError(UserError):
@@ -38,12 +41,13 @@ class Images:
 
     @classmethod
     def of(cls, dataset: datasets.Dataset, split: str, column: str) -> "Images":
-        """Takes the column of a split, which may hold pictures or encoded bytes."""
+        """Takes the column of a split, which may hold pictures or encoded bytes; copies and writes nothing."""
         if column not in dataset.features:
             raise UserError(f"split {split} has no column {column}, but {', '.join(dataset.features)}")
-        # cast_column writes nothing where the column is one of images already; else it is small enough to be in memory
         only = dataset.select_columns([column]).with_format(None)
-        return cls(only.cast_column(column, datasets.Image(decode=False)), split, column)
+        if isinstance(only.features[column], datasets.Image):
+            only = only.cast_column(column, datasets.Image(decode=False))
+        return cls(only, split, column)
 
     def open(self, row: int) -> Image.Image:
         """Opens an image and reads its header.
@@ -67,25 +71,30 @@ class Images:
         Raises:
             BadImageError: it is missing, truncated, no image, or too large.
         """
-        value = self.dataset[row][self.column]
-        try:
-            image = _open(value)
-            return _to_8_bits(image, mode or ("L" if is_gray(image) else "RGB"))
-        except Exception as error:
-            raise self._bad(row, value, error) from error
+        (image,) = self.load_many([row], mode)
+        if isinstance(image, BadImageError):
+            raise image
+        return image
+
+    def load_many(self, rows: list[int], mode: Literal["L", "RGB"] | None) -> Iterator[Image.Image | BadImageError]:
+        """Decodes images as `load` does, but gives the errors of bad ones instead of raising them."""
+        for row, value in zip(rows, self.dataset[rows][self.column], strict=True):
+            try:
+                image = _open(value)
+                yield _to_8_bits(image, mode or ("L" if is_gray(image) else "RGB"))
+            except Exception as error:
+                yield self._bad(row, value, error)
 
     def encoded(self, row: int) -> bytes:
         """The bytes of an image's file, for a fingerprint; its path where the file cannot be read."""
-        value = self.dataset[row][self.column] or {}
-        if value.get("bytes") is not None:
-            return bytes(value["bytes"])
+        content, path = _content(self.dataset[row][self.column])
         try:
-            return Path(value.get("path") or "").read_bytes()
+            return content if content is not None else Path(path or "").read_bytes()
         except OSError:
-            return str(value.get("path")).encode()
+            return str(path).encode()
 
     def _bad(self, row: int, value: Any, error: Exception) -> BadImageError:
-        path = value.get("path") if isinstance(value, dict) else None
+        _, path = _content(value)
         where = f"image {row} of split {self.split}" + (f" ({path})" if path else "")
         reason = "no image in a format that Pillow knows" if type(error).__name__ == "UnidentifiedImageError" else error
         return BadImageError(f"{where} cannot be read: {reason}")
@@ -111,14 +120,28 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return (image.height, image.width) if turned else image.size
 
 
+def _content(value: Any) -> tuple[bytes | None, str | None]:
+    """An image's bytes, or where its file is."""
+    return (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+
+
 def _open(value: Any) -> Image.Image:
-    if not isinstance(value, dict) or (value.get("bytes") is None and not value.get("path")):
+    content, path = _content(value)
+    if content is None and not path:
         raise ValueError("the row is empty")
-    source = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
-    image = Image.open(source)
+    image = Image.open(io.BytesIO(content) if content is not None else str(path), formats=_formats())
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS:,}, make it smaller first")
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise ValueError(f"{image.width}x{image.height} pixels are more than {MAX_ASPECT} to 1")
     return image
+
+
+@cache
+def _formats() -> list[str]:
+    """The formats that this Pillow can read of those used for photographs; others may start programs (EPS)."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _to_8_bits(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:

@@ -96,16 +96,14 @@ def load_data(
         )
         measured = train_source.images
     else:
+        one_mode: Literal["L", "RGB"] = "L" if in_chans == 1 else "RGB"
         train_source, val_source = (
-            StreamedImages(
-                part.images, part.rows, part.labels, "L" if in_chans == 1 else "RGB", data.workers, data.bad_images
-            )
+            StreamedImages(part.images, part.rows, part.labels, one_mode, data.workers, data.bad_images)
             for part in (train, val)
         )
         some = _evenly(len(train.rows), MEASURED)
-        measured = decode_all(
-            train.images, train.rows[some], train.labels[some], fit, in_chans, "skip", progress
-        ).images
+        rows, labels = train.rows[some], train.labels[some]
+        measured = decode_all(train.images, rows, labels, fit, in_chans, "skip", progress).images
 
     mean, std = given_statistics(preprocessing, model_cfg, use_model_stats)
     if mean is None or std is None:

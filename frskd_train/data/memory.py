@@ -1,10 +1,10 @@
 """Small datasets: decoded once, kept as bytes in memory, and on the GPU where there is one."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -19,7 +19,8 @@ from frskd_train.data.decode import BadImageError, Images, quiet_pillow
 from frskd_train.data.order import Draw, Order, generator_for, validation_share
 from frskd_train.data.transforms import Transform
 
-CHUNK = 512  # images decoded between two lines of progress
+CHUNK = 1024  # images decoded between two steps of the progress bar
+BLOCK = 32  # images that a thread decodes at a time
 
 
 @dataclass(frozen=True)
@@ -112,19 +113,23 @@ def decode_all(
         UserError: an image that cannot be read if those stop, or not one that can.
     """
 
-    def decode(row: int) -> tuple[Tensor, float] | BadImageError:
-        try:
-            image = images.load(row, "L" if in_chans == 1 else None)
-        except BadImageError as error:
-            return error
-        return transform(image), image.width / image.height
+    def decode(block: list[int]) -> list[tuple[Tensor, float] | BadImageError]:
+        results: list[tuple[Tensor, float] | BadImageError] = []
+        for image in images.load_many(block, "L" if in_chans == 1 else None):
+            if isinstance(image, BadImageError):
+                results.append(image)
+            else:
+                results.append((transform(image), image.width / image.height))
+        return results
 
     pixels: Tensor | None = None
     aspect, kept, bad = np.ones(len(rows)), np.zeros(len(rows), np.bool_), []
     bar = tqdm(total=len(rows), desc=f"decoding {images.split}", unit=" images", delay=3, disable=not progress)
     with quiet_pillow(), bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for first, chunk in _chunks(rows.tolist()):
-            for place, result in enumerate(pool.map(decode, chunk), first):
+        for first in range(0, len(rows), CHUNK):
+            chunk = rows[first : first + CHUNK].tolist()
+            blocks = pool.map(decode, [chunk[start : start + BLOCK] for start in range(0, len(chunk), BLOCK)])
+            for place, result in enumerate(chain.from_iterable(blocks), first):
                 if isinstance(result, BadImageError):
                     if bad_images == "stop":
                         raise UserError(f"{result} (--bad-images skip leaves such images out)") from result
@@ -143,9 +148,3 @@ def decode_all(
     if bad:
         pixels = pixels[torch.from_numpy(kept)]
     return MemoryImages(pixels, torch.from_numpy(labels[kept]), aspect[kept], tuple(bad))
-
-
-def _chunks(rows: list[int]) -> Iterable[tuple[int, list[int]]]:
-    remaining = iter(rows)
-    for first in range(0, len(rows), CHUNK):
-        yield first, list(islice(remaining, CHUNK))

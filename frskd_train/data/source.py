@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from datasets.table import InMemoryTable
 
 from frskd_timm.errors import UserError
-from frskd_train.data.folder import is_image_folder, read_image_folder
+from frskd_train.data.folder import folders_in, is_image_folder, read_image_folder
 from frskd_train.settings import DataSettings
 
 SAMPLE_NAME = "fashion_mnist_sample"
@@ -102,21 +102,18 @@ def _no_progress_bars() -> Iterator[None]:
 def _read_folder(folder: Path) -> dict[str, datasets.Dataset]:
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         return _load_saved(folder)
-    for ending in (".parquet", ".arrow"):
-        files = sorted(file for file in folder.rglob(f"*{ending}") if not file.name.startswith("."))
-        if files and not any((folder / f"metadata{ending}").exists() for folder in {file.parent for file in files}):
-            return _read_parquet(folder, files) if ending == ".parquet" else _read_arrow(folder, files)
-    if (
-        any(folder.rglob("metadata.csv"))
-        or any(folder.rglob("metadata.jsonl"))
-        or any(folder.rglob("metadata.parquet"))
-    ):
+    endings = (".csv", ".jsonl", ".parquet")
+    if any((sub / f"metadata{ending}").exists() for sub in (folder, *folders_in(folder)) for ending in endings):
         try:
             return dict(datasets.load_dataset("imagefolder", data_dir=str(folder)))
         except Exception as error:  # whatever datasets' builder stumbles over in the user's folder
             raise UserError(f"{folder} could not be read as images with a metadata file ({_brief(error)})") from error
     if is_image_folder(folder):
         return read_image_folder(folder)
+    for ending, read in ((".parquet", _read_parquet), (".arrow", _read_arrow)):
+        files = sorted(file for file in folder.rglob(f"*{ending}") if not file.name.startswith("."))
+        if files:
+            return read(folder, files)
     raise UserError(
         f"--dataset {folder}: found neither class folders of images, nor parquet or arrow files, nor a dataset saved by"
         " datasets' save_to_disk"

@@ -1,10 +1,15 @@
 """Large datasets: decoded by worker processes while the network trains."""
 
+import atexit
+import multiprocessing
+import os
 import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache, partial
+from multiprocessing.synchronize import Event
 from typing import Literal
 
 import numpy as np
@@ -22,7 +27,7 @@ Key = tuple[int, int | None]  # a row, and the seed of its augmentation if there
 Item = tuple[Tensor | None, int, list[str]]
 Batch = tuple[Tensor | None, Tensor, list[str]]
 NEIGHBOURS = 16  # rows that are tried in the place of a bad one
-GRACE = 20  # seconds that a worker lives on after a request to end, so that the step under way can be finished
+GRACE = 60  # seconds that a worker lives on after SIGTERM, so that the step under way can be finished
 
 
 @contextmanager
@@ -124,7 +129,7 @@ class StreamedImages:
             num_workers=self.workers,
             collate_fn=_collate,
             pin_memory=device.type == "cuda",
-            worker_init_fn=_start_worker,
+            worker_init_fn=partial(_start_worker, _ending()),
             persistent_workers=keep_workers and self.workers > 0,
             generator=torch.Generator(),  # else every pass draws from the global one
         )
@@ -164,12 +169,27 @@ class StreamedImages:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         assert isinstance(loader.batch_sampler, _Batches)
         loader.batch_sampler.keys = keys
-        for images, labels, bad in loader:
+        for images, labels, bad in _with_workers_alive(loader):
             if bad and self.bad_images == "stop":
                 raise UserError(f"{bad[0]} (--bad-images skip leaves such images out)")
             self.bad.update(dict.fromkeys(bad))
             if images is not None:
                 yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def _with_workers_alive(loader: DataLoader) -> Iterator[Batch]:
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            reason = str(error).splitlines()[0].rstrip(". ")
+            raise UserError(f"a process that decodes images died ({reason}); try --workers 0") from error
+        yield batch
 
 
 def _collate(items: Sequence[Item]) -> Batch:
@@ -180,9 +200,21 @@ def _collate(items: Sequence[Item]) -> Batch:
     return torch.stack([image for image, _ in good]), torch.tensor([label for _, label in good]), bad
 
 
-def _start_worker(_: int) -> None:
-    # Ctrl-C reaches the whole group, and the training process decides when to end. SIGTERM does so too, but is also
-    # how a loader ends a worker that hangs.
+@cache
+def _ending() -> Event:
+    """Set when this process ends, which a worker cannot tell from a scheduler's SIGTERM otherwise."""
+    event = multiprocessing.get_context().Event()
+    atexit.register(event.set)
+    return event
+
+
+def _start_worker(ending: Event, _: int) -> None:
+    # Ctrl-C and a scheduler's SIGTERM reach the workers too. The training process decides what follows, and needs them
+    # to finish its step; but at its end, and for a worker that hangs, SIGTERM is meant.
+    def end(*_: object) -> None:
+        if ending.is_set() or not hasattr(signal, "alarm"):
+            os._exit(0)
+        signal.alarm(GRACE)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "alarm"):
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE) and None)
+    signal.signal(signal.SIGTERM, end)
