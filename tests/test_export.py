@@ -1,0 +1,218 @@
+"""A student's folder: what it holds, that it loads anywhere, and that a good one is never lost."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModel, AutoModelForImageClassification
+
+from frskd_timm.errors import UserError
+from frskd_timm.export import export_student, load_export, probe_images, read_config, verify_export
+
+NAMES = [f"class {index}" for index in range(7)]
+
+
+def make(name, seed=0, **kwargs):
+    """A model with random weights everywhere, so that no zero-initialised head makes a comparison easy."""
+    torch.manual_seed(seed)
+    model = timm.create_model(name, **kwargs)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+        for key, buffer in model.named_buffers():
+            if key.endswith("running_mean"):
+                buffer.normal_(std=0.1)
+    return model
+
+
+def export(model, folder, size=64, **options):
+    channels = getattr(model, "in_chans", 3)
+    facts = {"tag": "garments", "license": "cc-by-4.0", "dataset": "Garments"}
+    data = {"input_size": (channels, size, size), "mean": (0.4,) * channels, "std": (0.2,) * channels}
+    return export_student(model, folder, **(facts | data | options))
+
+
+def logits(model, images):
+    with torch.inference_mode():
+        return model.eval()(images)
+
+
+CASES = [
+    ("resnet18_frskd", {}, 28, "resnet18"),
+    ("resnet18_frskd", {"in_chans": 1}, 28, "resnet18"),
+    ("wide_resnet16_2_frskd", {}, 32, "wide_resnet16_2_frskd"),
+    ("resnet18_cifar_frskd", {"drop_rate": 0.1}, 32, "resnet18_cifar_frskd"),
+    ("test_resnet", {"global_pool": "max", "in_chans": 5}, 40, "test_resnet"),
+    ("test_vit", {"img_size": 96}, 96, "test_vit"),
+    ("test_vit", {"dynamic_img_size": True}, 64, "test_vit"),
+    ("swin_tiny_patch4_window7_224", {"img_size": 64, "window_size": 4, "depths": (1, 1, 1, 1)}, 64, None),
+    ("mobilenetv3_small_050", {"drop_path_rate": 0.1}, 64, "mobilenetv3_small_050"),
+    ("convnext_atto", {"depths": (1, 1, 1, 1)}, 64, "convnext_atto"),
+]
+
+
+@pytest.mark.parametrize(("name", "kwargs", "size", "architecture"), CASES)
+def test_loads_in_timm_and_transformers(tmp_path, name, kwargs, size, architecture):
+    model = make(name, num_classes=7, **kwargs)
+    model.train()
+    folder = export(model, tmp_path / "student", size, label_names=NAMES)
+    assert all(module.training for module in model.modules())
+    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "config.json"}
+    assert set(load_file(folder / "model.safetensors")) == set(model.state_dict())
+    config = read_config(folder)
+    assert config["architecture"] == (architecture or name)
+    assert "num_classes" not in config["model_args"]
+
+    images = probe_images(config)
+    assert images.shape == (2, kwargs.get("in_chans", 3), size, size)
+    expected = logits(model, images)
+    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    torch.testing.assert_close(logits(loaded, images), expected)
+    assert list(loaded.pretrained_cfg["label_names"]) == NAMES
+    data = timm.data.resolve_model_data_config(loaded)
+    assert tuple(data["input_size"]) == images.shape[1:]
+    assert list(data["mean"]) == [0.4] * images.shape[1]
+    assert data["crop_pct"] == 1.0
+
+    wrapped = AutoModelForImageClassification.from_pretrained(folder).eval()
+    torch.testing.assert_close(logits(wrapped, images).logits, expected)
+    assert wrapped.config.id2label == dict(enumerate(NAMES))
+
+
+def test_nothing_of_timms_default_weights_is_left(tmp_path):
+    model = make("resnet18_frskd", num_classes=7)
+    assert timm.get_pretrained_cfg("resnet18").license  # there is something that could be left
+    config = read_config(export(model, tmp_path / "student"))
+    default = json.dumps(timm.get_pretrained_cfg("resnet18").to_dict())
+    cfg = config["pretrained_cfg"]
+    assert cfg["tag"] == "garments"
+    assert cfg["license"] == "cc-by-4.0"
+    assert cfg["paper_ids"] == "arXiv:2103.08273"
+    assert (cfg["mean"], cfg["std"], cfg["input_size"]) == ([0.4] * 3, [0.2] * 3, [3, 64, 64])
+    assert cfg["first_conv"] == "conv1"
+    for key in ("url", "hf_hub_id", "origin_url", "test_input_size", "test_crop_pct", "notes"):
+        assert key not in cfg
+    for value in ("a1_in1k", "2110.00476", "apache"):
+        assert value in default
+        assert value not in json.dumps(config)
+    plain = read_config(export(model, tmp_path / "ce", method="ce", license=None, dataset=None))["pretrained_cfg"]
+    assert not {"paper_ids", "paper_name", "license", "description"} & set(plain)
+
+
+def test_used_as_backbone_and_with_another_head(tmp_path):
+    model = make("test_resnet", num_classes=7)
+    name = f"local-dir:{export(model, tmp_path / 'student')}"
+    images = torch.randn(2, 3, 64, 64)
+    features = timm.create_model(name, pretrained=True, features_only=True).eval()(images)
+    expected = model.eval().forward_intermediates(images, intermediates_only=True)
+    torch.testing.assert_close(features[-1], expected[-1])
+    tuned = timm.create_model(name, pretrained=True, num_classes=3, in_chans=1)
+    assert tuned(images[:, :1]).shape == (2, 3)
+    torch.testing.assert_close(tuned.layer4[0].conv1.weight, model.layer4[0].conv1.weight)
+    headless = timm.create_model(name, pretrained=True, num_classes=0).eval()
+    torch.testing.assert_close(headless(images), model.forward_head(model.forward_features(images), pre_logits=True))
+
+
+def test_backbone_without_classes(tmp_path):
+    model = make("test_resnet", num_classes=0)
+    folder = export(model, tmp_path / "student")
+    images = probe_images(read_config(folder))
+    torch.testing.assert_close(logits(load_export(folder), images), logits(model, images))
+    pooled = logits(AutoModel.from_pretrained(folder).eval(), images).pooler_output
+    torch.testing.assert_close(pooled, logits(model, images))
+
+
+def test_wrappers_layout_and_shared_memory_leave_no_trace(tmp_path):
+    model = make("test_resnet", num_classes=7).to(memory_format=torch.channels_last)
+    model.layer1 = torch.compile(model.layer1, backend="eager")  # the prefix then stands in the middle of keys
+    folder = export(torch.compile(nn.DataParallel(model)), tmp_path / "student")
+    keys = load_file(folder / "model.safetensors").keys()
+    assert not [key for key in keys if "_orig_mod" in key or "module." in key]
+    plain = timm.create_model("test_resnet", num_classes=7)
+    plain.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+
+
+def test_nothing_but_the_student(tmp_path):
+    model = make("test_resnet", num_classes=7)
+    model.self_teacher = nn.Linear(2, 2)
+    with pytest.raises(UserError, match=r"keys that the plain test_resnet does not have: self_teacher\.bias"):
+        export(model, tmp_path / "student")
+    with pytest.raises(UserError, match="not a model made by timm"):
+        export(nn.Linear(2, 2), tmp_path / "student")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_precision(tmp_path):
+    model = make("wide_resnet16_2_frskd", num_classes=7)
+    folder = export(model, tmp_path / "student", 32, half=True)
+    state = load_file(folder / "model.safetensors")
+    assert state["fc.weight"].dtype == torch.float16
+    running = [tensor for key, tensor in state.items() if "running" in key]
+    assert {tensor.dtype for tensor in running} == {torch.float32}
+    assert (
+        0 < verify_export(folder, model, tolerance=2e-2) < 0.05 * logits(model, torch.randn(2, 3, 32, 32)).abs().max()
+    )
+    with pytest.raises(UserError, match="logits differ"):
+        verify_export(folder, model, tolerance=1e-7)
+    wrapped = AutoModelForImageClassification.from_pretrained(folder)
+    assert wrapped.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"label_names": ["one"]}, "1 names, but the student has 7"),
+        ({"model_name": "no_such_model"}, "'no_such_model' is not known"),
+        ({"mean": (0.5, 0.5)}, "cannot be described"),
+        ({"input_size": (1, 64, 64)}, "cannot be described"),
+        ({"model_name": "resnet18"}, "keys that the plain resnet18 does not have"),
+    ],
+)
+def test_a_failed_export_leaves_the_older_one(tmp_path, options, sentence):
+    folder = export(make("test_resnet", num_classes=7), tmp_path / "student")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match=sentence):
+        export(make("test_resnet", seed=1, num_classes=7), folder, **options)
+    broken = make("test_resnet", seed=1, num_classes=7)
+    broken.fc.bias.data[0] = float("inf")
+    with pytest.raises(UserError, match=r"not finite in fc\.bias"):
+        export(broken, folder)
+
+    def finish(aside):
+        (aside / "README.md").write_text("half a card")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(make("test_resnet", seed=1, num_classes=7), folder, finish=finish)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_replaces_an_export_and_nothing_else(tmp_path):
+    folder = tmp_path / "student"
+    export(make("test_resnet", num_classes=7), folder, finish=lambda aside: (aside / "README.md").write_text("old"))
+    newer = make("test_resnet", seed=1, num_classes=7)
+    export(newer, folder)
+    assert not (folder / "README.md").exists()
+    verify_export(folder, newer)
+    (folder / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match=r"thesis\.tex"):
+        export(newer, folder)
+    with pytest.raises(UserError, match="is a file"):
+        export(newer, folder / "thesis.tex")
+    assert (folder / "thesis.tex").read_text() == "mine"
+
+
+def test_plain_timm_loads_a_stock_topology_without_this_package(tmp_path):
+    folder = export(make("resnet18_frskd", num_classes=7), tmp_path / "Ordner é")
+    code = (
+        "import sys, timm; model = timm.create_model('local-dir:' + sys.argv[1], pretrained=True);"
+        "print(model.num_classes, 'frskd_timm' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == "7 False\n", done.stderr
