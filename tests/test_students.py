@@ -41,7 +41,7 @@ def lively(model):
 
 def create(name, **kwargs):
     torch.manual_seed(0)
-    return lively(timm.create_model(name, **{"num_classes": 7, **kwargs})).eval()
+    return lively(timm.create_model(name, **{"num_classes": 7, "in_chans": 3, **kwargs})).eval()
 
 
 def twin(name, model, **kwargs):
@@ -160,7 +160,7 @@ def test_channels_classifier_and_first_conv_are_as_configured(name):
     cfg = model.pretrained_cfg
     assert model.get_submodule(cfg["first_conv"]).in_channels == 1
     assert model.get_submodule(cfg["classifier"]) is model.get_classifier()
-    last = create(name).forward_features(torch.zeros(1, *cfg["input_size"]))
+    last = create(name).forward_features(images(cfg["input_size"][1:]))
     assert tuple(last.shape[2:]) == tuple(cfg["pool_size"])
 
 
@@ -201,7 +201,7 @@ def test_parameter_groups_follow_the_depth(name, coarse):
     assert depth_of[model.pretrained_cfg["classifier"] + ".weight"] == max(depths) >= 3
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.filterwarnings("error::UserWarning")
 @each_student
 @torch.no_grad()
 def test_torchscript_and_fx_compute_the_same(name):

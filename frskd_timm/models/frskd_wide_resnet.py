@@ -114,7 +114,7 @@ class WideResNet(nn.Module):
         self.norm2, self.act2 = nn.BatchNorm2d(chs2, **dd), nn.ReLU()
         self.layer3 = _group(chs2, chs3, 2, rates[-blocks:], **dd)
         self.norm3, self.act3 = nn.BatchNorm2d(chs3, **dd), nn.ReLU()
-        self.feature_info: list[dict[str, Any]] = [
+        self.feature_info = [
             {"num_chs": chs1, "reduction": 1, "module": "act1"},
             {"num_chs": chs2, "reduction": 2, "module": "act2"},
             {"num_chs": chs3, "reduction": 4, "module": "act3"},
@@ -224,7 +224,7 @@ class WideResNet(nn.Module):
             setattr(self, f"norm{group}", nn.Identity())
             setattr(self, f"act{group}", nn.Identity())
         if max_index < 2:
-            self.num_features = self.feature_info[max_index]["num_chs"]
+            self.num_features = (self.norm1, self.norm2)[max_index].num_features
         if prune_head or max_index < 2:
             self.reset_classifier(0, "")
         return take_indices
