@@ -14,7 +14,6 @@ import yaml
 from frskd_train.settings import Range, Settings
 
 
-
 class SettingsError(ValueError):
     """A setting that cannot be used; the message is one sentence for the user."""
 
@@ -97,7 +96,8 @@ def write_recipe(settings: Settings, heading: str) -> str:
         lines.append(f"\n# {typing.cast(Any, group.type).__doc__}")
         for field in dataclasses.fields(typing.cast(Any, group.type)):
             if field.name not in ("config", "output_dir", "resume"):
-                lines.append(yaml.safe_dump({field.name: values[field.name]}, default_flow_style=None).strip())
+                value = yaml.safe_dump(values[field.name], default_flow_style=True, width=1000)
+                lines.append(f"{field.name}: {value.removesuffix('...' + chr(10)).strip()}")
     return "\n".join(lines) + "\n"
 
 
@@ -116,7 +116,9 @@ def check_ranges(settings: Settings) -> None:
                 raise SettingsError(f"{flag(field.name)} has to be {refusal}, not {value}.")
     optimizer, pre = settings.optimizer, settings.preprocessing
     if optimizer.warmup_epochs >= optimizer.epochs and optimizer.warmup_epochs > 0:
-        raise SettingsError(f"--warmup-epochs {optimizer.warmup_epochs:g} leaves nothing of --epochs {optimizer.epochs}.")
+        raise SettingsError(
+            f"--warmup-epochs {optimizer.warmup_epochs:g} leaves nothing of --epochs {optimizer.epochs}."
+        )
     if settings.method.distill_start >= optimizer.epochs and settings.method.distill_start > 0:
         raise SettingsError(
             f"--distill-start {settings.method.distill_start:g} has to be below --epochs {optimizer.epochs}."
@@ -130,7 +132,9 @@ def check_ranges(settings: Settings) -> None:
         raise SettingsError(f"--std has to be above 0 in every channel, not {min(pre.std):g}.")
     for name, pair in (("--scale", pre.scale), ("--ratio", pre.ratio)):
         if not 0 < pair[0] <= pair[1]:
-            raise SettingsError(f"{name} takes two positive numbers, the smaller one first, not {pair[0]:g} {pair[1]:g}.")
+            raise SettingsError(
+                f"{name} takes two positive numbers, the smaller one first, not {pair[0]:g} {pair[1]:g}."
+            )
     if pre.scale[1] > 1:
         raise SettingsError(f"--scale is a share of the image's area, at most 1, not {pre.scale[1]:g}.")
 

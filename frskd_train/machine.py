@@ -1,0 +1,77 @@
+"""What the machine offers: device, cores, precision."""
+
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator, PartialState
+
+from frskd_timm.errors import UserError
+from frskd_train.settings import LoopSettings
+
+
+def start_accelerator(settings: LoopSettings, report_to: str | None, project_dir: str | None) -> Accelerator:
+    """Makes the accelerator in the right precision, and gives this process its share of the cores.
+
+    `accelerate launch` allows each process one thread unless told otherwise; here the cores are shared out evenly.
+
+    Raises:
+        UserError: A precision that the device has no use of, or an unknown tracker.
+    """
+    state = PartialState()
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(settings.threads or max(1, cores() // local_processes))
+    try:
+        return Accelerator(
+            mixed_precision=precision(settings, state.device), log_with=report_to, project_dir=project_dir or "runs"
+        )
+    except (ValueError, ImportError) as error:
+        raise UserError(f"Accelerate cannot start so: {error}") from error
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def step_seed(*parts: int) -> int:
+    """A seed for torch's global generator that follows from whole numbers alone."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
+
+
+def machine_name() -> str:
+    """The processor's name, as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def precision(settings: LoopSettings, device: torch.device) -> str:
+    """Accelerate's name of the precision: 'bf16' where the hardware is made for it, 'fp16' where asked for, else 'no'.
+
+    Raises:
+        UserError: float16 on a CPU, which has no use of it.
+    """
+    if not settings.amp:
+        return "no"
+    if settings.amp_dtype == "float16":
+        if device.type == "cpu":
+            raise UserError("--amp-dtype float16 needs a GPU; use bfloat16 or leave it out.")
+        return "fp16"
+    if settings.amp_dtype == "bfloat16" or _fast_bfloat16(device):
+        return "bf16"
+    return "no"
+
+
+def _fast_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return any(getattr(torch.cpu, f"_is_{isa}_supported", bool)() for isa in ("avx512_bf16", "amx_tile"))
+    return False

@@ -1,0 +1,225 @@
+"""Trains a timm model with FRSKD and exports it: `accelerate launch train.py [--config recipe.yaml] [--flag ...]`."""
+
+import signal
+import sys
+import time
+from typing import Any
+
+from frskd_train.parse import SettingsError, flat, parse_settings, write_recipe
+from frskd_train.settings import Settings
+
+
+def main(settings: Settings) -> None:
+    """One run, from settings to the exported student.
+
+    Raises:
+        UserError: Something that the user can mend; before training where it can be known before.
+    """
+    # Imported here, so that --help and a wrong flag answer at once.
+    import torch
+    from accelerate.utils import set_seed
+    from timm.utils import ModelEmaV3, dispatch_clip_grad
+
+    from frskd_timm.errors import UserError
+    from frskd_train import build, finish
+    from frskd_train.checkpoint import load_state, prune, restore, save_checkpoint
+    from frskd_train.data import load_data
+    from frskd_train.folder import RunFolder, choose_folder, find_resume
+    from frskd_train.machine import start_accelerator, step_seed
+    from frskd_train.meter import TrainMeter, evaluate
+    from frskd_train.norms import broadcast_buffers, synchronise_norms
+    from frskd_train.position import Position, check_resume
+    from frskd_train.progress import Progress
+    from frskd_train.stop import Interruptions
+
+    loop, optim, run = settings.loop, settings.optimizer, settings.run
+
+    # The machine: processes, device and precision are Accelerate's business.
+    accelerator = start_accelerator(loop, run.report_to, run.output_dir)
+    set_seed(loop.seed)
+
+    # The data, the student that fits them, the method around the student.
+    cfg = build.default_cfg(settings.model)
+    resume = find_resume(run.resume, run.output_dir)
+    data = load_data(
+        settings.data,
+        settings.preprocessing,
+        model_cfg=cfg,
+        use_model_stats=settings.model.pretrained,
+    )
+    if run.baseline:
+        finish.read_baseline(run.baseline)
+    student = build.build_student(settings.model, cfg, data)
+    task = build.build_task(settings, student, data)
+    if loop.channels_last:
+        task.to(memory_format=torch.channels_last)
+    if loop.sync_bn:
+        synchronise_norms(task)
+
+    # Batches. What a step sees follows from the seed and the step alone.
+    process: dict[str, Any] = {
+        "rank": accelerator.process_index,
+        "world": accelerator.num_processes,
+        "device": accelerator.device,
+        "channels_last": loop.channels_last,
+    }
+    train_batches = data.train_batches(loop.batch_size, seed=loop.seed, **process)
+    val_batches = data.val_batches(loop.validation_batch_size or 2 * loop.batch_size, **process)
+    global_batch = train_batches.order.global_batch
+    accelerator.gradient_accumulation_steps = min(loop.grad_accum_steps, len(train_batches))
+    updates_per_epoch = len(train_batches) // accelerator.gradient_accumulation_steps
+    steps_per_epoch = updates_per_epoch * accelerator.gradient_accumulation_steps
+    last_update = max(1, updates_per_epoch * optim.epochs - 1)
+
+    # Optimizer and schedule.
+    optimizer = build.build_optimizer(optim, task)
+    scheduler = build.build_scheduler(optim, optimizer, updates_per_epoch)
+    if loop.torchcompile:
+        torch.nn.Module.compile(task)  # in place: no wrapper, no prefix in the keys
+    model, optimizer = accelerator.prepare(task, optimizer)
+    ema = ModelEmaV3(student, decay=loop.model_ema_decay, use_warmup=loop.model_ema_warmup) if loop.model_ema else None
+    saved_modules = {"task": task} if ema is None else {"task": task, "ema": ema.module}
+
+    # The run's folder, and the place in the run.
+    folder = RunFolder(resume[0] if resume else choose_folder(run.output_dir, settings.model.model, data.name))
+    if accelerator.is_main_process:
+        folder.claim(resuming=resume is not None)
+    accelerator.wait_for_everyone()
+    position, meter = Position(), TrainMeter(accelerator.device)
+    progress = Progress(accelerator.is_main_process, optim.epochs, steps_per_epoch, global_batch)
+    progress.say("\n".join([*data.notes, finish.describe(settings, data, task, accelerator)]))
+    if resume:
+        state = load_state(resume[1])
+        for note in check_resume(state, flat(settings), data.fingerprint, global_batch, accelerator.num_processes):
+            progress.say(note)
+        restore(resume[1], state, saved_modules, optimizer)
+        position = Position.from_state(state, resume[1])
+        meter.load(state["meter"])
+        progress.skip(position.epoch * steps_per_epoch + position.step)
+        progress.say(f"going on from {resume[1]}: epoch {position.epoch + 1}, step {position.step}")
+    if accelerator.is_main_process:
+        folder.write("config.yaml", write_recipe(settings, f"All settings of the run {folder.path.name}."))
+    accelerator.init_trackers("frskd_timm", config={key: str(value) for key, value in flat(settings).items()})
+
+    def refuse_bad_numbers() -> None:
+        bad = meter.first_bad()
+        if bad is not None and accelerator.mixed_precision != "fp16":  # there the gradient scaler skips such steps
+            raise UserError(
+                f"{bad[0]} was not a finite number at step {bad[1] + 1} of epoch {position.epoch + 1}. "
+                f"The last good checkpoint: {position.last_checkpoint or 'none yet'}. "
+                "A lower --lr, --clip-grad or --no-amp may help."
+            )
+
+    def save() -> None:
+        refuse_bad_numbers()
+        if accelerator.is_main_process:
+            state = position.to_state() | {
+                "meter": meter.state(),
+                "settings": flat(settings),
+                "fingerprint": data.fingerprint,
+                "global_batch": global_batch,
+                "processes": accelerator.num_processes,
+            }
+            position.saved(save_checkpoint(folder.checkpoints, position.updates, saved_modules, optimizer, state))
+            best = position.best["checkpoint"] if position.best else None
+            prune(folder.checkpoints, run.checkpoint_hist, best)
+            folder.write_summary(position.history)
+        accelerator.wait_for_everyone()
+
+    def validate() -> dict[str, dict[str, float]]:
+        broadcast_buffers(task)
+        task.eval()
+        scores = evaluate(task.predict, val_batches, accelerator)
+        if ema is not None:  # the average is what the run is for
+            ema.module.eval()
+            scores |= evaluate(lambda images: {"student": ema.module(images)}, val_batches, accelerator)
+        return scores
+
+    # Training.
+    interruptions = Interruptions(accelerator)
+    scores: dict[str, dict[str, float]] = {}
+    while position.epoch < optim.epochs:
+        model.train()
+        progress.start_epoch()
+        for images, target in train_batches.epoch(position.epoch, start=position.step):
+            # Dropout, too, follows from the seed and the step, so a resumed run needs no generator's state.
+            torch.manual_seed(step_seed(loop.seed, position.updates, position.step, accelerator.process_index))
+            task.set_progress(position.updates / last_update)
+            if scheduler is not None:
+                scheduler.step_update(position.updates)
+
+            with accelerator.accumulate(model):
+                result = model(images, target)
+                accelerator.backward(result["loss"])
+                if optim.clip_grad is not None and accelerator.sync_gradients:
+                    accelerator.unscale_gradients(optimizer)
+                    dispatch_clip_grad(task.parameters(), optim.clip_grad, mode=optim.clip_mode)
+                optimizer.step()
+                optimizer.zero_grad()
+
+            meter.update(result)
+            progress.step()
+            position.step += 1
+            if accelerator.device.type == "cpu":  # elsewhere looking costs a synchronisation
+                refuse_bad_numbers()
+            if not accelerator.sync_gradients:
+                continue
+            position.updates += 1
+            if ema is not None:
+                ema.update(student, step=position.updates)
+            if position.step >= steps_per_epoch:
+                break
+            if position.updates % run.log_interval == 0:
+                progress.show(position.epoch, position.step, meter.means(accelerator), optimizer.param_groups[0]["lr"])
+            stop_now, save_now = interruptions.due(
+                position.updates, checkpoint=position.minutes_since_checkpoint() > run.checkpoint_minutes
+            )
+            if save_now:
+                save()
+            if stop_now:
+                progress.say(f"stopped at step {position.step}; go on with: train.py --resume {folder.path}")
+                accelerator.end_training()
+                sys.exit(130)
+        progress.stop_epoch()
+
+        scores = validate()
+        row = {"lr": optimizer.param_groups[0]["lr"], **meter.means(accelerator), **finish.score_columns(scores)}
+        refuse_bad_numbers()
+        position.finish_epoch({**row, "images_per_second": round(progress.images_per_second, 1)})
+        meter = TrainMeter(accelerator.device)
+        accelerator.log(row, step=position.updates)
+        progress.close_epoch(position.history[-1])
+        save()
+
+    # The end: score, export, show.
+    scores = scores or validate()  # none yet where a finished run was resumed
+    if accelerator.is_main_process:
+        kept = ema.module if ema is not None else student
+        metrics = finish.make_metrics(settings, data, kept, accelerator, scores, position.history, position.seconds)
+        finish.finish_run(folder, settings, data, task, kept, metrics, position.history)
+        progress.say(finish.summary(folder, metrics))
+    accelerator.end_training()
+
+
+def fail(message: object) -> None:
+    """Ends this process with one sentence; of several processes with the same complaint, the first one speaks."""
+    import os
+
+    if int(os.environ.get("RANK", "0")) > 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(3)  # the launcher ends this process once the first one is gone
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    os._exit(2) if "RANK" in os.environ else sys.exit(2)
+
+
+if __name__ == "__main__":
+    try:
+        chosen = parse_settings(sys.argv[1:])
+    except SettingsError as error:
+        fail(error)
+    from frskd_timm.errors import UserError
+
+    try:
+        main(chosen)
+    except UserError as error:
+        fail(error)
