@@ -1,0 +1,205 @@
+"""The pictures of a run: curves over the epochs, attention maps over images. Pure functions from numbers to PNGs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from PIL import Image
+
+_STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.labelcolor": "#333333",
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.titlesize": 10,
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+# Okabe and Ito's colours, which the colour-blind tell apart too.
+_BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#777777"
+_TERMS = {
+    "loss_ce": ("cross-entropy, student", _BLUE),
+    "loss_ce_teacher": ("cross-entropy, self-teacher", _ORANGE),
+    "loss_kl": ("soft labels", _GREEN),
+    "loss_feature": ("feature maps", _PURPLE),
+}
+_SCORES = {
+    "top1": ("student", _BLUE, "-"),
+    "teacher_top1": ("self-teacher", _ORANGE, "-"),
+}
+
+
+def curves_figure(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
+    """Draws loss terms and accuracies over the epochs.
+
+    Args:
+        rows: One mapping an epoch, as in `summary.csv`: `epoch`, `loss`, `loss_*`, `val_loss`, `top1`, `teacher_top1`
+            (percent). Numbers may be text; any may be missing or empty.
+        path: The PNG to write.
+
+    Returns:
+        The path.
+    """
+    columns = _columns(rows)
+    epochs = columns.pop("epoch", np.arange(1, len(rows) + 1, dtype=float))
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        losses, scores = figure.subplots(1, 2, width_ratios=(1, 1))
+        _draw_losses(losses, epochs, columns)
+        _draw_scores(scores, epochs, columns)
+        for axes in (losses, scores):
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+            if len(rows) == 1:
+                axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
+            axes.tick_params(length=0)
+        figure.savefig(path, dpi=160)
+    return Path(path)
+
+
+def attention_figure(
+    images: NDArray[np.uint8],
+    student_maps: Sequence[NDArray[Any]],
+    teacher_maps: Sequence[NDArray[Any]],
+    titles: Sequence[str],
+    path: str | Path,
+) -> Path:
+    """Draws where student and self-teacher look: their attention maps, side by side, over the images.
+
+    An attention map is the mean over the channels of the squared feature map (what the feature loss compares), here
+    scaled to 0..1 for each image and level and laid over the image in grey.
+
+    Args:
+        images: [N, H, W, 1 or 3].
+        student_maps: One array a level, fine to coarse: attention maps [N, H_i, W_i], or the feature maps
+            [N, C_i, H_i, W_i] to make them from.
+        teacher_maps: The same of the self-teacher's refined maps.
+        titles: One an image, its class for instance.
+        path: The PNG to write.
+
+    Returns:
+        The path.
+    """
+    levels = len(student_maps)
+    columns = 1 + levels + len(teacher_maps)
+    cell = min(1.0, 9 / columns)
+    tall = cell * images.shape[1] / images.shape[2]
+    with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(cell * columns + 0.4, tall * len(images) + 0.45))
+        # an empty column sets image, student and self-teacher apart
+        gap = 0.18
+        widths = [1, gap, *[1] * levels, gap, *[1] * len(teacher_maps)]
+        grid = figure.add_gridspec(
+            len(images), len(widths), width_ratios=widths, wspace=0.04, hspace=0.04, left=0.03, right=0.99, bottom=0.01
+        )
+        grid.update(top=1 - 0.45 / figure.get_figheight())
+        for row, (image, title) in enumerate(zip(images, titles, strict=True)):
+            axes = _cell(figure, grid[row, 0], image.squeeze(), "image" if row == 0 else "")
+            axes.set_ylabel(title, fontsize=7, color="#333333", labelpad=3)
+            for first, name, maps in ((2, "student", student_maps), (3 + levels, "self-teacher", teacher_maps)):
+                for level, features in enumerate(maps):
+                    head = f"{name}\nlevel {level + 1}" if level == 0 else f"\nlevel {level + 1}"
+                    _cell(figure, grid[row, first + level], _overlay(image, features[row]), head if row == 0 else "")
+        figure.savefig(path, dpi=160)
+    return Path(path)
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.float64]]:
+    """The rows' numbers by column, NaN where there is none; columns without any number are left out."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: np.array([_number(row.get(name)) for row in rows]) for name in names}
+    return {name: values for name, values in columns.items() if np.isfinite(values).any()}
+
+
+def _number(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return math.nan
+    return number if math.isfinite(number) else math.nan
+
+
+def _draw_losses(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray[np.float64]]) -> None:
+    axes.set_title("loss terms, training")
+    spare = iter((_RED, _GREY, *matplotlib.color_sequences["Dark2"]))
+    terms = [name for name in columns if name.startswith("loss_")]
+    for name in sorted(terms, key=lambda name: list(_TERMS).index(name) if name in _TERMS else len(_TERMS)):
+        label, colour = _TERMS.get(name) or (name.removeprefix("loss_").replace("_", " "), next(spare))
+        _line(axes, epochs, columns[name], label=label, color=colour)
+    if "loss" in columns:
+        _line(axes, epochs, columns["loss"], label="sum", color="#222222", linewidth=2)
+    if "val_loss" in columns:
+        _line(axes, epochs, columns["val_loss"], label="cross-entropy, validation", color=_BLUE, linestyle="--")
+    drawn = [values[np.isfinite(values)] for line in axes.lines if len(values := np.asarray(line.get_ydata(), float))]
+    if drawn and min(values.min() for values in drawn) > 0:
+        axes.set_yscale("log")
+        if max(values.max() for values in drawn) < 10 * min(values.min() for values in drawn):
+            axes.set_yscale("linear")
+    if drawn:
+        axes.legend(loc="best")
+
+
+def _draw_scores(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray[np.float64]]) -> None:
+    axes.set_title("top-1 accuracy, validation (%)")
+    last = []
+    for name, (label, colour, style) in _SCORES.items():
+        if name not in columns:
+            continue
+        known = np.flatnonzero(np.isfinite(columns[name]))
+        final = columns[name][known[-1]]
+        _line(axes, epochs, columns[name], label=f"{label}: {final:.2f}", color=colour, linestyle=style)
+        axes.plot(epochs[known[-1]], final, "o", color=colour, markersize=4)
+        last.append(columns[name][known])
+    if last:
+        # the first epochs of a longer run must not squeeze the rest, which is where the lines are compared
+        low = np.percentile(np.concatenate(last), 8 if len(epochs) >= 10 else 0)
+        high = max(values.max() for values in last)
+        margin = max((high - low) * 0.12, 0.5)
+        axes.set_ylim(max(low - margin, 0), min(high + margin, 100))
+        axes.legend(loc="lower right")
+
+
+def _line(axes: Axes, epochs: NDArray[Any], values: NDArray[np.float64], **style: Any) -> None:
+    marker = {"marker": "o", "markersize": 3} if np.isfinite(values).sum() == 1 else {}
+    axes.plot(epochs, values, **({"linewidth": 1.6} | style | marker))
+
+
+def _cell(figure: Figure, place: Any, picture: NDArray[Any], title: str) -> Axes:
+    axes = figure.add_subplot(place)
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if title:
+        axes.set_title(title, fontsize=7.5, fontweight="normal", color="#333333", pad=3, loc="center")
+    return axes
+
+
+def _overlay(image: NDArray[np.uint8], features: NDArray[Any]) -> NDArray[np.uint8]:
+    """One attention map in colour over one image [H, W, C] in grey, at least 112 pixels wide."""
+    attention = features.astype(np.float32)
+    if attention.ndim == 3:
+        attention = np.square(attention).mean(axis=0)
+    attention = (attention - attention.min()) / max(float(np.ptp(attention)), 1e-12)
+    height, width = image.shape[:2]
+    factor = max(1, math.ceil(112 / width))
+    size = (width * factor, height * factor)
+    heat = Image.fromarray(attention).resize(size, Image.Resampling.BILINEAR)
+    grey = Image.fromarray(image.mean(axis=2).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    colour = matplotlib.colormaps["inferno"](np.asarray(heat))[..., :3] * 255
+    mixed = 0.62 * colour + 0.38 * np.asarray(grey, dtype=np.float32)[..., None]
+    return mixed.clip(0, 255).astype(np.uint8)

@@ -1,0 +1,73 @@
+"""The pictures of a run: they show the numbers they are given, whatever is missing among them."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from frskd_timm.hub.pictures import attention_figure, curves_figure
+
+KEYS = ["epoch", "lr", "loss", "loss_ce", "loss_ce_teacher", "loss_kl", "loss_feature", "loss_sla", "val_loss"]
+KEYS += ["top1", "teacher_top1", "images_per_second"]
+NUMBERS = st.one_of(st.floats(0, 100), st.sampled_from(["", None, math.nan, "12.5", "-", math.inf, 0]))
+
+
+def pixels(path):
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def has_colour(picture, colour):
+    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return (np.abs(picture - wanted).max(axis=2) < 12).sum() > 100
+
+
+def test_curves_show_every_term_and_both_scores(tmp_path):
+    rows = [
+        {
+            "epoch": epoch,
+            "loss": 3 / epoch,
+            "loss_ce": 2 / epoch,
+            "loss_kl": 0.1 * epoch,
+            "top1": 80 + epoch,
+            "teacher_top1": 82 + epoch,
+        }
+        for epoch in range(1, 13)
+    ]
+    full = pixels(curves_figure(rows, tmp_path / "curves.png"))
+    half = full.shape[1] // 2
+    for colour, side in (("#0072B2", 0), ("#009E73", 0), ("#222222", 0), ("#0072B2", 1), ("#E69F00", 1)):
+        assert has_colour(full[:, side * half : (side + 1) * half], colour), (colour, side)
+    for row in rows:
+        del row["teacher_top1"]
+    assert not has_colour(pixels(curves_figure(rows, tmp_path / "fewer.png")), "#E69F00")
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(KEYS), NUMBERS), max_size=6))
+@settings(max_examples=15, deadline=None)
+def test_curves_of_whatever_there_is(tmp_path_factory, rows):
+    path = curves_figure(rows, tmp_path_factory.mktemp("curves") / "curves.png")
+    assert pixels(path).shape == (576, 1440, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("reduced", [False, True])
+def test_attention_is_where_the_maps_are_large(tmp_path, channels, reduced):
+    images = np.full((2, 28, 28, channels), 128, np.uint8)
+    maps = np.zeros((2, 6, 7, 7), np.float32)
+    maps[:, :, :, :3] = 5.0  # the left half
+    other = maps[..., ::-1]  # the right half
+    if reduced:
+        maps, other = np.square(maps).mean(1), np.square(other).mean(1)
+    picture = pixels(attention_figure(images, [maps], [other], ["one", "two"], tmp_path / "attention.png"))
+    warm = picture[..., 0] - picture[..., 2] > 40
+    columns = np.flatnonzero(warm.any(axis=0))
+    middle = picture.shape[1] * (1 + 0.18 + 1 + 0.09) / (3 + 0.36)
+    student, teacher = columns[columns < middle], columns[columns > middle]
+    # both maps are lit on about half of a cell, the student's on the far side of the teacher's
+    cell = picture.shape[1] / 3.4
+    assert 0.3 * cell < np.ptp(student) < 0.8 * cell
+    assert 0.3 * cell < np.ptp(teacher) < 0.8 * cell
+    assert teacher.min() - student.max() > 0.6 * cell
