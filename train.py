@@ -72,7 +72,7 @@ def main(settings: Settings) -> None:
     last_update = max(1, updates_per_epoch * optim.epochs - 1)
 
     # Optimizer and schedule.
-    optimizer = build.build_optimizer(optim, task)
+    optimizer = build.build_optimizer(optim, task, settings.method.teacher_lr_scale)
     scheduler = build.build_scheduler(optim, optimizer, updates_per_epoch)
     if loop.torchcompile:
         torch.nn.Module.compile(task)  # in place: no wrapper, no prefix in the keys
@@ -182,7 +182,8 @@ def main(settings: Settings) -> None:
                 sys.exit(130)
         progress.stop_epoch()
 
-        scores = validate()
+        is_last = position.epoch + 1 == optim.epochs
+        scores = validate() if is_last or (position.epoch + 1) % run.val_interval == 0 else {}
         row = {"lr": optimizer.param_groups[0]["lr"], **meter.means(accelerator), **finish.score_columns(scores)}
         refuse_bad_numbers()
         position.finish_epoch({**row, "images_per_second": round(progress.images_per_second, 1)})

@@ -115,6 +115,7 @@ class FRSKDTask(StudentTask):
         smoothing: Label smoothing of the cross-entropy terms.
         schedule: Name of the schedule of alpha and beta.
         start: Share of the run before distillation starts.
+        detach: Hand the self-teacher detached maps (not in the paper).
         sla: Heads for self-supervised label augmentation; None leaves it out.
         sla_weight: Weight of the terms that teach the plain classifiers from the aggregated ones.
     """
@@ -134,6 +135,7 @@ class FRSKDTask(StudentTask):
         smoothing: float = 0.0,
         schedule: str = "constant",
         start: float = 0.0,
+        detach: bool = False,
         sla: SLAHeads | None = None,
         sla_weight: float = 1.0,
     ) -> None:
@@ -144,7 +146,7 @@ class FRSKDTask(StudentTask):
         self.sla = sla
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
         self.smoothing, self.sla_weight = smoothing, sla_weight
-        self.schedule, self.start = schedule, start
+        self.schedule, self.start, self.detach = schedule, start, detach
         # A tensor, so that a compiled step is not compiled again when it changes; follows from the progress, not saved.
         self.register_buffer("distill_weight", torch.ones(()), persistent=False)
         self.set_progress(0.0)
@@ -211,7 +213,7 @@ class FRSKDTask(StudentTask):
             loss_sla, loss_sla_teacher, loss_sla_kl.
         """
         maps, logits = self.pyramid(self.student, input)
-        refined, teacher_logits = self.self_teacher(maps)
+        refined, teacher_logits = self._teach(maps)
         assert logits is not None
         student_soft, teacher_soft = [logits], [teacher_logits]
 
@@ -220,7 +222,7 @@ class FRSKDTask(StudentTask):
             # The unrotated images are among the rotated ones, but can't be taken from the first forward: each batch
             # has its own normalisation statistics.
             turned_maps, _ = self.pyramid(self.student, rotations(input), head=False)
-            turned_refined, _ = self.self_teacher(turned_maps)
+            turned_refined, _ = self._teach(turned_maps)
             joint = self.sla.student(turned_maps[-1].mean(dim=(2, 3)))
             teacher_joint = self.sla.teacher(turned_refined[-1].mean(dim=(2, 3)))
             maps = [torch.cat(pair) for pair in zip(maps, turned_maps, strict=True)]
@@ -248,6 +250,9 @@ class FRSKDTask(StudentTask):
         loss = torch.stack(list(terms.values())).sum()
         logged = {name: term.detach() for name, term in terms.items()}
         return {"loss": loss, "output": logits, "teacher_output": teacher_logits, **logged}
+
+    def _teach(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        return self.self_teacher([map_.detach() for map_ in maps] if self.detach else maps)
 
     def predict(self, images: Tensor) -> dict[str, Tensor]:
         """Logits of 'student' and 'self_teacher'."""

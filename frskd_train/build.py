@@ -134,6 +134,7 @@ def build_task(settings: Settings, student: nn.Module, data: ImageData) -> Stude
         schedule=method.distill_schedule,
         start=method.distill_start / settings.optimizer.epochs,
         sla_weight=method.sla_weight,
+        detach=method.teacher_detach,
     )
 
 
@@ -141,8 +142,15 @@ def _teacher_options(method: MethodSettings) -> dict[str, Any]:
     return {"width": method.teacher_width, "depth": method.teacher_depth, "repeats": method.teacher_repeats}
 
 
-def build_optimizer(settings: OptimizerSettings, task: StudentTask) -> torch.optim.Optimizer:
+def build_optimizer(
+    settings: OptimizerSettings, task: StudentTask, teacher_lr_scale: float = 1.0
+) -> torch.optim.Optimizer:
     """Creates a timm optimizer over everything trainable in a task.
+
+    Args:
+        settings: Optimizer and its numbers.
+        task: Student and what is thrown away.
+        teacher_lr_scale: Learning rate of what is thrown away, as a multiple of the student's.
 
     Raises:
         UserError: timm has no optimizer of that name, or it refuses its arguments.
@@ -154,14 +162,10 @@ def build_optimizer(settings: OptimizerSettings, task: StudentTask) -> torch.opt
             + (f" Did you mean {' or '.join(close)}?" if close else " timm.optim.list_optimizers() lists them.")
         )
     arguments: dict[str, Any] = {key: yaml.safe_load(value) for key, value in settings.opt_kwargs.items()}
-    parameters: Any = task
-    if settings.layer_decay is not None:
-        student = param_groups_layer_decay(
-            task.student, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay, no_weight_decay_list=()
-        )
-        own = {id(p) for p in task.student.parameters()}
-        others = [p for p in task.parameters() if id(p) not in own]
-        parameters = [*student, {"params": others, "weight_decay": settings.weight_decay}] if others else student
+    parameters = [
+        *_groups(settings, task.student),
+        *({**group, "lr_scale": teacher_lr_scale} for group in _groups(settings, task, without=task.student)),
+    ]
     try:
         return create_optimizer_v2(
             parameters,
@@ -169,11 +173,29 @@ def build_optimizer(settings: OptimizerSettings, task: StudentTask) -> torch.opt
             lr=settings.lr,
             weight_decay=settings.weight_decay,
             momentum=settings.momentum,
-            filter_bias_and_bn=settings.filter_bias_and_bn,
             **arguments,
         )
     except Exception as error:
         raise UserError(f"timm cannot build the optimizer '{settings.opt}' so: {error}") from error
+
+
+def _groups(settings: OptimizerSettings, module: nn.Module, without: nn.Module | None = None) -> list[dict[str, Any]]:
+    """Parameter groups as timm makes them: by weight decay, and for the student by layer where that is asked for."""
+    if settings.layer_decay is not None and without is None:
+        keep = (
+            () if settings.filter_bias_and_bn else tuple(name for name, p in module.named_parameters() if p.ndim <= 1)
+        )
+        return param_groups_layer_decay(module, settings.weight_decay, keep, layer_decay=settings.layer_decay)
+    left_out = set() if without is None else {id(p) for p in without.parameters()}
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if id(parameter) in left_out or not parameter.requires_grad:
+            continue
+        exempt = settings.filter_bias_and_bn and (parameter.ndim <= 1 or name.endswith(".bias"))
+        (plain if exempt else decayed).append(parameter)
+    groups = [(decayed, settings.weight_decay), (plain, 0.0)]
+    return [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]
 
 
 def build_scheduler(

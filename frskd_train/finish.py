@@ -124,9 +124,7 @@ def finish_run(
     def complete(aside: Path) -> None:
         for picture in pictures:
             (aside / picture.name).write_bytes(picture.read_bytes())
-        recipe = write_recipe(
-            settings, f"Made {metrics['model']}, tag {metrics['tag']}; train.py --config makes it again."
-        )
+        recipe = write_recipe(settings, f"The settings that made {metrics['model']}, tag {metrics['tag']}.")
         (aside / "recipe.yaml").write_text(recipe, encoding="utf-8")
         write_card(aside, metrics)
 
@@ -205,6 +203,8 @@ def load_line(student: Path, architecture: str) -> str:
 
 def score_columns(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Scores under the names of `summary.csv`."""
+    if not scores:
+        return {}
     student = scores["student"]
     columns = {"top1": student["top1"], "top5": student["top5"], "val_loss": student["loss"]}
     if "self_teacher" in scores:

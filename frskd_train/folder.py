@@ -42,7 +42,8 @@ class RunFolder:
             present = [entry.name for entry in self.path.iterdir() if entry.name != LOCK]
             if "config.yaml" in present:
                 raise UserError(
-                    f"{self.path} holds another run; go on with it by --resume {self.path}, or name another --output-dir."
+                    f"{self.path} holds another run; go on with it by --resume {self.path}, "
+                    "or name another --output-dir."
                 )
             if present:
                 raise UserError(f"--output-dir {self.path} is not empty (it holds {present[0]}); name a new folder.")

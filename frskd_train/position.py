@@ -12,7 +12,8 @@ from frskd_timm.errors import UserError
 _FIXED = (
     "model", "model_kwargs", "num_classes", "method", "self_teacher", "teacher_width", "teacher_depth",
     "teacher_repeats", "feature_loss", "feature_levels", "sla", "img_size", "in_chans", "opt", "filter_bias_and_bn",
-    "layer_decay", "model_ema", "seed", "grad_accum_steps",
+    "layer_decay",
+    "teacher_detach", "model_ema", "seed", "grad_accum_steps",
 )  # fmt: skip
 # What says nothing of the numbers: changed without a word.
 _FREE = (
@@ -82,7 +83,7 @@ class Position:
         self.epoch += 1
         self.step = 0
         self.history.append({"epoch": self.epoch, **row})
-        if self.best is None or row["top1"] > self.best["top1"]:
+        if "top1" in row and (self.best is None or row["top1"] > self.best["top1"]):
             # The checkpoint that is about to be written holds it.
             self.best = {"top1": row["top1"], "epoch": self.epoch, "checkpoint": None}
 

@@ -71,7 +71,7 @@ class Progress:
     def close_epoch(self, row: Mapping[str, Any]) -> None:
         """The line after an epoch."""
         terms = {name: value for name, value in row.items() if name.startswith("loss")}
-        scores = f"top-1 {row['top1']:.2f}%"
+        scores = f"top-1 {row['top1']:.2f}%" if "top1" in row else ""
         if "teacher_top1" in row:
             scores += f" (self-teacher {row['teacher_top1']:.2f}%)"
         self.say(

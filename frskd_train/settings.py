@@ -47,7 +47,7 @@ class ModelSettings:
     pretrained: bool = False
     """Start from the weights timm knows for this name (the head is made anew for other classes)."""
     initial_checkpoint: str | None = None
-    """Start from this file of weights (.safetensors, or .pth loaded without code); a head of another size is left out."""
+    """Start from this file of weights (.safetensors or .pth); a head of another size is left out."""
     num_classes: Annotated[int | None, Count] = None
     """Number of classes; by default what the data has. Only larger numbers are accepted."""
     drop: Annotated[float, Range(low=0, high=0.99)] = 0.0
@@ -84,6 +84,10 @@ class MethodSettings:
     """Depthwise-pointwise repetitions in each fusion block of the self-teacher."""
     teacher_repeats: Annotated[int, Count] = 1
     """BiFPN layers of the self-teacher, one after the other."""
+    teacher_lr_scale: Annotated[float, Positive] = 1.0
+    """Learning rate of the self-teacher as a multiple of the student's."""
+    teacher_detach: bool = False
+    """Hand the self-teacher detached feature maps, so that its labels' loss does not train the student's backbone."""
     feature_loss: str = "attention"
     """Feature-map loss: attention, fitnet or overhaul."""
     feature_levels: Annotated[int, Count] = 4
@@ -113,11 +117,11 @@ class DataSettings:
     input_key: str | None = None
     """Column of the images; by default the only image column."""
     target_key: str | None = None
-    """Column of the labels; by default the only class column, or one named label, labels, class, fine_label or target."""
+    """Column of the labels; by default the only class column, or label, labels, class, fine_label, target."""
     train_num_samples: Annotated[int | None, Count] = None
     """Train on this many images only, as many of each class as can be, always the same ones."""
     data_mode: Literal["auto", "memory", "stream"] = "auto"
-    """memory: decode once, keep uint8 in memory, augment in batches. stream: decode in workers. auto: memory if it fits."""
+    """memory: decode once, hold as uint8, augment in batches. stream: decode in workers. auto: memory if it fits."""
     memory_limit: Annotated[float, Positive] = 2.0
     """GiB of decoded images up to which `auto` keeps a dataset in memory."""
     workers: Annotated[int, NotNegative] = 2
@@ -254,6 +258,8 @@ class RunSettings:
     """Latest checkpoints kept, beside the best one."""
     checkpoint_minutes: Annotated[float, Positive] = 10.0
     """Longest time between two checkpoints; there is one at the end of each epoch in any case."""
+    val_interval: Annotated[int, Count] = 1
+    """Epochs between validations; the last epoch always has one."""
     log_interval: Annotated[int, Count] = 50
     """Steps between two lines of progress where the output is not a terminal."""
     tag: str | None = None
