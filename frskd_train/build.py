@@ -182,10 +182,7 @@ def build_optimizer(
 def _groups(settings: OptimizerSettings, module: nn.Module, without: nn.Module | None = None) -> list[dict[str, Any]]:
     """Parameter groups as timm makes them: by weight decay, and for the student by layer where that is asked for."""
     if settings.layer_decay is not None and without is None:
-        keep = (
-            () if settings.filter_bias_and_bn else tuple(name for name, p in module.named_parameters() if p.ndim <= 1)
-        )
-        return param_groups_layer_decay(module, settings.weight_decay, keep, layer_decay=settings.layer_decay)
+        return param_groups_layer_decay(module, settings.weight_decay, layer_decay=settings.layer_decay)
     left_out = set() if without is None else {id(p) for p in without.parameters()}
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []

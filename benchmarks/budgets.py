@@ -1,0 +1,99 @@
+"""Trains variants of a recipe over seeds and budgets, and collects their scores in a CSV.
+
+    python benchmarks/budgets.py --dataset DIR --variants ce ramp --seeds 1 2 --epochs 10 --workers 2 --output budgets.csv
+
+A run that is in the CSV already is not made again, so a stopped collection goes on where it was. Each run has one
+thread; `seconds` in the CSV depends on what else the machine did, compare speeds with `frskd_timm.bench` instead.
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+TRAIN = Path(__file__).resolve().parent.parent / "train.py"
+COLUMNS = ["variant", "epochs", "seed", "top1", "self_teacher_top1", "seconds", "flags"]
+
+# One lever at a time, around FRSKD with the ramp.
+VARIANTS: dict[str, list[str]] = {
+    "ce": ["--method", "ce"],
+    "ce-smoothing": ["--method", "ce", "--smoothing", "0.1"],
+    "ce-ema": ["--method", "ce", "--model-ema"],
+    "ce-batch128": ["--method", "ce", "--batch-size", "128"],
+    "constant": ["--distill-schedule", "constant"],
+    "ramp": ["--distill-schedule", "ramp"],
+    "ramp-smoothing": ["--distill-schedule", "ramp", "--smoothing", "0.1"],
+    "ramp-ema": ["--distill-schedule", "ramp", "--model-ema"],
+    "ramp-T2": ["--distill-schedule", "ramp", "--temperature", "2"],
+    "ramp-T1": ["--distill-schedule", "ramp", "--temperature", "1"],
+    "ramp-alpha1": ["--distill-schedule", "ramp", "--alpha", "1"],
+    "ramp-alpha4": ["--distill-schedule", "ramp", "--alpha", "4"],
+    "ramp-beta0": ["--distill-schedule", "ramp", "--beta", "0"],
+    "ramp-beta1000": ["--distill-schedule", "ramp", "--beta", "1000"],
+    "ramp-detach": ["--distill-schedule", "ramp", "--teacher-detach"],
+    "ramp-teacher-lr2": ["--distill-schedule", "ramp", "--teacher-lr-scale", "2"],
+    "no-distillation": ["--alpha", "0", "--beta", "0"],
+}
+
+
+def run(variant: str, epochs: int, seed: int, flags: list[str]) -> dict[str, object]:
+    """Trains once and returns a row of the CSV."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(TRAIN), "--output-dir", f"{folder}/run", "--epochs", str(epochs)]
+        command += ["--seed", str(seed), "--val-interval", str(epochs), "--threads", "1", *flags, *VARIANTS[variant]]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-2000:]}")
+        metrics = json.loads((Path(folder) / "run" / "metrics.json").read_text(encoding="utf-8"))
+    return {
+        "variant": variant,
+        "epochs": epochs,
+        "seed": seed,
+        "top1": metrics["student"]["top1"],
+        "self_teacher_top1": (metrics["self_teacher"] or {}).get("top1"),
+        "seconds": metrics["seconds"],
+        "flags": " ".join(flags),
+    }
+
+
+def main() -> None:
+    """Makes the runs that are missing, seed by seed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--epochs", nargs="+", type=int, default=[10])
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("flags", nargs="*", help="flags of train.py for every run, after --")
+    args = parser.parse_args()
+    flags = ["--dataset", args.dataset, *args.flags]
+    done = set()
+    if args.output.exists():
+        with args.output.open(encoding="utf-8") as file:
+            done = {(row["variant"], int(row["epochs"]), int(row["seed"])) for row in csv.DictReader(file)}
+    else:
+        args.output.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
+    lock = threading.Lock()
+
+    def work(job: tuple[int, int, str]) -> None:
+        epochs, seed, variant = job
+        row = run(variant, epochs, seed, flags)
+        with lock, args.output.open("a", encoding="utf-8", newline="") as file:
+            csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
+        print(row, flush=True)
+
+    jobs = [job for job in itertools.product(args.epochs, args.seeds, args.variants)]
+    jobs = [(e, s, v) for e, s, v in jobs if (v, e, s) not in done]
+    with ThreadPoolExecutor(args.workers) as pool:
+        list(pool.map(work, jobs))
+
+
+if __name__ == "__main__":
+    main()
