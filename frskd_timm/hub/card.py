@@ -57,6 +57,11 @@ def model_card(metrics: Mapping[str, Any], config: Mapping[str, Any], names: Col
     card = ModelCard.from_template(
         _card_data(metrics, config), template_str=template, **_text_facts(metrics, config, names)
     )
+    return tidy(card)
+
+
+def tidy(card: ModelCard) -> ModelCard:
+    """The card without the blank lines that conditions in a template leave."""
     card.text = re.sub(r"\n{3,}", "\n\n", card.text).rstrip() + "\n"
     return card
 
@@ -141,7 +146,7 @@ def _text_facts(metrics: Mapping[str, Any], config: Mapping[str, Any], names: Co
     seeds = metrics.get("seeds")
     baseline = metrics.get("baseline", {})
     top1 = metrics.get("student", {}).get("top1")
-    mean = _baseline_scores(baseline)[0]
+    mean = baseline_scores(baseline)[0]
     return {
         "title": _title(metrics, config),
         "architecture": config["architecture"],
@@ -175,7 +180,7 @@ def _result_table(metrics: Mapping[str, Any]) -> tuple[list[str], list[dict[str,
     table = {
         name: {key: formats[key][1].format(row[key]) for key in formats if key in row} for name, row in scores.items()
     }
-    mean, spread, count = _baseline_scores(metrics.get("baseline", {}))
+    mean, spread, count = baseline_scores(metrics.get("baseline", {}))
     if mean is not None:
         text = f"{mean:.2f}" + (f" ± {spread:.2f}" if spread is not None and count != 1 else "")
         name = "cross-entropy alone, same recipe" + (f", {count} seed{'s' if count > 1 else ''}" if count else "")
@@ -185,7 +190,7 @@ def _result_table(metrics: Mapping[str, Any]) -> tuple[list[str], list[dict[str,
     return [formats[key][0] for key in columns], rows
 
 
-def _baseline_scores(baseline: Mapping[str, Any]) -> tuple[float | None, float | None, int]:
+def baseline_scores(baseline: Mapping[str, Any]) -> tuple[float | None, float | None, int]:
     """Mean, spread and number of runs of the cross-entropy baseline."""
     runs = [run["top1"] for run in baseline.get("runs", []) if "top1" in run]
     mean = baseline.get("mean", statistics.fmean(runs) if runs else None)

@@ -238,6 +238,8 @@ class _Hub:
             return f"The Hub refuses the upload to {where} ({status}): check the folder and the name, then {again}."
         if isinstance(error, (_TransportError, ConnectionError)):
             return f"The Hub cannot be reached at {self.api.endpoint}: check the network, then {again}."
+        if isinstance(error, json.JSONDecodeError):
+            return f"{self.api.endpoint} answers nothing that a Hub would: check HF_ENDPOINT and proxies, then {again}."
         text = " ".join(str(error).split()).replace(self.token, "***")
         return f"Publishing to {where} failed ({type(error).__name__}: {text[:200]}): {again}."
 
