@@ -49,15 +49,19 @@ class Images:
             only = only.cast_column(column, datasets.Image(decode=False))
         return cls(only, split, column)
 
-    def open(self, row: int) -> Image.Image:
-        """Opens an image and reads its header.
+    def look(self, row: int) -> tuple[tuple[int, int], bool]:
+        """Reads an image's header.
+
+        Returns:
+            Its upright width and height, and whether it has no colours.
 
         Raises:
             BadImageError: it is missing, no image, or too large.
         """
         value = self.dataset[row][self.column]
         try:
-            return _open(value)
+            image = _open(value)
+            return _upright_size(image), _is_gray(image)
         except Exception as error:  # Pillow's plugins raise nearly everything on damaged files
             raise self._bad(row, value, error) from error
 
@@ -81,7 +85,7 @@ class Images:
         for row, value in zip(rows, self.dataset[rows][self.column], strict=True):
             try:
                 image = _open(value)
-                yield _to_8_bits(image, mode or ("L" if is_gray(image) else "RGB"))
+                yield _to_8_bits(image, mode or ("L" if _is_gray(image) else "RGB"))
             except Exception as error:
                 yield self._bad(row, value, error)
 
@@ -109,13 +113,12 @@ def quiet_pillow() -> Iterator[None]:
         yield
 
 
-def is_gray(image: Image.Image) -> bool:
+def _is_gray(image: Image.Image) -> bool:
     """Whether an opened image has no colours."""
     return image.mode in GRAY_MODES
 
 
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height after turning as EXIF says."""
+def _upright_size(image: Image.Image) -> tuple[int, int]:
     turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
     return (image.height, image.width) if turned else image.size
 

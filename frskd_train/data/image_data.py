@@ -1,6 +1,6 @@
 """The data of a run: what is known of it, and its batches."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -68,6 +68,7 @@ class ImageData:
         seed: int = 0,
         device: torch.device | str = "cpu",
         channels_last: bool = True,
+        num_classes: int | None = None,
     ) -> TrainBatches:
         """Makes the training batches of one process.
 
@@ -78,12 +79,15 @@ class ImageData:
             seed: of order and augmentation.
             device: where batches are put together, and images in memory kept.
             channels_last: give NHWC memory.
+            num_classes: columns of mixed targets, where the network has more outputs than the data classes.
 
         Raises:
             UserError: less than two images a batch and process.
         """
         order = Order.of(self.train_rows, batch_size, rank, world, seed)
-        return TrainBatches(self.train, order, self.augmentation, self._normalize(channels_last), torch.device(device))
+        mix = replace(self.augmentation.mix, num_classes=num_classes or self.num_classes)
+        augmentation = replace(self.augmentation, mix=mix)
+        return TrainBatches(self.train, order, augmentation, self._normalize(channels_last), torch.device(device))
 
     def val_batches(
         self,

@@ -10,7 +10,7 @@ import numpy as np
 from frskd_timm.errors import UserError
 from frskd_train.data.batches import Augmentation
 from frskd_train.data.columns import Labels, find_image_column, find_label_column, read_labels
-from frskd_train.data.decode import BadImageError, Images, is_gray, quiet_pillow, upright_size
+from frskd_train.data.decode import BadImageError, Images, quiet_pillow
 from frskd_train.data.image_data import ImageData
 from frskd_train.data.memory import MemoryImages, ResizedCrop, decode_all
 from frskd_train.data.mix import Mix
@@ -180,11 +180,11 @@ def _look_at(part: Part) -> tuple[set[tuple[int, int]], bool]:
     with quiet_pillow():
         for row in part.rows[_evenly(len(part.rows), LOOKED_AT)].tolist():
             try:
-                image = part.images.open(row)
+                size, is_gray = part.images.look(row)
             except BadImageError:
                 continue  # what becomes of it is decided where it is decoded
-            sizes.add(upright_size(image))
-            gray = gray and is_gray(image)
+            sizes.add(size)
+            gray = gray and is_gray
     return sizes, gray
 
 

@@ -1,0 +1,54 @@
+"""Small datasets of made-up pictures for the tests of data."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from frskd_train.data import ImageData, load_data
+from frskd_train.settings import DataSettings, PreprocessingSettings
+
+MODEL_CFG = {"input_size": (3, 32, 32), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+PREPROCESSING = set(PreprocessingSettings.__dataclass_fields__)
+
+
+def load(dataset: object, **chosen: Any) -> ImageData:
+    """load_data with settings of both groups by name."""
+    pre = {name: chosen.pop(name) for name in set(chosen) & PREPROCESSING}
+    return load_data(DataSettings(dataset=str(dataset), **chosen), PreprocessingSettings(**pre), model_cfg=MODEL_CFG)
+
+
+def picture(number: int, width: int = 12, height: int = 12, mode: str = "RGB") -> Image.Image:
+    """A smooth coloured picture, another one for each number."""
+    y, x = np.mgrid[0:height, 0:width] / max(width, height)
+    waves = [np.sin(3 * x * (1 + number % 5) + 2 * y * channel + number) for channel in range(3)]
+    return Image.fromarray(((np.stack(waves, -1) + 1) * 127).astype(np.uint8)).convert(mode)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def split(rows: list[dict[str, Any]], labels: list[Any], feature: Any = None) -> datasets.Dataset:
+    feature = feature or datasets.ClassLabel(names=["cat", "dog", "eel"])
+    return datasets.Dataset.from_dict(
+        {"image": rows, "label": labels}, features=datasets.Features(image=datasets.Image(), label=feature)
+    )
+
+
+def pictures(count: int, mode: str = "RGB", **size: int) -> datasets.Dataset:
+    return split([encoded(picture(k, mode=mode, **size)) for k in range(count)], [k % 3 for k in range(count)])
+
+
+def save(folder: Path, **splits: datasets.Dataset) -> Path:
+    """Parquet files, one a split."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, dataset in splits.items():
+        pq.write_table(dataset.data.table, folder / f"{name}.parquet")
+    return folder

@@ -1,0 +1,351 @@
+"""Datasets to batches: what training sees is reproducible, what validation sees is what timm will see later."""
+
+import hashlib
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pictures import MODEL_CFG, encoded, load, picture, pictures, save, split
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
+
+from frskd_timm.errors import UserError
+from frskd_train.data import load_data, make_sample
+from frskd_train.data.columns import read_labels
+from frskd_train.data.source import SAMPLE_FOLDER
+from frskd_train.data.splits import balanced_subset, hold_out
+from frskd_train.settings import DataSettings, PreprocessingSettings
+
+IDX_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("data") / "small", train=pictures(37), test=pictures(23))
+
+
+def global_random_state() -> tuple[object, ...]:
+    return random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()
+
+
+# --- The sample that ships -------------------------------------------------------------------------------------------
+
+
+def test_the_sample_is_what_its_card_says() -> None:
+    card = (SAMPLE_FOLDER / "README.md").read_text()
+    for name, count in (("train", 4000), ("test", 1000)):
+        content = (SAMPLE_FOLDER / f"{name}.parquet").read_bytes()
+        assert hashlib.sha256(content).hexdigest() in card
+        labels, names = read_labels(
+            {name: datasets.Dataset.from_parquet(str(SAMPLE_FOLDER / f"{name}.parquet"))}, "label"
+        )
+        assert np.bincount(labels[name]).tolist() == [count // 10] * 10
+        assert ", ".join(names) in card
+
+
+@pytest.mark.skipif(not IDX_FOLDER.exists(), reason="needs the Debian package dataset-fashion-mnist")
+def test_the_sample_is_made_again_from_the_original_files(tmp_path: Path) -> None:
+    make_sample.main(["--idx-dir", str(IDX_FOLDER), "--output", str(tmp_path)])
+    for name in ("train", "test"):
+        made, shipped = (
+            datasets.Dataset.from_parquet(str(folder / f"{name}.parquet"), cache_dir=str(tmp_path))
+            for folder in (tmp_path, SAMPLE_FOLDER)
+        )
+        assert made.features == shipped.features
+        assert made["label"][:] == shipped["label"][:]
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(made["image"], shipped["image"], strict=True))
+
+
+def test_the_sample_loads_fast_and_is_augmented_faster_than_any_network_trains() -> None:
+    data = load("fashion_mnist_sample")
+    assert (data.train_rows, data.val_rows, data.num_classes, data.license) == (4000, 1000, 10, "mit")
+    assert data.preprocessing.input_size == (3, 28, 28)
+    batches = data.train_batches(128, seed=1)
+    assert len(batches) == 31
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rates = []
+        for epoch in range(5):
+            start = time.perf_counter()
+            count = sum(len(target) for _, target in batches.epoch(epoch))
+            rates.append(count / (time.perf_counter() - start))
+    finally:
+        torch.set_num_threads(threads)
+    assert max(rates) > 20_000
+
+
+# --- What validation and users see -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {},
+        {"img_size": 16, "crop_pct": 0.8, "interpolation": "bicubic"},
+        {"img_size": 20, "mean": (0.5, 0.4, 0.3), "std": (0.2,), "data_mode": "stream", "workers": 0},
+        {"img_size": 24, "in_chans": 1, "train_crop_mode": "rrc"},
+    ],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_validation_is_timms_own_preprocessing(chosen: dict[str, Any], mode: str, tmp_path: Path) -> None:
+    rows = [encoded(picture(k, width=30 + 5 * k, height=25, mode=mode)) for k in range(6)]
+    test = split(rows, [0, 1, 2] * 2)
+    data = load(save(tmp_path / "data", train=test, test=test), **chosen)
+    wanted = data.preprocessing
+    transform = create_transform(**resolve_data_config({}, pretrained_cfg=wanted.as_timm()))
+    # What a user does who has the exported config.json and an image file.
+    users = torch.stack([transform(row.convert("RGB" if wanted.input_size[0] == 3 else "L")) for row in test["image"]])
+    ours = torch.cat([images for images, _ in data.val_batches(4)])
+    torch.testing.assert_close(ours, users, rtol=1e-5, atol=1e-5)
+
+
+def test_mean_and_deviation_are_given_measured_or_the_models_own(small: Path) -> None:
+    measured = load(small, train_crop_mode="none", hflip=0.0)
+    images = torch.cat([images for images, _ in measured.train_batches(37).epoch(0)])
+    assert images.mean((0, 2, 3)).abs().max() < 1e-2
+    assert (images.std((0, 2, 3)) - 1).abs().max() < 1e-2
+    assert load(small, mean=(0.1,), std=(0.2, 0.3, 0.4)).preprocessing.mean == (0.1, 0.1, 0.1)
+    own = load_data(
+        DataSettings(dataset=str(small)), PreprocessingSettings(), model_cfg=MODEL_CFG, use_model_stats=True
+    )
+    assert (own.preprocessing.mean, own.preprocessing.std) == (MODEL_CFG["mean"], MODEL_CFG["std"])
+
+
+@pytest.mark.parametrize("mode", ["memory", "stream"])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(world=st.integers(1, 5), batch_size=st.integers(1, 9))
+def test_validation_counts_each_image_once(mode: str, small: Path, world: int, batch_size: int) -> None:
+    data = load(small, data_mode=mode, workers=0)
+    parts = [data.val_batches(batch_size, rank=rank, world=world) for rank in range(world)]
+    batches = [list(part) for part in parts]
+    assert [len(part) for part in parts] == [len(part) for part in batches]
+    seen = torch.cat([images for part in batches for images, _ in part])
+    assert torch.equal(seen, torch.cat([images for images, _ in data.val_batches(23)]))
+
+
+# --- What training sees ----------------------------------------------------------------------------------------------
+
+AUGMENTATIONS = st.fixed_dictionaries(
+    {
+        "train_crop_mode": st.sampled_from(["pad", "rrc", "none"]),
+        "hflip": st.sampled_from([0.0, 0.5]),
+        "vflip": st.sampled_from([0.0, 0.5]),
+        "reprob": st.sampled_from([0.0, 0.7]),
+        "data_mode": st.sampled_from(["memory", "stream"]),
+    }
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    chosen=AUGMENTATIONS,
+    per_process=st.integers(2, 7),
+    world=st.integers(1, 4),
+    seed=st.integers(0, 2**32 - 1),
+    epoch=st.integers(0, 300),
+    start=st.integers(0, 6),
+)
+def test_batches_follow_from_seed_epoch_and_step_alone(
+    small: Path, chosen: dict[str, Any], per_process: int, world: int, seed: int, epoch: int, start: int
+) -> None:
+    data = load(small, workers=0, **chosen)
+    before = global_random_state()
+    one = list(data.train_batches(per_process * world, seed=seed).epoch(epoch))
+    assert global_random_state() == before
+    assert len(one) == 37 // (per_process * world)
+
+    # Several processes see, side by side, what one sees with the same global batch.
+    shares = [
+        list(data.train_batches(per_process, rank=rank, world=world, seed=seed).epoch(epoch)) for rank in range(world)
+    ]
+    for step, (images, target) in enumerate(one):
+        assert torch.equal(images, torch.cat([share[step][0] for share in shares]))
+        assert torch.equal(target, torch.cat([share[step][1] for share in shares]))
+
+    # An epoch entered late goes on as if it had been watched from its beginning.
+    late = list(data.train_batches(per_process * world, seed=seed).epoch(epoch, start))
+    assert len(late) == max(len(one) - start, 0)
+    assert all(torch.equal(a, b) and torch.equal(s, t) for (a, s), (b, t) in zip(late, one[start:], strict=True))
+
+
+def test_epochs_go_through_all_rows_each_in_another_order(small: Path) -> None:
+    data = load(small, train_crop_mode="none", hflip=0.0)
+    batches = data.train_batches(37, seed=3)
+    (first, _), (second, _) = (next(batches.epoch(epoch)) for epoch in (0, 1))
+    assert not torch.equal(first, second)
+    rows = [{tuple(image.flatten().tolist()) for image in images} for images in (first, second)]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 37
+
+
+def test_an_epoch_entered_late_decodes_nothing_before(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load(small, data_mode="stream", workers=0)
+    decoded: list[int] = []
+    original = type(data.train.images).load_many  # type: ignore[union-attr]
+    monkeypatch.setattr(
+        type(data.train.images),
+        "load_many",
+        lambda self, rows, mode: decoded.extend(rows) or original(self, rows, mode),
+    )
+    list(data.train_batches(6).epoch(0, start=5))
+    assert len(decoded) == 6
+
+
+def test_streaming_gives_the_bits_that_memory_gives(small: Path) -> None:
+    chosen = {"reprob": 0.5, "vflip": 0.3, "cutmix": 1.0}
+    in_memory = list(load(small, data_mode="memory", **chosen).train_batches(8, seed=5).epoch(4))
+    for workers in (0, 2):
+        data = load(small, data_mode="stream", workers=workers, **chosen)
+        streamed = list(data.train_batches(8, seed=5).epoch(4))
+        assert all(torch.equal(a, b) and torch.equal(s, t) for (a, s), (b, t) in zip(in_memory, streamed, strict=True))
+
+
+def test_policies_do_not_depend_on_the_number_of_workers_or_processes(small: Path) -> None:
+    chosen = {"aa": "rand-m9-mstd0.5", "img_size": 16, "train_crop_mode": "rrc"}
+    alone, helped = (load(small, workers=workers, **chosen) for workers in (0, 2))
+    assert (alone.mode, helped.mode) == ("stream", "stream")
+    batches = helped.train_batches(8, seed=2)
+    for _ in batches.epoch(0):
+        break  # left in the middle, as by a checkpoint before the end
+    wanted = list(alone.train_batches(8, seed=2).epoch(1))
+    found = list(batches.epoch(1))
+    halves = [list(alone.train_batches(4, rank=rank, world=2, seed=2).epoch(1)) for rank in (0, 1)]
+    for step, (images, _) in enumerate(wanted):
+        assert torch.equal(images, found[step][0])
+        assert torch.equal(images, torch.cat([halves[0][step][0], halves[1][step][0]]))
+    assert not torch.equal(next(alone.train_batches(8, seed=2).epoch(2))[0], wanted[0][0])
+
+
+def test_crops_flips_and_resized_crops_are_what_they_say(small: Path) -> None:
+    plain = load(small, train_crop_mode="none", hflip=0.0, mean=(0.0,), std=(1.0,))
+    originals, _ = next(plain.train_batches(37, seed=1).epoch(0))
+    mirrored, _ = next(
+        load(small, train_crop_mode="none", hflip=1.0, vflip=1.0, mean=(0.0,), std=(1.0,))
+        .train_batches(37, seed=1)
+        .epoch(0)
+    )
+    assert torch.equal(mirrored, originals.flip(2, 3))
+
+    padded, _ = next(load(small, crop_padding=3, hflip=0.0, mean=(0.0,), std=(1.0,)).train_batches(37, seed=1).epoch(0))
+    places = set()
+    for image, original in zip(padded, originals, strict=True):
+        framed = torch.nn.functional.pad(original, (3, 3, 3, 3))
+        (place,) = [(y, x) for y in range(7) for x in range(7) if torch.equal(framed[:, y : y + 12, x : x + 12], image)]
+        places.add(place)
+    assert len(places) > 15
+
+    whole = {"train_crop_mode": "rrc", "scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
+    resized, _ = next(load(small, **whole, hflip=0.0, mean=(0.0,), std=(1.0,)).train_batches(37, seed=1).epoch(0))
+    torch.testing.assert_close(resized, originals, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("chosen", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])
+def test_mixed_targets_say_what_the_images_are_made_of(chosen: dict[str, float], tmp_path: Path) -> None:
+    # Images of one colour, which is the class: the mean of a mixed image follows from its target.
+    colours = split([encoded(Image.new("RGB", (16, 16), (80 * k, 0, 0))) for k in (0, 1, 2) * 8], [0, 1, 2] * 8)
+    plain = {"train_crop_mode": "none", "mean": (0.0,), "std": (1.0,)}
+    data = load(save(tmp_path / "data", train=colours, test=colours), **plain, **chosen)
+    kinds = set()
+    for epoch in range(6):
+        for images, target in data.train_batches(8, seed=7, num_classes=5).epoch(epoch):
+            assert target.shape == (8, 5)
+            torch.testing.assert_close(target.sum(1), torch.ones(8))
+            red = (target @ torch.tensor([0.0, 80.0, 160.0, 0.0, 0.0])) / 255
+            torch.testing.assert_close(images[:, 0].mean((1, 2)), red, rtol=0, atol=1e-4)
+            kinds.add("mixup" if float(images[:, 0].flatten(1).std(1).max()) < 1e-6 else "cutmix")
+    assert kinds >= set(chosen)  # CutMix with an empty box looks like Mixup that mixes nothing
+
+
+def test_small_and_unequal_datasets_fill_at_least_one_batch(small: Path) -> None:
+    data = load(small)
+    (batch,) = data.train_batches(64, rank=1, world=2).epoch(0)
+    assert len(batch[1]) == 18
+    with pytest.raises(UserError, match="37 training image"):
+        data.train_batches(8, rank=0, world=19)
+    with pytest.raises(UserError, match="batch-size 1"):
+        data.train_batches(1)
+
+
+# --- Which rows ------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=12, max_size=80), st.floats(0.05, 0.9), st.data())
+def test_rows_are_chosen_class_by_class(labels: list[int], fraction: float, data: st.DataObject) -> None:
+    targets = np.array(labels, np.int64)
+    train, val = hold_out(targets, fraction)
+    assert sorted([*train, *val]) == list(range(len(labels)))
+    for target in np.unique(targets):
+        size, held = (targets == target).sum(), (targets[val] == target).sum()
+        assert held < size
+        assert abs(held - size * fraction) <= 1
+
+    count = data.draw(st.integers(6, len(labels)))
+    sizes = np.bincount(targets[balanced_subset(targets, count, 6)], minlength=6)
+    assert sizes.sum() == count
+    full = np.bincount(targets, minlength=6)
+    assert all(size == there or size >= sizes.max() - 1 for size, there in zip(sizes, full, strict=True))
+
+
+def test_the_fingerprint_notices_another_dataset(tmp_path: Path) -> None:
+    test = pictures(9)
+    seen = {load(save(tmp_path / "a", train=pictures(30), test=test)).fingerprint}
+    assert {load(save(tmp_path / "b", train=pictures(30), test=test)).fingerprint} == seen  # wherever it lies
+    relabelled = split(
+        [{"bytes": row["bytes"], "path": None} for row in map(encoded, pictures(30)["image"])], [0, 1, 2] * 10
+    )
+    changed = [encoded(picture(k)) for k in (*range(29), 99)]
+    for number, train in enumerate((pictures(31), relabelled, split(changed, [k % 3 for k in range(30)]))):
+        seen.add(load(save(tmp_path / str(number), train=train, test=test)).fingerprint)
+    seen.add(load(tmp_path / "a", train_num_samples=12).fingerprint)
+    seen.add(load(tmp_path / "a", val_split="test", data_mode="stream").fingerprint)
+    assert len(seen) == 4
+
+
+# --- Where it comes from ---------------------------------------------------------------------------------------------
+
+
+def write_class_folders(root: Path, count: int) -> None:
+    for k in range(count):
+        folder = root / ["cat", "dog", "eel"][k % 3] / ("more" if k % 2 else "")
+        folder.mkdir(parents=True, exist_ok=True)
+        picture(k).save(folder / f"{k:03}.png")
+        (folder / "notes.txt").write_text("not an image")
+
+
+@pytest.mark.parametrize("kind", ["train and val", "class folders", "saved dict", "saved dataset", "bytes column"])
+def test_folders_are_read_and_left_as_they_are(kind: str, tmp_path: Path) -> None:
+    root = tmp_path / "My Pets"
+    if kind == "train and val":
+        write_class_folders(root / "train", 27)
+        write_class_folders(root / "val", 3)
+    elif kind == "class folders":
+        write_class_folders(root, 30)
+    elif kind == "saved dict":
+        datasets.DatasetDict(train=pictures(27), validation=pictures(3), test=pictures(6)).save_to_disk(root)
+    elif kind == "saved dataset":
+        pictures(30).save_to_disk(root)
+    else:
+        raw = [encoded(picture(k))["bytes"] for k in range(30)]
+        datasets.Dataset.from_dict({"png": raw, "class": ["cat", "dog", "eel"] * 10}).save_to_disk(root)
+    before = sorted(root.rglob("*"))
+    data = load(root)
+    assert (data.train_rows, data.val_rows, data.class_names) == (27, 3, ["cat", "dog", "eel"])
+    assert (data.name, data.id) == ("my-pets", "My Pets")
+    assert data.val_split == {"train and val": "val", "saved dict": "validation"}.get(kind, "train")
+    assert sum(len(target) for _, target in data.train_batches(9).epoch(0)) == 27
+    assert sorted(root.rglob("*")) == before
+
+
+def test_labels_are_matched_by_name_between_splits(tmp_path: Path) -> None:
+    other = split([encoded(picture(k)) for k in range(3)], [0, 1, 2], datasets.ClassLabel(names=["eel", "cat", "dog"]))
+    data = load(save(tmp_path / "data", train=pictures(9), test=other))
+    assert torch.cat([target for _, target in data.val_batches(2)]).tolist() == [2, 0, 1]

@@ -1,0 +1,272 @@
+"""Bad data and mistaken settings: handled, left out, or refused in one sentence."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pictures import encoded, load, picture, pictures, save, split
+from PIL import Image
+from torch import Tensor
+
+from frskd_timm.errors import UserError
+
+# --- Images of every kind --------------------------------------------------------------------------------------------
+
+
+def sixteen_bits() -> dict[str, Any]:
+    ramp = np.linspace(0, 65535, 144).astype(np.uint16).reshape(12, 12)
+    return encoded(Image.fromarray(ramp))
+
+
+def upright_by_exif() -> dict[str, Any]:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    return encoded(picture(1).transpose(Image.Transpose.ROTATE_90), exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("row", "wanted"),
+    [
+        (encoded(picture(1, mode="L")), picture(1, mode="L")),
+        (encoded(picture(1, mode="L").convert("LA")), picture(1, mode="L")),
+        (encoded(picture(1, mode="1")), picture(1, mode="1")),
+        (encoded(picture(1, mode="RGBA")), picture(1)),
+        (encoded(picture(1).quantize(8)), picture(1).quantize(8)),
+        (encoded(picture(1, mode="CMYK"), "TIFF"), picture(1, mode="CMYK")),
+        (encoded(picture(1), "JPEG", quality=100, subsampling=0), picture(1)),
+        (encoded(picture(1), "WEBP", lossless=True), picture(1)),
+        (encoded(picture(1), "GIF"), picture(1)),
+        (sixteen_bits(), Image.fromarray(np.linspace(0, 255, 144).reshape(12, 12).astype(np.uint8))),
+        (upright_by_exif(), picture(1)),
+        (encoded(Image.new("RGB", (1, 1), (9, 8, 7))), Image.new("RGB", (12, 12), (9, 8, 7))),
+        (encoded(Image.new("RGB", (4000, 3000), (9, 8, 7))), Image.new("RGB", (12, 12), (9, 8, 7))),
+    ],
+    ids=["L", "LA", "1", "RGBA", "P", "CMYK", "JPEG", "WEBP", "GIF", "16-bit", "EXIF", "1x1", "large"],
+)
+def test_images_of_every_kind_are_read(row: dict[str, Any], wanted: Image.Image, tmp_path: Path) -> None:
+    data = load(
+        save(tmp_path / "data", train=pictures(6), test=split([row, encoded(picture(2))], [0, 1])),
+        mean=(0.0,), std=(1.0,), img_size=12,
+    )  # fmt: skip
+    ((images, _),) = data.val_batches(2)
+    pixels = torch.from_numpy(np.asarray(wanted.convert("RGB")).transpose(2, 0, 1) / 255).float()
+    assert (images[0] - pixels).abs().mean() < 0.02
+
+
+def damaged(kind: str) -> dict[str, Any]:
+    whole = encoded(Image.effect_noise((64, 64), 90))["bytes"]
+    huge = bytearray(encoded(Image.new("L", (8, 8)))["bytes"])
+    huge[16:24] = (60_000).to_bytes(4, "big") * 2  # a header of 3.6 gigapixels
+    return {
+        "truncated": {"bytes": whole[: len(whole) // 2], "path": "train/dog/7.png"},
+        "no image": {"bytes": b"GIF89a, not really", "path": None},
+        "missing": {"bytes": None, "path": "/no/such/7.png"},
+        "bomb": {"bytes": bytes(huge), "path": None},
+        "program": {"bytes": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n", "path": None},
+        "thread": encoded(Image.new("L", (1, 5000))),
+        "float": encoded(Image.new("F", (12, 12), 0.5), "TIFF"),
+        "empty": {"bytes": b"", "path": None},
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["truncated", "no image", "missing", "bomb", "program", "thread", "float", "empty"])
+def test_a_bad_image_is_named_or_left_out(kind: str, tmp_path: Path) -> None:
+    rows = [encoded(picture(k)) for k in range(24)]
+    rows[7] = damaged(kind)
+    labels = [k % 3 for k in range(24)]
+    folder = save(tmp_path / "data", train=split(rows, labels), test=split(rows[:9], labels[:9]))
+
+    with pytest.raises(UserError, match=r"^image 7 of split train.* cannot be read: .*--bad-images skip") as caught:
+        load(folder, img_size=12)
+    assert "\n" not in str(caught.value)
+    assert kind != "truncated" or "train/dog/7.png" in str(caught.value)
+    skipping = load(folder, img_size=12, bad_images="skip")
+    assert (skipping.train_rows, skipping.val_rows) == (23, 8)
+    assert "left out 2 image(s)" in skipping.notes[0]
+
+    streamed = load(folder, img_size=12, data_mode="stream", workers=1)
+    with pytest.raises(UserError, match=r"^image 7 of split train.* cannot be read"):
+        list(streamed.train_batches(24).epoch(0))
+    streamed = load(folder, img_size=12, data_mode="stream", workers=1, bad_images="skip")
+    assert [len(target) for _, target in streamed.train_batches(12).epoch(0)] == [12, 12]
+    assert [len(target) for _, target in streamed.val_batches(5)] == [5, 3]
+    assert len(streamed.bad_images()) == 2
+
+
+# --- Mistakes --------------------------------------------------------------------------------------------------------
+
+INTEGERS = datasets.Value("int64")
+ROWS = [encoded(picture(k)) for k in range(6)]
+GOOD = split(ROWS, [0, 1, 2] * 2)
+INTEGER_LABELS = split(ROWS, [0, 1] * 3, INTEGERS)
+NO_LABELS = split(ROWS, ["glad", "sad"] * 3, datasets.Value("string")).rename_column("label", "mood")
+TWO_IMAGES = datasets.concatenate_datasets(
+    [GOOD, split(ROWS, [0] * 6).select_columns("image").rename_column("image", "photo")], axis=1
+)
+
+MISTAKES: list[tuple[str, dict[str, datasets.Dataset], dict[str, Any]]] = [
+    ("no image column", {"train": datasets.Dataset.from_dict({"text": ["a"] * 4, "label": [0, 1] * 2})}, {}),
+    ("no label column", {"train": NO_LABELS}, {}),
+    ("several image columns", {"train": TWO_IMAGES}, {}),
+    ("--input-key label", {"train": GOOD}, {"input_key": "label"}),
+    ("--input-key photo", {"train": GOOD}, {"input_key": "photo"}),
+    ("--target-key name", {"train": GOOD}, {"target_key": "name"}),
+    ("both name the column image", {"train": GOOD}, {"target_key": "image"}),
+    ("holds float", {"train": split(ROWS, [0.0, 0.5] * 3, datasets.Value("float32"))}, {}),
+    ("holds List", {"train": split(ROWS, [[0], [1]] * 3, datasets.List(INTEGERS))}, {}),
+    ("row 1 .* label -1", {"train": split(ROWS, [0, -1] * 3, INTEGERS)}, {}),
+    ("row 5 of split test .* unlabelled", {"train": GOOD, "test": split(ROWS, [0, 1, 2, 0, 1, -1])}, {}),
+    ("row 2 .* no value", {"train": split(ROWS, ["a", "b", None] * 2, datasets.Value("string"))}, {}),
+    ("only one class", {"train": split(ROWS, [3] * 6, INTEGERS)}, {}),
+    ("without an image in split train: eel", {"train": split(ROWS, [0, 1] * 3), "test": GOOD}, {}),
+    ("in split train: 7", {"train": INTEGER_LABELS, "test": split(ROWS, [0, 1, 7] * 2, INTEGERS)}, {}),
+    ("split train .* is empty", {"train": split([], [])}, {}),
+    ("split test .* is empty", {"train": GOOD, "test": split([], [])}, {}),
+    ("no split named train", {"test": GOOD, "validation": GOOD}, {}),
+    ("--train-split all", {"train": GOOD}, {"train_split": "all"}),
+    ("--val-split train is the split", {"train": GOOD}, {"val_split": "train"}),
+    ("--val-fraction 0", {"train": GOOD}, {"val_fraction": 0.0}),
+    ("only 6 training images", {"train": GOOD, "test": GOOD}, {"train_num_samples": 7}),
+    ("less than one image", {"train": GOOD, "test": GOOD}, {"train_num_samples": 2}),
+    ("--mean has 2 numbers", {"train": GOOD}, {"mean": (0.5, 0.5)}),
+    ("--std has 3 numbers", {"train": GOOD}, {"std": (0.5, 0.5, 0.5), "in_chans": 1}),
+    ("--std .* above 0", {"train": GOOD}, {"std": (0.0,)}),
+    ("--mean .* from 0 to 1", {"train": GOOD}, {"mean": (127.0,)}),
+    ("--scale 0.5 0.2", {"train": GOOD}, {"scale": (0.5, 0.2)}),
+    ("--ratio", {"train": GOOD}, {"ratio": (0.0, 1.0)}),
+    ("--crop-padding 13", {"train": GOOD}, {"crop_padding": 13}),
+    ("--aa rend-m9", {"train": GOOD}, {"aa": "rend-m9"}),
+    ("--aa works on one image", {"train": GOOD}, {"aa": "rand-m9", "data_mode": "memory"}),
+    ("--dataset-revision", {"train": GOOD}, {"dataset_revision": "main"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sentence", "splits", "chosen"), MISTAKES, ids=[sentence for sentence, _, _ in MISTAKES])
+def test_mistakes_are_said_in_one_sentence(
+    sentence: str, splits: dict[str, datasets.Dataset], chosen: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=sentence) as caught:
+        load(save(tmp_path / "data", **splits), **chosen)
+    assert "\n" not in str(caught.value)
+
+
+def broken_parquet(folder: Path) -> None:
+    (folder / "train.parquet").write_bytes(b"PAR1 and then nothing")
+
+
+def half_a_saved_dataset(folder: Path) -> None:
+    GOOD.save_to_disk(folder)
+    for file in folder.glob("*.arrow"):
+        file.write_bytes(file.read_bytes()[:100])
+
+
+def one_class(folder: Path) -> None:
+    (folder / "cat").mkdir()
+    picture(1).save(folder / "cat" / "1.png")
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda folder: None, "neither class folders"),
+        (lambda folder: picture(1).save(folder / "1.png"), "neither class folders"),
+        (one_class, "1 class folder"),
+        (broken_parquet, "parquet files .* could not be read"),
+        (half_a_saved_dataset, "does not load"),
+    ],
+)
+def test_folders_that_hold_no_dataset_are_refused(
+    make: Callable[[Path], object], sentence: str, tmp_path: Path
+) -> None:
+    make(tmp_path)
+    with pytest.raises(UserError, match=sentence) as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dataset", ["", "./no/such/folder", "https://example.org/data", "no-such-owner/no-such-data"])
+def test_datasets_that_are_nowhere_are_refused(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="--dataset") as caught:
+        load(dataset)
+    assert "\n" not in str(caught.value)
+
+
+LABELS: list[tuple[Any, list[Any]]] = [
+    (datasets.ClassLabel(names=["cat", "dog", "eel"]), [0, 1, 2]),
+    (INTEGERS, [0, 1, 5]),
+    (datasets.Value("string"), ["left", "right"]),
+    (datasets.Value("bool"), [False, True]),
+    (INTEGERS, [-1, 0, 1]),
+    (datasets.Value("float64"), [0.0, 1.0]),
+]
+SETTINGS = st.fixed_dictionaries(
+    {"bad_images": st.sampled_from(["stop", "skip"]), "data_mode": st.sampled_from(["auto", "memory", "stream"])},
+    optional={
+        "img_size": st.integers(8, 48),
+        "in_chans": st.sampled_from([1, 3]),
+        "crop_pct": st.floats(0.1, 1),
+        "train_crop_mode": st.sampled_from(["auto", "pad", "rrc", "none"]),
+        "crop_padding": st.integers(0, 20),
+        "scale": st.tuples(st.floats(0, 0.4), st.floats(0.3, 1)),
+        "ratio": st.tuples(st.floats(0, 1), st.floats(0.8, 9)),
+        "color_jitter": st.floats(0, 2),
+        "reprob": st.floats(0, 1),
+        "mixup": st.floats(0, 5),
+        "cutmix": st.floats(0, 5),
+        "val_fraction": st.floats(0, 0.9),
+        "train_num_samples": st.integers(3, 30),
+        "memory_limit": st.sampled_from([1e-6, 2.0]),
+    },
+)
+
+
+def random_split(rng: np.random.Generator, count: int, kind: tuple[Any, list[Any]]) -> datasets.Dataset:
+    def row(number: int) -> dict[str, Any]:
+        if rng.random() < 0.02:
+            return damaged(str(rng.choice(["truncated", "no image", "missing", "thread", "float"])))
+        width, height = rng.integers(1, 40, 2).tolist()
+        return encoded(picture(number, width, height, str(rng.choice(["L", "RGB", "RGBA", "P", "1", "LA"]))))
+
+    feature, values = kind
+    return split([row(k) for k in range(count)], [values[k] for k in rng.integers(0, len(values), count)], feature)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    names=st.sampled_from([["train"], ["train", "test"], ["train", "valid", "test"], ["all"]]),
+    sizes=st.lists(st.one_of(st.integers(8, 40), st.integers(0, 8)), min_size=3, max_size=3),
+    kind=st.sampled_from(LABELS),
+    batch_size=st.integers(1, 9),
+    chosen=SETTINGS,
+)
+def test_random_data_and_settings_end_in_batches_or_a_sentence(
+    tmp_path_factory: pytest.TempPathFactory,
+    seed: int,
+    names: list[str],
+    sizes: list[int],
+    kind: tuple[Any, list[Any]],
+    batch_size: int,
+    chosen: dict[str, Any],
+) -> None:
+    rng = np.random.default_rng(seed)
+    splits = {name: random_split(rng, size, kind) for name, size in zip(names, sizes, strict=False)}
+    folder = save(tmp_path_factory.mktemp("random"), **splits)
+    try:
+        data = load(folder, workers=0, **chosen)
+        batches: list[tuple[Tensor, Tensor]] = [*data.train_batches(batch_size).epoch(0), *data.val_batches(5)]
+    except UserError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+        return
+    for images, target in batches:
+        assert images.shape[1:] == data.preprocessing.input_size
+        assert images.isfinite().all()
+        assert len(images) == len(target)
+        assert target.is_floating_point() or 0 <= int(target.min()) <= int(target.max()) < data.num_classes
