@@ -1,11 +1,11 @@
 """Trains a timm model with FRSKD and exports it: `accelerate launch train.py [--config recipe.yaml] [--flag ...]`."""
 
-import signal
 import sys
-import time
+from pathlib import Path
 from typing import Any
 
-from frskd_train.parse import SettingsError, flat, parse_settings, write_recipe
+from frskd_train.errors import SettingsError, fail
+from frskd_train.parse import flat, parse_settings, write_recipe
 from frskd_train.settings import Settings
 
 
@@ -22,7 +22,7 @@ def main(settings: Settings) -> None:
 
     from frskd_timm.errors import UserError
     from frskd_train import build, finish
-    from frskd_train.checkpoint import load_state, prune, restore, save_checkpoint
+    from frskd_train.checkpoint import load_state, prune, restore, save_checkpoint, set_aside_after
     from frskd_train.data import load_data
     from frskd_train.folder import RunFolder, choose_folder, find_resume
     from frskd_train.machine import start_accelerator, step_seed
@@ -41,6 +41,8 @@ def main(settings: Settings) -> None:
     # The data, the student that fits them, the method around the student.
     cfg = build.default_cfg(settings.model)
     resume = find_resume(run.resume, run.output_dir)
+    if resume is None and run.output_dir is not None:
+        RunFolder(Path(run.output_dir)).refuse_if_taken()
     data = load_data(
         settings.data,
         settings.preprocessing,
@@ -96,6 +98,8 @@ def main(settings: Settings) -> None:
         position = Position.from_state(state, resume[1])
         meter.load(state["meter"])
         progress.skip(position.epoch * steps_per_epoch + position.step)
+        if accelerator.is_main_process:
+            set_aside_after(resume[1])
         progress.say(f"going on from {resume[1]}: epoch {position.epoch + 1}, step {position.step}")
     if accelerator.is_main_process:
         folder.write("config.yaml", write_recipe(settings, f"All settings of the run {folder.path.name}."))
@@ -121,8 +125,7 @@ def main(settings: Settings) -> None:
                 "processes": accelerator.num_processes,
             }
             position.saved(save_checkpoint(folder.checkpoints, position.updates, saved_modules, optimizer, state))
-            best = position.best["checkpoint"] if position.best else None
-            prune(folder.checkpoints, run.checkpoint_hist, best)
+            prune(folder.checkpoints, run.checkpoint_hist, position.best["checkpoint"] if position.best else None)
             folder.write_summary(position.history)
         accelerator.wait_for_everyone()
 
@@ -200,17 +203,6 @@ def main(settings: Settings) -> None:
         finish.finish_run(folder, settings, data, task, kept, metrics, position.history)
         progress.say(finish.summary(folder, metrics))
     accelerator.end_training()
-
-
-def fail(message: object) -> None:
-    """Ends this process with one sentence; of several processes with the same complaint, the first one speaks."""
-    import os
-
-    if int(os.environ.get("RANK", "0")) > 0:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(3)  # the launcher ends this process once the first one is gone
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    os._exit(2) if "RANK" in os.environ else sys.exit(2)
 
 
 if __name__ == "__main__":

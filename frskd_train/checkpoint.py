@@ -42,7 +42,7 @@ def save_checkpoint(
     Raises:
         UserError: The disk is full or cannot be written; older checkpoints are as they were.
     """
-    final = folder / f"step-{step:08d}"
+    final = folder / checkpoint_name(step)
     aside = folder / f".writing-{step:08d}-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,6 +69,11 @@ def save_checkpoint(
             raise
         raise _cannot_write(folder, error) from error
     return final
+
+
+def checkpoint_name(step: int) -> str:
+    """The name of the checkpoint after so many updates; names sort like their steps."""
+    return f"step-{step:08d}"
 
 
 def _cannot_write(folder: Path, error: Exception) -> UserError:
@@ -135,12 +140,21 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def prune(folder: Path, keep: int, also: Path | None) -> None:
-    """Deletes all but the newest `keep` checkpoints and `also`, and what broken writes left."""
+def set_aside_after(checkpoint: Path) -> list[Path]:
+    """Renames the checkpoints that are newer than this one to `abandoned-step-...`: a run goes on from here."""
+    newer = [path for path in sorted(checkpoint.parent.glob("step-*")) if path.name > checkpoint.name]
+    for path in newer:
+        shutil.rmtree(path.with_name(f"abandoned-{path.name}"), ignore_errors=True)
+        os.replace(path, path.with_name(f"abandoned-{path.name}"))
+    return newer
+
+
+def prune(folder: Path, keep: int, best: str | None) -> None:
+    """Deletes all but the newest `keep` checkpoints and the one called `best`, and what broken writes left."""
     for leftover in folder.glob(".writing-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     for old in sorted(folder.glob("step-*"))[:-keep]:
-        if also is None or old.name != also.name:
+        if old.name != best:
             # Out of sight first: a half-deleted folder must not look like a checkpoint.
             gone = old.with_name(f".writing-{old.name}")
             os.replace(old, gone)

@@ -198,7 +198,7 @@ def summary(folder: RunFolder, metrics: Mapping[str, Any]) -> str:
 def load_line(student: Path, architecture: str) -> str:
     """The line of Python that loads an exported student."""
     call = f"timm.create_model('local-dir:{student.as_posix()}', pretrained=True)"
-    return call if stock_name(architecture) == architecture else f"import frskd_timm; {call}"
+    return f"import timm; {call}" if stock_name(architecture) == architecture else f"import timm, frskd_timm; {call}"
 
 
 def score_columns(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -28,6 +28,20 @@ class RunFolder:
         self.student = path / "student"
         self._lock: int | None = None
 
+    def refuse_if_taken(self) -> None:
+        """Makes sure that the folder is free for a new run.
+
+        Raises:
+            UserError: It holds another run, or something else.
+        """
+        present = [entry.name for entry in self.path.iterdir() if entry.name != LOCK] if self.path.exists() else []
+        if "config.yaml" in present:
+            raise UserError(
+                f"{self.path} holds another run; go on with it by --resume {self.path}, or name another --output-dir."
+            )
+        if present:
+            raise UserError(f"--output-dir {self.path} is not empty (it holds {present[0]}); name a new folder.")
+
     def claim(self, resuming: bool) -> None:
         """Makes the folder and takes it for this process; the lock falls with the process.
 
@@ -39,14 +53,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"The run's folder {self.path} cannot be made: {error.strerror}.") from error
         if not resuming:
-            present = [entry.name for entry in self.path.iterdir() if entry.name != LOCK]
-            if "config.yaml" in present:
-                raise UserError(
-                    f"{self.path} holds another run; go on with it by --resume {self.path}, "
-                    "or name another --output-dir."
-                )
-            if present:
-                raise UserError(f"--output-dir {self.path} is not empty (it holds {present[0]}); name a new folder.")
+            self.refuse_if_taken()
         try:
             self._lock = os.open(self.path / LOCK, os.O_CREAT | os.O_RDWR)
             _lock(self._lock)

@@ -11,27 +11,23 @@ from typing import Any
 import tyro
 import yaml
 
+from frskd_train.errors import SettingsError
 from frskd_train.settings import Range, Settings
-
-
-class SettingsError(ValueError):
-    """A setting that cannot be used; the message is one sentence for the user."""
-
 
 DESCRIPTION = "Trains a timm model with FRSKD, or its cross-entropy baseline, and exports the student."
 
 
 def parse_settings(args: Sequence[str]) -> Settings:
-    """Reads settings: defaults, then the recipe of `--config`, then flags.
+    """Reads settings: defaults, then a resumed run's own, then the recipe of `--config`, then flags.
 
     Raises:
         SettingsError: A recipe that cannot be read, an unknown key, a value out of its range.
         SystemExit: `--help`, or a flag that does not parse (the message is printed already).
     """
     settings = Settings()
-    recipe = _config_path(args)
-    if recipe is not None:
-        settings = read_recipe(recipe, settings)
+    for recipe in (_resumed_config(args), _last_value(args, "--config")):
+        if recipe is not None:
+            settings = read_recipe(recipe, settings)
     settings = _cli(args, settings)
     check_ranges(settings)
     return settings
@@ -155,15 +151,25 @@ def _cli(args: Sequence[str], default: Settings) -> Settings:
     )
 
 
-def _config_path(args: Sequence[str]) -> str | None:
-    """The value of the last `--config` among the flags."""
-    path = None
+def _resumed_config(args: Sequence[str]) -> str | None:
+    """The `config.yaml` of the run that `--resume` names, if it has one."""
+    resume = _last_value(args, "--resume")
+    run = _last_value(args, "--output-dir") if resume == "auto" else resume
+    if resume is None or run is None:
+        return None
+    folders = [Path(run)] if resume == "auto" else [Path(run), Path(run).parent.parent]  # a run, or a checkpoint in it
+    return next((str(folder / "config.yaml") for folder in folders if (folder / "config.yaml").is_file()), None)
+
+
+def _last_value(args: Sequence[str], name: str) -> str | None:
+    """The value of the last flag of this name."""
+    value = None
     for i, token in enumerate(args):
-        if token == "--config" and i + 1 < len(args):
-            path = args[i + 1]
-        elif token.startswith("--config="):
-            path = token.split("=", 1)[1]
-    return path
+        if token in (name, name.replace("-", "_").replace("__", "--", 1)) and i + 1 < len(args):
+            value = args[i + 1]
+        elif token.startswith(f"{name}="):
+            value = token.split("=", 1)[1]
+    return value
 
 
 def _tokens(name: str, value: Any) -> list[str]:

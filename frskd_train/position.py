@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from frskd_timm.errors import UserError
+from frskd_train.checkpoint import checkpoint_name
 
 # What makes a run the run it is: with other values the checkpoint's numbers mean something else.
 _FIXED = (
@@ -72,11 +73,9 @@ class Position:
         return (time.perf_counter() - self._saved) / 60
 
     def saved(self, checkpoint: Path) -> None:
-        """Notes a checkpoint, also as the best one where it closes the best epoch so far."""
+        """Notes that a checkpoint was written."""
         self._saved = time.perf_counter()
         self.last_checkpoint = checkpoint
-        if self.best is not None and self.best.get("checkpoint") is None:
-            self.best["checkpoint"] = checkpoint.name
 
     def finish_epoch(self, row: Mapping[str, Any]) -> None:
         """Closes the current epoch with its row of figures."""
@@ -84,8 +83,8 @@ class Position:
         self.step = 0
         self.history.append({"epoch": self.epoch, **row})
         if "top1" in row and (self.best is None or row["top1"] > self.best["top1"]):
-            # The checkpoint that is about to be written holds it.
-            self.best = {"top1": row["top1"], "epoch": self.epoch, "checkpoint": None}
+            # The checkpoint that is written next.
+            self.best = {"top1": row["top1"], "epoch": self.epoch, "checkpoint": checkpoint_name(self.updates)}
 
 
 def check_resume(
