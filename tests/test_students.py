@@ -309,10 +309,10 @@ def test_a_folder_in_weights_is_a_pretrained_model(tmp_path):
     )
     small = timm.create_model("wide_resnet16_2_frskd", num_classes=4)
     timm.models.save_for_hf(small, package / "weights" / "wide_resnet16_2_frskd.four", safe_serialization=True)
-    (package / "weights" / "resnet34_frskd.half_copied").mkdir()
-    shutil.copy(
-        package / "weights" / "resnet18_frskd.garments" / "config.json", package / "weights/resnet34_frskd.half_copied"
-    )
+    for half in ("config.json", "model.safetensors"):
+        half_copied = package / "weights" / f"resnet34_frskd.only_{half.split('.')[0]}"
+        half_copied.mkdir()
+        shutil.copy(package / "weights" / "resnet18_frskd.garments" / half, half_copied)
     torch.save((images((28, 28), chans=1), trained.eval()(images((28, 28), chans=1))), tmp_path / "expected.pt")
     result = python(
         "import timm, torch, frskd_timm\n"
