@@ -1,6 +1,7 @@
 """Datasets to batches: what training sees is reproducible, what validation sees is what timm will see later."""
 
 import hashlib
+import pickle
 import random
 import time
 from pathlib import Path
@@ -17,9 +18,10 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
 from frskd_timm.errors import UserError
-from frskd_train.data import load_data, make_sample
+from frskd_train.data import load_data, load_validation, make_sample
 from frskd_train.data.columns import read_labels
-from frskd_train.data.source import SAMPLE_FOLDER
+from frskd_train.data.decode import Images
+from frskd_train.data.source import SAMPLE_FOLDER, find_source
 from frskd_train.data.splits import balanced_subset, hold_out
 from frskd_train.settings import DataSettings, PreprocessingSettings
 
@@ -43,9 +45,7 @@ def test_the_sample_is_what_its_card_says() -> None:
     for name, count in (("train", 4000), ("test", 1000)):
         content = (SAMPLE_FOLDER / f"{name}.parquet").read_bytes()
         assert hashlib.sha256(content).hexdigest() in card
-        labels, names = read_labels(
-            {name: datasets.Dataset.from_parquet(str(SAMPLE_FOLDER / f"{name}.parquet"))}, "label"
-        )
+        labels, names = read_labels({name: find_source(DataSettings()).splits[name]}, "label")
         assert np.bincount(labels[name]).tolist() == [count // 10] * 10
         assert ", ".join(names) in card
 
@@ -54,10 +54,7 @@ def test_the_sample_is_what_its_card_says() -> None:
 def test_the_sample_is_made_again_from_the_original_files(tmp_path: Path) -> None:
     make_sample.main(["--idx-dir", str(IDX_FOLDER), "--output", str(tmp_path)])
     for name in ("train", "test"):
-        made, shipped = (
-            datasets.Dataset.from_parquet(str(folder / f"{name}.parquet"), cache_dir=str(tmp_path))
-            for folder in (tmp_path, SAMPLE_FOLDER)
-        )
+        made, shipped = (find_source(DataSettings(str(folder))).splits[name] for folder in (tmp_path, SAMPLE_FOLDER))
         assert made.features == shipped.features
         assert made["label"][:] == shipped["label"][:]
         assert all(a.tobytes() == b.tobytes() for a, b in zip(made["image"], shipped["image"], strict=True))
@@ -131,6 +128,24 @@ def test_validation_counts_each_image_once(mode: str, small: Path, world: int, b
     assert torch.equal(seen, torch.cat([images for images, _ in data.val_batches(23)]))
 
 
+def test_a_trained_model_is_evaluated_without_the_training_images(small: Path, tmp_path: Path) -> None:
+    trained = load(small, img_size=16)
+    test_only = DataSettings(str(save(tmp_path / "test only", test=pictures(23))), val_split="test")
+    reordered = load_validation(test_only, trained.preprocessing, class_names=["eel", "zebra", "dog", "cat"])
+    assert (reordered.rows, reordered.num_classes, reordered.split) == (23, 4, "test")
+    for (images, target), (again, number) in zip(trained.val_batches(9), reordered.val_batches(9), strict=True):
+        assert torch.equal(images, again)
+        assert number.tolist() == [{0: 3, 1: 2, 2: 0}[label] for label in target.tolist()]
+    with pytest.raises(UserError, match="classes that the model does not know: dog"):
+        load_validation(test_only, trained.preprocessing, class_names=["cat", "eel"])
+
+    # Where training held rows out, the same ones are evaluated on.
+    held_out = save(tmp_path / "held out", train=pictures(40))
+    wanted = torch.cat([images for images, _ in load(held_out).val_batches(9)])
+    found = load_validation(DataSettings(str(held_out)), load(held_out).preprocessing)
+    assert torch.equal(torch.cat([images for images, _ in found.val_batches(9)]), wanted)
+
+
 # --- What training sees ----------------------------------------------------------------------------------------------
 
 AUGMENTATIONS = st.fixed_dictionaries(
@@ -189,11 +204,9 @@ def test_epochs_go_through_all_rows_each_in_another_order(small: Path) -> None:
 def test_an_epoch_entered_late_decodes_nothing_before(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = load(small, data_mode="stream", workers=0)
     decoded: list[int] = []
-    original = type(data.train.images).load_many  # type: ignore[union-attr]
+    original = Images.load_many
     monkeypatch.setattr(
-        type(data.train.images),
-        "load_many",
-        lambda self, rows, mode: decoded.extend(rows) or original(self, rows, mode),
+        Images, "load_many", lambda self, rows, mode: decoded.extend(rows) or original(self, rows, mode)
     )
     list(data.train_batches(6).epoch(0, start=5))
     assert len(decoded) == 6
@@ -211,6 +224,7 @@ def test_streaming_gives_the_bits_that_memory_gives(small: Path) -> None:
 def test_policies_do_not_depend_on_the_number_of_workers_or_processes(small: Path) -> None:
     chosen = {"aa": "rand-m9-mstd0.5", "img_size": 16, "train_crop_mode": "rrc"}
     alone, helped = (load(small, workers=workers, **chosen) for workers in (0, 2))
+    pickle.dumps((alone.train, alone.augmentation.streamed))  # workers are spawned, not forked, on some systems
     assert (alone.mode, helped.mode) == ("stream", "stream")
     batches = helped.train_batches(8, seed=2)
     for _ in batches.epoch(0):

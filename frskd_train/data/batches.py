@@ -11,8 +11,9 @@ from frskd_train.data.batch import Normalize, crop_padded, draw_erased, draw_fli
 from frskd_train.data.memory import MemoryImages, ResizedCrop
 from frskd_train.data.mix import Mix
 from frskd_train.data.order import Draw, Order, generator_for, validation_share
+from frskd_train.data.preprocessing import Preprocessing
 from frskd_train.data.stream import StreamedImages
-from frskd_train.data.transforms import Transform
+from frskd_train.data.transforms import Augmented, Fit
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Augmentation:
 
     padding: int
     resized: ResizedCrop | None
-    streamed: Transform
+    streamed: Augmented
     hflip: float
     vflip: float
     reprob: float
@@ -51,14 +52,15 @@ class TrainBatches:
         source: MemoryImages | StreamedImages,
         order: Order,
         augmentation: Augmentation,
-        normalize: Normalize,
+        preprocessing: Preprocessing,
         device: torch.device,
+        channels_last: bool,
     ) -> None:
         self.order = order
         self._source = source
         self._augmentation = augmentation
         self._device = device
-        self._normalize = normalize.to(device)
+        self._normalize = Normalize(preprocessing.mean, preprocessing.std, channels_last).to(device)
 
     def __len__(self) -> int:
         return self.order.steps
@@ -87,7 +89,8 @@ class TrainBatches:
     def _raw(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         if isinstance(self._source, MemoryImages):
             return self._source.train_batches(self.order, epoch, start, self._device, self._augmentation.resized)
-        return self._source.train_batches(self._loader, self.order, epoch, start, self._device)
+        is_random = self._augmentation.streamed.is_random
+        return self._source.train_batches(self._loader, self.order, epoch, start, self._device, is_random)
 
     @cached_property
     def _loader(self) -> torch.utils.data.DataLoader:
@@ -118,28 +121,29 @@ class ValBatches:
     def __init__(
         self,
         source: MemoryImages | StreamedImages,
-        transform: Transform,
-        normalize: Normalize,
+        preprocessing: Preprocessing,
         batch_size: int,
         rank: int,
         world: int,
         device: torch.device,
+        channels_last: bool,
     ) -> None:
         self._source = source
-        self._transform = transform
-        self._normalize = normalize.to(device)
+        self._preprocessing = preprocessing
+        self._normalize = Normalize(preprocessing.mean, preprocessing.std, channels_last).to(device)
         self._share = (batch_size, rank, world)
         self._device = device
 
     def __len__(self) -> int:
         batch_size, rank, world = self._share
-        return -(-len(validation_share(len(self._source), rank, world)) // batch_size)
+        share = validation_share(len(self._source), rank, world)
+        return -(-(share.stop - share.start) // batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if isinstance(self._source, MemoryImages):
             batches = self._source.val_batches(*self._share, self._device)
         else:
-            loader = self._source.loader(self._transform, self._device, keep_workers=False)
+            loader = self._source.loader(Fit(self._preprocessing), self._device, keep_workers=False)
             batches = self._source.val_batches(loader, *self._share, self._device)
         for images, labels in batches:
             with torch.no_grad():

@@ -4,13 +4,11 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from frskd_train.data.batch import Normalize
 from frskd_train.data.batches import Augmentation, TrainBatches, ValBatches
 from frskd_train.data.memory import MemoryImages
 from frskd_train.data.order import Order
 from frskd_train.data.preprocessing import Preprocessing
 from frskd_train.data.stream import StreamedImages
-from frskd_train.data.transforms import FitCentre
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class ImageData:
         order = Order.of(self.train_rows, batch_size, rank, world, seed)
         mix = replace(self.augmentation.mix, num_classes=num_classes or self.num_classes)
         augmentation = replace(self.augmentation, mix=mix)
-        return TrainBatches(self.train, order, augmentation, self._normalize(channels_last), torch.device(device))
+        return TrainBatches(self.train, order, augmentation, self.preprocessing, torch.device(device), channels_last)
 
     def val_batches(
         self,
@@ -99,10 +97,55 @@ class ImageData:
         channels_last: bool = True,
     ) -> ValBatches:
         """Makes the validation batches of one process: its share, each image once, the last batch may be smaller."""
-        wanted = self.preprocessing
-        transform = FitCentre(wanted.img_size, wanted.interpolation, wanted.crop_pct)
-        normalize = self._normalize(channels_last)
-        return ValBatches(self.val, transform, normalize, batch_size, rank, world, torch.device(device))
+        return ValBatches(self.val, self.preprocessing, batch_size, rank, world, torch.device(device), channels_last)
 
-    def _normalize(self, channels_last: bool) -> Normalize:
-        return Normalize(self.preprocessing.mean, self.preprocessing.std, channels_last)
+
+@dataclass(frozen=True)
+class ValidationData:
+    """A dataset to evaluate a trained model on.
+
+    Attributes:
+        name: for folders and tags.
+        id: the dataset's id on the Hub, or its folder's name.
+        license: identifier such as `mit`, if known.
+        homepage: if known.
+        split: name of the split.
+        class_names: name of each class, in the order of the model's outputs.
+        rows: number of images.
+        preprocessing: the model's.
+        mode: `memory` or `stream`.
+        notes: sentences that the user should see.
+    """
+
+    name: str
+    id: str
+    license: str | None
+    homepage: str | None
+    split: str
+    class_names: list[str]
+    rows: int
+    preprocessing: Preprocessing
+    mode: str
+    notes: tuple[str, ...]
+    images: MemoryImages | StreamedImages = field(repr=False)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, empty ones included."""
+        return len(self.class_names)
+
+    def bad_images(self) -> list[str]:
+        """Messages about the images that were left out so far, each once."""
+        return list(self.images.bad)
+
+    def val_batches(
+        self,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+        channels_last: bool = True,
+    ) -> ValBatches:
+        """Makes the batches of one process: its share, each image once, the last batch may be smaller."""
+        return ValBatches(self.images, self.preprocessing, batch_size, rank, world, torch.device(device), channels_last)

@@ -1,19 +1,14 @@
 """From settings to data: find, check, choose rows, resolve the preprocessing, decode or prepare to stream."""
 
-import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
-
-import numpy as np
 
 from frskd_timm.errors import UserError
 from frskd_train.data.batches import Augmentation
-from frskd_train.data.columns import Labels, find_image_column, find_label_column, read_labels
-from frskd_train.data.decode import BadImageError, Images, quiet_pillow
-from frskd_train.data.image_data import ImageData
+from frskd_train.data.image_data import ImageData, ValidationData
 from frskd_train.data.memory import MemoryImages, ResizedCrop, decode_all
 from frskd_train.data.mix import Mix
+from frskd_train.data.parts import Part, fingerprint, training_parts, validation_part
 from frskd_train.data.preprocessing import (
     Preprocessing,
     check_augmentation,
@@ -23,30 +18,13 @@ from frskd_train.data.preprocessing import (
     given_statistics,
     measure,
 )
-from frskd_train.data.source import Source, find_source
-from frskd_train.data.splits import balanced_subset, choose_splits, hold_out
+from frskd_train.data.source import find_source
 from frskd_train.data.stream import StreamedImages
-from frskd_train.data.transforms import FitCentre, Squash, streamed_transform
+from frskd_train.data.transforms import Fit, Squash, Transform, streamed_transform
 from frskd_train.settings import DataSettings, PreprocessingSettings
 
-LOOKED_AT = 256  # images whose headers say what sizes and colours the dataset has
 MEASURED = 2048  # images of a streamed dataset that give its mean and standard deviation
 MARGIN = 8 / 7  # side of an image kept for random resized crops, relative to the network's input: 256 for 224
-
-
-@dataclass(frozen=True)
-class Part:
-    """The rows of a split that are used.
-
-    Attributes:
-        images: the split's encoded images.
-        rows: the rows in use, ascending.
-        labels: the class of each of these.
-    """
-
-    images: Images
-    rows: Labels
-    labels: Labels
 
 
 def load_data(
@@ -57,7 +35,7 @@ def load_data(
     use_model_stats: bool = False,
     progress: bool = False,
 ) -> ImageData:
-    """Loads a dataset of images and classes.
+    """Loads a dataset of images and classes to train and validate on.
 
     The same rows are trained on and validated on whatever the seed of the run, so this takes none.
 
@@ -72,46 +50,32 @@ def load_data(
         UserError: no such dataset, or something in it or in the settings that cannot be trained on.
     """
     check_augmentation(preprocessing)
+    statistics = given_statistics(preprocessing, model_cfg, use_model_stats)
     source = find_source(data)
-    train_split, val_split = choose_splits(source.splits, data.train_split, data.val_split)
-    train, val, class_names = _choose_rows(source, data, train_split, val_split)
+    train, val, class_names = training_parts(source, data)
 
-    sizes, gray = _look_at(train)
-    in_chans: Literal[1, 3] = preprocessing.in_chans
+    sizes, gray = train.look()
     img_size = choose_img_size(preprocessing.img_size, sizes, model_cfg)
     crop_mode = choose_crop_mode(preprocessing, img_size)
     padding = choose_padding(preprocessing, img_size) if crop_mode == "pad" else 0
     kept = _size_in_memory(sizes, img_size) if crop_mode == "rrc" else (img_size, img_size)
     pixels = len(train.rows) * kept[0] * kept[1] + len(val.rows) * img_size**2
-    mode = _choose_mode(data, preprocessing, pixels * (1 if gray else in_chans))
+    mode = _choose_mode(data, preprocessing, pixels * (1 if gray else preprocessing.in_chans))
 
-    fit = FitCentre(img_size, preprocessing.interpolation, preprocessing.crop_pct)
-    train_source: MemoryImages | StreamedImages
-    val_source: MemoryImages | StreamedImages
-    if mode == "memory":
-        keep = Squash(*kept, preprocessing.interpolation) if crop_mode == "rrc" else fit
-        train_source, val_source = (
-            decode_all(part.images, part.rows, part.labels, transform, in_chans, data.bad_images, progress)
-            for part, transform in ((train, keep), (val, fit))
-        )
-        measured = train_source.images
-    else:
-        one_mode: Literal["L", "RGB"] = "L" if in_chans == 1 else "RGB"
-        train_source, val_source = (
-            StreamedImages(part.images, part.rows, part.labels, one_mode, data.workers, data.bad_images)
-            for part in (train, val)
-        )
-        some = _evenly(len(train.rows), MEASURED)
-        rows, labels = train.rows[some], train.labels[some]
-        measured = decode_all(train.images, rows, labels, fit, in_chans, "skip", progress).images
+    unmeasured = Preprocessing.of(preprocessing, img_size, statistics)
+    fit = Fit(unmeasured)
+    train_transform = Squash(*kept, preprocessing.interpolation) if crop_mode == "rrc" else fit
+    train_images = _images(train, mode, train_transform, preprocessing.in_chans, data, progress)
+    val_images = _images(val, mode, fit, preprocessing.in_chans, data, progress)
+    if None in statistics:
+        if not isinstance(train_images, MemoryImages):
+            measured = decode_all(train.sample(MEASURED), fit, preprocessing.in_chans, "skip", progress)
+        else:
+            measured = train_images
+        mean, std = measure(measured.images, preprocessing.in_chans)
+        statistics = statistics[0] or mean, statistics[1] or std
+    resolved = Preprocessing.of(preprocessing, img_size, statistics)
 
-    mean, std = given_statistics(preprocessing, model_cfg, use_model_stats)
-    if mean is None or std is None:
-        measured_mean, measured_std = measure(measured, in_chans)
-        mean, std = mean or measured_mean, std or measured_std
-    resolved = Preprocessing(
-        (in_chans, img_size, img_size), mean, std, preprocessing.interpolation, preprocessing.crop_pct
-    )
     resized = ResizedCrop(img_size, preprocessing.scale, preprocessing.ratio, preprocessing.interpolation)
     augmentation = Augmentation(
         padding=padding,
@@ -127,65 +91,76 @@ def load_data(
         id=source.info.id,
         license=source.info.license,
         homepage=source.info.homepage,
-        train_split=train_split,
-        val_split=val_split or train_split,
+        train_split=train.images.split,
+        val_split=val.images.split,
         class_names=class_names,
-        train_rows=len(train_source),
-        val_rows=len(val_source),
-        fingerprint=_fingerprint(class_names, train, val),
+        train_rows=len(train_images),
+        val_rows=len(val_images),
+        fingerprint=fingerprint(class_names, train, val),
         preprocessing=resolved,
         mode=mode,
-        notes=_notes(class_names, train, train_source, val_source),
-        train=train_source,
-        val=val_source,
+        notes=(*_empty_classes(class_names, train), *_left_out(train_images, val_images)),
+        train=train_images,
+        val=val_images,
         augmentation=augmentation,
     )
 
 
-def _choose_rows(
-    source: Source, data: DataSettings, train_split: str, val_split: str | None
-) -> tuple[Part, Part, list[str]]:
-    """The rows to train on, those to validate on, and the classes."""
-    used = [train_split] if val_split is None else [train_split, val_split]
-    for split in used:
-        if len(source.splits[split]) == 0:
-            raise UserError(f"split {split} of --dataset {data.dataset} is empty")
-    features = source.splits[train_split].features
-    image_column = find_image_column(features, data.input_key)
-    label_column = find_label_column(features, data.target_key)
-    if label_column == image_column:
-        raise UserError(f"--input-key and --target-key both name the column {image_column}")
-    labels, class_names = read_labels({split: source.splits[split] for split in used}, label_column)
-    images = {split: Images.of(source.splits[split], split, image_column) for split in used}
+def load_validation(
+    data: DataSettings,
+    preprocessing: Preprocessing,
+    *,
+    class_names: Sequence[str] | None = None,
+    progress: bool = False,
+) -> ValidationData:
+    """Loads a dataset to evaluate a trained model on; no training image is decoded, nor is a training split needed.
 
-    if val_split is None:
-        val_split = train_split
-        rows, val_rows = hold_out(labels[train_split], data.val_fraction)
+    Args:
+        data: where the images come from: the rows that training would validate on, or all of `--val-split`.
+        preprocessing: the model's, such as `Preprocessing.from_timm(resolve_data_config({}, model=model))`.
+        class_names: the model's classes in the order of its outputs, to which labels are matched by name; None takes
+            the dataset's own order.
+        progress: show a bar while images are decoded.
+
+    Raises:
+        UserError: no such dataset, or something in it that the model cannot be evaluated on.
+    """
+    source = find_source(data)
+    part, names = validation_part(source, data, class_names)
+    channels, height, width = preprocessing.input_size
+    if channels not in (1, 3):
+        raise UserError(f"the model takes images of {channels} channels; only 1 (gray) and 3 (RGB) can be given")
+    if data.data_mode != "auto":
+        mode = data.data_mode
     else:
-        rows, val_rows = np.arange(len(labels[train_split])), np.arange(len(labels[val_split]))
-    if data.train_num_samples is not None:
-        rows = rows[balanced_subset(labels[train_split][rows], data.train_num_samples, len(class_names))]
-    train = Part(images[train_split], rows, labels[train_split][rows])
-    return train, Part(images[val_split], val_rows, labels[val_split][val_rows]), class_names
+        mode = "memory" if len(part.rows) * channels * height * width <= data.memory_limit * 2**30 else "stream"
+    images = _images(part, mode, Fit(preprocessing), 1 if channels == 1 else 3, data, progress)
+    return ValidationData(
+        name=source.info.name,
+        id=source.info.id,
+        license=source.info.license,
+        homepage=source.info.homepage,
+        split=part.images.split,
+        class_names=names,
+        rows=len(images),
+        preprocessing=preprocessing,
+        mode=mode,
+        notes=_left_out(images),
+        images=images,
+    )
 
 
-def _evenly(count: int, wanted: int) -> Labels:
-    """At most `wanted` of `count` places, evenly spread."""
-    return np.unique(np.linspace(0, count - 1, min(count, wanted)).astype(np.int64))
-
-
-def _look_at(part: Part) -> tuple[set[tuple[int, int]], bool]:
-    """Width and height of some images, and whether all of these are gray."""
-    sizes, gray = set(), True
-    with quiet_pillow():
-        for row in part.rows[_evenly(len(part.rows), LOOKED_AT)].tolist():
-            try:
-                size, is_gray = part.images.look(row)
-            except BadImageError:
-                continue  # what becomes of it is decided where it is decoded
-            sizes.add(size)
-            gray = gray and is_gray
-    return sizes, gray
+def _images(
+    part: Part,
+    mode: Literal["memory", "stream"],
+    transform: Transform,
+    in_chans: Literal[1, 3],
+    data: DataSettings,
+    progress: bool,
+) -> MemoryImages | StreamedImages:
+    if mode == "memory":
+        return decode_all(part, transform, in_chans, data.bad_images, progress)
+    return StreamedImages(part, "L" if in_chans == 1 else "RGB", data.workers, data.bad_images)
 
 
 def _size_in_memory(sizes: set[tuple[int, int]], img_size: int) -> tuple[int, int]:
@@ -207,23 +182,12 @@ def _choose_mode(data: DataSettings, preprocessing: PreprocessingSettings, size:
     return "stream" if one_by_one or size > data.memory_limit * 2**30 else "memory"
 
 
-def _fingerprint(class_names: list[str], *parts: Part) -> str:
-    """A hash of classes, chosen rows, their labels, and the encoded bytes of some images."""
-    digest = hashlib.sha256("\0".join(class_names).encode())
-    for part in parts:
-        digest.update(part.rows.astype("<i8").tobytes() + part.labels.astype("<i8").tobytes())
-        for row in part.rows[_evenly(len(part.rows), LOOKED_AT)].tolist():
-            digest.update(hashlib.sha256(part.images.encoded(row)).digest())
-    return digest.hexdigest()[:16]
-
-
-def _notes(class_names: list[str], train: Part, *sources: MemoryImages | StreamedImages) -> tuple[str, ...]:
-    notes = []
+def _empty_classes(class_names: list[str], train: Part) -> tuple[str, ...]:
     empty = [class_names[target] for target in sorted(set(range(len(class_names))) - set(train.labels.tolist()))]
-    if empty:
-        shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
-        notes.append(f"{len(empty)} of {len(class_names)} classes have no training image: {shown}")
+    shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+    return (f"{len(empty)} of {len(class_names)} classes have no training image: {shown}",) if empty else ()
+
+
+def _left_out(*sources: MemoryImages | StreamedImages) -> tuple[str, ...]:
     bad = [message for source in sources for message in source.bad]
-    if bad:
-        notes.append(f"left out {len(bad)} image(s); the first: {bad[0]}")
-    return tuple(notes)
+    return (f"left out {len(bad)} image(s); the first: {bad[0]}",) if bad else ()

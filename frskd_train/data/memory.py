@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from frskd_timm.errors import UserError
 from frskd_train.data.batch import Floats, crop_resized, draw_boxes
-from frskd_train.data.columns import Labels
-from frskd_train.data.decode import BadImageError, Images, quiet_pillow
+from frskd_train.data.decode import BadImageError, quiet_pillow
 from frskd_train.data.order import Draw, Order, generator_for, validation_share
+from frskd_train.data.parts import Part
 from frskd_train.data.transforms import Transform
 
 CHUNK = 1024  # images decoded between two steps of the progress bar
@@ -67,8 +67,7 @@ class MemoryImages:
         permutation = order.permutation(epoch)
         rows = torch.from_numpy(permutation).to(device)
         for step in range(start, order.steps):
-            places = order.places(step)
-            chosen = rows[places.start : places.stop]
+            chosen = rows[order.places(step)]
             batch = images[chosen]
             if resized is not None:
                 # Drawn for the whole global batch, whose aspect ratios every process knows.
@@ -83,27 +82,23 @@ class MemoryImages:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Gives a process's share of all images, in order."""
         images, labels = self.on(device)
-        rows = validation_share(len(self), rank, world)
-        for first in range(rows.start, rows.stop, batch_size):
-            chosen = slice(first, min(first + batch_size, rows.stop))
+        share = validation_share(len(self), rank, world)
+        for first in range(share.start, share.stop, batch_size):
+            chosen = slice(first, min(first + batch_size, share.stop))
             yield images[chosen], labels[chosen]
 
 
 def decode_all(
-    images: Images,
-    rows: Labels,
-    labels: Labels,
+    part: Part,
     transform: Transform,
     in_chans: Literal[1, 3],
     bad_images: Literal["stop", "skip"],
     progress: bool,
 ) -> MemoryImages:
-    """Decodes rows of a split.
+    """Decodes the rows of a part.
 
     Args:
-        images: the split's encoded images.
-        rows: the rows to decode.
-        labels: the class of each of these rows.
+        part: the rows to decode.
         transform: image to uint8 [C, H, W], the same size for all.
         in_chans: channels of the network's input; with 3, one is kept as long as all images are gray.
         bad_images: whether an image that cannot be read stops or is left out.
@@ -112,6 +107,8 @@ def decode_all(
     Raises:
         UserError: an image that cannot be read if those stop, or not one that can.
     """
+
+    images, rows = part.images, part.rows
 
     def decode(block: list[int]) -> list[tuple[Tensor, float] | BadImageError]:
         results: list[tuple[Tensor, float] | BadImageError] = []
@@ -147,4 +144,4 @@ def decode_all(
         raise UserError(f"none of the {len(rows)} images of split {images.split} can be read; the first: {bad[0]}")
     if bad:
         pixels = pixels[torch.from_numpy(kept)]
-    return MemoryImages(pixels, torch.from_numpy(labels[kept]), aspect[kept], tuple(bad))
+    return MemoryImages(pixels, torch.from_numpy(part.labels[kept]), aspect[kept], tuple(bad))

@@ -78,12 +78,12 @@ class Order:
         """All rows in the order of an epoch, the same in all processes."""
         return generator_for(Draw.ORDER, self.seed, epoch).permutation(self.num_rows)
 
-    def places(self, step: int) -> range:
+    def places(self, step: int) -> slice:
         """The places in an epoch's permutation that this process takes at a step."""
         first = step * self.global_batch + self.share.start
-        return range(first, first + self.per_process)
+        return slice(first, first + self.per_process)
 
 
-def validation_share(num_rows: int, rank: int, world: int) -> range:
+def validation_share(num_rows: int, rank: int, world: int) -> slice:
     """The rows that a process validates on: all processes together take each once."""
-    return range(num_rows * rank // world, num_rows * (rank + 1) // world)
+    return slice(num_rows * rank // world, num_rows * (rank + 1) // world)

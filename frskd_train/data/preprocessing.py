@@ -33,10 +33,32 @@ class Preprocessing:
     crop_pct: float = 1.0
     crop_mode: str = "center"
 
-    @property
-    def img_size(self) -> int:
-        """Height and width."""
-        return self.input_size[-1]
+    @classmethod
+    def of(
+        cls,
+        settings: PreprocessingSettings,
+        img_size: int,
+        statistics: tuple[tuple[float, ...] | None, tuple[float, ...] | None],
+    ) -> "Preprocessing":
+        """Takes the settings' filter and crop; mean and deviation that are not known yet are 0 and 1."""
+        mean, std = (
+            given or (neutral,) * settings.in_chans for given, neutral in zip(statistics, (0.0, 1.0), strict=True)
+        )
+        size = (settings.in_chans, img_size, img_size)
+        return cls(size, mean, std, settings.interpolation, settings.crop_pct)
+
+    @classmethod
+    def from_timm(cls, config: Mapping[str, Any]) -> "Preprocessing":
+        """Takes the data configuration of a model, as timm's `resolve_data_config` gives it."""
+        channels, height, width = config["input_size"]
+        return cls(
+            (int(channels), int(height), int(width)),
+            tuple(config["mean"]),
+            tuple(config["std"]),
+            config["interpolation"],
+            config["crop_pct"],
+            config["crop_mode"],
+        )
 
     def as_timm(self) -> dict[str, Any]:
         """The keys as `config.json` and `create_transform` take them."""

@@ -5,8 +5,8 @@ import multiprocessing
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache, partial
 from multiprocessing.synchronize import Event
@@ -18,25 +18,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from frskd_timm.errors import UserError
-from frskd_train.data.columns import Labels
-from frskd_train.data.decode import BadImageError, Images, quiet_pillow
-from frskd_train.data.order import Draw, Order, generator_for, validation_share
+from frskd_train.data.decode import BadImageError, quiet_pillow
+from frskd_train.data.order import Draw, Order, Rows, generator_for, validation_share
+from frskd_train.data.parts import Part
 from frskd_train.data.transforms import Transform
 
-Key = tuple[int, int | None]  # a row, and the seed of its augmentation if there is any
-Item = tuple[Tensor | None, int, list[str]]
-Batch = tuple[Tensor | None, Tensor, list[str]]
+Batch = tuple[Tensor | None, Tensor, list[str]]  # images, labels, messages about images that cannot be read
 NEIGHBOURS = 16  # rows that are tried in the place of a bad one
 GRACE = 60  # seconds that a worker lives on after SIGTERM, so that the step under way can be finished
 
 
 @contextmanager
-def isolated_randomness(seed: int) -> Iterator[None]:
-    """Seeds the global generators that transforms draw from, and puts them back afterwards."""
+def untouched_randomness() -> Iterator[None]:
+    """Puts the global generators back as they were: transforms draw from them, and a run's must not be disturbed."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
@@ -45,54 +40,72 @@ def isolated_randomness(seed: int) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
+def seed_transforms(seed: int) -> None:
+    """Seeds the global generators of the CPU that timm's and torchvision's transforms draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+
+
 @dataclass(frozen=True)
-class Decoding(Dataset):
-    """Rows to pixels, in a worker or in the training process.
+class Request:
+    """One batch to be decoded.
 
     Attributes:
-        images: the split's encoded images.
-        rows: the split's rows in use.
-        labels: the class of each of these.
+        places: which of the rows in use.
+        seeds: of each image's transform; None where nothing is random.
+    """
+
+    places: Rows
+    seeds: Rows | None = None
+
+
+@dataclass(frozen=True)
+class Decoding(Dataset):
+    """Rows to pixels, a batch at a time, in a worker or in the training process.
+
+    Attributes:
+        part: the rows in use.
         transform: image to uint8 [C, H, W].
         mode: L or RGB.
         replace: take a neighbour for an image that cannot be read; else it is left out.
     """
 
-    images: Images
-    rows: Labels
-    labels: Labels
+    part: Part
     transform: Transform
     mode: Literal["L", "RGB"]
     replace: bool
 
-    def __getitem__(self, key: Key) -> Item:
-        with quiet_pillow():
-            return self._read(*key)
-
-    def _read(self, place: int, seed: int | None) -> Item:
-        bad: list[str] = []
-        for neighbour in range(NEIGHBOURS if self.replace else 1):
-            index = (place + neighbour) % len(self.rows)
-            try:
-                image = self.images.load(int(self.rows[index]), self.mode)
-            except BadImageError as error:
-                bad.append(str(error))
-                continue
-            if seed is None:
-                return self.transform(image), int(self.labels[index]), bad
-            with isolated_randomness(seed):
-                return self.transform(image), int(self.labels[index]), bad
-        return None, 0, bad
+    def __getitem__(self, request: Request) -> Batch:
+        part = self.part
+        pixels, labels, bad = [], [], []
+        loaded = part.images.load_many(part.rows[request.places].tolist(), self.mode)
+        with quiet_pillow(), untouched_randomness() if request.seeds is not None else nullcontext():
+            for number, (place, image) in enumerate(zip(request.places.tolist(), loaded, strict=True)):
+                tried = 0
+                while isinstance(image, BadImageError):
+                    bad.append(str(image))
+                    tried += 1
+                    if not self.replace or tried > NEIGHBOURS:
+                        break
+                    place = (place + 1) % len(part.rows)
+                    (image,) = part.images.load_many([int(part.rows[place])], self.mode)
+                else:
+                    if request.seeds is not None:
+                        seed_transforms(int(request.seeds[number]))
+                    pixels.append(self.transform(image))
+                    labels.append(int(part.labels[place]))
+        return torch.stack(pixels) if pixels else None, torch.tensor(labels, dtype=torch.int64), bad
 
 
 @dataclass
-class _Batches:
-    """The batch sampler of a loader that lives through all epochs: what it gives is set before each."""
+class _Requests:
+    """The sampler of a loader that lives through all epochs: what it gives is set before each."""
 
-    keys: Callable[[], Iterator[list[Key]]] = field(default=lambda: iter(()))
+    make: Callable[[], Iterator[Request]] = field(default=lambda: iter(()))
 
-    def __iter__(self) -> Iterator[list[Key]]:
-        return self.keys()
+    def __iter__(self) -> Iterator[Request]:
+        return self.make()
 
 
 @dataclass(frozen=True)
@@ -100,34 +113,30 @@ class StreamedImages:
     """Images of a split that are decoded when they are needed.
 
     Attributes:
-        images: the split's encoded images.
-        rows: the rows in use.
-        labels: the class of each of these.
+        part: the rows in use.
         mode: L or RGB.
         workers: processes that decode; 0 decodes in the training process.
         bad_images: whether an image that cannot be read stops, or is left out (in training: replaced by the next).
         bad: messages about the images that were left out so far.
     """
 
-    images: Images
-    rows: Labels
-    labels: Labels
+    part: Part
     mode: Literal["L", "RGB"]
     workers: int
     bad_images: Literal["stop", "skip"]
     bad: dict[str, None] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.part.rows)
 
     def loader(self, transform: Transform, device: torch.device, keep_workers: bool) -> DataLoader:
-        """Makes a loader whose `batch_sampler` is set before each pass."""
-        decoding = Decoding(self.images, self.rows, self.labels, transform, self.mode, keep_workers)
+        """Makes a loader whose requests are set before each pass."""
+        decoding = Decoding(self.part, transform, self.mode, keep_workers)
         return DataLoader(
             decoding,
-            batch_sampler=_Batches(),
+            sampler=_Requests(),
+            batch_size=None,  # a request is a batch
             num_workers=self.workers,
-            collate_fn=_collate,
             pin_memory=device.type == "cuda",
             worker_init_fn=partial(_start_worker, _ending()),
             persistent_workers=keep_workers and self.workers > 0,
@@ -135,19 +144,20 @@ class StreamedImages:
         )
 
     def train_batches(
-        self, loader: DataLoader, order: Order, epoch: int, start: int, device: torch.device
+        self, loader: DataLoader, order: Order, epoch: int, start: int, device: torch.device, is_random: bool
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Gives a process's images and labels of each step from `start` on."""
+        """Gives a process's images and labels of each step from `start` on; seeds their transforms if `is_random`."""
         permutation = order.permutation(epoch)
 
-        def keys() -> Iterator[list[Key]]:
+        def requests() -> Iterator[Request]:
             for step in range(start, order.steps):
-                yield [
-                    (int(permutation[place]), int(generator_for(Draw.IMAGE, order.seed, epoch, place).integers(2**63)))
-                    for place in order.places(step)
-                ]
+                places, seeds = permutation[order.places(step)], None
+                if is_random:
+                    generator = generator_for(Draw.IMAGE, order.seed, epoch, step)
+                    seeds = generator.integers(2**63, size=order.global_batch)[order.share]
+                yield Request(places, seeds)
 
-        for images, labels in self._run(loader, keys, device):
+        for images, labels in self._run(loader, requests, device):
             if len(labels) < order.per_process:
                 raise UserError(f"{NEIGHBOURS} images in a row cannot be read; the last: {list(self.bad)[-1]}")
             yield images, labels
@@ -156,19 +166,18 @@ class StreamedImages:
         self, loader: DataLoader, batch_size: int, rank: int, world: int, device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Gives a process's share of all images, in order."""
-        share = validation_share(len(self), rank, world)
+        share = np.arange(len(self))[validation_share(len(self), rank, world)]
 
-        def keys() -> Iterator[list[Key]]:
-            for first in range(share.start, share.stop, batch_size):
-                yield [(row, None) for row in range(first, min(first + batch_size, share.stop))]
+        def requests() -> Iterator[Request]:
+            return (Request(share[first : first + batch_size]) for first in range(0, len(share), batch_size))
 
-        yield from self._run(loader, keys, device)
+        yield from self._run(loader, requests, device)
 
     def _run(
-        self, loader: DataLoader, keys: Callable[[], Iterator[list[Key]]], device: torch.device
+        self, loader: DataLoader, requests: Callable[[], Iterator[Request]], device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        assert isinstance(loader.batch_sampler, _Batches)
-        loader.batch_sampler.keys = keys
+        assert isinstance(loader.sampler, _Requests)
+        loader.sampler.make = requests
         for images, labels, bad in _with_workers_alive(loader):
             if bad and self.bad_images == "stop":
                 raise UserError(f"{bad[0]} (--bad-images skip leaves such images out)")
@@ -190,14 +199,6 @@ def _with_workers_alive(loader: DataLoader) -> Iterator[Batch]:
             reason = str(error).splitlines()[0].rstrip(". ")
             raise UserError(f"a process that decodes images died ({reason}); try --workers 0") from error
         yield batch
-
-
-def _collate(items: Sequence[Item]) -> Batch:
-    good = [(image, label) for image, label, _ in items if image is not None]
-    bad = [message for _, _, messages in items for message in messages]
-    if not good:
-        return None, torch.empty(0, dtype=torch.int64), bad
-    return torch.stack([image for image, _ in good]), torch.tensor([label for _, label in good]), bad
 
 
 @cache

@@ -25,29 +25,22 @@ def pixels_of(image: Image.Image) -> Tensor:
     return torch.from_numpy(array[None].copy() if array.ndim == 2 else array.transpose(2, 0, 1).copy())
 
 
-class FitCentre:
-    """The validation's resize and centre crop, by timm; images that fit already take a short cut.
+class Fit:
+    """The validation's resize and crop, by timm; images that fit already take a short cut.
 
     Args:
-        img_size: height and width of the result.
-        interpolation: resizing filter.
-        crop_pct: share of the resized image's side that is kept.
+        preprocessing: size, filter and crop.
     """
 
-    def __init__(self, img_size: int, interpolation: str, crop_pct: float) -> None:
-        self.size = (img_size, img_size)
-        self.is_fitting = math.floor(img_size / crop_pct) == img_size
-        self.timm_transform = create_transform(
-            input_size=self.size,
-            interpolation=interpolation,
-            crop_pct=crop_pct,
-            crop_mode="center",
-            normalize=False,
-        )
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        height, width = preprocessing.input_size[1:]
+        self.size = (width, height)
+        self.is_whole = all(math.floor(side / preprocessing.crop_pct) == side for side in self.size)
+        self.timm_transform = create_transform(**preprocessing.as_timm(), normalize=False)
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Gives uint8 [C, H, W]."""
-        if self.is_fitting and image.size == self.size:
+        if self.is_whole and image.size == self.size:
             return pixels_of(image)
         fitted: Tensor = self.timm_transform(image)
         return fitted
@@ -82,11 +75,13 @@ class Augmented:
         crop: image to image; None leaves it to `fit`.
         colours: timm's AutoAugment policy or colour jitter, image to image.
         fit: image to uint8 [C, H, W].
+        is_random: whether anything of this draws random numbers.
     """
 
     crop: Callable[[Image.Image], Image.Image] | None
     colours: Callable[[Image.Image], Image.Image]
     fit: Transform
+    is_random: bool
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Gives uint8 [C, H, W]."""
@@ -118,5 +113,5 @@ def streamed_transform(settings: PreprocessingSettings, preprocessing: Preproces
         crop, colours, _ = create_transform(preprocessing.input_size, **arguments)
     except Exception as error:  # timm parses the policy with assertions and conversions
         raise UserError(f"--aa {settings.aa}: timm knows no such policy; rand-m9-mstd0.5 is one") from error
-    fit = FitCentre(preprocessing.img_size, preprocessing.interpolation, preprocessing.crop_pct)
-    return Augmented(crop if resized_crop else None, colours, fit)
+    is_random = resized_crop or bool(colours.transforms)
+    return Augmented(crop if resized_crop else None, colours, Fit(preprocessing), is_random)
