@@ -42,8 +42,8 @@ def crop_padded(images: Tensor, offsets: Integers, padding: int) -> Tensor:
 
     Args:
         images: uint8 [B, C, H, W].
-        offsets: row and column in the padded image, [2, B].
-        padding: pixels on each side.
+        offsets: Row and column in the padded image, [2, B].
+        padding: Pixels on each side.
 
     Returns:
         uint8 [B, C, H, W].
@@ -69,10 +69,10 @@ def draw_boxes(
     """Draws the boxes of RandomResizedCrop (Inception's augmentation, arXiv 1409.4842).
 
     Args:
-        generator: of this step.
-        aspect: width over height of each original image, [B].
-        scale: smallest and largest share of the area.
-        ratio: smallest and largest aspect ratio of a box, in the original's pixels.
+        generator: Of this step.
+        aspect: Width over height of each original image, [B].
+        scale: Smallest and largest share of the area.
+        ratio: Smallest and largest aspect ratio of a box, in the original's pixels.
 
     Returns:
         Top, left, height and width in shares of the image's height and width, [4, B].
@@ -96,9 +96,9 @@ def crop_resized(images: Tensor, boxes: Floats, size: int, interpolation: str) -
 
     Args:
         images: uint8 [B, C, H, W].
-        boxes: top, left, height and width in shares of the image, [4, B].
-        size: height and width of the result.
-        interpolation: bilinear or bicubic.
+        boxes: Top, left, height and width in shares of the image, [4, B].
+        size: Height and width of the result.
+        interpolation: Bilinear or bicubic.
 
     Returns:
         float32 [B, C, size, size] in 0..255.
@@ -141,9 +141,9 @@ class Normalize(torch.nn.Module):
     """Bytes to the numbers that a network takes: scaled to 0..1, minus mean, over deviation.
 
     Args:
-        mean: a channel, of images in 0..1.
-        std: a channel.
-        channels_last: give NHWC memory.
+        mean: Mean of each channel, of images in 0..1.
+        std: Standard deviation of each channel.
+        channels_last: Give NHWC memory.
     """
 
     scale: Tensor

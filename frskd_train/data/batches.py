@@ -21,12 +21,12 @@ class Augmentation:
     """What is done to a training batch.
 
     Attributes:
-        padding: pixels of padding of the random crop; 0 is no crop.
-        resized: random resized crops of images in memory, if wanted.
-        streamed: the transform of one streamed image.
-        hflip: chance of a horizontal flip.
-        vflip: chance of a vertical flip.
-        reprob: chance of random erasing.
+        padding: Pixels of padding of the random crop; 0 is no crop.
+        resized: Random resized crops of images in memory, if wanted.
+        streamed: The transform of one streamed image.
+        hflip: Chance of a horizontal flip.
+        vflip: Chance of a vertical flip.
+        reprob: Chance of random erasing.
         mix: Mixup and CutMix.
     """
 
@@ -74,14 +74,14 @@ class TrainBatches:
         """Gives the batches of an epoch.
 
         Args:
-            epoch: counted from 0.
-            start: the step to begin at; batches before it are neither decoded nor drawn.
+            epoch: Counted from 0.
+            start: The step to begin at; batches before it are neither decoded nor drawn.
 
         Yields:
             Normalised float32 images [B, C, H, W], and class numbers [B], or probabilities [B, K] under Mixup/CutMix.
 
         Raises:
-            UserError: a streamed image that cannot be read, if those stop.
+            UserError: A streamed image that cannot be read, if those stop.
         """
         for step, (images, labels) in enumerate(self._raw(epoch, start), start):
             yield self._augment(images, labels, epoch, step)

@@ -18,11 +18,11 @@ def find_image_column(features: datasets.Features, wanted: str | None) -> str:
     """Finds the column of the images.
 
     Args:
-        features: the dataset's columns and their types.
+        features: The dataset's columns and their types.
         wanted: `--input-key`; None takes the only image column, or the only one of encoded bytes.
 
     Raises:
-        UserError: there is none, there are several, or the wanted one holds something else.
+        UserError: There is none, there are several, or the wanted one holds something else.
     """
     if wanted is not None:
         if wanted not in features:
@@ -43,11 +43,11 @@ def find_label_column(features: datasets.Features, wanted: str | None) -> str:
     """Finds the column of the labels.
 
     Args:
-        features: the dataset's columns and their types.
+        features: The dataset's columns and their types.
         wanted: `--target-key`; None takes the only class column, or one that is named as labels often are.
 
     Raises:
-        UserError: there is none, or there are several and none has such a name.
+        UserError: There is none, or there are several and none has such a name.
     """
     if wanted is not None:
         if wanted not in features:
@@ -71,14 +71,14 @@ def read_labels(splits: Mapping[str, datasets.Dataset], column: str) -> tuple[di
     classes in sorted order of the values that the first split, the training one, has.
 
     Args:
-        splits: the splits to read, the training split first.
-        column: the column of the labels.
+        splits: The splits to read, the training split first.
+        column: The column of the labels.
 
     Returns:
         Class numbers of each split's rows, and the classes' names.
 
     Raises:
-        UserError: labels that are no classes (floats, lists), are missing, negative or out of range, or a class that
+        UserError: Labels that are no classes (floats, lists), are missing, negative or out of range, or a class that
             the training split lacks.
     """
     trained_on, *others = splits

@@ -30,9 +30,9 @@ class Images:
     """The encoded images of one split, addressed by row.
 
     Attributes:
-        dataset: the split; `column` gives bytes and paths, not pictures.
-        split: its name, for messages.
-        column: the column of the images.
+        dataset: The split; `column` gives bytes and paths, not pictures.
+        split: Its name, for messages.
+        column: The column of the images.
     """
 
     dataset: datasets.Dataset
@@ -56,7 +56,7 @@ class Images:
             Its upright width and height, and whether it has no colours.
 
         Raises:
-            BadImageError: it is missing, no image, or too large.
+            BadImageError: It is missing, no image, or too large.
         """
         value = self.dataset[row][self.column]
         try:
@@ -69,11 +69,11 @@ class Images:
         """Decodes an image.
 
         Args:
-            row: its row.
+            row: Its row.
             mode: L or RGB; None gives L for gray images and RGB for others.
 
         Raises:
-            BadImageError: it is missing, truncated, no image, or too large.
+            BadImageError: It is missing, truncated, no image, or too large.
         """
         (image,) = self.load_many([row], mode)
         if isinstance(image, BadImageError):

@@ -27,7 +27,7 @@ def read_image_folder(folder: Path) -> dict[str, datasets.Dataset]:
     Splits without class folders, such as unlabelled test images, are left out.
 
     Raises:
-        UserError: less than two class folders.
+        UserError: Less than two class folders.
     """
     folders = folders_in(folder)
     if any(sub.name.lower() == "train" and folders_in(sub) for sub in folders):
@@ -56,7 +56,7 @@ def folders_in(folder: Path) -> list[Path]:
     """The folders in a folder, sorted, without hidden ones.
 
     Raises:
-        UserError: it cannot be listed.
+        UserError: It cannot be listed.
     """
     try:
         found = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))]

@@ -18,7 +18,7 @@ def read_idx(path: str | Path) -> npt.NDArray[np.uint8]:
     """Reads one gzipped IDX file of bytes.
 
     Raises:
-        UserError: there is no such file, or it is not a whole IDX file of bytes.
+        UserError: There is no such file, or it is not a whole IDX file of bytes.
     """
     path = Path(path)
     try:

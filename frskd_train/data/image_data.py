@@ -16,19 +16,19 @@ class ImageData:
     """A dataset, ready to train and validate on.
 
     Attributes:
-        name: for folders and tags.
-        id: the dataset's id on the Hub, or its folder's name.
-        license: identifier such as `mit`, if known.
-        homepage: if known.
-        train_split: name of the split that is trained on.
-        val_split: name of the split that is validated on; the training split's where a part of it is held out.
-        class_names: name of each class.
-        train_rows: number of training images.
-        val_rows: number of validation images.
-        fingerprint: changes when images, labels, classes or the choice of rows change.
-        preprocessing: what the network's input goes through, in validation and after export.
+        name: For folders and tags.
+        id: The dataset's id on the Hub, or its folder's name.
+        license: Identifier such as `mit`, if known.
+        homepage: If known.
+        train_split: Name of the split that is trained on.
+        val_split: Name of the split that is validated on; the training split's where a part of it is held out.
+        class_names: Name of each class.
+        train_rows: Number of training images.
+        val_rows: Number of validation images.
+        fingerprint: Changes when images, labels, classes or the choice of rows change.
+        preprocessing: What the network's input goes through, in validation and after export.
         mode: `memory` or `stream`.
-        notes: sentences that the user should see, such as how many images were left out.
+        notes: Sentences that the user should see, such as how many images were left out.
     """
 
     name: str
@@ -71,16 +71,16 @@ class ImageData:
         """Makes the training batches of one process.
 
         Args:
-            batch_size: images in a batch of one process.
-            rank: this process.
-            world: number of processes.
-            seed: of order and augmentation.
-            device: where batches are put together, and images in memory kept.
-            channels_last: give NHWC memory.
-            num_classes: columns of mixed targets, where the network has more outputs than the data classes.
+            batch_size: Images in a batch of one process.
+            rank: This process.
+            world: Number of processes.
+            seed: Of order and augmentation.
+            device: Where batches are put together, and images in memory kept.
+            channels_last: Give NHWC memory.
+            num_classes: Columns of mixed targets, where the network has more outputs than the data classes.
 
         Raises:
-            UserError: less than two images a batch and process.
+            UserError: Less than two images a batch and process.
         """
         order = Order.of(self.train_rows, batch_size, rank, world, seed)
         mix = replace(self.augmentation.mix, num_classes=num_classes or self.num_classes)
@@ -105,16 +105,16 @@ class ValidationData:
     """A dataset to evaluate a trained model on.
 
     Attributes:
-        name: for folders and tags.
-        id: the dataset's id on the Hub, or its folder's name.
-        license: identifier such as `mit`, if known.
-        homepage: if known.
-        split: name of the split.
-        class_names: name of each class, in the order of the model's outputs.
-        rows: number of images.
-        preprocessing: the model's.
+        name: For folders and tags.
+        id: The dataset's id on the Hub, or its folder's name.
+        license: Identifier such as `mit`, if known.
+        homepage: If known.
+        split: Name of the split.
+        class_names: Name of each class, in the order of the model's outputs.
+        rows: Number of images.
+        preprocessing: The model's.
         mode: `memory` or `stream`.
-        notes: sentences that the user should see.
+        notes: Sentences that the user should see.
     """
 
     name: str

@@ -40,14 +40,14 @@ def load_data(
     The same rows are trained on and validated on whatever the seed of the run, so this takes none.
 
     Args:
-        data: where the images come from.
-        preprocessing: their size, colours and augmentation.
-        model_cfg: the student's timm configuration (`pretrained_cfg`): input_size, mean, std, fixed_input_size.
-        use_model_stats: take mean and std from `model_cfg` where the settings give none.
-        progress: show a bar while images are decoded.
+        data: Where the images come from.
+        preprocessing: Their size, colours and augmentation.
+        model_cfg: The student's timm configuration (`pretrained_cfg`): input_size, mean, std, fixed_input_size.
+        use_model_stats: Take mean and std from `model_cfg` where the settings give none.
+        progress: Show a bar while images are decoded.
 
     Raises:
-        UserError: no such dataset, or something in it or in the settings that cannot be trained on.
+        UserError: No such dataset, or something in it or in the settings that cannot be trained on.
     """
     check_augmentation(preprocessing)
     statistics = given_statistics(preprocessing, model_cfg, use_model_stats)
@@ -116,14 +116,14 @@ def load_validation(
     """Loads a dataset to evaluate a trained model on; no training image is decoded, nor is a training split needed.
 
     Args:
-        data: where the images come from: the rows that training would validate on, or all of `--val-split`.
-        preprocessing: the model's, such as `Preprocessing.from_timm(resolve_data_config({}, model=model))`.
-        class_names: the model's classes in the order of its outputs, to which labels are matched by name; None takes
+        data: Where the images come from: the rows that training would validate on, or all of `--val-split`.
+        preprocessing: The model's, such as `Preprocessing.from_timm(resolve_data_config({}, model=model))`.
+        class_names: The model's classes in the order of its outputs, to which labels are matched by name; None takes
             the dataset's own order.
-        progress: show a bar while images are decoded.
+        progress: Show a bar while images are decoded.
 
     Raises:
-        UserError: no such dataset, or something in it that the model cannot be evaluated on.
+        UserError: No such dataset, or something in it that the model cannot be evaluated on.
     """
     source = find_source(data)
     part, names = validation_part(source, data, class_names)

@@ -35,9 +35,9 @@ def fixed_choice(labels: npt.NDArray[np.uint8], per_class: int, salt: str) -> li
     """Chooses rows, the same number of each class, by a hash that no library's version can change.
 
     Args:
-        labels: the class of each row.
-        per_class: how many rows of each class.
-        salt: makes the choice another one for each split.
+        labels: The class of each row.
+        per_class: How many rows of each class.
+        salt: Makes the choice another one for each split.
 
     Returns:
         Row numbers in ascending order.

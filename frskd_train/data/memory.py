@@ -40,8 +40,8 @@ class MemoryImages:
     Attributes:
         images: uint8 [N, C, H, W]; C is 1 where all are gray.
         labels: [N].
-        aspect: width over height of each image before it was resized, [N].
-        bad: messages about the images that were left out.
+        aspect: Width over height of each image before it was resized, [N].
+        bad: Messages about the images that were left out.
     """
 
     images: Tensor
@@ -98,14 +98,14 @@ def decode_all(
     """Decodes the rows of a part.
 
     Args:
-        part: the rows to decode.
-        transform: image to uint8 [C, H, W], the same size for all.
-        in_chans: channels of the network's input; with 3, one is kept as long as all images are gray.
-        bad_images: whether an image that cannot be read stops or is left out.
-        progress: show a bar if it takes more than a few seconds.
+        part: The rows to decode.
+        transform: Image to uint8 [C, H, W], the same size for all.
+        in_chans: Channels of the network's input; with 3, one is kept as long as all images are gray.
+        bad_images: Whether an image that cannot be read stops or is left out.
+        progress: Show a bar if it takes more than a few seconds.
 
     Raises:
-        UserError: an image that cannot be read if those stop, or not one that can.
+        UserError: An image that cannot be read if those stop, or not one that can.
     """
 
     images, rows = part.images, part.rows

@@ -14,9 +14,9 @@ class Mix:
     """Which of the two is on, and how strongly.
 
     Attributes:
-        mixup: alpha of Mixup's Beta distribution; 0 is off.
-        cutmix: alpha of CutMix's; 0 is off. With both, a fair coin decides for each batch.
-        num_classes: columns of the mixed targets.
+        mixup: Alpha of Mixup's Beta distribution; 0 is off.
+        cutmix: Alpha of CutMix's; 0 is off. With both, a fair coin decides for each batch.
+        num_classes: Columns of the mixed targets.
     """
 
     mixup: float
@@ -31,8 +31,8 @@ class Mix:
 
         Args:
             images: [B, C, H, W].
-            labels: class numbers [B].
-            generator: of this step and process.
+            labels: Class numbers [B].
+            generator: Of this step and process.
 
         Returns:
             Images, and probabilities [B, num_classes].

@@ -32,11 +32,11 @@ class Order:
     """Shares out the rows of each epoch's permutation among steps and processes.
 
     Attributes:
-        num_rows: rows of the dataset.
-        per_process: rows that a process takes each step.
-        rank: this process.
-        world: number of processes.
-        seed: the run's.
+        num_rows: Rows of the dataset.
+        per_process: Rows that a process takes each step.
+        rank: This process.
+        world: Number of processes.
+        seed: The run's.
     """
 
     num_rows: int
@@ -50,7 +50,7 @@ class Order:
         """Makes batches smaller where the dataset is smaller than one global batch.
 
         Raises:
-            UserError: a batch would hold less than two images, too few for batch normalisation.
+            UserError: A batch would hold less than two images, too few for batch normalisation.
         """
         per_process = min(batch_size, num_rows // world)
         if batch_size < 2:

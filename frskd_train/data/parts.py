@@ -21,9 +21,9 @@ class Part:
     """The rows of a split that are used.
 
     Attributes:
-        images: the split's encoded images.
-        rows: the rows in use, ascending.
-        labels: the class of each of these.
+        images: The split's encoded images.
+        rows: The rows in use, ascending.
+        labels: The class of each of these.
     """
 
     images: Images
@@ -56,7 +56,7 @@ def training_parts(source: Source, data: DataSettings) -> tuple[Part, Part, list
         Both, and the classes' names.
 
     Raises:
-        UserError: a split, column or label that cannot be used.
+        UserError: A split, column or label that cannot be used.
     """
     train_split, val_split = choose_splits(source.splits, data.train_split, data.val_split)
     used = [train_split] if val_split is None else [train_split, val_split]
@@ -77,15 +77,15 @@ def validation_part(source: Source, data: DataSettings, known_classes: Sequence[
     """Chooses the rows to validate a trained model on: those that training would validate on, or all of `--val-split`.
 
     Args:
-        source: the dataset.
-        data: its settings.
-        known_classes: the model's classes, in the order of its outputs; labels are matched to them by name.
+        source: The dataset.
+        data: Its settings.
+        known_classes: The model's classes, in the order of its outputs; labels are matched to them by name.
 
     Returns:
         The rows, and the classes' names.
 
     Raises:
-        UserError: a split, column or label that cannot be used, or a class that the model does not know.
+        UserError: A split, column or label that cannot be used, or a class that the model does not know.
     """
     if data.val_split is not None and data.val_split in source.splits:
         split, held = data.val_split, False

@@ -18,12 +18,12 @@ class Preprocessing:
     """What timm does with an image before the network sees it: the keys of timm's data configuration.
 
     Attributes:
-        input_size: channels, height, width.
-        mean: a channel, of images in 0..1.
-        std: a channel.
-        interpolation: resizing filter.
-        crop_pct: share of the resized image's side that the centre crop keeps.
-        crop_mode: how the validation crops.
+        input_size: Channels, height, width.
+        mean: Mean of each channel, of images in 0..1.
+        std: Standard deviation of each channel.
+        interpolation: Resizing filter.
+        crop_pct: Share of the resized image's side that the centre crop keeps.
+        crop_mode: How the validation crops.
     """
 
     input_size: tuple[int, int, int]
@@ -76,7 +76,7 @@ def check_augmentation(settings: PreprocessingSettings) -> None:
     """Checks what the ranges of single settings cannot.
 
     Raises:
-        UserError: bounds in the wrong order, or out of range.
+        UserError: Bounds in the wrong order, or out of range.
     """
     for name, (low, high), limit in (("scale", settings.scale, 1.0), ("ratio", settings.ratio, float("inf"))):
         if not 0 < low <= high <= limit:
@@ -89,8 +89,8 @@ def choose_img_size(wanted: int | None, sizes: set[tuple[int, int]], model_cfg: 
 
     Args:
         wanted: `--img-size`.
-        sizes: width and height of the images that were looked at.
-        model_cfg: the model's timm configuration; one of a fixed size keeps it.
+        sizes: Width and height of the images that were looked at.
+        model_cfg: The model's timm configuration; one of a fixed size keeps it.
     """
     if wanted is not None:
         return wanted
@@ -112,7 +112,7 @@ def choose_padding(settings: PreprocessingSettings, img_size: int) -> int:
     """Chooses the pixels of padding on each side: as given, or an eighth of the size.
 
     Raises:
-        UserError: more than the image itself.
+        UserError: More than the image itself.
     """
     padding = settings.crop_padding if settings.crop_padding is not None else round(img_size / 8)
     if padding > img_size:
@@ -129,7 +129,7 @@ def given_statistics(
         As given, else the model's own if they are to be used, else None, each.
 
     Raises:
-        UserError: not one number a channel, or numbers of images in 0..255.
+        UserError: Not one number a channel, or numbers of images in 0..255.
     """
     chosen = []
     for name, given in (("mean", settings.mean), ("std", settings.std)):
@@ -157,7 +157,7 @@ def measure(images: Tensor, in_chans: int) -> tuple[tuple[float, ...], tuple[flo
 
     Args:
         images: uint8 [N, C, H, W]; C is 1 or `in_chans`.
-        in_chans: channels of the network's input.
+        in_chans: Channels of the network's input.
 
     Returns:
         Mean and standard deviation of each channel for images in 0..1, to four decimals, as timm writes them.

@@ -28,10 +28,10 @@ class SourceInfo:
     """What is known of a dataset beside its rows.
 
     Attributes:
-        name: for folders and tags: letters, digits, `_`, `-` and `.` only.
-        id: how to find it: its id on the Hub, or its folder's name.
-        license: identifier such as `mit`, if known.
-        homepage: if known.
+        name: For folders and tags: letters, digits, `_`, `-` and `.` only.
+        id: How to find it: its id on the Hub, or its folder's name.
+        license: Identifier such as `mit`, if known.
+        homepage: If known.
     """
 
     name: str
@@ -60,7 +60,7 @@ def find_source(settings: DataSettings) -> Source:
     dataset on the Hub. Nothing is written but datasets' own cache, and that only for what comes from the Hub.
 
     Raises:
-        UserError: there is no such dataset, or its folder holds nothing that is understood.
+        UserError: There is no such dataset, or its folder holds nothing that is understood.
     """
     wanted = settings.dataset
     if not wanted.strip():

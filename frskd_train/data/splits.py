@@ -15,7 +15,7 @@ def choose_splits(names: Collection[str], train: str | None, val: str | None) ->
     """Chooses the split to train on and the one to validate on.
 
     Args:
-        names: the splits that the dataset has.
+        names: The splits that the dataset has.
         train: `--train-split`, if given.
         val: `--val-split`, if given.
 
@@ -23,7 +23,7 @@ def choose_splits(names: Collection[str], train: str | None, val: str | None) ->
         Both names; None for the second means that a part of the first is to be held out.
 
     Raises:
-        UserError: a split that is not there, the same one twice, or none to train on.
+        UserError: A split that is not there, the same one twice, or none to train on.
     """
     listed = ", ".join(names)
     for setting, wanted in (("train", train), ("val", val)):
@@ -47,14 +47,14 @@ def hold_out(labels: Labels, fraction: float) -> tuple[Labels, Labels]:
     """Divides rows into training and validation rows, class by class; a class with one image is trained on.
 
     Args:
-        labels: the class of each row.
-        fraction: the share to hold out.
+        labels: The class of each row.
+        fraction: The share to hold out.
 
     Returns:
         Row numbers to train on and to validate on, both ascending.
 
     Raises:
-        UserError: nothing is left for one of the two.
+        UserError: Nothing is left for one of the two.
     """
     rank, size = _rank_in_class(labels)
     held = np.maximum(np.round(size * fraction), 1) if fraction > 0 else np.zeros_like(size)
@@ -71,15 +71,15 @@ def balanced_subset(labels: Labels, count: int, num_classes: int) -> Labels:
     """Chooses `count` rows, as many of each class as can be.
 
     Args:
-        labels: the class of each row.
-        count: how many rows to choose.
-        num_classes: how many classes there are.
+        labels: The class of each row.
+        count: How many rows to choose.
+        num_classes: How many classes there are.
 
     Returns:
         Row numbers, ascending.
 
     Raises:
-        UserError: there are fewer rows, or fewer than one of each class are wanted.
+        UserError: There are fewer rows, or fewer than one of each class are wanted.
     """
     if count > len(labels):
         raise UserError(f"--train-num-samples {count}: there are only {len(labels)} training images")

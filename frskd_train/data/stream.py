@@ -52,8 +52,8 @@ class Request:
     """One batch to be decoded.
 
     Attributes:
-        places: which of the rows in use.
-        seeds: of each image's transform; None where nothing is random.
+        places: Which of the rows in use.
+        seeds: Of each image's transform; None where nothing is random.
     """
 
     places: Rows
@@ -65,10 +65,10 @@ class Decoding(Dataset):
     """Rows to pixels, a batch at a time, in a worker or in the training process.
 
     Attributes:
-        part: the rows in use.
-        transform: image to uint8 [C, H, W].
+        part: The rows in use.
+        transform: Image to uint8 [C, H, W].
         mode: L or RGB.
-        replace: take a neighbour for an image that cannot be read; else it is left out.
+        replace: Take a neighbour for an image that cannot be read; else it is left out.
     """
 
     part: Part
@@ -113,11 +113,11 @@ class StreamedImages:
     """Images of a split that are decoded when they are needed.
 
     Attributes:
-        part: the rows in use.
+        part: The rows in use.
         mode: L or RGB.
-        workers: processes that decode; 0 decodes in the training process.
-        bad_images: whether an image that cannot be read stops, or is left out (in training: replaced by the next).
-        bad: messages about the images that were left out so far.
+        workers: Processes that decode; 0 decodes in the training process.
+        bad_images: Whether an image that cannot be read stops, or is left out (in training: replaced by the next).
+        bad: Messages about the images that were left out so far.
     """
 
     part: Part

@@ -29,7 +29,7 @@ class Fit:
     """The validation's resize and crop, by timm; images that fit already take a short cut.
 
     Args:
-        preprocessing: size, filter and crop.
+        preprocessing: Size, filter and crop.
     """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
@@ -51,9 +51,9 @@ class Squash:
     """Resizes to one size for all, without keeping the aspect ratio: random crops restore it.
 
     Attributes:
-        width: of the result.
-        height: of the result.
-        interpolation: resizing filter.
+        width: Of the result.
+        height: Of the result.
+        interpolation: Resizing filter.
     """
 
     width: int
@@ -72,10 +72,10 @@ class Augmented:
     """timm's training transforms of one image: random resized crop if wanted, then a policy or colour jitter.
 
     Attributes:
-        crop: image to image; None leaves it to `fit`.
-        colours: timm's AutoAugment policy or colour jitter, image to image.
-        fit: image to uint8 [C, H, W].
-        is_random: whether anything of this draws random numbers.
+        crop: Image to image; None leaves it to `fit`.
+        colours: Timm's AutoAugment policy or colour jitter, image to image.
+        fit: Image to uint8 [C, H, W].
+        is_random: Whether anything of this draws random numbers.
     """
 
     crop: Callable[[Image.Image], Image.Image] | None
@@ -94,7 +94,7 @@ def streamed_transform(settings: PreprocessingSettings, preprocessing: Preproces
     """Makes the transform of streamed training images; flips, padded crops and erasing follow on the batch.
 
     Raises:
-        UserError: timm does not know the policy.
+        UserError: Timm does not know the policy.
     """
     arguments: dict[str, Any] = {
         "is_training": True,
