@@ -41,6 +41,7 @@ METRICS = {
         "name": "Kleidungsstücke",
         "id": "someone/garments",
         "split": "test",
+        "whole_split": True,
         "license": "mit",
         "homepage": "https://example.org/garments",
         "train_images": 4000,
@@ -89,6 +90,7 @@ def small(tmp_path_factory):
 
 @pytest.fixture
 def hub(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # only the loopback Hub is asked
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with LoopbackHub() as server:
@@ -376,7 +378,10 @@ def test_card_says_what_the_metrics_say(small):
     entry = yaml.safe_load((small / ".eval_results" / "frskd.yaml").read_text())[0]
     assert entry["dataset"] == {"id": "someone/garments", "task_id": "default"}
     assert entry["value"] == 88.1
-    assert eval_result_entries(METRICS | {"dataset": {"id": "frskd/fashion-mnist-sample"}}) == []
+    sample = METRICS | {"dataset": METRICS["dataset"] | {"whole_split": False}}
+    assert eval_result_entries(sample) == []  # its scores are not the data set's
+    result = model_card(sample, read_config(small)).data.eval_results[0]
+    assert (result.dataset_type, result.dataset_name) == ("Kleidungsstücke", "Kleidungsstücke")
 
 
 def leaves(value, path=()):

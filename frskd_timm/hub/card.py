@@ -69,11 +69,12 @@ def tidy(card: ModelCard) -> ModelCard:
 def eval_result_entries(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The scores in the Hub's newer form, one YAML file under `.eval_results/`.
 
-    That form knows only data sets on the Hub, and only newer clients know it: otherwise the list is empty.
+    They enter the data set's leaderboard there, so the list is empty unless the run says that it was tested on a whole
+    split of a data set on the Hub (`whole_split`), and with clients that do not know the form.
     """
     metrics = _present(metrics)
     dataset, top1 = metrics.get("dataset", {}), metrics.get("student", {}).get("top1")
-    hub_id = hub_dataset(dataset)
+    hub_id = hub_dataset(dataset) if dataset.get("whole_split") else None
     if not hasattr(huggingface_hub, "EvalResultEntry") or hub_id is None or top1 is None:
         return []
     entry = huggingface_hub.EvalResultEntry(
@@ -121,11 +122,12 @@ def _eval_results(metrics: Mapping[str, Any], pipeline: str) -> list[EvalResult]
     name = dataset.get("name") or dataset.get("id")
     if name is None:
         return []
+    whole = hub_dataset(dataset) if dataset.get("whole_split") else None  # a sample's scores are not the data set's
     return [
         EvalResult(
             task_type=pipeline,
             task_name=pipeline.replace("-", " ").capitalize(),
-            dataset_type=hub_dataset(dataset) or str(dataset.get("id") or name),
+            dataset_type=whole or str(name),
             dataset_name=str(name),
             dataset_split=dataset.get("split"),
             metric_type=kind,
