@@ -84,7 +84,11 @@ def main() -> None:
 
     def work(job: tuple[int, int, str]) -> None:
         epochs, seed, variant = job
-        row = run(variant, epochs, seed, flags)
+        try:
+            row = run(variant, epochs, seed, flags)
+        except RuntimeError as error:
+            print(error, file=sys.stderr, flush=True)
+            return
         with lock, args.output.open("a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
         print(row, flush=True)
