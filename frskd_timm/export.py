@@ -1,4 +1,4 @@
-"""A trained student to a Hub-ready folder, and back.
+"""A trained student to a Hub-ready folder; `exported` reads it back.
 
 The folder holds what timm's `local-dir:` and `hf-hub:` names and transformers' `AutoModelForImageClassification` read:
 `model.safetensors` and `config.json`. It holds the student alone, under an architecture name that plain timm knows
@@ -8,25 +8,19 @@ wherever one exists, and nothing that timm's default weights said about themselv
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from frskd_timm.models import stock_name
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from timm.models import is_model
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from frskd_timm.errors import UserError
-
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-CARD = "README.md"
-RECIPE = "recipe.yaml"
+from frskd_timm.exported import CARD, CONFIG, RECIPE, WEIGHTS, refuse_nonfinite, unwrap, verify_export
+from frskd_timm.models import stock_name
 
 PAPER_NAME = "Refine Myself by Teaching Myself: Feature Refinement via Self-Knowledge Distillation"
 PAPER_ID = "arXiv:2103.08273"
@@ -123,121 +117,6 @@ def export_student(
     return folder
 
 
-def load_export(folder: str | Path) -> nn.Module:
-    """The student in a folder, through timm alone, in eval mode.
-
-    Raises:
-        UserError: A file is missing or unreadable, the architecture is unknown, or the weights do not fit it.
-    """
-    folder = Path(folder)
-    check_weights(folder)
-    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-
-
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """The folder's `config.json`.
-
-    Raises:
-        UserError: It is missing, no JSON, or no timm config.
-    """
-    path = Path(folder) / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: give the student/ folder of a finished run.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}): export the student again.") from None
-    if (
-        not isinstance(config, dict)
-        or not isinstance(config.get("pretrained_cfg"), dict)
-        or "architecture" not in config
-    ):
-        raise UserError(f"{path} is not a timm config: 'architecture' and 'pretrained_cfg' are wanted.")
-    return config
-
-
-def check_weights(folder: str | Path) -> dict[str, Tensor]:
-    """The folder's weights, after making sure that they are the plain architecture's, all of them and finite.
-
-    Raises:
-        UserError: They are not; the sentence names the first keys at fault.
-    """
-    folder = Path(folder)
-    config = read_config(folder)
-    path = folder / WEIGHTS
-    try:
-        state = load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: give the student/ folder of a finished run.") from None
-    except Exception as error:  # safetensors has an exception of its own for damaged files
-        raise UserError(f"{path} is damaged ({error}): export the student again.") from None
-    _refuse_misfit(state, _plain_model(config).state_dict(), config["architecture"])
-    _refuse_nonfinite(state)
-    return state
-
-
-def verify_export(folder: str | Path, model: nn.Module, *, tolerance: float = 1e-4) -> float:
-    """Loads the folder through timm's `local-dir:` and compares its logits with the model's.
-
-    Args:
-        folder: An exported student.
-        model: The student that it was exported from; mode and device are left as they are.
-        tolerance: Largest difference allowed, as a share of the largest logit.
-
-    Returns:
-        The largest absolute difference.
-
-    Raises:
-        UserError: The folder does not load, or its logits differ.
-    """
-    model = unwrap(model)
-    loaded = load_export(folder)
-    return compare_logits(model, loaded, probe_images(read_config(folder)), tolerance=tolerance)
-
-
-def compare_logits(model: nn.Module, other: nn.Module, images: Tensor, *, tolerance: float = 1e-4) -> float:
-    """Compares what two models say of the same images, in eval mode and float32 on the first one's device.
-
-    Returns:
-        The largest absolute difference.
-
-    Raises:
-        UserError: It exceeds `tolerance` times the largest logit, or is not a number.
-    """
-    parameter = next(model.parameters())
-    images = images.to(parameter.device)
-    other = other.to(parameter.device)
-    with torch.inference_mode(), torch.autocast(parameter.device.type, enabled=False), _eval(model), _eval(other):
-        expected = model(images.to(parameter.dtype)).float()
-        found = other(images).float()
-    if expected.shape != found.shape:
-        raise UserError(f"The exported student answers with shape {tuple(found.shape)}, not {tuple(expected.shape)}.")
-    difference = (expected - found).abs().max().item() if expected.numel() else 0.0
-    limit = tolerance * max(1.0, expected.abs().max().item() if expected.numel() else 0.0)
-    if not difference <= limit:  # also when it is NaN
-        raise UserError(
-            f"The exported student's logits differ from the trained one's by {difference:.3g} > {limit:.3g}."
-        )
-    return difference
-
-
-def probe_images(config: dict[str, Any], batch: int = 2) -> Tensor:
-    """The fixed input of all comparisons: normalised noise of the config's input size, (batch, C, H, W)."""
-    size = tuple(config["pretrained_cfg"].get("input_size", (3, 224, 224)))
-    return torch.randn(batch, *size, generator=torch.Generator().manual_seed(0))
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model without what DDP and `torch.compile` put around it."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
-
-
 def plain_state_dict(model: nn.Module, *, half: bool = False) -> dict[str, Tensor]:
     """The model's tensors for saving: on the CPU, contiguous, unshared, float32, keys without wrapper prefixes.
 
@@ -253,7 +132,7 @@ def plain_state_dict(model: nn.Module, *, half: bool = False) -> dict[str, Tenso
             tensor = tensor.to(torch.float16 if half and name in parameters else torch.float32)
         plain = name.replace("_orig_mod.", "")  # compile also wraps single blocks, in the middle of a key
         state[plain] = tensor.clone(memory_format=torch.contiguous_format)
-    _refuse_nonfinite(state)
+    refuse_nonfinite(state)
     return state
 
 
@@ -291,33 +170,6 @@ def _config(
     return config
 
 
-def _plain_model(config: dict[str, Any]) -> nn.Module:
-    """The architecture that a config names, with random weights."""
-    name = config["architecture"]
-    arguments = {"num_classes": config.get("num_classes"), **config.get("model_args", {})}
-    try:
-        return timm.create_model(name, pretrained=False, pretrained_cfg=dict(config["pretrained_cfg"]), **arguments)
-    except Exception as error:  # whatever the architecture's constructor makes of arguments that do not fit
-        raise UserError(f"The architecture {name!r} of {CONFIG} cannot be built: {error}") from None
-
-
-def _refuse_misfit(state: dict[str, Tensor], plain: dict[str, Tensor], architecture: str) -> None:
-    for keys, what in (
-        (state.keys() - plain.keys(), "keys that the plain {} does not have"),
-        (plain.keys() - state.keys(), "no weights for keys of the plain {}"),
-        ({k for k in state if k in plain and state[k].shape != plain[k].shape}, "shapes other than the plain {}'s"),
-    ):
-        if keys:
-            some = ", ".join(sorted(keys)[:3]) + (", ..." if len(keys) > 3 else "")
-            raise UserError(f"The student has {what.format(architecture)}: {some}.")
-
-
-def _refuse_nonfinite(state: dict[str, Tensor]) -> None:
-    bad = sorted(name for name, tensor in state.items() if not torch.isfinite(tensor).all())
-    if bad:
-        raise UserError(f"The student has numbers that are not finite in {', '.join(bad[:3])}: it cannot be exported.")
-
-
 def _refuse_foreign(folder: Path) -> None:
     """Only an empty place or an older export may be replaced: nobody's files are lost to a mistyped path."""
     if folder.exists() and not folder.is_dir():
@@ -339,15 +191,3 @@ def _put_in_place(new: Path, folder: Path) -> None:
         folder.rename(previous)
     new.rename(folder)
     shutil.rmtree(previous, ignore_errors=True)
-
-
-@contextmanager
-def _eval(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, each module's own mode given back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -12,7 +12,8 @@ from torch import nn
 from transformers import AutoModel, AutoModelForImageClassification
 
 from frskd_timm.errors import UserError
-from frskd_timm.export import export_student, load_export, probe_images, read_config, verify_export
+from frskd_timm.export import export_student
+from frskd_timm.exported import load_export, probe_images, read_config, verify_export
 
 NAMES = [f"class {index}" for index in range(7)]
 

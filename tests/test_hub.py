@@ -23,7 +23,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from frskd_timm.errors import UserError
-from frskd_timm.export import export_student, probe_images, read_config
+from frskd_timm.export import export_student
+from frskd_timm.exported import probe_images, read_config
 from frskd_timm.hub.card import eval_result_entries, model_card, write_card
 from frskd_timm.hub.publish import push_student
 from frskd_timm.hub.zoo import read_results, results_row, zoo_card

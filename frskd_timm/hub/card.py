@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from timm.models import is_model, model_entrypoint
 
-from frskd_timm.export import CARD, RECIPE, read_config
+from frskd_timm.exported import CARD, RECIPE, read_config
 
 EVAL_RESULTS = ".eval_results/frskd.yaml"
 # What the card calls the repository until it is published under a name.

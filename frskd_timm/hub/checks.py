@@ -7,7 +7,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from frskd_timm.errors import UserError
-from frskd_timm.export import CARD, CONFIG, RECIPE, WEIGHTS, check_weights
+from frskd_timm.exported import CARD, CONFIG, RECIPE, WEIGHTS, check_weights
 from frskd_timm.hub.card import EVAL_RESULTS
 
 _PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")

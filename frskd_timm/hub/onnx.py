@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from frskd_timm.errors import UserError
-from frskd_timm.export import load_export, probe_images, read_config
+from frskd_timm.exported import load_export, probe_images, read_config
 
 TOLERANCE = 1e-4
 

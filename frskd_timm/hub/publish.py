@@ -1,35 +1,22 @@
 """Publishing an exported student: checked before, one commit, downloaded again and compared after."""
 
-import json
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from frskd_timm.errors import UserError
-from frskd_timm.export import CARD, RECIPE, compare_logits, load_export, probe_images, read_config
+from frskd_timm.exported import CARD, RECIPE, compare_logits, load_export, probe_images, read_config
 from frskd_timm.hub.card import EVAL_RESULTS, PLACEHOLDER
 from frskd_timm.hub.checks import check_folder
+from frskd_timm.hub.failures import Altered, patiently
 
-T = TypeVar("T")
-
-# Broken connections are errors of the HTTP library that the client is built on, another one from version to version.
-_TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
-_ATTEMPTS = 4
-_LONGEST_WAIT = 300  # seconds that a server may ask for before the user is told to come back later
 # What an older push may have left, to be taken away where the new one lacks it. Other files are the owner's.
 _OPTIONAL = ("attention.png", "curves.png", RECIPE, EVAL_RESULTS)
 
@@ -101,26 +88,30 @@ def push_student(
     token = token or get_token()
     if not token:
         raise UserError("There is no Hugging Face token: run `hf auth login`, or set HF_TOKEN, with write permission.")
-    hub = _Hub(HfApi(endpoint=endpoint, token=token, library_name="frskd-timm"), repo_id, token)
+    api = HfApi(endpoint=endpoint, token=token, library_name="frskd-timm")
+    hub = _Hub(api, repo_id)
     message = commit_message or f"Upload {read_config(folder)['architecture']} trained with frskd-timm"
-    published = hub.patiently(lambda: hub.commit(files, message, private, revision, create_pr), once=create_pr)
+    published = patiently(
+        lambda: hub.commit(files, message, private, revision, create_pr), repo_id, api, once=create_pr
+    )
     if published.changed:
         say(f"Committed {published.commit[:10]}: {published.pull_request or published.url}")
     else:
         say(f"Nothing has changed since {published.commit[:10]}: no commit was made.")
-    difference = hub.patiently(lambda: hub.compare(files, folder, published))
+    difference = patiently(partial(hub.compare, files, folder, published), repo_id, api)
     say(f"Downloaded that commit again: every file is the same, and the logits differ by {difference:.1g}.")
-    say(f'Load it: timm.create_model("hf-hub:{repo_id}{f"@{revision}" if revision else ""}", pretrained=True)')
+    at = revision or (published.commit if create_pr else None)  # a pull request is not on main yet
+    name = f"{repo_id}@{at}" if at else repo_id
+    say(f'Load it: timm.create_model("hf-hub:{name}", pretrained=True)')
     return published
 
 
 class _Hub:
     """One repository, asked through the genuine client."""
 
-    def __init__(self, api: HfApi, repo_id: str, token: str) -> None:
+    def __init__(self, api: HfApi, repo_id: str) -> None:
         self.api = api
         self.repo_id = repo_id
-        self.token = token
         self.before: str | None = None  # the commit that was found first; a repeated attempt may find its own
 
     def commit(
@@ -151,13 +142,13 @@ class _Hub:
                 revision=published.commit,
                 allow_patterns=list(files),
                 cache_dir=cache,
-                token=self.token,
+                token=self.api.token,
                 endpoint=self.api.endpoint,
             )
             for name, content in files.items():
                 found = Path(path) / name
                 if not found.is_file() or found.read_bytes() != content:
-                    raise _Altered(name)
+                    raise Altered(name)
             return compare_logits(load_export(folder), load_export(path), probe_images(read_config(folder)))
 
     def _head(self, private: bool, revision: str | None, create_pr: bool) -> tuple[str, set[str]]:
@@ -181,79 +172,14 @@ class _Hub:
             )
         return str(info.sha), {sibling.rfilename for sibling in info.siblings or ()}
 
-    def patiently(self, call: Callable[[], T], once: bool = False) -> T:
-        """Calls until it works, as long as what fails may pass; then raises the sentence for it.
-
-        Args:
-            call: What to do; must be safe to repeat.
-            once: Not safe to repeat once the commit has been sent and no answer came.
-        """
-        for attempt in range(_ATTEMPTS):
-            try:
-                return call()
-            except UserError:
-                raise
-            except (OSError, RuntimeError, ValueError, _TransportError, _Altered) as error:
-                cause = _cause(error)
-                wait = _wait(cause, attempt)
-                unknown = once and _sends_commit(cause) and not isinstance(cause, HfHubHTTPError)
-                if wait is None or unknown or attempt == _ATTEMPTS - 1 or wait > _LONGEST_WAIT:
-                    raise UserError(self._sentence(cause, unknown)) from None
-                time.sleep(wait)
-        raise AssertionError("unreachable")
-
-    def _sentence(self, error: BaseException, unknown: bool) -> str:
-        """What went wrong and what to do next, without the client's words, which may quote headers."""
-        again = "run the same command again later, it goes on where it stopped"
-        where = self.repo_id
-        if unknown:
-            return (
-                f"The answer to the pull request for {where} never came: look at its discussions before trying again."
-            )
-        if isinstance(error, _Altered):
-            return f"What {where} gives back is not what was sent ({error}): {again}, and do not use that commit."
-        if isinstance(error, OfflineModeIsEnabled):
-            return "HF_HUB_OFFLINE is set, so nothing can be published: unset it and run the same command again."
-        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-        if status == 401 and not isinstance(error, RepositoryNotFoundError):
-            return "The Hub does not accept the token (401): run `hf auth login` again, or set HF_TOKEN to a valid one."
-        if status == 403:
-            return (
-                f"The token may not write to {where} (403): use one with write permission for it, name a repository of"
-                " your own, or offer a pull request with --create-pr."
-            )
-        if isinstance(error, RevisionNotFoundError):
-            return f"{where} has no such revision: give a branch name."
-        if status in (401, 404):
-            return f"{where} was not found ({status}): check its name, and that the token may see it."
-        if status in (409, 412):
-            return f"{where} was changed by someone else meanwhile ({status}): {again}."
-        if status == 413:
-            return "The Hub refuses files of this size (413): export the student in half precision, or make it smaller."
-        if status == 429:
-            return f"The Hub asks to slow down (429): wait {_retry_after(error) or 'a few minutes'}, then {again}."
-        if status is not None and status >= 500:
-            return f"The Hub has trouble of its own ({status}): {again}."
-        if status is not None:
-            return f"The Hub refuses the upload to {where} ({status}): check the folder and the name, then {again}."
-        if isinstance(error, (_TransportError, ConnectionError)):
-            return f"The Hub cannot be reached at {self.api.endpoint}: check the network, then {again}."
-        if isinstance(error, json.JSONDecodeError):
-            return f"{self.api.endpoint} answers nothing that a Hub would: check HF_ENDPOINT and proxies, then {again}."
-        text = " ".join(str(error).split()).replace(self.token, "***")
-        return f"Publishing to {where} failed ({type(error).__name__}: {text[:200]}): {again}."
-
-
-class _Altered(Exception):
-    """A file came back other than it was sent."""
-
 
 def _check_request(repo_id: str, revision: str | None, create_pr: bool) -> None:
     try:
         validate_repo_id(repo_id)
+        valid = repo_id.count("/") == 1
     except HFValidationError:
-        repo_id = ""
-    if repo_id.count("/") != 1:
+        valid = False
+    if not valid:
         raise UserError(f"--repo-id must be OWNER/NAME, of letters, digits, '-', '_' and '.', not {repo_id!r}.")
     if revision and (re.fullmatch(r"[0-9a-f]{40}", revision) or revision.startswith("refs/")):
         raise UserError(f"--revision must be a branch name, not {revision!r}: nobody can commit to a commit or a ref.")
@@ -266,43 +192,3 @@ def _contents(folder: Path, repo_id: str) -> dict[str, bytes]:
     files = {name: (folder / name).read_bytes() for name in check_folder(folder)}
     files[CARD] = files[CARD].replace(PLACEHOLDER.encode(), repo_id.encode())
     return files
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The answer or the broken connection behind what the client makes of it."""
-    kinds = (HfHubHTTPError, OfflineModeIsEnabled, _TransportError)
-    return next((found for found in _chain(error) if isinstance(found, kinds)), error)
-
-
-def _wait(error: BaseException, attempt: int) -> float | None:
-    """Seconds to wait before trying again; None where that is of no use."""
-    pause = float(2**attempt)
-    if isinstance(error, HfHubHTTPError):
-        status = error.response.status_code
-        if status == 400 and error.response.request.method == "PUT":  # the upload arrived damaged
-            return pause
-        if status in (408, 409, 412, 425, 429) or status >= 500:
-            return max(pause, _retry_after(error) or 0)
-        return None
-    passing = (_TransportError, ConnectionError, _Altered, json.JSONDecodeError)
-    short = isinstance(error, OSError) and "Consistency check failed" in str(error)
-    return pause if (isinstance(error, passing) or short) and not isinstance(error, OfflineModeIsEnabled) else None
-
-
-def _retry_after(error: BaseException) -> float | None:
-    value = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
-    return float(value) if value.isdigit() else None
-
-
-def _sends_commit(error: BaseException) -> bool:
-    try:
-        return "/commit/" in error.request.url.path  # type: ignore[attr-defined]
-    except (AttributeError, RuntimeError):  # no HTTP error, or one outside of a request
-        return False
