@@ -127,7 +127,7 @@ class DataSettings:
     workers: Annotated[int, NotNegative] = 2
     """Decoding processes a training process has when streaming."""
     bad_images: Literal["stop", "skip"] = "stop"
-    """What to do with an image that cannot be read: stop and name it, or leave it out and count."""
+    """An image that cannot be read: stop and name it, or leave it out (a stream trains on the next one) and count."""
 
 
 @dataclass(frozen=True)
