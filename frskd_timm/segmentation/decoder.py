@@ -1,0 +1,124 @@
+"""The decoder of FRSKD's segmentation networks: a feature pyramid, BiFPN layers of plain sums, and a head of pixels."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+EPS = 1e-4
+MOMENTUM = 0.997  # PyTorch's sense: the newest batch makes up nearly all of the running statistics
+HEAD_CHANNELS = 256
+EXTRA_LEVELS = 2  # p6 and p7, made from the coarsest map of the backbone
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution with bias, batch normalisation, ReLU; padded so that stride 1 keeps the size.
+
+    Args:
+        in_channels: Channels of the input.
+        channels: Channels of the output.
+        kernel_size: Height and width of the kernel.
+        stride: Of the convolution.
+    """
+
+    def __init__(self, in_channels: int, channels: int, kernel_size: int, stride: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, channels, kernel_size, stride, padding=kernel_size // 2),
+            nn.BatchNorm2d(channels, eps=EPS, momentum=MOMENTUM),
+            nn.ReLU(inplace=True),
+        )
+
+
+class DepthwiseNorm(nn.Sequential):
+    """One weight and bias a channel, batch normalisation with PyTorch's own constants, ReLU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(
+            nn.Conv2d(channels, channels, 1, groups=channels), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
+        )
+
+
+def resize_bilinear(maps: Tensor, like: Tensor) -> Tensor:
+    """Resizes maps [B, C, H, W] to the height and width of `like`, with pixels' centres aligned (half-pixel)."""
+    if maps.shape[-2:] == like.shape[-2:]:
+        return maps
+    return F.interpolate(maps, like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def resize_nearest(maps: Tensor, like: Tensor) -> Tensor:
+    """Resizes maps [B, C, H, W] to the height and width of `like` by taking the nearest pixel."""
+    if maps.shape[-2:] == like.shape[-2:]:
+        return maps
+    return F.interpolate(maps, like.shape[-2:], mode="nearest")
+
+
+class FeaturePyramid(nn.Module):
+    """Maps of a backbone to maps of one width, with two coarser levels on top.
+
+    Args:
+        in_channels: Channels of the backbone's maps, fine to coarse (p2..p5 in the paper).
+        channels: Channels of every level of the result.
+    """
+
+    def __init__(self, in_channels: Sequence[int], channels: int) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(ConvNorm(c, channels, 1) for c in in_channels)
+        sources = [in_channels[-1], *[channels] * (EXTRA_LEVELS - 1)]
+        self.coarser = nn.ModuleList(ConvNorm(c, channels, 3, stride=2) for c in sources)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """[B, C_i, H_i, W_i] fine to coarse, to two maps more, all [B, channels, H_i, W_i]."""
+        extra, last = [], features[-1]
+        for block in self.coarser:
+            last = block(last)
+            extra.append(last)
+        maps = [lateral(f) for lateral, f in zip(self.lateral, features, strict=True)]
+        for i in range(len(maps) - 2, -1, -1):
+            maps[i] = maps[i] + resize_bilinear(maps[i + 1], maps[i])
+        return [*maps, *extra]
+
+
+class SumBiFPN(nn.Module):
+    """One top-down and one bottom-up pass; what meets at a level is summed, then goes through a depthwise 1x1 block.
+
+    Args:
+        levels: Number of maps.
+        channels: Channels of each.
+        bottom_up: Leave the second pass out with False.
+    """
+
+    def __init__(self, levels: int, channels: int, bottom_up: bool = True) -> None:
+        super().__init__()
+        self.up = nn.ModuleList(DepthwiseNorm(channels) for _ in range(levels))
+        # Starts at the second level.
+        self.down = nn.ModuleList(DepthwiseNorm(channels) for _ in range(levels - 1 if bottom_up else 0))
+
+    def forward(self, maps: Sequence[Tensor], finest_only: bool = False) -> list[Tensor]:
+        """Refines maps.
+
+        Args:
+            maps: [B, channels, H_i, W_i], fine to coarse, of any sizes.
+            finest_only: Leave out what the finest map does not depend on.
+
+        Returns:
+            As many maps of the same sizes; one with `finest_only`.
+        """
+        refined = [self.up[-1](maps[-1])]
+        for block, map_ in zip(reversed(self.up[:-1]), reversed(maps[:-1]), strict=True):
+            refined.insert(0, block(map_ + resize_bilinear(refined[0], map_)))
+        if finest_only:
+            return refined[:1]
+        if not self.down:
+            return refined
+        out = [refined[0]]
+        for i, block in enumerate(self.down, 1):
+            out.append(block(maps[i] + refined[i] + resize_nearest(out[-1], maps[i])))
+        return out
+
+
+class PixelHead(nn.Sequential):
+    """Class logits of each position of the finest map: [B, channels, H, W] to [B, num_classes, H, W]."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        block = ConvNorm(channels, HEAD_CHANNELS, 3)
+        super().__init__(*block, nn.Conv2d(HEAD_CHANNELS, num_classes, 3, padding=1))

@@ -1,0 +1,85 @@
+"""Segmentation students by name, and weights to start their backbones from."""
+
+from typing import Any
+
+import timm
+import timm.models
+from timm.models._hub import load_model_config_from_path  # how timm itself reads 'local-dir:'
+from torch import nn
+
+from frskd_timm.errors import UserError
+from frskd_timm.segmentation.student import SegmentationStudent
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "efficientdet_d0": {"backbone": "efficientnet_b0", "channels": 64},
+    "efficientdet_d1": {"backbone": "efficientnet_b1", "channels": 88},
+}
+"""The networks of the paper: EfficientDet's backbones and widths (arXiv 1911.09070)."""
+
+_ELSEWHERE = ("local-dir:", "hf-hub:")
+
+
+def create_segmentation_student(
+    name: str, num_classes: int, *, pretrained: bool = False, **arguments: Any
+) -> SegmentationStudent:
+    """Makes a student.
+
+    Args:
+        name: A key of `PRESETS`, or a timm model to be the backbone; a `local-dir:` or `hf-hub:` name of one also
+            gives the weights to start from.
+        num_classes: Number of classes.
+        pretrained: Start from the weights that timm knows for the backbone.
+        **arguments: Further arguments of `SegmentationStudent`; `channels` is 64 where neither they nor the preset
+            say it.
+
+    Raises:
+        UserError: No such model, no usable maps in it, or no weights to be had.
+    """
+    arguments = {**PRESETS.get(name, {"backbone": name}), **arguments}
+    weights = arguments["backbone"]
+    if weights.startswith(_ELSEWHERE):
+        arguments["backbone"] = _architecture(weights)
+        pretrained = True
+    student = SegmentationStudent(num_classes=num_classes, **arguments)
+    if pretrained:
+        load_backbone(student, weights)
+    return student
+
+
+def load_backbone(student: SegmentationStudent, name: str | None = None) -> None:
+    """Loads a backbone's weights into a student.
+
+    Args:
+        student: The student.
+        name: A timm model of the same architecture: a name with weights, a `local-dir:` or `hf-hub:` name. By default
+            the backbone's own name.
+
+    Raises:
+        UserError: The weights cannot be had, or are another architecture's.
+    """
+    name = name or student.backbone_name
+    cfg = None if name.startswith(_ELSEWHERE) else timm.get_pretrained_cfg(name)
+    if not name.startswith(_ELSEWHERE) and (cfg is None or not cfg.has_weights):
+        raise UserError(f"There are no pretrained weights for '{name}'; leave --pretrained out.")
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0, in_chans=student.in_chans)
+    except Exception as error:  # no network, no such folder, damaged files: the Hub and timm say which
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"The weights of '{name}' cannot be had: {reason}") from error
+    own, found = student.backbone.state_dict(), model.state_dict()
+    missing = sorted(key for key, value in own.items() if key not in found or found[key].shape != value.shape)
+    if missing:
+        raise UserError(
+            f"'{name}' has no fitting weights for {len(missing)} tensors of the backbone {student.backbone_name}, "
+            f"{missing[0]} first."
+        )
+    student.backbone.load_state_dict({key: found[key] for key in own})
+
+
+def _architecture(name: str) -> str:
+    kind, place = name.split(":", 1)
+    load: Any = load_model_config_from_path if kind == "local-dir" else timm.models.load_model_config_from_hf
+    try:
+        return str(load(place)[1])
+    except Exception as error:
+        raise UserError(f"{name} is no exported model: {str(error).splitlines()[0]}.") from error
