@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from frskd_train.errors import SettingsError, fail
+from frskd_train.launch import start_requested_processes
 from frskd_train.parse import flat, parse_settings, write_recipe
 from frskd_train.settings import Settings
 
@@ -48,6 +49,7 @@ def main(settings: Settings) -> None:
         settings.preprocessing,
         model_cfg=cfg,
         use_model_stats=settings.model.pretrained,
+        progress=accelerator.is_main_process,
     )
     if run.baseline:
         finish.read_baseline(run.baseline)
@@ -65,7 +67,7 @@ def main(settings: Settings) -> None:
         "device": accelerator.device,
         "channels_last": loop.channels_last,
     }
-    train_batches = data.train_batches(loop.batch_size, seed=loop.seed, **process)
+    train_batches = data.train_batches(loop.batch_size, seed=loop.seed, num_classes=student.num_classes, **process)
     val_batches = data.val_batches(loop.validation_batch_size or 2 * loop.batch_size, **process)
     global_batch = train_batches.order.global_batch
     accelerator.gradient_accumulation_steps = min(loop.grad_accum_steps, len(train_batches))
@@ -196,6 +198,8 @@ def main(settings: Settings) -> None:
         save()
 
     # The end: score, export, show.
+    for complaint in data.bad_images():
+        progress.say(complaint)
     scores = scores or validate()  # none yet where a finished run was resumed
     if accelerator.is_main_process:
         kept = ema.module if ema is not None else student
@@ -208,6 +212,7 @@ def main(settings: Settings) -> None:
 if __name__ == "__main__":
     try:
         chosen = parse_settings(sys.argv[1:])
+        start_requested_processes()
     except SettingsError as error:
         fail(error)
     from frskd_timm.errors import UserError

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.utils import parse_flag_from_env
 
 from frskd_timm.errors import UserError
 from frskd_train.settings import LoopSettings
@@ -20,12 +21,17 @@ def start_accelerator(settings: LoopSettings, report_to: str | None, project_dir
     Raises:
         UserError: A precision that the device has no use of, or an unknown tracker.
     """
-    state = PartialState()
+    # Without being told so, Accelerate takes several processes on a machine that has only a CPU for one.
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    state = PartialState(cpu=cpu)
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(settings.threads or max(1, cores() // local_processes))
     try:
         return Accelerator(
-            mixed_precision=precision(settings, state.device), log_with=report_to, project_dir=project_dir or "runs"
+            cpu=cpu,
+            mixed_precision=precision(settings, state.device),
+            log_with=report_to,
+            project_dir=project_dir or "runs",
         )
     except (ValueError, ImportError) as error:
         raise UserError(f"Accelerate cannot start so: {error}") from error

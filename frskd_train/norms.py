@@ -3,11 +3,28 @@
 torch's SyncBatchNorm refuses CPU tensors; this one needs nothing but a differentiable sum over processes.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """A sum over processes that a gradient passes: each process's loss depends on every process's input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        grad = grad.clone()
+        dist.all_reduce(grad)
+        return grad
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
@@ -19,13 +36,13 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
             return super().forward(input)
         with torch.autocast(input.device.type, enabled=False):
             x = input.float()
-            count = torch.full((1,), float(x.numel() // x.shape[1]), device=x.device)
-            sums = torch.cat([x.sum(dim=(0, 2, 3)), x.square().sum(dim=(0, 2, 3)), count])
-            total = all_reduce(sums)
             channels = x.shape[1]
+            # Mean first, then the squares around it: the difference of two large sums would lose digits.
+            count = torch.full((1,), float(x.numel() // channels), device=x.device)
+            total = _SumOverProcesses.apply(torch.cat([x.sum(dim=(0, 2, 3)), count]))
             n = total[-1].detach()
             mean = total[:channels] / n
-            variance = (total[channels : 2 * channels] / n - mean.square()).clamp_min(0)
+            variance = _SumOverProcesses.apply((x - mean[:, None, None]).square().sum(dim=(0, 2, 3))) / n
             if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
                 with torch.no_grad():
                     assert self.num_batches_tracked is not None

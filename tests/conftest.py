@@ -1,0 +1,44 @@
+"""Shared by all tests: no network, and runs of the real command."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="0")
+# Small tensors: more threads only wait for each other, above all beside other processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A stock topology of 0.4 million parameters that comes with timm: a run takes seconds.
+SMALL = ["--model", "test_resnet", "--train-num-samples", "160", "--batch-size", "32", "--epochs", "2", "--no-amp"]
+
+
+def run_script(*command: object, check: bool = True, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess:
+    """Runs a command as a user would, and shows what it said if it fails."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONUTF8": "1", **env},
+        timeout=600,
+    )
+    assert not check or done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done
+
+
+@pytest.fixture(scope="session")
+def train() -> Callable[..., subprocess.CompletedProcess]:
+    """`train.py` in a process of its own: train(*flags, processes=1, check=True)."""
+
+    def call(*flags: object, processes: int = 0, check: bool = True, **env: str) -> subprocess.CompletedProcess:
+        launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--quiet"]
+        launcher = [*launch, "--num_processes", processes] if processes else [sys.executable]
+        return run_script(*launcher, ROOT / "train.py", "--threads", 1, *flags, check=check, **env)
+
+    return call

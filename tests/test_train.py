@@ -1,0 +1,239 @@
+"""The main job as a user runs it: `train.py` in its own process, on the data that ships."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from conftest import ROOT, SMALL, run_script
+from safetensors.torch import load_file
+
+from frskd_train.checkpoint import latest_checkpoint, load_state
+
+PLAIN_LOADER = """
+import sys, json, timm, torch
+model = timm.create_model("local-dir:" + sys.argv[1], pretrained=True).eval()
+torch.manual_seed(0)
+images = torch.randn(2, *model.pretrained_cfg["input_size"])
+with torch.no_grad():
+    ours = model(images)
+from transformers import AutoModelForImageClassification
+other = AutoModelForImageClassification.from_pretrained(sys.argv[1]).eval()
+with torch.no_grad():
+    theirs = other(pixel_values=images).logits
+assert torch.allclose(ours, theirs, atol=1e-4), (ours - theirs).abs().max()
+assert "frskd_timm" not in sys.modules
+print(json.dumps({"logits": ours.tolist(), "labels": other.config.id2label}))
+"""
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "summary.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(train, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """One finished run of the real launcher."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    return run, train(*SMALL, "--output-dir", run, "--model-ema", "--clip-grad", 5, processes=1)
+
+
+def test_a_run_leaves_what_it_promises(finished) -> None:
+    run, done = finished
+    assert {p.name for p in run.iterdir()} >= {
+        "config.yaml", "summary.csv", "metrics.json", "curves.png", "attention.png", "checkpoints", "student",
+    }  # fmt: skip
+    assert {p.name for p in (run / "student").iterdir()} >= {"model.safetensors", "config.json", "README.md"}
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["weights"] == "ema"
+    assert metrics["dataset"]["train_images"] == 160
+    assert [row["epoch"] for row in rows(run)] == ["1", "2"]
+    assert float(rows(run)[-1]["top1"]) == pytest.approx(metrics["student"]["top1"], abs=1e-3)
+    terms = sum(float(value) for key, value in rows(run)[0].items() if key.startswith("loss_"))
+    assert terms == pytest.approx(float(rows(run)[0]["loss"]), rel=1e-5)
+    for promised in ("images/s", "left", "ce_teacher", "self-teacher", "create_model"):
+        assert promised in done.stdout
+
+
+def test_the_student_is_alone_and_loads_without_this_package(finished) -> None:
+    run, _ = finished
+    keys = set(load_file(run / "student" / "model.safetensors"))
+    assert keys == set(timm.create_model("test_resnet", num_classes=10).state_dict())
+    config = json.loads((run / "student" / "config.json").read_text(encoding="utf-8"))
+    assert config["architecture"] == "test_resnet"
+    assert config["label_names"][9] == "Ankle boot"
+    cfg = config["pretrained_cfg"]
+    assert (cfg["tag"], cfg["license"], cfg["input_size"]) == ("fashion_mnist_sample", "apache-2.0", [3, 28, 28])
+
+    loaded = json.loads(run_script(sys.executable, "-c", PLAIN_LOADER, run / "student").stdout.splitlines()[-1])
+    student = timm.create_model("test_resnet", num_classes=10)
+    checkpoint = latest_checkpoint(run / "checkpoints")
+    student.load_state_dict(load_file(checkpoint / "ema.safetensors"))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        logits = student.eval()(torch.randn(2, 3, 28, 28))
+    assert np.allclose(loaded["logits"], logits.numpy(), atol=1e-4)
+    assert loaded["labels"]["9"] == "Ankle boot"
+
+
+def test_config_runs_it_again_to_the_same_weights(finished, train, tmp_path: Path) -> None:
+    run, _ = finished
+    train("--config", run / "config.yaml", "--output-dir", tmp_path / "again")
+    assert_same(run, tmp_path / "again")
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Bit for bit: every tensor of the last checkpoint, the history but for speeds, the exported student."""
+    last, again = latest_checkpoint(one / "checkpoints"), latest_checkpoint(other / "checkpoints")
+    assert last.name == again.name
+    for path in [*last.glob("*.safetensors"), one / "student" / "model.safetensors"]:
+        pair = again / path.name if path.parent == last else other / "student" / path.name
+        a, b = load_file(path), load_file(pair)
+        assert a.keys() == b.keys()
+        different = [key for key in a if not torch.equal(a[key], b[key])]
+        assert not different, f"{path.name}: {different[:5]}"
+    for x, y in zip(load_state(last)["history"], load_state(again)["history"], strict=True):
+        assert {k: v for k, v in x.items() if k != "images_per_second"} == {
+            k: v for k, v in y.items() if k != "images_per_second"
+        }
+
+
+def test_stopped_by_a_signal_and_resumed_it_ends_with_the_same_bits(train, tmp_path: Path) -> None:
+    flags = [*SMALL, "--epochs", 3, "--drop", 0.2, "--cutmix", 1, "--mixup", 0.2, "--sla", "--model-ema"]
+    flags += ["--grad-accum-steps", 2, "--log-interval", 1]
+    train(*flags, "--output-dir", tmp_path / "whole")
+    command = [sys.executable, ROOT / "train.py", "--threads", 1, *flags, "--output-dir", tmp_path / "cut"]
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    for line in process.stdout:
+        if line.startswith("epoch 2/3 step"):
+            process.send_signal(signal.SIGTERM)
+            break
+    said = process.stdout.read()
+    assert process.wait(60) == 130
+    assert "--resume" in said
+    state = load_state(latest_checkpoint(tmp_path / "cut" / "checkpoints"))
+    assert state["epoch"] == 1
+    assert state["step"] > 0
+    train("--resume", tmp_path / "cut")
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_two_processes_equal_one(train, tmp_path: Path) -> None:
+    """Same global batch, BN over both; and each of 101 validation images counts once."""
+    flags = ["--model", "wide_resnet16_2_frskd", "--no-amp", "--epochs", 1, "--train-num-samples", 64, "--lr", 0.002]
+    flags += ["--dataset", odd_sized_dataset(tmp_path / "data")]
+    train(*flags, "--batch-size", 32, "--output-dir", tmp_path / "one")
+    train(*flags, "--batch-size", 16, "--sync-bn", "--output-dir", tmp_path / "two", processes=2)
+    one, two = rows(tmp_path / "one")[0], rows(tmp_path / "two")[0]
+    for term in ("loss", "loss_ce", "loss_ce_teacher", "loss_kl", "loss_feature"):
+        assert float(two[term]) == pytest.approx(float(one[term]), rel=1e-3), term
+    metrics = json.loads((tmp_path / "two" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["machine"]["processes"] == 2
+    for network in ("student", "self_teacher"):
+        hits = metrics[network]["top1"] * 101 / 100
+        assert hits == pytest.approx(round(hits), abs=1e-3)
+
+
+def odd_sized_dataset(folder: Path) -> Path:
+    from datasets import DatasetDict, load_dataset
+
+    sample = load_dataset("parquet", data_files=sample_files(), cache_dir=str(folder / "cache"))
+    cut = {"train": sample["train"], "test": sample["test"].shuffle(seed=1).select(range(101))}
+    DatasetDict(cut).save_to_disk(folder / "odd")
+    return folder / "odd"
+
+
+def sample_files() -> dict[str, str]:
+    folder = ROOT / "frskd_train" / "data" / "fashion_mnist_sample"
+    return {split: str(folder / f"{split}.parquet") for split in ("train", "test")}
+
+
+def test_cross_entropy_alone_is_the_same_recipe_without_self_teacher(finished, train, tmp_path: Path) -> None:
+    train(*SMALL, "--method", "ce", "--output-dir", tmp_path / "ce")
+    metrics = json.loads((tmp_path / "ce" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["self_teacher"] is None
+    assert set(load_file(tmp_path / "ce" / "student" / "model.safetensors"))
+    assert "loss_kl" not in rows(tmp_path / "ce")[0]
+    train(*SMALL, "--baseline", tmp_path / "ce", "--output-dir", tmp_path / "frskd")
+    card = (tmp_path / "frskd" / "student" / "README.md").read_text(encoding="utf-8")
+    assert f"{metrics['student']['top1']:.2f}" in card
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--model", "resnet18_frsk"], ["resnet18_frsk'", "resnet18_frskd"]),
+        (["--lr", "-1"], ["--lr", "above 0", "-1"]),
+        (["--dataset", "no/such_folder_or_id"], ["no/such_folder_or_id"]),
+        (["--opt", "sdg"], ["sdg", "sgd"]),
+        (["--self-teacher", "fpn"], ["self-teacher", "fpn", "bifpnc"]),
+        (["--model", "resnet18_frskd", "--pretrained"], ["no pretrained weights", "--pretrained"]),
+        (["--resume", "nowhere"], ["nowhere", "checkpoint"]),
+        (["--config", "no.yaml"], ["no.yaml", "cannot be read"]),
+        (["--img-size", "4"], ["--img-size", "at least 8"]),
+        (["--amp-dtype", "float16"], ["float16", "GPU"]),
+    ],
+)
+def test_a_mistake_gets_one_clear_sentence(flags: list[str], words: list[str], train, tmp_path: Path) -> None:
+    done = train(*flags, "--output-dir", tmp_path / "run", check=False)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert all(word in lines[0] for word in words), lines[0]
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_another_run_is_never_overwritten(finished, train) -> None:
+    run, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    done = train(*SMALL, "--output-dir", run, check=False)
+    assert done.returncode == 2
+    assert "another run" in done.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+
+
+def test_with_two_processes_a_mistake_is_said_once_and_soon(train, tmp_path: Path) -> None:
+    start = time.monotonic()
+    done = train("--model", "no_such_model", "--output-dir", tmp_path / "run", processes=2, check=False)
+    assert done.returncode != 0
+    assert done.stderr.count("error: ") == 1
+    assert time.monotonic() - start < 60
+
+
+def test_help_and_wrong_flags_need_no_torch() -> None:
+    probe = (
+        "import sys, runpy; sys.argv = ['train.py', sys.argv[1]]\n"
+        "try: runpy.run_path('train.py', run_name='__main__')\n"
+        "except SystemExit as end: code = end.code\n"
+        "assert not {'torch', 'timm', 'datasets', 'accelerate'} & set(sys.modules)\n"
+        "sys.exit(code)"
+    )
+    helped = run_script(sys.executable, "-c", probe, "--help")
+    assert "--batch-size" in helped.stdout
+    wrong = run_script(sys.executable, "-c", probe, "--bacth-size", check=False)
+    assert wrong.returncode == 2
+    assert "--batch-size" in wrong.stderr + wrong.stdout
+
+
+def test_recipes_are_the_papers_settings() -> None:
+    """Settings of the paper and its authors' code, as far as the recipes state them."""
+    for name in ("cifar100_resnet18", "cifar100_wide_resnet16_2"):
+        recipe = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
+        wanted = {"alpha": 2, "beta": 100, "temperature": 4, "lr": 0.1, "momentum": 0.9, "batch_size": 128}
+        wanted |= {"epochs": 200, "decay_milestones": [100, 150], "crop_padding": 4, "distill_schedule": "constant"}
+        assert wanted.items() <= recipe.items()
+        assert float(recipe["weight_decay"]) == 1e-4
+    for name in ("imagenet_resnet18", "imagenet_resnet34"):
+        recipe = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
+        wanted = {"alpha": 1, "beta": 200, "temperature": 4, "epochs": 90, "batch_size": 256}
+        assert (wanted | {"decay_milestones": [30, 60], "train_crop_mode": "rrc"}).items() <= recipe.items()
