@@ -41,6 +41,7 @@ def main(settings: Settings) -> None:
 
     # The data, the student that fits them, the method around the student.
     cfg = build.default_cfg(settings.model)
+    finish.check_wishes(run)
     resume = find_resume(run.resume, run.output_dir)
     if resume is None and run.output_dir is not None:
         RunFolder(Path(run.output_dir)).refuse_if_taken()
@@ -51,12 +52,10 @@ def main(settings: Settings) -> None:
         use_model_stats=settings.model.pretrained,
         progress=accelerator.is_main_process,
     )
-    if run.baseline:
-        finish.read_baseline(run.baseline)
     student = build.build_student(settings.model, cfg, data)
     task = build.build_task(settings, student, data)
     if loop.channels_last:
-        task.to(memory_format=torch.channels_last)
+        task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if loop.sync_bn:
         synchronise_norms(task)
 
@@ -67,7 +66,8 @@ def main(settings: Settings) -> None:
         "device": accelerator.device,
         "channels_last": loop.channels_last,
     }
-    train_batches = data.train_batches(loop.batch_size, seed=loop.seed, num_classes=student.num_classes, **process)
+    classes: Any = student.num_classes  # may be more than the data have
+    train_batches = data.train_batches(loop.batch_size, seed=loop.seed, num_classes=classes, **process)
     val_batches = data.val_batches(loop.validation_batch_size or 2 * loop.batch_size, **process)
     global_batch = train_batches.order.global_batch
     accelerator.gradient_accumulation_steps = min(loop.grad_accum_steps, len(train_batches))
@@ -206,6 +206,7 @@ def main(settings: Settings) -> None:
         metrics = finish.make_metrics(settings, data, kept, accelerator, scores, position.history, position.seconds)
         finish.finish_run(folder, settings, data, task, kept, metrics, position.history)
         progress.say(finish.summary(folder, metrics))
+        finish.publish(folder, run)
     accelerator.end_training()
 
 

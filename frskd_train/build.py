@@ -2,13 +2,14 @@
 
 import difflib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import timm
-import timm.models
 import torch
 import yaml
 from safetensors.torch import load_file
+from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.optim._param_groups import param_groups_layer_decay
 from timm.scheduler import create_scheduler_v2
@@ -16,6 +17,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 from frskd_timm.errors import UserError
+from frskd_timm.exported import load_export
 from frskd_timm.task import CrossEntropyTask, FRSKDTask, StudentTask
 from frskd_train.data import ImageData
 from frskd_train.settings import MethodSettings, ModelSettings, OptimizerSettings, Settings
@@ -32,12 +34,12 @@ def default_cfg(settings: ModelSettings) -> Mapping[str, Any]:
     name = settings.model
     if name.startswith("local-dir:"):
         try:
-            return timm.models.load_model_config_from_path(name.removeprefix("local-dir:"))[0]
+            return load_model_config_from_path(name.removeprefix("local-dir:"))[0]
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"--model {name} is no exported model: {error}.") from error
     if name.startswith("hf-hub:"):
         try:
-            return timm.models.load_model_config_from_hf(name.removeprefix("hf-hub:"))[0]
+            return load_model_config_from_hf(name.removeprefix("hf-hub:"))[0]
         except Exception as error:
             raise UserError(f"--model {name} cannot be had from the Hub: {str(error).splitlines()[0]}") from error
     if not timm.is_model(name):
@@ -82,8 +84,34 @@ def build_student(settings: ModelSettings, cfg: Mapping[str, Any], data: ImageDa
     if settings.initial_checkpoint is not None:
         _start_from(student, settings.initial_checkpoint)
     if settings.grad_checkpointing:
-        student.set_grad_checkpointing(True)
+        student.set_grad_checkpointing(True)  # type: ignore[operator]
     return student
+
+
+def load_for_evaluation(model: str) -> tuple[nn.Module, Path | None]:
+    """Loads trained weights.
+
+    Args:
+        model: A run's folder, an exported student's folder, or a name that timm has weights for.
+
+    Returns:
+        The model, and the folder that results about it belong into, if it has one.
+
+    Raises:
+        UserError: There is no such model, or no weights for it.
+    """
+    path = Path(model.removeprefix("local-dir:"))
+    for student in (path / "student", path):
+        if (student / "config.json").is_file():
+            return load_export(student), path
+    if path.exists():
+        raise UserError(f"--model {model} is neither a finished run nor an exported student: it has no config.json.")
+    settings = ModelSettings(model=model, pretrained=True)
+    default_cfg(settings)
+    try:
+        return timm.create_model(model, pretrained=True), None
+    except Exception as error:
+        raise UserError(f"The weights of '{model}' cannot be had: {str(error).splitlines()[0]}") from error
 
 
 def _start_from(student: nn.Module, path: str) -> None:
@@ -156,7 +184,7 @@ def build_optimizer(
         UserError: timm has no optimizer of that name, or it refuses its arguments.
     """
     if settings.opt not in list_optimizers(exclude_filters=["lookahead*"]):
-        close = difflib.get_close_matches(settings.opt, list_optimizers(), n=3)
+        close = difflib.get_close_matches(settings.opt, [str(name) for name in list_optimizers()], n=3)
         raise UserError(
             f"timm knows no optimizer '{settings.opt}'."
             + (f" Did you mean {' or '.join(close)}?" if close else " timm.optim.list_optimizers() lists them.")
@@ -205,7 +233,7 @@ def build_scheduler(
         optimizer,
         sched=settings.sched,
         num_epochs=settings.epochs,
-        decay_epochs=settings.decay_epochs,  # type: ignore[arg-type]
+        decay_epochs=settings.decay_epochs,
         decay_milestones=list(settings.decay_milestones),
         decay_rate=settings.decay_rate,
         min_lr=settings.min_lr,

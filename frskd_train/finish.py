@@ -4,18 +4,24 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from huggingface_hub import get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from torch import Tensor, nn
 
 from frskd_timm.errors import UserError
 from frskd_timm.export import export_student
 from frskd_timm.hub.card import write_card
+from frskd_timm.hub.onnx import export_onnx
 from frskd_timm.hub.pictures import attention_figure, curves_figure
+from frskd_timm.hub.publish import push_student
 from frskd_timm.models import stock_name
 from frskd_timm.task import FRSKDTask, StudentTask
 from frskd_train.data import ImageData
@@ -23,7 +29,7 @@ from frskd_train.folder import RunFolder
 from frskd_train.machine import machine_name
 from frskd_train.parse import write_recipe
 from frskd_train.progress import duration
-from frskd_train.settings import Settings
+from frskd_train.settings import DataSettings, RunSettings, Settings
 
 PICTURED = 5  # validation images on the attention picture
 
@@ -42,7 +48,8 @@ def make_metrics(
     rounded = {name: {key: round(v, 4) for key, v in s.items() if key != "images"} for name, s in scores.items()}
     speeds = [row["images_per_second"] for row in history]
     device = accelerator.device
-    model = settings.model.model.split(":")[-1].strip("/").split("/")[-1]
+    named = ":" not in settings.model.model  # otherwise a folder or repository, which says what it holds
+    model = settings.model.model if named else student.pretrained_cfg["architecture"]  # type: ignore[index]
     return {
         "schema": 1,
         "task": "classification",
@@ -59,6 +66,8 @@ def make_metrics(
             "train_images": data.train_rows,
             "val_images": data.val_rows,
             "num_classes": data.num_classes,
+            # Scores on a sample or on held-out training images are no scores on the dataset.
+            "whole_split": data.val_split != data.train_split and settings.data.dataset != DataSettings().dataset,
         },
         "student": rounded["student"],
         "self_teacher": rounded.get("self_teacher"),
@@ -145,6 +154,45 @@ def finish_run(
         method=settings.method.method,
         finish=complete,
     )
+    if "onnx" in settings.run.export:
+        export_onnx(folder.student, folder.path / "student.onnx")
+
+
+def check_wishes(run: RunSettings) -> None:
+    """Makes sure, before training, that what is to be made at the end can be made.
+
+    Raises:
+        UserError: The baseline is no finished run, a package for the export is missing, or nobody is logged in.
+    """
+    if run.baseline:
+        read_baseline(run.baseline)
+    if "onnx" in run.export:
+        missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
+        if missing:
+            raise UserError(f"--export onnx needs {', '.join(missing)}: pip install 'frskd-timm[onnx]'.")
+    if run.push_to_hub is not None:
+        try:
+            validate_repo_id(run.push_to_hub)
+        except HFValidationError as error:
+            raise UserError(f"--push-to-hub {run.push_to_hub} is no OWNER/NAME: {error}") from error
+        if "/" not in run.push_to_hub:
+            raise UserError(f"--push-to-hub needs OWNER/NAME, not {run.push_to_hub}.")
+        if get_token() is None:
+            raise UserError("--push-to-hub needs an access token: run `hf auth login`, or set HF_TOKEN.")
+
+
+def publish(folder: RunFolder, run: RunSettings) -> None:
+    """Pushes the student, where that was asked for.
+
+    Raises:
+        UserError: It did not work; the run is finished all the same, and the message says how to push it again.
+    """
+    if run.push_to_hub is not None:
+        try:
+            push_student(folder.student, run.push_to_hub, private=run.hub_private)
+        except UserError as error:
+            again = f"python hub/push.py {folder.student} --repo-id {run.push_to_hub}"
+            raise UserError(f"{error} The run is finished; push it again by: {again}") from error
 
 
 @torch.no_grad()

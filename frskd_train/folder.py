@@ -106,7 +106,7 @@ def find_resume(resume: str | None, output_dir: str | None) -> tuple[Path, Path]
     if (path / "state.json").is_file():
         run, checkpoint = path.parent.parent, path
     else:
-        run, checkpoint = path, latest_checkpoint(path / "checkpoints")  # type: ignore[assignment]
+        run, checkpoint = path, latest_checkpoint(path / "checkpoints")
     if checkpoint is None:
         raise UserError(f"--resume {resume}: there is no checkpoint in {path / 'checkpoints'}.")
     if output_dir is not None and Path(output_dir).resolve() != run.resolve():

@@ -13,7 +13,9 @@ from frskd_timm.errors import UserError
 from frskd_train.settings import LoopSettings
 
 
-def start_accelerator(settings: LoopSettings, report_to: str | None, project_dir: str | None) -> Accelerator:
+def start_accelerator(
+    settings: LoopSettings, report_to: str | None = None, project_dir: str | None = None
+) -> Accelerator:
     """Makes the accelerator in the right precision, and gives this process its share of the cores.
 
     `accelerate launch` allows each process one thread unless told otherwise; here the cores are shared out evenly.

@@ -12,7 +12,7 @@ import tyro
 import yaml
 
 from frskd_train.errors import SettingsError
-from frskd_train.settings import Range, Settings
+from frskd_train.settings import EvaluationSettings, Range, Settings
 
 DESCRIPTION = "Trains a timm model with FRSKD, or its cross-entropy baseline, and exports the student."
 
@@ -30,6 +30,25 @@ def parse_settings(args: Sequence[str]) -> Settings:
             settings = read_recipe(recipe, settings)
     settings = _cli(args, settings)
     check_ranges(settings)
+    return settings
+
+
+def parse_evaluation(args: Sequence[str]) -> EvaluationSettings:
+    """Reads the settings of `validate.py`.
+
+    Raises:
+        SettingsError: A value out of its range.
+        SystemExit: `--help`, or a flag that does not parse.
+    """
+    settings = tyro.cli(
+        EvaluationSettings,
+        args=list(args),
+        prog="validate.py",
+        description="Scores a model on a dataset: top-1, top-5 and loss.",
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    check_group(settings)
+    check_group(settings.data)
     return settings
 
 
@@ -103,13 +122,8 @@ def check_ranges(settings: Settings) -> None:
     Raises:
         SettingsError: The first setting that is out of its range, with its flag, its value and the bound.
     """
-    for group, field in fields():
-        value = getattr(getattr(settings, group), field.name)
-        hints = typing.get_type_hints(type(getattr(settings, group)), include_extras=True)
-        for bound in getattr(hints[field.name], "__metadata__", ()):
-            refusal = bound.refusal(value) if isinstance(bound, Range) and value is not None else None
-            if refusal:
-                raise SettingsError(f"{flag(field.name)} has to be {refusal}, not {value}.")
+    for group in dataclasses.fields(settings):
+        check_group(getattr(settings, group.name))
     optimizer, pre = settings.optimizer, settings.preprocessing
     if optimizer.warmup_epochs >= optimizer.epochs and optimizer.warmup_epochs > 0:
         raise SettingsError(
@@ -133,6 +147,21 @@ def check_ranges(settings: Settings) -> None:
             )
     if pre.scale[1] > 1:
         raise SettingsError(f"--scale is a share of the image's area, at most 1, not {pre.scale[1]:g}.")
+
+
+def check_group(group: Any) -> None:
+    """Holds every number of one group of settings against its declared range.
+
+    Raises:
+        SettingsError: The first one that is out of it.
+    """
+    hints = typing.get_type_hints(type(group), include_extras=True)
+    for field in dataclasses.fields(group):
+        value = getattr(group, field.name)
+        for bound in getattr(hints[field.name], "__metadata__", ()):
+            refusal = bound.refusal(value) if isinstance(bound, Range) and value is not None else None
+            if refusal:
+                raise SettingsError(f"{flag(field.name)} has to be {refusal}, not {value}.")
 
 
 def flag(name: str) -> str:

@@ -268,6 +268,12 @@ class RunSettings:
     """Licence of the exported weights, as the Hub spells it."""
     baseline: str | None = None
     """Folder of a `--method ce` run of the same recipe, whose scores the card shows beside this run's."""
+    export: tuple[Literal["onnx"], ...] = ()
+    """Formats beside safetensors that the student is exported to; onnx needs `pip install 'frskd-timm[onnx]'`."""
+    push_to_hub: Annotated[str | None, arg(metavar="OWNER/NAME")] = None
+    """Repository on the Hugging Face Hub that the student goes to at the end, as hub/push.py does it."""
+    hub_private: bool = False
+    """Make that repository private."""
     report_to: str | None = None
     """Tracker that Accelerate feeds: tensorboard, wandb, mlflow, ... (install it yourself)."""
 
@@ -283,3 +289,22 @@ class Settings:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     loop: LoopSettings = field(default_factory=LoopSettings)
     run: RunSettings = field(default_factory=RunSettings)
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What `validate.py` measures."""
+
+    model: str
+    """A run's folder, an exported student's, or any timm name with weights (`hf-hub:OWNER/NAME` too)."""
+    data: DataSettings = field(default_factory=DataSettings)
+    batch_size: Annotated[int, arg(aliases=["-b"]), Count] = 256
+    """Images in a batch."""
+    amp: bool = False
+    """Mixed precision where the hardware is made for it."""
+    amp_dtype: Literal["auto", "bfloat16", "float16"] = "auto"
+    """Precision of --amp."""
+    threads: Annotated[int | None, Count] = None
+    """CPU threads; all cores by default."""
+    output: str | None = None
+    """JSON file for the scores; evaluation-DATASET.json beside a local model by default, else none."""

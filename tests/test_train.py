@@ -237,3 +237,32 @@ def test_recipes_are_the_papers_settings() -> None:
         recipe = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
         wanted = {"alpha": 1, "beta": 200, "temperature": 4, "epochs": 90, "batch_size": 256}
         assert (wanted | {"decay_milestones": [30, 60], "train_crop_mode": "rrc"}).items() <= recipe.items()
+
+
+def test_validation_of_the_export_is_the_runs_own_score(finished) -> None:
+    run, _ = finished
+    done = run_script(sys.executable, ROOT / "validate.py", "--model", run)
+    stored = json.loads((run / "evaluation-fashion_mnist_sample.json").read_text(encoding="utf-8"))
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    assert stored["images"] == 1000
+    for score in ("top1", "top5", "loss"):
+        assert stored[score] == pytest.approx(metrics["student"][score], abs=2e-3)
+    assert f"top-1 {stored['top1']:.2f}%" in done.stdout
+
+
+@pytest.mark.parametrize("what", ["nowhere/run", "resnet18_cifar_frskd"])
+def test_validation_without_weights_is_one_sentence(what: str) -> None:
+    done = run_script(sys.executable, ROOT / "validate.py", "--model", what, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert what in done.stderr
+
+
+def test_fine_tuning_starts_from_an_export_with_a_new_head(finished, train, tmp_path: Path) -> None:
+    run, _ = finished
+    flags = [*SMALL, "--epochs", 1, "--lr", 1e-6, "--layer-decay", 0.9, "--export", "onnx"]
+    train(*flags, "--model", f"local-dir:{run / 'student'}", "--output-dir", tmp_path / "tuned")
+    before = load_file(run / "student" / "model.safetensors")
+    after = load_file(tmp_path / "tuned" / "student" / "model.safetensors")
+    assert (tmp_path / "tuned" / "student.onnx").is_file()
+    assert all(torch.allclose(before[k], after[k], atol=1e-3) for k in before if "running" not in k and "num" not in k)

@@ -1,0 +1,74 @@
+"""Scores a model on a dataset: `python validate.py --model RUN_OR_NAME --dataset DATASET`."""
+
+import json
+import sys
+from pathlib import Path
+
+from frskd_train.errors import SettingsError, fail
+from frskd_train.parse import parse_evaluation
+from frskd_train.settings import EvaluationSettings, LoopSettings
+
+
+def main(settings: EvaluationSettings) -> None:
+    """Loads the model and the data, prints the scores and stores them beside a local model.
+
+    Raises:
+        UserError: The model or the data cannot be used.
+    """
+    # Imported here, so that --help and a wrong flag answer at once.
+    from timm.data import resolve_data_config
+
+    from frskd_train.build import load_for_evaluation
+    from frskd_train.data import Preprocessing, load_validation
+    from frskd_train.machine import start_accelerator
+    from frskd_train.meter import evaluate
+
+    loop = LoopSettings(amp=settings.amp, amp_dtype=settings.amp_dtype, threads=settings.threads)
+    accelerator = start_accelerator(loop)
+    model, place = load_for_evaluation(settings.model)
+    model.to(accelerator.device).eval()
+    data = load_validation(
+        settings.data,
+        Preprocessing.from_timm(resolve_data_config({}, model=model)),
+        class_names=getattr(model, "pretrained_cfg", {}).get("label_names"),
+        progress=accelerator.is_main_process,
+    )
+    batches = data.val_batches(
+        settings.batch_size,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        device=accelerator.device,
+    )
+    scores = evaluate(lambda images: {"student": model(images)}, batches, accelerator)["student"]
+    if not accelerator.is_main_process:
+        return
+    for note in (*data.notes, *data.bad_images()):
+        print(note)
+    result = {
+        "model": settings.model,
+        "dataset": data.name,
+        "split": data.split,
+        "images": int(scores["images"]),
+        **{name: round(scores[name], 4) for name in ("top1", "top5", "loss")},
+        "img_size": data.preprocessing.input_size[1],
+        "param_count": sum(p.numel() for p in model.parameters()),
+    }
+    figures = f"top-1 {result['top1']:.2f}%  top-5 {result['top5']:.2f}%  loss {result['loss']:.4f}"
+    print(f"{figures}  ({result['images']} images)")
+    output = Path(settings.output) if settings.output else place and place / f"evaluation-{data.name}.json"
+    if output:
+        output.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"stored in {output}")
+
+
+if __name__ == "__main__":
+    try:
+        chosen = parse_evaluation(sys.argv[1:])
+    except SettingsError as error:
+        fail(error)
+    from frskd_timm.errors import UserError
+
+    try:
+        main(chosen)
+    except UserError as error:
+        fail(error)
