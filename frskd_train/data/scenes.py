@@ -1,0 +1,147 @@
+"""Scenes to segment, composed on the spot from the garments of the Fashion-MNIST sample; their masks are exact."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from frskd_train.data.decode import Images
+from frskd_train.data.source import SAMPLE_INFO, SourceInfo, find_source
+from frskd_train.data.splits import FIXED
+from frskd_train.settings import DataSettings
+
+SCENES_NAME = "fashion_mnist_scenes"
+SCENES_INFO = SourceInfo(SCENES_NAME, SAMPLE_INFO.id, SAMPLE_INFO.license, SAMPLE_INFO.homepage)
+BACKGROUND = "background"
+COUNTS = {"train": 600, "test": 150}
+SIZE = 96  # height and width of a scene in pixels
+GARMENTS = (2, 5)  # fewest and most in a scene
+EXTENT = (0.3, 0.75)  # side of a garment relative to the scene's
+VISIBLE = 0.75  # share of a garment's side that lies inside the scene at least
+TILT = 30  # degrees to both sides
+DARK = 24  # gray value up to which a pixel that touches the outside is no cloth
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Images and their masks.
+
+    Attributes:
+        images: [N, 3, H, W].
+        masks: Class of each pixel, 0 the background, [N, H, W].
+    """
+
+    images: Bytes
+    masks: Bytes
+
+
+@lru_cache(maxsize=2)
+def garments(split: str) -> tuple[Bytes, npt.NDArray[np.bool_], npt.NDArray[np.int64], tuple[str, ...]]:
+    """The sample's garments.
+
+    Args:
+        split: train or test.
+
+    Returns:
+        Gray images [M, 28, 28], which of their pixels are cloth, their classes [M], and the classes' names.
+    """
+    dataset = find_source(DataSettings()).splits[split]
+    rows = list(range(len(dataset)))
+    decoded = Images.of(dataset, split, "image").load_many(rows, "L")
+    images = np.stack([np.asarray(image) for image in decoded])
+    return images, cloth_of(images), np.array(dataset["label"], np.int64), tuple(dataset.features["label"].names)
+
+
+def cloth_of(images: Bytes) -> npt.NDArray[np.bool_]:
+    """Tells cloth from what is around it: dark pixels that are joined to the border by dark pixels are outside.
+
+    Args:
+        images: Gray, [M, H, W].
+    """
+    dark = np.pad(images <= DARK, ((0, 0), (1, 1), (1, 1)), constant_values=True)
+    outside = np.zeros_like(dark)
+    outside[:, 0, :] = True
+    count = 0
+    while count != (count := int(outside.sum())):
+        for step, axis in ((1, 1), (-1, 1), (1, 2), (-1, 2)):
+            outside |= np.roll(outside, step, axis) & dark
+    return ~outside[:, 1:-1, 1:-1]
+
+
+def compose(split: str, count: int, size: int = SIZE, seed: int = FIXED) -> tuple[Scenes, list[str]]:
+    """Composes scenes of the garments of a split; the first ones do not depend on how many are wanted.
+
+    Args:
+        split: train or test: no garment is in the scenes of both.
+        count: How many scenes.
+        size: Their height and width.
+        seed: Other scenes for another one.
+
+    Returns:
+        The scenes, and the classes' names, background first.
+    """
+    images, cloth, labels, names = garments(split)
+    scenes = Scenes(np.empty((count, 3, size, size), np.uint8), np.zeros((count, size, size), np.uint8))
+    by_class = [np.flatnonzero(labels == target) for target in range(len(names))]
+    key = 0 if split == "train" else 1
+    for number in range(count):
+        rng = np.random.default_rng([seed, key, number])
+        picture, mask = _background(rng, size), scenes.masks[number]
+        for _ in range(rng.integers(GARMENTS[0], GARMENTS[1] + 1)):
+            target = int(rng.integers(len(names)))
+            row = rng.choice(by_class[target])
+            _lay(rng, picture, mask, images[row], cloth[row], target + 1)
+        noisy = picture + rng.normal(0, 6, picture.shape)
+        scenes.images[number] = noisy.round().clip(0, 255).transpose(2, 0, 1)
+    return scenes, [BACKGROUND, *names]
+
+
+def _background(rng: np.random.Generator, size: int) -> npt.NDArray[np.float64]:
+    """Two colours mixed by noise of several scales and, half of the time, by stripes: [size, size, 3] in 0..255."""
+    mixture = np.zeros((size, size))
+    for cells, weight in ((3, 1.0), (8, 0.6), (24, 0.4)):
+        noise = Image.fromarray(rng.random((cells, cells)).astype(np.float32))
+        mixture += weight * np.asarray(noise.resize((size, size), Image.Resampling.BICUBIC))
+    mixture /= 2
+    if rng.random() < 0.5:
+        angle, period = rng.uniform(0, np.pi), rng.uniform(5, 25)
+        y, x = np.mgrid[0:size, 0:size]
+        mixture = 0.5 * mixture + 0.25 * (1 + np.sin(2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / period))
+    first, second = rng.uniform(20, 235, (2, 3))
+    return first + mixture[..., None].clip(0, 1) * (second - first)
+
+
+def _lay(
+    rng: np.random.Generator,
+    picture: npt.NDArray[np.float64],
+    mask: Bytes,
+    garment: Bytes,
+    cloth: npt.NDArray[np.bool_],
+    target: int,
+) -> None:
+    """Lays a garment of random size, tilt, colour and place over a picture [S, S, 3] and its mask [S, S], in place."""
+    scene = len(mask)
+    side = round(scene * rng.uniform(*EXTENT))
+    tilt, mirrored = rng.uniform(-TILT, TILT), rng.random() < 0.5
+    dyed, shade = rng.uniform(60, 255, 3), rng.uniform(0, 40, 3)
+    gray, shape = (
+        Image.fromarray(layer).resize((side, side), kind).rotate(tilt, Image.Resampling.BILINEAR)
+        for layer, kind in (
+            (garment, Image.Resampling.BICUBIC),
+            (cloth.astype(np.uint8) * 255, Image.Resampling.BILINEAR),
+        )
+    )
+    light, covers = np.asarray(gray)[..., None] / 255, np.asarray(shape) >= 128
+    if mirrored:
+        light, covers = light[:, ::-1], covers[:, ::-1]
+    hidden = round(side * (1 - VISIBLE))
+    top, left = rng.integers(-hidden, scene - side + hidden + 1, 2)
+    inner = slice(max(top, 0), top + side), slice(max(left, 0), left + side)
+    cut = slice(max(-top, 0), scene - top), slice(max(-left, 0), scene - left)
+    light, covers = light[cut], covers[cut]
+    picture[inner] = np.where(covers[..., None], shade + light * (dyed - shade), picture[inner])
+    mask[inner] = np.where(covers, target, mask[inner])

@@ -1,0 +1,281 @@
+"""Segmentation, library side: the authors' numbers, any backbone and size, what is exported."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from golden_names import assert_close, part, read, renamed
+from torch import Tensor
+
+import frskd_timm  # noqa: F401 registers the students
+from frskd_timm.errors import UserError
+from frskd_timm.segmentation import (
+    SegmentationCrossEntropyTask,
+    SegmentationStudent,
+    SegmentationTask,
+    create_segmentation_student,
+)
+from frskd_timm.segmentation.decoder import FeaturePyramid
+from frskd_timm.segmentation.export import export_backbone, export_segmentation
+from frskd_timm.segmentation.losses import pixel_cross_entropy, pixel_soft_label_loss
+
+SMALL = "mobilenetv3_small_050"
+
+
+# --- The authors' numbers --------------------------------------------------------------------------------------------
+
+_BLOCKS = {"conv6": "student.pyramid.coarser.0", "conv7": "student.pyramid.coarser.1"} | {
+    name: f"student.pyramid.lateral.{level}"
+    for level, name in enumerate(("latlayer3", "latlayer2", "latlayer1", "toplayer"))
+}
+_HEADS = {"classifier1": "student.head", "classifier2": "self_teacher.head"}
+
+
+def ours(name: str) -> str:
+    """Our name of a parameter of the authors' decoder."""
+    layer = re.match(r"BiFPN(\d)\.(\d)\.conv(\d)(up|dw)\.(.*)", name)
+    if layer:
+        network, number, level, way, rest = layer.groups()
+        owner = {"1": "student", "2": "self_teacher"}[network]
+        block = f"up.{int(level) - 2}" if way == "up" else f"down.{int(level) - 3}"
+        return f"{owner}.bifpn.{number}.{block}.{rest}"
+    first, rest = name.split(".", 1)
+    return f"{(_BLOCKS | _HEADS)[first]}.{rest}"
+
+
+def golden_task(golden: dict[str, Tensor]) -> SegmentationTask:
+    """The golden decoder; the backbone's maps come out of the file."""
+    student: Any = SegmentationStudent("resnet10t", 21, channels=8)
+    student.pyramid = FeaturePyramid([6, 10, 12, 16], 8)
+    student.backbone = torch.nn.Identity()
+    student.backbone_maps = lambda images: [golden[f"input.p{level}"] for level in range(2, 6)]
+    task = SegmentationTask.create(student, alpha=1, beta=50, schedule="constant")
+    state = {key: value for key, value in part(golden, "state").items() if not key.startswith("smooth")}  # never used
+    task.load_state_dict(renamed(state, ours))
+    return task
+
+
+def test_golden() -> None:
+    """Features, logits, losses and gradients of one training step.
+
+    A normalisation takes away the scale and shift of what comes in: the gradients of a weight a channel in front of it
+    are what rounding leaves of a difference of large numbers. So a gradient below a thousandth of the largest is held
+    relative to that thousandth.
+    """
+    golden = read("segmentation")
+    task = golden_task(golden).eval()
+    images, target = torch.zeros(2, 3, 64, 64), golden["label"]
+    for name, logits in task.predict(images).items():
+        assert_close(logits[..., ::4, ::4], golden[f"eval.logits.{name.removeprefix('self_')}"], 1e-5, name)
+
+    task.train()
+    caught: dict[str, list[Tensor]] = {}
+    task.self_teacher.register_forward_hook(lambda _, args, out: caught.update(student=args[0], teacher=out[0]))
+    result = task(images, target)
+    for kind, maps in caught.items():
+        for level, map_ in enumerate(maps):
+            assert_close(map_, golden[f"train.{kind}.{level}"], 1e-4, f"map {level} of the {kind}")
+    assert_close(result["output"][..., ::4, ::4], golden["train.logits.student"], 1e-4, "logits")
+    assert_close(result["teacher_output"][..., ::4, ::4], golden["train.logits.teacher"], 1e-4, "teacher's logits")
+    terms = {"ce": "ce_student", "ce_teacher": "ce_teacher", "kl": "kl", "feature": "attention"}
+    for term, name in terms.items():
+        weight = 50 if term == "feature" else 1
+        assert_close(result[f"loss_{term}"] / weight, golden[f"train.loss.{name}"], 1e-4, term)
+    assert_close(result["loss"], golden["train.loss.total"], 1e-4, "loss")
+
+    result["loss"].backward()
+    expected = renamed(part(golden, "train.grad"), ours)
+    parameters = dict(task.named_parameters())
+    assert set(expected) == set(parameters)
+    floor = 1e-3 * max(float(gradient.abs().max()) for gradient in expected.values())
+    sizes = {key: float(gradient.abs().max()) for key, gradient in expected.items()}
+    assert sum(size > floor for size in sizes.values()) >= 80
+    for key, gradient in expected.items():
+        difference = float((parameters[key].grad - gradient).abs().max())
+        assert difference <= 1e-3 * max(sizes[key], floor), f"gradient of {key}"
+
+
+# --- Losses and schedule ---------------------------------------------------------------------------------------------
+
+
+def test_ignored_pixels_and_class_weights() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4, 5, 6, generator=generator, requires_grad=True)
+    target = torch.randint(0, 4, (2, 5, 6), generator=generator)
+    target[0, :3] = 255
+    weights = torch.tensor([0.5, 1.0, 2.0, 0.0])
+    for chosen in (None, weights):
+        expected = torch.nn.functional.cross_entropy(logits, target, chosen, ignore_index=255)
+        assert torch.allclose(pixel_cross_entropy(logits, target, chosen), expected)
+
+    pixel_cross_entropy(logits, torch.full_like(target, 255)).backward()
+    assert logits.grad is not None
+    assert not logits.grad.any()
+    assert pixel_soft_label_loss(logits, logits) == 0
+    with pytest.raises(UserError, match="3 class weights for 4 classes"):
+        SegmentationCrossEntropyTask(create_segmentation_student(SMALL, 4, channels=8), [1.0, 2.0, 3.0])
+
+
+def test_warm_up_and_ramp() -> None:
+    task = SegmentationTask.create(create_segmentation_student(SMALL, 4, channels=8), start=0.5)
+    images, target = torch.randn(2, 3, 40, 40), torch.randint(0, 4, (2, 40, 40))
+    task.set_progress(0.49)
+    early = task(images, target)
+    assert early["loss_kl"] == early["loss_feature"] == 0
+    assert torch.equal(early["loss"], early["loss_ce"] + early["loss_ce_teacher"])
+    for progress, weight in ((0.5, 0.0067379), (0.75, 0.2865048), (1.0, 1.0)):
+        task.set_progress(progress)
+        assert float(task.distill_weight) == pytest.approx(weight, rel=1e-5)
+    late = task(images, target)
+    assert late["loss_kl"] > 0
+    assert torch.allclose(late["loss"], sum(value for key, value in late.items() if key.startswith("loss_")))
+
+
+# --- Any backbone, any size ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "levels"),
+    [
+        (SMALL, 4),
+        ("wide_resnet16_2_frskd", 3),
+        ("vit_tiny_patch16_224", 4),  # one size at all levels, images padded to multiples of 16
+        ("convnext_atto", 4),
+        ("hrnet_w18_small", 4),  # images padded to multiples of 32
+    ],
+)
+def test_any_backbone_any_size(name: str, levels: int) -> None:
+    """Logits of the image's size; every trainable parameter gets a gradient in both tasks (DDP needs that)."""
+    student = create_segmentation_student(name, 5, channels=8)
+    assert student.num_levels == levels + 2
+    for task in (SegmentationTask.create(student), SegmentationCrossEntropyTask(student)):
+        for size in ((65, 90), (33, 47)):
+            task.train().zero_grad()
+            result = task(torch.randn(2, 3, *size), torch.randint(0, 5, (2, *size)))
+            assert result["output"].shape == (2, 5, *size)
+            result["loss"].backward()
+            missing = [key for key, p in task.named_parameters() if p.requires_grad and p.grad is None]
+            assert not missing
+    images = torch.randn(1, 3, 50, 70)
+    task = SegmentationTask.create(student).eval()
+    with torch.no_grad():
+        assert torch.allclose(task.predict(images)["student"], student(images), atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "backbone", "width"), [("efficientdet_d0", "b0", 64), ("efficientdet_d1", "b1", 88)])
+def test_the_papers_students(name: str, backbone: str, width: int) -> None:
+    student = create_segmentation_student(name, 21)
+    info = timm.create_model(f"efficientnet_{backbone}").feature_info
+    assert [info[level]["reduction"] for level in student.levels] == [4, 8, 16, 32]
+    assert [lateral[0].in_channels for lateral in student.pyramid.lateral] == [24, 40, 112, 320]
+    maps = student.eval().forward_features(torch.randn(1, 3, 128, 128))
+    assert [tuple(map_.shape[1:]) for map_ in maps] == [(width, size, size) for size in (32, 16, 8, 4, 2, 1)]
+
+
+def test_mistakes() -> None:
+    with pytest.raises(UserError, match="timm knows no model 'efficientdet_d9'"):
+        create_segmentation_student("efficientdet_d9", 5)
+    with pytest.raises(UserError, match="no pretrained weights for 'wide_resnet16_2_frskd'"):
+        create_segmentation_student("wide_resnet16_2_frskd", 5, pretrained=True)
+    with pytest.raises(UserError, match="2 names, but there are 5 classes"):
+        create_segmentation_student(SMALL, 5, class_names=["a", "b"])
+    with pytest.raises(UserError, match="overhaul is for classification"):
+        SegmentationTask.create(create_segmentation_student(SMALL, 5, channels=8), feature_loss="overhaul")
+
+
+# --- Export ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained() -> SegmentationStudent:
+    """A student with settled running statistics, and names for its classes."""
+    torch.manual_seed(1)
+    student = create_segmentation_student(
+        SMALL, 3, channels=8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.3), class_names=["sky", "Straße", "tree"]
+    )
+    task = SegmentationTask.create(student)
+    task(torch.randn(4, 3, 64, 64), torch.randint(0, 3, (4, 64, 64)))["loss"].backward()
+    return student
+
+
+def test_student_comes_back(trained: SegmentationStudent, tmp_path: Path) -> None:
+    folder = export_segmentation(trained, tmp_path / "student")
+    assert trained.training
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+    loaded = SegmentationStudent.from_pretrained(folder)
+    images = torch.randn(2, 3, 50, 61)
+    with torch.no_grad():
+        assert torch.equal(trained.eval()(images), loaded(images))
+    assert loaded.class_names == ["sky", "Straße", "tree"]
+    assert loaded.mean == (0.4, 0.5, 0.6)
+
+    pixels = torch.randint(0, 256, (50, 61, 3), dtype=torch.uint8)
+    by_hand = (pixels.permute(2, 0, 1)[None] / 255 - torch.tensor(loaded.mean).view(1, 3, 1, 1)) / torch.tensor(
+        loaded.std
+    ).view(1, 3, 1, 1)
+    with torch.no_grad():
+        assert torch.equal(loaded.segment(pixels.numpy()), loaded(by_hand).argmax(1)[0])
+
+    loaded.save_pretrained(tmp_path / "again")  # huggingface_hub's own way
+    assert "SegmentationStudent.from_pretrained" in (tmp_path / "again" / "README.md").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "again" / "config.json").read_text()) == json.loads(
+        (folder / "config.json").read_text()
+    )
+
+
+def test_what_cannot_be_exported_or_loaded(trained: SegmentationStudent, tmp_path: Path) -> None:
+    folder = export_segmentation(trained, tmp_path / "student")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").write_text("")
+    with pytest.raises(UserError, match="holds something else"):
+        export_segmentation(trained, tmp_path / "notes")
+    with torch.no_grad():
+        trained.head[-1].bias.fill_(float("nan"))
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="not finite"):
+        export_segmentation(trained, folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "student"]
+
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "layers": 4}))  # more layers than there are weights for
+    with pytest.raises(RuntimeError, match=r"bifpn\.3"):
+        SegmentationStudent.from_pretrained(folder)
+
+
+def test_backbone_is_a_timm_checkpoint(trained: SegmentationStudent, tmp_path: Path) -> None:
+    folder = export_backbone(trained, tmp_path / "backbone", tag="scenes", license="mit", dataset="scenes")
+    features = timm.create_model(
+        f"local-dir:{folder}", pretrained=True, features_only=True, out_indices=trained.levels
+    ).eval()
+    images = torch.randn(2, 3, 64, 80)
+    with torch.no_grad():
+        for found, expected in zip(features(images), trained.eval().backbone_maps(images), strict=True):
+            assert torch.allclose(found, expected, atol=1e-5)
+    assert timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=7)(images).shape == (2, 7)
+    assert features.feature_info.reduction() == [4, 8, 16, 32]
+
+    # And back: another student starts from it, or from a classifier.
+    torch.manual_seed(2)
+    other = create_segmentation_student(f"local-dir:{folder}", 9, channels=8)
+    assert other.backbone_name == SMALL
+    assert torch.equal(other.backbone.conv_stem.weight, trained.backbone.conv_stem.weight)
+
+
+@pytest.mark.long
+def test_onnx(trained: SegmentationStudent, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra frskd-timm[onnx]")
+    from frskd_timm.segmentation.onnx import export_segmentation_onnx
+
+    path = export_segmentation_onnx(trained, tmp_path / "model.onnx", (50, 61))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    images = torch.randn(5, 3, 50, 61)
+    with torch.no_grad():
+        expected = trained.eval()(images)
+    (found,) = session.run(["logits"], {"images": images.numpy()})
+    assert_close(torch.from_numpy(found), expected, 1e-4, "logits")
+    assert json.loads(session.get_modelmeta().custom_metadata_map["config"])["class_names"][1] == "Straße"
