@@ -12,7 +12,7 @@ import tyro
 import yaml
 
 from frskd_train.errors import SettingsError
-from frskd_train.settings import EvaluationSettings, Range, Settings
+from frskd_train.settings import EvaluationSettings, OneOf, Range, Settings
 
 DESCRIPTION = "Trains a timm model with FRSKD, or its cross-entropy baseline, and exports the student."
 
@@ -159,7 +159,7 @@ def check_group(group: Any) -> None:
     for field in dataclasses.fields(group):
         value = getattr(group, field.name)
         for bound in getattr(hints[field.name], "__metadata__", ()):
-            refusal = bound.refusal(value) if isinstance(bound, Range) and value is not None else None
+            refusal = bound.refusal(value) if isinstance(bound, Range | OneOf) and value is not None else None
             if refusal:
                 raise SettingsError(f"{flag(field.name)} has to be {refusal}, not {value}.")
 

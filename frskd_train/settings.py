@@ -5,7 +5,10 @@ A setting is at once a flag (`--batch-size 64`), a key of a recipe (`batch-size:
 `--help` and a wrong flag answer at once.
 """
 
+import re
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import arg
@@ -31,6 +34,29 @@ class Range:
             return f"at most {self.high:g}"
         return None
 
+
+@dataclass(frozen=True)
+class OneOf:
+    """Allowed names, checked by `parse.check_group`."""
+
+    names: tuple[str, ...]
+
+    def refusal(self, value: str) -> str | None:
+        """Says which names there are, or returns None."""
+        return None if value in self.names else f"one of {', '.join(self.names)}"
+
+
+def registered(folder: str) -> tuple[str, ...]:
+    """Names of the parts that the files of a folder of `frskd_timm` register; read as text, so that torch can wait."""
+    spec = find_spec("frskd_timm")
+    home = Path((spec.submodule_search_locations or [""])[0]) if spec is not None else Path()
+    decorator = re.compile(r'^@\w+\.register\("(\w+)"\)', re.MULTILINE)
+    names = {name for file in (home / folder).glob("*.py") for name in decorator.findall(file.read_text("utf-8"))}
+    return tuple(sorted(names))
+
+
+SELF_TEACHERS = registered("teachers")
+FEATURE_LOSSES = registered("losses")
 
 Positive = Range(above=0)
 NotNegative = Range(low=0)
@@ -76,8 +102,8 @@ class MethodSettings:
     """How alpha and beta go over the run. constant: as in the paper. ramp: times exp(-5 (1 - t)^2), t from 0 to 1."""
     distill_start: Annotated[float, Range(low=0)] = 0.0
     """Epoch at which distillation starts; alpha and beta are 0 before it and t counts from it."""
-    self_teacher: str = "bifpnc"
-    """Name of the self-teacher: bifpnc (channels follow the student's levels) or bifpn (one width for all)."""
+    self_teacher: Annotated[str, arg(metavar="|".join(SELF_TEACHERS)), OneOf(SELF_TEACHERS)] = "bifpnc"
+    """The self-teacher. bifpnc: channels follow the student's levels. bifpn: one width for all levels."""
     teacher_width: Annotated[int | None, Count] = None
     """bifpnc: multiple of each level's channels (default 2). bifpn: channels (default 256)."""
     teacher_depth: Annotated[int, Count] = 2
@@ -88,8 +114,8 @@ class MethodSettings:
     """Learning rate of the self-teacher as a multiple of the student's."""
     teacher_detach: bool = False
     """Hand the self-teacher detached feature maps, so that its labels' loss does not train the student's backbone."""
-    feature_loss: str = "attention"
-    """Feature-map loss: attention, fitnet or overhaul."""
+    feature_loss: Annotated[str, arg(metavar="|".join(FEATURE_LOSSES)), OneOf(FEATURE_LOSSES)] = "attention"
+    """The feature-map loss."""
     feature_levels: Annotated[int, Count] = 4
     """At most this many levels of the student's pyramid are used, the coarsest ones."""
     sla: bool = False

@@ -175,7 +175,7 @@ def test_cross_entropy_alone_is_the_same_recipe_without_self_teacher(finished, t
         (["--lr", "-1"], ["--lr", "above 0", "-1"]),
         (["--dataset", "no/such_folder_or_id"], ["no/such_folder_or_id"]),
         (["--opt", "sdg"], ["sdg", "sgd"]),
-        (["--self-teacher", "fpn"], ["self-teacher", "fpn", "bifpnc"]),
+        (["--self-teacher", "fpn"], ["--self-teacher", "fpn", "bifpn, bifpnc"]),
         (["--model", "resnet18_frskd", "--pretrained"], ["no pretrained weights", "--pretrained"]),
         (["--resume", "nowhere"], ["nowhere", "checkpoint"]),
         (["--config", "no.yaml"], ["no.yaml", "cannot be read"]),

@@ -1,0 +1,94 @@
+"""What the documents say is so."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, run_script
+
+from frskd_timm.losses import FEATURE_LOSSES
+from frskd_timm.teachers import SELF_TEACHERS
+from frskd_train import settings
+from frskd_train.parse import fields, flag, parse_settings
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [ROOT / "README.md", ROOT / "MODEL_CARD.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    command = re.search(r"^python3 .* -m pytest$", README, re.M).group()
+    quiet = command.replace("pip install", "pip install -q")
+    assert quiet in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
+        if not target.startswith(("http", "OWNER")):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_flags_of_train_py_exist(document) -> None:
+    known = (
+        {"--help"} | {flag(field.name) for _, field in fields()} | {flag(f"no_{field.name}") for _, field in fields()}
+    )
+    for line in document.read_text(encoding="utf-8").splitlines():
+        if "train.py" in line:
+            own = line.split("train.py", 1)[1]
+            for word in re.findall(r"--[a-z][a-z-]+", own):
+                assert word in known, f"{document.name}: {word}"
+
+
+def test_recipes_are_known_to_the_parser() -> None:
+    for recipe in sorted((ROOT / "recipes").glob("*.yaml")):
+        parse_settings(["--config", str(recipe)])
+
+
+def test_the_readmes_code_runs() -> None:
+    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "FRSKDTask" in block)
+    scope = {"images": torch.rand(2, 3, 64, 64), "target": torch.tensor([1, 2])}
+    exec(code, scope)
+    promised = re.search(r"# (loss, output.*)", code).group(1).split(", ")
+    assert set(promised) <= set(scope["result"])
+
+
+def test_registered_parts_are_what_help_offers() -> None:
+    """The parser reads names as text, the library registers them: both have to agree."""
+    assert list(settings.SELF_TEACHERS) == SELF_TEACHERS.names()
+    assert list(settings.FEATURE_LOSSES) == FEATURE_LOSSES.names()
+
+
+def test_a_new_self_teacher_is_one_file(tmp_path) -> None:
+    """Dropped into the folder of a copy of the package, a file is found by help and by a run."""
+    import shutil
+
+    for part in ("frskd_timm", "frskd_train", "train.py"):
+        (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, tmp_path / part)
+    (tmp_path / "frskd_timm" / "teachers" / "mean.py").write_text(
+        '''"""The plainest self-teacher."""
+from torch import nn
+
+from frskd_timm.teachers import SELF_TEACHERS, SelfTeacher
+
+
+@SELF_TEACHERS.register("identity_fc")
+class Identity(SelfTeacher):
+    def __init__(self, channels, num_classes, **options):
+        super().__init__()
+        self.channels = channels
+        self.fc = nn.Linear(channels[-1], num_classes)
+
+    def forward(self, features):
+        return list(features), self.fc(features[-1].mean((2, 3)))
+''',
+        encoding="utf-8",
+    )
+    assert "identity_fc" in run_script(sys.executable, "train.py", "--help", cwd=tmp_path).stdout
+    flags = ["--model", "test_resnet", "--self-teacher", "identity_fc", "--train-num-samples", "64", "--epochs", "1"]
+    done: subprocess.CompletedProcess = run_script(
+        sys.executable, "train.py", *flags, "-b", "32", "--output-dir", tmp_path / "run", cwd=tmp_path
+    )
+    assert "self-teacher" in done.stdout
