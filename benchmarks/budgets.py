@@ -1,6 +1,7 @@
 """Trains variants of a recipe over seeds and budgets, and collects their scores in a CSV.
 
-    python benchmarks/budgets.py --dataset DIR --variants ce ramp --seeds 1 2 --epochs 10 --workers 2 --output budgets.csv
+    python benchmarks/budgets.py --dataset DIR --variants ce ramp --seeds 1 2 --epochs 10 --output budgets.csv
+    python benchmarks/budgets.py --table budgets.csv
 
 A run that is in the CSV already is not made again, so a stopped collection goes on where it was. Each run has one
 thread; `seconds` in the CSV depends on what else the machine did, compare speeds with `frskd_timm.bench` instead.
@@ -10,6 +11,7 @@ import argparse
 import csv
 import itertools
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -62,22 +64,57 @@ def run(variant: str, epochs: int, seed: int, flags: list[str]) -> dict[str, obj
     }
 
 
+def read(path: Path) -> list[dict[str, str]]:
+    """Rows of the CSV."""
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """A Markdown table: one line for each budget and variant, mean and spread over the seeds."""
+    lines = ["| epochs | variant | top-1 of the student | seeds | top-1 of the self-teacher |", "|---|---|---|---|---|"]
+    groups: dict[tuple[int, str], list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault((int(row["epochs"]), row["variant"]), []).append(row)
+    order = list(VARIANTS)
+    for epochs, variant in sorted(groups, key=lambda key: (key[0], order.index(key[1]))):
+        runs = groups[epochs, variant]
+        teacher = spread([float(run["self_teacher_top1"]) for run in runs if run["self_teacher_top1"]])
+        lines.append(
+            f"| {epochs} | `{variant}` | {spread([float(r['top1']) for r in runs])} | {len(runs)} | {teacher} |"
+        )
+    return "\n".join(lines)
+
+
+def spread(values: list[float]) -> str:
+    """'86.23', or mean and half the range: '86.23 ± 0.11'."""
+    if not values:
+        return ""
+    middle = f"{statistics.mean(values):.2f}"
+    return middle if len(values) == 1 else f"{middle} ± {(max(values) - min(values)) / 2:.2f}"
+
+
 def main() -> None:
     """Makes the runs that are missing, seed by seed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--table", type=Path, metavar="CSV", help="print the table of these results, train nothing")
+    parser.add_argument("--dataset")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--epochs", nargs="+", type=int, default=[10])
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=Path)
     parser.add_argument("flags", nargs="*", help="flags of train.py for every run, after --")
     args = parser.parse_args()
+    if args.table:
+        print(table(read(args.table)))
+        return
+    if not args.dataset or not args.output:
+        parser.error("--dataset and --output are needed")
     flags = ["--dataset", args.dataset, *args.flags]
     done = set()
     if args.output.exists():
-        with args.output.open(encoding="utf-8") as file:
-            done = {(row["variant"], int(row["epochs"]), int(row["seed"])) for row in csv.DictReader(file)}
+        done = {(row["variant"], int(row["epochs"]), int(row["seed"])) for row in read(args.output)}
     else:
         args.output.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
     lock = threading.Lock()
@@ -93,8 +130,7 @@ def main() -> None:
             csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
         print(row, flush=True)
 
-    jobs = [job for job in itertools.product(args.epochs, args.seeds, args.variants)]
-    jobs = [(e, s, v) for e, s, v in jobs if (v, e, s) not in done]
+    jobs = [(e, s, v) for e, s, v in itertools.product(args.epochs, args.seeds, args.variants) if (v, e, s) not in done]
     with ThreadPoolExecutor(args.workers) as pool:
         list(pool.map(work, jobs))
 

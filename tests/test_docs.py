@@ -55,6 +55,14 @@ def test_the_readmes_code_runs() -> None:
     assert set(promised) <= set(scope["result"])
 
 
+def test_the_table_of_budgets_is_the_measurements() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import budgets
+
+    text = (ROOT / "docs" / "budgets.md").read_text(encoding="utf-8")
+    assert budgets.table(budgets.read(ROOT / "benchmarks" / "results" / "budgets.csv")) in text
+
+
 def test_registered_parts_are_what_help_offers() -> None:
     """The parser reads names as text, the library registers them: both have to agree."""
     assert list(settings.SELF_TEACHERS) == SELF_TEACHERS.names()

@@ -1,9 +1,11 @@
 """The mathematics, held against numbers that the authors' code produced."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
+import timm
 import torch
 from golden_names import assert_close, part, read, renamed, self_teacher, student
 from hypothesis import given, settings
@@ -11,11 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from frskd_timm.augment import cutmix, mixup
+from frskd_timm.errors import UserError
 from frskd_timm.losses import FEATURE_LOSSES
 from frskd_timm.losses.functional import soft_label_loss
 from frskd_timm.losses.overhaul import expected_negative_response
 from frskd_timm.models.frskd_wide_resnet import WideResNet
 from frskd_timm.pyramid import Pyramid
+from frskd_timm.schedule import distillation_weight
 from frskd_timm.task import FRSKDTask, SLAHeads
 from frskd_timm.teachers import SELF_TEACHERS, SelfTeacher, create_self_teacher
 from frskd_timm.teachers.blocks import Lateral, downsample, upsample
@@ -225,3 +229,61 @@ def test_any_sizes_depth_and_repeats(name: str, sizes: list, repeats: int, depth
     logits.sum().backward()
     unreached = [key for key, p in teacher.named_parameters() if p.grad is None]
     assert not unreached
+
+
+@pytest.mark.parametrize("sla", [False, True])
+@pytest.mark.parametrize("feature_loss", [*FEATURE_LOSSES.names(), None])
+@pytest.mark.parametrize("name", SELF_TEACHERS.names())
+def test_every_combination_reaches_every_parameter(name: str, feature_loss: str | None, sla: bool) -> None:
+    """One mixed batch; a parameter without a gradient would stop DDP, a term that is not finite the run."""
+    torch.manual_seed(0)
+    net = WideResNet(depth=10, widen_factor=1, num_classes=5)
+    task = FRSKDTask.create(
+        net,
+        (3, 15, 15),
+        5,
+        self_teacher=name,
+        feature_loss=feature_loss or "attention",
+        beta=1.0 if feature_loss else 0.0,
+        sla=sla,
+        smoothing=0.1,
+        teacher_options={"width": 2 if name == "bifpnc" else 8, "repeats": 2},
+    ).train()
+    target = torch.rand(4, 5).softmax(dim=1)
+    result = task(torch.randn(4, 3, 15, 15), target)
+    terms = {key: value for key, value in result.items() if key.startswith("loss_")}
+    assert ("loss_feature" in terms) == bool(feature_loss)
+    assert ("loss_sla" in terms) == sla
+    assert all(torch.isfinite(value) for value in terms.values())
+    result["loss"].backward()
+    assert not [key for key, parameter in task.named_parameters() if parameter.grad is None]
+
+
+def test_without_a_place_before_the_activation_overhaul_says_so() -> None:
+    vit = timm.create_model("test_vit", num_classes=5)
+    with pytest.raises(UserError, match=r"attention.*or.*fitnet|activation"):
+        FRSKDTask.create(vit, (3, 160, 160), 5, feature_loss="overhaul")
+
+
+def test_losses_stay_in_float32_under_autocast() -> None:
+    """The terms of a bfloat16 step equal the float32 losses of the very same logits and maps."""
+    torch.manual_seed(0)
+    net = WideResNet(depth=10, widen_factor=1, num_classes=5)
+    task = FRSKDTask.create(net, (3, 16, 16), 5).eval()
+    images, target = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 3])
+    with torch.autocast("cpu", torch.bfloat16):
+        result = task(images, target)
+    assert result["output"].dtype == torch.bfloat16
+    for key, value in result.items():
+        assert not key.startswith("loss") or value.dtype == torch.float32
+    exact = torch.nn.functional.cross_entropy(result["output"].float(), target)
+    assert_close(result["loss_ce"], exact, 1e-6, "cross-entropy")
+
+
+@pytest.mark.parametrize(("name", "shape"), [("ramp", (0.0, 0.5, 1.0)), ("constant", (1.0, 1.0, 1.0))])
+def test_schedules(name: str, shape: tuple[float, float, float]) -> None:
+    weights = [distillation_weight(name, t) for t in (0.0, 0.5, 1.0)]
+    expected = [math.exp(-5 * (1 - t) ** 2) for t in shape] if name == "ramp" else list(shape)
+    assert weights == pytest.approx(expected)
+    assert distillation_weight(name, 0.2, start=0.3) == 0
+    assert distillation_weight(name, 1.0, start=0.3) == pytest.approx(1)
