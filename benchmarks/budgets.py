@@ -48,7 +48,18 @@ def run(variant: str, epochs: int, seed: int, flags: list[str]) -> dict[str, obj
     """Trains once and returns a row of the CSV."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(TRAIN), "--output-dir", f"{folder}/run", "--epochs", str(epochs)]
-        command += ["--seed", str(seed), "--val-interval", str(epochs), "--threads", "1", *flags, *VARIANTS[variant]]
+        command += [
+            "--seed",
+            str(seed),
+            "--val-interval",
+            str(epochs),
+            "--threads",
+            "1",
+            "--smoothing",
+            "0",
+            *flags,
+            *VARIANTS[variant],
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-2000:]}")

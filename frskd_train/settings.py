@@ -194,8 +194,8 @@ class PreprocessingSettings:
     """Mixup alpha (the paper: 0.2); 0 is off."""
     cutmix: Annotated[float, NotNegative] = 0.0
     """CutMix alpha (the paper: 1.0); 0 is off. With both, each batch takes one of the two."""
-    smoothing: Annotated[float, Range(low=0, high=0.99)] = 0.0
-    """Label smoothing of both cross-entropy terms."""
+    smoothing: Annotated[float, Range(low=0, high=0.99)] = 0.1
+    """Label smoothing of the cross-entropy terms (the paper: 0)."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ class OptimizerSettings:
     """How gradients are clipped."""
     sched: Literal["cosine", "multistep", "step", "poly", "tanh", "none"] = "cosine"
     """timm scheduler, stepped at every update; none keeps the rate."""
-    epochs: Annotated[int, Count] = 15
+    epochs: Annotated[int, Count] = 10
     """Passes over the training images."""
     warmup_epochs: Annotated[float, NotNegative] = 0.0
     """Epochs of linear warm-up from --warmup-lr."""
@@ -242,7 +242,7 @@ class OptimizerSettings:
 class LoopSettings:
     """Batches, precision and what is kept."""
 
-    batch_size: Annotated[int, arg(aliases=["-b"]), Count] = 128
+    batch_size: Annotated[int, arg(aliases=["-b"]), Count] = 64
     """Images in a batch of one process."""
     validation_batch_size: Annotated[int | None, Count] = None
     """Images in a validation batch; twice --batch-size by default."""
