@@ -2,6 +2,7 @@
 
 import json
 import platform
+import statistics
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -92,25 +93,30 @@ def make_metrics(
             "timm": version("timm"),
             "python": platform.python_version(),
         },
-        "baseline": read_baseline(settings.run.baseline, data.fingerprint) if settings.run.baseline else None,
+        "baseline": read_baseline(settings.run.baseline) if settings.run.baseline else None,
     }
 
 
-def read_baseline(folder: str, fingerprint: str | None = None) -> dict[str, Any]:
-    """Scores of a `--method ce` run, as the card shows them beside this run's.
+def read_baseline(folders: Sequence[str]) -> dict[str, Any]:
+    """Scores of `--method ce` runs, as the card shows them beside this run's.
 
     Raises:
-        UserError: The folder holds no finished cross-entropy run.
+        UserError: A folder holds no finished cross-entropy run.
     """
-    path = Path(folder) / "metrics.json"
-    try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        if metrics["method"] != "ce":
-            raise UserError(f"--baseline {folder} was trained with --method {metrics['method']}, not ce.")
-        top1 = metrics["student"]["top1"]
-        return {"method": "ce", "runs": [{"seed": metrics["seed"], "top1": top1}], "mean": top1}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--baseline {folder} is no finished run: {path} cannot be read ({error}).") from error
+    runs = []
+    for folder in folders:
+        path = Path(folder) / "metrics.json"
+        try:
+            metrics = json.loads(path.read_text(encoding="utf-8"))
+            runs.append({"seed": metrics["seed"], "top1": metrics["student"]["top1"]})
+            method = metrics["method"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"--baseline {folder} is no finished run: {path} cannot be read ({error}).") from error
+        if method != "ce":
+            raise UserError(f"--baseline {folder} was trained with --method {method}, not ce.")
+    scores = [run["top1"] for run in runs]
+    spread = {"std": statistics.stdev(scores)} if len(scores) > 1 else {}
+    return {"method": "ce", "runs": runs, "mean": statistics.mean(scores), **spread}
 
 
 def finish_run(

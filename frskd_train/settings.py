@@ -292,8 +292,8 @@ class RunSettings:
     """Tag of the exported weights (ARCHITECTURE.TAG); the dataset's name by default."""
     license: str = "apache-2.0"
     """Licence of the exported weights, as the Hub spells it."""
-    baseline: str | None = None
-    """Folder of a `--method ce` run of the same recipe, whose scores the card shows beside this run's."""
+    baseline: tuple[str, ...] = ()
+    """Folders of `--method ce` runs of the same recipe, one a seed, whose scores the card shows beside this run's."""
     export: tuple[Literal["onnx"], ...] = ()
     """Formats beside safetensors that the student is exported to; onnx needs `pip install 'frskd-timm[onnx]'`."""
     push_to_hub: Annotated[str | None, arg(metavar="OWNER/NAME")] = None

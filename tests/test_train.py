@@ -14,6 +14,7 @@ import timm
 import torch
 import yaml
 from conftest import ROOT, SMALL, run_script
+from hub_server import TOKEN, USER, LoopbackHub
 from safetensors.torch import load_file
 
 from frskd_train.checkpoint import latest_checkpoint, load_state
@@ -266,3 +267,23 @@ def test_fine_tuning_starts_from_an_export_with_a_new_head(finished, train, tmp_
     after = load_file(tmp_path / "tuned" / "student" / "model.safetensors")
     assert (tmp_path / "tuned" / "student.onnx").is_file()
     assert all(torch.allclose(before[k], after[k], atol=1e-3) for k in before if "running" not in k and "num" not in k)
+
+
+def test_pushed_at_the_end_of_training(train, tmp_path: Path) -> None:
+    with LoopbackHub() as hub:
+        env = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "hf")}
+        flags = [*SMALL, "--epochs", 1, "--push-to-hub", f"{USER}/pushed"]
+        done = train(*flags, "--output-dir", tmp_path / "run", HF_HUB_DISABLE_XET="1", **env)
+        assert TOKEN not in done.stdout + done.stderr
+        files = hub.files(f"{USER}/pushed")
+    assert files["model.safetensors"] == (tmp_path / "run" / "student" / "model.safetensors").read_bytes()
+    assert {"README.md", "config.json", "recipe.yaml", "curves.png", "attention.png"} <= set(files)
+    assert not [name for name in files if "teacher" in name or name.endswith((".bin", ".pth", ".pt"))]
+
+
+def test_without_a_token_pushing_is_refused_before_training(train, tmp_path: Path) -> None:
+    flags = [*SMALL, "--push-to-hub", "someone/student", "--output-dir", tmp_path / "run"]
+    done = train(*flags, check=False, HF_HOME=str(tmp_path / "hf"), HF_TOKEN="")
+    assert done.returncode == 2
+    assert "hf auth login" in done.stderr
+    assert not (tmp_path / "run").exists()
