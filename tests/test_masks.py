@@ -1,0 +1,426 @@
+"""Segmentation, data side: scenes, VOC folders, mask columns, joint transforms, bad data, scores."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from pictures import encoded, picture
+from PIL import Image
+
+from frskd_timm.errors import UserError
+from frskd_timm.hub.segmentation_pictures import class_colours, segmentation_figure
+from frskd_timm.segmentation import SegmentationTask, create_segmentation_student
+from frskd_train.data.load_masks import load_masks
+from frskd_train.data.mask_data import MaskData
+from frskd_train.data.mask_rows import Pair
+from frskd_train.data.mask_transforms import PairAugmentation
+from frskd_train.data.scenes import FIXED, _background, compose, garments
+from frskd_train.mask_meter import evaluate_masks
+from frskd_train.settings import DataSettings, PreprocessingSettings
+
+SMALL = "mobilenetv3_small_050"
+SCENES = "fashion_mnist_scenes"
+PREPROCESSING = set(PreprocessingSettings.__dataclass_fields__)
+
+
+def load(dataset: object, resize: tuple[float, float] = (0.5, 2.0), **chosen: Any) -> MaskData:
+    """load_masks with settings of both groups by name."""
+    pre = {name: chosen.pop(name) for name in set(chosen) & PREPROCESSING}
+    settings = DataSettings(dataset=str(dataset), **chosen)
+    return load_masks(settings, PreprocessingSettings(**pre), model_cfg={}, resize=resize)
+
+
+# --- Scenes ----------------------------------------------------------------------------------------------------------
+
+
+def test_scenes_and_their_exact_masks() -> None:
+    scenes, names = compose("train", 40)
+    assert scenes.images.shape == (40, 3, 96, 96)
+    assert (names[0], len(names)) == ("background", 11)
+    assert set(np.unique(scenes.masks)) == set(range(11))
+
+    # The background's pixels are the background that the scene began with, but for its noise; those of garments not.
+    for number in range(40):
+        empty = _background(np.random.default_rng([FIXED, 0, number]), 96).transpose(2, 0, 1)
+        difference = np.abs(scenes.images[number] - empty).max(axis=0)
+        outside = scenes.masks[number] == 0
+        assert difference[outside].max() < 6 * 6
+        assert np.mean(difference[~outside] > 6 * 3) > 0.8
+
+    again, _ = compose("train", 12)
+    assert np.array_equal(again.images, scenes.images[:12])  # the same ones however many are wanted
+    other, _ = compose("test", 12)
+    assert not np.array_equal(other.masks, again.masks)
+    cloth = garments("train")[1]
+    assert 0.3 < cloth.mean() < 0.7
+    assert cloth[:, 12:16, 12:16].mean() > 0.75
+
+
+def test_scenes_are_the_default_data() -> None:
+    data = load(SCENES, train_num_samples=20)
+    assert (data.name, data.num_classes, data.train_rows, data.val_rows) == (SCENES, 11, 20, 150)
+    assert (data.license, data.mode, data.preprocessing.input_size) == ("mit", "memory", (3, 96, 96))
+    assert data.fingerprint == load(SCENES, train_num_samples=20).fingerprint
+    assert data.fingerprint != load(SCENES, train_num_samples=21).fingerprint
+    assert load(SCENES, train_num_samples=20, in_chans=1).preprocessing.input_size == (1, 96, 96)
+
+
+def test_it_learns() -> None:
+    """Forty steps on sixteen scenes by the loop's own calls: the loss falls, and scores come of it."""
+    data = load(SCENES, train_num_samples=16, resize=(1, 1), hflip=0, img_size=64)
+    torch.manual_seed(0)
+    task = SegmentationTask.create(create_segmentation_student(SMALL, data.num_classes, channels=16))
+    optimizer = torch.optim.AdamW(task.parameters(), lr=3e-3)
+    batches, losses = data.train_batches(8), []
+    for epoch in range(20):
+        for images, target in batches.epoch(epoch):
+            task.set_progress(len(losses) / 40)
+            result = task(images, target)
+            optimizer.zero_grad()
+            result["loss"].backward()
+            optimizer.step()
+            losses.append(float(result["loss_ce"]))
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+    scores = evaluate_masks(task.eval().predict, batches.epoch(0), Accelerator(cpu=True))
+    assert list(scores) == ["student", "self_teacher"]
+    assert scores["student"]["images"] == 16
+
+
+# --- Batches ---------------------------------------------------------------------------------------------------------
+
+
+def test_batches_follow_from_seed_epoch_and_place() -> None:
+    data = load(SCENES, train_num_samples=22, color_jitter=0.4)
+    whole = data.train_batches(8, seed=3)
+    epoch = list(whole.epoch(1))
+    assert [tuple(target.shape) for _, target in epoch] == [(8, 96, 96)] * 2
+    halves = [list(data.train_batches(4, seed=3, rank=rank, world=2).epoch(1)) for rank in (0, 1)]
+    for step, (images, target) in enumerate(epoch):
+        assert torch.equal(torch.cat([half[step][0] for half in halves]), images)
+        assert torch.equal(torch.cat([half[step][1] for half in halves]), target)
+    ((images, target),) = whole.epoch(1, start=1)
+    assert torch.equal(images, epoch[1][0])
+    assert torch.equal(target, epoch[1][1])
+    assert not torch.equal(next(whole.epoch(2))[1], epoch[0][1])
+    assert not torch.equal(next(data.train_batches(8, seed=4).epoch(1))[1], epoch[0][1])
+
+
+@pytest.mark.parametrize("resize", [(1.0, 1.0), (0.5, 2.0)], ids=["own size", "resized"])
+def test_image_and_mask_go_together(resize: tuple[float, float]) -> None:
+    """The image's colour tells the label, and does so afterwards: through crops, padding and flips of both."""
+    rng = np.random.default_rng(0)
+    mask = torch.from_numpy(np.kron(rng.integers(0, 9, (4, 5)), np.ones((16, 16))).astype(np.uint8))
+    pair = Pair((mask * 20)[None].expand(3, -1, -1).contiguous(), mask)
+    augmentation = PairAugmentation((48, 90), resize, 0.5, 0.5, 0.0, (200, 201, 202))
+    off, padded = [], 0
+    for seed in range(60):
+        image, target = augmentation(pair, seed)
+        assert (image.shape, target.shape) == ((3, 48, 90), (48, 90))
+        hidden = target == 255
+        assert (image[:, hidden] == torch.tensor([[200], [201], [202]])).all()
+        padded += bool(hidden.any())
+        off.append(float((image[0][~hidden].int() - 20 * target[~hidden].int()).abs().float().mean()))
+    assert padded > 20
+    # Resized, only the filter's mixing at borders is left: half a pixel between the two would make it 2.3.
+    assert np.mean(off) < (2.05 if resize[0] < 1 else 1e-9)
+    places = {augmentation(pair, seed)[1].numpy().tobytes() for seed in range(60)}
+    assert len(places) > 55
+
+
+# --- Folders and datasets --------------------------------------------------------------------------------------------
+
+
+def labels_of(number: int, width: int, height: int, classes: int = 3) -> np.ndarray:
+    rows = np.arange(height)[:, None] + np.arange(width) + number
+    labels = ((rows // 5) % classes).astype(np.uint8)
+    labels[0] = 255
+    return labels
+
+
+def palette_png(labels: np.ndarray) -> Image.Image:
+    image = Image.fromarray(labels)
+    image.putpalette([value for colour in range(256) for value in (colour, 255 - colour, 7)])
+    return image
+
+
+def voc_folder(root: Path, name: str = "garden", count: int = 10) -> Path:
+    """A folder in VOC's layout with images of two sizes; eight train, the rest validate."""
+    folder = root / name
+    for below in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (folder / below).mkdir(parents=True)
+    for number in range(count):
+        width, height = (40, 30) if number % 3 else (36, 44)
+        picture(number, width, height).save(folder / "JPEGImages" / f"p_{number}.jpg", quality=95)
+        palette_png(labels_of(number, width, height)).save(folder / "SegmentationClass" / f"p_{number}.png")
+    lists = folder / "ImageSets" / "Segmentation"
+    (lists / "train.txt").write_text("".join(f"p_{number}\n" for number in range(count - 4)))
+    (lists / "val.txt").write_text("".join(f"p_{number}\n" for number in range(count - 4, count)))
+    return folder
+
+
+def columns(count: int, **names: str) -> datasets.Dataset:
+    image, mask = names.get("image", "image"), names.get("mask", "mask")
+    rows = {
+        image: [encoded(picture(number, 40, 30)) for number in range(count)],
+        mask: [encoded(Image.fromarray(labels_of(number, 40, 30))) for number in range(count)],
+    }
+    features = datasets.Features({image: datasets.Image(), mask: datasets.Image()})
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def test_voc_folder(tmp_path: Path) -> None:
+    folder = voc_folder(tmp_path)
+    (folder / "labels.txt").write_text("lawn\nroses\npond\n")
+    data = load(folder, img_size=32)
+    assert (data.name, data.class_names, data.train_rows, data.val_rows) == ("garden", ["lawn", "roses", "pond"], 6, 4)
+    ((images, target),) = data.train_batches(6).epoch(0)
+    assert (images.shape, target.shape) == ((6, 3, 32, 32), (6, 32, 32))
+
+    # Validation: each image once, at its own size, unchanged; those of one size together, whatever the processes.
+    found = []
+    for rank in range(2):
+        for images, target in data.val_batches(8, rank=rank, world=2):
+            assert images.shape[2:] == target.shape[1:]
+            found += [labels.numpy().astype(np.uint8) for labels in target]
+    expected = [np.asarray(Image.open(folder / "SegmentationClass" / f"p_{number}.png")) for number in range(6, 10)]
+    assert sorted(a.tobytes() for a in found) == sorted(a.tobytes() for a in expected)
+    assert sorted(len(images) for images, _ in data.val_batches(8)) == [2, 2]
+
+    assert len(load(voc_folder(tmp_path / "VOCdevkit", "VOC2012")).class_names) == 21
+    unnamed = load(voc_folder(tmp_path, "unnamed"))
+    assert unnamed.class_names == ["class 0", "class 1", "class 2"]
+    assert unnamed.preprocessing.input_size == (3, 512, 512)
+
+
+def test_streaming_gives_the_same_batches(tmp_path: Path) -> None:
+    folder = voc_folder(tmp_path)
+    kept = load(folder, img_size=32)
+    for workers in (0, 1):
+        streamed = load(folder, img_size=32, data_mode="stream", workers=workers)
+        assert (streamed.mode, streamed.fingerprint) == ("stream", kept.fingerprint)
+        for one, other in (
+            (list(kept.train_batches(3).epoch(2, start=1)), list(streamed.train_batches(3).epoch(2, start=1))),
+            (list(kept.val_batches(2)), list(streamed.val_batches(2))),
+        ):
+            assert len(one) == len(other) > 0
+            assert all(
+                torch.equal(a, b)
+                for left, right in zip(one, other, strict=True)
+                for a, b in zip(left, right, strict=True)
+            )
+
+
+def test_datasets_with_a_mask_column(tmp_path: Path) -> None:
+    datasets.DatasetDict(train=columns(6), validation=columns(2)).save_to_disk(tmp_path / "saved")
+    data = load(tmp_path / "saved")
+    assert (data.train_rows, data.val_rows, data.num_classes) == (6, 2, 3)
+    assert data.preprocessing.input_size == (3, 30, 40)
+    assert data.val_split == "validation"
+
+    (tmp_path / "other").mkdir()
+    columns(10, image="photo", mask="what").to_parquet(tmp_path / "other" / "train.parquet")
+    data = load(tmp_path / "other", val_fraction=0.2)  # of two columns one is known, so the other is too
+    assert (data.train_rows, data.val_rows) == (8, 2)
+    ((_, target),) = data.val_batches(2)
+    assert set(target.unique().tolist()) == {0, 1, 2, 255}
+    assert load(tmp_path / "other", target_key="what", train_num_samples=4).train_rows == 4
+
+
+# --- Bad data --------------------------------------------------------------------------------------------------------
+
+
+def too_small(folder: Path) -> None:
+    Image.fromarray(labels_of(1, 20, 20)).save(folder / "SegmentationClass" / "p_1.png")
+
+
+def label_out_of_range(folder: Path) -> None:
+    (folder / "labels.txt").write_text("lawn\nroses\n")
+
+
+def truncated_mask(folder: Path) -> None:
+    path = folder / "SegmentationClass" / "p_1.png"
+    noise = np.random.default_rng(0).integers(0, 3, (30, 40), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:150])
+
+
+def coloured_mask(folder: Path) -> None:
+    picture(1, 40, 30).save(folder / "SegmentationClass" / "p_1.png")
+
+
+def truncated_image(folder: Path) -> None:
+    path = folder / "JPEGImages" / "p_1.jpg"
+    path.write_bytes(path.read_bytes()[:300])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (too_small, r"mask 1 of split train \(.*p_1.png\) is 20x20 pixels, but its image is 40x30"),
+        (truncated_mask, r"mask 1 of split train \(.*p_1.png\) cannot be read"),
+        (coloured_mask, r"mask 1 of split train .*it holds colours \(mode RGB\)"),
+        (truncated_image, r"image 1 of split train \(.*p_1.jpg\) cannot be read"),
+    ],
+)
+def test_a_bad_pair_is_named_or_left_out(damage: Callable[[Path], None], message: str, tmp_path: Path) -> None:
+    folder = voc_folder(tmp_path)
+    damage(folder)
+    with pytest.raises(UserError, match=f"^{message}.*--bad-images skip") as caught:
+        load(folder, img_size=32)
+    assert "\n" not in str(caught.value)
+    skipping = load(folder, img_size=32, bad_images="skip")
+    assert (skipping.train_rows, skipping.val_rows) == (5, 4)
+    assert "left out 1 image(s)" in skipping.notes[0]
+
+    streamed = load(folder, img_size=32, data_mode="stream", workers=0, bad_images="skip")
+    assert [len(images) for images, _ in streamed.train_batches(6).epoch(0)] == [6]  # its neighbour takes the place
+    assert len(streamed.bad_images()) == 1
+    with pytest.raises(UserError, match=message):
+        list(load(folder, img_size=32, data_mode="stream", workers=0).train_batches(6).epoch(0))
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    folder = voc_folder(tmp_path)
+    label_out_of_range(folder)
+    with pytest.raises(UserError, match=r"mask 0 of split train .* has label 2; labels must be 0 to 1, or 255"):
+        load(folder)
+    (folder / "labels.txt").unlink()
+    with pytest.raises(UserError, match=r"--mixup 0\.2 is for classification"):
+        load(folder, mixup=0.2)
+    with pytest.raises(UserError, match="resizing factors 2 1 must"):
+        load(folder, resize=(2, 1))
+    with pytest.raises(UserError, match="--val-split test: the dataset has no such split, but train, val"):
+        load(folder, val_split="test")
+    with pytest.raises(UserError, match="--train-num-samples 99: there are only 6"):
+        load(folder, train_num_samples=99)
+    (folder / "SegmentationClass" / "p_2.png").unlink()
+    with pytest.raises(UserError, match=r"train.txt names p_2, but there is no .*SegmentationClass/p_2.png"):
+        load(folder)
+    for file in (folder / "ImageSets" / "Segmentation").iterdir():
+        file.unlink()
+    with pytest.raises(UserError, match="no list of a split"):
+        load(folder)
+    with pytest.raises(UserError, match="segmentation needs a column of images and one of masks"):
+        load("fashion_mnist_sample")
+    (tmp_path / "unknown").mkdir()
+    columns(4, image="a", mask="b").to_parquet(tmp_path / "unknown" / "train.parquet")
+    with pytest.raises(UserError, match="not plain which of the columns a, b to use; give --input-key"):
+        load(tmp_path / "unknown")
+
+
+# --- Scores ----------------------------------------------------------------------------------------------------------
+
+
+def guesses() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Batches of images, logits and labels; class 3 occurs nowhere, some pixels have no class."""
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for number, (height, width) in enumerate([(8, 9), (5, 4), (6, 6)]):
+        logits = torch.randn(number + 1, 4, height, width, generator=generator)
+        logits[:, 3] -= 100
+        target = torch.randint(0, 3, (number + 1, height, width), generator=generator)
+        target[:, :2] = 255
+        batches.append((torch.full((number + 1, 1, 1, 1), float(number)), logits, target))
+    return batches
+
+
+def score(batches: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> dict[str, dict[str, Any]]:
+    by_number = {float(images[0]): logits for images, logits, _ in guesses()}
+    predict = lambda images: {
+        "self_teacher": -by_number[float(images[0])],
+        "student": by_number[float(images[0])],
+    }
+    return evaluate_masks(predict, ((images, target) for images, _, target in batches), Accelerator(cpu=True))
+
+
+def test_scores_by_hand() -> None:
+    scores = score(guesses())
+    assert list(scores) == ["student", "self_teacher"]
+    predicted = torch.cat([logits.argmax(1).flatten() for _, logits, _ in guesses()])
+    target = torch.cat([target.flatten() for _, _, target in guesses()])
+    logits = torch.cat([logits.flatten(2).transpose(1, 2).flatten(0, 1) for _, logits, _ in guesses()])
+    labelled = target != 255
+    predicted, target, logits = predicted[labelled], target[labelled], logits[labelled]
+    iou = [
+        100 * float(((predicted == k) & (target == k)).sum() / ((predicted == k) | (target == k)).sum())
+        for k in range(3)
+    ]
+    found = scores["student"]
+    assert found["iou"][:3] == pytest.approx(iou, rel=1e-6)
+    assert found["iou"][3] is None
+    assert found["miou"] == pytest.approx(sum(iou) / 3, rel=1e-6)
+    assert found["pixel_accuracy"] == pytest.approx(100 * float((predicted == target).float().mean()), rel=1e-6)
+    assert found["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, target)), rel=1e-5)
+    assert found["images"] == 6
+    json.dumps(scores, allow_nan=False)
+
+
+def test_scores_of_several_processes() -> None:
+    """Two processes, of which one has no image at all, or each its own: the scores of one process."""
+    expected = score(guesses())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    code = (
+        "import json, os, test_masks as t; rank = int(os.environ['RANK']); all = t.guesses();"
+        "print(json.dumps([t.score(all if rank else []), t.score(all[:2] if rank else all[2:])]))"
+    )
+    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    common["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0
+        for found in json.loads(output.splitlines()[-1]):
+            assert list(found) == list(expected)
+            for name, scores in expected.items():
+                assert found[name]["iou"] == pytest.approx(scores["iou"])
+                assert [found[name][key] for key in ("miou", "pixel_accuracy", "loss", "images")] == pytest.approx(
+                    [scores[key] for key in ("miou", "pixel_accuracy", "loss", "images")]
+                )
+
+
+# --- Picture ---------------------------------------------------------------------------------------------------------
+
+
+def test_picture_shows_truth_and_both_networks(tmp_path: Path) -> None:
+    scenes, names = compose("test", 3)
+    truth = scenes.masks.astype(np.int64)
+    truth[:, :10] = 255
+    blank = np.zeros_like(truth)
+    path = segmentation_figure(
+        scenes.images.transpose(0, 2, 3, 1), truth, truth, blank, names, tmp_path / "segmentation.png"
+    )
+    drawn = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    colours = (class_colours(11) * 255).round().astype(int)
+    assert len({tuple(colour) for colour in colours}) == 11
+
+    def share(label: int, column: int) -> float:
+        width = drawn.shape[1] // 4
+        part = drawn[: int(drawn.shape[0] * 0.85), column * width : (column + 1) * width]
+        return float((np.abs(part - colours[label]).max(axis=-1) <= 2).mean())
+
+    present = [label for label in range(1, 11) if (truth == label).sum() > 300]
+    assert present
+    for label in present:
+        assert share(label, 1) == pytest.approx(share(label, 2), rel=0.1)
+        assert share(label, 1) > 0.005
+        assert share(label, 3) < 0.001  # edges of the image beside it
