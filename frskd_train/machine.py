@@ -2,6 +2,7 @@
 
 import os
 import platform
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +30,19 @@ def start_accelerator(
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(settings.threads or max(1, cores() // local_processes))
     try:
-        return Accelerator(
-            cpu=cpu,
-            mixed_precision=precision(settings, state.device),
-            log_with=report_to,
-            project_dir=project_dir or "runs",
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*no supported trackers.*")  # said below, as an error
+            accelerator = Accelerator(
+                cpu=cpu,
+                mixed_precision=precision(settings, state.device),
+                log_with=report_to,
+                project_dir=project_dir or "runs",
+            )
     except (ValueError, ImportError) as error:
         raise UserError(f"Accelerate cannot start so: {error}") from error
+    if report_to is not None and not accelerator.log_with:
+        raise UserError(f"--report-to {report_to} needs a package that is not installed: pip install {report_to}.")
+    return accelerator
 
 
 def cores() -> int:
