@@ -18,7 +18,7 @@ def main(settings: Settings) -> None:
     """
     # Imported here, so that --help and a wrong flag answer at once.
     import torch
-    from accelerate.utils import set_seed
+    from accelerate.utils import broadcast_object_list, set_seed
     from timm.utils import ModelEmaV3, dispatch_clip_grad
 
     from frskd_timm.errors import UserError
@@ -27,10 +27,11 @@ def main(settings: Settings) -> None:
     from frskd_train.data import load_data
     from frskd_train.folder import RunFolder, choose_folder, find_resume
     from frskd_train.machine import start_accelerator, step_seed
-    from frskd_train.meter import TrainMeter, evaluate
+    from frskd_train.meter import TrainMeter, evaluate, learning_note
     from frskd_train.norms import broadcast_buffers, synchronise_norms
     from frskd_train.position import Position, check_resume
     from frskd_train.progress import Progress
+    from frskd_train.skip import NonfiniteGuard
     from frskd_train.stop import Interruptions
 
     loop, optim, run = settings.loop, settings.optimizer, settings.run
@@ -85,47 +86,52 @@ def main(settings: Settings) -> None:
     saved_modules = {"task": task} if ema is None else {"task": task, "ema": ema.module}
 
     # The run's folder, and the place in the run.
-    folder = RunFolder(resume[0] if resume else choose_folder(run.output_dir, settings.model.model, data.name))
+    path = resume.run if resume else choose_folder(run.output_dir, settings.model.model, data.name)
+    folder = RunFolder(broadcast_object_list([path])[0])  # clocks may differ
     if accelerator.is_main_process:
         folder.claim(resuming=resume is not None)
     accelerator.wait_for_everyone()
     position, meter = Position(), TrainMeter(accelerator.device)
     progress = Progress(accelerator.is_main_process, optim.epochs, steps_per_epoch, global_batch)
     progress.say("\n".join([*data.notes, finish.describe(settings, data, task, accelerator)]))
-    if resume:
-        state = load_state(resume[1])
-        for note in check_resume(state, flat(settings), data.fingerprint, global_batch, accelerator.num_processes):
+    facts = {
+        "fingerprint": data.fingerprint,
+        "train_rows": data.train_rows,
+        "data_mode": data.mode,
+        "global_batch": global_batch,
+        "processes": accelerator.num_processes,
+    }
+    for note in resume.notes if resume else ():
+        progress.say(note)
+    if resume and resume.checkpoint:
+        state = load_state(resume.checkpoint)
+        for note in check_resume(state, flat(settings), facts):
             progress.say(note)
-        restore(resume[1], state, saved_modules, optimizer)
-        position = Position.from_state(state, resume[1])
+        restore(resume.checkpoint, state, saved_modules, optimizer)
+        position = Position.from_state(state, resume.checkpoint)
         meter.load(state["meter"])
         progress.skip(position.epoch * steps_per_epoch + position.step)
         if accelerator.is_main_process:
-            set_aside_after(resume[1])
-        progress.say(f"going on from {resume[1]}: epoch {position.epoch + 1}, step {position.step}")
+            set_aside_after(resume.checkpoint)
+        progress.say(f"going on from {resume.checkpoint}: epoch {position.epoch + 1}, step {position.step}")
     if accelerator.is_main_process:
         folder.write("config.yaml", write_recipe(settings, f"All settings of the run {folder.path.name}."))
     accelerator.init_trackers("frskd_timm", config={key: str(value) for key, value in flat(settings).items()})
 
     def refuse_bad_numbers() -> None:
         bad = meter.first_bad()
-        if bad is not None and accelerator.mixed_precision != "fp16":  # there the gradient scaler skips such steps
+        if bad is not None and meter.bad_steps() > loop.skip_nonfinite:
+            count = f", and at {meter.bad_steps()} steps of it in all" if loop.skip_nonfinite else ""
             raise UserError(
-                f"{bad[0]} was not a finite number at step {bad[1] + 1} of epoch {position.epoch + 1}. "
+                f"{bad[0]} was not a finite number at step {bad[1] + 1} of epoch {position.epoch + 1}{count}. "
                 f"The last good checkpoint: {position.last_checkpoint or 'none yet'}. "
-                "A lower --lr, --clip-grad or --no-amp may help."
+                "A lower --lr, --clip-grad, --no-amp or --skip-nonfinite may help."
             )
 
     def save() -> None:
         refuse_bad_numbers()
         if accelerator.is_main_process:
-            state = position.to_state() | {
-                "meter": meter.state(),
-                "settings": flat(settings),
-                "fingerprint": data.fingerprint,
-                "global_batch": global_batch,
-                "processes": accelerator.num_processes,
-            }
+            state = position.to_state() | facts | {"meter": meter.state(), "settings": flat(settings)}
             position.saved(save_checkpoint(folder.checkpoints, position.updates, saved_modules, optimizer, state))
             prune(folder.checkpoints, run.checkpoint_hist, position.best["checkpoint"] if position.best else None)
             folder.write_summary(position.history)
@@ -141,6 +147,7 @@ def main(settings: Settings) -> None:
         return scores
 
     # Training.
+    guard = NonfiniteGuard(task, accelerator.mixed_precision == "fp16") if loop.skip_nonfinite else None
     interruptions = Interruptions(accelerator)
     scores: dict[str, dict[str, float]] = {}
     while position.epoch < optim.epochs:
@@ -156,6 +163,8 @@ def main(settings: Settings) -> None:
             with accelerator.accumulate(model):
                 result = model(images, target)
                 accelerator.backward(result["loss"])
+                if guard is not None and accelerator.sync_gradients:
+                    guard.check(optimizer)
                 if optim.clip_grad is not None and accelerator.sync_gradients:
                     accelerator.unscale_gradients(optimizer)
                     dispatch_clip_grad(task.parameters(), optim.clip_grad, mode=optim.clip_mode)
@@ -175,7 +184,9 @@ def main(settings: Settings) -> None:
             if position.step >= steps_per_epoch:
                 break
             if position.updates % run.log_interval == 0:
-                progress.show(position.epoch, position.step, meter.means(accelerator), optimizer.param_groups[0]["lr"])
+                refuse_bad_numbers()
+                recent = meter.recent(accelerator)
+                progress.show(position.epoch, position.step, recent, optimizer.param_groups[0]["lr"])
             stop_now, save_now = interruptions.due(
                 position.updates, checkpoint=position.minutes_since_checkpoint() > run.checkpoint_minutes
             )
@@ -191,10 +202,15 @@ def main(settings: Settings) -> None:
         scores = validate() if is_last or (position.epoch + 1) % run.val_interval == 0 else {}
         row = {"lr": optimizer.param_groups[0]["lr"], **meter.means(accelerator), **finish.score_columns(scores)}
         refuse_bad_numbers()
+        if loop.skip_nonfinite:
+            row["skipped_steps"] = meter.bad_steps()
         position.finish_epoch({**row, "images_per_second": round(progress.images_per_second, 1)})
+        complaint = learning_note(position.history, meter.recent(accelerator), classes, position.updates)
         meter = TrainMeter(accelerator.device)
         accelerator.log(row, step=position.updates)
         progress.close_epoch(position.history[-1])
+        if complaint:
+            progress.say(complaint)
         save()
 
     # The end: score, export, show.
@@ -204,7 +220,8 @@ def main(settings: Settings) -> None:
     if accelerator.is_main_process:
         kept = ema.module if ema is not None else student
         metrics = finish.make_metrics(settings, data, kept, accelerator, scores, position.history, position.seconds)
-        finish.finish_run(folder, settings, data, task, kept, metrics, position.history)
+        with folder.writing():
+            finish.finish_run(folder, settings, data, task, kept, metrics, position.history)
         progress.say(finish.summary(folder, metrics))
         finish.publish(folder, run)
     accelerator.end_training()

@@ -1,7 +1,8 @@
 """Checkpoints for resuming: everything a run needs to go on, written atomically, free of pickled code.
 
 A checkpoint is a folder `checkpoints/step-00000042/` of safetensors and JSON. It is written under another name, synced
-and renamed, so that a folder of that name is always whole. The student for use is not here but in `student/`.
+and renamed, so that a folder of that name is whole; sizes and checksums tell if the disk harmed it later. The student
+for use is not here but in `student/`.
 """
 
 import json
@@ -16,8 +17,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from frskd_timm.errors import UserError
+from frskd_train.disk import disk_errors, size_and_checksum, sync
 
 FORMAT = 1
+ASIDE = ".writing-"  # begins the names of folders that are being written, or deleted
+STATE_KEYS = {
+    "epoch", "step", "updates", "history", "best", "seconds", "meter", "settings", "fingerprint", "global_batch",
+    "processes", "optimizer",
+}  # fmt: skip
+# What an optimizer's parameter groups take from the settings; all else in them is the optimizer's own state.
+_FROM_SETTINGS = ("lr", "initial_lr", "lr_scale", "weight_decay", "momentum")
 
 
 def save_checkpoint(
@@ -43,31 +52,31 @@ def save_checkpoint(
         UserError: The disk is full or cannot be written; older checkpoints are as they were.
     """
     final = folder / checkpoint_name(step)
-    aside = folder / f".writing-{step:08d}-{os.getpid()}"
+    aside = folder / f"{ASIDE}{final.name}"
+    refuse_bad_weights(modules, folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        for name, module in modules.items():
-            save_file(_independent(module.state_dict()), aside / f"{name}.safetensors")
-        tensors, plain = _flatten(optimizer.state_dict())
-        save_file(_independent(tensors), aside / "optimizer.safetensors")
-        content = {"format": FORMAT, "step": step, **state, "optimizer": plain}
-        (aside / "state.json").write_text(json.dumps(content), encoding="utf-8")
-        for path in aside.iterdir():
-            _sync(path)
-        if final.exists():  # the same step, saved before a resume
-            shutil.rmtree(final)
-        os.replace(aside, final)
-        _sync(folder)
-    except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise _cannot_write(folder, error) from error
-    except Exception as error:  # safetensors reports a full disk as its own error type
-        shutil.rmtree(aside, ignore_errors=True)
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise _cannot_write(folder, error) from error
+        with disk_errors(folder, lambda: latest_checkpoint(folder)):
+            folder.mkdir(parents=True, exist_ok=True)
+            _clear(folder)  # what an interrupted write left takes room
+            aside.mkdir()
+            for name, module in modules.items():
+                save_file(_independent(module.state_dict()), aside / f"{name}.safetensors")
+            tensors, plain = _flatten(optimizer.state_dict())
+            save_file(_independent(tensors), aside / "optimizer.safetensors")
+            content = {"format": FORMAT, "step": step, **state, "optimizer": plain}
+            content["files"] = {path.name: size_and_checksum(path) for path in sorted(aside.iterdir())}
+            scaler = getattr(optimizer, "scaler", None)  # of float16
+            if scaler is not None:
+                content["scaler"] = scaler.state_dict()
+            (aside / "state.json").write_text(json.dumps(content), encoding="utf-8")
+            for path in (*aside.iterdir(), aside):
+                sync(path)
+            if final.exists():  # the same step, saved before a resume
+                os.replace(final, folder / f"{ASIDE}replaced")
+            os.replace(aside, final)
+            sync(folder)
+    finally:
+        _clear(folder)
     return final
 
 
@@ -76,10 +85,21 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def _cannot_write(folder: Path, error: Exception) -> UserError:
-    last = latest_checkpoint(folder)
-    kept = f" The last good one is {last}; free some space and go on with --resume." if last else ""
-    return UserError(f"A checkpoint could not be written to {folder} ({error}).{kept}")
+def refuse_bad_weights(modules: Mapping[str, nn.Module], folder: Path) -> None:
+    """Keeps weights that are not numbers from being saved as the newest good ones.
+
+    Raises:
+        UserError: A parameter or running statistic is not finite.
+    """
+    for module in modules.values():
+        # Infinite buffers may be meant, such as masks of attention.
+        bad = [name for name, tensor in module.named_parameters() if not bool(torch.isfinite(tensor).all())]
+        bad += [name for name, tensor in module.named_buffers() if bool(torch.isnan(tensor).any())]
+        if bad:
+            raise UserError(
+                f"The weights are not finite numbers any more ({bad[0]} first), so they were not saved. The last "
+                f"good checkpoint: {latest_checkpoint(folder) or 'none yet'}. A lower --lr or --clip-grad may help."
+            )
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
@@ -95,9 +115,28 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
         state = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); resume from an older checkpoint beside it.") from error
-    if state.get("format") != FORMAT:
-        raise UserError(f"{checkpoint} has format {state.get('format')}, this version reads format {FORMAT}.")
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else None
+        raise UserError(f"{checkpoint} has format {found}, this version reads format {FORMAT}.")
+    missing = sorted(STATE_KEYS - set(state))
+    if missing:
+        raise UserError(f"{path} is damaged (it lacks {missing[0]}); resume from an older checkpoint beside it.")
     return state
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None for a whole one."""
+    try:
+        files = load_state(checkpoint).get("files", {})
+    except UserError as error:
+        return str(error)
+    for name, wanted in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{path} is missing"
+        if size_and_checksum(path) != wanted:
+            return f"{path} is damaged: its checksum is not the one that was noted when it was written"
+    return None
 
 
 def restore(
@@ -125,7 +164,16 @@ def restore(
             raise UserError(
                 f"{checkpoint} was made by other settings; it does not fit this {name}: {str(error).splitlines()[1]}"
             ) from error
-    optimizer.load_state_dict(_unflatten(_read(checkpoint / "optimizer.safetensors"), state["optimizer"]))
+    chosen = [{key: group[key] for key in _FROM_SETTINGS if key in group} for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(_unflatten(_read(checkpoint / "optimizer.safetensors"), state["optimizer"]))
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{checkpoint} was made by other settings; its optimizer does not fit: {error}") from error
+    for group, values in zip(optimizer.param_groups, chosen, strict=True):
+        group.update(values)
+    scaler = getattr(optimizer, "scaler", None)
+    if scaler is not None and state.get("scaler"):
+        scaler.load_state_dict(state["scaler"])
     # Back into the parameters' memory format: mixed strides cost speed.
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -134,38 +182,43 @@ def restore(
                     optimizer.state[parameter][key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
+def all_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run's `checkpoints/`, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir()) if folder.is_dir() else []
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run's `checkpoints/`, or None."""
-    found = sorted(folder.glob("step-*")) if folder.is_dir() else []
-    return found[-1] if found else None
+    return next((path for path in reversed(all_checkpoints(folder)) if find_damage(path) is None), None)
 
 
 def set_aside_after(checkpoint: Path) -> list[Path]:
-    """Renames the checkpoints that are newer than this one to `abandoned-step-...`: a run goes on from here."""
-    newer = [path for path in sorted(checkpoint.parent.glob("step-*")) if path.name > checkpoint.name]
+    """Renames the checkpoints newer than this one to `abandoned-step-...`: a run goes on from here.
+
+    Those of an earlier time are deleted, so that they do not pile up.
+    """
+    newer = [path for path in all_checkpoints(checkpoint.parent) if path.name > checkpoint.name]
+    if newer:
+        for old in checkpoint.parent.glob("abandoned-*"):
+            shutil.rmtree(old, ignore_errors=True)
     for path in newer:
-        shutil.rmtree(path.with_name(f"abandoned-{path.name}"), ignore_errors=True)
         os.replace(path, path.with_name(f"abandoned-{path.name}"))
     return newer
 
 
 def prune(folder: Path, keep: int, best: str | None) -> None:
     """Deletes all but the newest `keep` checkpoints and the one called `best`, and what broken writes left."""
-    for leftover in folder.glob(".writing-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    for old in sorted(folder.glob("step-*"))[:-keep]:
+    _clear(folder)
+    for old in all_checkpoints(folder)[:-keep]:
         if old.name != best:
             # Out of sight first: a half-deleted folder must not look like a checkpoint.
-            gone = old.with_name(f".writing-{old.name}")
-            os.replace(old, gone)
-            shutil.rmtree(gone, ignore_errors=True)
+            os.replace(old, folder / f"{ASIDE}{old.name}")
+    _clear(folder)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a small file in one step, UTF-8."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+def _clear(folder: Path) -> None:
+    for leftover in folder.glob(f"{ASIDE}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -200,15 +253,3 @@ def _unflatten(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> dict[
         index, name = key.split(".", 1)
         state[int(index)][name] = value
     return {"state": state, "param_groups": [dict(group) for group in plain["param_groups"]]}
-
-
-def _sync(path: Path) -> None:
-    """Flushes a file or a folder's entries to the disk, where the system can."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,15 +4,33 @@ import csv
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from frskd_timm.errors import UserError
-from frskd_train.checkpoint import latest_checkpoint, load_state, write_atomically
+from frskd_train.checkpoint import all_checkpoints, find_damage, latest_checkpoint
+from frskd_train.disk import disk_errors, write_atomically
 
 LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Resume:
+    """What a run goes on from.
+
+    Attributes:
+        run: The run's folder.
+        checkpoint: The checkpoint; None where the run was stopped before it had saved one, so that it begins again.
+        notes: What the user should know about the choice.
+    """
+
+    run: Path
+    checkpoint: Path | None
+    notes: tuple[str, ...] = ()
 
 
 class RunFolder:
@@ -56,13 +74,33 @@ class RunFolder:
             self.refuse_if_taken()
         try:
             self._lock = os.open(self.path / LOCK, os.O_CREAT | os.O_RDWR)
+        except OSError as error:
+            raise UserError(f"The run's folder {self.path} cannot be written: {error.strerror}.") from error
+        try:
             _lock(self._lock)
         except OSError as error:
             raise UserError(f"Another process is training in {self.path}; name another --output-dir.") from error
+        if not resuming:
+            self.refuse_if_taken()  # by a run that began, and ended, in between
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """What is written in this folder meanwhile either gets there, or a sentence says why not.
+
+        Raises:
+            UserError: The disk is full or cannot be written.
+        """
+        with disk_errors(self.path, lambda: latest_checkpoint(self.checkpoints)):
+            yield
 
     def write(self, name: str, text: str) -> None:
-        """Replaces one small text file."""
-        write_atomically(self.path / name, text)
+        """Replaces one small text file.
+
+        Raises:
+            UserError: The disk is full or cannot be written; the file is as it was.
+        """
+        with self.writing():
+            write_atomically(self.path / name, text)
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Replaces `metrics.json`."""
@@ -79,18 +117,24 @@ class RunFolder:
 
 
 def choose_folder(output_dir: str | None, model: str, dataset: str) -> Path:
-    """--output-dir, or runs/MODEL-DATASET-TIME."""
+    """--output-dir, or runs/MODEL-DATASET-TIME, with a number where that exists already."""
     if output_dir is not None:
         return Path(output_dir)
     slug = "".join(c if c.isalnum() or c in "._-" else "_" for c in model.split(":")[-1].strip("/").split("/")[-1])
-    return Path("runs") / f"{slug}-{dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{slug}-{dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return next(path for path in (Path("runs") / f"{name}{end}" for end in _endings()) if not path.exists())
 
 
-def find_resume(resume: str | None, output_dir: str | None) -> tuple[Path, Path] | None:
+def _endings() -> Iterator[str]:
+    yield ""
+    yield from (f"-{number}" for number in range(2, 1000))
+
+
+def find_resume(resume: str | None, output_dir: str | None) -> Resume | None:
     """What `--resume` means.
 
     Returns:
-        The run's folder and the checkpoint to go on from, or None to start anew.
+        What to go on from: the newest whole checkpoint of a run, or the one that is named; None to start anew.
 
     Raises:
         UserError: There is nothing to go on from, where something was asked for.
@@ -100,19 +144,38 @@ def find_resume(resume: str | None, output_dir: str | None) -> tuple[Path, Path]
     if resume == "auto":
         if output_dir is None:
             raise UserError("--resume auto looks for a run in --output-dir, which is missing.")
-        checkpoint = latest_checkpoint(Path(output_dir) / "checkpoints")
-        return (Path(output_dir), checkpoint) if checkpoint else None
+        run = Path(output_dir)
+        is_run = (run / "config.yaml").is_file() or all_checkpoints(run / "checkpoints")
+        return _newest(run, resume) if is_run else None
     path = Path(resume)
-    if (path / "state.json").is_file():
-        run, checkpoint = path.parent.parent, path
-    else:
-        run, checkpoint = path, latest_checkpoint(path / "checkpoints")
-    if checkpoint is None:
-        raise UserError(f"--resume {resume}: there is no checkpoint in {path / 'checkpoints'}.")
+    is_checkpoint = (path / "state.json").is_file()
+    run = path.parent.parent if is_checkpoint else path
     if output_dir is not None and Path(output_dir).resolve() != run.resolve():
         raise UserError(f"--resume goes on in {run}; leave --output-dir {output_dir} out, or copy the run there first.")
-    load_state(checkpoint)  # refused early if damaged
-    return run, checkpoint
+    if not is_checkpoint:
+        return _newest(run, resume)
+    damage = find_damage(path)
+    if damage is not None:
+        raise UserError(f"--resume {path}: {damage.rstrip('.')}.")
+    return Resume(run, path)
+
+
+def _newest(run: Path, resume: str) -> Resume:
+    """A run's newest whole checkpoint, or the run's beginning where it never came to save one."""
+    notes: list[str] = []
+    for checkpoint in reversed(all_checkpoints(run / "checkpoints")):
+        damage = find_damage(checkpoint)
+        if damage is None:
+            return Resume(run, checkpoint, tuple(notes))
+        notes.append(f"{damage.rstrip('.')}; looking for an older checkpoint")
+    if notes:
+        raise UserError(f"--resume {resume}: no checkpoint in {run / 'checkpoints'} is whole. {notes[0]}.")
+    finished = next((name for name in ("summary.csv", "metrics.json", "student") if (run / name).exists()), None)
+    if finished is not None:
+        raise UserError(f"--resume {resume}: {run} has {finished} but no checkpoint to go on from; name a new folder.")
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"--resume {resume}: there is no checkpoint in {run / 'checkpoints'}.")
+    return Resume(run, None, (f"{run} was stopped before its first checkpoint: beginning again",))
 
 
 def _lock(descriptor: int) -> None:
@@ -123,4 +186,5 @@ def _lock(descriptor: int) -> None:
     else:
         import fcntl
 
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Not flock: processes that decode images would inherit that one, and hold it after this process was killed.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -12,7 +12,7 @@ import tyro
 import yaml
 
 from frskd_train.errors import SettingsError
-from frskd_train.settings import EvaluationSettings, OneOf, Range, Settings
+from frskd_train.settings import RENAMED, EvaluationSettings, OneOf, Range, Settings
 
 DESCRIPTION = "Trains a timm model with FRSKD, or its cross-entropy baseline, and exports the student."
 
@@ -73,6 +73,7 @@ def read_recipe(path: str, settings: Settings | None = None) -> Settings:
     tokens: list[str] = []
     for key, value in content.items():
         name = str(key).replace("-", "_")
+        name = RENAMED.get(name, name)
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean '{close[0]}'?" if close else " `python train.py --help` lists all settings."

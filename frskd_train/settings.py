@@ -58,6 +58,9 @@ def registered(folder: str) -> tuple[str, ...]:
 SELF_TEACHERS = registered("teachers")
 FEATURE_LOSSES = registered("losses")
 
+# Settings that had another name in an earlier version: old name -> name. Recipes and checkpoints are read by both.
+RENAMED: dict[str, str] = {}
+
 Positive = Range(above=0)
 NotNegative = Range(low=0)
 Fraction = Range(low=0, high=1)
@@ -258,6 +261,8 @@ class LoopSettings:
     """Compile the training step with torch.compile."""
     sync_bn: bool = False
     """Batch normalisation over all processes, on CPU too."""
+    skip_nonfinite: Annotated[int, NotNegative] = 0
+    """Steps an epoch that may be left out for a loss that is not finite; one more stops. Costs a little speed."""
     model_ema: bool = False
     """Keep an exponential moving average of the student and export that one."""
     model_ema_decay: Annotated[float, Range(low=0, high=0.999999)] = 0.998

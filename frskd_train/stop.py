@@ -1,13 +1,19 @@
 """Interruptions of the loop: Ctrl-C and SIGTERM (finish the step, save, stop), and checkpoints by the clock."""
 
+import os
 import signal
+import time
 from types import FrameType
 
 import torch
 from accelerate import Accelerator
 
-# Processes have to agree on the step at which they stop; asking at every step would cost a round trip each.
-_UPDATES_BETWEEN_AGREEMENTS = 8
+# Processes have to agree on the step at which they stop. Asking costs a round trip, so they ask about once in so many
+# seconds. Launchers wait for 30 before they kill.
+_SECONDS_BETWEEN_AGREEMENTS = 0.5
+_MOST_UPDATES_BETWEEN = 64
+# A terminal's Ctrl-C reaches the processes by itself and again through their launcher: one request.
+_ECHO_SECONDS = 2.0
 
 
 class Interruptions:
@@ -20,14 +26,19 @@ class Interruptions:
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.received = ""
+        self._received_at = 0.0
+        self._next, self._last, self._last_time = 0, 0, time.monotonic()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
         if self.received:
+            if has_launcher() and now - self._received_at < _ECHO_SECONDS:
+                return
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self.received = signal.Signals(number).name
+        self.received, self._received_at = signal.Signals(number).name, now
 
     def due(self, updates: int, checkpoint: bool) -> tuple[bool, bool]:
         """What has to happen after this update; all processes call it at the same one and get the same answer.
@@ -41,8 +52,20 @@ class Interruptions:
         """
         stop = bool(self.received)
         if self.accelerator.num_processes > 1:
-            if updates % _UPDATES_BETWEEN_AGREEMENTS:
+            if updates < self._next:
                 return False, False
-            flags = torch.tensor([float(stop), float(checkpoint)], device=self.accelerator.device)
-            stop, checkpoint = (bool(flag) for flag in self.accelerator.reduce(flags, reduction="sum").tolist())
+            now = time.monotonic()
+            pace = (now - self._last_time) / max(1, updates - self._last)
+            flags = torch.tensor([float(stop), float(checkpoint), pace], device=self.accelerator.device)
+            flags = self.accelerator.reduce(flags, reduction="sum")
+            pace = float(flags[2]) / self.accelerator.num_processes
+            stop, checkpoint = bool(flags[0]), bool(flags[1])
+            self._last, self._last_time = updates, now
+            wait = min(_MOST_UPDATES_BETWEEN, int(_SECONDS_BETWEEN_AGREEMENTS / max(pace, 1e-6)))
+            self._next = updates + max(1, wait)
         return stop, stop or checkpoint
+
+
+def has_launcher() -> bool:
+    """Whether another process started this one, and ends it when it is ended itself."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
