@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from frskd_train.errors import SettingsError, fail
+from frskd_train.errors import SettingsError, fail, fail_after_another
 from frskd_train.launch import start_requested_processes
 from frskd_train.parse import flat, parse_settings, write_recipe
 from frskd_train.settings import Settings
@@ -234,8 +234,15 @@ if __name__ == "__main__":
     except SettingsError as error:
         fail(error)
     from frskd_timm.errors import UserError
+    from frskd_train.machine import is_loss_of_a_process
 
     try:
         main(chosen)
     except UserError as error:
         fail(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except RuntimeError as error:
+        if not is_loss_of_a_process(error):
+            raise
+        fail_after_another(f"another process of this run ended ({str(error).splitlines()[0]}).")

@@ -22,3 +22,13 @@ def fail(message: object) -> NoReturn:
         time.sleep(5)
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(2)
+
+
+def fail_after_another(message: object) -> NoReturn:
+    """Ends a process that cannot go on because another one ended, quietly where the launcher says which one."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    time.sleep(2)  # so that the launcher finds the other one first
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    os._exit(1)  # communication that waits for the other would hold up an orderly end

@@ -5,7 +5,9 @@ torch's launcher, which Accelerate understands.
 """
 
 import os
+import signal
 import sys
+from contextlib import suppress
 
 from frskd_train.errors import SettingsError
 
@@ -23,6 +25,7 @@ def start_requested_processes() -> None:
     if not asked or any(name in os.environ for name in _STARTED):
         return
     command = [sys.executable, "-m", __name__, "--standalone", "--nproc_per_node", str(_requested())]
+    hear_of_launchers_end(signal.SIGTERM)
     os.execv(sys.executable, [*command, *sys.argv])
 
 
@@ -42,14 +45,48 @@ def _requested() -> int:
 
 
 def _main() -> None:
-    """torch's launcher, without its traceback: the process that failed has said why."""
+    """torch's launcher, without its logs and tracebacks: the process that failed has said why, if it could."""
+    import logging
+
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         main()
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
     except ChildFailedError as error:
-        sys.exit(abs(error.get_first_failure()[1].exitcode))
+        # Those that this launcher ended itself are in the list, too.
+        rank, failure = min(error.failures.items(), key=lambda it: (it[1].exitcode == -signal.SIGTERM, it[1].exitcode))
+        if failure.exitcode >= 0:
+            sys.exit(failure.exitcode)
+        name = signal.Signals(-failure.exitcode).name
+        print(
+            f"error: process {rank} of the run was ended by {name}, so the others were ended too; go on with --resume.",
+            file=sys.stderr,
+        )
+        sys.exit(128 - failure.exitcode)
+
+
+def hear_of_launchers_end(number: int) -> None:
+    """Lets the system send this process a signal when the launcher that started it dies; Linux only."""
+    if sys.platform == "linux" and has_launcher():
+        import ctypes
+
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
+
+
+def has_launcher() -> bool:
+    """Whether Accelerate's or torch's launcher started this process."""
+    return "ACCELERATE_MIXED_PRECISION" in os.environ or has_torch_launcher()
+
+
+def has_torch_launcher() -> bool:
+    """Whether torch's launcher started this process: it hands signals on, and reports processes that die."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 if __name__ == "__main__":

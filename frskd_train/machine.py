@@ -89,3 +89,11 @@ def _fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cpu":
         return any(getattr(torch.cpu, f"_is_{isa}_supported", bool)() for isa in ("avx512_bf16", "amx_tile"))
     return False
+
+
+def is_loss_of_a_process(error: Exception) -> bool:
+    """Whether an error comes from another process of the run having ended."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return False
+    words = ("gloo", "connection closed by peer", "connection reset", "broken pipe", "nccl")
+    return isinstance(error, torch.distributed.DistError) or any(word in str(error).lower() for word in words)

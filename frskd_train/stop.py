@@ -1,6 +1,5 @@
 """Interruptions of the loop: Ctrl-C and SIGTERM (finish the step, save, stop), and checkpoints by the clock."""
 
-import os
 import signal
 import time
 from types import FrameType
@@ -8,16 +7,22 @@ from types import FrameType
 import torch
 from accelerate import Accelerator
 
+from frskd_train.launch import has_torch_launcher, hear_of_launchers_end
+
 # Processes have to agree on the step at which they stop. Asking costs a round trip, so they ask about once in so many
 # seconds. Launchers wait for 30 before they kill.
 _SECONDS_BETWEEN_AGREEMENTS = 0.5
 _MOST_UPDATES_BETWEEN = 64
-# A terminal's Ctrl-C reaches the processes by itself and again through their launcher: one request.
+# A terminal's Ctrl-C reaches the processes by itself and again through torch's launcher: one request.
 _ECHO_SECONDS = 2.0
+# What schedulers send as a warning, and what a process gets here when its launcher dies.
+_WARNING: int | None = getattr(signal, "SIGUSR1", None)
 
 
 class Interruptions:
     """Turns the first signal into a request that the loop sees; a second one ends the process at once.
+
+    SIGUSR1 is such a request too, but never a second one.
 
     Args:
         accelerator: Tells how many processes have to agree.
@@ -28,13 +33,16 @@ class Interruptions:
         self.received = ""
         self._received_at = 0.0
         self._next, self._last, self._last_time = 0, 0, time.monotonic()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._receive)
+        for number in (signal.SIGINT, signal.SIGTERM, _WARNING):
+            if number is not None:
+                signal.signal(number, self._receive)
+        if _WARNING is not None:
+            hear_of_launchers_end(_WARNING)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.received:
-            if has_launcher() and now - self._received_at < _ECHO_SECONDS:
+            if number == _WARNING or (has_torch_launcher() and now - self._received_at < _ECHO_SECONDS):
                 return
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
@@ -64,8 +72,3 @@ class Interruptions:
             wait = min(_MOST_UPDATES_BETWEEN, int(_SECONDS_BETWEEN_AGREEMENTS / max(pace, 1e-6)))
             self._next = updates + max(1, wait)
         return stop, stop or checkpoint
-
-
-def has_launcher() -> bool:
-    """Whether another process started this one, and ends it when it is ended itself."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
