@@ -23,7 +23,7 @@ def main(settings: Settings) -> None:
 
     from frskd_timm.errors import UserError
     from frskd_train import build, finish
-    from frskd_train.checkpoint import load_state, prune, restore, save_checkpoint, set_aside_after
+    from frskd_train.checkpoint import checkpoint_name, load_state, prune, restore, save_checkpoint, set_aside_after
     from frskd_train.data import load_data
     from frskd_train.folder import RunFolder, choose_folder, find_resume
     from frskd_train.machine import start_accelerator, step_seed
@@ -132,9 +132,10 @@ def main(settings: Settings) -> None:
         refuse_bad_numbers()
         if accelerator.is_main_process:
             state = position.to_state() | facts | {"meter": meter.state(), "settings": flat(settings)}
-            position.saved(save_checkpoint(folder.checkpoints, position.updates, saved_modules, optimizer, state))
+            save_checkpoint(folder.checkpoints, position.updates, saved_modules, optimizer, state)
             prune(folder.checkpoints, run.checkpoint_hist, position.best["checkpoint"] if position.best else None)
             folder.write_summary(position.history)
+        position.saved(folder.checkpoints / checkpoint_name(position.updates))  # every process's clock begins again
         accelerator.wait_for_everyone()
 
     def validate() -> dict[str, dict[str, float]]:

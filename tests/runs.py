@@ -1,0 +1,98 @@
+"""Small runs of `train.py`, in this process or in one that can be killed."""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+from torch import Tensor
+
+from frskd_train import parse
+from frskd_train.checkpoint import (
+    latest_checkpoint,
+    load_state,
+)
+
+METHOD = ["--sla", "--cutmix", 1, "--mixup", 0.2, "--model-ema", "--grad-accum-steps", 2, "--drop", 0.1]
+
+
+def small(places: Path, *flags: object) -> list[str]:
+    base = ["--dataset", places / "data", "--model", "test_resnet", "--batch-size", 4, "--epochs", 2, "--no-amp"]
+    return [str(part) for part in (*base, "--threads", 1, "--lr", 0.01, *flags)]
+
+
+def train_here(*flags: object) -> None:
+    """`train.py` in this process: a second or so, where a process of its own takes ten."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    handlers = [signal.getsignal(number) for number in numbers]
+    try:
+        runpy.run_path(str(ROOT / "train.py"))["main"](parse.parse_settings([str(flag) for flag in flags]))
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+
+
+def start(*flags: object, processes: int = 0, log: Path, **env: str) -> subprocess.Popen:
+    """`train.py`, under the real launcher if `processes`, in a process group of its own."""
+    launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--quiet", "--num_processes", processes]
+    command = [sys.executable, *(launch if processes else []), ROOT / "train.py", *flags]
+    with log.open("a") as file:
+        return subprocess.Popen(
+            [str(part) for part in command],
+            stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True, env={**os.environ, **env},
+        )  # fmt: skip
+
+
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen, seconds: float = 240, pause: float = 0.05) -> Any:
+    """Polls until something is so, or the process has ended."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if (found := condition()) or process.poll() is not None:
+            return found
+        time.sleep(pause)
+    raise AssertionError("waited in vain")
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """kill -9 of a launcher and all under it, which torch's launcher puts into sessions of their own."""
+    import psutil
+
+    if process.poll() is None:
+        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+    process.wait()
+
+
+def tensors(run: Path) -> dict[str, Tensor]:
+    """All that a run ended with: its last checkpoint and its student."""
+    last = latest_checkpoint(run / "checkpoints")
+    assert last is not None
+    files = [*last.glob("*.safetensors"), run / "student" / "model.safetensors"]
+    return {f"{path.name}:{key}": value for path in files for key, value in load_file(path).items()}
+
+
+def assert_same(one: Path, other: Path) -> None:
+    a, b = tensors(one), tensors(other)
+    assert a.keys() == b.keys()
+    different = [key for key in a if not torch.equal(a[key], b[key])]
+    assert not different, different[:5]
+    histories = [load_state(latest_checkpoint(run / "checkpoints"))["history"] for run in (one, other)]  # type: ignore[arg-type]
+    for x, y in zip(*histories, strict=True):
+        assert {k: v for k, v in x.items() if k != "images_per_second"} == {
+            k: v for k, v in y.items() if k != "images_per_second"
+        }

@@ -1,0 +1,133 @@
+"""Random settings, nonsense too, on random small data: a result or a sentence, never another traceback."""
+
+import shutil
+import typing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from pictures import encoded, picture, save, split
+from runs import train_here
+
+from frskd_timm.errors import UserError
+from frskd_train import parse
+from frskd_train import settings as settings_module
+from frskd_train.errors import SettingsError
+from frskd_train.settings import OneOf, Range
+
+WORDS: dict[str, st.SearchStrategy] = {
+    "model": st.sampled_from(["test_resnet", "test_vit", "test_convnext", "no_model", "wide_resnet16_2_frskd"]),
+    "opt": st.sampled_from(["sgd", "adamw", "lamb", "muon", "adafactor", "nonsense", "prodigy"]),
+    "aa": st.sampled_from(["rand-m9-mstd0.5", "original", "nonsense", "rand", ""]),
+    "self_teacher": st.sampled_from(["bifpn", "bifpnc", "nonsense"]),
+    "feature_loss": st.sampled_from(["attention", "fitnet", "overhaul", "nonsense"]),
+    "model_kwargs": st.dictionaries(st.sampled_from(["patch_size", "x"]), st.sampled_from(["4", "[", "x"]), max_size=1),
+    "opt_kwargs": st.dictionaries(st.sampled_from(["eps", "nonsense"]), st.sampled_from(["1e-6", "x"]), max_size=1),
+    "tag": st.text(max_size=8),
+    "license": st.sampled_from(["mit", "nonsense"]),
+    "train_split": st.sampled_from(["train", "test", "all", ""]),
+    "val_split": st.sampled_from(["train", "test", "nowhere"]),
+    "input_key": st.sampled_from(["image", "label"]),
+    "target_key": st.sampled_from(["label", "image", "x"]),
+    "initial_checkpoint": st.sampled_from(["nowhere.pth", str(ROOT / "LICENSE")]),
+    "report_to": st.sampled_from(["nonsense"]),
+    "baseline": st.lists(st.sampled_from(["nowhere"]), min_size=1, max_size=1),
+}  # fmt: skip
+# Left as they are: places, other tests' subjects, what costs minutes, or would reach for the network.
+APART = {"config", "output_dir", "resume", "push_to_hub", "hub_private", "export", "torchcompile", "threads", "dataset",
+         "dataset_config", "dataset_revision", "pretrained", "workers"}  # fmt: skip
+COUNTS = {"epochs": 2, "img_size": 64, "teacher_width": 3, "teacher_depth": 3, "teacher_repeats": 3, "batch_size": 12,
+          "num_classes": 9, "validation_batch_size": 9, "grad_accum_steps": 5, "feature_levels": 6}  # fmt: skip
+
+
+def flags_of(name: str, hint: Any) -> st.SearchStrategy[list[str]]:
+    """Flags for one setting: mostly within its bounds, sometimes not."""
+    flag = parse.flag(name)
+    kind, bounds = hint, []
+    if typing.get_origin(kind) is typing.Annotated:
+        kind, *bounds = typing.get_args(kind)
+    choices = [part for part in typing.get_args(kind) if part is not type(None)]
+    if name in WORDS:
+        flat = lambda value: [part for pair in value.items() for part in pair] if isinstance(value, dict) else value
+        listed = lambda value: [flag, *value] if isinstance(value, list) else [f"{flag}={value}"]
+        return WORDS[name].map(flat).map(listed)
+    if typing.get_origin(kind) is typing.Literal:
+        return st.sampled_from([*choices, "nonsense"]).map(lambda value: [f"{flag}={value}"])
+    if type(None) in typing.get_args(kind):
+        kind = choices[0]
+        if typing.get_origin(kind) is typing.Annotated:
+            kind, *bounds = typing.get_args(kind)
+    if kind is bool:
+        return st.sampled_from([flag, parse.flag(f"no_{name}")]).map(lambda text: [text])
+    if typing.get_origin(kind) is tuple:
+        number = st.integers(0, 3) if int in typing.get_args(kind) else st.floats(0, 2)
+        return st.lists(number, min_size=0, max_size=3).map(lambda values: [flag, *map(str, values)])
+    bound = next((bound for bound in bounds if isinstance(bound, Range | OneOf)), Range())
+    assert isinstance(bound, Range), name
+    low = bound.low if bound.low is not None else 0
+    if kind is int:
+        number = st.integers(int(low), COUNTS.get(name, 30)) | st.sampled_from([-1, 0])
+    else:
+        high = min(bound.high if bound.high is not None else 10, 10)
+        number = st.floats(low, high) | st.sampled_from([-1.0, 0.0, 1e-300, 1e30, float("nan"), float("inf")])
+    return number.map(lambda value: [f"{flag}={value}"])
+
+
+def any_settings() -> st.SearchStrategy[list[str]]:
+    hints = {}
+    for group in settings_module.Settings.__dataclass_fields__.values():
+        hints |= typing.get_type_hints(group.type, include_extras=True)  # type: ignore[arg-type]
+    one = st.sampled_from(sorted(set(hints) - APART)).flatmap(lambda name: flags_of(name, hints[name]))
+    return st.lists(one, max_size=6).map(lambda several: [flag for flags in several for flag in flags])
+
+
+def any_outcome(flags: list[str], seed: int, sizes: tuple[int, int], place: Path) -> None:
+    rng = np.random.default_rng(seed)
+    splits = {}
+    for name, count in zip(("train", "test"), sizes, strict=True):
+        shapes = rng.integers(1, 30, (count, 2)).tolist() if seed % 2 else [[16, 16]] * count
+        rows = [encoded(picture(k, *shape, str(rng.choice(["L", "RGB", "RGBA"])))) for k, shape in enumerate(shapes)]
+        if seed % 7 == 0 and rows:
+            rows[-1] = {"bytes": b"no image", "path": None}
+        splits[name] = split(rows, rng.integers(0, 3, count).tolist())
+    save(place / "data", **splits)
+    base = ["--dataset", place / "data", "--model", "test_resnet", "--epochs", 1, "--batch-size", 4, "--threads", 1]
+    try:
+        train_here(*base, "--lr", 0.01, "--no-amp", *flags, "--output-dir", place / "run")
+    except (UserError, SettingsError) as error:
+        sentence = str(error)
+        assert "\n" not in sentence
+        assert 20 < len(sentence) < 1000
+    except SystemExit as end:  # a flag that does not parse; said already
+        assert end.code == 2  # noqa: PT017
+    else:
+        assert (place / "run" / "student" / "model.safetensors").is_file()
+    finally:
+        shutil.rmtree(place)
+
+
+SIZES = st.tuples(st.integers(8, 24) | st.integers(0, 8), st.integers(0, 9))
+ANYTHING = given(flags=any_settings(), seed=st.integers(0, 2**20), sizes=SIZES)
+SLOW = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
+
+
+@hypothesis_settings(max_examples=10, derandomize=True, **SLOW)  # type: ignore[arg-type]
+@ANYTHING
+def test_any_settings_on_any_data_end_in_a_result_or_a_sentence(
+    flags: list[str], seed: int, sizes: tuple[int, int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    any_outcome(flags, seed, sizes, tmp_path_factory.mktemp("any"))
+
+
+@pytest.mark.long
+@hypothesis_settings(max_examples=120, **SLOW)  # type: ignore[arg-type]
+@ANYTHING
+def test_many_settings_on_much_data_end_in_a_result_or_a_sentence(
+    flags: list[str], seed: int, sizes: tuple[int, int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    any_outcome(flags, seed, sizes, tmp_path_factory.mktemp("any"))
