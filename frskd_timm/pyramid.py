@@ -1,12 +1,17 @@
 """The feature pyramid of any timm model: which levels, and one forward that gives maps and logits together."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from frskd_timm.errors import UserError
+from frskd_timm.preactivation import Place, catch_inputs, find_activations, keep_inputs
+
+Size = tuple[int, int]
+OTHER_SIZES = (28, 32, 42, 64, 84, 96, 112, 128, 160, 168, 192, 224, 240, 256, 288, 320, 336, 384, 448, 512)
 
 
 class Pyramid:
@@ -15,7 +20,7 @@ class Pyramid:
     It holds no module: the model is handed in at each call, so that one copy of the student exists.
 
     Args:
-        model: Any timm model with a classifier.
+        model: Any timm model.
         input_size: (channels, height, width) of its images.
         max_levels: At most this many levels, the coarsest ones.
         preactivation: Read each map before the activation that it comes out of.
@@ -39,11 +44,18 @@ class Pyramid:
         self.indices = choose_levels([size for _, size in shapes], max_levels)
         if len(self.indices) < 2:
             raise UserError(
-                f"{name} offers {len(shapes)} feature map(s) at {input_size[1]}x{input_size[2]}; two it takes."
+                f"FRSKD compares at least two feature maps; {name} offers {len(shapes)}, and at most {max_levels} may "
+                "be taken."
             )
         self.channels = [shapes[i][0] for i in self.indices]
         self.sizes = [shapes[i][1] for i in self.indices]
-        self._before: list[str] = _activations(model, input_size, self.indices) if preactivation else []
+        self._before: list[Place] = []
+        if preactivation:
+            with evaluating(model):
+                self._before = find_activations(
+                    model, lambda: _intermediates(model, _sample(model, input_size), self.indices)[1]
+                )
+            keep_inputs(model, self._before)
 
     def __call__(self, model: nn.Module, images: Tensor, head: bool = True) -> tuple[list[Tensor], Tensor | None]:
         """One forward of the model.
@@ -56,58 +68,98 @@ class Pyramid:
         Returns:
             Maps [B, C_i, H_i, W_i], fine to coarse, and logits [B, num_classes], equal to `model(images)`.
         """
-        caught: dict[str, Tensor] = {}
-        hooks = [model.get_submodule(name).register_forward_pre_hook(_catch(caught, name)) for name in self._before]
-        try:
+        if self._before:
+            with catch_inputs(model, self._before) as caught:
+                final, _ = _intermediates(model, images, self.indices)
+            maps = [caught[place] for place in self._before]
+        else:
             final, maps = _intermediates(model, images, self.indices)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        logits = model.forward_head(final) if head else None  # type: ignore[operator]
-        return ([caught[name] for name in self._before] or maps), logits
+        return maps, (model.forward_head(final) if head else None)  # type: ignore[operator]
+
+    def activate(self, model: nn.Module, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The maps after the activation that `preactivation` left out; else the maps as they are."""
+        if not self._before:
+            return list(maps)
+        return [model.get_submodule(name)(map_) for (name, _), map_ in zip(self._before, maps, strict=True)]
 
 
-def _intermediates(model: nn.Module, images: Tensor, indices: Sequence[int] | None) -> tuple[Tensor, list[Tensor]]:
-    return model.forward_intermediates(images, indices=None if indices is None else list(indices))  # type: ignore[operator]
+def _intermediates(model: nn.Module, images: Tensor, indices: list[int] | None = None) -> tuple[Tensor, list[Tensor]]:
+    return model.forward_intermediates(images, indices=indices)  # type: ignore[operator]
 
 
-def _catch(caught: dict[str, Tensor], name: str) -> Any:
-    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        caught[name] = args[0]
-
-    return hook
-
-
-@torch.no_grad()
-def _run_quietly(model: nn.Module, images: Tensor, indices: Sequence[int] | None) -> list[Tensor]:
-    """One forward that leaves no trace: evaluation mode, so no random numbers and no running statistics."""
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within it a forward leaves no trace: no gradients, no random numbers, no running statistics."""
     training = {module: module.training for module in model.modules()}
+    was_training = model.training
     model.eval()
     try:
-        return _intermediates(model, images, indices)[1]
+        with torch.no_grad():
+            yield
     finally:
+        model.train(was_training)  # some models drop here what they cached for evaluation
         for module, mode in training.items():
             module.training = mode
 
 
-def _blank(model: nn.Module, input_size: tuple[int, int, int]) -> Tensor:
+def _sample(model: nn.Module, input_size: tuple[int, int, int]) -> Tensor:
     parameter = next(model.parameters())
-    return torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype)
+    channels, height, width = input_size
+    ramp = torch.linspace(-1, 1, channels * height * width, device=parameter.device, dtype=parameter.dtype)
+    return ramp.view(1, channels, height, width)
 
 
-def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[int, tuple[int, int]]]:
-    """(channels, (height, width)) of every intermediate map, measured: feature_info has no sizes."""
-    try:
-        maps = _run_quietly(model, _blank(model, input_size), None)
-    except UserError:
-        raise
-    except Exception as error:  # whatever a model's own code says of a size that it can't take
-        size = "x".join(map(str, input_size))
-        raise UserError(f"{type(model).__name__} does not run on {size} images: {error}") from error
+def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[int, Size]]:
+    """(channels, (height, width)) of every intermediate map, measured: feature_info has no sizes.
+
+    Raises:
+        UserError: The model does not run on such images, or its logits can't be had together with its maps.
+    """
+    name = type(model).__name__
+    images = _sample(model, input_size)
+    with evaluating(model):
+        try:
+            logits = model(images)
+            final, maps = _intermediates(model, images)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a model's own code says of a size that it can't take
+            raise UserError(_size_message(model, input_size, error)) from error
+        if not all(isinstance(map_, Tensor) and map_.ndim == 4 for map_ in maps):
+            raise UserError(f"{name} gives feature maps that are no [B, C, H, W] tensors.")
+        if getattr(model, "num_classes", 0):
+            _check_logits(model, logits, final)
     return [(map_.shape[1], (map_.shape[2], map_.shape[3])) for map_ in maps]
 
 
-def choose_levels(sizes: Sequence[tuple[int, int]], max_levels: int) -> list[int]:
+def _check_logits(model: nn.Module, logits: Tensor, final: Tensor) -> None:
+    """Holds that one forward is enough: the head on the last map gives what the model gives."""
+    name = type(model).__name__
+    if not isinstance(logits, Tensor) or logits.shape != (1, model.num_classes):
+        raise UserError(f"{name} does not give one row of {model.num_classes} logits an image, so it is no classifier.")
+    again = model.forward_head(final)  # type: ignore[operator]
+    if not torch.allclose(again.float(), logits.float(), rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise UserError(f"{name} classifies from more than its last feature map, so maps and logits need two forwards.")
+
+
+def _size_message(model: nn.Module, input_size: tuple[int, int, int], error: Exception) -> str:
+    """One sentence that names the size that failed and, where there is one near, a size that works."""
+    channels, height, width = input_size
+    reason = str(error).strip().split("\n")[0].rstrip(".")
+    message = f"{type(model).__name__} does not run on {channels}x{height}x{width} images"
+    message += f" ({reason})" if reason else ""
+    for side in sorted(OTHER_SIZES, key=lambda side: abs(side - max(height, width))):
+        try:
+            _intermediates(model, _sample(model, (channels, side, side)))
+        except Exception:  # as above
+            continue
+        return f"{message}, but on {channels}x{side}x{side} it does."
+    # What was built for one size runs on no other; what it was designed for is the next best hint.
+    own: Any = getattr(model, "pretrained_cfg", None) or {}
+    return message + (f"; it was made for {'x'.join(map(str, own['input_size']))}." if "input_size" in own else ".")
+
+
+def choose_levels(sizes: Sequence[Size], max_levels: int) -> list[int]:
     """Chooses levels for a pyramid out of all intermediate maps.
 
     Where the maps have at least two sizes, the last map of each size, the coarsest `max_levels` of them. Where all are
@@ -125,39 +177,3 @@ def choose_levels(sizes: Sequence[tuple[int, int]], max_levels: int) -> list[int
         return last_of_size[-max_levels:]
     levels = min(max_levels, len(sizes))
     return [round((k + 1) * len(sizes) / levels) - 1 for k in range(levels)]
-
-
-def _activations(model: nn.Module, input_size: tuple[int, int, int], indices: Sequence[int]) -> list[str]:
-    """Names of the activation modules whose outputs the chosen maps are; their in-place mode is switched off.
-
-    In place, the activation would overwrite the very map that is read before it. The model's function is unchanged.
-    """
-    outputs: dict[int, str] = {}
-    hooks = []
-    for name, module in model.named_modules():
-        if not list(module.children()) and not list(module.parameters(recurse=False)) and name:
-
-            def hook(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
-                if isinstance(output, Tensor) and not isinstance(module, nn.Identity):
-                    outputs[id(output)] = name
-                    kept.append(output)
-
-            hooks.append(module.register_forward_hook(hook))
-    kept: list[Tensor] = []  # keeps ids unique while the forward runs
-    try:
-        maps = _run_quietly(model, _blank(model, input_size), indices)
-    finally:
-        for handle in hooks:
-            handle.remove()
-    missing = [index for index, map_ in zip(indices, maps, strict=True) if id(map_) not in outputs]
-    if missing:
-        raise UserError(
-            f"{type(model).__name__} has no activation module right before its feature map(s) {missing}, so there are "
-            "no maps before the activation; use --feature-loss attention or fitnet."
-        )
-    names = [outputs[id(map_)] for map_ in maps]
-    for name in names:
-        activation = model.get_submodule(name)
-        if hasattr(activation, "inplace"):
-            activation.inplace = False  # type: ignore[assignment]
-    return names
