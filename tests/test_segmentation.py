@@ -166,6 +166,18 @@ def test_any_backbone_any_size(name: str, levels: int) -> None:
         assert torch.allclose(task.predict(images)["student"], student(images), atol=1e-5)
 
 
+def test_gradients_are_numbers_in_bfloat16() -> None:
+    """At 64x64 the coarsest levels are single pixels."""
+    task = SegmentationTask.create(create_segmentation_student(SMALL, 5)).to(memory_format=torch.channels_last)
+    for _ in range(5):
+        images = torch.randn(16, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            result = task(images, torch.randint(0, 5, (16, 64, 64)))
+        task.zero_grad()
+        result["loss"].backward()
+        assert all(p.grad.isfinite().all() for p in task.parameters() if p.grad is not None)
+
+
 @pytest.mark.parametrize(("name", "backbone", "width"), [("efficientdet_d0", "b0", 64), ("efficientdet_d1", "b1", 88)])
 def test_the_papers_students(name: str, backbone: str, width: int) -> None:
     student = create_segmentation_student(name, 21)
