@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frskd_timm.teachers import SELF_TEACHERS, SelfTeacher
-from frskd_timm.teachers.blocks import Fuse, Lateral, downsample, upsample
+from frskd_timm.teachers.blocks import Fuse, Lateral, Same, add_upsampled, downsample
 
 
 class BiFPNLayer(nn.Module):
@@ -27,41 +27,45 @@ class BiFPNLayer(nn.Module):
         self.lateral2 = nn.ModuleList(Lateral(c, w) for c, w in zip(in_channels[1:], channels[1:], strict=True))
         self.top_down = nn.ModuleList(Fuse(2, channels[i], depth) for i in range(n - 1))
         self.bottom_up = nn.ModuleList(Fuse(3 if i < n - 1 else 2, channels[i], depth) for i in range(1, n))
-        self.to_finer = nn.ModuleList(
-            Lateral(channels[i + 1], channels[i]) if change else nn.Identity() for i in range(n - 1)
-        )
+        self.to_finer = nn.ModuleList(Lateral(channels[i + 1], channels[i]) if change else Same() for i in range(n - 1))
         self.to_coarser = nn.ModuleList(
-            Lateral(channels[i], channels[i + 1]) if change else nn.Identity() for i in range(n - 1)
+            Lateral(channels[i], channels[i + 1]) if change else Same() for i in range(n - 1)
         )
 
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Refines maps [B, in_channels[i], H_i, W_i] to [B, channels[i], H_i, W_i], before their ReLU."""
+    def forward(self, features: Sequence[Tensor], preactivation: bool = False) -> tuple[list[Tensor], list[Tensor]]:
+        """Refines maps [B, in_channels[i], H_i, W_i] to [B, channels[i], H_i, W_i].
+
+        Returns:
+            The refined maps as the caller wants them, before or after their ReLU, and after it.
+        """
         n = len(features)
         sizes = [(f.shape[-2], f.shape[-1]) for f in features]
+        rectify = F.relu if preactivation else F.relu_
 
         # Top-down: P_n, ..., P_1. The 1x1 lateral block runs before the nearest-neighbour upsampling, not after it as
         # in the authors' code: repeating pixels changes neither a pointwise convolution nor a batch's mean and
         # (biased) variance, and a quarter of the pixels is a quarter of the work.
-        coarser = self.lateral[-1](features[-1])
+        out = coarser = self.lateral[-1](features[-1])
         rectified: list[Tensor] = [coarser] * n  # relu(P_i)
-        out = coarser
         for i in range(n - 2, -1, -1):
-            up = upsample(self.to_finer[i](coarser), sizes[i])
-            out = self.top_down[i]([self.lateral[i](features[i]), up])
-            coarser = rectified[i] = F.relu(out)
+            fuse = self.top_down[i]
+            share, coarser_share = fuse.shares().unbind()
+            lateral = self.lateral[i](features[i], share)
+            out = fuse(add_upsampled(lateral, self.to_finer[i](coarser, coarser_share)))
+            coarser = rectified[i] = rectify(out)
 
         # Bottom-up: T_1 = P_1, T_2, ..., T_n; the coarsest level has no P term.
-        refined = [out]
-        finer = rectified[0]
+        refined, finer = [out], rectified[0]
         for i in range(1, n):
-            maps = [self.lateral2[i - 1](features[i])]
-            if i < n - 1:
-                maps.append(rectified[i])
-            maps.append(self.to_coarser[i - 1](downsample(finer, sizes[i])))
-            refined.append(self.bottom_up[i - 1](maps))
-            if i < n - 1:
-                finer = F.relu(refined[-1])
-        return refined
+            fuse = self.bottom_up[i - 1]
+            share, *own_share, finer_share = fuse.shares().unbind()
+            down = self.to_coarser[i - 1](downsample(finer, sizes[i]), finer_share)
+            total = self.lateral2[i - 1](features[i], share) + down
+            if own_share:
+                total.addcmul_(rectified[i], own_share[0].to(total.dtype))
+            refined.append(fuse(total))
+            finer = rectified[i] = rectify(refined[-1])
+        return refined, rectified
 
     def output_norms(self) -> list[nn.BatchNorm2d]:
         """The normalisation that each outgoing map comes out of, fine to coarse."""
@@ -101,11 +105,10 @@ class BiFPN(SelfTeacher):
         """See `SelfTeacher.forward`; equations in the module's classes."""
         maps = list(features)
         for layer in self.layers[:-1]:
-            maps = [F.relu(map_) for map_ in layer(maps)]
-        refined = self.layers[-1](maps)
-        rectified = [F.relu(map_) for map_ in refined]
+            maps = layer(maps)[1]
+        refined, rectified = self.layers[-1](maps, self.preactivation)
         logits = self.fc(rectified[-1].mean(dim=(2, 3)))
-        return (refined if self.preactivation else rectified), logits
+        return refined, logits
 
     def output_norms(self) -> list[nn.BatchNorm2d]:
         """The normalisation before each refined map, fine to coarse."""
