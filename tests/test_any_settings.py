@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, event, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pictures import encoded, picture, save, split
@@ -100,12 +100,15 @@ def any_outcome(flags: list[str], seed: int, sizes: tuple[int, int], place: Path
     try:
         train_here(*base, "--lr", 0.01, "--no-amp", *flags, "--output-dir", place / "run")
     except (UserError, SettingsError) as error:
+        event("a sentence")
         sentence = str(error)
         assert "\n" not in sentence
         assert 20 < len(sentence) < 1000
     except SystemExit as end:  # a flag that does not parse; said already
         assert end.code == 2  # noqa: PT017
+        event("a flag that does not parse")
     else:
+        event("a result")
         assert (place / "run" / "student" / "model.safetensors").is_file()
     finally:
         shutil.rmtree(place)
@@ -116,7 +119,7 @@ ANYTHING = given(flags=any_settings(), seed=st.integers(0, 2**20), sizes=SIZES)
 SLOW = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
 
 
-@hypothesis_settings(max_examples=10, derandomize=True, **SLOW)  # type: ignore[arg-type]
+@hypothesis_settings(max_examples=12, derandomize=True, **SLOW)  # type: ignore[arg-type]
 @ANYTHING
 def test_any_settings_on_any_data_end_in_a_result_or_a_sentence(
     flags: list[str], seed: int, sizes: tuple[int, int], tmp_path_factory: pytest.TempPathFactory
