@@ -1,0 +1,297 @@
+"""Any timm model as a student: the pyramid, one FRSKD step of every timm module, and DDP."""
+
+import copy
+import gc
+import socket
+from typing import Any
+
+import backbones
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import frskd_timm  # noqa: F401  (registers the students)
+from frskd_timm.errors import UserError
+from frskd_timm.pyramid import Pyramid, choose_levels
+from frskd_timm.task import FRSKDTask
+
+TYPICAL = (
+    "test_resnet test_vit test_convnext swin_tiny_patch4_window7_224 test_efficientnet mobilenetv4_conv_small",
+    "levit_128s hrnet_w18_small repvgg_a0 deit_tiny_distilled_patch16_224",
+)
+WORKS = [backbones.Row(*cells) for cells in backbones.documented("works")]
+REFUSED = backbones.documented("refused")
+
+
+def create(name: str, **options: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model(name, **{"num_classes": 5, **options})
+
+
+def images(side: int = 64, batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def check(done: backbones.Step) -> None:
+    assert done.differences == {"eval": 0, "train": 0}
+    assert 0 < done.loss < float("inf")
+    assert not done.missed, "cross-entropy trains these, FRSKD does not"
+    assert not done.unreached, "DDP would wait for these forever"
+    assert not done.idle, "DDP would wait for these forever"
+
+
+@pytest.mark.parametrize("name", " ".join(TYPICAL).split())
+def test_one_step(name: str) -> None:
+    check(backbones.step(name))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("row", WORKS, ids=lambda row: row.module)
+def test_one_step_of_every_module(row: backbones.Row) -> None:
+    done = backbones.step(row.architecture)
+    check(done)
+    assert backbones.row(row.module, row.architecture, done) == row, "run python tests/backbones.py"
+    gc.collect()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("module", "architecture", "reason"), REFUSED)
+def test_refused_as_documented(module: str, architecture: str, reason: str) -> None:
+    with pytest.raises(UserError) as caught:
+        backbones.build(architecture)
+    assert str(caught.value) == reason
+
+
+def test_the_document_covers_every_module() -> None:
+    told = {row.module: row.architecture for row in WORKS} | {module: name for module, name, _ in REFUSED}
+    assert sorted(told) == sorted(backbones.modules()), "timm has changed: run python tests/backbones.py"
+    assert all(name in timm.list_models(module=module) for module, name in told.items())
+    assert len(REFUSED) <= 3
+
+
+def test_the_document_s_example() -> None:
+    text = backbones.DOCUMENT.read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    pyramid = names["task"].pyramid
+    assert code.rstrip().endswith(f"# {(pyramid.channels, pyramid.sizes)}")
+
+
+@pytest.mark.parametrize(
+    ("sides", "levels"),
+    [
+        ([112, 56, 28, 14, 7], [1, 2, 3, 4]),  # five strides: the coarsest four
+        ([8, 8, 4, 4, 4, 2], [1, 4, 5]),  # the last map of each size
+        ([15, 8, 4, 2], [0, 1, 2, 3]),  # no size is half of the one before
+        ([4, 2, 1, 1], [0, 1, 3]),  # small images
+        ([14] * 12, [2, 5, 8, 11]),  # a ViT: spread over its depth
+        ([4] * 3, [0, 1, 2]),
+        ([7] * 5 + [14], [4, 5]),  # sizes may grow
+        ([7], [0]),
+    ],
+)
+def test_choose_levels(sides: list[int], levels: list[int]) -> None:
+    assert choose_levels([(side, side + 1) for side in sides], 4) == levels
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "levit_128s"])
+def test_a_pyramid_leaves_no_trace(name: str) -> None:
+    model = create(name)
+    model.get_submodule("stem" if name.startswith("levit") else "layer1").eval()
+    before, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
+    random = torch.get_rng_state()
+    Pyramid(model, (3, 64, 64) if name == "test_resnet" else (3, 224, 224))
+    assert torch.equal(random, torch.get_rng_state())
+    assert modes == [module.training for module in model.modules()]
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    # Nothing computed from the weights of now is kept for later ones: levit caches biases in evaluation.
+    fresh = create(name).eval()
+    with torch.no_grad():
+        for net in (model, fresh):
+            for parameter in net.parameters():
+                parameter.add_(0.01)
+        batch = images(224)
+        torch.testing.assert_close(model.eval()(batch), fresh(batch), rtol=0, atol=0)
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """Scales of normalisations that are not zero: a block whose branch is off at first has no negative sums."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+    return model
+
+
+class Tap(nn.Module):
+    """Stands for an activation, out of place, and remembers what went in."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = copy.deepcopy(activation)
+        if hasattr(self.activation, "inplace"):
+            self.activation.inplace = False
+        self.inputs: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.inputs.append(x)
+        return self.activation(x)
+
+
+def tapped(model: nn.Module, names: list[str]) -> nn.Module:
+    """A copy of a model in which no activation works in place, with taps for some."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False
+    for name in names:
+        model.set_submodule(name, Tap(model.get_submodule(name)))
+    return model
+
+
+def gradients(model: nn.Module, maps: list[Tensor], logits: Tensor) -> dict[str, Tensor]:
+    loss = sum((map_.square() - map_).mean() for map_ in maps) + logits.square().mean()
+    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    return {name.replace(".activation", ""): g for (name, _), g in zip(model.named_parameters(), found, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("name", "checkpointing"),
+    [
+        ("test_resnet", True),
+        ("wide_resnet16_2_frskd", True),
+        ("regnetx_002", True),
+        ("lcnet_035", True),
+        ("repvgg_a0", False),
+        ("legacy_seresnext26_32x4d", False),  # calls one activation several times
+    ],
+)
+def test_maps_before_their_activation(name: str, checkpointing: bool) -> None:
+    model = lively(create(name))
+    pristine = copy.deepcopy(model)
+    pyramid = Pyramid(model, (3, 64, 64), preactivation=True)
+    places = pyramid._before
+    reference = tapped(pristine, sorted({place for place, _ in places}))
+    if checkpointing:
+        model.set_grad_checkpointing(True)
+
+    batch = images()
+    torch.manual_seed(0)  # the same dropout in both
+    maps, logits = pyramid(model, batch)
+    torch.manual_seed(0)
+    expected_logits = reference(batch)
+    expected = [reference.get_submodule(place).inputs[call] for place, call in places]
+    assert [(m.shape[1], m.shape[2:]) for m in maps] == list(zip(pyramid.channels, pyramid.sizes, strict=True))
+    for map_, right in zip(maps, expected, strict=True):
+        torch.testing.assert_close(map_, right, rtol=0, atol=0)
+        assert map_.min() < 0
+    torch.testing.assert_close(logits, expected_logits, rtol=0, atol=0)
+    ours, right = gradients(model, maps, logits), gradients(reference, expected, expected_logits)
+    assert ours.keys() == right.keys()
+    for key, gradient in right.items():
+        torch.testing.assert_close(ours[key], gradient, msg=lambda text, key=key: f"{key}: {text}")
+
+    # The plain maps are these after the activation, and the student is the function that it was.
+    plain = Pyramid(pristine, (3, 64, 64))
+    pristine.load_state_dict(model.state_dict())
+    after, again = plain(pristine.eval(), batch)
+    maps, logits = pyramid(model.eval(), batch)
+    for map_, activated in zip(pyramid.activate(model, maps), after, strict=True):
+        torch.testing.assert_close(map_, activated, rtol=0, atol=0)
+    assert all(map_ is same for map_, same in zip(after, plain.activate(pristine, after), strict=True))
+    torch.testing.assert_close(logits, again, rtol=0, atol=0)
+    torch.testing.assert_close(logits, model(batch), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_efficientnet", "vgg11"])
+def test_no_map_before_an_activation(name: str) -> None:
+    """ViT blocks and inverted bottlenecks end without one; VGG's maps come out of poolings."""
+    with pytest.raises(UserError, match=r"has no activation right before its feature map .* attention or fitnet\.$"):
+        Pyramid(create(name), (3, 64, 64), preactivation=True)
+
+
+class TwoHeads(nn.Module):
+    """Classifies from more than the last map."""
+
+    num_classes = 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(3, 5, 3, 2), nn.Conv2d(5, 5, 3, 2)])
+
+    def forward_intermediates(self, x: Tensor, indices: Any = None) -> tuple[Tensor, list[Tensor]]:
+        first = self.layers[0](x)
+        second = self.layers[1](first)
+        return second, [first, second]
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        second, maps = self.forward_intermediates(x)
+        return self.forward_head(second) + maps[0].mean(dim=(2, 3))
+
+
+def test_what_cannot_be_a_student_is_told_in_a_sentence() -> None:
+    with pytest.raises(UserError, match="offers no feature maps beside its logits"):
+        Pyramid(nn.Linear(3, 5), (3, 64, 64))
+    with pytest.raises(UserError, match="classifies from more than its last feature map"):
+        Pyramid(TwoHeads(), (3, 64, 64))
+    with pytest.raises(UserError, match="at least two feature maps; ResNet offers 5, and at most 1 may be taken"):
+        Pyramid(create("test_resnet"), (3, 64, 64), max_levels=1)
+    vit = create("test_vit", img_size=160)
+    with pytest.raises(
+        UserError, match=r"^VisionTransformer does not run on 3x150x150 images \(.+\), but on 3x160x160"
+    ):
+        Pyramid(vit, (3, 150, 150))
+    assert len(Pyramid(vit, (3, 160, 160)).indices) == 4
+    small = create("levit_128s", img_size=28)
+    with pytest.raises(UserError, match=r"^LevitDistilled does not .* 3x28x28 .*; it was made for 3x224x224\.$"):
+        Pyramid(small, (3, 28, 28))
+
+
+def train_two_steps(rank: int, name: str, feature_loss: str) -> None:
+    student = create(name, **({"img_size": 64} if name.startswith(("levit", "deit")) else {}))
+    task = FRSKDTask.create(student, (3, 64, 64), 5, feature_loss=feature_loss)
+    ddp = nn.parallel.DistributedDataParallel(task, find_unused_parameters=False)
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.01)
+    for _ in range(2):  # DDP finds out in the second step that a parameter had no gradient in the first
+        optimizer.zero_grad()
+        ddp(images(batch=4)[2 * rank : 2 * rank + 2], torch.tensor([rank, 3]))["loss"].backward()
+        optimizer.step()
+    totals = torch.stack([p.detach().double().sum() for p in task.parameters()])
+    others = [torch.empty_like(totals) for _ in range(2)]
+    torch.distributed.all_gather(others, totals)
+    assert torch.equal(*others), f"{name}: the processes went apart"
+    assert totals.isfinite().all()
+
+
+def one_of_two(rank: int, port: int) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    train_two_steps(rank, "test_resnet", "overhaul")
+    train_two_steps(rank, "test_vit", "fitnet")
+    train_two_steps(rank, "levit_128s", "attention")
+    train_two_steps(rank, "deit_tiny_distilled_patch16_224", "attention")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_without_unused_parameters() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(one_of_two, (port,), nprocs=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "feature_loss", "in_one_piece"),
+    [("test_vit", "attention", True), ("test_resnet", "attention", True), ("test_resnet", "overhaul", False)],
+)
+def test_a_step_compiles(name: str, feature_loss: str, in_one_piece: bool) -> None:
+    student = create(name, **({"img_size": 64} if "vit" in name else {}))
+    task = FRSKDTask.create(student, (3, 64, 64), 5, feature_loss=feature_loss)
+    compiled = torch.compile(task, backend="eager", fullgraph=in_one_piece)
+    target = torch.tensor([0, 3])
+    torch.testing.assert_close(compiled(images(), target)["loss"], task(images(), target)["loss"])
