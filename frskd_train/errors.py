@@ -3,7 +3,10 @@
 import os
 import signal
 import sys
+import tempfile
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -12,16 +15,25 @@ class SettingsError(ValueError):
 
 
 def fail(message: object) -> NoReturn:
-    """Ends the process with one sentence and status 2.
-
-    Where several processes have the same complaint the main one speaks: the others wait for the launcher to end them,
-    and speak only if it does not, because the trouble is theirs alone.
-    """
-    if int(os.environ.get("RANK", "0")) > 0:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(5)
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    """Ends the process with one sentence and status 2; of several processes on a machine the first one speaks."""
+    if _is_first_to_speak():
+        print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(2)
+
+
+def _is_first_to_speak() -> bool:
+    """Whether no other process of the same launcher has complained; an empty file in the temporary folder tells."""
+    if "RANK" not in os.environ:
+        return True
+    claim = Path(tempfile.gettempdir()) / f"frskd-complaint-{os.getppid()}-{os.environ.get('MASTER_PORT', '')}"
+    with suppress(OSError):
+        if time.time() - claim.stat().st_mtime > 60:  # left by an earlier run that had the same numbers
+            claim.unlink()
+    try:
+        claim.open("x").close()
+    except FileExistsError:
+        return False
+    return True
 
 
 def fail_after_another(message: object) -> NoReturn:

@@ -148,6 +148,8 @@ def find_resume(resume: str | None, output_dir: str | None) -> Resume | None:
         is_run = (run / "config.yaml").is_file() or all_checkpoints(run / "checkpoints")
         return _newest(run, resume) if is_run else None
     path = Path(resume)
+    if not path.exists():
+        raise UserError(f"--resume {resume}: there is no such run or checkpoint.")
     is_checkpoint = (path / "state.json").is_file()
     run = path.parent.parent if is_checkpoint else path
     if output_dir is not None and Path(output_dir).resolve() != run.resolve():

@@ -37,7 +37,7 @@ def test_flags_of_train_py_exist(document) -> None:
     )
     for line in document.read_text(encoding="utf-8").splitlines():
         if "train.py" in line:
-            own = line.split("train.py", 1)[1]
+            own = line.split("train.py", 1)[1].split("`")[0]
             for word in re.findall(r"--[a-z][a-z-]+", own):
                 assert word in known, f"{document.name}: {word}"
 

@@ -1,6 +1,7 @@
 """The BiFPN self-teachers of FRSKD (section 3.1): `bifpnc` with channels by level, `bifpn` with one width."""
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -48,7 +49,7 @@ class BiFPNLayer(nn.Module):
         out = coarser = self.lateral[-1](features[-1])
         rectified: list[Tensor] = [coarser] * n  # relu(P_i)
         for i in range(n - 2, -1, -1):
-            fuse = self.top_down[i]
+            fuse = cast(Fuse, self.top_down[i])
             share, coarser_share = fuse.shares().unbind()
             lateral = self.lateral[i](features[i], share)
             out = fuse(add_upsampled(lateral, self.to_finer[i](coarser, coarser_share)))
@@ -57,7 +58,7 @@ class BiFPNLayer(nn.Module):
         # Bottom-up: T_1 = P_1, T_2, ..., T_n; the coarsest level has no P term.
         refined, finer = [out], rectified[0]
         for i in range(1, n):
-            fuse = self.bottom_up[i - 1]
+            fuse = cast(Fuse, self.bottom_up[i - 1])
             share, *own_share, finer_share = fuse.shares().unbind()
             down = self.to_coarser[i - 1](downsample(finer, sizes[i]), finer_share)
             total = self.lateral2[i - 1](features[i], share) + down
@@ -69,7 +70,7 @@ class BiFPNLayer(nn.Module):
 
     def output_norms(self) -> list[nn.BatchNorm2d]:
         """The normalisation that each outgoing map comes out of, fine to coarse."""
-        return [self.top_down[0].output_norm, *(fuse.output_norm for fuse in self.bottom_up)]
+        return [cast(Fuse, fuse).output_norm for fuse in (self.top_down[0], *self.bottom_up)]
 
 
 class BiFPN(SelfTeacher):
