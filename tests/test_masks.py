@@ -45,13 +45,13 @@ def load(dataset: object, resize: tuple[float, float] = (0.5, 2.0), **chosen: An
 
 def test_scenes_and_their_exact_masks() -> None:
     scenes, names = compose("train", 40)
-    assert scenes.images.shape == (40, 3, 96, 96)
+    assert scenes.images.shape == (40, 3, 64, 64)
     assert (names[0], len(names)) == ("background", 11)
     assert set(np.unique(scenes.masks)) == set(range(11))
 
     # The background's pixels are the background that the scene began with, but for its noise; those of garments not.
     for number in range(40):
-        empty = _background(np.random.default_rng([FIXED, 0, number]), 96).transpose(2, 0, 1)
+        empty = _background(np.random.default_rng([FIXED, 0, number]), 64).transpose(2, 0, 1)
         difference = np.abs(scenes.images[number] - empty).max(axis=0)
         outside = scenes.masks[number] == 0
         assert difference[outside].max() < 6 * 6
@@ -68,16 +68,16 @@ def test_scenes_and_their_exact_masks() -> None:
 
 def test_scenes_are_the_default_data() -> None:
     data = load(SCENES, train_num_samples=20)
-    assert (data.name, data.num_classes, data.train_rows, data.val_rows) == (SCENES, 11, 20, 150)
-    assert (data.license, data.mode, data.preprocessing.input_size) == ("mit", "memory", (3, 96, 96))
+    assert (data.name, data.num_classes, data.train_rows, data.val_rows) == (SCENES, 11, 20, 300)
+    assert (data.license, data.mode, data.preprocessing.input_size) == ("mit", "memory", (3, 64, 64))
     assert data.fingerprint == load(SCENES, train_num_samples=20).fingerprint
     assert data.fingerprint != load(SCENES, train_num_samples=21).fingerprint
-    assert load(SCENES, train_num_samples=20, in_chans=1).preprocessing.input_size == (1, 96, 96)
+    assert load(SCENES, train_num_samples=20, in_chans=1).preprocessing.input_size == (1, 64, 64)
 
 
 def test_it_learns() -> None:
     """Forty steps on sixteen scenes by the loop's own calls: the loss falls, and scores come of it."""
-    data = load(SCENES, train_num_samples=16, resize=(1, 1), hflip=0, img_size=64)
+    data = load(SCENES, train_num_samples=16, resize=(1, 1), hflip=0)
     torch.manual_seed(0)
     task = SegmentationTask.create(create_segmentation_student(SMALL, data.num_classes, channels=16))
     optimizer = torch.optim.AdamW(task.parameters(), lr=3e-3)
@@ -103,7 +103,7 @@ def test_batches_follow_from_seed_epoch_and_place() -> None:
     data = load(SCENES, train_num_samples=22, color_jitter=0.4)
     whole = data.train_batches(8, seed=3)
     epoch = list(whole.epoch(1))
-    assert [tuple(target.shape) for _, target in epoch] == [(8, 96, 96)] * 2
+    assert [tuple(target.shape) for _, target in epoch] == [(8, 64, 64)] * 2
     halves = [list(data.train_batches(4, seed=3, rank=rank, world=2).epoch(1)) for rank in (0, 1)]
     for step, (images, target) in enumerate(epoch):
         assert torch.equal(torch.cat([half[step][0] for half in halves]), images)
@@ -404,7 +404,7 @@ def test_scores_of_several_processes() -> None:
 def test_picture_shows_truth_and_both_networks(tmp_path: Path) -> None:
     scenes, names = compose("test", 3)
     truth = scenes.masks.astype(np.int64)
-    truth[:, :10] = 255
+    truth[:, :7] = 255
     blank = np.zeros_like(truth)
     path = segmentation_figure(
         scenes.images.transpose(0, 2, 3, 1), truth, truth, blank, names, tmp_path / "segmentation.png"
@@ -418,7 +418,7 @@ def test_picture_shows_truth_and_both_networks(tmp_path: Path) -> None:
         part = drawn[: int(drawn.shape[0] * 0.85), column * width : (column + 1) * width]
         return float((np.abs(part - colours[label]).max(axis=-1) <= 2).mean())
 
-    present = [label for label in range(1, 11) if (truth == label).sum() > 300]
+    present = [label for label in range(1, 11) if (truth == label).sum() > 200]
     assert present
     for label in present:
         assert share(label, 1) == pytest.approx(share(label, 2), rel=0.1)

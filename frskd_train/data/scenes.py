@@ -15,10 +15,10 @@ from frskd_train.settings import DataSettings
 SCENES_NAME = "fashion_mnist_scenes"
 SCENES_INFO = SourceInfo(SCENES_NAME, SAMPLE_INFO.id, SAMPLE_INFO.license, SAMPLE_INFO.homepage)
 BACKGROUND = "background"
-COUNTS = {"train": 600, "test": 150}
-SIZE = 96  # height and width of a scene in pixels
+COUNTS = {"train": 1200, "test": 300}
+SIZE = 64  # height and width of a scene in pixels
 GARMENTS = (2, 5)  # fewest and most in a scene
-EXTENT = (0.3, 0.75)  # side of a garment relative to the scene's
+EXTENT = (0.4, 0.85)  # side of a garment relative to the scene's
 VISIBLE = 0.75  # share of a garment's side that lies inside the scene at least
 TILT = 30  # degrees to both sides
 DARK = 24  # gray value up to which a pixel that touches the outside is no cloth
