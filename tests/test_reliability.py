@@ -522,6 +522,34 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(processes: int, kills
     assert_same(reference, run)
 
 
+@pytest.mark.long
+def test_killed_anywhere_it_ends_with_the_same_bits(places: Path) -> None:
+    """Sixteen times kill -9 of a fork of this process, which needs no seconds to import: sooner and later kills."""
+    flags, run = small(places, *METHOD, "--epochs", 12), places / "forks"
+    train_here(*flags, "--output-dir", places / "unkilled")
+    half_written = lambda: list(run.glob("checkpoints/.writing-*"))
+    rng, writing = random.Random(5), 0
+    for kill in range(17):
+        child = os.fork()
+        if child == 0:
+            try:
+                train_here(*flags, "--output-dir", run, "--resume", "auto", "--checkpoint-minutes", 1e-6)
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        if kill == 16:
+            break
+        end = time.monotonic() + (rng.uniform(0.2, 3) if kill % 2 else 20)
+        while time.monotonic() < end and (kill % 2 or not half_written()):
+            time.sleep(0.0003)
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL, f"it ended by itself before kill {kill}"
+        writing += bool(half_written())
+    assert os.waitpid(child, 0)[1] == 0
+    assert writing > 3
+    assert_same(places / "unkilled", run)
+
+
 # --- What comes from outside ------------------------------------------------------------------------------------------
 
 
