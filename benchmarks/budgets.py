@@ -4,7 +4,7 @@
     python benchmarks/budgets.py --table budgets.csv
 
 A run that is in the CSV already is not made again, so a stopped collection goes on where it was. Each run has one
-thread; `seconds` in the CSV depends on what else the machine did, compare speeds with `frskd_timm.bench` instead.
+thread; `seconds` in the CSV depends on what else the machine did, compare speeds with `benchmarks/speed.py` instead.
 """
 
 import argparse

@@ -24,6 +24,9 @@ from frskd_train.settings import MethodSettings, ModelSettings, OptimizerSetting
 
 __all__ = ["build_optimizer", "build_scheduler", "build_student", "build_task", "default_cfg"]
 
+# torch's own optimizers that update everything in one pass over memory; on a CPU that takes a third of the time.
+FUSED = {"sgd", "momentum", "adam", "adamw"}
+
 
 def default_cfg(settings: ModelSettings) -> Mapping[str, Any]:
     """What timm knows of the student's input before it is built.
@@ -189,7 +192,8 @@ def build_optimizer(
             f"timm knows no optimizer '{settings.opt}'."
             + (f" Did you mean {' or '.join(close)}?" if close else " timm.optim.list_optimizers() lists them.")
         )
-    arguments: dict[str, Any] = {key: yaml.safe_load(value) for key, value in settings.opt_kwargs.items()}
+    arguments: dict[str, Any] = {"fused": True} if settings.opt in FUSED else {}
+    arguments |= {key: yaml.safe_load(value) for key, value in settings.opt_kwargs.items()}
     parameters = [
         *_groups(settings, task.student),
         *({**group, "lr_scale": teacher_lr_scale} for group in _groups(settings, task, without=task.student)),

@@ -21,7 +21,8 @@ class _MeanSquare(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, maps: Tensor) -> Tensor:
         ctx.save_for_backward(maps)
-        return torch.linalg.vector_norm(maps, dim=1, dtype=torch.float32).square() / maps.shape[1]
+        precise = torch.promote_types(maps.dtype, torch.float32)
+        return torch.linalg.vector_norm(maps, dim=1, dtype=precise).square() / maps.shape[1]
 
     @staticmethod
     @once_differentiable
@@ -37,7 +38,7 @@ def attention_map(features: Tensor) -> Tensor:
         features: [B, C, H, W].
 
     Returns:
-        [B, H * W] in float32, of length 1 in each row.
+        [B, H * W] in float32 or better, of length 1 in each row.
     """
     return F.normalize(_MeanSquare.apply(features).flatten(1), dim=1)
 
