@@ -130,8 +130,9 @@ def main(settings: Settings) -> None:
 
     def save() -> None:
         refuse_bad_numbers()
+        sums = meter.state(accelerator)
         if accelerator.is_main_process:
-            state = position.to_state() | facts | {"meter": meter.state(), "settings": flat(settings)}
+            state = position.to_state() | facts | {"meter": sums, "settings": flat(settings)}
             save_checkpoint(folder.checkpoints, position.updates, saved_modules, optimizer, state)
             prune(folder.checkpoints, run.checkpoint_hist, position.best["checkpoint"] if position.best else None)
             folder.write_summary(position.history)

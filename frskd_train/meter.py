@@ -68,11 +68,13 @@ class TrainMeter:
         values = accelerator.reduce(self._recent.clone(), reduction="mean").tolist() if self.steps else []
         return dict(zip(self.names, values, strict=bool(self.steps)))
 
-    def state(self) -> dict[str, object]:
-        """What a checkpoint keeps."""
+    def state(self, accelerator: Accelerator) -> dict[str, object]:
+        """What a checkpoint keeps: the mean over the processes, which all call this, so that all can go on from it."""
+        values = accelerator.reduce(torch.cat([self._sums, self._recent, self._good]), reduction="mean").tolist()
+        count = len(self.names)
         bad = [None if step == float("inf") else step for step in self._first_bad.tolist()]
-        values = {"sums": self._sums.tolist(), "recent": self._recent.tolist(), "good": int(self._good)}
-        return {"names": self.names, "steps": self.steps, **values, "first_bad": bad}
+        shared = {"sums": values[:count], "recent": values[count:-1], "good": values[-1]}
+        return {"names": self.names, "steps": self.steps, **shared, "first_bad": bad}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Goes on from a checkpoint."""

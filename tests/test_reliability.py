@@ -286,7 +286,7 @@ def test_a_student_that_learns_nothing_is_noticed() -> None:
     assert means["loss_ce"] < 1.2
     assert recent["loss_ce"] > 1.5
     again = TrainMeter(torch.device("cpu"))
-    again.load(json.loads(json.dumps(meter.state())))
+    again.load(json.loads(json.dumps(meter.state(Alone()))))
     assert again.means(Alone()) == means  # type: ignore[arg-type]
     assert again.recent(Alone()) == recent  # type: ignore[arg-type]
     assert learning_note([{"top1": 50.0}], {"loss_ce": 1.0}, 10, 500) is None
