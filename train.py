@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from frskd_train.errors import SettingsError, fail, fail_after_another
+from frskd_train.errors import SettingsError, fail, fail_after_another, leave
 from frskd_train.launch import start_requested_processes
 from frskd_train.parse import flat, parse_settings, write_recipe
 from frskd_train.settings import Settings
@@ -197,7 +197,7 @@ def main(settings: Settings) -> None:
             if stop_now:
                 progress.say(f"stopped at step {position.step}; go on with: train.py --resume {folder.path}")
                 accelerator.end_training()
-                sys.exit(130)
+                leave(130)
         progress.stop_epoch()
 
         is_last = position.epoch + 1 == optim.epochs
@@ -227,6 +227,8 @@ def main(settings: Settings) -> None:
         progress.say(finish.summary(folder, metrics))
         finish.publish(folder, run)
     accelerator.end_training()
+    if accelerator.num_processes > 1:
+        leave(0)
 
 
 if __name__ == "__main__":
@@ -243,7 +245,7 @@ if __name__ == "__main__":
     except UserError as error:
         fail(error)
     except KeyboardInterrupt:
-        sys.exit(130)
+        leave(130)
     except RuntimeError as error:
         if not is_loss_of_a_process(error):
             raise
