@@ -2,14 +2,19 @@
 
 import csv
 import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import timm
 import torch
 from conftest import ROOT
+from safetensors.torch import load_file
+
+import frskd_timm  # noqa: F401  registers the students
 
 SPEED = ROOT / "benchmarks" / "speed.py"
 
@@ -69,3 +74,20 @@ def test_help_needs_no_torch() -> None:
     code = f"import runpy, sys; sys.argv = ['x', '--help']\ntry: runpy.run_path({str(SPEED)!r}, None, '__main__')"
     code += "\nfinally: assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_run_exports_a_plain_student(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), "--torchcompile", "--output-dir", str(tmp_path / "run")]
+    command += ["--train-num-samples", "64", "--batch-size", "16", "--epochs", "1", "--threads", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    student = timm.create_model("wide_resnet16_2_frskd", num_classes=10)
+    student.load_state_dict(load_file(tmp_path / "run" / "student" / "model.safetensors"))  # strict: no prefixes
+
+
+def test_the_document_shows_what_was_measured(speed: ModuleType) -> None:
+    with (ROOT / "benchmarks" / "results" / "speed.csv").open(encoding="utf-8") as file:
+        table = speed.table(list(csv.DictReader(file)))
+    assert table in (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
