@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from timm.task import TrainingTask
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from frskd_timm.augment import rotations
 from frskd_timm.errors import UserError
@@ -213,7 +214,7 @@ class FRSKDTask(StudentTask):
             loss_sla, loss_sla_teacher, loss_sla_kl.
         """
         maps, logits = self.pyramid(self.student, input)
-        refined, teacher_logits = self._teach(maps)
+        refined, teacher_logits = self.refine(maps)
         assert logits is not None
         student_soft, teacher_soft = [logits], [teacher_logits]
 
@@ -222,9 +223,9 @@ class FRSKDTask(StudentTask):
             # The unrotated images are among the rotated ones, but can't be taken from the first forward: each batch
             # has its own normalisation statistics.
             turned_maps, _ = self.pyramid(self.student, rotations(input), head=False)
-            turned_refined, _ = self._teach(turned_maps)
-            joint = self.sla.student(turned_maps[-1].mean(dim=(2, 3)))
-            teacher_joint = self.sla.teacher(turned_refined[-1].mean(dim=(2, 3)))
+            turned_refined, _ = self.refine(turned_maps)
+            joint = self.sla.student(self.pyramid.activate(self.student, turned_maps)[-1].mean(dim=(2, 3)))
+            teacher_joint = self.sla.teacher(self._rectified(turned_refined[-1]).mean(dim=(2, 3)))
             maps = [torch.cat(pair) for pair in zip(maps, turned_maps, strict=True)]
             refined = [torch.cat(pair) for pair in zip(refined, turned_refined, strict=True)]
 
@@ -251,11 +252,17 @@ class FRSKDTask(StudentTask):
         logged = {name: term.detach() for name, term in terms.items()}
         return {"loss": loss, "output": logits, "teacher_output": teacher_logits, **logged}
 
-    def _teach(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    def refine(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """The self-teacher on the student's maps, which it takes after their activation whatever the feature loss."""
+        maps = self.pyramid.activate(self.student, maps)
         return self.self_teacher([map_.detach() for map_ in maps] if self.detach else maps)
+
+    def _rectified(self, refined: Tensor) -> Tensor:
+        """A refined map after its ReLU, which maps that are handed on before it have not had."""
+        return F.relu(refined) if self.feature_loss is not None and self.feature_loss.preactivation else refined
 
     def predict(self, images: Tensor) -> dict[str, Tensor]:
         """Logits of 'student' and 'self_teacher'."""
         maps, logits = self.pyramid(self.student, images)
         assert logits is not None
-        return {"student": logits, "self_teacher": self.self_teacher(maps)[1]}
+        return {"student": logits, "self_teacher": self.refine(maps)[1]}

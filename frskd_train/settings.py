@@ -118,7 +118,7 @@ class MethodSettings:
     teacher_detach: bool = False
     """Hand the self-teacher detached feature maps, so that its labels' loss does not train the student's backbone."""
     feature_loss: Annotated[str, arg(metavar="|".join(FEATURE_LOSSES)), OneOf(FEATURE_LOSSES)] = "attention"
-    """The feature-map loss."""
+    """The feature-map loss. overhaul is a sum that starts in the thousands; it needs a --beta of 1e-3 or less."""
     feature_levels: Annotated[int, Count] = 4
     """At most this many levels of the student's pyramid are used, the coarsest ones."""
     sla: bool = False

@@ -21,9 +21,19 @@ LIBRARY = {
     "task": {"augment", "errors", "losses", "pyramid", "schedule", "teachers"},
     "exported": {"errors", "models"},
     "export": {"errors", "exported", "models"},
-    "segmentation": {"errors", "export", "exported", "losses", "schedule", "task", "models", "pyramid", "registry", "teachers"},
+    "segmentation": {
+        "errors",
+        "export",
+        "exported",
+        "losses",
+        "schedule",
+        "task",
+        "models",
+        "pyramid",
+        "registry",
+        "teachers",
+    },
     "hub": {"errors", "export", "exported", "models"},
-    "bench": {"augment", "errors", "losses", "models", "task", "teachers"},
 }
 
 

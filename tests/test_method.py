@@ -287,3 +287,14 @@ def test_schedules(name: str, shape: tuple[float, float, float]) -> None:
     assert weights == pytest.approx(expected)
     assert distillation_weight(name, 0.2, start=0.3) == 0
     assert distillation_weight(name, 1.0, start=0.3) == pytest.approx(1)
+
+
+def test_the_self_teacher_sees_activated_maps_whatever_the_feature_loss() -> None:
+    """`overhaul` compares maps before their activation; what enters the self-teacher is after it all the same."""
+    torch.manual_seed(0)
+    student = timm.create_model("test_resnet", num_classes=5).eval()
+    images = torch.randn(2, 3, 64, 64)
+    tasks = [FRSKDTask.create(student, (3, 64, 64), 5, feature_loss=name).eval() for name in ("attention", "overhaul")]
+    tasks[1].self_teacher.load_state_dict(tasks[0].self_teacher.state_dict())
+    logits = [task.predict(images)["self_teacher"] for task in tasks]
+    assert_close(logits[1], logits[0].detach(), 1e-6, "logits of the self-teacher")
