@@ -144,6 +144,7 @@ def main(settings: Settings) -> None:
         task.eval()
         scores = evaluate(task.predict, val_batches, accelerator)
         if ema is not None:  # the average is what the run is for
+            broadcast_buffers(ema.module)
             ema.module.eval()
             scores |= evaluate(lambda images: {"student": ema.module(images)}, val_batches, accelerator)
         return scores
