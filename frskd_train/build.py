@@ -20,6 +20,7 @@ from frskd_timm.errors import UserError
 from frskd_timm.exported import load_export
 from frskd_timm.task import CrossEntropyTask, FRSKDTask, StudentTask
 from frskd_train.data import ImageData
+from frskd_train.probe import LinearProbeTask
 from frskd_train.settings import MethodSettings, ModelSettings, OptimizerSettings, Settings
 
 __all__ = ["build_optimizer", "build_scheduler", "build_student", "build_task", "default_cfg"]
@@ -144,9 +145,16 @@ def build_task(settings: Settings, student: nn.Module, data: ImageData) -> Stude
     """Puts the method around the student.
 
     Raises:
-        UserError: Unknown names, or a student without usable feature maps.
+        UserError: Unknown names, a student without usable feature maps, or a linear probe with the self-teacher.
     """
     method, smoothing = settings.method, settings.preprocessing.smoothing
+    if settings.model.linear_probe:
+        if method.method != "ce":
+            raise UserError(
+                f"--linear-probe trains no feature maps, so --method {method.method} has nothing to teach: "
+                "add --method ce."
+            )
+        return LinearProbeTask(student, smoothing)
     if method.method == "ce":
         return CrossEntropyTask(student, smoothing)
     return FRSKDTask.create(

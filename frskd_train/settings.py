@@ -77,6 +77,8 @@ class ModelSettings:
     """Start from the weights timm knows for this name (the head is made anew for other classes)."""
     initial_checkpoint: str | None = None
     """Start from this file of weights (.safetensors or .pth); a head of another size is left out."""
+    linear_probe: bool = False
+    """Train the classifier alone on the frozen rest of the student, running statistics included; with --method ce."""
     num_classes: Annotated[int | None, Count] = None
     """Number of classes; by default what the data has. Only larger numbers are accepted."""
     drop: Annotated[float, Range(low=0, high=0.99)] = 0.0

@@ -15,8 +15,10 @@ import torch
 import yaml
 from conftest import ROOT, SMALL, run_script
 from hub_server import TOKEN, USER, LoopbackHub
+from runs import train_here
 from safetensors.torch import load_file
 
+from frskd_timm.errors import UserError
 from frskd_train.checkpoint import latest_checkpoint, load_state
 
 PLAIN_LOADER = """
@@ -267,6 +269,19 @@ def test_fine_tuning_starts_from_an_export_with_a_new_head(finished, train, tmp_
     after = load_file(tmp_path / "tuned" / "student" / "model.safetensors")
     assert (tmp_path / "tuned" / "student.onnx").is_file()
     assert all(torch.allclose(before[k], after[k], atol=1e-3) for k in before if "running" not in k and "num" not in k)
+
+
+def test_a_linear_probe_trains_the_classifier_and_nothing_else(finished, tmp_path: Path) -> None:
+    run, _ = finished
+    flags = [*SMALL, "--model", f"local-dir:{run / 'student'}", "--linear-probe", "--drop", 0.5, "--model-ema"]
+    with pytest.raises(UserError, match="--method ce"):
+        train_here(*flags, "--output-dir", tmp_path / "frskd")
+    train_here(*flags, "--method", "ce", "--output-dir", tmp_path / "probe")
+    before = load_file(run / "student" / "model.safetensors")
+    after = load_file(tmp_path / "probe" / "student" / "model.safetensors")
+    assert {key for key in before if not torch.equal(before[key], after[key])} == {"fc.weight", "fc.bias"}
+    state = load_file(latest_checkpoint(tmp_path / "probe" / "checkpoints") / "task.safetensors")
+    assert set(state) == {f"student.{key}" for key in before}  # as in a full training, running statistics and all
 
 
 def test_pushed_at_the_end_of_training(train, tmp_path: Path) -> None:

@@ -1,0 +1,37 @@
+"""A linear probe: the student as it stands, and a classifier trained on what it sees."""
+
+from torch import nn
+
+from frskd_timm.errors import UserError
+from frskd_timm.task import CrossEntropyTask
+
+
+class LinearProbeTask(CrossEntropyTask):
+    """Cross-entropy for the classifier alone; the rest is frozen, running statistics of its normalisation too.
+
+    Args:
+        student: Any timm classifier. Its parameters but for the classifier's stop asking for gradients.
+        smoothing: Label smoothing, 0..1.
+
+    Raises:
+        UserError: The student has no classifier with weights.
+    """
+
+    def __init__(self, student: nn.Module, smoothing: float = 0.0) -> None:
+        super().__init__(student, smoothing)
+        found = student.get_classifier()  # type: ignore[operator]
+        # Not a child: the classifier is in the student, and keys of checkpoints stay those of a full training.
+        self._classifiers = tuple(found) if isinstance(found, tuple | list) else (found,)
+        student.requires_grad_(False)
+        for classifier in self._classifiers:
+            classifier.requires_grad_(True)
+        if not any(parameter.requires_grad for parameter in student.parameters()):
+            raise UserError(f"--linear-probe needs a student with a classifier; {type(student).__name__} has none.")
+
+    def train(self, mode: bool = True) -> "LinearProbeTask":
+        """Sets the classifier's mode; all else stays as in evaluation."""
+        super().train(mode)
+        self.student.eval()
+        for classifier in self._classifiers:
+            classifier.train(mode)
+        return self
