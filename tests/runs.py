@@ -1,11 +1,13 @@
 """Small runs of `train.py`, in this process or in one that can be killed."""
 
+import itertools
 import os
 import runpy
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -67,16 +69,72 @@ def wait_for(condition: Callable[[], Any], process: subprocess.Popen, seconds: f
     raise AssertionError("waited in vain")
 
 
-def kill_all(process: subprocess.Popen) -> None:
-    """kill -9 of a launcher and all under it, which torch's launcher puts into sessions of their own."""
+def family(launcher: subprocess.Popen) -> list[Any]:
+    """A launcher and all under it, which torch's launcher puts into sessions of their own; children first."""
     import psutil
 
-    if process.poll() is None:
-        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-        for member in family:
-            with suppress(psutil.NoSuchProcess):
-                member.kill()
-    process.wait()
+    if launcher.poll() is not None:
+        return []
+    root = psutil.Process(launcher.pid)
+    return [*reversed(root.children(recursive=True)), root]
+
+
+def kill_all(launcher: subprocess.Popen, members: list[Any] | None = None) -> None:
+    """kill -9 of a launcher and all under it; at once where they are known already."""
+    import psutil
+
+    for member in family(launcher) if members is None else members:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    launcher.wait()
+
+
+def fork(*flags: object, dies_at: int = 0) -> int:
+    """`train.py` in a fork of this process, which has imported everything already; gives its id.
+
+    Args:
+        *flags: Of `train.py`.
+        dies_at: The fork kills itself, as kill -9 does, before this file operation (counted from 1) of those that
+            write or delete checkpoints; each checkpoint takes twelve or more. 0 is never.
+    """
+    child = os.fork()
+    if child:
+        return child
+    status: Any = 1
+    try:
+        operations = itertools.count(1)
+
+        def look(_: str, arguments: tuple) -> None:
+            if ".writing-step" in str(arguments[:2]) and next(operations) == dies_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(look)
+        train_here(*flags)
+        status = 0
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def end_of(child: int, seconds: float = 300) -> int:
+    """Waits for a fork; gives its exit status, or minus the signal that ended it."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise AssertionError("the fork hangs")
+
+
+def half_written(run: Path) -> list[Path]:
+    """What a checkpoint is being written to, or deleted from."""
+    return list(run.glob("checkpoints/.writing-*"))
 
 
 def tensors(run: Path) -> dict[str, Tensor]:

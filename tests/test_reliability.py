@@ -19,7 +19,19 @@ import pytest
 import torch
 from conftest import ROOT
 from pictures import encoded, picture, pictures, save, split
-from runs import METHOD, assert_same, kill_all, small, start, train_here, wait_for
+from runs import (
+    METHOD,
+    assert_same,
+    end_of,
+    family,
+    fork,
+    half_written,
+    kill_all,
+    small,
+    start,
+    train_here,
+    wait_for,
+)
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -68,15 +80,11 @@ def whole(places: Path) -> Path:
 def test_killed_while_it_writes_a_checkpoint_it_ends_with_the_same_bits(places: Path, whole: Path) -> None:
     run = places / "killed"
     flags = [*small(places, *METHOD), "--output-dir", run, "--checkpoint-minutes", 1e-6]
-    process = start(*flags, log=places / "killed.log")
-    half_written = lambda: all_checkpoints(run / "checkpoints") and list(run.glob("checkpoints/.writing-*"))
-    seen = wait_for(half_written, process, pause=0.0005)
-    kill_all(process)
-    assert seen, (places / "killed.log").read_text()
-    kept = latest_checkpoint(run / "checkpoints")
-    assert kept is not None
+    assert end_of(fork(*flags, dies_at=34)) == -signal.SIGKILL
+    assert half_written(run)
+    assert latest_checkpoint(run / "checkpoints") is not None
     train_here("--resume", run, "--threads", 1)
-    assert not list(run.glob("checkpoints/.writing-*"))
+    assert not half_written(run)
     assert_same(whole, run)
 
 
@@ -491,62 +499,76 @@ def test_the_launchers_end_stops_the_run_with_a_checkpoint(places: Path) -> None
 @pytest.mark.long
 @pytest.mark.parametrize(("processes", "kills"), [(1, 10), (2, 4)])
 def test_killed_again_and_again_it_ends_with_the_same_bits(processes: int, kills: int, places: Path) -> None:
-    """kill -9 of everything, every other time while a checkpoint is being written, under the real launcher."""
-    flags = [*small(places, *METHOD, "--batch-size", 4 // processes, "--epochs", 30)]
+    """kill -9 of everything, every other time while a checkpoint is being written, under the real launcher.
+
+    The run's schedules do not depend on --epochs, so that it has no end until there were kills enough, however fast
+    the machine.
+    """
+    flags = [*small(places, *METHOD), "--batch-size", 4 // processes, "--distill-schedule", "constant"]
+    flags += ["--sched", "step", "--decay-epochs", 2, "--decay-rate", 0.9]
     reference, run, log = (places / f"{what} {processes}" for what in ("reference", "killed", "log"))
-    if processes == 1:
-        train_here(*flags, "--output-dir", reference)
-    else:
-        launcher = start(*flags, "--output-dir", reference, processes=processes, log=log)
-        assert launcher.wait(900) == 0, log.read_text()
-    flags += ["--output-dir", run, "--resume", "auto", "--checkpoint-minutes", 1e-6]
+    endless = [*flags, "--epochs", 10**6, "--output-dir", run, "--resume", "auto", "--checkpoint-minutes", 1e-6]
     rng, killed, writing = random.Random(processes), 0, 0
-    while True:
-        log.write_text("")
-        launcher = start(*flags, processes=processes, log=log)
-        if killed == kills:
-            assert launcher.wait(900) == 0, log.read_text()
-            break
-        count = len(all_checkpoints(run / "checkpoints"))
+    while killed < kills or writing < 2:
+        assert killed < 3 * kills, f"only {writing} of {killed} kills came while a checkpoint was being written"
         newest = all_checkpoints(run / "checkpoints")[-1:]
-        wait_for(lambda newest=newest: all_checkpoints(run / "checkpoints")[-1:] != newest, launcher, pause=0.002)
-        if killed % 2:
-            time.sleep(rng.uniform(0, 0.3))
-        else:
-            wait_for(lambda: list(run.glob("checkpoints/.writing-*")), launcher, pause=0.0002)
-        assert launcher.poll() is None, f"{killed} kills, {count} checkpoints\n{log.read_text()}"
-        kill_all(launcher)
-        writing += bool(list(run.glob("checkpoints/.writing-*")))
+        log.write_text("")
+        launcher, members = start(*endless, processes=processes, log=log), []
+        try:
+            wait_for(lambda newest=newest: all_checkpoints(run / "checkpoints")[-1:] != newest, launcher)
+            members = family(launcher)
+            if killed % 2:
+                time.sleep(rng.uniform(0, 0.3))
+            else:
+                wait_for(lambda: half_written(run), launcher, pause=0.0002)
+            assert launcher.poll() is None, log.read_text()
+        finally:
+            kill_all(launcher, members or None)
+        writing += bool(half_written(run))
         killed += 1
-    assert writing
+
+    epochs = load_state(latest_checkpoint(run / "checkpoints"))["epoch"] + 1  # type: ignore[arg-type]
+    finish([*endless, "--epochs", epochs], processes, log)
+    flags += ["--epochs", epochs, "--output-dir", reference]
+    if processes == 1:
+        train_here(*flags)
+    else:
+        finish(flags, processes, log)
     assert_same(reference, run)
+
+
+def finish(flags: list[object], processes: int, log: Path) -> None:
+    """Lets a run under the real launcher come to its end."""
+    launcher = start(*flags, processes=processes, log=log)
+    try:
+        assert launcher.wait(900) == 0, log.read_text()
+    finally:
+        kill_all(launcher)
 
 
 @pytest.mark.long
 def test_killed_anywhere_it_ends_with_the_same_bits(places: Path) -> None:
-    """Sixteen times kill -9 of a fork of this process, which needs no seconds to import: sooner and later kills."""
-    flags, run = small(places, *METHOD, "--epochs", 12), places / "forks"
-    train_here(*flags, "--output-dir", places / "unkilled")
-    half_written = lambda: list(run.glob("checkpoints/.writing-*"))
-    rng, writing = random.Random(5), 0
-    for kill in range(17):
-        child = os.fork()
-        if child == 0:
-            try:
-                train_here(*flags, "--output-dir", run, "--resume", "auto", "--checkpoint-minutes", 1e-6)
-            except BaseException:
-                os._exit(1)
-            os._exit(0)
-        if kill == 16:
-            break
-        end = time.monotonic() + (rng.uniform(0.2, 3) if kill % 2 else 20)
-        while time.monotonic() < end and (kill % 2 or not half_written()):
-            time.sleep(0.0003)
-        os.kill(child, signal.SIGKILL)
-        assert os.waitpid(child, 0)[1] == signal.SIGKILL, f"it ended by itself before kill {kill}"
-        writing += bool(half_written())
-    assert os.waitpid(child, 0)[1] == 0
+    """Sixteen times kill -9 of a fork: at random file operations of writing, and at random times, start-up included.
+
+    No life gets further than four updates, so that all sixteen fit into the run on any machine; the times are shares of
+    what a life takes on this one.
+    """
+    flags, run, longest = small(places, *METHOD, "--epochs", 22), places / "forks", 45
+    rng, writing, lifetime = random.Random(5), 0, 0.0
+    for kill in range(16):
+        timed, began = kill % 2, time.monotonic()
+        dies_at = longest if timed else rng.randint(1, longest)
+        child = fork(*flags, "--output-dir", run, "--resume", "auto", "--checkpoint-minutes", 1e-6, dies_at=dies_at)
+        if timed and lifetime:
+            time.sleep(rng.uniform(0, lifetime))
+            os.kill(child, signal.SIGKILL)
+        assert end_of(child) == -signal.SIGKILL, f"it ended by itself before kill {kill}"
+        if timed and not lifetime:
+            lifetime = time.monotonic() - began
+        writing += bool(half_written(run))
     assert writing > 3
+    train_here("--resume", run)
+    train_here(*flags, "--output-dir", places / "unkilled")
     assert_same(places / "unkilled", run)
 
 
