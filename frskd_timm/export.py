@@ -8,7 +8,8 @@ wherever one exists, and nothing that timm's default weights said about themselv
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +82,11 @@ def export_student(
             finite; the names or sizes do not fit it; or the folder holds something else.
     """
     folder = Path(folder).resolve()
-    _refuse_foreign(folder)
     model = unwrap(model)
-    architecture = _architecture(model, model_name)
+    architecture = architecture_name(model, model_name)
     if label_names is not None and len(label_names) != model.num_classes:
         raise UserError(f"label_names has {len(label_names)} names, but the student has {model.num_classes} classes.")
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with replacing(folder) as aside:
         save_file(plain_state_dict(model, half=half), aside / WEIGHTS, metadata={"format": "pt"})
         data_config = {
             "input_size": tuple(input_size),
@@ -99,21 +96,14 @@ def export_student(
             "crop_pct": crop_pct,
             "crop_mode": crop_mode,
         }
-        facts = {"tag": tag, "license": license}
-        if dataset:
-            facts["description"] = f"Trained on {dataset}."
-        if method == "frskd":
-            facts |= {"paper_name": PAPER_NAME, "paper_ids": PAPER_ID}
-        config = _config(model, aside / CONFIG, architecture, data_config, facts, label_names)
+        facts = weights_facts(tag, license, f"Trained on {dataset}." if dataset else None, method)
+        config = timm_config(model, aside / CONFIG, architecture, data_config, facts, label_names)
         if half:
             config["dtype"] = "float32"  # transformers would otherwise compute in the precision of the file
-        (aside / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(aside / CONFIG, config)
         verify_export(aside, model, tolerance=2e-2 if half else 1e-4)
         if finish is not None:
             finish(aside)
-        _put_in_place(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 
@@ -136,8 +126,12 @@ def plain_state_dict(model: nn.Module, *, half: bool = False) -> dict[str, Tenso
     return state
 
 
-def _architecture(model: nn.Module, model_name: str | None) -> str:
-    """The name that plain timm, or this package, builds the model by."""
+def architecture_name(model: nn.Module, model_name: str | None) -> str:
+    """The name that plain timm, or this package, builds the model by.
+
+    Raises:
+        UserError: The model is none of timm's, or the name is unknown to it.
+    """
     cfg = getattr(model, "pretrained_cfg", None)
     if not isinstance(cfg, dict) or not hasattr(model, "num_classes") or not hasattr(model, "num_features"):
         raise UserError(f"{type(model).__name__} cannot be exported: it is not a model made by timm.create_model.")
@@ -147,7 +141,7 @@ def _architecture(model: nn.Module, model_name: str | None) -> str:
     return stock_name(name) or name
 
 
-def _config(
+def timm_config(
     model: nn.Module,
     path: Path,
     architecture: str,
@@ -155,7 +149,19 @@ def _config(
     facts: dict[str, Any],
     label_names: Sequence[str] | None,
 ) -> dict[str, Any]:
-    """timm's own config for the model, with these weights' facts in place of those of timm's default weights."""
+    """timm's own config for the model, with these weights' facts in place of those of timm's default weights.
+
+    Args:
+        model: The model to describe.
+        path: Where timm may write its own form of it.
+        architecture: Name to build it by.
+        data_config: Input size and preprocessing.
+        facts: See `weights_facts`.
+        label_names: One name a class, if known.
+
+    Raises:
+        UserError: Sizes that contradict the model, or arguments that JSON cannot hold.
+    """
     model_config = {"pretrained_cfg": {"architecture": architecture}, "label_names": list(label_names or ())}
     try:
         save_config_for_hf(model, str(path), model_config=model_config, data_config=data_config)
@@ -168,6 +174,36 @@ def _config(
     # num_classes stands at the top; a second one here makes transformers pass it twice
     config.get("model_args", {}).pop("num_classes", None)
     return config
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of `folder` at the end; what stood there is lost only then.
+
+    Raises:
+        UserError: `folder` holds something else than an older export.
+    """
+    folder = folder.resolve()
+    _refuse_foreign(folder)
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        _put_in_place(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def weights_facts(tag: str, license: str | None, description: str | None, method: str) -> dict[str, Any]:
+    """What a timm config says of the weights; one of `--method ce` does not name the paper."""
+    facts: dict[str, Any] = {"tag": tag, "license": license, "description": description}
+    return facts | ({"paper_name": PAPER_NAME, "paper_ids": PAPER_ID} if method == "frskd" else {})
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON that people can read."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _refuse_foreign(folder: Path) -> None:

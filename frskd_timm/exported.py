@@ -40,20 +40,27 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     Raises:
         UserError: It is missing, no JSON, or no timm config.
     """
-    path = Path(folder) / CONFIG
+    config = read_json(Path(folder) / CONFIG)
+    if not isinstance(config.get("pretrained_cfg"), dict) or "architecture" not in config:
+        raise UserError(
+            f"{Path(folder) / CONFIG} is not a timm config: 'architecture' and 'pretrained_cfg' are wanted."
+        )
+    return config
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A mapping from a JSON file of an exported student.
+
+    Raises:
+        UserError: It is missing, or holds none.
+    """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give the student/ folder of a finished run.") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}): export the student again.") from None
-    if (
-        not isinstance(config, dict)
-        or not isinstance(config.get("pretrained_cfg"), dict)
-        or "architecture" not in config
-    ):
-        raise UserError(f"{path} is not a timm config: 'architecture' and 'pretrained_cfg' are wanted.")
-    return config
+    return config if isinstance(config, dict) else {}
 
 
 def check_weights(folder: str | Path) -> dict[str, Tensor]:
@@ -62,8 +69,21 @@ def check_weights(folder: str | Path) -> dict[str, Tensor]:
     Raises:
         UserError: They are not; the sentence names the first keys at fault.
     """
-    folder = Path(folder)
     config = read_config(folder)
+    return read_weights(Path(folder), _plain_model(config), config["architecture"])
+
+
+def read_weights(folder: Path, plain: nn.Module, name: str) -> dict[str, Tensor]:
+    """The folder's weights, after making sure that they fit a model, all of them and finite.
+
+    Args:
+        folder: An exported student.
+        plain: The model that its config describes.
+        name: What to call that model.
+
+    Raises:
+        UserError: They do not; the sentence names the first keys at fault.
+    """
     path = folder / WEIGHTS
     try:
         state = load_file(path)
@@ -71,7 +91,7 @@ def check_weights(folder: str | Path) -> dict[str, Tensor]:
         raise UserError(f"{path} does not exist: give the student/ folder of a finished run.") from None
     except Exception as error:  # safetensors has an exception of its own for damaged files
         raise UserError(f"{path} is damaged ({error}): export the student again.") from None
-    _refuse_misfit(state, _plain_model(config).state_dict(), config["architecture"])
+    _refuse_misfit(state, plain.state_dict(), name)
     refuse_nonfinite(state)
     return state
 

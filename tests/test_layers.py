@@ -33,7 +33,7 @@ LIBRARY = {
         "registry",
         "teachers",
     },
-    "hub": {"errors", "export", "exported", "models"},
+    "hub": {"errors", "export", "exported", "models", "segmentation"},
 }
 
 

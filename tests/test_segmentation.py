@@ -281,9 +281,9 @@ def test_backbone_is_a_timm_checkpoint(trained: SegmentationStudent, tmp_path: P
 @pytest.mark.long
 def test_onnx(trained: SegmentationStudent, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra frskd-timm[onnx]")
-    from frskd_timm.segmentation.onnx import export_segmentation_onnx
+    from frskd_timm.hub.onnx import export_onnx
 
-    path = export_segmentation_onnx(trained, tmp_path / "model.onnx", (50, 61))
+    path = export_onnx(export_segmentation(trained, tmp_path / "student"), size=(50, 61))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     images = torch.randn(5, 3, 50, 61)
     with torch.no_grad():

@@ -2,7 +2,6 @@
 
 import math
 import re
-import statistics
 from collections.abc import Collection, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -11,14 +10,16 @@ from typing import Any
 import huggingface_hub
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from timm.models import is_model, model_entrypoint
 
-from frskd_timm.exported import CARD, RECIPE, read_config
+from frskd_timm.exported import CARD
+from frskd_timm.hub.card_text import About, Form, form_of, text_facts
+from frskd_timm.hub.folder import StudentFolder
 
 EVAL_RESULTS = ".eval_results/frskd.yaml"
 # What the card calls the repository until it is published under a name.
 PLACEHOLDER = "OWNER/NAME"
-_PIPELINES = {"classification": "image-classification", "segmentation": "image-segmentation"}
+
+
 _LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
@@ -34,7 +35,7 @@ def write_card(folder: str | Path, metrics: Mapping[str, Any]) -> Path:
     """
     folder = Path(folder)
     names = {path.name for path in folder.iterdir()}
-    card = model_card(metrics, read_config(folder), names)
+    card = model_card(metrics, StudentFolder(folder).config, names)
     card.save(folder / CARD)
     entries = eval_result_entries(metrics)
     if entries:
@@ -55,7 +56,7 @@ def model_card(metrics: Mapping[str, Any], config: Mapping[str, Any], names: Col
     metrics = _present(metrics)
     template = files("frskd_timm.hub").joinpath("card_template.md").read_text(encoding="utf-8")
     card = ModelCard.from_template(
-        _card_data(metrics, config), template_str=template, **_text_facts(metrics, config, names)
+        _card_data(metrics, config), template_str=template, **text_facts(metrics, config, names)
     )
     return tidy(card)
 
@@ -73,15 +74,16 @@ def eval_result_entries(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     split of a data set on the Hub (`whole_split`), and with clients that do not know the form.
     """
     metrics = _present(metrics)
-    dataset, top1 = metrics.get("dataset", {}), metrics.get("student", {}).get("top1")
+    form = form_of(metrics)
+    dataset, score = metrics.get("dataset", {}), metrics.get("student", {}).get(form.score)
     hub_id = hub_dataset(dataset) if dataset.get("whole_split") else None
-    if not hasattr(huggingface_hub, "EvalResultEntry") or hub_id is None or top1 is None:
+    if not hasattr(huggingface_hub, "EvalResultEntry") or hub_id is None or score is None:
         return []
     entry = huggingface_hub.EvalResultEntry(
         dataset_id=hub_id,
         task_id=dataset.get("config", "default"),
-        value=round(top1, 4),
-        notes=f"top-1 accuracy in percent, {dataset['split']} split" if "split" in dataset else "top-1 in percent",
+        value=round(score, 4),
+        notes=form.leaderboard + (f", {dataset['split']} split" if "split" in dataset else ""),
     )
     return huggingface_hub.eval_result_entries_to_yaml([entry])
 
@@ -95,29 +97,28 @@ def hub_dataset(dataset: Mapping[str, Any]) -> str | None:
 
 
 def _card_data(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> ModelCardData:
-    dataset = metrics.get("dataset", {})
-    pipeline = _PIPELINES[metrics.get("task", "classification")]
-    tags = [pipeline, "timm", "transformers", "self-distillation", "knowledge-distillation"]
+    dataset, form = metrics.get("dataset", {}), form_of(metrics)
+    about = About.of(metrics, config)
+    tags = [form.pipeline, *about.libraries, "self-distillation", "knowledge-distillation"]
     if metrics.get("method") == "frskd":
         tags += ["frskd", "arxiv:2103.08273"]
-    license = str(config["pretrained_cfg"].get("license") or "").lower()
-    known = bool(_LICENSE_ID.fullmatch(license))
-    results = _eval_results(metrics, pipeline)
+    known = bool(_LICENSE_ID.fullmatch(about.license))
+    results = _eval_results(metrics, form)
     return ModelCardData(
-        license=license if known else ("other" if license else None),
-        license_name=None if known or not license else re.sub(r"[^a-z0-9.]+", "-", license).strip("-"),
-        library_name="timm",
-        pipeline_tag=pipeline,
+        license=about.license if known else ("other" if about.license else None),
+        license_name=None if known or not about.license else re.sub(r"[^a-z0-9.]+", "-", about.license).strip("-"),
+        library_name=about.libraries[0],
+        pipeline_tag=form.pipeline,
         tags=tags,
         datasets=[name] if (name := hub_dataset(dataset)) else None,
-        base_architecture=config["architecture"],
-        metrics=["accuracy"] if results else None,
-        model_name=_title(metrics, config),
+        base_architecture=about.architecture,
+        metrics=[form.results[form.score][0]] if results else None,
+        model_name=about.title,
         eval_results=results or None,
     )
 
 
-def _eval_results(metrics: Mapping[str, Any], pipeline: str) -> list[EvalResult]:
+def _eval_results(metrics: Mapping[str, Any], form: Form) -> list[EvalResult]:
     dataset = metrics.get("dataset", {})
     name = dataset.get("name") or dataset.get("id")
     if name is None:
@@ -125,8 +126,8 @@ def _eval_results(metrics: Mapping[str, Any], pipeline: str) -> list[EvalResult]
     whole = hub_dataset(dataset) if dataset.get("whole_split") else None  # a sample's scores are not the data set's
     return [
         EvalResult(
-            task_type=pipeline,
-            task_name=pipeline.replace("-", " ").capitalize(),
+            task_type=form.pipeline,
+            task_name=form.pipeline.replace("-", " ").capitalize(),
             dataset_type=whole or str(name),
             dataset_name=str(name),
             dataset_split=dataset.get("split"),
@@ -134,125 +135,9 @@ def _eval_results(metrics: Mapping[str, Any], pipeline: str) -> list[EvalResult]
             metric_name=label,
             metric_value=round(metrics["student"][key], 4),
         )
-        for key, kind, label in (
-            ("top1", "accuracy", "Top-1 accuracy (%)"),
-            ("top5", "top_5_accuracy", "Top-5 accuracy (%)"),
-        )
+        for key, (kind, label) in form.results.items()
         if key in metrics.get("student", {})
     ]
-
-
-def _text_facts(metrics: Mapping[str, Any], config: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """What the template fills in; lists are empty and strings are missing where the metrics say nothing."""
-    columns, results = _result_table(metrics)
-    seeds = metrics.get("seeds")
-    baseline = metrics.get("baseline", {})
-    top1 = metrics.get("student", {}).get("top1")
-    mean = baseline_scores(baseline)[0]
-    return {
-        "title": _title(metrics, config),
-        "architecture": config["architecture"],
-        "package": _package(config["architecture"]),
-        "method": metrics.get("method"),
-        "dataset": metrics.get("dataset", {}),
-        "pictures": [name for name in ("attention.png", "curves.png") if name in names],
-        "recipe": RECIPE if RECIPE in names else None,
-        "columns": columns,
-        "results": results,
-        "gain": f"{top1 - mean:+.2f}" if top1 is not None and mean is not None else None,
-        "baseline_seeds": ", ".join(str(run["seed"]) for run in baseline.get("runs", []) if "seed" in run),
-        "mode": "L" if config["pretrained_cfg"].get("input_size", (3,))[0] == 1 else "RGB",
-        "has_labels": bool(config.get("label_names")),
-        "settings": _settings(metrics),
-        "data_facts": _data_facts(metrics.get("dataset", {})),
-        "img_size": metrics.get("img_size"),
-        "epochs": metrics.get("epochs"),
-        "epoch": metrics.get("epoch"),
-        "stopped_early": "epoch" in metrics and "epochs" in metrics and metrics["epoch"] < metrics["epochs"],
-        "single_seed": top1 is not None and not (seeds and len(seeds) > 1),
-    }
-
-
-def _result_table(metrics: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
-    """Column heads and rows; a column or row without any figure is left out."""
-    formats = {"top1": ("top-1 (%)", "{:.2f}"), "top5": ("top-5 (%)", "{:.2f}"), "loss": ("loss", "{:.3f}")}
-    method = metrics.get("method")
-    scores = {f"**this model** ({'FRSKD student' if method == 'frskd' else 'student'})": metrics.get("student", {})}
-    scores["its self-teacher (not in this repository)"] = metrics.get("self_teacher", {})
-    table = {
-        name: {key: formats[key][1].format(row[key]) for key in formats if key in row} for name, row in scores.items()
-    }
-    mean, spread, count = baseline_scores(metrics.get("baseline", {}))
-    if mean is not None:
-        text = f"{mean:.2f}" + (f" ± {spread:.2f}" if spread is not None and count != 1 else "")
-        name = "cross-entropy alone, same recipe" + (f", {count} seed{'s' if count > 1 else ''}" if count else "")
-        table[name] = {"top1": text}
-    columns = [key for key in formats if any(key in row for row in table.values())]
-    rows = [{"name": name, "cells": [row.get(key, "") for key in columns]} for name, row in table.items() if row]
-    return [formats[key][0] for key in columns], rows
-
-
-def baseline_scores(baseline: Mapping[str, Any]) -> tuple[float | None, float | None, int]:
-    """Mean, spread and number of runs of the cross-entropy baseline."""
-    runs = [run["top1"] for run in baseline.get("runs", []) if "top1" in run]
-    mean = baseline.get("mean", statistics.fmean(runs) if runs else None)
-    spread = baseline.get("std", statistics.stdev(runs) if len(runs) > 1 else None)
-    return mean, spread, len(runs)
-
-
-def _settings(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    machine = metrics.get("machine", {})
-    where = [str(machine[key]) for key in ("name", "device") if key in machine][:1]
-    where += [f"{machine['cores']} cores"] if "cores" in machine else []
-    where += [f"{machine['processes']} processes"] if machine.get("processes", 1) > 1 else []
-    weights = {"ema": "exponential moving average of the student", "student": "the student's own"}
-    method = {"frskd": "FRSKD", "ce": "cross-entropy"}
-    rows = {
-        "Method": method.get(metrics.get("method", "")),
-        "Weights": weights.get(metrics.get("weights", "")),
-        "Parameters": f"{metrics['param_count']:,}" if "param_count" in metrics else None,
-        "Image size": metrics.get("img_size"),
-        "Epochs": metrics.get("epochs"),
-        "Seed": metrics.get("seed"),
-        "Seeds of all runs": ", ".join(map(str, metrics.get("seeds", []))),
-        "Precision": machine.get("precision"),
-        "Machine": ", ".join(where),
-        "Training time": _duration(metrics["seconds"]) if "seconds" in metrics else None,
-        "Images a second": f"{metrics['images_per_second']:,.0f}" if "images_per_second" in metrics else None,
-        "Versions": ", ".join(f"{name} {version}" for name, version in metrics.get("versions", {}).items()),
-    }
-    return [(name, _cell(value)) for name, value in rows.items() if value not in (None, "")]
-
-
-def _data_facts(dataset: Mapping[str, Any]) -> list[str]:
-    name = dataset.get("name")
-    counts = [f"{dataset[key]:,} {what}" for key, what in _COUNTS.items() if key in dataset]
-    facts = []
-    if name and dataset.get("homepage"):
-        facts.append(f"[{name}]({dataset['homepage']})")
-    elif name or dataset.get("homepage"):
-        facts.append(f"{name or dataset['homepage']}")
-    if counts:
-        facts.append(", ".join(counts))
-    if dataset.get("license"):
-        facts.append(f"Licence of the data: {dataset['license']}")
-    return facts
-
-
-_COUNTS = {"train_images": "training images", "val_images": "validation images", "num_classes": "classes"}
-
-
-def _title(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    tag = metrics.get("tag") or config["pretrained_cfg"].get("tag")
-    return f"{config['architecture']}.{tag}" if tag else config["architecture"]
-
-
-def _package(architecture: str) -> str | None:
-    """The package that has to be imported before timm knows the architecture; none where timm brings it."""
-    if not is_model(architecture):
-        return None
-    package = model_entrypoint(architecture).__module__.split(".")[0]
-    return None if package == "timm" else package
 
 
 def _present(value: Any) -> Any:
@@ -265,15 +150,3 @@ def _present(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _cell(value: Any) -> str:
-    """Text that cannot break out of a table's cell."""
-    return re.sub(r"\s+", " ", str(value)).replace("|", "\\|")

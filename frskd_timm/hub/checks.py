@@ -7,8 +7,9 @@ import yaml
 from huggingface_hub import ModelCard
 
 from frskd_timm.errors import UserError
-from frskd_timm.exported import CARD, CONFIG, RECIPE, WEIGHTS, check_weights
+from frskd_timm.exported import CARD, CONFIG, RECIPE, WEIGHTS
 from frskd_timm.hub.card import EVAL_RESULTS
+from frskd_timm.hub.folder import StudentFolder
 
 _PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
@@ -30,8 +31,9 @@ def check_folder(folder: str | Path) -> list[str]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the student/ folder of a finished run.")
-    check_weights(folder)
-    names = [WEIGHTS, CONFIG, CARD, *_card_pictures(folder)]
+    student = StudentFolder(folder)
+    student.check()
+    names = [WEIGHTS, CONFIG, CARD, *_card_pictures(folder, student.library)]
     names += [name for name in (RECIPE, EVAL_RESULTS) if (folder / name).is_file()]
     for name in names:
         if Path(name).suffix in (".json", ".md", ".yaml"):
@@ -39,7 +41,7 @@ def check_folder(folder: str | Path) -> list[str]:
     return names
 
 
-def _card_pictures(folder: Path) -> list[str]:
+def _card_pictures(folder: Path, library: str) -> list[str]:
     """The pictures of the card that lie in the folder, after checking the card itself."""
     path = folder / CARD
     try:
@@ -48,8 +50,10 @@ def _card_pictures(folder: Path) -> list[str]:
         raise UserError(f"{path} does not exist: write the card first (frskd_timm.hub.card.write_card).") from None
     except (UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path} is not a valid card ({' '.join(str(error).split())}): write it again.") from None
-    if card.data.get("library_name") != "timm":
-        raise UserError(f"{path} must say 'library_name: timm' between its '---' lines, or the Hub cannot load it.")
+    if card.data.get("library_name") != library:
+        raise UserError(
+            f"{path} must say 'library_name: {library}' between its '---' lines, or the Hub cannot load it."
+        )
     pictures = []
     for name in dict.fromkeys(_PICTURE.findall(card.text)):
         if "://" in name:

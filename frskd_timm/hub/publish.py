@@ -12,13 +12,14 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, R
 from huggingface_hub.utils import validate_repo_id
 
 from frskd_timm.errors import UserError
-from frskd_timm.exported import CARD, RECIPE, compare_logits, load_export, probe_images, read_config
+from frskd_timm.exported import CARD, RECIPE, compare_logits
 from frskd_timm.hub.card import EVAL_RESULTS, PLACEHOLDER
 from frskd_timm.hub.checks import check_folder
 from frskd_timm.hub.failures import Altered, patiently
+from frskd_timm.hub.folder import StudentFolder
 
 # What an older push may have left, to be taken away where the new one lacks it. Other files are the owner's.
-_OPTIONAL = ("attention.png", "curves.png", RECIPE, EVAL_RESULTS)
+_OPTIONAL = ("attention.png", "curves.png", "segmentation.png", RECIPE, EVAL_RESULTS)
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,11 @@ def push_student(
         UserError: What is wrong and what to do next. The repository then holds its old commit or the new one, whole.
     """
     folder = Path(folder)
+    student = StudentFolder(folder)
     _check_request(repo_id, revision, create_pr)
     files = _contents(folder, repo_id)
     size = sum(map(len, files.values()))
-    say(f"{folder} is in order: {read_config(folder)['architecture']}, {len(files)} files, {size / 1e6:.1f} MB.")
+    say(f"{folder} is in order: {student.architecture}, {len(files)} files, {size / 1e6:.1f} MB.")
     if dry_run:
         for name, content in files.items():
             say(f"  {len(content):>12,}  {name}")
@@ -90,7 +92,7 @@ def push_student(
         raise UserError("There is no Hugging Face token: run `hf auth login`, or set HF_TOKEN, with write permission.")
     api = HfApi(endpoint=endpoint, token=token, library_name="frskd-timm")
     hub = _Hub(api, repo_id)
-    message = commit_message or f"Upload {read_config(folder)['architecture']} trained with frskd-timm"
+    message = commit_message or f"Upload {student.architecture} trained with frskd-timm"
     published = patiently(
         lambda: hub.commit(files, message, private, revision, create_pr), repo_id, api, once=create_pr
     )
@@ -98,11 +100,11 @@ def push_student(
         say(f"Committed {published.commit[:10]}: {published.pull_request or published.url}")
     else:
         say(f"Nothing has changed since {published.commit[:10]}: no commit was made.")
-    difference = patiently(partial(hub.compare, files, folder, published), repo_id, api)
+    difference = patiently(partial(hub.compare, files, student, published), repo_id, api)
     say(f"Downloaded that commit again: every file is the same, and the logits differ by {difference:.1g}.")
     at = revision or (published.commit if create_pr else None)  # a pull request is not on main yet
     name = f"{repo_id}@{at}" if at else repo_id
-    say(f'Load it: timm.create_model("hf-hub:{name}", pretrained=True)')
+    say(f"Load it: {student.load_line(name)}")
     return published
 
 
@@ -134,7 +136,7 @@ class _Hub:
         url = f"{self.api.endpoint}/{self.repo_id}/commit/{made.oid}"
         return Published(self.repo_id, made.oid, url, changed, made.pr_url if changed else None)
 
-    def compare(self, files: Mapping[str, bytes], folder: Path, published: Published) -> float:
+    def compare(self, files: Mapping[str, bytes], student: StudentFolder, published: Published) -> float:
         """Downloads the commit to an empty cache and compares files and logits."""
         with TemporaryDirectory() as cache:
             path = snapshot_download(
@@ -149,7 +151,7 @@ class _Hub:
                 found = Path(path) / name
                 if not found.is_file() or found.read_bytes() != content:
                     raise Altered(name)
-            return compare_logits(load_export(folder), load_export(path), probe_images(read_config(folder)))
+            return compare_logits(student.load(), StudentFolder(Path(path)).load(), student.probe())
 
     def _head(self, private: bool, revision: str | None, create_pr: bool) -> tuple[str, set[str]]:
         """The commit to build on and the files in it; makes the repository and the branch where they are missing."""

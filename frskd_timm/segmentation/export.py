@@ -1,10 +1,7 @@
 """A segmentation student to a folder, and its backbone to another: both proven by loading them."""
 
-import json
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +12,12 @@ from torch import nn
 
 from frskd_timm.errors import UserError
 from frskd_timm.export import (
-    PAPER_ID,
-    PAPER_NAME,
-    _architecture,
-    _config,
-    _put_in_place,
-    _refuse_foreign,
+    architecture_name,
     plain_state_dict,
+    replacing,
+    timm_config,
+    weights_facts,
+    write_json,
 )
 from frskd_timm.exported import CONFIG, WEIGHTS, compare_logits, unwrap
 from frskd_timm.segmentation.student import SegmentationStudent
@@ -48,9 +44,9 @@ def export_segmentation(
         UserError: It is no segmentation student, has numbers that are not finite, or the folder holds something else.
     """
     student = _plain(student)
-    with _aside(Path(folder)) as aside:
+    with replacing(Path(folder)) as aside:
         save_file(plain_state_dict(student), aside / WEIGHTS, metadata={"format": "pt"})
-        (aside / CONFIG).write_text(json.dumps(student.config(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(aside / CONFIG, student.config())
         images = torch.randn(2, student.in_chans, *student.probe, generator=torch.Generator().manual_seed(0))
         with redirect_stdout(None):  # huggingface_hub prints what it does
             loaded = SegmentationStudent.from_pretrained(aside)
@@ -94,7 +90,7 @@ def export_backbone(
             maps it was trained with, or the folder holds something else.
     """
     student = _plain(student)
-    architecture = _architecture(student.backbone, student.backbone_name)
+    architecture = architecture_name(student.backbone, student.backbone_name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         whole: Any = timm.create_model(
@@ -110,15 +106,12 @@ def export_backbone(
         "crop_pct": 1.0,
         "crop_mode": "center",
     }
-    facts = {"tag": tag, "license": license}
-    if dataset:
-        facts["description"] = f"Backbone of a network for semantic segmentation, trained on {dataset}."
-    if method == "frskd":
-        facts |= {"paper_name": PAPER_NAME, "paper_ids": PAPER_ID}
-    with _aside(Path(folder)) as aside:
+    about = f"Backbone of a network for semantic segmentation, trained on {dataset}." if dataset else None
+    facts = weights_facts(tag, license, about, method)
+    with replacing(Path(folder)) as aside:
         save_file(plain_state_dict(whole), aside / WEIGHTS, metadata={"format": "pt"})
-        config = _config(whole, aside / CONFIG, architecture, data_config, facts, None)
-        (aside / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        config = timm_config(whole, aside / CONFIG, architecture, data_config, facts, None)
+        write_json(aside / CONFIG, config)
         _compare_maps(student, aside)
         if finish is not None:
             finish(aside)
@@ -130,21 +123,6 @@ def _plain(student: nn.Module) -> SegmentationStudent:
     if not isinstance(student, SegmentationStudent):
         raise UserError(f"{type(student).__name__} is no SegmentationStudent: it cannot be exported as one.")
     return student
-
-
-@contextmanager
-def _aside(folder: Path) -> Iterator[Path]:
-    """A folder to write to, which takes the place of `folder` at the end; it is removed if something goes wrong."""
-    folder = folder.resolve()
-    _refuse_foreign(folder)
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        _put_in_place(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 class _Maps(nn.Module):

@@ -1,6 +1,6 @@
 """Segmentation students: any timm backbone under the decoder of FRSKD's segmentation experiments."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,7 +91,7 @@ class SegmentationStudent(
         self.backbone_name, self.num_classes, self.channels, self.in_chans = backbone, num_classes, channels, in_chans
         self.mean, self.std, self.class_names = tuple(mean), tuple(std), list(class_names or ())
         arguments = dict(backbone_args or {})
-        self.probe = _pair(arguments.get("img_size", PROBE))
+        self.probe = probe_size(arguments)
         self.backbone, self.levels, backbone_channels, self.backbone_args = _make_backbone(
             backbone, in_chans, self.probe, arguments
         )
@@ -203,7 +203,9 @@ def _make_backbone(
     return model, pyramid.indices, pyramid.channels, given
 
 
-def _pair(size: Any) -> tuple[int, int]:
+def probe_size(backbone_args: Mapping[str, Any] | None) -> tuple[int, int]:
+    """Height and width of an image that a backbone made with these arguments takes for certain."""
+    size = (backbone_args or {}).get("img_size", PROBE)
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
