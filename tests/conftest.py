@@ -42,3 +42,22 @@ def train() -> Callable[..., subprocess.CompletedProcess]:
         return run_script(*launcher, ROOT / "train.py", "--threads", 1, *flags, check=check, **env)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where small runs lie that tests of reliability look at; a dataset of 24 + 9 pictures is in `data`."""
+    from pictures import pictures, save
+
+    place = tmp_path_factory.mktemp("reliability")
+    save(place / "data", train=pictures(24), test=pictures(9))
+    return place
+
+
+@pytest.fixture(scope="session")
+def whole(places: Path) -> Path:
+    """A run that nothing happened to."""
+    from runs import METHOD, small, train_here
+
+    train_here(*small(places, *METHOD), "--output-dir", places / "whole")
+    return places / "whole"

@@ -17,14 +17,12 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from frskd_train import parse
-from frskd_train.checkpoint import (
-    latest_checkpoint,
-    load_state,
-)
+from frskd_train.checkpoint import latest_checkpoint, load_state, save_checkpoint
 
+MARKER = "hf_tHiSiSaSeCrEtMaRkEr"  # the access token of all these runs: it must turn up nowhere
 METHOD = ["--sla", "--cutmix", 1, "--mixup", 0.2, "--model-ema", "--grad-accum-steps", 2, "--drop", 0.1]
 
 
@@ -37,6 +35,8 @@ def train_here(*flags: object) -> None:
     """`train.py` in this process: a second or so, where a process of its own takes ten."""
     from accelerate.state import AcceleratorState, GradientState
 
+    token = os.environ.get("HF_TOKEN")
+    os.environ["HF_TOKEN"] = MARKER
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     handlers = [signal.getsignal(number) for number in numbers]
     try:
@@ -46,6 +46,8 @@ def train_here(*flags: object) -> None:
             signal.signal(number, handler)
         AcceleratorState._reset_state(True)
         GradientState._reset_state()
+        os.environ.pop("HF_TOKEN")
+        os.environ.update({"HF_TOKEN": token} if token is not None else {})
 
 
 def start(*flags: object, processes: int = 0, log: Path, **env: str) -> subprocess.Popen:
@@ -53,17 +55,18 @@ def start(*flags: object, processes: int = 0, log: Path, **env: str) -> subproce
     launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--quiet", "--num_processes", processes]
     command = [sys.executable, *(launch if processes else []), ROOT / "train.py", *flags]
     with log.open("a") as file:
-        return subprocess.Popen(
-            [str(part) for part in command],
-            stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True, env={**os.environ, **env},
-        )  # fmt: skip
+        output = {"stdout": file, "stderr": subprocess.STDOUT}
+        environment = {**os.environ, "HF_TOKEN": MARKER, **env}
+        return subprocess.Popen(list(map(str, command)), cwd=ROOT, start_new_session=True, env=environment, **output)
 
 
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen, seconds: float = 240, pause: float = 0.05) -> Any:
-    """Polls until something is so, or the process has ended."""
+def wait_for(
+    condition: Callable[[], Any], process: subprocess.Popen | None = None, seconds: float = 240, pause: float = 0.05
+) -> Any:
+    """Polls until something is so, or the process has ended; gives what the condition gave last."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if (found := condition()) or process.poll() is not None:
+        if (found := condition()) or (process is not None and process.poll() is not None):
             return found
         time.sleep(pause)
     raise AssertionError("waited in vain")
@@ -89,11 +92,11 @@ def kill_all(launcher: subprocess.Popen, members: list[Any] | None = None) -> No
     launcher.wait()
 
 
-def fork(*flags: object, dies_at: int = 0) -> int:
-    """`train.py` in a fork of this process, which has imported everything already; gives its id.
+def fork(call: Callable[[], object], dies_at: int = 0) -> int:
+    """A call in a fork of this process, which has imported everything already; gives its id.
 
     Args:
-        *flags: Of `train.py`.
+        call: What the fork does, `train_here` for instance.
         dies_at: The fork kills itself, as kill -9 does, before this file operation (counted from 1) of those that
             write or delete checkpoints; each checkpoint takes twelve or more. 0 is never.
     """
@@ -109,7 +112,7 @@ def fork(*flags: object, dies_at: int = 0) -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(look)
-        train_here(*flags)
+        call()
         status = 0
     except SystemExit as end:
         status = end.code
@@ -154,3 +157,21 @@ def assert_same(one: Path, other: Path) -> None:
     for x, y in zip(*histories, strict=True):  # several processes' sums are added up in another order
         wanted = {k: v for k, v in y.items() if k != "images_per_second"}
         assert {k: v for k, v in x.items() if k != "images_per_second"} == pytest.approx(wanted, rel=1e-12)
+
+
+# What a run keeps beside its tensors.
+STATE = {
+    "epoch": 0, "step": 0, "updates": 0, "history": [], "best": None, "seconds": 0.0, "meter": {}, "settings": {},
+    "fingerprint": "f", "global_batch": 8, "processes": 1,
+}  # fmt: skip
+
+
+def checkpoints(folder: Path, *steps: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Writes checkpoints of a single layer; gives it and its optimizer."""
+    module = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    module(torch.ones(2, 4)).sum().backward()
+    for step in steps:
+        optimizer.step()
+        save_checkpoint(folder, step, {"task": module}, optimizer, STATE)
+    return module, optimizer

@@ -100,3 +100,12 @@ class Identity(SelfTeacher):
         sys.executable, "train.py", *flags, "-b", "32", "--output-dir", tmp_path / "run", cwd=tmp_path
     )
     assert "self-teacher" in done.stdout
+
+
+def test_the_document_names_tests_that_exist() -> None:
+    """Each promise of docs/reliability.md points at the test that holds it."""
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(test_\w+)\.(test_\w+)`", text)
+    assert len(named) > 20
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / "tests" / f"{file}.py").read_text(encoding="utf-8"), f"{file}.{test}"

@@ -1,0 +1,141 @@
+"""Checkpoints: damage, what is kept, disks that are full."""
+
+import os
+import resource
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from runs import METHOD, STATE, assert_same, checkpoints, small, train_here
+
+from frskd_timm.errors import UserError
+from frskd_train.checkpoint import (
+    all_checkpoints,
+    find_damage,
+    latest_checkpoint,
+    prune,
+    save_checkpoint,
+    set_aside_after,
+)
+from frskd_train.folder import find_resume
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda path: (path / "task.safetensors").write_bytes(b"\0" * (path / "task.safetensors").stat().st_size),
+        lambda path: (path / "optimizer.safetensors").unlink(),
+        lambda path: os.truncate(path / "task.safetensors", 100),
+        lambda path: (path / "state.json").write_text('{"format": 1}'),
+        lambda path: (path / "state.json").write_text("[]"),
+        lambda path: os.truncate(path / "state.json", 50),
+        lambda path: flip_a_bit(path / "task.safetensors"),
+    ],
+    ids=["zeros", "missing", "short", "no state", "other state", "half state", "one bit"],
+)
+def test_the_newest_whole_checkpoint_is_found(harm: Callable[[Path], object], tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    checkpoints(folder, 1, 2, 3)
+    harm(folder / "step-00000003")
+    (folder / ".writing-step-00000004").mkdir()
+    assert latest_checkpoint(folder) == folder / "step-00000002"
+    found = find_resume(str(tmp_path), None)
+    assert found is not None
+    assert found.checkpoint == folder / "step-00000002"
+    assert "step-00000003" in found.notes[0]
+    with pytest.raises(UserError, match="step-00000003"):
+        find_resume(str(folder / "step-00000003"), None)
+    for step in (1, 2):
+        harm(folder / f"step-0000000{step}")
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
+        find_resume("auto", str(tmp_path))
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_the_best_and_the_last_few_are_kept(tmp_path: Path) -> None:
+    checkpoints(tmp_path, 1, 2, 3, 4, 5)
+    prune(tmp_path, 2, "step-00000002")
+    assert [path.name[-1] for path in all_checkpoints(tmp_path)] == ["2", "4", "5"]
+    for newest in ("step-00000004", "step-00000002"):
+        set_aside_after(tmp_path / newest)
+        assert len(list(tmp_path.glob("abandoned-*"))) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["abandoned-step-00000004", "step-00000002"]
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path: Path) -> None:
+    module, optimizer = checkpoints(tmp_path, 1)
+    for size in (0, 100, 300):  # fails at one file or another
+        with file_size_limit(size), pytest.raises(UserError, match=r"could not be written .* last good .*-00000001"):
+            save_checkpoint(tmp_path, 2, {"task": module}, optimizer, STATE)
+        assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+        assert find_damage(tmp_path / "step-00000001") is None
+    with torch.no_grad():
+        module.weight[0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"weight first.*last good .*step-00000001"):
+        save_checkpoint(tmp_path, 2, {"task": module}, optimizer, STATE)
+
+
+@contextmanager
+def small_disk(place: Path, size: int) -> Iterator[Callable[[int], None]]:
+    """A file system of so many bytes; gives what changes its size."""
+    place.mkdir()
+    mount = lambda *options: subprocess.run(["mount", *options, str(place)], capture_output=True).returncode
+    if os.geteuid() != 0 or mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs"):
+        pytest.skip("mounting a small file system needs root")
+    try:
+        yield lambda size: mount("-o", f"remount,size={size}")
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill_up(places: Path, whole: Path, disk: Path, sizes: list[int]) -> set[str]:
+    """Lets a run meet full disks of growing size, each time resumed; gives what was said."""
+    said = set()
+    with small_disk(disk, sizes[0]) as resize:
+        for size in sizes:
+            resize(size)
+            try:
+                train_here(*small(places, *METHOD), "--output-dir", disk / "run", "--resume", "auto")
+                break
+            except UserError as error:
+                sentence = str(error)
+                assert "No space left" in sentence or "StorageFull" in sentence, sentence
+                said.add(sentence.split(" could not")[0].replace(str(disk), ""))
+                kept = all_checkpoints(disk / "run" / "checkpoints")
+                assert all(find_damage(path) is None for path in kept)
+                assert not kept or str(kept[-1]) in sentence
+        else:
+            raise AssertionError("it never got room enough")
+        assert_same(whole, disk / "run")
+    return said
+
+
+def test_a_full_disk_is_said_and_loses_nothing(places: Path, whole: Path, tmp_path: Path) -> None:
+    room = sum(path.stat().st_size for path in whole.rglob("*"))
+    said = fill_up(places, whole, tmp_path / "disk", [room // 3, room - 200_000, 4 * room])
+    assert said
+
+
+@pytest.mark.long
+def test_full_disks_of_every_size(places: Path, whole: Path, tmp_path: Path) -> None:
+    room = sum(path.stat().st_size for path in whole.rglob("*"))
+    said = fill_up(places, whole, tmp_path / "disk", [4096, *range(room // 8, 2 * room, room // 12), 9 * room])
+    assert {"/run", "/run/checkpoints"} <= said

@@ -1,0 +1,71 @@
+"""Numbers that go wrong in training are said."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from runs import small, train_here
+from safetensors.torch import load_file
+from torch import Tensor
+
+from frskd_timm.errors import UserError
+from frskd_train.checkpoint import latest_checkpoint
+from frskd_train.data.batches import TrainBatches
+from frskd_train.meter import TrainMeter, learning_note
+
+
+def test_a_loss_that_is_no_number_is_named(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, epoch=1, step=3)
+    with pytest.raises(UserError, match=r"loss_ce was not .* step 4 of epoch 2\. .* checkpoint: .*-00000006\. .*--lr"):
+        train_here(*small(places), "--output-dir", places / "spoilt")
+    assert all(torch.isfinite(weights).all() for weights in load_file(task_of(places / "spoilt")).values())
+
+    train_here("--resume", places / "spoilt", "--skip-nonfinite", 1)
+    rows = (places / "spoilt" / "summary.csv").read_text().splitlines()
+    assert dict(zip(rows[0].split(","), rows[2].split(","), strict=True))["skipped_steps"] == "1"
+    assert json.loads((places / "spoilt" / "metrics.json").read_text())["student"]["loss"] < 100
+
+    spoil(monkeypatch, epoch=0, step=2)
+    spoil(monkeypatch, epoch=0, step=4)
+    with pytest.raises(UserError, match=r"step 3 of epoch 1, and at 2 steps of it in all.* checkpoint: none yet"):
+        train_here(*small(places), "--skip-nonfinite", 1, "--output-dir", places / "spoilt twice")
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int) -> None:
+    """Puts a NaN into the images of one step."""
+    augment = TrainBatches._augment
+
+    def spoilt(self: TrainBatches, images: Tensor, labels: Tensor, at: int, number: int) -> tuple[Tensor, Tensor]:
+        images, target = augment(self, images, labels, at, number)
+        return (images * float("nan") if (at, number) == (epoch, step) else images), target
+
+    monkeypatch.setattr(TrainBatches, "_augment", spoilt)
+
+
+def task_of(run: Path) -> Path:
+    last = latest_checkpoint(run / "checkpoints")
+    assert last is not None
+    return last / "task.safetensors"
+
+
+def test_a_student_that_learns_nothing_is_noticed() -> None:
+    class Alone:
+        def reduce(self, tensor: Tensor, reduction: str) -> Tensor:
+            return tensor
+
+    meter = TrainMeter(torch.device("cpu"))
+    for step in range(200):  # good for most of the epoch, then dead: the mean hides it
+        ce = 0.5 if step < 140 else 2.3026
+        meter.update({"loss": torch.tensor(ce), "loss_ce": torch.tensor(ce)})
+    means, recent = meter.means(Alone()), meter.recent(Alone())  # type: ignore[arg-type]
+    assert means["loss_ce"] < 1.2
+    assert recent["loss_ce"] > 1.5
+    again = TrainMeter(torch.device("cpu"))
+    again.load(json.loads(json.dumps(meter.state(Alone()))))
+    assert again.means(Alone()) == means  # type: ignore[arg-type]
+    assert again.recent(Alone()) == recent  # type: ignore[arg-type]
+    assert learning_note([{"top1": 50.0}], {"loss_ce": 1.0}, 10, 500) is None
+    assert "learns nothing" in str(learning_note([], {"loss_ce": 2.31}, 10, 500))
+    assert "no better than guessing" in str(learning_note([{"top1": 10.0}], {"loss_ce": 1.0}, 10, 500))
+    assert "fell to 20.00% from 80.00%" in str(learning_note([{"top1": 80.0}, {"top1": 20.0}], {}, 10, 500))

@@ -1,0 +1,86 @@
+"""What comes from outside is data, never code, and secrets stay secret."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from pictures import encoded, picture, save, split
+from runs import MARKER, small, start, train_here
+
+from frskd_timm.errors import UserError
+
+
+def test_no_pickle_is_read(places: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training, resuming and loading the student, with everything forbidden that could run code out of data."""
+    import timm
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a pickle is read")
+
+    torch_load = torch.load
+    monkeypatch.setattr(
+        torch, "load", lambda *args, **kw: torch_load(*args, **kw) if kw.get("weights_only") is True else refuse()
+    )
+    for name in ("load", "loads", "Unpickler", "_Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    train_here(*small(places, "--epochs", 1), "--output-dir", places / "unpickled")
+    train_here("--resume", places / "unpickled", "--epochs", 2, "--threads", 1)
+    timm.create_model(f"local-dir:{places / 'unpickled' / 'student'}", pretrained=True)
+    with pytest.raises(AssertionError, match="a pickle is read"):
+        pickle.loads(b"")
+    evil = places / "evil.pth"
+    evil.write_bytes(b"cposix\nsystem\n(S'touch " + str(places / "owned").encode() + b"'\ntR.")
+    with pytest.raises(UserError, match="--initial-checkpoint"):
+        train_here(*small(places, "--initial-checkpoint", evil), "--output-dir", places / "evil")
+    assert not (places / "owned").exists()
+
+
+def test_no_source_file_asks_for_foreign_code() -> None:
+    for path in [*(ROOT / "frskd_timm").rglob("*.py"), *(ROOT / "frskd_train").rglob("*.py"), *ROOT.glob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        assert "trust_remote_code" not in text
+        assert "weights_only=False" not in text
+        assert text.count("torch.load(") == text.count("weights_only=True"), path
+
+
+def test_names_from_outside_stay_in_the_folder(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Class names, and a dataset's folder, that look like ways out."""
+    import datasets
+
+    names = ["../../out", "/tmp/out", "a\nb\u202e"]
+    label = datasets.ClassLabel(names=names)
+    rows = [encoded(picture(k)) for k in range(12)]
+    data = tmp_path / "in" / "..evil\u202e name.."
+    save(data, train=split(rows, [0, 1, 2] * 4, label), test=split(rows, [0, 1, 2] * 4, label))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    before = set(tmp_path.rglob("*"))
+    train_here(*small(places, "--dataset", data, "--epochs", 1))
+    new = set(tmp_path.rglob("*")) - before
+    assert new
+    assert all((tmp_path / "work" / "runs") in (path, *path.parents) for path in new)
+    (run,) = (tmp_path / "work" / "runs").iterdir()
+    assert run.name.startswith("test_resnet-evil-name-")
+    config = json.loads((run / "student" / "config.json").read_text(encoding="utf-8"))
+    assert config["label_names"] == names
+
+
+def test_tokens_are_written_nowhere(places: Path, whole: Path, capfd: pytest.CaptureFixture) -> None:
+    from hub_server import LoopbackHub
+
+    with LoopbackHub() as hub:  # which knows another token: pushing fails
+        env = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        flags = small(places, "--epochs", 1, "--push-to-hub", "someone/student", "--output-dir", places / "refused")
+        process = start(*flags, log=places / "refused.log", HF_TOKEN=MARKER, **env)
+        assert process.wait(300) == 2
+        said = (places / "refused.log").read_text()
+        assert "error: " in said
+        assert "Traceback" not in said, said
+        assert hub.asked("."), "the Hub was never asked"
+    looked_at = [path for path in places.rglob("*") if path.is_file()]
+    assert len(looked_at) > 50
+    for path in looked_at:
+        assert MARKER.encode() not in path.read_bytes(), path

@@ -1,0 +1,125 @@
+"""Several processes, their signals and their ends."""
+
+import os
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from runs import end_of, family, fork, kill_all, small, start, train_here, wait_for
+
+from frskd_timm.errors import UserError
+from frskd_train.checkpoint import latest_checkpoint, load_state
+from frskd_train.data.batches import TrainBatches
+from frskd_train.folder import RunFolder
+
+ENDLESS = 10**6  # epochs: such a run does not end by itself before a test has found it
+
+
+def environment(process: Any) -> dict[str, str]:
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
+
+
+def test_a_dead_process_ends_the_others_and_is_named_once(places: Path) -> None:
+    log = places / "dead.log"
+    flags = small(places, "--batch-size", 4, "--epochs", ENDLESS, "--log-interval", 1, "--output-dir", places / "dead")
+    launcher = start(*flags, processes=2, log=log)
+    try:
+        assert wait_for(lambda: "epoch 2/" in log.read_text(), launcher), log.read_text()
+        found = [process for process in family(launcher) if "RANK" in environment(process)]
+        assert len(found) == 2, log.read_text()
+        (victim,) = [process for process in found if environment(process)["RANK"] == "1"]
+        victim.kill()
+        assert launcher.wait(60) != 0
+        assert not any(process.is_running() and process.status() != "zombie" for process in found)
+    finally:
+        kill_all(launcher)
+    said = log.read_text()
+    assert said.count("error: ") == 1, said
+    assert "process 1 of the run was ended by SIGKILL" in said
+    assert "Traceback" not in said
+
+
+def test_the_second_signal_ends_a_run_at_once(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one waits for the end of a step, which is made endless here."""
+    hangs = places / "hangs"
+
+    def hang(*_: object) -> None:
+        hangs.touch()
+        while True:
+            time.sleep(0.05)
+
+    monkeypatch.setattr(TrainBatches, "_augment", hang)
+    child = fork(lambda: train_here(*small(places, "--output-dir", places / "twice")))
+    try:
+        assert wait_for(hangs.exists)
+        for number in (signal.SIGUSR1, signal.SIGINT):
+            os.kill(child, number)
+        time.sleep(0.3)  # together they may be one request, of which SIGINT then is the first
+        os.kill(child, signal.SIGTERM)
+    finally:
+        assert end_of(child, seconds=60) in (-signal.SIGTERM, -signal.SIGINT)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("number", "everybody"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_two_processes_stop_together_and_go_on(number: int, everybody: bool, places: Path) -> None:
+    """As a terminal's Ctrl-C (to all processes) and a scheduler's SIGTERM (to the launcher alone) reach them."""
+    name = f"stopped by {number}"
+    log, run = places / f"{name}.log", places / name
+    launcher = start(*small(places, "--epochs", ENDLESS, "--output-dir", run), processes=2, log=log)
+    try:
+        assert wait_for(lambda: "epoch 2/" in log.read_text(), launcher), log.read_text()
+        *others, agent, _ = family(launcher)
+        if everybody:
+            os.killpg(launcher.pid, number)
+        else:
+            agent.send_signal(number)
+        launcher.wait(240)
+        psutil.wait_procs([*others, agent], timeout=240)  # Ctrl-C ends accelerate's launcher before them
+    finally:
+        kill_all(launcher)
+    said = log.read_text()
+    assert "stopped at step" in said, said
+    state = load_state(latest_checkpoint(run / "checkpoints"))  # type: ignore[arg-type]
+    assert state["processes"] == 2
+    assert "error: " not in said, said
+    flags = ["--resume", run, "--threads", 1, "--epochs", state["epoch"] + 1]
+    train_here(*flags, "--batch-size", 8)  # one process now, the same global batch
+    assert (run / "student" / "model.safetensors").is_file()
+
+
+@pytest.mark.long
+def test_the_launchers_end_stops_the_run_with_a_checkpoint(places: Path) -> None:
+    log, run = places / "orphan.log", places / "orphan"
+    flags = small(places, "--epochs", ENDLESS, "--output-dir", run)
+    launcher = start(*flags, processes=1, log=log)
+    try:
+        assert wait_for(lambda: "epoch 2/" in log.read_text(), launcher), log.read_text()
+        launcher.kill()
+        launcher.wait()
+        wait_for(lambda: "go on with" in log.read_text())
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)
+    assert latest_checkpoint(run / "checkpoints") is not None
+
+
+def test_two_runs_never_share_a_folder(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path / "run")
+    first.claim(resuming=False)
+
+    def claim() -> None:
+        with pytest.raises(UserError, match="Another process is training in"):
+            RunFolder(tmp_path / "run").claim(resuming=True)
+
+    assert end_of(fork(claim)) == 0
+    first.write("config.yaml", "")
+    with pytest.raises(UserError, match="holds another run"):
+        RunFolder(tmp_path / "run").claim(resuming=False)
