@@ -1,0 +1,150 @@
+"""Every recipe end to end: made-up data of the form that it asks for, the real train.py, flags that make it small."""
+
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT
+from PIL import Image
+from runs import train_here
+
+from frskd_timm.errors import UserError
+from frskd_timm.exported import load_export
+from frskd_train.data import make_sample, official_splits
+from frskd_train.parse import flat, read_recipe
+
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+# A ResNet and its self-teacher are a quarter of a gigabyte on disk in each run: one of them stands for all by default.
+QUICK = {"cifar100_wide_resnet16_2", "tiny_imagenet_wide_resnet16_2", "fashion_mnist_wide_resnet16_2", "finetune",
+         "linear_probe", "cub200_resnet18"}  # fmt: skip
+
+
+def pictures(count: int, width: int, height: int, mode: str = "RGB") -> Iterator[Image.Image]:
+    shape = (height, width, 3) if mode == "RGB" else (height, width)
+    generator = np.random.default_rng(count)
+    for _ in range(count):
+        yield Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8))
+
+
+def saved(folder: Path, splits: dict[str, int], size: tuple[int, int], image: str, **labels: int) -> Path:
+    """What the Hub gives: an image column, class columns. A split called `test` beside `validation` has no labels."""
+    import datasets
+
+    features = {key: datasets.ClassLabel(names=[f"{key}_{i}" for i in range(n)]) for key, n in labels.items()}
+    made = {}
+    for split, count in splits.items():
+        hidden = split == "test" and "validation" in splits
+        rows = {key: [-1 if hidden else i % n for i in range(count)] for key, n in labels.items()}
+        rows[image] = list(pictures(count, *size))
+        made[split] = datasets.Dataset.from_dict(rows, datasets.Features({**features, image: datasets.Image()}))
+    datasets.DatasetDict(made).save_to_disk(folder)
+    return folder
+
+
+def fashion_mnist(folder: Path) -> Path:
+    """The four original files, then the recipe's own command."""
+    idx = folder.with_name("idx")
+    idx.mkdir()
+    for prefix, count in (("train", 20), ("t10k", 10)):
+        images = np.stack([np.asarray(image) for image in pictures(count, 28, 28, "L")])
+        labels = np.arange(count, dtype=np.uint8) % 10
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+            head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+            (idx / f"{prefix}-{name}-ubyte.gz").write_bytes(gzip.compress(head + array.tobytes()))
+    make_sample.main(["--idx-dir", str(idx), "--full", str(folder)])
+    return folder
+
+
+def official(form: str, folder: Path) -> Path:
+    """The unpacked archive, then the recipe's own command."""
+    root = folder.with_name("archive")
+    rows = [("train" if i < 4 else "test", f"{c:03}.Some_{name}", i) for c, name in enumerate("ABC") for i in range(6)]
+    images = {"cub200": "images", "stanford40": "JPEGImages"}.get(form, "Images")
+    lists: dict[str, list[str]] = {}
+    cub: list[tuple[str, str]] = []
+    for (split, name, i), image in zip(rows, pictures(len(rows), 40, 36), strict=True):
+        file = f"{name}_{i:03}.jpg" if form == "stanford40" else f"{name}/{name}_{i:03}.jpg"
+        (root / images / file).parent.mkdir(parents=True, exist_ok=True)
+        image.save(root / images / file)
+        lists.setdefault(f"{name}_{split}" if form == "stanford40" else split, []).append(file)
+        cub.append((file, str(int(split == "train"))))
+    if form == "cub200":
+        (root / "images.txt").write_text("".join(f"{i + 1} {file}\n" for i, (file, _) in enumerate(cub)))
+        (root / "train_test_split.txt").write_text("".join(f"{i + 1} {train}\n" for i, (_, train) in enumerate(cub)))
+    elif form == "mit67":
+        for split, name in (("train", "TrainImages.txt"), ("test", "TestImages.txt")):
+            (root / name).write_text("\n".join(lists[split]))  # as given out: no newline at the end
+    elif form == "stanford40":
+        (root / "ImageSplits").mkdir()
+        for name in (*lists, "train", "test"):  # the last two name all images, which are there once already
+            (root / "ImageSplits" / f"{name}.txt").write_text("\n".join(lists.get(name, ["x.jpg"])))
+    else:
+        scipy_io = pytest.importorskip("scipy.io")
+        for split in ("train", "test"):
+            cells = np.array([[file] for file in lists[split]], dtype=object)
+            scipy_io.savemat(root / f"{split}_list.mat", {"file_list": cells})
+    official_splits.main([form, str(root), str(folder)])
+    return folder
+
+
+DATA: dict[str, Callable[[Path], Path]] = {
+    "uoft-cs/cifar100": lambda p: saved(p, {"train": 12, "test": 6}, (32, 32), "img", fine_label=4, coarse_label=2),
+    "zh-plus/tiny-imagenet": lambda p: saved(p, {"train": 12, "valid": 6}, (64, 64), "image", label=3),
+    "ILSVRC/imagenet-1k": lambda p: saved(p, {"train": 12, "validation": 6, "test": 6}, (50, 44), "image", label=3),
+    "data/digits": lambda p: saved(p, {"train": 12, "test": 6}, (8, 8), "image", label=3),
+    "data/fashion_mnist": fashion_mnist,
+    **{f"data/{form}": lambda p, form=form: official(form, p) for form in official_splits.FORMS},  # type: ignore[misc]
+}
+
+
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(p, marks=[] if p.stem in QUICK else pytest.mark.long, id=p.stem) for p in RECIPES]
+)
+def test_a_recipe_runs_end_to_end(recipe: Path, tmp_path: Path) -> None:
+    wanted = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    data = DATA[wanted["dataset"]](tmp_path / "data")
+    small = {"dataset": str(data), "epochs": 1, "batch_size": 6, "workers": 0, "threads": 1, "amp": False}
+    if wanted["img_size"] > 64:
+        small["img_size"] = 64
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in small.items() if key != "amp"]
+    train_here("--config", recipe, *flags, "--no-amp", "--output-dir", tmp_path / "run")
+
+    used = flat(read_recipe(str(tmp_path / "run" / "config.yaml")))
+    expected = flat(read_recipe(str(recipe))) | small
+    places = ("config", "output_dir", "resume")
+    assert {k: v for k, v in used.items() if k not in places} == {k: v for k, v in expected.items() if k not in places}
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["tag"] == wanted.get("tag", "data")
+    assert (metrics["model"], metrics["method"]) == (wanted["model"], wanted["method"])
+    facts = metrics["dataset"]
+    assert facts["val_images"] in (6, 10)
+    assert facts["train_images"] == (20 if facts["num_classes"] == 10 else 12)
+    assert (metrics["self_teacher"] is not None) == (wanted["method"] == "frskd")
+    student = load_export(tmp_path / "run" / "student")
+    assert student.num_classes == facts["num_classes"] in (3, 4, 10)
+
+
+@pytest.mark.parametrize("form", official_splits.FORMS)
+def test_official_splits_are_class_folders(form: str, tmp_path: Path) -> None:
+    folder = official(form, tmp_path / "out")
+    for split, count in (("train", 4), ("test", 2)):
+        found = {path.name: len(list(path.iterdir())) for path in (folder / split).iterdir()}
+        assert found == {"000.Some_A": count, "001.Some_B": count, "002.Some_C": count}
+    with pytest.raises(UserError, match="not empty"):
+        official_splits.arrange(form, tmp_path / "archive", folder)
+    gone = next((tmp_path / "archive").rglob("*_005.jpg"))
+    gone.unlink()
+    with pytest.raises(UserError, match=gone.name):
+        official_splits.arrange(form, tmp_path / "archive", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_recipe_says_what_it_needs() -> None:
+    for recipe in RECIPES:
+        text = recipe.read_text(encoding="utf-8")
+        assert "\n# Needs: " in text or "benchmarks/finetune.py --make" in text, recipe.name
+        assert ("from memory" in text.lower()) == ("alpha: 1\n" in text), recipe.name
