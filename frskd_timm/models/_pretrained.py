@@ -38,7 +38,7 @@ def with_weights(cfgs: Mapping[str, dict[str, Any]], folder: Path = WEIGHTS) -> 
         by the alphabet.
     """
     found = {
-        path.parent.name: _shipped(path.parent)
+        path.parent.name: shipped_cfg(path.parent)
         for path in sorted(folder.glob("*.*/model.safetensors"))
         if (path.parent / "config.json").is_file()
     }
@@ -57,7 +57,7 @@ def with_weights(cfgs: Mapping[str, dict[str, Any]], folder: Path = WEIGHTS) -> 
     return out
 
 
-def _shipped(path: Path) -> dict[str, Any]:
+def shipped_cfg(path: Path) -> dict[str, Any]:
     """The pretrained configuration of a Hub-ready folder; timm loads its weights by the path of the file."""
     cfg, _, _ = load_model_config_from_path(path)
     known = {key: tuple(value) if isinstance(value, list) else value for key, value in cfg.items()}

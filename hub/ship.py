@@ -1,0 +1,32 @@
+"""Makes weights that ship with the package from a finished run: `python hub/ship.py RUN --baseline RUN_CE`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    """Parses the arguments and writes weights, results and documents; returns the exit status."""
+    parser = argparse.ArgumentParser(description="From a finished run to frskd_timm/weights/, results and tables.")
+    parser.add_argument("run", type=Path, help="folder of the finished run")
+    parser.add_argument("--baseline", type=Path, nargs="+", default=[], help="runs of --method ce, the same recipe")
+    parser.add_argument("--dataset", help="where the data are now, if not where the run found them")
+    parser.add_argument("--dataset-name", help="readable name of the data, for card and results")
+    parser.add_argument("--hub-dataset", metavar="OWNER/NAME", help="the data's id on the Hub, for the card")
+    parser.add_argument("--threads", type=int, help="CPU threads; all cores by default")
+    arguments = parser.parse_args()
+
+    # only now, so that --help and a wrong flag answer at once
+    from frskd_timm.errors import UserError
+    from frskd_train.ship import ship
+
+    try:
+        ship(**vars(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""What ships: weights that anybody can load and check, and the way from a run to them."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from conftest import ROOT, run_script
+from huggingface_hub import ModelCard
+from PIL import Image
+from runs import train_here
+from safetensors.torch import load_file
+
+from frskd_timm.errors import UserError
+from frskd_timm.exported import load_export
+from frskd_timm.hub.checks import check_folder
+from frskd_timm.hub.zoo import read_results, results_table, with_table
+from frskd_timm.models._pretrained import WEIGHTS
+from frskd_train.ship import ship
+
+SHIPPED = sorted(path.parent for path in WEIGHTS.glob("*/config.json"))
+TINY = ["--train-num-samples", 40, "--batch-size", 20, "--epochs", 1, "--no-amp", "--threads", 1, "--tag", "garments"]
+
+USE = """
+import sys, timm, torch, frskd_timm
+assert frskd_timm.__file__.startswith(sys.argv[1])
+name, student = "resnet18_frskd.garments", sys.argv[2]
+assert timm.list_pretrained("*frskd*") == [name]
+x = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+with torch.no_grad():
+    wanted = timm.create_model(f"local-dir:{student}", pretrained=True).eval()(x)
+    for asked in (name, "resnet18_frskd"):
+        torch.testing.assert_close(timm.create_model(asked, pretrained=True).eval()(x), wanted, rtol=2e-2, atol=2e-2)
+    model = timm.create_model("resnet18_frskd", pretrained=True)
+    for chans, classes in ((1, 10), (5, 3)):
+        other = timm.create_model("resnet18_frskd", pretrained=True, in_chans=chans, num_classes=classes).eval()
+        assert other(torch.zeros(2, chans, 28, 28)).shape == (2, classes)
+        assert torch.equal(other.layer4[1].conv2.weight, model.layer4[1].conv2.weight)
+    backbone = timm.create_model("resnet18_frskd", pretrained=True, features_only=True)
+    assert [m.shape[1] for m in backbone(x)] == backbone.feature_info.channels() == [64, 64, 128, 256, 512]
+    assert torch.equal(backbone.layer4[1].conv2.weight, model.layer4[1].conv2.weight)
+assert model.pretrained_cfg["label_names"][9] == "Ankle boot" and model.pretrained_cfg["license"] == "mit"
+"""
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory) -> tuple[Path, Path, Path]:
+    """A copy of the repository without weights, into which a run of seconds has been shipped; run and baseline."""
+    home = tmp_path_factory.mktemp("zoo")
+    root, run, plain = home / "copy", home / "run", home / "ce"
+    for part in ("frskd_timm", "frskd_train", "recipes"):
+        shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("weights", "__pycache__"))
+    for part in ("validate.py", "README.md"):
+        shutil.copy(ROOT / part, root / part)
+    flags = ["--model", "resnet18_frskd", *TINY, "--license", "mit"]
+    train_here(*flags, "--output-dir", run)
+    train_here(*flags, "--method", "ce", "--seed", 7, "--output-dir", plain)
+    ship(run, baseline=[plain], dataset_name="Garments", threads=1, root=root)
+    return root, run, plain
+
+
+def test_shipped_weights_load_by_name_as_any_timm_model(repository) -> None:
+    root, run, _ = repository
+    folder = root / "frskd_timm" / "weights" / "resnet18_frskd.garments"
+    tensors = load_file(folder / "model.safetensors")
+    assert {t.dtype for k, t in tensors.items() if "running" not in k and "num_" not in k} == {torch.float16}
+    assert {t.dtype for k, t in tensors.items() if "running" in k} == {torch.float32}
+    run_script(sys.executable, "-c", USE, root, run / "student", cwd=root)
+
+
+def test_shipped_figures_are_measured_on_what_ships(repository) -> None:
+    root, run, plain = repository
+    (row,) = read_results(root / "results" / "results.csv")
+    run_script(sys.executable, "validate.py", "--model", "resnet18_frskd", "--output", root / "found.json", cwd=root)
+    found = json.loads((root / "found.json").read_text(encoding="utf-8"))
+    assert row["top1"] == row["sample_top1"] == f"{found['top1']:.2f}"  # the run was validated on the sample
+    assert row["top5"] == f"{found['top5']:.2f}"
+    baseline = json.loads((plain / "metrics.json").read_text(encoding="utf-8"))["student"]["top1"]
+    assert float(row["baseline_top1"]) == pytest.approx(baseline, abs=0.2)
+    assert (row["model"], row["dataset"], row["param_count"]) == ("resnet18_frskd.garments", "Garments", "11.18")
+
+    folder = root / "frskd_timm" / "weights" / "resnet18_frskd.garments"
+    assert {"README.md", "recipe.yaml", "curves.png", "attention.png"} <= set(check_folder(folder))
+    text = "".join(path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.suffix in (".json", ".yaml"))
+    assert str(run.parent) not in text  # no place of this machine
+    assert json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["baseline"]["runs"][0]["seed"] == 7
+    for document in ("README.md", "MODEL_CARD.md"):
+        assert results_table([row]) in (root / document).read_text(encoding="utf-8")
+    assert "| `resnet18_frskd` | " in (root / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "**weights**" in (root / "MODEL_CARD.md").read_text(encoding="utf-8")
+
+
+def test_shipping_refuses_what_is_not_so(repository, tmp_path: Path) -> None:
+    _, run, plain = repository
+    with pytest.raises(UserError, match="no finished run"):
+        ship(tmp_path, root=tmp_path)
+    other = tmp_path / "other"
+    shutil.copytree(plain, other, ignore=shutil.ignore_patterns("checkpoints"))
+    config = (other / "config.yaml").read_text(encoding="utf-8")
+    (other / "config.yaml").write_text(config.replace("lr: 0.1\n", "lr: 0.2\n"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"lr is 0\.2 there and 0\.1"):
+        ship(run, baseline=[other], threads=1, root=tmp_path)
+    with pytest.raises(UserError, match="not ce"):
+        ship(run, baseline=[run], threads=1, root=tmp_path)
+    metrics = json.loads((other / "metrics.json").read_text(encoding="utf-8"))
+    metrics["student"]["top1"] += 5
+    (other / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    with pytest.raises(UserError, match="not the run's"):
+        ship(other, threads=1, root=tmp_path)
+    (other / "metrics.json").write_text(json.dumps(metrics | {"model": "resnet18"}), encoding="utf-8")
+    with pytest.raises(UserError, match="this package registers"):
+        ship(other, threads=1, root=tmp_path)
+    assert not (tmp_path / "frskd_timm").exists()
+    assert not (tmp_path / "results").exists()
+
+
+def test_what_ships_is_what_timm_lists_and_small() -> None:
+    assert timm.list_pretrained("*frskd*") == [folder.name for folder in SHIPPED]
+    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) < 40e6
+    assert [row["model"] for row in read_results()] == [folder.name for folder in SHIPPED]
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
+def test_what_ships_scores_what_is_stated(folder: Path, tmp_path: Path) -> None:
+    """On the sample in the repository; loaded by name, as a user does."""
+    (row,) = [row for row in read_results() if row["model"] == folder.name]
+    command = [sys.executable, ROOT / "validate.py", "--model", folder.name, "--threads", 1]
+    done = run_script(*command, "--output", tmp_path / "found.json")
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert "(1000 images)" in done.stdout
+    # Another CPU's arithmetic may turn the odd image over.
+    assert found["top1"] == pytest.approx(float(row["sample_top1"]), abs=0.21)
+    assert found["loss"] == pytest.approx(metrics["sample"]["loss"], abs=2e-3)
+    assert row["top1"] == f"{metrics['student']['top1']:.2f}"
+    assert float(row["param_count"]) == pytest.approx(found["param_count"] / 1e6, abs=5e-3)
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
+def test_what_ships_can_be_published_and_says_what_it_is(folder: Path) -> None:
+    names = check_folder(folder)
+    assert {"README.md", "recipe.yaml", "curves.png", "attention.png"} <= set(names)
+    assert load_export(folder).num_classes == 10
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.license == "mit"
+    for fact in ("Licence of the data: mit", "recipe.yaml", "cross-entropy alone, same recipe", "## Limits"):
+        assert fact in card.text
+    for picture in (name for name in names if name.endswith(".png")):
+        with Image.open(folder / picture) as image:
+            assert image.width <= 1000
+        assert (folder / picture).stat().st_size < 250_000
+
+
+def test_the_readmes_table_is_the_results() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert with_table(readme, results_table(read_results())) == readme, "run python -m frskd_timm.hub.zoo"
+
+
+@pytest.mark.long
+def test_weights_travel_in_the_wheel(tmp_path: Path) -> None:
+    """Built, installed into an empty place, used from there with no repository about."""
+    source = tmp_path / "source"
+    for part in ("frskd_timm", "frskd_train"):
+        shutil.copytree(ROOT / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / part, source / part)
+    pip = [sys.executable, "-m", "pip", "-q"]
+    run_script(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, source, cwd=tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    run_script(*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel, cwd=tmp_path)
+    probe = (
+        "import sys, timm, torch, frskd_timm\n"
+        "assert frskd_timm.__file__.startswith(sys.argv[1]), frskd_timm.__file__\n"
+        "names = timm.list_pretrained('*frskd*')\n"
+        "for name in names:\n"
+        "    model = timm.create_model(name, pretrained=True).eval()\n"
+        "    assert model(torch.zeros(1, *model.pretrained_cfg['input_size'])).shape == (1, 10)\n"
+        "print(*names)\n"
+    )
+    path = {"PYTHONPATH": str(tmp_path / "site"), "PATH": os.environ["PATH"]}
+    done = run_script(sys.executable, "-c", probe, tmp_path / "site", cwd=tmp_path, **path)
+    assert done.stdout.split() == [folder.name for folder in SHIPPED]
