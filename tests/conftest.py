@@ -3,10 +3,15 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from hub_server import LoopbackHub
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="0")
 # Small tensors: more threads only wait for each other, above all beside other processes.
@@ -61,3 +66,31 @@ def whole(places: Path) -> Path:
 
     train_here(*small(places, *METHOD), "--output-dir", places / "whole")
     return places / "whole"
+
+
+@pytest.fixture(scope="session")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported student of 0.4 million parameters."""
+    from published import make_student
+
+    return make_student(tmp_path_factory.mktemp("exported") / "student", "test_resnet", 64)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator["LoopbackHub"]:
+    """A Hub on 127.0.0.1, the only one that this process's client may ask."""
+    from hub_server import LoopbackHub
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with LoopbackHub() as server:
+        yield server
+
+
+@pytest.fixture
+def quick_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting takes a hundredth of its time."""
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(seconds / 100))

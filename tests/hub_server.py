@@ -28,7 +28,8 @@ class Fault:
 
     `what` is a status code, `cut` (connection closed before the request is acted on), `lost` (acted on, but the answer
     never arrives), `half` (an answer's body ends in the middle), `corrupt` (an upload arrives, or a download leaves,
-    with a byte changed) or `stop` (the server goes away for good).
+    with a byte changed), `silent` (no answer for twenty seconds, then the end of the connection) or `stop` (the server
+    goes away for good).
     """
 
     pattern: str
@@ -78,6 +79,7 @@ class LoopbackHub:
         self.faults: list[Fault] = []
         self.log: list[str] = []
         self.stopped = False
+        self.gone = threading.Event()
         self.lock = threading.RLock()
         hub = self
 
@@ -97,6 +99,7 @@ class LoopbackHub:
         self.stop()
 
     def stop(self) -> None:
+        self.gone.set()
         self.stopped = True  # connections kept alive are closed by their own threads
         self.server.shutdown()
         self.server.server_close()
@@ -137,8 +140,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.body = self.read_body(half=what == "cut")
         if what == "stop":
             threading.Thread(target=self.hub.stop, daemon=True).start()
-        if what in ("cut", "stop"):
+        if what in ("cut", "stop", "silent"):
             self.hub.log.append(f"{line} -> {what}")
+            if what == "silent":
+                self.hub.gone.wait(20)
             self.close_connection = True
             return
         if what == "corrupt" and self.command == "PUT":

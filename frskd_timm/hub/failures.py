@@ -3,10 +3,12 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import _http
 
 from frskd_timm.errors import UserError
 
@@ -16,14 +18,56 @@ T = TypeVar("T")
 _TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
 _ATTEMPTS = 4
 _LONGEST_WAIT = 300  # seconds that a server may ask for before the user is told to come back later
+_ANSWER_SECONDS = 30.0  # of silence after which a request has failed; HF_HUB_DOWNLOAD_TIMEOUT where that is longer
 
 
 class Altered(Exception):
     """A file came back other than it was sent."""
 
 
+class Silent(Exception):
+    """A request got no answer in time."""
+
+
+@contextmanager
+def bounded_waiting() -> Iterator[None]:
+    """Within it, a request that gets no answer in time fails at once.
+
+    The client by itself waits for good, or, where it has a limit, tries again by itself, which would multiply with the
+    attempts made here.
+    """
+    seconds = max(_ANSWER_SECONDS, constants.HF_HUB_DOWNLOAD_TIMEOUT)
+    factory = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)  # a user's own may be set
+
+    def bounded() -> Any:
+        client: Any = factory()
+        send = client.send
+
+        def send_in_time(request: Any, **options: Any) -> Any:
+            limits = request.extensions.setdefault("timeout", {})
+            limits.update({kind: limits.get(kind) or seconds for kind in ("connect", "read", "write")})
+            try:
+                return send(request, **options)
+            except _TransportError as error:
+                if any(kind.__name__ == "TimeoutException" for kind in type(error).__mro__):
+                    raise Silent(f"{seconds:g} seconds") from error
+                raise
+
+        client.send = send_in_time
+        return client
+
+    set_client_factory(bounded)
+    try:
+        yield
+    finally:
+        set_client_factory(factory)
+
+
 def patiently(call: Callable[[], T], repo_id: str, api: HfApi, once: bool = False) -> T:
     """Calls until it works, as long as what fails may pass; then raises the sentence for it.
+
+    A Hub that takes requests and never answers is given up after two minutes: four times 30 seconds, or four times
+    HF_HUB_DOWNLOAD_TIMEOUT seconds where that is longer.
 
     Args:
         call: What to do; must be safe to repeat.
@@ -36,10 +80,11 @@ def patiently(call: Callable[[], T], repo_id: str, api: HfApi, once: bool = Fals
     """
     for attempt in range(_ATTEMPTS):
         try:
-            return call()
+            with bounded_waiting():
+                return call()
         except UserError:
             raise
-        except (OSError, RuntimeError, ValueError, _TransportError, Altered) as error:
+        except (OSError, RuntimeError, ValueError, _TransportError, Altered, Silent) as error:
             cause = _cause(error)
             wait = _wait(cause, attempt)
             unknown = once and _sends_commit(cause) and not isinstance(cause, HfHubHTTPError)
@@ -80,6 +125,8 @@ def _sentence(error: BaseException, where: str, api: HfApi, unknown: bool) -> st
         return f"The Hub has trouble of its own ({status}): {again}."
     if status is not None:
         return f"The Hub refuses the upload to {where} ({status}): check the folder and the name, then {again}."
+    if isinstance(error, Silent):
+        return f"{api.endpoint} gave no answer within {error}, {_ATTEMPTS} times: check the network, then {again}."
     if isinstance(error, (_TransportError, ConnectionError)):
         return f"The Hub cannot be reached at {api.endpoint}: check the network, then {again}."
     if isinstance(error, json.JSONDecodeError):
@@ -97,7 +144,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _cause(error: BaseException) -> BaseException:
     """The answer or the broken connection behind what the client makes of it."""
-    kinds = (HfHubHTTPError, OfflineModeIsEnabled, _TransportError)
+    kinds = (HfHubHTTPError, OfflineModeIsEnabled, Silent, _TransportError)
     return next((found for found in _chain(error) if isinstance(found, kinds)), error)
 
 
@@ -111,7 +158,7 @@ def _wait(error: BaseException, attempt: int) -> float | None:
         if status in (408, 409, 412, 425, 429) or status >= 500:
             return max(pause, _retry_after(error) or 0)
         return None
-    passing = (_TransportError, ConnectionError, Altered, json.JSONDecodeError)
+    passing = (_TransportError, ConnectionError, Altered, Silent, json.JSONDecodeError)
     short = isinstance(error, OSError) and "Consistency check failed" in str(error)
     return pause if (isinstance(error, passing) or short) and not isinstance(error, OfflineModeIsEnabled) else None
 
@@ -122,7 +169,9 @@ def _retry_after(error: BaseException) -> float | None:
 
 
 def _sends_commit(error: BaseException) -> bool:
-    try:
-        return "/commit/" in error.request.url.path  # type: ignore[attr-defined]
-    except (AttributeError, RuntimeError):  # no HTTP error, or one outside of a request
-        return False
+    for found in _chain(error):
+        try:
+            return "/commit/" in found.request.url.path  # type: ignore[attr-defined]
+        except (AttributeError, RuntimeError):  # no HTTP error, or one outside of a request
+            continue
+    return False

@@ -1,0 +1,95 @@
+"""Model cards say what the metrics say, and leave out what is missing."""
+
+import json
+import re
+
+import timm
+import yaml
+from conftest import ROOT
+from huggingface_hub import ModelCard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from published import METRICS
+
+from frskd_timm.exported import read_config
+from frskd_timm.hub.card import eval_result_entries, model_card
+from frskd_timm.hub.zoo import read_results, results_row, zoo_card
+
+
+def test_card_says_what_the_metrics_say(student):
+    card = ModelCard.load(student / "README.md")
+    data = card.data.to_dict()
+    assert data["license"] == "mit"
+    assert data["library_name"] == "timm"
+    assert data["pipeline_tag"] == "image-classification"
+    assert data["datasets"] == ["someone/garments"]
+    assert data["base_architecture"] == "test_resnet"
+    scores = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert scores == {"Top-1 accuracy (%)": 88.1, "Top-5 accuracy (%)": 99.6}
+    for text in (
+        "88.10",
+        "88.40",
+        "87.10 ± 0.14",
+        "+1.00 points",
+        "2 seeds",
+        "4,000 training images",
+        "Kleidungsstücke",
+    ):
+        assert text in card.text
+    entry = yaml.safe_load((student / ".eval_results" / "frskd.yaml").read_text())[0]
+    assert entry["dataset"] == {"id": "someone/garments", "task_id": "default"}
+    assert entry["value"] == 88.1
+    sample = METRICS | {"dataset": METRICS["dataset"] | {"whole_split": False}}
+    assert eval_result_entries(sample) == []  # its scores are not the data set's
+    result = model_card(sample, read_config(student)).data.eval_results[0]
+    assert (result.dataset_type, result.dataset_name) == ("Kleidungsstücke", "Kleidungsstücke")
+
+
+def leaves(value, path=()):
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from leaves(item, (*path, key))
+    yield path
+
+
+@given(
+    gone=st.sets(st.sampled_from([path for path in leaves(METRICS) if path]), max_size=40),
+    null=st.booleans(),
+    names=st.sets(st.sampled_from(["attention.png", "curves.png", "recipe.yaml"])),
+    license=st.sampled_from([None, "mit", "My own licence, v2", "CC-BY-4.0"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_card_leaves_out_what_is_missing(gone, null, names, license):
+    metrics = json.loads(json.dumps(METRICS))
+    for *parents, last in sorted(gone, key=len, reverse=True):
+        target = metrics
+        for key in parents:
+            target = target[key]
+        target.pop(last)
+        if null:
+            target[last] = None
+    config = {"architecture": "resnet18", "num_classes": 10, "pretrained_cfg": {"license": license}}
+    text = str(model_card(metrics, config, names)).encode().decode("utf-8")
+    assert not re.search(r"\b(None|nan|Undefined|null)\b", text)
+    assert not re.search(r"^#+ .*\n+(#|\Z)", text, re.MULTILINE), "a heading without text"
+    assert not re.search(r"^\|.*\n\n\|", text, re.MULTILINE), "a table in two pieces"
+    assert not re.search(r"\n{3}|\s\.\s| \(\)|: \n\n#", text)
+    header = yaml.safe_load(text.split("---\n")[1])
+    assert header["library_name"] == "timm"
+    assert ("model-index" in header) == bool(ModelCard(text).data.eval_results)
+    if ("student",) not in gone and ("student", "top1") not in gone:
+        assert "88.10" in text
+    for picture in names - {"recipe.yaml"}:
+        assert (f"({picture})" in text) or picture == "curves.png"
+
+
+def test_zoo_card_is_up_to_date_and_promises_nothing_else():
+    rows = read_results()
+    assert str(zoo_card(rows)) == (ROOT / "MODEL_CARD.md").read_text(encoding="utf-8")
+    listed = {row["model"] for row in rows}
+    assert listed == set(timm.list_pretrained("*frskd*"))
+    row = results_row(METRICS)
+    assert (row["model"], row["top1_err"], row["baseline_top1"]) == ("resnet18_frskd.garments", "11.90", "87.10")
+    text = zoo_card([row]).text
+    assert "| `resnet18_frskd` | `resnet18` | 11,689,512 | yes | `garments` |" in text
+    assert "| `resnet18_frskd.garments` | Kleidungsstücke | 28 | 11.18 | 88.10 | 99.60 | 87.10 |" in text

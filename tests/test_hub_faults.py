@@ -1,0 +1,108 @@
+"""Publishing while the Hub or the way to it fails: success in the end or one sentence, and never half a student."""
+
+import random
+
+import pytest
+from hub_server import TOKEN, Fault
+from huggingface_hub import constants
+from published import REPO, make_student, push
+
+from frskd_timm.errors import UserError
+from frskd_timm.hub import failures
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        (Fault("GET /api/models", 401, 99), "does not accept the token"),
+        (Fault("commit", 403), "write permission"),
+        (Fault("preupload", 404), "was not found"),
+        (Fault("repos/create", 409), None),
+        (Fault("PUT", 413, 99), "half precision"),
+        (Fault("commit", 429, 2, {"Retry-After": "3"}), None),
+        (Fault("commit", 429, 99, {"Retry-After": "4000"}), "wait 4000"),
+        (Fault("objects/batch", 500, 2), None),
+        (Fault("PUT", 503, 3), None),
+        (Fault("commit", 503, 3), None),
+        (Fault("commit", 500, 99), "trouble of its own"),
+        (Fault("validate-yaml", 502, 1), None),
+        (Fault("PUT", "cut", 2), None),
+        (Fault("commit", "cut", 2), None),
+        (Fault("commit", "lost", 1), None),
+        (Fault("PUT", "corrupt", 1), None),
+        (Fault("GET .*safetensors", "corrupt", 1), None),
+        (Fault("GET .*safetensors", "corrupt", 99), "not what was sent"),
+        (Fault("GET .*safetensors", "half", 1), None),
+        (Fault("PUT", "stop"), "cannot be reached"),
+        (Fault("commit", "stop"), "cannot be reached"),
+    ],
+    ids=lambda value: f"{value.pattern} {value.what} x{value.times}" if isinstance(value, Fault) else "",
+)
+def test_fault(hub, student, quick_clock, fault, sentence):
+    hub.faults = [fault]
+    if sentence is None:
+        assert push(hub, student).changed
+        assert len(hub.repos[REPO].history()) == 2
+        assert fault.times == 0
+        return
+    with pytest.raises(UserError, match=sentence) as caught:
+        push(hub, student)
+    assert TOKEN not in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert REPO not in hub.repos or set(hub.files(REPO)) in ({*()}, whole(student))
+    if fault.what != "stop":
+        hub.faults = []
+        push(hub, student)
+        assert len(hub.repos[REPO].history()) == 2
+
+
+def whole(folder):
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return names - {"optimizer.bin"}
+
+
+@pytest.mark.parametrize("pattern", ["GET /api/models", "preupload", "PUT", "/commit/", "GET .*safetensors"])
+def test_a_silent_hub_is_given_up(hub, student, quick_clock, monkeypatch, pattern):
+    monkeypatch.setattr(failures, "_ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
+    hub.faults = [Fault(pattern, "silent", 99)]
+    with pytest.raises(UserError, match=r"gave no answer within 0\.5 seconds, 4 times: check the network"):
+        push(hub, student)
+    assert 1 <= len(hub.asked("-> silent")) <= (12 if pattern == "PUT" else 4)  # three files are sent at a time
+    hub.faults = [Fault(pattern, "silent", 1)]
+    push(hub, student)
+    assert set(hub.files(REPO)) == whole(student)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(200))
+def test_random_faults_never_publish_a_mixture(hub, student, tmp_path, quick_clock, seed):
+    """An old version stands; a new one is pushed through a random sequence of faults, then once more without."""
+    draw = random.Random(seed)
+    push(hub, student)
+    old = hub.files(REPO)
+    folder = tmp_path / "student"
+    make_student(folder, "test_resnet", 64, seed=seed + 1)
+    hub.faults = [
+        Fault(
+            draw.choice(["GET /api", "HEAD|GET /tester", "validate", "preupload", "batch", "PUT", "/commit/", ""]),
+            draw.choice([429, 500, 502, 503, "cut", "lost", "half", "corrupt"] * 3 + [401, 403, 404, 409, 412, 413]),
+            draw.randint(1, 4),
+            {"Retry-After": str(draw.randint(0, 5))} if draw.random() < 0.3 else {},
+        )
+        for _ in range(draw.randint(1, 4))
+    ]
+    sentence = ""
+    try:
+        push(hub, folder)
+    except UserError as error:
+        sentence = str(error)
+    assert len(sentence.splitlines()) <= 1
+    assert TOKEN not in sentence
+    between = hub.files(REPO)
+    hub.faults = []
+    push(hub, folder)
+    new = hub.files(REPO)
+    assert between == new or (between == old and sentence)
+    assert new["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    assert len(hub.repos[REPO].history()) == 3

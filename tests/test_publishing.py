@@ -1,0 +1,215 @@
+"""Publishing to a Hub and loading from it: genuine clients, a loopback server, fresh processes."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+from conftest import ROOT
+from hub_server import TOKEN, USER
+from published import METRICS, REPO, make_student, push
+from safetensors.torch import load_file, save_file
+
+from frskd_timm.errors import UserError
+from frskd_timm.exported import probe_images, read_config
+from frskd_timm.hub.card import write_card
+from frskd_timm.hub.publish import push_student
+
+
+def run(hub, cache, *command, **environment):
+    """A fresh process whose Hub is the loopback one; it may not see any cache or login of this machine."""
+    names = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        env=inherited | names | environment,
+        cwd=cache,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert TOKEN not in done.stdout + done.stderr
+    return done
+
+
+LOAD = """
+import json, sys, torch
+if {package}: import frskd_timm
+import timm
+answers = {{}}
+for name in {names}:
+    try:
+        model = timm.create_model("hf-hub:" + name, pretrained=True).eval()
+        with torch.inference_mode():
+            answers[name] = model(torch.load({images!r})).tolist()
+    except Exception as error:
+        answers[name] = type(error).__name__
+assert ("frskd_timm" in sys.modules) == {package} and "frskd_timm.hub" not in sys.modules
+print(json.dumps(answers))
+"""
+
+TRANSFORMERS = """
+import json, sys, torch
+from transformers import AutoModelForImageClassification, pipeline
+from PIL import Image
+model = AutoModelForImageClassification.from_pretrained({name!r}).eval()
+with torch.inference_mode():
+    logits = model(torch.load({images!r})).logits.tolist()
+best = pipeline("image-classification", model={name!r})(Image.new("RGB", (64, 64)))[0]["label"]
+assert "frskd_timm" not in sys.modules
+print(json.dumps([logits, best, model.config.id2label[3]]))
+"""
+
+
+def test_push_then_load_in_fresh_processes(hub, tmp_path):
+    stock = make_student(tmp_path / "stock", "resnet18_frskd", seed=1)
+    new = make_student(tmp_path / "new", "wide_resnet16_2_frskd", seed=2)
+    images = tmp_path / "images.pt"
+    torch.save(probe_images(read_config(stock)), images)
+
+    def expected(folder):
+        with torch.inference_mode():
+            return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(torch.load(images))
+
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    script = ROOT / "hub" / "push.py"
+    done = run(hub, cache, script, stock, "--repo-id", REPO, HF_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr
+    assert "every file is the same" in done.stdout
+    assert f'timm.create_model("hf-hub:{REPO}", pretrained=True)' in done.stdout
+    push(hub, new, f"{USER}/new", private=True)
+    older = hub.repos[REPO].history()[0]
+    first = expected(stock)
+    make_student(stock, "resnet18_frskd", seed=3)
+    assert push(hub, stock).changed
+
+    # plain timm, which has never heard of this package
+    names = [REPO, f"{REPO}@{older}", f"{USER}/new"]
+    done = run(hub, cache, "-c", LOAD.format(package=False, names=names, images=str(images)))
+    answers = json.loads(done.stdout)
+    torch.testing.assert_close(torch.tensor(answers[REPO]), expected(stock))
+    torch.testing.assert_close(torch.tensor(answers[f"{REPO}@{older}"]), first)
+    assert (torch.tensor(answers[REPO]) - first).abs().max() > 0.1
+    assert answers[f"{USER}/new"] == "RepositoryNotFoundError"  # private, and no token
+
+    # a new topology, private, with the package and a token
+    done = run(hub, cache, "-c", LOAD.format(package=True, names=names[2:], images=str(images)), HF_TOKEN=TOKEN)
+    torch.testing.assert_close(torch.tensor(json.loads(done.stdout)[f"{USER}/new"]), expected(new))
+
+    done = run(hub, cache, "-c", TRANSFORMERS.format(name=REPO, images=str(images)))
+    logits, best, label = json.loads(done.stdout)
+    torch.testing.assert_close(torch.tensor(logits), expected(stock))
+    assert best.startswith("class ")
+    assert label == "class 3"
+
+    # offline, from the cache, with the server gone
+    hub.stop()
+    done = run(hub, cache, "-c", LOAD.format(package=False, names=names[:1], images=str(images)), HF_HUB_OFFLINE="1")
+    torch.testing.assert_close(torch.tensor(json.loads(done.stdout)[REPO]), expected(stock))
+
+
+def test_one_commit_and_none_without_a_change(hub, student, tmp_path):
+    folder = tmp_path / "student"
+    shutil.copytree(student, folder)
+    (folder / "optimizer.bin").write_bytes(b"not the student")
+    first = push(hub, folder, commit_message="first")
+    files = hub.files(REPO)
+    names = {"model.safetensors", "config.json", "README.md", "attention.png", "curves.png", "recipe.yaml"}
+    assert set(files) == names | {".eval_results/frskd.yaml"}
+    assert b"OWNER/NAME" not in files["README.md"]
+    assert f'"hf-hub:{REPO}"'.encode() in files["README.md"]
+    assert len(hub.repos[REPO].history()) == 2  # the Hub's own first one, and ours
+    assert not push(hub, folder).changed
+    assert hub.repos[REPO].history()[0] == first.commit
+
+    # better figures and no curves any more: one commit changes the card and takes the picture away
+    (folder / "curves.png").unlink()
+    write_card(folder, METRICS | {"student": {"top1": 91.25}})
+    second = push(hub, folder)
+    assert second.changed
+    assert len(hub.repos[REPO].history()) == 3
+    assert b"91.25" in hub.files(REPO)["README.md"]
+    assert "curves.png" not in hub.files(REPO)
+
+
+def test_branch_private_pull_request_and_dry_run(hub, student):
+    lines = []
+    assert push_student(student, REPO, dry_run=True, endpoint=hub.endpoint, say=lines.append) is None
+    assert "model.safetensors" in "".join(lines)
+    assert hub.log == []
+
+    push(hub, student, revision="trial", private=True)
+    assert hub.repos[REPO].private
+    assert "model.safetensors" in hub.files(REPO, "trial")
+    assert hub.files(REPO) == {}
+    published = push(hub, student, create_pr=True)
+    assert published.pull_request.endswith("/discussions/1")
+    assert hub.files(REPO, "refs/pr/1") == hub.files(REPO, "trial")
+    assert hub.files(REPO) == {}
+
+    push(hub, student, f"{USER}/public")
+    with pytest.raises(UserError, match="is public"):
+        push(hub, student, f"{USER}/public", private=True)
+    assert len(hub.repos[f"{USER}/public"].history()) == 2
+
+
+def test_no_network_no_token_no_name(hub, student, tmp_path, quick_clock, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(UserError, match="hf auth login"):
+        push(hub, student, token=None)
+    with pytest.raises(UserError, match="does not accept the token"):
+        push(hub, student, token="hf_wrong")
+    with pytest.raises(UserError, match=r"may not write to someone/else \(403\)"):
+        push(hub, student, "someone/else")
+    with pytest.raises(UserError, match="OWNER/NAME"):
+        push(hub, student, "no-owner")
+    with pytest.raises(UserError, match="cannot be reached"):
+        push(hub, student, endpoint="http://127.0.0.1:9")
+    assert hub.repos == {}
+    script = ROOT / "hub" / "push.py"
+    done = run(hub, tmp_path, script, student, "--repo-id", REPO, HF_TOKEN=TOKEN, HF_HUB_OFFLINE="1")
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: HF_HUB_OFFLINE is set.*\n", done.stderr)
+
+
+def damage_weights(change):
+    def damage(folder):
+        state = load_file(folder / "model.safetensors")
+        change(state)
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (damage_weights(lambda s: s.update({"self_teacher.head.weight": torch.zeros(2)})), "self_teacher.head.weight"),
+        (damage_weights(lambda s: s.pop("fc.bias")), "no weights for keys.*fc.bias"),
+        (damage_weights(lambda s: s["fc.bias"].fill_(float("nan"))), "not finite in fc.bias"),
+        (damage_weights(lambda s: s.update({"fc.bias": torch.zeros(11)})), "shapes"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04pickle"), "is damaged"),
+        (lambda f: (f / "config.json").write_text("{"), "cannot be read as JSON"),
+        (lambda f: (f / "config.json").write_text('{"architecture": "no_such", "pretrained_cfg": {}}'), "no_such"),
+        (lambda f: (f / "README.md").unlink(), "write the card first"),
+        (lambda f: (f / "README.md").write_text("---\na: [\n---\n"), "not a valid card"),
+        (lambda f: (f / "README.md").write_text("# no metadata"), "library_name"),
+        (lambda f: (f / "curves.png").unlink(), "shows curves.png"),
+        (lambda f: (f / "recipe.yaml").write_text(f"token: {TOKEN.replace('_', '_Z')}"), "Hugging Face token"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_folder_that_is_not_in_order_stays_here(hub, student, tmp_path, damage, sentence):
+    folder = tmp_path / "student"
+    shutil.copytree(student, folder)
+    damage(folder)
+    with pytest.raises(UserError, match=sentence):
+        push(hub, folder)
+    assert hub.log == []
