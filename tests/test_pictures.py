@@ -71,3 +71,20 @@ def test_attention_is_where_the_maps_are_large(tmp_path, channels, reduced):
     assert 0.3 * cell < np.ptp(student) < 0.8 * cell
     assert 0.3 * cell < np.ptp(teacher) < 0.8 * cell
     assert teacher.min() - student.max() > 0.6 * cell
+
+
+@pytest.mark.filterwarnings("error")
+def test_attention_of_a_run_that_diverged(tmp_path):
+    """Infinity is drawn as the most there is and NaN as nothing; the rest looks as it does without them."""
+    images = np.full((1, 28, 28, 3), 128, np.uint8)
+    usual = np.random.default_rng(0).random((1, 7, 7), np.float32)
+    diverged = usual.copy()
+    usual[0, 2, 3], usual[0, 5, 1] = usual.max(), usual.min()
+    diverged[0, 2, 3], diverged[0, 5, 1] = np.inf, np.nan
+    all_nan = np.full((1, 8, 7, 7), np.nan, np.float32)
+    wanted, found = (
+        pixels(attention_figure(images, [maps], [all_nan], ["one"], tmp_path / name))
+        for name, maps in (("usual.png", usual), ("diverged.png", diverged))
+    )
+    assert np.array_equal(wanted, found)
+    assert np.ptp(wanted) > 100

@@ -191,10 +191,7 @@ def _cell(figure: Figure, place: Any, picture: NDArray[Any], title: str) -> Axes
 
 def _overlay(image: NDArray[np.uint8], features: NDArray[Any]) -> NDArray[np.uint8]:
     """One attention map in colour over one image [H, W, C] in grey, at least 112 pixels wide."""
-    attention = features.astype(np.float32)
-    if attention.ndim == 3:
-        attention = np.square(attention).mean(axis=0)
-    attention = (attention - attention.min()) / max(float(np.ptp(attention)), 1e-12)
+    attention = _unit(features)
     height, width = image.shape[:2]
     factor = max(1, math.ceil(112 / width))
     size = (width * factor, height * factor)
@@ -203,3 +200,16 @@ def _overlay(image: NDArray[np.uint8], features: NDArray[Any]) -> NDArray[np.uin
     colour = matplotlib.colormaps["inferno"](np.asarray(heat))[..., :3] * 255
     mixed = 0.62 * colour + 0.38 * np.asarray(grey, dtype=np.float32)[..., None]
     return mixed.clip(0, 255).astype(np.uint8)
+
+
+def _unit(features: NDArray[Any]) -> NDArray[np.float32]:
+    """An attention map, or the feature map [C, H, W] that it is made from, scaled to 0..1.
+
+    A run that diverges can end with values that are no numbers: infinity is drawn as the most there is, NaN as nothing.
+    """
+    attention = features.astype(np.float64)
+    if attention.ndim == 3:
+        attention = np.square(attention).mean(axis=0)
+    known = attention[np.isfinite(attention)]
+    low, span = (known.min(), max(np.ptp(known), 1e-12)) if known.size else (0.0, 1.0)
+    return np.nan_to_num((attention - low) / span, nan=0.0, posinf=1.0, neginf=0.0).astype(np.float32)
