@@ -24,10 +24,10 @@ def main(settings: Settings) -> None:
     from frskd_timm.errors import UserError
     from frskd_train import build, finish
     from frskd_train.checkpoint import checkpoint_name, load_state, prune, restore, save_checkpoint, set_aside_after
-    from frskd_train.data import load_data
     from frskd_train.folder import RunFolder, choose_folder, find_resume
+    from frskd_train.jobs import choose_job
     from frskd_train.machine import start_accelerator, step_seed
-    from frskd_train.meter import TrainMeter, evaluate, learning_note
+    from frskd_train.meter import TrainMeter, learning_note
     from frskd_train.norms import broadcast_buffers, synchronise_norms
     from frskd_train.position import Position, check_resume
     from frskd_train.progress import Progress
@@ -40,21 +40,15 @@ def main(settings: Settings) -> None:
     accelerator = start_accelerator(loop, run.report_to, run.output_dir)
     set_seed(loop.seed)
 
-    # The data, the student that fits them, the method around the student.
-    cfg = build.default_cfg(settings.model)
-    finish.check_wishes(run)
+    # The data, the student that fits them, the method around the student: the job says which.
+    job = choose_job(settings)
+    finish.check_wishes(run, job.score)
     resume = find_resume(run.resume, run.output_dir)
     if resume is None and run.output_dir is not None:
         RunFolder(Path(run.output_dir)).refuse_if_taken()
-    data = load_data(
-        settings.data,
-        settings.preprocessing,
-        model_cfg=cfg,
-        use_model_stats=settings.model.pretrained,
-        progress=accelerator.is_main_process,
-    )
-    student = build.build_student(settings.model, cfg, data)
-    task = build.build_task(settings, student, data)
+    data = job.load_data(progress=accelerator.is_main_process)
+    student = job.build_student(data)
+    task = job.build_task(student, data)
     if loop.channels_last:
         task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if loop.sync_bn:
@@ -67,8 +61,7 @@ def main(settings: Settings) -> None:
         "device": accelerator.device,
         "channels_last": loop.channels_last,
     }
-    classes: Any = student.num_classes  # may be more than the data have
-    train_batches = data.train_batches(loop.batch_size, seed=loop.seed, num_classes=classes, **process)
+    train_batches = data.train_batches(loop.batch_size, seed=loop.seed, **process)
     val_batches = data.val_batches(loop.validation_batch_size or 2 * loop.batch_size, **process)
     global_batch = train_batches.order.global_batch
     accelerator.gradient_accumulation_steps = min(loop.grad_accum_steps, len(train_batches))
@@ -91,9 +84,9 @@ def main(settings: Settings) -> None:
     if accelerator.is_main_process:
         folder.claim(resuming=resume is not None)
     accelerator.wait_for_everyone()
-    position, meter = Position(), TrainMeter(accelerator.device)
-    progress = Progress(accelerator.is_main_process, optim.epochs, steps_per_epoch, global_batch)
-    progress.say("\n".join([*data.notes, finish.describe(settings, data, task, accelerator)]))
+    position, meter = Position(job.score), TrainMeter(accelerator.device)
+    progress = Progress(accelerator.is_main_process, optim.epochs, steps_per_epoch, global_batch, job.shown)
+    progress.say("\n".join([*data.notes, finish.describe(job, data, task, accelerator)]))
     facts = {
         "fingerprint": data.fingerprint,
         "train_rows": data.train_rows,
@@ -108,7 +101,7 @@ def main(settings: Settings) -> None:
         for note in check_resume(state, flat(settings), facts):
             progress.say(note)
         restore(resume.checkpoint, state, saved_modules, optimizer)
-        position = Position.from_state(state, resume.checkpoint)
+        position = Position.from_state(state, resume.checkpoint, job.score)
         meter.load(state["meter"])
         progress.skip(position.epoch * steps_per_epoch + position.step)
         if accelerator.is_main_process:
@@ -139,20 +132,20 @@ def main(settings: Settings) -> None:
         position.saved(folder.checkpoints / checkpoint_name(position.updates))  # every process's clock begins again
         accelerator.wait_for_everyone()
 
-    def validate() -> dict[str, dict[str, float]]:
+    def validate() -> dict[str, dict[str, Any]]:
         broadcast_buffers(task)
         task.eval()
-        scores = evaluate(task.predict, val_batches, accelerator)
+        scores = job.evaluate(task.predict, val_batches, accelerator)
         if ema is not None:  # the average is what the run is for
             broadcast_buffers(ema.module)
             ema.module.eval()
-            scores |= evaluate(lambda images: {"student": ema.module(images)}, val_batches, accelerator)
+            scores |= job.evaluate(lambda images: {"student": ema.module(images)}, val_batches, accelerator)
         return scores
 
     # Training.
     guard = NonfiniteGuard(task, accelerator.mixed_precision == "fp16") if loop.skip_nonfinite else None
     interruptions = Interruptions(accelerator)
-    scores: dict[str, dict[str, float]] = {}
+    scores: dict[str, dict[str, Any]] = {}
     while position.epoch < optim.epochs:
         model.train()
         progress.start_epoch()
@@ -203,12 +196,13 @@ def main(settings: Settings) -> None:
 
         is_last = position.epoch + 1 == optim.epochs
         scores = validate() if is_last or (position.epoch + 1) % run.val_interval == 0 else {}
-        row = {"lr": optimizer.param_groups[0]["lr"], **meter.means(accelerator), **finish.score_columns(scores)}
+        row = {"lr": optimizer.param_groups[0]["lr"], **meter.means(accelerator), **job.columns(scores)}
         refuse_bad_numbers()
         if loop.skip_nonfinite:
             row["skipped_steps"] = meter.bad_steps()
         position.finish_epoch({**row, "images_per_second": round(progress.images_per_second, 1)})
-        complaint = learning_note(position.history, meter.recent(accelerator), classes, position.updates)
+        recent = meter.recent(accelerator)
+        complaint = learning_note(position.history, recent, job.shown, data.num_classes, position.updates)
         meter = TrainMeter(accelerator.device)
         accelerator.log(row, step=position.updates)
         progress.close_epoch(position.history[-1])
@@ -222,10 +216,10 @@ def main(settings: Settings) -> None:
     scores = scores or validate()  # none yet where a finished run was resumed
     if accelerator.is_main_process:
         kept = ema.module if ema is not None else student
-        metrics = finish.make_metrics(settings, data, kept, accelerator, scores, position.history, position.seconds)
+        metrics = finish.make_metrics(job, data, kept, accelerator, scores, position.history, position.seconds)
         with folder.writing():
-            finish.finish_run(folder, settings, data, task, kept, metrics, position.history)
-        progress.say(finish.summary(folder, metrics))
+            finish.finish_run(folder, job, data, task, kept, metrics, position.history)
+        progress.say(finish.summary(folder, job, metrics))
         finish.publish(folder, run)
     accelerator.end_training()
     if accelerator.num_processes > 1:

@@ -16,30 +16,23 @@ def main(settings: EvaluationSettings) -> None:
         UserError: The model or the data cannot be used.
     """
     # Imported here, so that --help and a wrong flag answer at once.
-    from timm.data import resolve_data_config
-
-    from frskd_train.build import load_for_evaluation
-    from frskd_train.data import Preprocessing, load_validation
+    from frskd_train.jobs import job_of
     from frskd_train.machine import start_accelerator
-    from frskd_train.meter import evaluate
+    from frskd_train.students import load_for_evaluation
 
     loop = LoopSettings(amp=settings.amp, amp_dtype=settings.amp_dtype, threads=settings.threads)
     accelerator = start_accelerator(loop)
     model, place = load_for_evaluation(settings.model)
     model.to(accelerator.device).eval()
-    data = load_validation(
-        settings.data,
-        Preprocessing.from_timm(resolve_data_config({}, model=model)),
-        class_names=getattr(model, "pretrained_cfg", {}).get("label_names"),
-        progress=accelerator.is_main_process,
-    )
+    job = job_of(model)
+    data = job.load_validation(settings.data, model, progress=accelerator.is_main_process)
     batches = data.val_batches(
         settings.batch_size,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
         device=accelerator.device,
     )
-    scores = evaluate(lambda images: {"student": model(images)}, batches, accelerator)["student"]
+    scores = job.evaluate(lambda images: {"student": model(images)}, batches, accelerator)["student"]
     if not accelerator.is_main_process:
         return
     for note in (*data.notes, *data.bad_images()):
@@ -49,12 +42,12 @@ def main(settings: EvaluationSettings) -> None:
         "dataset": data.name,
         "split": data.split,
         "images": int(scores["images"]),
-        **{name: round(scores[name], 4) for name in ("top1", "top5", "loss")},
+        **{name: round(scores[name], 4) for name in (*job.shown, "loss")},
         "img_size": data.preprocessing.input_size[1],
         "param_count": sum(p.numel() for p in model.parameters()),
     }
-    figures = f"top-1 {result['top1']:.2f}%  top-5 {result['top5']:.2f}%  loss {result['loss']:.4f}"
-    print(f"{figures}  ({result['images']} images)")
+    figures = "  ".join(f"{label} {result[name]:.2f}%" for name, label in job.shown.items())
+    print(f"{figures}  loss {result['loss']:.4f}  ({result['images']} images)")
     output = Path(settings.output) if settings.output else place and place / f"evaluation-{data.name}.json"
     if output:
         output.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

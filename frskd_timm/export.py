@@ -48,7 +48,7 @@ def export_student(
     dataset: str | None = None,
     method: str = "frskd",
     half: bool = False,
-    finish: Callable[[Path], None] | None = None,
+    finish: Callable[[Path], Any] | None = None,
 ) -> Path:
     """Writes the student to a folder that timm and transformers load, and proves it by loading it.
 

@@ -1,184 +1,22 @@
-"""From settings to the parts of a run: student, task, optimizer, learning-rate schedule."""
+"""From settings to the optimizer and the learning-rate schedule of a run."""
 
 import difflib
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import yaml
-from safetensors.torch import load_file
-from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.optim._param_groups import param_groups_layer_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
-from torch import Tensor, nn
+from torch import nn
 
 from frskd_timm.errors import UserError
-from frskd_timm.exported import load_export
-from frskd_timm.task import CrossEntropyTask, FRSKDTask, StudentTask
-from frskd_train.data import ImageData
-from frskd_train.probe import LinearProbeTask
-from frskd_train.settings import MethodSettings, ModelSettings, OptimizerSettings, Settings
-
-__all__ = ["build_optimizer", "build_scheduler", "build_student", "build_task", "default_cfg"]
+from frskd_timm.task import StudentTask
+from frskd_train.settings import OptimizerSettings
 
 # torch's own optimizers that update everything in one pass over memory; on a CPU that takes a third of the time.
 FUSED = {"sgd", "momentum", "adam", "adamw"}
-
-
-def default_cfg(settings: ModelSettings) -> Mapping[str, Any]:
-    """What timm knows of the student's input before it is built.
-
-    Raises:
-        UserError: timm has no such model, or the folder or repository cannot be read.
-    """
-    name = settings.model
-    if name.startswith("local-dir:"):
-        try:
-            return load_model_config_from_path(name.removeprefix("local-dir:"))[0]
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"--model {name} is no exported model: {error}.") from error
-    if name.startswith("hf-hub:"):
-        try:
-            return load_model_config_from_hf(name.removeprefix("hf-hub:"))[0]
-        except Exception as error:
-            raise UserError(f"--model {name} cannot be had from the Hub: {str(error).splitlines()[0]}") from error
-    if not timm.is_model(name):
-        close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
-        hint = f" Did you mean {' or '.join(close)}?" if close else " timm.list_models() lists the names."
-        raise UserError(f"timm knows no model '{name}'.{hint}")
-    cfg = timm.get_pretrained_cfg(name)
-    if settings.pretrained and (cfg is None or not cfg.has_weights):
-        raise UserError(f"There are no pretrained weights for '{name}'; leave --pretrained out.")
-    return cfg.to_dict() if cfg is not None else {}
-
-
-def build_student(settings: ModelSettings, cfg: Mapping[str, Any], data: ImageData) -> nn.Module:
-    """Creates the student for the data's classes and image size.
-
-    Raises:
-        UserError: The model refuses its arguments, or the weights to start from do not fit.
-    """
-    classes = settings.num_classes or data.num_classes
-    if classes < data.num_classes:
-        raise UserError(f"--num-classes {classes} is fewer than the {data.num_classes} classes of the data.")
-    channels, height, width = data.preprocessing.input_size
-    arguments: dict[str, Any] = {key: yaml.safe_load(value) for key, value in settings.model_kwargs.items()}
-    if cfg.get("fixed_input_size"):
-        arguments.setdefault("img_size", (height, width))
-    if settings.drop_path is not None:
-        arguments["drop_path_rate"] = settings.drop_path
-    pretrained = settings.pretrained or settings.model.startswith(("local-dir:", "hf-hub:"))
-    try:
-        student = timm.create_model(
-            settings.model,
-            pretrained=pretrained,
-            num_classes=classes,
-            in_chans=channels,
-            drop_rate=settings.drop,
-            **arguments,
-        )
-    except UserError:
-        raise
-    except Exception as error:  # a model's own complaint about its arguments
-        raise UserError(f"timm cannot build '{settings.model}' so: {str(error).splitlines()[0]}") from error
-    if settings.initial_checkpoint is not None:
-        _start_from(student, settings.initial_checkpoint)
-    if settings.grad_checkpointing:
-        student.set_grad_checkpointing(True)  # type: ignore[operator]
-    return student
-
-
-def load_for_evaluation(model: str) -> tuple[nn.Module, Path | None]:
-    """Loads trained weights.
-
-    Args:
-        model: A run's folder, an exported student's folder, or a name that timm has weights for.
-
-    Returns:
-        The model, and the folder that results about it belong into, if it has one.
-
-    Raises:
-        UserError: There is no such model, or no weights for it.
-    """
-    path = Path(model.removeprefix("local-dir:"))
-    for student in (path / "student", path):
-        if (student / "config.json").is_file():
-            return load_export(student), path
-    if path.exists():
-        raise UserError(f"--model {model} is neither a finished run nor an exported student: it has no config.json.")
-    settings = ModelSettings(model=model, pretrained=True)
-    default_cfg(settings)
-    try:
-        return timm.create_model(model, pretrained=True), None
-    except Exception as error:
-        raise UserError(f"The weights of '{model}' cannot be had: {str(error).splitlines()[0]}") from error
-
-
-def _start_from(student: nn.Module, path: str) -> None:
-    """Loads weights into the student; a classifier of another size stays as it is."""
-    try:
-        weights = load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"--initial-checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from error
-    own = student.state_dict()
-    if not isinstance(weights, dict):
-        raise UserError(f"--initial-checkpoint {path} holds no state dict.")
-    fitting = {k: v for k, v in weights.items() if isinstance(v, Tensor) and k in own and v.shape == own[k].shape}
-    head = {name for name in own if not _is_backbone(student, name)}
-    missing = sorted(set(own) - set(fitting) - head)
-    if missing:
-        raise UserError(f"--initial-checkpoint {path} lacks {len(missing)} weights of the student, {missing[0]} first.")
-    student.load_state_dict(fitting, strict=False)
-
-
-def _is_backbone(student: nn.Module, name: str) -> bool:
-    classifiers = student.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
-    classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
-    return not name.startswith(tuple(f"{classifier}." for classifier in classifiers))
-
-
-def build_task(settings: Settings, student: nn.Module, data: ImageData) -> StudentTask:
-    """Puts the method around the student.
-
-    Raises:
-        UserError: Unknown names, a student without usable feature maps, or a linear probe with the self-teacher.
-    """
-    method, smoothing = settings.method, settings.preprocessing.smoothing
-    if settings.model.linear_probe:
-        if method.method != "ce":
-            raise UserError(
-                f"--linear-probe trains no feature maps, so --method {method.method} has nothing to teach: "
-                "add --method ce."
-            )
-        return LinearProbeTask(student, smoothing)
-    if method.method == "ce":
-        return CrossEntropyTask(student, smoothing)
-    return FRSKDTask.create(
-        student,
-        data.preprocessing.input_size,
-        student.num_classes,  # type: ignore[arg-type]
-        self_teacher=method.self_teacher,
-        feature_loss=method.feature_loss,
-        beta=method.beta,
-        max_levels=method.feature_levels,
-        sla=method.sla,
-        teacher_options=_teacher_options(method),
-        alpha=method.alpha,
-        temperature=method.temperature,
-        smoothing=smoothing,
-        schedule=method.distill_schedule,
-        start=method.distill_start / settings.optimizer.epochs,
-        sla_weight=method.sla_weight,
-        detach=method.teacher_detach,
-    )
-
-
-def _teacher_options(method: MethodSettings) -> dict[str, Any]:
-    return {"width": method.teacher_width, "depth": method.teacher_depth, "repeats": method.teacher_repeats}
 
 
 def build_optimizer(

@@ -90,13 +90,18 @@ class TrainMeter:
 
 
 def learning_note(
-    history: Sequence[Mapping[str, Any]], recent: Mapping[str, float], num_classes: int, updates: int
+    history: Sequence[Mapping[str, Any]],
+    recent: Mapping[str, float],
+    shown: Mapping[str, str],
+    num_classes: int,
+    updates: int,
 ) -> str | None:
     """A sentence about a student that learns nothing, or no longer, which the other terms' fall would hide.
 
     Args:
         history: One row for each epoch that is over.
         recent: The loss terms of the last steps.
+        shown: What scores are called by the name of their column; the first one is looked at.
         num_classes: Number of classes.
         updates: Optimizer updates so far; nothing is said of the first 100.
     """
@@ -108,11 +113,14 @@ def learning_note(
             f"note: the student's cross-entropy was {recent['loss_ce']:.3f} over the last steps; guessing among "
             f"{num_classes} classes gives {guessing:.3f}, so it learns nothing now. A lower --lr may help."
         )
-    scores = [row["top1"] for row in history if "top1" in row]
-    if scores and scores[-1] <= 100 / num_classes:
-        return f"note: the student's top-1 of {scores[-1]:.2f}% is no better than guessing among {num_classes} classes."
+    score, name = next(iter(shown.items()))
+    scores = [row[score] for row in history if score in row]
+    if score == "top1" and scores and scores[-1] <= 100 / num_classes:
+        return (
+            f"note: the student's {name} of {scores[-1]:.2f}% is no better than guessing among {num_classes} classes."
+        )
     if scores and scores[-1] < 0.5 * max(scores):
-        return f"note: the student's top-1 fell to {scores[-1]:.2f}% from {max(scores):.2f}%."
+        return f"note: the student's {name} fell to {scores[-1]:.2f}% from {max(scores):.2f}%."
     return None
 
 

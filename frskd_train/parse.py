@@ -12,22 +12,32 @@ import tyro
 import yaml
 
 from frskd_train.errors import SettingsError
-from frskd_train.settings import RENAMED, EvaluationSettings, OneOf, Range, Settings
+from frskd_train.settings import (
+    ONLY_CLASSIFICATION,
+    ONLY_SEGMENTATION,
+    RENAMED,
+    EvaluationSettings,
+    OneOf,
+    Range,
+    Settings,
+    default_settings,
+)
 
 DESCRIPTION = "Trains a timm model with FRSKD, or its cross-entropy baseline, and exports the student."
 
 
 def parse_settings(args: Sequence[str]) -> Settings:
-    """Reads settings: defaults, then a resumed run's own, then the recipe of `--config`, then flags.
+    """Reads settings: the task's defaults, then a resumed run's own, then the recipe of `--config`, then flags.
 
     Raises:
         SettingsError: A recipe that cannot be read, an unknown key, a value out of its range.
         SystemExit: `--help`, or a flag that does not parse (the message is printed already).
     """
-    settings = Settings()
-    for recipe in (_resumed_config(args), _last_value(args, "--config")):
-        if recipe is not None:
-            settings = read_recipe(recipe, settings)
+    recipes = [path for path in (_resumed_config(args), _last_value(args, "--config")) if path is not None]
+    tasks = [*(_read_yaml(path).get("task") for path in recipes), _last_value(args, "--task")]
+    settings = default_settings(next((str(task) for task in reversed(tasks) if task), "classification"))
+    for recipe in recipes:
+        settings = read_recipe(recipe, settings)
     settings = _cli(args, settings)
     check_ranges(settings)
     return settings
@@ -44,7 +54,7 @@ def parse_evaluation(args: Sequence[str]) -> EvaluationSettings:
         EvaluationSettings,
         args=list(args),
         prog="validate.py",
-        description="Scores a model on a dataset: top-1, top-5 and loss.",
+        description="Scores a model on a dataset: top-1, top-5 and loss, or mean IoU, pixel accuracy and loss.",
         config=(tyro.conf.OmitArgPrefixes,),
     )
     check_group(settings)
@@ -59,16 +69,8 @@ def read_recipe(path: str, settings: Settings | None = None) -> Settings:
         SettingsError: The file is missing or no mapping, or a key is unknown.
         SystemExit: A value does not parse; the message is printed, with the recipe's name.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"The recipe {path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"The recipe {path} is not YAML: {' '.join(str(error).split())}") from error
-    if content is None:
-        content = {}
-    if not isinstance(content, dict):
-        raise SettingsError(f"The recipe {path} must hold one setting a line, such as `batch_size: 128`.")
+    content = _read_yaml(path)
+    settings = settings or default_settings(str(content.get("task")))
     known = {field.name: field for _, field in fields()}
     tokens: list[str] = []
     for key, value in content.items():
@@ -80,10 +82,24 @@ def read_recipe(path: str, settings: Settings | None = None) -> Settings:
             raise SettingsError(f"The recipe {path} has an unknown setting '{key}'.{hint}")
         tokens += _tokens(name, value)
     try:
-        return _cli(tokens, settings or Settings())
+        return _cli(tokens, settings)
     except SystemExit:
         print(f"(in the recipe {path})", file=sys.stderr)
         raise
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"The recipe {path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"The recipe {path} is not YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SettingsError(f"The recipe {path} must hold one setting a line, such as `batch_size: 128`.")
+    return content
 
 
 def fields() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
@@ -107,13 +123,15 @@ def write_recipe(settings: Settings, heading: str) -> str:
         heading: First line, a comment.
     """
     values = flat(settings)
+    left_out = {"config", "output_dir", "resume", *_foreign(settings.model.task)}
     lines = [f"# {heading}"]
     for group in dataclasses.fields(Settings):
-        lines.append(f"\n# {typing.cast(Any, group.type).__doc__}")
-        for field in dataclasses.fields(typing.cast(Any, group.type)):
-            if field.name not in ("config", "output_dir", "resume"):
-                value = yaml.safe_dump(values[field.name], default_flow_style=True, width=1000)
-                lines.append(f"{field.name}: {value.removesuffix('...' + chr(10)).strip()}")
+        names = [field.name for field in dataclasses.fields(typing.cast(Any, group.type)) if field.name not in left_out]
+        if names:
+            lines.append(f"\n# {typing.cast(Any, group.type).__doc__}")
+        for name in names:
+            value = yaml.safe_dump(values[name], default_flow_style=True, width=1000)
+            lines.append(f"{name}: {value.removesuffix('...' + chr(10)).strip()}")
     return "\n".join(lines) + "\n"
 
 
@@ -125,6 +143,7 @@ def check_ranges(settings: Settings) -> None:
     """
     for group in dataclasses.fields(settings):
         check_group(getattr(settings, group.name))
+    _refuse_foreign(settings)
     optimizer, pre = settings.optimizer, settings.preprocessing
     if optimizer.warmup_epochs >= optimizer.epochs and optimizer.warmup_epochs > 0:
         raise SettingsError(
@@ -141,13 +160,31 @@ def check_ranges(settings: Settings) -> None:
             raise SettingsError(f"{name} needs {pre.in_chans} number(s), one a channel, not {len(numbers)}.")
     if pre.std is not None and min(pre.std) <= 0:
         raise SettingsError(f"--std has to be above 0 in every channel, not {min(pre.std):g}.")
-    for name, pair in (("--scale", pre.scale), ("--ratio", pre.ratio)):
+    for name, pair in (
+        ("--scale", pre.scale),
+        ("--ratio", pre.ratio),
+        ("--resize-range", settings.segmentation.resize_range),
+    ):
         if not 0 < pair[0] <= pair[1]:
             raise SettingsError(
                 f"{name} takes two positive numbers, the smaller one first, not {pair[0]:g} {pair[1]:g}."
             )
     if pre.scale[1] > 1:
         raise SettingsError(f"--scale is a share of the image's area, at most 1, not {pre.scale[1]:g}.")
+
+
+def _foreign(task: str) -> tuple[str, ...]:
+    """Settings that a task has no use of."""
+    return ONLY_SEGMENTATION if task == "classification" else ONLY_CLASSIFICATION
+
+
+def _refuse_foreign(settings: Settings) -> None:
+    task = settings.model.task
+    values, defaults = flat(settings), flat(default_settings(task))
+    for name in _foreign(task):
+        if values[name] != defaults[name]:
+            other = "segmentation" if task == "classification" else "classification"
+            raise SettingsError(f"{flag(name)} is for --task {other}, and this is {task}: leave it out.")
 
 
 def check_group(group: Any) -> None:

@@ -12,10 +12,10 @@ from frskd_train.settings import RENAMED, DataSettings
 
 # What makes a run the run it is: with other values the checkpoint's numbers mean something else.
 _FIXED = (
-    "model", "model_kwargs", "num_classes", "method", "self_teacher", "teacher_width", "teacher_depth",
-    "teacher_repeats", "feature_loss", "feature_levels", "sla", "img_size", "in_chans", "opt", "filter_bias_and_bn",
-    "layer_decay",
-    "teacher_detach", "model_ema", "seed", "grad_accum_steps", "opt_kwargs", "pretrained", "initial_checkpoint",
+    "task", "model", "model_kwargs", "num_classes", "linear_probe", "decoder_channels", "decoder_layers", "method",
+    "self_teacher", "teacher_width", "teacher_depth", "teacher_repeats", "feature_loss", "feature_levels", "sla",
+    "img_size", "in_chans", "opt", "filter_bias_and_bn", "layer_decay", "teacher_detach", "model_ema", "seed",
+    "grad_accum_steps", "opt_kwargs", "pretrained", "initial_checkpoint",
 )  # fmt: skip
 # What says nothing of the numbers: changed without a word.
 _FREE = (
@@ -29,14 +29,16 @@ class Position:
     """A place in a run, as a checkpoint keeps it.
 
     Attributes:
+        score: Name of the score, in percent, that says which epoch is the best.
         epoch: Epochs that are over.
         step: Steps of the current epoch that are over.
         updates: Optimizer updates since the start.
         history: One row for each epoch that is over.
-        best: Top-1 in percent of the best epoch, and the checkpoint that holds it.
+        best: Score of the best epoch, and the checkpoint that holds it.
         earlier_seconds: Time that earlier parts of the run took.
     """
 
+    score: str
     epoch: int = 0
     step: int = 0
     updates: int = 0
@@ -48,12 +50,12 @@ class Position:
     last_checkpoint: Path | None = field(default=None, repr=False)
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any], checkpoint: Path) -> "Position":
+    def from_state(cls, state: Mapping[str, Any], checkpoint: Path, score: str) -> "Position":
         """The place that a checkpoint was made at."""
         kept = {name: state[name] for name in ("epoch", "step", "updates", "history", "best")}
         if kept["best"] and not (checkpoint.parent / kept["best"]["checkpoint"]).is_dir():
             kept["best"] = None  # deleted when a better one came, which this run has now turned its back on
-        return cls(**kept, earlier_seconds=state["seconds"], last_checkpoint=checkpoint)
+        return cls(score, **kept, earlier_seconds=state["seconds"], last_checkpoint=checkpoint)
 
     def to_state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -85,9 +87,9 @@ class Position:
         self.epoch += 1
         self.step = 0
         self.history.append({"epoch": self.epoch, **row})
-        if "top1" in row and (self.best is None or row["top1"] > self.best["top1"]):
+        if self.score in row and (self.best is None or row[self.score] > self.best[self.score]):
             # The checkpoint that is written next.
-            self.best = {"top1": row["top1"], "epoch": self.epoch, "checkpoint": checkpoint_name(self.updates)}
+            self.best = {self.score: row[self.score], "epoch": self.epoch, "checkpoint": checkpoint_name(self.updates)}
 
 
 def check_resume(state: Mapping[str, Any], settings: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:

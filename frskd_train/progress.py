@@ -14,10 +14,12 @@ class Progress:
         epochs: Epochs of the run.
         steps: Steps an epoch.
         images: Images in a step, over all processes.
+        shown: What scores are called by the name of their column; the first one is shown.
     """
 
-    def __init__(self, enabled: bool, epochs: int, steps: int, images: int) -> None:
+    def __init__(self, enabled: bool, epochs: int, steps: int, images: int, shown: Mapping[str, str]) -> None:
         self.enabled = enabled
+        self.score, self.score_name = next(iter(shown.items()))
         self.epochs, self.steps, self.images = epochs, steps, images
         self._live = enabled and sys.stdout.isatty()
         self._start, self._done_before = time.perf_counter(), 0
@@ -71,9 +73,9 @@ class Progress:
     def close_epoch(self, row: Mapping[str, Any]) -> None:
         """The line after an epoch."""
         terms = {name: value for name, value in row.items() if name.startswith("loss")}
-        scores = f"top-1 {row['top1']:.2f}%" if "top1" in row else ""
-        if "teacher_top1" in row:
-            scores += f" (self-teacher {row['teacher_top1']:.2f}%)"
+        scores = f"{self.score_name} {row[self.score]:.2f}%" if self.score in row else ""
+        if f"teacher_{self.score}" in row:
+            scores += f" (self-teacher {row[f'teacher_{self.score}']:.2f}%)"
         self.say(
             f"epoch {row['epoch']}/{self.epochs}  {format_terms(terms)}  {scores}  lr {row['lr']:.4g}  "
             f"{row['images_per_second']:.0f} images/s  {self.time_left()} left"

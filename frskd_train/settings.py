@@ -71,8 +71,11 @@ Count = Range(low=1)
 class ModelSettings:
     """The student: any timm model."""
 
+    task: Literal["classification", "segmentation"] = "classification"
+    """What the student learns to tell: the class of an image, or of each of its pixels. Other defaults for each."""
     model: str = "wide_resnet16_2_frskd"
-    """The student's name: any of timm.list_models(), or a `local-dir:` / `hf-hub:` name."""
+    """The student's name: any of timm.list_models(), or a `local-dir:` / `hf-hub:` name. In segmentation the
+    backbone's, or efficientdet_d0 / efficientdet_d1."""
     pretrained: bool = False
     """Start from the weights timm knows for this name (the head is made anew for other classes)."""
     initial_checkpoint: str | None = None
@@ -114,7 +117,7 @@ class MethodSettings:
     teacher_depth: Annotated[int, Count] = 2
     """Depthwise-pointwise repetitions in each fusion block of the self-teacher."""
     teacher_repeats: Annotated[int, Count] = 1
-    """BiFPN layers of the self-teacher, one after the other."""
+    """BiFPN layers of the self-teacher, one after the other (in segmentation on top of the decoder's)."""
     teacher_lr_scale: Annotated[float, Positive] = 1.0
     """Learning rate of the self-teacher as a multiple of the student's."""
     teacher_detach: bool = False
@@ -134,7 +137,8 @@ class DataSettings:
     """Where the images come from."""
 
     dataset: str = "fashion_mnist_sample"
-    """The sample that ships, a folder of class folders, a folder written by datasets' save_to_disk, or a Hub id."""
+    """The sample that ships, a folder of class folders, one written by datasets' save_to_disk, or a Hub id. In
+    segmentation fashion_mnist_scenes, composed on the spot, a folder like Pascal VOC's, or a dataset of masks."""
     dataset_config: str | None = None
     """Configuration name of a Hub dataset that has several."""
     dataset_revision: str | None = None
@@ -148,7 +152,8 @@ class DataSettings:
     input_key: str | None = None
     """Column of the images; by default the only image column."""
     target_key: str | None = None
-    """Column of the labels; by default the only class column, or label, labels, class, fine_label, target."""
+    """Column of the labels; by default the only class column, or label, labels, class, fine_label, target. In
+    segmentation that of the masks."""
     train_num_samples: Annotated[int | None, Count] = None
     """Train on this many images only, as many of each class as can be, always the same ones."""
     data_mode: Literal["auto", "memory", "stream"] = "auto"
@@ -166,7 +171,8 @@ class PreprocessingSettings:
     """Size, colours and augmentation of the images."""
 
     img_size: Annotated[int | None, Range(low=8, high=4096)] = None
-    """Height and width in pixels; by default the data's own where all are alike and at most 64, else the model's."""
+    """Height and width in pixels; by default the data's own where all are alike and at most 64, else the model's. In
+    segmentation those of the training crops, by default the data's own up to 512."""
     in_chans: Literal[1, 3] = 3
     """Channels of the student's input; gray images are repeated to 3."""
     mean: tuple[float, ...] | None = None
@@ -190,7 +196,7 @@ class PreprocessingSettings:
     vflip: Annotated[float, Fraction] = 0.0
     """Chance of a vertical flip."""
     color_jitter: Annotated[float, NotNegative] = 0.0
-    """Strength of random brightness, contrast and saturation; streams the data."""
+    """Strength of random brightness, contrast and saturation; in classification it streams the data."""
     aa: str | None = None
     """timm's AutoAugment / RandAugment policy, such as rand-m9-mstd0.5; streams the data."""
     reprob: Annotated[float, Fraction] = 0.0
@@ -201,6 +207,29 @@ class PreprocessingSettings:
     """CutMix alpha (the paper: 1.0); 0 is off. With both, each batch takes one of the two."""
     smoothing: Annotated[float, Range(low=0, high=0.99)] = 0.1
     """Label smoothing of the cross-entropy terms (the paper: 0)."""
+
+
+@dataclass(frozen=True)
+class SegmentationSettings:
+    """What only --task segmentation has."""
+
+    decoder_channels: Annotated[int | None, Count] = None
+    """Channels of all levels of the decoder; 64 by default (efficientdet_d1: 88)."""
+    decoder_layers: Annotated[int, Count] = 3
+    """BiFPN layers of the decoder."""
+    class_weights: tuple[float, ...] = ()
+    """Weight of each class in the cross-entropy, in the order of the labels; all alike by default."""
+    resize_range: tuple[float, float] = (0.5, 2.0)
+    """Smallest and largest factor by which a training image is resized before it is cropped."""
+
+
+# What the other task has no use of: refused there, and left out of its recipes.
+ONLY_CLASSIFICATION = (
+    "initial_checkpoint", "linear_probe", "num_classes", "drop", "self_teacher", "teacher_width", "teacher_depth",
+    "feature_levels", "sla", "sla_weight", "crop_pct", "train_crop_mode", "crop_padding", "scale", "ratio", "aa",
+    "reprob", "mixup", "cutmix",
+)  # fmt: skip
+ONLY_SEGMENTATION = tuple(SegmentationSettings.__dataclass_fields__)
 
 
 @dataclass(frozen=True)
@@ -319,9 +348,25 @@ class Settings:
     method: MethodSettings = field(default_factory=MethodSettings)
     data: DataSettings = field(default_factory=DataSettings)
     preprocessing: PreprocessingSettings = field(default_factory=PreprocessingSettings)
+    segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     loop: LoopSettings = field(default_factory=LoopSettings)
     run: RunSettings = field(default_factory=RunSettings)
+
+
+def default_settings(task: str = "classification") -> Settings:
+    """What a run of `--task` takes where nothing is said: the data that ship, on a CPU, in a few minutes."""
+    if task != "segmentation":
+        return Settings()
+    return Settings(
+        model=ModelSettings(task="segmentation", model="resnet10t"),
+        method=MethodSettings(alpha=1.0, beta=50.0, temperature=1.0, distill_start=10, teacher_repeats=2),
+        data=DataSettings(dataset="fashion_mnist_scenes"),
+        preprocessing=PreprocessingSettings(smoothing=0.0),
+        segmentation=SegmentationSettings(resize_range=(0.75, 1.5)),
+        optimizer=OptimizerSettings(opt="adamw", lr=2e-3, weight_decay=0.05, epochs=20, warmup_epochs=1),
+        loop=LoopSettings(batch_size=16),
+    )
 
 
 @dataclass(frozen=True)

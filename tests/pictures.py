@@ -19,7 +19,9 @@ PREPROCESSING = set(PreprocessingSettings.__dataclass_fields__)
 def load(dataset: object, **chosen: Any) -> ImageData:
     """load_data with settings of both groups by name."""
     pre = {name: chosen.pop(name) for name in set(chosen) & PREPROCESSING}
-    return load_data(DataSettings(dataset=str(dataset), **chosen), PreprocessingSettings(**pre), model_cfg=MODEL_CFG)
+    outputs = chosen.pop("num_outputs", None)
+    data, preprocessing = DataSettings(dataset=str(dataset), **chosen), PreprocessingSettings(**pre)
+    return load_data(data, preprocessing, model_cfg=MODEL_CFG, num_outputs=outputs)
 
 
 def picture(number: int, width: int = 12, height: int = 12, mode: str = "RGB") -> Image.Image:

@@ -266,10 +266,10 @@ def test_mixed_targets_say_what_the_images_are_made_of(chosen: dict[str, float],
     # Images of one colour, which is the class: the mean of a mixed image follows from its target.
     colours = split([encoded(Image.new("RGB", (16, 16), (80 * k, 0, 0))) for k in (0, 1, 2) * 8], [0, 1, 2] * 8)
     plain = {"train_crop_mode": "none", "mean": (0.0,), "std": (1.0,)}
-    data = load(save(tmp_path / "data", train=colours, test=colours), **plain, **chosen)
+    data = load(save(tmp_path / "data", train=colours, test=colours), num_outputs=5, **plain, **chosen)
     kinds = set()
     for epoch in range(6):
-        for images, target in data.train_batches(8, seed=7, num_classes=5).epoch(epoch):
+        for images, target in data.train_batches(8, seed=7).epoch(epoch):
             assert target.shape == (8, 5)
             torch.testing.assert_close(target.sum(1), torch.ones(8))
             red = (target @ torch.tensor([0.0, 80.0, 160.0, 0.0, 0.0])) / 255

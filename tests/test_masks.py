@@ -295,10 +295,6 @@ def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"mask 0 of split train .* has label 2; labels must be 0 to 1, or 255"):
         load(folder)
     (folder / "labels.txt").unlink()
-    with pytest.raises(UserError, match=r"--mixup 0\.2 is for classification"):
-        load(folder, mixup=0.2)
-    with pytest.raises(UserError, match="resizing factors 2 1 must"):
-        load(folder, resize=(2, 1))
     with pytest.raises(UserError, match="--val-split test: the dataset has no such split, but train, val"):
         load(folder, val_split="test")
     with pytest.raises(UserError, match="--train-num-samples 99: there are only 6"):

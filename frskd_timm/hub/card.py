@@ -61,6 +61,34 @@ def model_card(metrics: Mapping[str, Any], config: Mapping[str, Any], names: Col
     return tidy(card)
 
 
+def write_backbone_card(folder: str | Path, metrics: Mapping[str, Any]) -> Path:
+    """Writes the card of a segmentation student's backbone, exported as a timm checkpoint.
+
+    Args:
+        folder: The checkpoint's folder.
+        metrics: The `metrics.json` of the run that trained it.
+
+    Returns:
+        The path of the card.
+    """
+    folder = Path(folder)
+    config = StudentFolder(folder).config
+    about = About.of(metrics, config)
+    data = ModelCardData(
+        license=about.license or None,
+        library_name="timm",
+        pipeline_tag="image-feature-extraction",
+        tags=["timm", "semantic-segmentation"],
+        base_architecture=about.architecture,
+    )
+    template = files("frskd_timm.hub").joinpath("backbone_template.md").read_text(encoding="utf-8")
+    card = ModelCard.from_template(
+        data, template_str=template, **{"title": about.title, "architecture": about.architecture}, run=_present(metrics)
+    )
+    tidy(card).save(folder / CARD)
+    return folder / CARD
+
+
 def tidy(card: ModelCard) -> ModelCard:
     """The card without the blank lines that conditions in a template leave."""
     card.text = re.sub(r"\n{3,}", "\n\n", card.text).rstrip() + "\n"

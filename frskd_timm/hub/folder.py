@@ -73,18 +73,26 @@ class StudentFolder:
         generator = torch.Generator().manual_seed(0)
         return torch.randn(batch, self.config.get("in_chans", 3), *size, generator=generator)
 
+    @property
+    def imports(self) -> str:
+        """What has to be imported to load it."""
+        if self.is_segmentation:
+            return "from frskd_timm.segmentation import SegmentationStudent"
+        package = package_of(self.architecture)
+        return f"import timm, {package}" if package else "import timm"
+
     def load_line(self, name: str) -> str:
-        """The Python that loads it from the Hub or from a folder.
+        """The Python that loads it after the imports.
 
         Args:
-            name: OWNER/NAME with or without a revision, or a folder with `local-dir:` before it.
+            name: OWNER/NAME on the Hub, with or without @REVISION, or `local-dir:FOLDER`.
         """
-        if self.is_segmentation:
-            place, _, revision = name.removeprefix("local-dir:").partition("@")
-            more = f', revision="{revision}"' if revision else ""
-            return f'SegmentationStudent.from_pretrained("{place}"{more})'
-        prefix = "" if name.startswith("local-dir:") else "hf-hub:"
-        return f'timm.create_model("{prefix}{name}", pretrained=True)'
+        if not self.is_segmentation:
+            place = name if name.startswith("local-dir:") else f"hf-hub:{name}"
+            return f'timm.create_model("{place}", pretrained=True)'
+        place, _, revision = name.removeprefix("local-dir:").partition("@")
+        more = f', revision="{revision}"' if revision else ""
+        return f'SegmentationStudent.from_pretrained("{place}"{more})'
 
 
 def package_of(architecture: str) -> str | None:

@@ -40,6 +40,8 @@ _TERMS = {
 _SCORES = {
     "top1": ("student", _BLUE, "-"),
     "teacher_top1": ("self-teacher", _ORANGE, "-"),
+    "miou": ("student", _BLUE, "-"),
+    "teacher_miou": ("self-teacher", _ORANGE, "-"),
 }
 
 
@@ -47,8 +49,8 @@ def curves_figure(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     """Draws loss terms and accuracies over the epochs.
 
     Args:
-        rows: One mapping an epoch, as in `summary.csv`: `epoch`, `loss`, `loss_*`, `val_loss`, `top1`, `teacher_top1`
-            (percent). Numbers may be text; any may be missing or empty.
+        rows: One mapping an epoch, as in `summary.csv`: `epoch`, `loss`, `loss_*`, `val_loss`, `top1`, `teacher_top1`,
+            or `miou`, `teacher_miou` (percent). Numbers may be text; any may be missing or empty.
         path: The PNG to write.
 
     Returns:
@@ -154,7 +156,7 @@ def _draw_losses(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray
 
 
 def _draw_scores(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray[np.float64]]) -> None:
-    axes.set_title("top-1 accuracy, validation (%)")
+    axes.set_title("mean IoU, validation (%)" if "miou" in columns else "top-1 accuracy, validation (%)")
     last = []
     for name, (label, colour, style) in _SCORES.items():
         if name not in columns:

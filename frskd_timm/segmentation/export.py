@@ -25,9 +25,7 @@ from frskd_timm.segmentation.student import SegmentationStudent
 TOLERANCE = 1e-4
 
 
-def export_segmentation(
-    student: nn.Module, folder: str | Path, *, finish: Callable[[Path], None] | None = None
-) -> Path:
+def export_segmentation(student: nn.Module, folder: str | Path, *, finish: Callable[[Path], Any] | None = None) -> Path:
     """Writes a student to a folder that `SegmentationStudent.from_pretrained` loads, and proves it by loading it.
 
     Everything is written and checked in a folder aside, which then takes the place of `folder`.
@@ -64,7 +62,7 @@ def export_backbone(
     license: str | None = None,
     dataset: str | None = None,
     method: str = "frskd",
-    finish: Callable[[Path], None] | None = None,
+    finish: Callable[[Path], Any] | None = None,
 ) -> Path:
     """Writes a student's backbone as a timm checkpoint, and proves that it gives the same maps.
 

@@ -26,17 +26,17 @@ def find_image_column(features: datasets.Features, wanted: str | None) -> str:
     """
     if wanted is not None:
         if wanted not in features:
-            raise UserError(f"--input-key {wanted}: the dataset has no such column, but {_named(features)}")
-        if not (_is_image(features[wanted]) or _is_encoded_image(features[wanted])):
+            raise UserError(f"--input-key {wanted}: the dataset has no such column, but {columns_named(features)}")
+        if not (is_image_column(features[wanted]) or is_encoded_column(features[wanted])):
             raise UserError(f"--input-key {wanted}: this column holds {_kind(features[wanted])}, not images")
         return wanted
-    for is_right in (_is_image, _is_encoded_image):
+    for is_right in (is_image_column, is_encoded_column):
         found = [name for name, feature in features.items() if is_right(feature)]
         if len(found) == 1:
             return found[0]
         if found:
             raise UserError(f"the dataset has several image columns ({', '.join(found)}); choose with --input-key")
-    raise UserError(f"the dataset has no image column, only {_named(features)}")
+    raise UserError(f"the dataset has no image column, only {columns_named(features)}")
 
 
 def find_label_column(features: datasets.Features, wanted: str | None) -> str:
@@ -51,7 +51,7 @@ def find_label_column(features: datasets.Features, wanted: str | None) -> str:
     """
     if wanted is not None:
         if wanted not in features:
-            raise UserError(f"--target-key {wanted}: the dataset has no such column, but {_named(features)}")
+            raise UserError(f"--target-key {wanted}: the dataset has no such column, but {columns_named(features)}")
         return wanted
     classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     if len(classes) == 1:
@@ -61,7 +61,7 @@ def find_label_column(features: datasets.Features, wanted: str | None) -> str:
             return name
     if classes:
         raise UserError(f"the dataset has several class columns ({', '.join(classes)}); choose with --target-key")
-    raise UserError(f"the dataset has no label column, only {_named(features)}; name it with --target-key")
+    raise UserError(f"the dataset has no label column, only {columns_named(features)}; name it with --target-key")
 
 
 def read_labels(splits: Mapping[str, datasets.Dataset], column: str) -> tuple[dict[str, Labels], list[str]]:
@@ -128,7 +128,7 @@ def _class_numbers(dataset: datasets.Dataset, split: str, column: str, names: li
 
 def _plain_values(dataset: datasets.Dataset, split: str, column: str) -> list[Any]:
     if column not in dataset.features:
-        raise UserError(f"split {split} has no column {column}, but {_named(dataset.features)}")
+        raise UserError(f"split {split} has no column {column}, but {columns_named(dataset.features)}")
     feature = dataset.features[column]
     kind = dataset.data.schema.field(column).type
     whole = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
@@ -164,11 +164,13 @@ def _only_there(split: str, trained_on: str, names: list[str]) -> str:
     return f"split {split} has classes without an image in split {trained_on}: {shown}"
 
 
-def _is_image(feature: Any) -> bool:
+def is_image_column(feature: Any) -> bool:
+    """Whether datasets knows a column to hold images."""
     return isinstance(feature, datasets.Image)
 
 
-def _is_encoded_image(feature: Any) -> bool:
+def is_encoded_column(feature: Any) -> bool:
+    """Whether a column holds images' bytes, which files read without their metadata only show by their form."""
     if isinstance(feature, dict):
         return set(feature) == {"bytes", "path"}
     return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
@@ -178,5 +180,6 @@ def _kind(feature: Any) -> str:
     return str(feature.dtype) if isinstance(feature, datasets.Value) else type(feature).__name__
 
 
-def _named(features: datasets.Features) -> str:
+def columns_named(features: datasets.Features) -> str:
+    """A dataset's columns for a sentence."""
     return "the columns " + ", ".join(f"{name} ({_kind(feature)})" for name, feature in features.items())

@@ -60,7 +60,7 @@ class Images:
         """
         value = self.dataset[row][self.column]
         try:
-            image = _open(value)
+            image = open_image(value)
             return _upright_size(image), _is_gray(image)
         except Exception as error:  # Pillow's plugins raise nearly everything on damaged files
             raise self._bad(row, value, error) from error
@@ -84,21 +84,21 @@ class Images:
         """Decodes images as `load` does, but gives the errors of bad ones instead of raising them."""
         for row, value in zip(rows, self.dataset[rows][self.column], strict=True):
             try:
-                image = _open(value)
+                image = open_image(value)
                 yield _to_8_bits(image, mode or ("L" if _is_gray(image) else "RGB"))
             except Exception as error:
                 yield self._bad(row, value, error)
 
     def encoded(self, row: int) -> bytes:
         """The bytes of an image's file, for a fingerprint; its path where the file cannot be read."""
-        content, path = _content(self.dataset[row][self.column])
+        content, path = encoded_content(self.dataset[row][self.column])
         try:
             return content if content is not None else Path(path or "").read_bytes()
         except OSError:
             return str(path).encode()
 
     def _bad(self, row: int, value: Any, error: Exception) -> BadImageError:
-        _, path = _content(value)
+        _, path = encoded_content(value)
         where = f"image {row} of split {self.split}" + (f" ({path})" if path else "")
         reason = "no image in a format that Pillow knows" if type(error).__name__ == "UnidentifiedImageError" else error
         return BadImageError(f"{where} cannot be read: {reason}")
@@ -123,13 +123,14 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     return (image.height, image.width) if turned else image.size
 
 
-def _content(value: Any) -> tuple[bytes | None, str | None]:
+def encoded_content(value: Any) -> tuple[bytes | None, str | None]:
     """An image's bytes, or where its file is."""
     return (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
 
 
-def _open(value: Any) -> Image.Image:
-    content, path = _content(value)
+def open_image(value: Any) -> Image.Image:
+    """An encoded image, not decoded yet; whatever Pillow raises passes through."""
+    content, path = encoded_content(value)
     if content is None and not path:
         raise ValueError("the row is empty")
     image = Image.open(io.BytesIO(content) if content is not None else str(path), formats=_formats())

@@ -1,10 +1,11 @@
 """The data of a run: what is known of it, and its batches."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
 from frskd_train.data.batches import Augmentation, TrainBatches, ValBatches
+from frskd_train.data.facts import DataFacts
 from frskd_train.data.memory import MemoryImages
 from frskd_train.data.order import Order
 from frskd_train.data.preprocessing import Preprocessing
@@ -12,46 +13,12 @@ from frskd_train.data.stream import StreamedImages
 
 
 @dataclass(frozen=True)
-class ImageData:
-    """A dataset, ready to train and validate on.
+class ImageData(DataFacts):
+    """Images and their classes."""
 
-    Attributes:
-        name: For folders and tags.
-        id: The dataset's id on the Hub, or its folder's name.
-        license: Identifier such as `mit`, if known.
-        homepage: If known.
-        train_split: Name of the split that is trained on.
-        val_split: Name of the split that is validated on; the training split's where a part of it is held out.
-        class_names: Name of each class.
-        train_rows: Number of training images.
-        val_rows: Number of validation images.
-        fingerprint: Changes when images, labels, classes or the choice of rows change.
-        preprocessing: What the network's input goes through, in validation and after export.
-        mode: `memory` or `stream`.
-        notes: Sentences that the user should see, such as how many images were left out.
-    """
-
-    name: str
-    id: str
-    license: str | None
-    homepage: str | None
-    train_split: str
-    val_split: str
-    class_names: list[str]
-    train_rows: int
-    val_rows: int
-    fingerprint: str
-    preprocessing: Preprocessing
-    mode: str
-    notes: tuple[str, ...]
     train: MemoryImages | StreamedImages = field(repr=False)
     val: MemoryImages | StreamedImages = field(repr=False)
     augmentation: Augmentation = field(repr=False)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes, empty ones included."""
-        return len(self.class_names)
 
     def bad_images(self) -> list[str]:
         """Messages about the images that were left out so far, each once."""
@@ -66,7 +33,6 @@ class ImageData:
         seed: int = 0,
         device: torch.device | str = "cpu",
         channels_last: bool = True,
-        num_classes: int | None = None,
     ) -> TrainBatches:
         """Makes the training batches of one process.
 
@@ -77,15 +43,14 @@ class ImageData:
             seed: Of order and augmentation.
             device: Where batches are put together, and images in memory kept.
             channels_last: Give NHWC memory.
-            num_classes: Columns of mixed targets, where the network has more outputs than the data classes.
 
         Raises:
             UserError: Less than two images a batch and process.
         """
         order = Order.of(self.train_rows, batch_size, rank, world, seed)
-        mix = replace(self.augmentation.mix, num_classes=num_classes or self.num_classes)
-        augmentation = replace(self.augmentation, mix=mix)
-        return TrainBatches(self.train, order, augmentation, self.preprocessing, torch.device(device), channels_last)
+        return TrainBatches(
+            self.train, order, self.augmentation, self.preprocessing, torch.device(device), channels_last
+        )
 
     def val_batches(
         self,

@@ -33,6 +33,7 @@ def load_data(
     *,
     model_cfg: Mapping[str, Any],
     use_model_stats: bool = False,
+    num_outputs: int | None = None,
     progress: bool = False,
 ) -> ImageData:
     """Loads a dataset of images and classes to train and validate on.
@@ -44,6 +45,7 @@ def load_data(
         preprocessing: Their size, colours and augmentation.
         model_cfg: The student's timm configuration (`pretrained_cfg`): input_size, mean, std, fixed_input_size.
         use_model_stats: Take mean and std from `model_cfg` where the settings give none.
+        num_outputs: The network's outputs, where they are more than the classes of the data.
         progress: Show a bar while images are decoded.
 
     Raises:
@@ -84,7 +86,7 @@ def load_data(
         hflip=preprocessing.hflip,
         vflip=preprocessing.vflip,
         reprob=preprocessing.reprob,
-        mix=Mix(preprocessing.mixup, preprocessing.cutmix, len(class_names)),
+        mix=Mix(preprocessing.mixup, preprocessing.cutmix, num_outputs or len(class_names)),
     )
     return ImageData(
         name=source.info.name,

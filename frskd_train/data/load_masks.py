@@ -17,7 +17,7 @@ from frskd_timm.errors import UserError
 from frskd_timm.segmentation.losses import IGNORED
 from frskd_train.data.decode import BadImageError, Images, quiet_pillow
 from frskd_train.data.mask_batches import PairSource
-from frskd_train.data.mask_data import MaskData
+from frskd_train.data.mask_data import MaskData, MaskValidationData
 from frskd_train.data.mask_rows import (
     EncodedPairs,
     MemoryPairs,
@@ -30,14 +30,13 @@ from frskd_train.data.mask_transforms import PairAugmentation
 from frskd_train.data.order import Rows
 from frskd_train.data.preprocessing import Preprocessing, given_statistics, measure
 from frskd_train.data.scenes import COUNTS, SCENES_INFO, SCENES_NAME, SIZE, compose, garments
-from frskd_train.data.source import Source, SourceInfo, _slug, find_source
+from frskd_train.data.source import Source, SourceInfo, find_source, slug
 from frskd_train.data.splits import FIXED, choose_splits
 from frskd_train.data.voc import is_voc_folder, read_voc
 from frskd_train.settings import DataSettings, PreprocessingSettings
 
 CROP = 512  # pixels at most of a side of the training crops, by default
 MEASURED = 256  # images that give mean and standard deviation
-_CLASSIFICATION_ONLY = {"mixup": 0.0, "cutmix": 0.0, "aa": None, "reprob": 0.0}
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,6 @@ def load_masks(
     Raises:
         UserError: No such dataset, or something in it or in the settings that cannot be trained on.
     """
-    _check(preprocessing, resize)
     statistics = given_statistics(preprocessing, model_cfg, use_model_stats)
     if data.dataset == SCENES_NAME:
         found = _scenes(data, preprocessing)
@@ -125,12 +123,51 @@ def load_masks(
     )
 
 
-def _check(preprocessing: PreprocessingSettings, resize: tuple[float, float]) -> None:
-    for name, off in _CLASSIFICATION_ONLY.items():
-        if getattr(preprocessing, name) != off:
-            raise UserError(f"--{name} {getattr(preprocessing, name)} is for classification; leave it out here")
-    if not 0 < resize[0] <= resize[1]:
-        raise UserError(f"the resizing factors {resize[0]:g} {resize[1]:g} must be above 0, the smaller one first")
+def load_mask_validation(
+    data: DataSettings,
+    *,
+    in_chans: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    class_names: Sequence[str],
+    progress: bool = False,
+) -> MaskValidationData:
+    """Loads images and masks to evaluate a trained student on; nothing of a training split is decoded.
+
+    Args:
+        data: As for `load_masks`: the images that training would validate on, or all of `--val-split`.
+        in_chans: Channels of the student's input, 1 or 3.
+        mean: The student's, a channel.
+        std: The student's, a channel.
+        class_names: The student's classes in the order of its outputs, which are the labels of the masks.
+        progress: Show a bar while images are decoded.
+
+    Raises:
+        UserError: No such dataset, or something in it that the student cannot be evaluated on.
+    """
+    notes: tuple[str, ...] = ()
+    if data.dataset == SCENES_NAME:
+        split = choose_splits(tuple(COUNTS), data.train_split, data.val_split)[1] or "test"
+        pairs, names = _composed(split, COUNTS["test"], in_chans)
+        name, source = SCENES_NAME, PairSource(pairs, 0, data.bad_images)
+    else:
+        found, names_found = _find(data)
+        names = names_found or list(class_names)
+        train_split, val_split = choose_splits(found.splits, data.train_split, data.val_split)
+        split = val_split or train_split
+        rows = np.arange(len(found.splits[split]))
+        if val_split is None:
+            rows = _hold_out(len(rows), data.val_fraction)[1]
+        part = _encoded(data, found, split, rows, in_chans, len(class_names))
+        mode = _mode(data, (part,), in_chans)
+        bad: list[str] = []
+        chosen: Pairs = _decode(part, data.bad_images, bad, progress) if mode == "memory" else part
+        notes = _left_out(bad)
+        name, source = found.info.name, PairSource(chosen, data.workers if mode == "stream" else 0, data.bad_images)
+    if len(names) != len(class_names):
+        raise UserError(f"{name} has {len(names)} classes, but the model tells {len(class_names)} apart.")
+    preprocessing = Preprocessing((in_chans, *source.pairs.sizes[0]), tuple(mean), tuple(std), "bilinear")
+    return MaskValidationData(name, split, list(class_names), preprocessing, notes, source)
 
 
 def _crop(wanted: int | None, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -148,14 +185,19 @@ def _scenes(data: DataSettings, preprocessing: PreprocessingSettings) -> _Found:
     pairs: list[MemoryPairs] = []
     class_names: list[str] = []
     for split, count in zip((train_split, val_split or "test"), counts, strict=True):
-        scenes, class_names = compose(split, count)
+        composed, class_names = _composed(split, count, preprocessing.in_chans)
         digest.update(garments(split)[0].tobytes())
-        images, masks = torch.from_numpy(scenes.images), torch.from_numpy(scenes.masks)
-        if preprocessing.in_chans == 1:
-            images = images.float().mean(dim=1, keepdim=True).round().byte()
-        pairs.append(MemoryPairs([Pair(image, mask) for image, mask in zip(images, masks, strict=True)]))
+        pairs.append(composed)
     splits = train_split, val_split or "test"
     return _Found(SCENES_INFO, splits, class_names, (pairs[0], pairs[1]), digest.hexdigest()[:16], "memory")
+
+
+def _composed(split: str, count: int, in_chans: int) -> tuple[MemoryPairs, list[str]]:
+    scenes, class_names = compose(split, count)
+    images, masks = torch.from_numpy(scenes.images), torch.from_numpy(scenes.masks)
+    if in_chans == 1:
+        images = images.float().mean(dim=1, keepdim=True).round().byte()
+    return MemoryPairs([Pair(image, mask) for image, mask in zip(images, masks, strict=True)]), class_names
 
 
 def _dataset(
@@ -164,7 +206,6 @@ def _dataset(
     source, own_names = _find(data)
     names = list(names) if names is not None else own_names
     train_split, val_split = choose_splits(source.splits, data.train_split, data.val_split)
-    columns = find_pair_columns(source.splits[train_split].features, data.input_key, data.target_key)
     rows = np.arange(len(source.splits[train_split]))
     if val_split is None:
         rows, val_rows = _hold_out(len(rows), data.val_fraction)
@@ -173,18 +214,12 @@ def _dataset(
     if data.train_num_samples is not None:
         rows = _subset(rows, data.train_num_samples)
 
-    def encoded(split: str, chosen: Rows) -> EncodedPairs:
-        if len(chosen) == 0:
-            raise UserError(f"split {split} of --dataset {data.dataset} is empty")
-        images, masks = (Images.of(source.splits[split], split, column) for column in columns)
-        mode: Literal["L", "RGB"] = "L" if preprocessing.in_chans == 1 else "RGB"
-        return EncodedPairs(images, masks, chosen, None if names is None else len(names), mode)
-
-    parts = encoded(train_split, rows), encoded(val_split or train_split, val_rows)
-    size = sum(h * w for part in parts for h, w in part.sizes) * (preprocessing.in_chans + 1)
-    mode = data.data_mode
-    if mode == "auto":
-        mode = "memory" if size <= data.memory_limit * 2**30 else "stream"
+    classes = None if names is None else len(names)
+    parts = (
+        _encoded(data, source, train_split, rows, preprocessing.in_chans, classes),
+        _encoded(data, source, val_split or train_split, val_rows, preprocessing.in_chans, classes),
+    )
+    mode = _mode(data, parts, preprocessing.in_chans)
 
     bad: list[str] = []
     train: Pairs = _decode(parts[0], data.bad_images, bad, progress) if mode == "memory" else parts[0]
@@ -199,9 +234,29 @@ def _dataset(
     if mode == "stream":
         train = parts[0]
     digest = hashlib.sha256("\0".join(names).encode() + parts[0].digest() + parts[1].digest())
-    notes = (f"left out {len(bad)} image(s); the first: {bad[0]}",) if bad else ()
     splits = train_split, val_split or train_split
-    return _Found(source.info, splits, list(names), (train, val), digest.hexdigest()[:16], mode, notes)
+    return _Found(source.info, splits, list(names), (train, val), digest.hexdigest()[:16], mode, _left_out(bad))
+
+
+def _encoded(
+    data: DataSettings, source: Source, split: str, rows: Rows, in_chans: int, num_classes: int | None
+) -> EncodedPairs:
+    if len(rows) == 0:
+        raise UserError(f"split {split} of --dataset {data.dataset} is empty")
+    columns = find_pair_columns(source.splits[split].features, data.input_key, data.target_key)
+    images, masks = (Images.of(source.splits[split], split, column) for column in columns)
+    return EncodedPairs(images, masks, rows, num_classes, "L" if in_chans == 1 else "RGB")
+
+
+def _mode(data: DataSettings, parts: Sequence[EncodedPairs], in_chans: int) -> Literal["memory", "stream"]:
+    if data.data_mode != "auto":
+        return data.data_mode
+    size = sum(height * width for part in parts for height, width in part.sizes) * (in_chans + 1)
+    return "memory" if size <= data.memory_limit * 2**30 else "stream"
+
+
+def _left_out(bad: Sequence[str]) -> tuple[str, ...]:
+    return (f"left out {len(bad)} image(s); the first: {bad[0]}",) if bad else ()
 
 
 def _find(data: DataSettings) -> tuple[Source, list[str] | None]:
@@ -210,7 +265,7 @@ def _find(data: DataSettings) -> tuple[Source, list[str] | None]:
         return find_source(data), None
     splits, names = read_voc(folder)
     name = folder.resolve().name
-    return Source(SourceInfo(_slug(name), name), splits), names
+    return Source(SourceInfo(slug(name), name), splits), names
 
 
 def _hold_out(count: int, fraction: float) -> tuple[Rows, Rows]:

@@ -18,7 +18,7 @@ from frskd_train.data.mask_rows import Pair, Pairs
 from frskd_train.data.mask_transforms import PairAugmentation
 from frskd_train.data.order import Draw, Order, generator_for, validation_share
 from frskd_train.data.preprocessing import Preprocessing
-from frskd_train.data.stream import NEIGHBOURS, Request, _ending, _Requests, _start_worker, _with_workers_alive
+from frskd_train.data.stream import NEIGHBOURS, Request, Requests, start_worker, with_workers_alive, worker_ending
 
 Batch = tuple[Tensor | None, Tensor, list[str]]  # images, masks, messages about pairs that cannot be used
 
@@ -49,9 +49,9 @@ class PairSource:
         if loader is None:
             batches: Iterator[Batch] = (reading[request] for request in requests())
         else:
-            assert isinstance(loader.sampler, _Requests)
+            assert isinstance(loader.sampler, Requests)
             loader.sampler.make = requests
-            batches = _with_workers_alive(loader)
+            batches = with_workers_alive(loader)
         for images, masks, bad in batches:
             if bad and self.bad_images == "stop":
                 raise UserError(f"{bad[0]} (--bad-images skip leaves such images out)")
@@ -65,11 +65,11 @@ class PairSource:
             return None
         return DataLoader(
             reading,
-            sampler=_Requests(),
+            sampler=Requests(),
             batch_size=None,  # a request is a batch
             num_workers=self.workers,
             pin_memory=device.type == "cuda",
-            worker_init_fn=partial(_start_worker, _ending()),
+            worker_init_fn=partial(start_worker, worker_ending()),
             persistent_workers=keep_workers,
             generator=torch.Generator(),  # else every pass draws from the global one
         )

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from frskd_train.data.facts import DataFacts
 from frskd_train.data.mask_batches import MaskTrainBatches, MaskValBatches, PairSource
 from frskd_train.data.mask_transforms import PairAugmentation
 from frskd_train.data.order import Order
@@ -11,46 +12,12 @@ from frskd_train.data.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
-class MaskData:
-    """A dataset for semantic segmentation; the attributes are those of `ImageData`.
+class MaskData(DataFacts):
+    """Images and their masks; the preprocessing's input size is that of the training crops."""
 
-    Attributes:
-        name: For folders and tags.
-        id: The dataset's id on the Hub, or its folder's name.
-        license: Identifier such as `mit`, if known.
-        homepage: If known.
-        train_split: Name of the split that is trained on.
-        val_split: Name of the split that is validated on; the training split's where a part of it is held out.
-        class_names: Name of each class.
-        train_rows: Number of training images.
-        val_rows: Number of validation images.
-        fingerprint: Changes when images, masks, classes or the choice of rows change.
-        preprocessing: Mean and deviation; the input size is that of the training crops.
-        mode: `memory` or `stream`.
-        notes: Sentences that the user should see, such as how many images were left out.
-    """
-
-    name: str
-    id: str
-    license: str | None
-    homepage: str | None
-    train_split: str
-    val_split: str
-    class_names: list[str]
-    train_rows: int
-    val_rows: int
-    fingerprint: str
-    preprocessing: Preprocessing
-    mode: str
-    notes: tuple[str, ...]
     train: PairSource = field(repr=False)
     val: PairSource = field(repr=False)
     augmentation: PairAugmentation = field(repr=False)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes, empty ones included."""
-        return len(self.class_names)
 
     def bad_images(self) -> list[str]:
         """Messages about the images that were left out so far, each once."""
@@ -88,4 +55,43 @@ class MaskData:
         """Makes the validation batches of one process: its share, each image once at its own size."""
         return MaskValBatches(
             self.val, self.preprocessing, batch_size, rank, world, torch.device(device), channels_last
+        )
+
+
+@dataclass(frozen=True)
+class MaskValidationData:
+    """Images and their masks to evaluate a trained student on.
+
+    Attributes:
+        name: For folders and tags.
+        split: Name of the split.
+        class_names: Name of each class, in the order of the student's outputs.
+        preprocessing: The student's mean and deviation; the input size is that of the first image.
+        notes: Sentences that the user should see.
+        pairs: The images and masks.
+    """
+
+    name: str
+    split: str
+    class_names: list[str]
+    preprocessing: Preprocessing
+    notes: tuple[str, ...]
+    pairs: PairSource = field(repr=False)
+
+    def bad_images(self) -> list[str]:
+        """Messages about the images that were left out so far, each once."""
+        return list(self.pairs.bad)
+
+    def val_batches(
+        self,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+        channels_last: bool = True,
+    ) -> MaskValBatches:
+        """Makes the batches of one process: its share, each image once at its own size."""
+        return MaskValBatches(
+            self.pairs, self.preprocessing, batch_size, rank, world, torch.device(device), channels_last
         )

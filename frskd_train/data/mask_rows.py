@@ -14,8 +14,8 @@ from torch import Tensor
 
 from frskd_timm.errors import UserError
 from frskd_timm.segmentation.losses import IGNORED
-from frskd_train.data.columns import _is_encoded_image, _is_image, _named
-from frskd_train.data.decode import BadImageError, Images, _content, _open, quiet_pillow
+from frskd_train.data.columns import columns_named, is_encoded_column, is_image_column
+from frskd_train.data.decode import BadImageError, Images, encoded_content, open_image, quiet_pillow
 from frskd_train.data.order import Rows
 from frskd_train.data.parts import LOOKED_AT
 from frskd_train.data.transforms import pixels_of
@@ -124,7 +124,7 @@ class EncodedPairs:
     def _mask(self, row: int) -> np.ndarray:
         value = self.masks.dataset[row][self.masks.column]
         try:
-            mask = _labels_of(_open(value))
+            mask = _labels_of(open_image(value))
         except Exception as error:  # Pillow's plugins raise nearly everything on damaged files
             kind = (
                 "no image in a format that Pillow knows" if type(error).__name__ == "UnidentifiedImageError" else error
@@ -140,7 +140,7 @@ class EncodedPairs:
         return mask.astype(np.uint8)
 
     def _name(self, row: int) -> str:
-        path = _content(self.masks.dataset[row][self.masks.column])[1]
+        path = encoded_content(self.masks.dataset[row][self.masks.column])[1]
         return f"mask {row} of split {self.masks.split}" + (f" ({path})" if path else "")
 
     def sample(self, wanted: int) -> "EncodedPairs":
@@ -176,14 +176,16 @@ def find_pair_columns(features: datasets.Features, image: str | None, mask: str 
     Raises:
         UserError: There are no two image columns, or it is not plain which is which.
     """
-    found = [name for name, feature in features.items() if _is_image(feature) or _is_encoded_image(feature)]
+    found = [name for name, feature in features.items() if is_image_column(feature) or is_encoded_column(feature)]
     for setting, wanted in (("input", image), ("target", mask)):
         if wanted is not None and wanted not in features:
-            raise UserError(f"--{setting}-key {wanted}: the dataset has no such column, but {_named(features)}")
+            raise UserError(f"--{setting}-key {wanted}: the dataset has no such column, but {columns_named(features)}")
         if wanted is not None and wanted not in found:
-            raise UserError(f"--{setting}-key {wanted}: this column holds no images, among {_named(features)}")
+            raise UserError(f"--{setting}-key {wanted}: this column holds no images, among {columns_named(features)}")
     if len(found) < 2:
-        raise UserError(f"segmentation needs a column of images and one of masks; the dataset has {_named(features)}")
+        raise UserError(
+            f"segmentation needs a column of images and one of masks; the dataset has {columns_named(features)}"
+        )
     mask = mask or next((name for name in MASK_NAMES if name in found and name != image), None)
     image = image or next((name for name in IMAGE_NAMES if name in found and name != mask), None)
     if len(found) == 2:  # where one is known, the other is what is left

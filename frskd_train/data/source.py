@@ -78,13 +78,14 @@ def find_source(settings: DataSettings) -> Source:
             splits = _read_folder(folder)
         known = next(iter(splits.values())).info
         name = folder.resolve().name
-        return Source(SourceInfo(_slug(name), name, known.license or None, known.homepage or None), splits)
+        return Source(SourceInfo(slug(name), name, known.license or None, known.homepage or None), splits)
     if not HUB_ID.fullmatch(wanted) or wanted.startswith("."):
         raise UserError(f"--dataset {wanted}: there is no such folder, and this is no dataset's id on the Hub")
     return _load_from_hub(settings)
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """A name that folders and tags can have."""
     return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-._").lower() or "dataset"
 
 
@@ -173,7 +174,7 @@ def _load_from_hub(settings: DataSettings) -> Source:
         ) from error
     splits = dict(loaded)
     known = next(iter(splits.values())).info
-    return Source(SourceInfo(_slug(wanted), wanted, known.license or None, known.homepage or None), splits)
+    return Source(SourceInfo(slug(wanted), wanted, known.license or None, known.homepage or None), splits)
 
 
 def _brief(error: Exception) -> str:

@@ -99,7 +99,7 @@ class Decoding(Dataset):
 
 
 @dataclass
-class _Requests:
+class Requests:
     """The sampler of a loader that lives through all epochs: what it gives is set before each."""
 
     make: Callable[[], Iterator[Request]] = field(default=lambda: iter(()))
@@ -134,11 +134,11 @@ class StreamedImages:
         decoding = Decoding(self.part, transform, self.mode, keep_workers)
         return DataLoader(
             decoding,
-            sampler=_Requests(),
+            sampler=Requests(),
             batch_size=None,  # a request is a batch
             num_workers=self.workers,
             pin_memory=device.type == "cuda",
-            worker_init_fn=partial(_start_worker, _ending()),
+            worker_init_fn=partial(start_worker, worker_ending()),
             persistent_workers=keep_workers and self.workers > 0,
             generator=torch.Generator(),  # else every pass draws from the global one
         )
@@ -176,9 +176,9 @@ class StreamedImages:
     def _run(
         self, loader: DataLoader, requests: Callable[[], Iterator[Request]], device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        assert isinstance(loader.sampler, _Requests)
+        assert isinstance(loader.sampler, Requests)
         loader.sampler.make = requests
-        for images, labels, bad in _with_workers_alive(loader):
+        for images, labels, bad in with_workers_alive(loader):
             if bad and self.bad_images == "stop":
                 raise UserError(f"{bad[0]} (--bad-images skip leaves such images out)")
             self.bad.update(dict.fromkeys(bad))
@@ -186,7 +186,7 @@ class StreamedImages:
                 yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
-def _with_workers_alive(loader: DataLoader) -> Iterator[Batch]:
+def with_workers_alive(loader: DataLoader) -> Iterator[Batch]:
     batches = iter(loader)
     while True:
         try:
@@ -202,14 +202,16 @@ def _with_workers_alive(loader: DataLoader) -> Iterator[Batch]:
 
 
 @cache
-def _ending() -> Event:
+def worker_ending() -> Event:
     """Set when this process ends, which a worker cannot tell from a scheduler's SIGTERM otherwise."""
     event = multiprocessing.get_context().Event()
     atexit.register(event.set)
     return event
 
 
-def _start_worker(ending: Event, _: int) -> None:
+def start_worker(ending: Event, _: int) -> None:
+    """What a worker does first; `ending` is that of `worker_ending`."""
+
     # Ctrl-C and a scheduler's SIGTERM reach the workers too. The training process decides what follows, and needs them
     # to finish its step; but at its end, and for a worker that hangs, SIGTERM is meant.
     def end(*_: object) -> None:
