@@ -1,4 +1,4 @@
-"""Batch normalisation over all processes, on CPU too.
+"""Batch normalisation over all processes, on CPU too, and batches that are too small for it.
 
 torch's SyncBatchNorm refuses CPU tensors; this one needs nothing but a differentiable sum over processes.
 """
@@ -9,6 +9,11 @@ import torch
 import torch.distributed as dist
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from frskd_timm.errors import UserError
+from frskd_timm.pyramid import evaluating
+from frskd_timm.task import StudentTask
 
 
 class _SumOverProcesses(torch.autograd.Function):
@@ -74,6 +79,40 @@ def synchronise_norms(module: nn.Module) -> None:
             child.__class__ = SyncedBatchNorm2d
         elif type(child) is BatchNormAct2d:
             child.__class__ = SyncedBatchNormAct2d
+
+
+def refuse_single_values(task: StudentTask, input_size: tuple[int, int, int]) -> None:
+    """Makes sure that a batch of one image can be trained on.
+
+    Args:
+        task: Student and what is around it.
+        input_size: (channels, height, width) of the images.
+
+    Raises:
+        UserError: A batch normalisation would see a single value a channel, whose variance it cannot take.
+    """
+    task.train()
+    names: dict[nn.Module, str] = {module: name for name, module in task.named_modules()}
+    norms = [module for module in names if isinstance(module, _BatchNorm) and module.training]
+    single: list[str] = []
+
+    def look(norm: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        if arguments[0].numel() == arguments[0].shape[1]:
+            single.append(names[norm])
+
+    handles = [norm.register_forward_pre_hook(look) for norm in norms]
+    try:
+        with evaluating(task):
+            task.predict(torch.zeros(1, *input_size, device=next(task.parameters()).device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if single:
+        height, width = input_size[1:]
+        raise UserError(
+            f"A batch of one {height}x{width} image leaves batch normalisation a single value a channel ({single[0]} "
+            "first): give --batch-size 2 or more and two training images a process, or a larger --img-size."
+        )
 
 
 def broadcast_buffers(module: nn.Module) -> None:

@@ -65,7 +65,19 @@ def test_a_student_that_learns_nothing_is_noticed() -> None:
     again.load(json.loads(json.dumps(meter.state(Alone()))))
     assert again.means(Alone()) == means  # type: ignore[arg-type]
     assert again.recent(Alone()) == recent  # type: ignore[arg-type]
-    assert learning_note([{"top1": 50.0}], {"loss_ce": 1.0}, 10, 500) is None
-    assert "learns nothing" in str(learning_note([], {"loss_ce": 2.31}, 10, 500))
-    assert "no better than guessing" in str(learning_note([{"top1": 10.0}], {"loss_ce": 1.0}, 10, 500))
-    assert "fell to 20.00% from 80.00%" in str(learning_note([{"top1": 80.0}, {"top1": 20.0}], {}, 10, 500))
+    shown = {"top1": "top-1", "top5": "top-5"}
+    assert learning_note([{"top1": 50.0}], {"loss_ce": 1.0}, shown, 10, 500) is None
+    assert "learns nothing" in str(learning_note([], {"loss_ce": 2.31}, shown, 10, 500))
+    assert "no better than guessing" in str(learning_note([{"top1": 10.0}], {"loss_ce": 1.0}, shown, 10, 500))
+    assert "fell to 20.00% from 80.00%" in str(learning_note([{"top1": 80.0}, {"top1": 20.0}], {}, shown, 10, 500))
+
+
+def test_a_batch_of_one_image_is_refused_where_normalisation_cannot_take_it(places: Path, tmp_path: Path) -> None:
+    flags = small(places, "--batch-size", 1, "--epochs", 1, "--train-num-samples", 6, "--output-dir", tmp_path / "run")
+    sentence = r"one 32x32 image .*single value a channel \(student\.layer4.* --batch-size 2 .* --img-size"
+    for method in ("frskd", "ce"):
+        with pytest.raises(UserError, match=sentence):
+            train_here(*flags, "--img-size", 32, "--method", method)
+    assert not (tmp_path / "run").exists()
+    train_here(*flags, "--img-size", 64)
+    assert (tmp_path / "run" / "student" / "model.safetensors").is_file()

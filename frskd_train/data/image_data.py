@@ -45,7 +45,7 @@ class ImageData(DataFacts):
             channels_last: Give NHWC memory.
 
         Raises:
-            UserError: Less than two images a batch and process.
+            UserError: There are fewer images than processes.
         """
         order = Order.of(self.train_rows, batch_size, rank, world, seed)
         return TrainBatches(

@@ -36,7 +36,7 @@ class MaskData(DataFacts):
         """Makes the training batches of one process; the arguments are those of `ImageData.train_batches`.
 
         Raises:
-            UserError: Less than two images a batch and process.
+            UserError: There are fewer images than processes.
         """
         order = Order.of(self.train_rows, batch_size, rank, world, seed)
         return MaskTrainBatches(

@@ -50,13 +50,11 @@ class Order:
         """Makes batches smaller where the dataset is smaller than one global batch.
 
         Raises:
-            UserError: A batch would hold less than two images, too few for batch normalisation.
+            UserError: There are fewer images than processes.
         """
         per_process = min(batch_size, num_rows // world)
-        if batch_size < 2:
-            raise UserError(f"--batch-size {batch_size}: batch normalisation needs at least 2 images a process")
-        if per_process < 2:
-            raise UserError(f"{num_rows} training image(s) for {world} process(es): each needs at least 2 a batch")
+        if per_process < 1:
+            raise UserError(f"There are {num_rows} training image(s) for {world} process(es); each needs at least one.")
         return cls(num_rows, per_process, rank, world, seed)
 
     @property

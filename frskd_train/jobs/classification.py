@@ -56,7 +56,7 @@ class ClassificationJob(Job):
         """A timm model."""
         return build_student(self.settings.model, self.model_cfg, data)
 
-    def build_task(self, student: nn.Module, data: ImageData) -> StudentTask:
+    def make_task(self, student: nn.Module, data: ImageData) -> StudentTask:
         """FRSKD, cross-entropy alone, or a linear probe."""
         method, smoothing = self.settings.method, self.settings.preprocessing.smoothing
         if self.settings.model.linear_probe:

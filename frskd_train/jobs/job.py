@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 
 from frskd_timm.task import StudentTask
+from frskd_train.data.order import Order
 from frskd_train.folder import RunFolder
+from frskd_train.norms import refuse_single_values
 from frskd_train.settings import DataSettings, Settings
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -39,8 +41,21 @@ class Job(ABC):
     def build_student(self, data: Any) -> nn.Module:
         """The student for these data; raises UserError where the settings do not fit it."""
 
-    @abstractmethod
     def build_task(self, student: nn.Module, data: Any) -> StudentTask:
+        """The method around the student.
+
+        Raises:
+            UserError: The student has no feature maps for it, or batches are too small for batch normalisation.
+        """
+        task = self.make_task(student, data)
+        loop, world = self.settings.loop, PartialState().num_processes
+        batch = Order.of(data.train_rows, loop.batch_size, rank=0, world=world, seed=loop.seed).per_process
+        if batch == 1 and not (loop.sync_bn and world > 1):
+            refuse_single_values(task, data.preprocessing.input_size)
+        return task
+
+    @abstractmethod
+    def make_task(self, student: nn.Module, data: Any) -> StudentTask:
         """The method around the student; raises UserError where the student has no feature maps for it."""
 
     @classmethod

@@ -82,7 +82,7 @@ class SegmentationJob(Job):
             student.set_grad_checkpointing(True)
         return student
 
-    def build_task(self, student: nn.Module, data: MaskData) -> StudentTask:
+    def make_task(self, student: nn.Module, data: MaskData) -> StudentTask:
         """FRSKD, or cross-entropy alone."""
         assert isinstance(student, SegmentationStudent)
         method = self.settings.method
