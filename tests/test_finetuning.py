@@ -1,0 +1,98 @@
+"""Students as a start for other tasks: the documents' code as it stands, the benchmark behind their figures."""
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import timm
+import torch
+from conftest import ROOT
+from datasets import load_from_disk
+
+import frskd_timm  # noqa: F401  registers the students
+
+DOCUMENT = (ROOT / "docs" / "finetuning.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("finetune", ROOT / "benchmarks" / "finetune.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def code_block(text: str, word: str) -> str:
+    return next(block for block in re.findall(r"```python\n(.*?)```", text, re.S) if word in block)
+
+
+needs_weights = pytest.mark.skipif(not timm.list_pretrained("wide_resnet16_2_frskd*"), reason="no weights ship yet")
+
+
+@needs_weights
+def test_the_readmes_ten_lines_fine_tune_a_shipped_student() -> None:
+    code = code_block((ROOT / "README.md").read_text(encoding="utf-8"), "load_digits")
+    torch.manual_seed(0)
+    scope: dict[str, object] = {}
+    exec(code, scope)
+    assert scope["model"].pretrained_cfg["file"]  # type: ignore[attr-defined]
+    assert float(scope["accuracy"]) > 0.85  # type: ignore[arg-type]
+
+
+def test_a_student_is_the_backbone_of_torchvisions_detector() -> None:
+    """The document's code; features of three levels, gradients down to the first layer, boxes out."""
+    torch.manual_seed(0)
+    scope: dict[str, object] = {"__name__": "document"}
+    exec(code_block(DOCUMENT, "RetinaNet"), scope)
+    detector, student = scope["detector"], scope["backbone"].student  # type: ignore[attr-defined]
+    images = [torch.rand(3, 96, 80), torch.rand(3, 64, 96)]
+    target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
+    losses = detector.train()(images, [target, target])  # type: ignore[attr-defined]
+    sum(losses.values()).backward()
+    gradient = student[timm.create_model("resnet18_frskd").pretrained_cfg["first_conv"]].weight.grad
+    assert gradient is not None
+    assert gradient.abs().sum() > 0
+    with torch.no_grad():
+        found = detector.eval()(images)  # type: ignore[attr-defined]
+    assert len(found) == 2
+    assert all(boxes["boxes"].shape[1] == 4 for boxes in found)
+
+
+@pytest.mark.parametrize("name", timm.list_models("*_frskd"))
+def test_every_student_fits_a_feature_pyramid(name: str) -> None:
+    scope: dict[str, object] = {"__name__": "document"}
+    exec(code_block(DOCUMENT, "RetinaNet").split("\nbackbone =")[0], scope)
+    backbone = scope["PyramidBackbone"](name, out_indices=(-3, -2, -1)).eval()  # type: ignore[operator]
+    reductions = backbone.student.feature_info.reduction()
+    with torch.no_grad():
+        maps = backbone(torch.rand(1, 3, 64, 64))
+    assert [tuple(m.shape) for m in maps.values()] == [(1, 64, 64 // r, 64 // r) for r in reductions]
+
+
+def test_the_benchmarks_data_are_disjoint_and_drawn_by_seed(benchmark: ModuleType, tmp_path: Path) -> None:
+    folder = benchmark.make("digits", tmp_path / "digits")
+    data = load_from_disk(str(folder))
+    images = {split: [image.tobytes() for image in data[split]["image"]] for split in data}
+    assert len(images["train"]) + len(images["test"]) == 1797
+    assert not set(images["train"]) & set(images["test"])
+    draws = [images[f"seed{seed}_{count}"] for seed in benchmark.SEEDS for count in benchmark.IMAGES_A_CLASS]
+    for draw in draws:
+        assert set(draw) <= set(images["train"])
+    assert len({frozenset(draw) for draw in draws}) == len(draws)
+    for seed in benchmark.SEEDS:
+        for count in benchmark.IMAGES_A_CLASS:
+            labels = data[f"seed{seed}_{count}"]["label"]
+            assert [labels.count(target) for target in range(10)] == [count] * 10
+    assert data["test"].features["label"].names == [str(target) for target in range(10)]
+    assert max(max(image) for image in images["test"]) == 255
+
+
+@needs_weights
+def test_the_document_shows_what_was_measured(benchmark: ModuleType) -> None:
+    rows = benchmark.read(ROOT / "benchmarks" / "results" / "finetune.csv")
+    assert {row["weights"] for row in rows} == {"frskd", "ce", "random"}
+    assert benchmark.table(rows) in DOCUMENT
