@@ -9,7 +9,8 @@ from typing import Any
 
 import psutil
 import pytest
-from runs import end_of, family, fork, kill_all, small, start, train_here, wait_for
+from runs import METHOD, assert_same, end_of, family, fork, kill_all, small, start, train_here, wait_for
+from torch import Tensor
 
 from frskd_timm.errors import UserError
 from frskd_train.checkpoint import latest_checkpoint, load_state
@@ -44,6 +45,28 @@ def test_a_dead_process_ends_the_others_and_is_named_once(places: Path) -> None:
     assert said.count("error: ") == 1, said
     assert "process 1 of the run was ended by SIGKILL" in said
     assert "Traceback" not in said
+
+
+def test_stopped_by_a_signal_and_resumed_it_ends_with_the_same_bits(
+    places: Path, whole: Path, capfd: pytest.CaptureFixture
+) -> None:
+    augment, run = TrainBatches._augment, places / "cut"
+
+    def signalled(self: TrainBatches, images: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        if (epoch, step) == (1, 2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return augment(self, images, labels, epoch, step)
+
+    def train_until_then() -> None:
+        TrainBatches._augment = signalled  # type: ignore[method-assign]
+        train_here(*small(places, *METHOD), "--output-dir", run)
+
+    assert end_of(fork(train_until_then)) == 130
+    assert f"--resume {run}" in capfd.readouterr().out
+    state = load_state(latest_checkpoint(run / "checkpoints"))  # type: ignore[arg-type]
+    assert (state["epoch"], state["step"]) == (1, 4)  # of two epochs and six steps
+    train_here("--resume", run)
+    assert_same(whole, run)
 
 
 def test_the_second_signal_ends_a_run_at_once(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -15,11 +14,13 @@ import torch
 import yaml
 from conftest import ROOT, SMALL, run_script
 from hub_server import TOKEN, USER, LoopbackHub
-from runs import train_here
+from runs import assert_same, train_here
 from safetensors.torch import load_file
 
 from frskd_timm.errors import UserError
-from frskd_train.checkpoint import latest_checkpoint, load_state
+from frskd_train.checkpoint import latest_checkpoint
+from frskd_train.errors import SettingsError
+from frskd_train.students import load_for_evaluation
 
 PLAIN_LOADER = """
 import sys, json, timm, torch
@@ -88,46 +89,10 @@ def test_the_student_is_alone_and_loads_without_this_package(finished) -> None:
     assert loaded["labels"]["9"] == "Ankle boot"
 
 
-def test_config_runs_it_again_to_the_same_weights(finished, train, tmp_path: Path) -> None:
+def test_config_runs_it_again_to_the_same_weights(finished, tmp_path: Path) -> None:
     run, _ = finished
-    train("--config", run / "config.yaml", "--output-dir", tmp_path / "again")
+    train_here("--config", run / "config.yaml", "--output-dir", tmp_path / "again")
     assert_same(run, tmp_path / "again")
-
-
-def assert_same(one: Path, other: Path) -> None:
-    """Bit for bit: every tensor of the last checkpoint, the history but for speeds, the exported student."""
-    last, again = latest_checkpoint(one / "checkpoints"), latest_checkpoint(other / "checkpoints")
-    assert last.name == again.name
-    for path in [*last.glob("*.safetensors"), one / "student" / "model.safetensors"]:
-        pair = again / path.name if path.parent == last else other / "student" / path.name
-        a, b = load_file(path), load_file(pair)
-        assert a.keys() == b.keys()
-        different = [key for key in a if not torch.equal(a[key], b[key])]
-        assert not different, f"{path.name}: {different[:5]}"
-    for x, y in zip(load_state(last)["history"], load_state(again)["history"], strict=True):
-        assert {k: v for k, v in x.items() if k != "images_per_second"} == {
-            k: v for k, v in y.items() if k != "images_per_second"
-        }
-
-
-def test_stopped_by_a_signal_and_resumed_it_ends_with_the_same_bits(train, tmp_path: Path) -> None:
-    flags = [*SMALL, "--epochs", 3, "--drop", 0.2, "--cutmix", 1, "--mixup", 0.2, "--sla", "--model-ema"]
-    flags += ["--grad-accum-steps", 2, "--log-interval", 1]
-    train(*flags, "--output-dir", tmp_path / "whole")
-    command = [sys.executable, ROOT / "train.py", "--threads", 1, *flags, "--output-dir", tmp_path / "cut"]
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    for line in process.stdout:
-        if line.startswith("epoch 2/3 step"):
-            process.send_signal(signal.SIGTERM)
-            break
-    said = process.stdout.read()
-    assert process.wait(60) == 130
-    assert "--resume" in said
-    state = load_state(latest_checkpoint(tmp_path / "cut" / "checkpoints"))
-    assert state["epoch"] < 3
-    assert state["step"] > 0
-    train("--resume", tmp_path / "cut")
-    assert_same(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_two_processes_equal_one(train, tmp_path: Path) -> None:
@@ -160,13 +125,13 @@ def sample_files() -> dict[str, str]:
     return {split: str(folder / f"{split}.parquet") for split in ("train", "test")}
 
 
-def test_cross_entropy_alone_is_the_same_recipe_without_self_teacher(finished, train, tmp_path: Path) -> None:
-    train(*SMALL, "--method", "ce", "--output-dir", tmp_path / "ce")
+def test_cross_entropy_alone_is_the_same_recipe_without_self_teacher(tmp_path: Path) -> None:
+    train_here(*SMALL, "--threads", 1, "--method", "ce", "--output-dir", tmp_path / "ce")
     metrics = json.loads((tmp_path / "ce" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["self_teacher"] is None
     assert set(load_file(tmp_path / "ce" / "student" / "model.safetensors"))
     assert "loss_kl" not in rows(tmp_path / "ce")[0]
-    train(*SMALL, "--baseline", tmp_path / "ce", "--output-dir", tmp_path / "frskd")
+    train_here(*SMALL, "--threads", 1, "--baseline", tmp_path / "ce", "--output-dir", tmp_path / "frskd")
     card = (tmp_path / "frskd" / "student" / "README.md").read_text(encoding="utf-8")
     assert f"{metrics['student']['top1']:.2f}" in card
 
@@ -186,22 +151,29 @@ def test_cross_entropy_alone_is_the_same_recipe_without_self_teacher(finished, t
         (["--amp-dtype", "float16"], ["float16", "GPU"]),
     ],
 )
-def test_a_mistake_gets_one_clear_sentence(flags: list[str], words: list[str], train, tmp_path: Path) -> None:
-    done = train(*flags, "--output-dir", tmp_path / "run", check=False)
-    assert done.returncode == 2
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("error: ")
-    assert all(word in lines[0] for word in words), lines[0]
+def test_a_mistake_gets_one_clear_sentence(flags: list[str], words: list[str], tmp_path: Path) -> None:
+    with pytest.raises((UserError, SettingsError)) as caught:
+        train_here(*flags, "--threads", 1, "--output-dir", tmp_path / "run")
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    assert all(word in sentence for word in words), sentence
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_another_run_is_never_overwritten(finished, train) -> None:
+@pytest.mark.parametrize("flags", [["--lr", "-1"], ["--model", "resnet18_frsk"]], ids=["flag", "model"])
+def test_a_mistake_ends_the_command_with_one_line(flags: list[str], train, tmp_path: Path) -> None:
+    done = train(*flags, "--output-dir", tmp_path / "run", check=False)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.strip()]
+    assert line.startswith("error: ")
+    assert flags[0] in line or flags[1] in line
+
+
+def test_another_run_is_never_overwritten(finished) -> None:
     run, _ = finished
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
-    done = train(*SMALL, "--output-dir", run, check=False)
-    assert done.returncode == 2
-    assert "another run" in done.stderr
+    with pytest.raises(UserError, match="another run"):
+        train_here(*SMALL, "--threads", 1, "--output-dir", run)
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
 
 
@@ -210,7 +182,7 @@ def test_with_two_processes_a_mistake_is_said_once_and_soon(train, tmp_path: Pat
     done = train("--model", "no_such_model", "--output-dir", tmp_path / "run", processes=2, check=False)
     assert done.returncode != 0
     assert done.stderr.count("error: ") == 1
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 240  # torch's own patience with a process that is gone is half an hour
 
 
 def test_help_and_wrong_flags_need_no_torch() -> None:
@@ -253,18 +225,19 @@ def test_validation_of_the_export_is_the_runs_own_score(finished) -> None:
     assert f"top-1 {stored['top1']:.2f}%" in done.stdout
 
 
-@pytest.mark.parametrize("what", ["nowhere/run", "resnet18_cifar_frskd"])
-def test_validation_without_weights_is_one_sentence(what: str) -> None:
-    done = run_script(sys.executable, ROOT / "validate.py", "--model", what, check=False)
+def test_validation_without_weights_is_one_sentence() -> None:
+    done = run_script(sys.executable, ROOT / "validate.py", "--model", "nowhere/run", check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert what in done.stderr
+    assert "nowhere/run" in done.stderr
+    with pytest.raises(UserError, match="resnet18_cifar_frskd"):
+        load_for_evaluation("resnet18_cifar_frskd")
 
 
-def test_fine_tuning_starts_from_an_export_with_a_new_head(finished, train, tmp_path: Path) -> None:
+def test_fine_tuning_starts_from_an_export_with_a_new_head(finished, tmp_path: Path) -> None:
     run, _ = finished
     flags = [*SMALL, "--epochs", 1, "--lr", 1e-6, "--layer-decay", 0.9, "--export", "onnx"]
-    train(*flags, "--model", f"local-dir:{run / 'student'}", "--output-dir", tmp_path / "tuned")
+    train_here(*flags, "--threads", 1, "--model", f"local-dir:{run / 'student'}", "--output-dir", tmp_path / "tuned")
     before = load_file(run / "student" / "model.safetensors")
     after = load_file(tmp_path / "tuned" / "student" / "model.safetensors")
     assert (tmp_path / "tuned" / "student.onnx").is_file()
