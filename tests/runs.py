@@ -40,7 +40,9 @@ def train_here(*flags: object) -> None:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     handlers = [signal.getsignal(number) for number in numbers]
     try:
-        runpy.run_path(str(ROOT / "train.py"))["main"](parse.parse_settings([str(flag) for flag in flags]))
+        # One thread: where others compute too, several wait for each other.
+        settings = parse.parse_settings(["--threads", "1", *map(str, flags)])
+        runpy.run_path(str(ROOT / "train.py"))["main"](settings)
     finally:
         for number, handler in zip(numbers, handlers, strict=True):
             signal.signal(number, handler)
