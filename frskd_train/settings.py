@@ -360,11 +360,11 @@ def default_settings(task: str = "classification") -> Settings:
         return Settings()
     return Settings(
         model=ModelSettings(task="segmentation", model="resnet10t"),
-        method=MethodSettings(alpha=1.0, beta=50.0, temperature=1.0, distill_start=10, teacher_repeats=2),
+        method=MethodSettings(alpha=1.0, beta=50.0, temperature=1.0, teacher_repeats=2),
         data=DataSettings(dataset="fashion_mnist_scenes"),
         preprocessing=PreprocessingSettings(smoothing=0.0),
-        segmentation=SegmentationSettings(resize_range=(0.75, 1.5)),
-        optimizer=OptimizerSettings(opt="adamw", lr=2e-3, weight_decay=0.05, epochs=20, warmup_epochs=1),
+        segmentation=SegmentationSettings(decoder_layers=1, resize_range=(0.75, 1.33)),
+        optimizer=OptimizerSettings(opt="adamw", lr=5e-3, weight_decay=0.05, epochs=20, warmup_epochs=0.5),
         loop=LoopSettings(batch_size=16),
     )
 

@@ -52,10 +52,11 @@ def train() -> Callable[..., subprocess.CompletedProcess]:
 @pytest.fixture(scope="session")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where small runs lie that tests of reliability look at; a dataset of 24 + 9 pictures is in `data`."""
-    from pictures import pictures, save
+    from pictures import masked, pictures, save
 
     place = tmp_path_factory.mktemp("reliability")
     save(place / "data", train=pictures(24), test=pictures(9))
+    save(place / "masks", train=masked(24), test=masked(9))
     return place
 
 
@@ -66,6 +67,15 @@ def whole(places: Path) -> Path:
 
     train_here(*small(places, *METHOD), "--output-dir", places / "whole")
     return places / "whole"
+
+
+@pytest.fixture(scope="session")
+def whole_masks(places: Path) -> Path:
+    """The same with --task segmentation."""
+    from runs import METHODS, small, train_here
+
+    train_here(*small(places, *METHODS["segmentation"], task="segmentation"), "--output-dir", places / "whole masks")
+    return places / "whole masks"
 
 
 @pytest.fixture(scope="session")

@@ -48,6 +48,25 @@ def pictures(count: int, mode: str = "RGB", **size: int) -> datasets.Dataset:
     return split([encoded(picture(k, mode=mode, **size)) for k in range(count)], [k % 3 for k in range(count)])
 
 
+def labels_of(number: int, width: int, height: int, classes: int = 3) -> np.ndarray:
+    """A mask of slanted stripes; the first row has no class."""
+    rows = np.arange(height)[:, None] + np.arange(width) + number
+    labels = ((rows // 5) % classes).astype(np.uint8)
+    labels[0] = 255
+    return labels
+
+
+def masked(count: int, **names: str) -> datasets.Dataset:
+    """Pictures of 40x30 pixels with masks of three classes."""
+    image, mask = names.get("image", "image"), names.get("mask", "mask")
+    rows = {
+        image: [encoded(picture(number, 40, 30)) for number in range(count)],
+        mask: [encoded(Image.fromarray(labels_of(number, 40, 30))) for number in range(count)],
+    }
+    features = datasets.Features({image: datasets.Image(), mask: datasets.Image()})
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
 def save(folder: Path, **splits: datasets.Dataset) -> Path:
     """Parquet files, one a split."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -26,9 +26,17 @@ MARKER = "hf_tHiSiSaSeCrEtMaRkEr"  # the access token of all these runs: it must
 METHOD = ["--sla", "--cutmix", 1, "--mixup", 0.2, "--model-ema", "--grad-accum-steps", 2, "--drop", 0.1]
 
 
-def small(places: Path, *flags: object) -> list[str]:
-    base = ["--dataset", places / "data", "--model", "test_resnet", "--batch-size", 4, "--epochs", 2, "--no-amp"]
-    return [str(part) for part in (*base, "--threads", 1, "--lr", 0.01, *flags)]
+METHODS = {
+    "classification": METHOD,
+    "segmentation": ["--model-ema", "--grad-accum-steps", 2, "--color-jitter", 0.3, "--distill-start", 1],
+}
+
+
+def small(places: Path, *flags: object, task: str = "classification") -> list[str]:
+    base = ["--task", task, "--dataset", places / "data", "--model", "test_resnet", "--batch-size", 4, "--epochs", 2]
+    if task == "segmentation":
+        base += ["--dataset", places / "masks", "--decoder-channels", 8, "--decoder-layers", 2, "--img-size", 32]
+    return [str(part) for part in (*base, "--no-amp", "--threads", 1, "--lr", 0.01, *flags)]
 
 
 def train_here(*flags: object) -> None:

@@ -8,16 +8,34 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import METHOD, assert_same, end_of, family, fork, half_written, kill_all, small, start, train_here, wait_for
+from runs import (
+    METHOD,
+    METHODS,
+    assert_same,
+    end_of,
+    family,
+    fork,
+    half_written,
+    kill_all,
+    small,
+    start,
+    train_here,
+    wait_for,
+)
 
 from frskd_timm.errors import UserError
 from frskd_train.checkpoint import all_checkpoints, latest_checkpoint, load_state
 from frskd_train.folder import find_resume
 
+WHOLE = {"classification": "whole", "segmentation": "whole_masks"}
 
-def test_killed_while_it_writes_a_checkpoint_it_ends_with_the_same_bits(places: Path, whole: Path) -> None:
-    run = places / "killed"
-    flags = [*small(places, *METHOD), "--output-dir", run, "--checkpoint-minutes", 1e-6]
+
+@pytest.mark.parametrize("task", WHOLE)
+def test_killed_while_it_writes_a_checkpoint_it_ends_with_the_same_bits(
+    task: str, places: Path, request: pytest.FixtureRequest
+) -> None:
+    whole, run = request.getfixturevalue(WHOLE[task]), places / f"killed {task}"
+    flags = [*small(places, *METHODS[task], task=task), "--output-dir", run, "--checkpoint-minutes", 1e-6]
     assert end_of(fork(lambda: train_here(*flags), dies_at=34)) == -signal.SIGKILL
     assert half_written(run)
     assert latest_checkpoint(run / "checkpoints") is not None
@@ -47,16 +65,19 @@ def test_what_is_no_run_is_not_begun_again(whole: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("processes", "kills"), [(1, 10), (2, 4)])
-def test_killed_again_and_again_it_ends_with_the_same_bits(processes: int, kills: int, places: Path) -> None:
+@pytest.mark.parametrize(
+    ("task", "processes", "kills"), [("classification", 1, 10), ("classification", 2, 4), ("segmentation", 2, 2)]
+)
+def test_killed_again_and_again_it_ends_with_the_same_bits(task: str, processes: int, kills: int, places: Path) -> None:
     """kill -9 of everything, every other time while a checkpoint is being written, under the real launcher.
 
     The run's schedules do not depend on --epochs, so that it has no end until there were kills enough, however fast
     the machine.
     """
-    flags = [*small(places, *METHOD), "--batch-size", 4 // processes, "--distill-schedule", "constant"]
+    flags = [*small(places, *METHODS[task], task=task), "--distill-start", 0, "--distill-schedule", "constant"]
+    flags += ["--batch-size", 4 // processes, "--warmup-epochs", 0]
     flags += ["--sched", "step", "--decay-epochs", 2, "--decay-rate", 0.9]
-    reference, run, log = (places / f"{what} {processes}" for what in ("reference", "killed", "log"))
+    reference, run, log = (places / f"{what} {task} {processes}" for what in ("reference", "killed", "log"))
     endless = [*flags, "--epochs", 10**6, "--output-dir", run, "--resume", "auto", "--checkpoint-minutes", 1e-6]
     rng, killed, writing = random.Random(processes), 0, 0
     while killed < kills or writing < 2:
@@ -97,13 +118,14 @@ def finish(flags: list[object], processes: int, log: Path) -> None:
 
 
 @pytest.mark.long
-def test_killed_anywhere_it_ends_with_the_same_bits(places: Path) -> None:
+@pytest.mark.parametrize("task", WHOLE)
+def test_killed_anywhere_it_ends_with_the_same_bits(task: str, places: Path) -> None:
     """Sixteen times kill -9 of a fork: at random file operations of writing, and at random times, start-up included.
 
     No life gets further than four updates, so that all sixteen fit into the run on any machine; the times are shares of
     what a life takes on this one.
     """
-    flags, run, longest = small(places, *METHOD, "--epochs", 22), places / "forks", 45
+    flags, run, longest = small(places, *METHODS[task], "--epochs", 22, task=task), places / f"forks {task}", 45
     resumed = ["--output-dir", run, "--resume", "auto", "--checkpoint-minutes", 1e-6]
     rng, writing, lifetime = random.Random(5), 0, 0.0
     for kill in range(16):
@@ -119,5 +141,5 @@ def test_killed_anywhere_it_ends_with_the_same_bits(places: Path) -> None:
         writing += bool(half_written(run))
     assert writing > 3
     train_here("--resume", run)
-    train_here(*flags, "--output-dir", places / "unkilled")
-    assert_same(places / "unkilled", run)
+    train_here(*flags, "--output-dir", places / f"unkilled {task}")
+    assert_same(places / f"unkilled {task}", run)

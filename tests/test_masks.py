@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from pictures import encoded, picture
+from pictures import labels_of, masked, picture
 from PIL import Image
 
 from frskd_timm.errors import UserError
@@ -140,13 +140,6 @@ def test_image_and_mask_go_together(resize: tuple[float, float]) -> None:
 # --- Folders and datasets --------------------------------------------------------------------------------------------
 
 
-def labels_of(number: int, width: int, height: int, classes: int = 3) -> np.ndarray:
-    rows = np.arange(height)[:, None] + np.arange(width) + number
-    labels = ((rows // 5) % classes).astype(np.uint8)
-    labels[0] = 255
-    return labels
-
-
 def palette_png(labels: np.ndarray) -> Image.Image:
     image = Image.fromarray(labels)
     image.putpalette([value for colour in range(256) for value in (colour, 255 - colour, 7)])
@@ -166,16 +159,6 @@ def voc_folder(root: Path, name: str = "garden", count: int = 10) -> Path:
     (lists / "train.txt").write_text("".join(f"p_{number}\n" for number in range(count - 4)))
     (lists / "val.txt").write_text("".join(f"p_{number}\n" for number in range(count - 4, count)))
     return folder
-
-
-def columns(count: int, **names: str) -> datasets.Dataset:
-    image, mask = names.get("image", "image"), names.get("mask", "mask")
-    rows = {
-        image: [encoded(picture(number, 40, 30)) for number in range(count)],
-        mask: [encoded(Image.fromarray(labels_of(number, 40, 30))) for number in range(count)],
-    }
-    features = datasets.Features({image: datasets.Image(), mask: datasets.Image()})
-    return datasets.Dataset.from_dict(rows, features=features)
 
 
 def test_voc_folder(tmp_path: Path) -> None:
@@ -221,14 +204,14 @@ def test_streaming_gives_the_same_batches(tmp_path: Path) -> None:
 
 
 def test_datasets_with_a_mask_column(tmp_path: Path) -> None:
-    datasets.DatasetDict(train=columns(6), validation=columns(2)).save_to_disk(tmp_path / "saved")
+    datasets.DatasetDict(train=masked(6), validation=masked(2)).save_to_disk(tmp_path / "saved")
     data = load(tmp_path / "saved")
     assert (data.train_rows, data.val_rows, data.num_classes) == (6, 2, 3)
     assert data.preprocessing.input_size == (3, 30, 40)
     assert data.val_split == "validation"
 
     (tmp_path / "other").mkdir()
-    columns(10, image="photo", mask="what").to_parquet(tmp_path / "other" / "train.parquet")
+    masked(10, image="photo", mask="what").to_parquet(tmp_path / "other" / "train.parquet")
     data = load(tmp_path / "other", val_fraction=0.2)  # of two columns one is known, so the other is too
     assert (data.train_rows, data.val_rows) == (8, 2)
     ((_, target),) = data.val_batches(2)
@@ -309,7 +292,7 @@ def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="segmentation needs a column of images and one of masks"):
         load("fashion_mnist_sample")
     (tmp_path / "unknown").mkdir()
-    columns(4, image="a", mask="b").to_parquet(tmp_path / "unknown" / "train.parquet")
+    masked(4, image="a", mask="b").to_parquet(tmp_path / "unknown" / "train.parquet")
     with pytest.raises(UserError, match="not plain which of the columns a, b to use; give --input-key"):
         load(tmp_path / "unknown")
 

@@ -158,7 +158,8 @@ def load_mask_validation(
         rows = np.arange(len(found.splits[split]))
         if val_split is None:
             rows = _hold_out(len(rows), data.val_fraction)[1]
-        part = _encoded(data, found, split, rows, in_chans, len(class_names))
+        columns = find_pair_columns(found.splits[split].features, data.input_key, data.target_key)
+        part = _encoded(found, split, columns, rows, in_chans, len(class_names))
         mode = _mode(data, (part,), in_chans)
         bad: list[str] = []
         chosen: Pairs = _decode(part, data.bad_images, bad, progress) if mode == "memory" else part
@@ -206,6 +207,7 @@ def _dataset(
     source, own_names = _find(data)
     names = list(names) if names is not None else own_names
     train_split, val_split = choose_splits(source.splits, data.train_split, data.val_split)
+    columns = find_pair_columns(source.splits[train_split].features, data.input_key, data.target_key)
     rows = np.arange(len(source.splits[train_split]))
     if val_split is None:
         rows, val_rows = _hold_out(len(rows), data.val_fraction)
@@ -216,8 +218,8 @@ def _dataset(
 
     classes = None if names is None else len(names)
     parts = (
-        _encoded(data, source, train_split, rows, preprocessing.in_chans, classes),
-        _encoded(data, source, val_split or train_split, val_rows, preprocessing.in_chans, classes),
+        _encoded(source, train_split, columns, rows, preprocessing.in_chans, classes),
+        _encoded(source, val_split or train_split, columns, val_rows, preprocessing.in_chans, classes),
     )
     mode = _mode(data, parts, preprocessing.in_chans)
 
@@ -239,11 +241,10 @@ def _dataset(
 
 
 def _encoded(
-    data: DataSettings, source: Source, split: str, rows: Rows, in_chans: int, num_classes: int | None
+    source: Source, split: str, columns: tuple[str, str], rows: Rows, in_chans: int, num_classes: int | None
 ) -> EncodedPairs:
     if len(rows) == 0:
-        raise UserError(f"split {split} of --dataset {data.dataset} is empty")
-    columns = find_pair_columns(source.splits[split].features, data.input_key, data.target_key)
+        raise UserError(f"split {split} of {source.info.name} is empty")
     images, masks = (Images.of(source.splits[split], split, column) for column in columns)
     return EncodedPairs(images, masks, rows, num_classes, "L" if in_chans == 1 else "RGB")
 

@@ -1,0 +1,160 @@
+"""Segmentation as a user runs it: `train.py --task segmentation`, `validate.py`, `hub/push.py`."""
+
+import csv
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import ROOT, run_script
+from hub_server import USER
+from pictures import picture
+from PIL import Image
+from published import push
+from runs import METHODS, small, train_here
+from safetensors.torch import load_file
+
+from frskd_timm.errors import UserError
+from frskd_timm.hub.folder import StudentFolder
+from frskd_timm.segmentation import SegmentationStudent
+from frskd_train import parse
+from frskd_train.errors import SettingsError
+
+
+def evaluate(*flags: object) -> None:
+    from accelerate.state import AcceleratorState
+
+    try:
+        runpy.run_path(str(ROOT / "validate.py"))["main"](parse.parse_evaluation([str(flag) for flag in flags]))
+    finally:
+        AcceleratorState._reset_state(True)
+
+
+def test_a_run_leaves_what_it_promises(places: Path, whole_masks: Path, capsys: pytest.CaptureFixture) -> None:
+    run = whole_masks
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        ".lock", "config.yaml", "summary.csv", "metrics.json", "curves.png", "segmentation.png", "checkpoints",
+        "student", "backbone",
+    }  # fmt: skip
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    assert (metrics["task"], metrics["model"], metrics["weights"]) == ("segmentation", "test_resnet", "ema")
+    assert set(metrics["student"]["iou"]) == {"class 0", "class 1", "class 2"}
+    with (run / "summary.csv").open(encoding="utf-8") as file:
+        first, last = csv.DictReader(file)
+    assert float(first["loss_kl"]) == float(first["loss_feature"]) == 0  # the warm-up of --distill-start 1
+    assert float(last["loss_feature"]) > 0
+    assert float(last["miou"]) == pytest.approx(metrics["student"]["miou"], abs=1e-3)
+    assert float(last["teacher_miou"]) == pytest.approx(metrics["self_teacher"]["miou"], abs=1e-3)
+
+    # The student alone, at the very scores that it was exported with.
+    keys = set(load_file(run / "student" / "model.safetensors"))
+    assert not any("teacher" in key or key.startswith(("module.", "student.")) for key in keys)
+    evaluate("--model", run, "--dataset", places / "masks", "--threads", 1)
+    result = json.loads((run / "evaluation-masks.json").read_text(encoding="utf-8"))
+    assert result["miou"] == pytest.approx(metrics["student"]["miou"], abs=0.02)
+    assert result["pixel_accuracy"] == pytest.approx(metrics["student"]["pixel_accuracy"], abs=0.02)
+    assert result["images"] == 9
+    assert "mIoU" in capsys.readouterr().out
+    (run / "evaluation-masks.json").unlink()
+
+
+def test_the_student_segments_and_its_backbone_is_timms(whole_masks: Path) -> None:
+    student = SegmentationStudent.from_pretrained(whole_masks / "student").eval()
+    image = picture(3, 40, 30)
+    classes = student.segment(image)
+    assert classes.shape == (30, 40)
+    pixels = (torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255)[None]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (student.mean, student.std))
+    with torch.inference_mode():
+        maps = student.backbone_maps((pixels - mean) / std)
+        plain = timm.create_model(f"local-dir:{whole_masks / 'backbone'}", pretrained=True, features_only=True).eval()
+        found = plain((pixels - mean) / std)
+    for wanted in maps:
+        assert any(torch.allclose(wanted, each, atol=1e-4) for each in found if each.shape == wanted.shape)
+
+
+def test_the_baseline_stands_beside_it(places: Path) -> None:
+    plain, run = places / "masks ce", places / "masks beside"
+    train_here(*small(places, "--method", "ce", task="segmentation"), "--output-dir", plain)
+    train_here(*small(places, "--baseline", plain, task="segmentation"), "--output-dir", run)
+    card = (run / "student" / "README.md").read_text(encoding="utf-8")
+    miou = json.loads((plain / "metrics.json").read_text(encoding="utf-8"))["student"]["miou"]
+    assert f"| cross-entropy alone, same recipe, 1 seed | {miou:.2f} |" in card
+    assert "Against the baseline, mIoU differs by" in card
+    assert "segmentation.png" in card
+
+
+LOAD = """
+import timm, torch
+from frskd_timm.segmentation import SegmentationStudent
+student = SegmentationStudent.from_pretrained("{repo}")
+images = torch.load("{images}")
+torch.save(student.eval()(images), "{images}")
+assert timm.create_model("hf-hub:{repo}-backbone", pretrained=True, num_classes=3).num_classes == 3
+"""
+
+
+def test_publishing(hub, whole_masks: Path, tmp_path: Path) -> None:
+    repo = f"{USER}/segmenter"
+    assert push(hub, whole_masks / "student", repo).changed
+    assert not push(hub, whole_masks / "student", repo).changed
+    assert push(hub, whole_masks / "backbone", f"{repo}-backbone").changed
+    student = StudentFolder(whole_masks / "student")
+    images = tmp_path / "images.pt"
+    torch.save(student.probe(), images)
+    env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    run_script(sys.executable, "-c", LOAD.format(repo=repo, images=images), **env)
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.load(images), student.load()(student.probe()))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--mixup", 0.2], "--mixup is for --task classification, and this is segmentation"),
+        (["--resize-range", 2, 1], "--resize-range takes two positive numbers, the smaller one first"),
+        (["--feature-loss", "overhaul"], "--feature-loss overhaul is for classification"),
+        (["--class-weights", 1, 2], "There are 2 class weights for 3 classes"),
+        (["--model", "no_such_backbone"], "timm knows no model 'no_such_backbone'"),
+        (["--model", "efficientdet_d0", "--pretrained"], "The weights of 'efficientnet_b0' cannot be had"),
+    ],
+)
+def test_mistakes_end_in_a_sentence(flags: list[object], message: str, places: Path, tmp_path: Path) -> None:
+    with pytest.raises((UserError, SettingsError), match=message):
+        train_here(*small(places, *flags, task="segmentation"), "--output-dir", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bad_mask_is_named_before_training(places: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "VOC"
+    for below in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (folder / below).mkdir(parents=True)
+    for number in range(8):
+        picture(number, 40, 30).save(folder / "JPEGImages" / f"{number}.jpg")
+        Image.fromarray(np.full((30, 40), 77 if number == 3 else number % 2, np.uint8)).save(
+            folder / "SegmentationClass" / f"{number}.png"
+        )
+    for split, names in (("train", range(6)), ("val", (6, 7))):
+        (folder / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(map(str, names)))
+    flags = small(places, "--dataset", folder, "--epochs", 1, task="segmentation")
+    with pytest.raises(UserError, match=r"mask 3 of split train .* has label 77"):
+        train_here(*flags, "--output-dir", tmp_path / "run")
+    train_here(*flags, "--bad-images", "skip", "--output-dir", tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["dataset"]["train_images"] == 5
+
+
+def test_settings_of_either_task_make_a_recipe_of_it(tmp_path: Path) -> None:
+    for task, foreign in (("segmentation", "mixup"), ("classification", "decoder_layers")):
+        settings = parse.parse_settings(["--task", task, "--lr", "0.5"])
+        recipe = tmp_path / f"{task}.yaml"
+        recipe.write_text(parse.write_recipe(settings, "A recipe."), encoding="utf-8")
+        assert f"{foreign}:" not in recipe.read_text(encoding="utf-8")
+        assert parse.flat(parse.parse_settings(["--config", str(recipe)])) == {
+            **parse.flat(settings), "config": str(recipe)
+        }  # fmt: skip
+    assert METHODS.keys() == {"classification", "segmentation"}
