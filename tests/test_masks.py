@@ -366,7 +366,7 @@ def test_scores_of_several_processes() -> None:
         for rank in range(2)
     ]
     for process in processes:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=600)
         assert process.returncode == 0
         for found in json.loads(output.splitlines()[-1]):
             assert list(found) == list(expected)

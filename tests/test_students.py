@@ -57,7 +57,7 @@ def python(code, *flags, home=Path(frskd_timm.__file__).parents[1], **env):
         [sys.executable, *flags, "-c", code],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         cwd=home,
         env={**os.environ, "OMP_NUM_THREADS": "1", **env},
     )
@@ -260,14 +260,14 @@ def test_stock_names():
 def test_import_is_quiet_light_and_lists_only_what_exists():
     result = python(
         "import sys, time, warnings\n"
-        "start = time.perf_counter()\n"
+        "start = time.process_time()\n"
         "with warnings.catch_warnings():\n"
         "    warnings.simplefilter('ignore')  # timm's own\n"
         "    import timm\n"
-        "alone = time.perf_counter() - start\n"
-        "start = time.perf_counter()\n"
+        "alone = time.process_time() - start\n"
+        "start = time.process_time()\n"
         "import frskd_timm\n"
-        "added = time.perf_counter() - start\n"
+        "added = time.process_time() - start\n"
         "assert added < 0.1 * alone or added < 0.2, (added, alone)\n"
         "assert timm.list_pretrained('*frskd*') == [\n"
         "    n for n in timm.list_models('*frskd*', include_tags=True) if timm.get_pretrained_cfg(n).file]\n"
