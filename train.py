@@ -86,7 +86,7 @@ def main(settings: Settings) -> None:
     accelerator.wait_for_everyone()
     position, meter = Position(job.score), TrainMeter(accelerator.device)
     progress = Progress(accelerator.is_main_process, optim.epochs, steps_per_epoch, global_batch, job.shown)
-    progress.say("\n".join([*data.notes, finish.describe(job, data, task, accelerator)]))
+    progress.say("\n".join([*data.notes, *job.notes, finish.describe(job, data, task, accelerator)]))
     facts = {
         "fingerprint": data.fingerprint,
         "train_rows": data.train_rows,

@@ -1,6 +1,7 @@
 """Trains variants of a recipe over seeds and budgets, and collects their scores in a CSV.
 
     python benchmarks/budgets.py --dataset DIR --variants ce ramp --seeds 1 2 --epochs 10 --output budgets.csv
+    python benchmarks/budgets.py --variants ce ramp --output scenes.csv -- --task segmentation
     python benchmarks/budgets.py --table budgets.csv
 
 A run that is in the CSV already is not made again, so a stopped collection goes on where it was. Each run has one
@@ -20,7 +21,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
-COLUMNS = ["variant", "epochs", "seed", "top1", "self_teacher_top1", "seconds", "flags"]
+COLUMNS = ["variant", "epochs", "seed", "score", "self_teacher_score", "seconds", "flags"]
+
+SCORES = {"classification": ("top1", "top-1"), "segmentation": ("miou", "mIoU")}
 
 # One lever at a time, around FRSKD with the ramp.
 VARIANTS: dict[str, list[str]] = {
@@ -48,28 +51,19 @@ def run(variant: str, epochs: int, seed: int, flags: list[str]) -> dict[str, obj
     """Trains once and returns a row of the CSV."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(TRAIN), "--output-dir", f"{folder}/run", "--epochs", str(epochs)]
-        command += [
-            "--seed",
-            str(seed),
-            "--val-interval",
-            str(epochs),
-            "--threads",
-            "1",
-            "--smoothing",
-            "0",
-            *flags,
-            *VARIANTS[variant],
-        ]
+        command += ["--seed", str(seed), "--val-interval", str(epochs), "--threads", "1", "--smoothing", "0"]
+        command += [*flags, *VARIANTS[variant]]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-2000:]}")
         metrics = json.loads((Path(folder) / "run" / "metrics.json").read_text(encoding="utf-8"))
+    score = SCORES[metrics["task"]][0]
     return {
         "variant": variant,
         "epochs": epochs,
         "seed": seed,
-        "top1": metrics["student"]["top1"],
-        "self_teacher_top1": (metrics["self_teacher"] or {}).get("top1"),
+        "score": metrics["student"][score],
+        "self_teacher_score": (metrics["self_teacher"] or {}).get(score),
         "seconds": metrics["seconds"],
         "flags": " ".join(flags),
     }
@@ -83,16 +77,21 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def table(rows: list[dict[str, str]]) -> str:
     """A Markdown table: one line for each budget and variant, mean and spread over the seeds."""
-    lines = ["| epochs | variant | top-1 of the student | seeds | top-1 of the self-teacher |", "|---|---|---|---|---|"]
+    task = "segmentation" if "--task segmentation" in rows[0]["flags"] else "classification"
+    name = SCORES[task][1]
+    lines = [
+        f"| epochs | variant | {name} of the student | seeds | {name} of the self-teacher |",
+        "|---|---|---|---|---|",
+    ]
     groups: dict[tuple[int, str], list[dict[str, str]]] = {}
     for row in rows:
         groups.setdefault((int(row["epochs"]), row["variant"]), []).append(row)
     order = list(VARIANTS)
     for epochs, variant in sorted(groups, key=lambda key: (key[0], order.index(key[1]))):
         runs = groups[epochs, variant]
-        teacher = spread([float(run["self_teacher_top1"]) for run in runs if run["self_teacher_top1"]])
+        teacher = spread([float(run["self_teacher_score"]) for run in runs if run["self_teacher_score"]])
         lines.append(
-            f"| {epochs} | `{variant}` | {spread([float(r['top1']) for r in runs])} | {len(runs)} | {teacher} |"
+            f"| {epochs} | `{variant}` | {spread([float(r['score']) for r in runs])} | {len(runs)} | {teacher} |"
         )
     return "\n".join(lines)
 
@@ -109,7 +108,7 @@ def main() -> None:
     """Makes the runs that are missing, seed by seed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--table", type=Path, metavar="CSV", help="print the table of these results, train nothing")
-    parser.add_argument("--dataset")
+    parser.add_argument("--dataset", help="as for train.py; its own by default")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--epochs", nargs="+", type=int, default=[10])
@@ -120,9 +119,9 @@ def main() -> None:
     if args.table:
         print(table(read(args.table)))
         return
-    if not args.dataset or not args.output:
-        parser.error("--dataset and --output are needed")
-    flags = ["--dataset", args.dataset, *args.flags]
+    if not args.output:
+        parser.error("--output is needed")
+    flags = [*(["--dataset", args.dataset] if args.dataset else []), *args.flags]
     done = set()
     if args.output.exists():
         done = {(row["variant"], int(row["epochs"]), int(row["seed"])) for row in read(args.output)}

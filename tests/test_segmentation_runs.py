@@ -4,6 +4,7 @@ import csv
 import json
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import timm
 import torch
 from conftest import ROOT, run_script
 from hub_server import USER
-from pictures import picture
+from pictures import labels_of, picture
 from PIL import Image
 from published import push
 from runs import METHODS, small, train_here
@@ -22,6 +23,7 @@ from frskd_timm.errors import UserError
 from frskd_timm.hub.folder import StudentFolder
 from frskd_timm.segmentation import SegmentationStudent
 from frskd_train import parse
+from frskd_train.data.voc import VOC_CLASSES
 from frskd_train.errors import SettingsError
 
 
@@ -121,7 +123,7 @@ def test_publishing(hub, whole_masks: Path, tmp_path: Path) -> None:
         (["--feature-loss", "overhaul"], "--feature-loss overhaul is for classification"),
         (["--class-weights", 1, 2], "There are 2 class weights for 3 classes"),
         (["--model", "no_such_backbone"], "timm knows no model 'no_such_backbone'"),
-        (["--model", "efficientdet_d0", "--pretrained"], "The weights of 'efficientnet_b0' cannot be had"),
+        (["--model", "resnet50_frskd", "--pretrained"], "There are no pretrained weights for 'resnet50_frskd'"),
     ],
 )
 def test_mistakes_end_in_a_sentence(flags: list[object], message: str, places: Path, tmp_path: Path) -> None:
@@ -130,17 +132,43 @@ def test_mistakes_end_in_a_sentence(flags: list[object], message: str, places: P
     assert not (tmp_path / "run").exists()
 
 
-def test_a_bad_mask_is_named_before_training(places: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "VOC"
+def test_without_a_network_a_backbone_begins_at_random_and_says_so(
+    places: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    flags = small(places, "--model", "resnet10t", "--pretrained", "--epochs", 1, task="segmentation")
+    train_here(*flags, "--output-dir", tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "The weights of 'resnet10t' cannot be had" in said
+    assert "starts from random weights" in said
+
+
+def voc(folder: Path, labels: Callable[[int], np.ndarray]) -> Path:
+    """VOC's layout: six pictures to train on, two to validate."""
     for below in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (folder / below).mkdir(parents=True)
     for number in range(8):
         picture(number, 40, 30).save(folder / "JPEGImages" / f"{number}.jpg")
-        Image.fromarray(np.full((30, 40), 77 if number == 3 else number % 2, np.uint8)).save(
-            folder / "SegmentationClass" / f"{number}.png"
-        )
+        Image.fromarray(labels(number)).save(folder / "SegmentationClass" / f"{number}.png")
     for split, names in (("train", range(6)), ("val", (6, 7))):
         (folder / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(map(str, names)))
+    return folder
+
+
+def test_the_recipe_for_voc(tmp_path: Path) -> None:
+    recipe = ROOT / "recipes" / "voc_efficientdet_d0.yaml"
+    folder = voc(tmp_path / "VOC2012", lambda number: labels_of(number, 40, 30, classes=21))
+    flags = ["--epochs", 3, "--distill-start", 1, "--batch-size", 2, "--img-size", 64, "--no-amp", "--threads", 1]
+    train_here("--config", recipe, "--dataset", folder, *flags, "--output-dir", tmp_path / "run")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
+    assert (metrics["model"], metrics["architecture"]) == ("efficientdet_d0", "efficientnet_b0")
+    assert set(metrics["student"]["iou"]) == set(VOC_CLASSES)
+    used = parse.read_recipe(str(tmp_path / "run" / "config.yaml"))
+    assert (used.optimizer.clip_mode, used.optimizer.clip_grad, used.loop.grad_accum_steps) == ("value", 2.0, 2)
+
+
+def test_a_bad_mask_is_named_before_training(places: Path, tmp_path: Path) -> None:
+    uniform = lambda number: np.full((30, 40), 77 if number == 3 else number % 2, np.uint8)
+    folder = voc(tmp_path / "VOC", uniform)
     flags = small(places, "--dataset", folder, "--epochs", 1, task="segmentation")
     with pytest.raises(UserError, match=r"mask 3 of split train .* has label 77"):
         train_here(*flags, "--output-dir", tmp_path / "run")

@@ -1,6 +1,11 @@
 """Semantic segmentation with FRSKD (arXiv 2103.08273, section 4.3): students, self-teacher, losses, task, export."""
 
-from frskd_timm.segmentation.presets import PRESETS, create_segmentation_student, load_backbone
+from frskd_timm.segmentation.presets import (
+    PRESETS,
+    WeightsUnavailableError,
+    create_segmentation_student,
+    load_backbone,
+)
 from frskd_timm.segmentation.student import SegmentationStudent
 from frskd_timm.segmentation.task import SegmentationCrossEntropyTask, SegmentationTask
 from frskd_timm.segmentation.teacher import SegmentationTeacher
@@ -11,6 +16,7 @@ __all__ = [
     "SegmentationStudent",
     "SegmentationTask",
     "SegmentationTeacher",
+    "WeightsUnavailableError",
     "create_segmentation_student",
     "load_backbone",
 ]

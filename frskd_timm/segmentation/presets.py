@@ -16,6 +16,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """The networks of the paper: EfficientDet's backbones and widths (arXiv 1911.09070)."""
 
+
+class WeightsUnavailableError(UserError):
+    """Weights that exist, but cannot be had now, without a network for instance."""
+
+
 _ELSEWHERE = ("local-dir:", "hf-hub:")
 
 
@@ -55,7 +60,8 @@ def load_backbone(student: SegmentationStudent, name: str | None = None) -> None
             the backbone's own name.
 
     Raises:
-        UserError: The weights cannot be had, or are another architecture's.
+        WeightsUnavailableError: The weights cannot be had now.
+        UserError: There are none, or they are another architecture's.
     """
     name = name or student.backbone_name
     cfg = None if name.startswith(_ELSEWHERE) else timm.get_pretrained_cfg(name)
@@ -65,7 +71,7 @@ def load_backbone(student: SegmentationStudent, name: str | None = None) -> None
         model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0, in_chans=student.in_chans)
     except Exception as error:  # no network, no such folder, damaged files: the Hub and timm say which
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"The weights of '{name}' cannot be had: {reason}") from error
+        raise WeightsUnavailableError(f"The weights of '{name}' cannot be had: {reason}") from error
     own, found = student.backbone.state_dict(), model.state_dict()
     missing = sorted(key for key, value in own.items() if key not in found or found[key].shape != value.shape)
     if missing:

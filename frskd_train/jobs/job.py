@@ -25,6 +25,7 @@ class Job(ABC):
         settings: Those of the run.
         score: Name of the score, in percent, that says which epoch is the best.
         shown: Scores that people see, with what they are called; `score` first.
+        notes: Sentences that the user should see before training.
     """
 
     score: ClassVar[str]
@@ -32,6 +33,7 @@ class Job(ABC):
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.notes: list[str] = []
 
     @abstractmethod
     def load_data(self, progress: bool) -> Any:

@@ -17,7 +17,9 @@ from frskd_timm.segmentation import (
     SegmentationCrossEntropyTask,
     SegmentationStudent,
     SegmentationTask,
+    WeightsUnavailableError,
     create_segmentation_student,
+    load_backbone,
 )
 from frskd_timm.segmentation.export import export_backbone, export_segmentation
 from frskd_timm.task import StudentTask
@@ -69,7 +71,6 @@ class SegmentationJob(Job):
         student = create_segmentation_student(
             model.model,
             data.num_classes,
-            pretrained=model.pretrained,
             layers=own.decoder_layers,
             in_chans=data.preprocessing.input_size[0],
             mean=data.preprocessing.mean,
@@ -78,6 +79,11 @@ class SegmentationJob(Job):
             backbone_args=arguments,
             **width,
         )
+        if model.pretrained:
+            try:
+                load_backbone(student)
+            except WeightsUnavailableError as error:
+                self.notes.append(f"{error} The backbone starts from random weights.")
         if model.grad_checkpointing:
             student.set_grad_checkpointing(True)
         return student
