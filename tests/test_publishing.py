@@ -90,24 +90,22 @@ def test_push_then_load_in_fresh_processes(hub, tmp_path):
     make_student(stock, "resnet18_frskd", seed=3)
     assert push(hub, stock).changed
 
-    # plain timm, which has never heard of this package
+    # plain timm and transformers, which have never heard of this package
     names = [REPO, f"{REPO}@{older}", f"{USER}/new"]
-    done = run(hub, cache, "-c", LOAD.format(package=False, names=names, images=str(images)))
-    answers = json.loads(done.stdout)
+    code = LOAD.format(package=False, names=names, images=str(images))
+    done = run(hub, cache, "-c", code + TRANSFORMERS.format(name=REPO, images=str(images)))
+    answers, (logits, best, label) = map(json.loads, done.stdout.splitlines()[-2:])
     torch.testing.assert_close(torch.tensor(answers[REPO]), expected(stock))
     torch.testing.assert_close(torch.tensor(answers[f"{REPO}@{older}"]), first)
     assert (torch.tensor(answers[REPO]) - first).abs().max() > 0.1
     assert answers[f"{USER}/new"] == "RepositoryNotFoundError"  # private, and no token
+    torch.testing.assert_close(torch.tensor(logits), expected(stock))
+    assert best.startswith("class ")
+    assert label == "class 3"
 
     # a new topology, private, with the package and a token
     done = run(hub, cache, "-c", LOAD.format(package=True, names=names[2:], images=str(images)), HF_TOKEN=TOKEN)
     torch.testing.assert_close(torch.tensor(json.loads(done.stdout)[f"{USER}/new"]), expected(new))
-
-    done = run(hub, cache, "-c", TRANSFORMERS.format(name=REPO, images=str(images)))
-    logits, best, label = json.loads(done.stdout)
-    torch.testing.assert_close(torch.tensor(logits), expected(stock))
-    assert best.startswith("class ")
-    assert label == "class 3"
 
     # offline, from the cache, with the server gone
     hub.stop()
