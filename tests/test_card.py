@@ -92,4 +92,4 @@ def test_zoo_card_is_up_to_date_and_promises_nothing_else():
     assert (row["model"], row["top1_err"], row["baseline_top1"]) == ("resnet18_frskd.garments", "11.90", "87.10")
     text = zoo_card([row]).text
     assert "| `resnet18_frskd` | `resnet18` | 11,689,512 | yes | `garments` |" in text
-    assert "| `resnet18_frskd.garments` | Kleidungsstücke | 28 | 11.18 | 88.10 | 99.60 | 87.10 |" in text
+    assert "| `resnet18_frskd.garments` | Kleidungsstücke | 28 | 11.18 | 20 | 88.10 | 99.60 | 87.10 |" in text
