@@ -87,6 +87,7 @@ def test_shipped_figures_are_measured_on_what_ships(repository) -> None:
     assert {"README.md", "recipe.yaml", "curves.png", "attention.png"} <= set(check_folder(folder))
     text = "".join(path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.suffix in (".json", ".yaml"))
     assert str(run.parent) not in text  # no place of this machine
+    assert 'timm.create_model("resnet18_frskd.garments"' in (folder / "README.md").read_text(encoding="utf-8")
     assert json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["baseline"]["runs"][0]["seed"] == 7
     for document in ("README.md", "MODEL_CARD.md"):
         assert results_table([row]) in (root / document).read_text(encoding="utf-8")
