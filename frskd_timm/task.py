@@ -18,6 +18,7 @@ from frskd_timm.losses.functional import cross_entropy, soft_label_loss
 from frskd_timm.pyramid import Pyramid
 from frskd_timm.schedule import distillation_weight
 from frskd_timm.teachers import SelfTeacher, create_self_teacher
+from frskd_timm.teachers.blocks import global_average
 
 
 class StudentTask(TrainingTask):
@@ -224,8 +225,8 @@ class FRSKDTask(StudentTask):
             # has its own normalisation statistics.
             turned_maps, _ = self.pyramid(self.student, rotations(input), head=False)
             turned_refined, _ = self.refine(turned_maps)
-            joint = self.sla.student(self.pyramid.activate(self.student, turned_maps)[-1].mean(dim=(2, 3)))
-            teacher_joint = self.sla.teacher(self._rectified(turned_refined[-1]).mean(dim=(2, 3)))
+            joint = self.sla.student(global_average(self.pyramid.activate(self.student, turned_maps)[-1]))
+            teacher_joint = self.sla.teacher(global_average(self._rectified(turned_refined[-1])))
             maps = [torch.cat(pair) for pair in zip(maps, turned_maps, strict=True)]
             refined = [torch.cat(pair) for pair in zip(refined, turned_refined, strict=True)]
 

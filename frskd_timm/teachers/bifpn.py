@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frskd_timm.teachers import SELF_TEACHERS, SelfTeacher
-from frskd_timm.teachers.blocks import Fuse, Lateral, Same, add_upsampled, downsample
+from frskd_timm.teachers.blocks import Fuse, Lateral, Same, add_upsampled, downsample, global_average
 
 
 class BiFPNLayer(nn.Module):
@@ -108,7 +108,7 @@ class BiFPN(SelfTeacher):
         for layer in self.layers[:-1]:
             maps = layer(maps)[1]
         refined, rectified = self.layers[-1](maps, self.preactivation)
-        logits = self.fc(rectified[-1].mean(dim=(2, 3)))
+        logits = self.fc(global_average(rectified[-1]))
         return refined, logits
 
     def output_norms(self) -> list[nn.BatchNorm2d]:

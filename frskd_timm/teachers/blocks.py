@@ -131,3 +131,9 @@ def downsample(x: Tensor, size: tuple[int, int]) -> Tensor:
     if size[0] <= height and size[1] <= width:
         return F.adaptive_max_pool2d(x, size)
     return upsample(x, size)
+
+
+def global_average(x: Tensor) -> Tensor:
+    """Mean over the pixels of a map [B, C, H, W], to [B, C]."""
+    # Not `mean`: its gradient is laid out channels first, which slows what a CPU does with it more than tenfold.
+    return F.avg_pool2d(x, x.shape[-2:]).flatten(1)
