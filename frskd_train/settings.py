@@ -360,7 +360,7 @@ def default_settings(task: str = "classification") -> Settings:
         return Settings()
     return Settings(
         model=ModelSettings(task="segmentation", model="resnet10t"),
-        method=MethodSettings(alpha=1.0, beta=50.0, temperature=1.0, teacher_repeats=2),
+        method=MethodSettings(alpha=1.0, beta=50.0, temperature=1.0),
         data=DataSettings(dataset="fashion_mnist_scenes"),
         preprocessing=PreprocessingSettings(smoothing=0.0),
         segmentation=SegmentationSettings(decoder_layers=1, resize_range=(0.75, 1.33)),
