@@ -61,11 +61,9 @@ class BiFPNLayer(nn.Module):
             fuse = cast(Fuse, self.bottom_up[i - 1])
             share, *own_share, finer_share = fuse.shares().unbind()
             down = self.to_coarser[i - 1](downsample(finer, sizes[i]), finer_share)
-            lateral = self.lateral2[i - 1](features[i], share)
+            total = self.lateral2[i - 1](features[i], share) + down
             if own_share:
-                total = (rectified[i] * own_share[0].to(lateral.dtype)).add_(lateral).add_(down)
-            else:
-                total = lateral + down
+                total.addcmul_(rectified[i], own_share[0].to(total.dtype))
             refined.append(fuse(total))
             finer = rectified[i] = rectify(refined[-1])
         return refined, rectified
