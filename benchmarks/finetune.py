@@ -24,9 +24,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-COLUMNS = ["data", "images_a_class", "mode", "weights", "seed", "top1", "epochs"]
+COLUMNS = ["data", "images_a_class", "epochs", "mode", "weights", "seed", "top1"]
 TEST_A_CLASS = {"digits": 50, "mnist5k": 100}
-IMAGES_A_CLASS = {10: 40, 100: 10}  # with the epochs that they are trained for
+BUDGETS = ((10, 10), (10, 40), (100, 10))  # images of each class, epochs
 SEEDS = (1, 2, 3)
 MODES = {"full": "finetune", "probe": "linear_probe"}
 
@@ -58,7 +58,7 @@ def make(name: str, folder: Path) -> Path:
     test = draw(range(len(labels)), TEST_A_CLASS[name], 0)
     train = sorted(set(range(len(labels))) - set(test))
     splits = {"train": train, "test": test}
-    splits |= {f"seed{s}_{count}": draw(train, count, s) for s, count in itertools.product(SEEDS, IMAGES_A_CLASS)}
+    splits |= {f"seed{s}_{count}": draw(train, count, s) for s, (count, _) in itertools.product(SEEDS, BUDGETS)}
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(num_classes=10))
     datasets.DatasetDict(
         {
@@ -72,13 +72,15 @@ def make(name: str, folder: Path) -> Path:
     return folder
 
 
-def run(data: Path, count: int, mode: str, weights: list[str], seed: int, flags: Sequence[str]) -> float:
+def run(
+    data: Path, budget: tuple[int, int], mode: str, weights: Sequence[str], seed: int, flags: Sequence[str]
+) -> float:
     """Trains once, in this process, and returns the student's top-1 on the test split in percent."""
     from accelerate.state import AcceleratorState, GradientState
 
     from frskd_train.parse import parse_settings
 
-    epochs = str(IMAGES_A_CLASS[count])
+    count, epochs = map(str, budget)
     with tempfile.TemporaryDirectory() as folder:
         chosen = ["--config", str(ROOT / "recipes" / f"{MODES[mode]}.yaml"), "--output-dir", f"{folder}/run"]
         chosen += ["--dataset", str(data), "--train-split", f"seed{seed}_{count}", "--val-split", "test"]
@@ -101,16 +103,16 @@ def read(path: Path) -> list[dict[str, str]]:
 def table(rows: Sequence[dict[str, str]]) -> str:
     """A Markdown table: top-1 in percent, mean and standard deviation over the seeds."""
     names = {"frskd": "FRSKD's weights", "ce": "cross-entropy's weights", "random": "random weights"}
-    lines = ["| data | images a class | trained | " + " | ".join(names.values()) + " | seeds |"]
-    lines.append("|---|---:|---|" + "---:|" * (len(names) + 1))
-    for data, count, mode in itertools.product(TEST_A_CLASS, IMAGES_A_CLASS, MODES):
-        own = [r for r in rows if (r["data"], r["images_a_class"], r["mode"]) == (data, str(count), mode)]
+    lines = ["| data | images a class | epochs | trained | " + " | ".join(names.values()) + " | seeds |"]
+    lines.append("|---|---:|---:|---|" + "---:|" * (len(names) + 1))
+    for data, (count, epochs), mode in itertools.product(TEST_A_CLASS, BUDGETS, MODES):
+        key = (data, str(count), str(epochs), mode)
+        own = [row for row in rows if tuple(row[name] for name in COLUMNS[:4]) == key]
         if own:
-            scores = [[float(r["top1"]) for r in own if r["weights"] == name] for name in names]
-            seeds = len({r["seed"] for r in own})
+            scores = [[float(row["top1"]) for row in own if row["weights"] == name] for name in names]
+            seeds = len({row["seed"] for row in own})
             trained = {"full": "all of it", "probe": "the classifier"}[mode]
-            cells = " | ".join(map(spread, scores))
-            lines.append(f"| {data} | {count} | {trained} | {cells} | {seeds} |")
+            lines.append(f"| {data} | {count} | {epochs} | {trained} | {' | '.join(map(spread, scores))} | {seeds} |")
     return "\n".join(lines)
 
 
@@ -131,7 +133,6 @@ def main() -> None:
     parser.add_argument("--model", default="wide_resnet16_2_frskd", help="student with weights, or local-dir:STUDENT")
     parser.add_argument("--architecture", default="wide_resnet16_2_frskd", help="the same with random weights")
     parser.add_argument("--data", nargs="+", choices=TEST_A_CLASS, default=list(TEST_A_CLASS))
-    parser.add_argument("--images", nargs="+", type=int, choices=IMAGES_A_CLASS, default=list(IMAGES_A_CLASS))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS))
     parser.add_argument("--data-dir", type=Path, default=ROOT / "data")
@@ -150,18 +151,19 @@ def main() -> None:
     if not args.output.exists():
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
-    done = {tuple(row[name] for name in COLUMNS[:5]) for row in read(args.output)}
+    done = {tuple(row[name] for name in COLUMNS[:6]) for row in read(args.output)}
     sources = {"frskd": ["--model", args.model], "random": ["--model", args.architecture, "--no-pretrained"]}
     if args.baseline:
         sources["ce"] = ["--model", f"local-dir:{args.baseline}"]
-    for seed, data, count, mode, weights in itertools.product(args.seeds, args.data, args.images, args.modes, sources):
-        if (data, str(count), mode, weights, str(seed)) in done:
+    jobs = itertools.product(args.seeds, args.data, BUDGETS, args.modes, sources)
+    for seed, data, budget, mode, weights in jobs:
+        key = (data, *map(str, budget), mode, weights, str(seed))
+        if key in done:
             continue
-        top1 = run(make(data, args.data_dir / data), count, mode, sources[weights], seed, args.flags)
-        row = [data, count, mode, weights, seed, f"{top1:.2f}", IMAGES_A_CLASS[count]]
+        top1 = run(make(data, args.data_dir / data), budget, mode, sources[weights], seed, args.flags)
         with args.output.open("a", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow(row)
-        print(f"== {row}", flush=True)
+            csv.writer(file, lineterminator="\n").writerow([*key, f"{top1:.2f}"])
+        print(f"== {key} {top1:.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -79,12 +79,12 @@ def test_the_benchmarks_data_are_disjoint_and_drawn_by_seed(benchmark: ModuleTyp
     images = {split: [image.tobytes() for image in data[split]["image"]] for split in data}
     assert len(images["train"]) + len(images["test"]) == 1797
     assert not set(images["train"]) & set(images["test"])
-    draws = [images[f"seed{seed}_{count}"] for seed in benchmark.SEEDS for count in benchmark.IMAGES_A_CLASS]
+    draws = [images[f"seed{seed}_{count}"] for seed in benchmark.SEEDS for count in (10, 100)]
     for draw in draws:
         assert set(draw) <= set(images["train"])
     assert len({frozenset(draw) for draw in draws}) == len(draws)
     for seed in benchmark.SEEDS:
-        for count in benchmark.IMAGES_A_CLASS:
+        for count in (10, 100):
             labels = data[f"seed{seed}_{count}"]["label"]
             assert [labels.count(target) for target in range(10)] == [count] * 10
     assert data["test"].features["label"].names == [str(target) for target in range(10)]
