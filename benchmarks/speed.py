@@ -3,6 +3,7 @@
     python benchmarks/speed.py                      # the three students of docs/speed.md on this machine
     python benchmarks/speed.py --model resnet18_frskd --img-size 224 --batch-size 32 --precision bf16
     python benchmarks/speed.py --table speed.csv    # the table of docs/speed.md
+    python benchmarks/speed.py --start-up           # seconds until the library, and train.py's help, are there
 
 A whole step is timed: forward, backward, optimizer. Variants take turns within a round, so that what else the machine
 does meets all of them; figures are medians over rounds, with the smallest and the largest. `float32` is a plain build
@@ -295,6 +296,24 @@ def measure(case: argparse.Namespace, device: "torch.device") -> dict[str, Any]:
     }
 
 
+def start_up(rounds: int) -> str:
+    """Seconds of fresh processes that import timm, import this library, and show the help of train.py."""
+    import torch
+
+    commands = {"import timm": ["-c", "import timm"], "import frskd_timm": ["-c", "import frskd_timm"]}
+    commands["train.py --help"] = ["train.py", "--help"]
+
+    def runner(arguments: list[str]) -> Callable[[], Any]:
+        return lambda: subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+    rates = in_turn({name: runner(command) for name, command in commands.items()}, 1, rounds, torch.device("cpu"))
+    took = {name: [1 / rate for rate in each] for name, each in rates.items()}
+    lines = [f"{name}: {spread(each, 2)} s" for name, each in took.items()]
+    added = [b - a for a, b in zip(took["import timm"], took["import frskd_timm"], strict=True)]
+    ratio = quotients(took["import frskd_timm"], took["import timm"])
+    return "\n".join([*lines, f"frskd_timm adds {spread(added, 2)} s to timm; ratio {spread(ratio, 3)}"])
+
+
 def table(rows: Sequence[dict[str, str]]) -> str:
     """The Markdown table of a CSV."""
     head = "| student | images | plain, images/s | FRSKD, images/s | ratio | multiply-adds | times the float32 build |"
@@ -329,6 +348,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave the peak memory out")
     parser.add_argument("--output", type=Path, default=Path("speed.csv"), help="the CSV; rows are added to it")
     parser.add_argument("--table", type=Path, metavar="CSV", help="print the table of these results, measure nothing")
+    parser.add_argument("--start-up", action="store_true", help="measure imports and train.py's help, nothing else")
     parser.add_argument("--peak", choices=("ce", "frskd"), help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -339,6 +359,9 @@ def main() -> None:
     if case.table:
         with case.table.open(encoding="utf-8") as file:
             print(table(list(csv.DictReader(file))))
+        return
+    if case.start_up:
+        print(start_up(case.rounds))
         return
     import torch
 
