@@ -41,6 +41,7 @@ VARIANTS: dict[str, list[str]] = {
     "ramp-alpha4": ["--distill-schedule", "ramp", "--alpha", "4"],
     "ramp-beta0": ["--distill-schedule", "ramp", "--beta", "0"],
     "ramp-beta1000": ["--distill-schedule", "ramp", "--beta", "1000"],
+    "ramp-late": ["--distill-schedule", "ramp", "--distill-start", "13"],  # two thirds of 20 epochs, as the paper's VOC
     "ramp-detach": ["--distill-schedule", "ramp", "--teacher-detach"],
     "ramp-teacher-lr2": ["--distill-schedule", "ramp", "--teacher-lr-scale", "2"],
     "no-distillation": ["--alpha", "0", "--beta", "0"],

@@ -87,7 +87,7 @@ def export_student(
     if label_names is not None and len(label_names) != model.num_classes:
         raise UserError(f"label_names has {len(label_names)} names, but the student has {model.num_classes} classes.")
     with replacing(folder) as aside:
-        save_file(plain_state_dict(model, half=half), aside / WEIGHTS, metadata={"format": "pt"})
+        write_weights(aside, model, half=half)
         data_config = {
             "input_size": tuple(input_size),
             "mean": tuple(mean),
@@ -105,6 +105,12 @@ def export_student(
         if finish is not None:
             finish(aside)
     return folder
+
+
+def write_weights(folder: Path, model: nn.Module, *, half: bool = False) -> None:
+    """Writes a model's tensors as `model.safetensors`; see `plain_state_dict`."""
+    save_file(plain_state_dict(model, half=half), folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)  # safetensors writes for its owner alone
 
 
 def plain_state_dict(model: nn.Module, *, half: bool = False) -> dict[str, Tensor]:

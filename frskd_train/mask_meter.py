@@ -1,4 +1,4 @@
-"""Scores of segmentation, by torchmetrics; needs the extra `frskd-timm[segmentation]`."""
+"""Scores of segmentation, by torchmetrics."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -9,24 +9,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from frskd_timm.errors import UserError
 from frskd_timm.segmentation.losses import IGNORED
-
-
-def require_torchmetrics() -> Any:
-    """The module `torchmetrics.classification`.
-
-    Raises:
-        UserError: It is not installed.
-    """
-    try:
-        import torchmetrics.classification as metrics
-    except ImportError:
-        raise UserError(
-            "Segmentation needs torchmetrics for its scores, which is not installed: "
-            "pip install 'frskd-timm[segmentation]'."
-        ) from None
-    return metrics
 
 
 class MaskScores(nn.Module):
@@ -40,7 +23,8 @@ class MaskScores(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        metrics = require_torchmetrics()
+        import torchmetrics.classification as metrics  # here: classification runs need not wait for it
+
         options = {"num_classes": num_classes, "ignore_index": IGNORED}
         self.iou = metrics.MulticlassJaccardIndex(average="none", zero_division=float("nan"), **options)
         self.accuracy = metrics.MulticlassAccuracy(average="micro", **options)
@@ -88,9 +72,6 @@ def evaluate_masks(
         For each network: miou (the mean over the classes that are in the labels or the predictions), pixel_accuracy,
         iou (one number a class, None for a class that is in neither), all in percent; loss (mean cross-entropy of
         labelled pixels), images.
-
-    Raises:
-        UserError: torchmetrics is not installed.
     """
     scores: dict[str, MaskScores] = {}
     for images, target in batches:

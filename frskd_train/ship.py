@@ -22,7 +22,7 @@ from torch import nn
 
 from frskd_timm.errors import UserError
 from frskd_timm.export import export_student
-from frskd_timm.exported import WEIGHTS, compare_logits, load_export, probe_images, read_config
+from frskd_timm.exported import compare_logits, load_export, probe_images, read_config
 from frskd_timm.hub import zoo
 from frskd_timm.hub.card import write_card
 from frskd_timm.models._pretrained import shipped_cfg
@@ -190,7 +190,6 @@ def _write(
         (aside / "recipe.yaml").write_text(write_recipe(_public(settings), heading), encoding="utf-8")
         text = json.dumps(metrics, indent=2, ensure_ascii=False) + "\n"
         (aside / "metrics.json").write_text(text, encoding="utf-8")
-        (aside / WEIGHTS).chmod(0o644)  # safetensors writes for its owner alone
         write_card(aside, metrics)
 
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,6 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from frskd_timm.errors import UserError
@@ -18,8 +17,9 @@ from frskd_timm.export import (
     timm_config,
     weights_facts,
     write_json,
+    write_weights,
 )
-from frskd_timm.exported import CONFIG, WEIGHTS, compare_logits, unwrap
+from frskd_timm.exported import CONFIG, compare_logits, unwrap
 from frskd_timm.segmentation.student import SegmentationStudent
 
 TOLERANCE = 1e-4
@@ -43,7 +43,7 @@ def export_segmentation(student: nn.Module, folder: str | Path, *, finish: Calla
     """
     student = _plain(student)
     with replacing(Path(folder)) as aside:
-        save_file(plain_state_dict(student), aside / WEIGHTS, metadata={"format": "pt"})
+        write_weights(aside, student)
         write_json(aside / CONFIG, student.config())
         images = torch.randn(2, student.in_chans, *student.probe, generator=torch.Generator().manual_seed(0))
         with redirect_stdout(None):  # huggingface_hub prints what it does
@@ -107,7 +107,7 @@ def export_backbone(
     about = f"Backbone of a network for semantic segmentation, trained on {dataset}." if dataset else None
     facts = weights_facts(tag, license, about, method)
     with replacing(Path(folder)) as aside:
-        save_file(plain_state_dict(whole), aside / WEIGHTS, metadata={"format": "pt"})
+        write_weights(aside, whole)
         config = timm_config(whole, aside / CONFIG, architecture, data_config, facts, None)
         write_json(aside / CONFIG, config)
         _compare_maps(student, aside)

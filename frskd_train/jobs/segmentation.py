@@ -26,7 +26,7 @@ from frskd_timm.task import StudentTask
 from frskd_train.data import MaskData, MaskValidationData, load_mask_validation, load_masks
 from frskd_train.folder import RunFolder
 from frskd_train.jobs.job import Job
-from frskd_train.mask_meter import evaluate_masks, require_torchmetrics
+from frskd_train.mask_meter import evaluate_masks
 from frskd_train.settings import DataSettings, Settings, default_settings
 from frskd_train.students import default_cfg
 
@@ -37,7 +37,7 @@ class SegmentationJob(Job):
     """See `Job`.
 
     Raises:
-        UserError: timm has no such backbone, or it has no weights to start from; torchmetrics is not installed.
+        UserError: timm has no such backbone, or it has no weights to start from.
     """
 
     score = "miou"
@@ -46,7 +46,6 @@ class SegmentationJob(Job):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        require_torchmetrics()
         preset = PRESETS.get(settings.model.model, {})
         self.model_cfg = default_cfg(settings.model, preset.get("backbone"))
 
@@ -67,7 +66,7 @@ class SegmentationJob(Job):
         arguments: dict[str, Any] = {key: yaml.safe_load(value) for key, value in model.model_kwargs.items()}
         if model.drop_path is not None:
             arguments["drop_path_rate"] = model.drop_path
-        width = {} if own.decoder_channels is None else {"channels": own.decoder_channels}
+        width: dict[str, Any] = {} if own.decoder_channels is None else {"channels": own.decoder_channels}
         student = create_segmentation_student(
             model.model,
             data.num_classes,
