@@ -25,7 +25,7 @@ class MaskScores(nn.Module):
         super().__init__()
         import torchmetrics.classification as metrics  # here: classification runs need not wait for it
 
-        options = {"num_classes": num_classes, "ignore_index": IGNORED}
+        options: dict[str, Any] = {"num_classes": num_classes, "ignore_index": IGNORED}
         self.iou = metrics.MulticlassJaccardIndex(average="none", zero_division=float("nan"), **options)
         self.accuracy = metrics.MulticlassAccuracy(average="micro", **options)
         self.register_buffer("totals", torch.zeros(3, dtype=torch.float64))  # loss, labelled pixels, images
