@@ -55,12 +55,13 @@ def test_the_readmes_code_runs() -> None:
     assert set(promised) <= set(scope["result"])
 
 
-def test_the_table_of_budgets_is_the_measurements() -> None:
+@pytest.mark.parametrize(("document", "results"), [("budgets", "budgets"), ("segmentation", "scenes")])
+def test_the_table_of_budgets_is_the_measurements(document: str, results: str) -> None:
     sys.path.insert(0, str(ROOT / "benchmarks"))
     import budgets
 
-    text = (ROOT / "docs" / "budgets.md").read_text(encoding="utf-8")
-    assert budgets.table(budgets.read(ROOT / "benchmarks" / "results" / "budgets.csv")) in text
+    text = (ROOT / "docs" / f"{document}.md").read_text(encoding="utf-8")
+    assert budgets.table(budgets.read(ROOT / "benchmarks" / "results" / f"{results}.csv")) in text
 
 
 def test_registered_parts_are_what_help_offers() -> None:

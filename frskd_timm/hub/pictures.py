@@ -152,7 +152,7 @@ def _draw_losses(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray
         if max(values.max() for values in drawn) < 10 * min(values.min() for values in drawn):
             axes.set_yscale("linear")
     if drawn:
-        axes.legend(loc="best")
+        axes.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="none")
 
 
 def _draw_scores(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray[np.float64]]) -> None:
