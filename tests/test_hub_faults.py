@@ -4,7 +4,7 @@ import random
 
 import pytest
 from hub_server import TOKEN, Fault
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants, get_session
 from published import REPO, make_student, push
 
 from frskd_timm.errors import UserError
@@ -72,6 +72,22 @@ def test_a_silent_hub_is_given_up(hub, student, quick_clock, monkeypatch, patter
     hub.faults = [Fault(pattern, "silent", 1)]
     push(hub, student)
     assert set(hub.files(REPO)) == whole(student)
+
+
+def test_a_client_that_another_thread_closed_is_a_lost_connection(hub, quick_clock):
+    tries = []
+
+    def upload():
+        tries.append(get_session())
+        tries[-1].close()
+        try:
+            tries[-1].get(hub.endpoint)
+        except RuntimeError as error:
+            raise RuntimeError("Error while uploading a file") from error
+
+    with pytest.raises(UserError, match="cannot be reached"):
+        failures.patiently(upload, REPO, HfApi(endpoint=hub.endpoint))
+    assert len(set(tries)) == 4
 
 
 @pytest.mark.long

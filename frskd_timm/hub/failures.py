@@ -19,6 +19,8 @@ _TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
 _ATTEMPTS = 4
 _LONGEST_WAIT = 300  # seconds that a server may ask for before the user is told to come back later
 _ANSWER_SECONDS = 30.0  # of silence after which a request has failed; HF_HUB_DOWNLOAD_TIMEOUT where that is longer
+# Files are sent at the same time, and the first that finds nobody closes the client of all; the others then say this.
+_CLOSED = ("client has been closed", "'NoneType' object has no attribute")
 
 
 class Altered(Exception):
@@ -145,7 +147,12 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _cause(error: BaseException) -> BaseException:
     """The answer or the broken connection behind what the client makes of it."""
     kinds = (HfHubHTTPError, OfflineModeIsEnabled, Silent, _TransportError)
-    return next((found for found in _chain(error) if isinstance(found, kinds)), error)
+    for found in _chain(error):
+        if isinstance(found, kinds):
+            return found
+        if any(words in str(found) for words in _CLOSED):
+            return ConnectionError("lost")
+    return error
 
 
 def _wait(error: BaseException, attempt: int) -> float | None:
