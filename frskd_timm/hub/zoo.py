@@ -88,7 +88,9 @@ def zoo_card(results: Sequence[Mapping[str, str]], recipes: Path | None = None) 
 
 
 def results_table(results: Sequence[Mapping[str, str]]) -> str:
-    """The results as a Markdown table, scores in percent."""
+    """The results as a Markdown table, scores in percent; a sentence where there are none."""
+    if not results:
+        return "No weights ship yet; `timm.list_pretrained('*frskd*')` lists them once they do."
     names = {
         "model": "weights", "dataset": "data", "img_size": "image size", "param_count": "parameters (M)",
         "epochs": "epochs", "top1": "top-1", "top5": "top-5", "baseline_top1": "cross-entropy, same recipe: top-1",
