@@ -49,6 +49,7 @@ def main(settings: Settings) -> None:
     data = job.load_data(progress=accelerator.is_main_process)
     student = job.build_student(data)
     task = job.build_task(student, data)
+    outputs: Any = student.num_classes  # may be more than the data have classes
     if loop.channels_last:
         task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if loop.sync_bn:
@@ -202,7 +203,7 @@ def main(settings: Settings) -> None:
             row["skipped_steps"] = meter.bad_steps()
         position.finish_epoch({**row, "images_per_second": round(progress.images_per_second, 1)})
         recent = meter.recent(accelerator)
-        complaint = learning_note(position.history, recent, job.shown, data.num_classes, position.updates)
+        complaint = learning_note(position.history, recent, job.shown, outputs, position.updates)
         meter = TrainMeter(accelerator.device)
         accelerator.log(row, step=position.updates)
         progress.close_epoch(position.history[-1])

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -70,6 +72,12 @@ class Preprocessing:
             "crop_pct": self.crop_pct,
             "crop_mode": self.crop_mode,
         }
+
+    def to_bytes(self, images: Tensor) -> npt.NDArray[np.uint8]:
+        """Normalised images [B, C, H, W] back as pictures, [B, H, W, C]."""
+        mean, std = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        pixels = ((images * std + mean) * 255).round().clamp(0, 255).byte()
+        return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).cpu().numpy())
 
 
 def check_augmentation(settings: PreprocessingSettings) -> None:

@@ -153,11 +153,8 @@ def draw_attention(path: Path, data: ImageData, task: FRSKDTask) -> Path:
     images = torch.stack([found[label] for label in labels])
     maps, _ = task.pyramid(task.student, images)
     refined, _ = task.refine(maps)
-    mean = torch.tensor(data.preprocessing.mean, device=device).view(1, -1, 1, 1)
-    std = torch.tensor(data.preprocessing.std, device=device).view(1, -1, 1, 1)
-    pixels = ((images * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
     return attention_figure(
-        np.ascontiguousarray(pixels),
+        data.preprocessing.to_bytes(images),
         [_attention(m) for m in maps],
         [_attention(m) for m in refined],
         [data.class_names[label] for label in labels],

@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import yaml
 from torch import nn
@@ -138,15 +137,10 @@ class SegmentationJob(Job):
         device = next(task.parameters()).device
         images, truth = next(iter(data.val_batches(PICTURED, device=device)))
         seen = {name: logits.argmax(dim=1).cpu().numpy() for name, logits in task.predict(images).items()}
-        mean, std = (
-            torch.tensor(values, device=device).view(1, -1, 1, 1)
-            for values in (data.preprocessing.mean, data.preprocessing.std)
-        )
-        pixels = ((images * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
         path = folder / "segmentation.png"
         return [
             segmentation_figure(
-                np.ascontiguousarray(pixels),
+                data.preprocessing.to_bytes(images),
                 truth.cpu().numpy(),
                 seen["student"],
                 seen.get("self_teacher"),
