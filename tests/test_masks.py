@@ -18,7 +18,6 @@ from pictures import labels_of, masked, picture
 from PIL import Image
 
 from frskd_timm.errors import UserError
-from frskd_timm.hub.segmentation_pictures import class_colours, segmentation_figure
 from frskd_timm.segmentation import SegmentationTask, create_segmentation_student
 from frskd_train.data.load_masks import load_masks
 from frskd_train.data.mask_data import MaskData
@@ -376,31 +375,3 @@ def test_scores_of_several_processes() -> None:
                 assert [found[name][key] for key in ("miou", "pixel_accuracy", "loss", "images")] == pytest.approx(
                     [scores[key] for key in ("miou", "pixel_accuracy", "loss", "images")]
                 )
-
-
-# --- Picture ---------------------------------------------------------------------------------------------------------
-
-
-def test_picture_shows_truth_and_both_networks(tmp_path: Path) -> None:
-    scenes, names = compose("test", 3)
-    truth = scenes.masks.astype(np.int64)
-    truth[:, :7] = 255
-    blank = np.zeros_like(truth)
-    path = segmentation_figure(
-        scenes.images.transpose(0, 2, 3, 1), truth, truth, blank, names, tmp_path / "segmentation.png"
-    )
-    drawn = np.asarray(Image.open(path).convert("RGB")).astype(int)
-    colours = (class_colours(11) * 255).round().astype(int)
-    assert len({tuple(colour) for colour in colours}) == 11
-
-    def share(label: int, column: int) -> float:
-        width = drawn.shape[1] // 4
-        part = drawn[: int(drawn.shape[0] * 0.85), column * width : (column + 1) * width]
-        return float((np.abs(part - colours[label]).max(axis=-1) <= 2).mean())
-
-    present = [label for label in range(1, 11) if (truth == label).sum() > 200]
-    assert present
-    for label in present:
-        assert share(label, 1) == pytest.approx(share(label, 2), rel=0.1)
-        assert share(label, 1) > 0.005
-        assert share(label, 3) < 0.001  # edges of the image beside it

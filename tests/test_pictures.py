@@ -1,6 +1,7 @@
 """The pictures of a run: they show the numbers they are given, whatever is missing among them."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from frskd_timm.hub.pictures import attention_figure, curves_figure
+from frskd_timm.hub.segmentation_pictures import class_colours, segmentation_figure
+from frskd_train.data.scenes import compose
 
 KEYS = ["epoch", "lr", "loss", "loss_ce", "loss_ce_teacher", "loss_kl", "loss_feature", "loss_sla", "val_loss"]
 KEYS += ["top1", "teacher_top1", "images_per_second"]
@@ -88,3 +91,28 @@ def test_attention_of_a_run_that_diverged(tmp_path):
     )
     assert np.array_equal(wanted, found)
     assert np.ptp(wanted) > 100
+
+
+def test_picture_shows_truth_and_both_networks(tmp_path: Path) -> None:
+    scenes, names = compose("test", 3)
+    truth = scenes.masks.astype(np.int64)
+    truth[:, :7] = 255
+    blank = np.zeros_like(truth)
+    path = segmentation_figure(
+        scenes.images.transpose(0, 2, 3, 1), truth, truth, blank, names, tmp_path / "segmentation.png"
+    )
+    drawn = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    colours = (class_colours(11) * 255).round().astype(int)
+    assert len({tuple(colour) for colour in colours}) == 11
+
+    def share(label: int, column: int) -> float:
+        width = drawn.shape[1] // 4
+        part = drawn[: int(drawn.shape[0] * 0.85), column * width : (column + 1) * width]
+        return float((np.abs(part - colours[label]).max(axis=-1) <= 2).mean())
+
+    present = [label for label in range(1, 11) if (truth == label).sum() > 200]
+    assert present
+    for label in present:
+        assert share(label, 1) == pytest.approx(share(label, 2), rel=0.1)
+        assert share(label, 1) > 0.005
+        assert share(label, 3) < 0.001  # edges of the image beside it
