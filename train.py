@@ -223,8 +223,6 @@ def main(settings: Settings) -> None:
         progress.say(finish.summary(folder, job, metrics))
         finish.publish(folder, run)
     accelerator.end_training()
-    if accelerator.num_processes > 1:
-        leave(0)
 
 
 if __name__ == "__main__":
@@ -246,3 +244,4 @@ if __name__ == "__main__":
         if not is_loss_of_a_process(error):
             raise
         fail_after_another(f"another process of this run ended ({str(error).splitlines()[0]}).")
+    leave(0)

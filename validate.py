@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from frskd_train.errors import SettingsError, fail
+from frskd_train.errors import SettingsError, fail, leave
 from frskd_train.parse import parse_evaluation
 from frskd_train.settings import EvaluationSettings, LoopSettings
 
@@ -40,7 +40,7 @@ def main(settings: EvaluationSettings) -> None:
     result = {
         "model": settings.model,
         "dataset": data.name,
-        "split": data.split,
+        "split": data.val_split,
         "images": int(scores["images"]),
         **{name: round(scores[name], 4) for name in (*job.shown, "loss")},
         "img_size": data.preprocessing.input_size[1],
@@ -65,3 +65,4 @@ if __name__ == "__main__":
         main(chosen)
     except UserError as error:
         fail(error)
+    leave(0)

@@ -23,7 +23,7 @@ from frskd_timm.hub.onnx import export_onnx
 from frskd_timm.hub.pictures import curves_figure
 from frskd_timm.hub.publish import push_student
 from frskd_timm.task import StudentTask
-from frskd_train.data.facts import DataFacts
+from frskd_train.data.dataset import TrainingData
 from frskd_train.folder import RunFolder
 from frskd_train.jobs import Job
 from frskd_train.jobs.job import Scores
@@ -35,7 +35,7 @@ from frskd_train.settings import RunSettings, default_settings
 
 def make_metrics(
     job: Job,
-    data: DataFacts,
+    data: TrainingData[Any, Any],
     student: nn.Module,
     accelerator: Accelerator,
     scores: Scores,
@@ -131,7 +131,7 @@ def read_baseline(folders: Sequence[str], score: str = "top1") -> dict[str, Any]
 def finish_run(
     folder: RunFolder,
     job: Job,
-    data: DataFacts,
+    data: TrainingData[Any, Any],
     task: StudentTask,
     student: nn.Module,
     metrics: Mapping[str, Any],
@@ -216,7 +216,7 @@ def load_line(folder: Path) -> str:
     return f"{student.imports}; {student.load_line(f'local-dir:{folder.as_posix()}')}"
 
 
-def describe(job: Job, data: DataFacts, task: StudentTask, accelerator: Accelerator) -> str:
+def describe(job: Job, data: TrainingData[Any, Any], task: StudentTask, accelerator: Accelerator) -> str:
     """What is about to happen, in two lines."""
     size = "x".join(map(str, data.preprocessing.input_size[1:]))
     student = sum(p.numel() for p in task.student.parameters()) / 1e6

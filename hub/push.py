@@ -1,12 +1,13 @@
 """Publishes a trained student on the Hugging Face Hub: `python hub/push.py RUN/student --repo-id OWNER/NAME`."""
 
 import argparse
-import sys
 from pathlib import Path
 
+from frskd_train.errors import fail
 
-def main() -> int:
-    """Parses the arguments and publishes; returns the exit status."""
+
+def main() -> None:
+    """Parses the arguments and publishes."""
     parser = argparse.ArgumentParser(description="Publish a trained student on the Hugging Face Hub, in one commit.")
     parser.add_argument("folder", type=Path, help="student/ folder of a finished run")
     parser.add_argument("--repo-id", required=True, metavar="OWNER/NAME", help="repository; made if it does not exist")
@@ -24,10 +25,8 @@ def main() -> int:
     try:
         push_student(**vars(arguments))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        fail(error)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

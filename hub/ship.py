@@ -1,12 +1,13 @@
 """Makes weights that ship with the package from a finished run: `python hub/ship.py RUN --baseline RUN_CE`."""
 
 import argparse
-import sys
 from pathlib import Path
 
+from frskd_train.errors import fail
 
-def main() -> int:
-    """Parses the arguments and writes weights, results and documents; returns the exit status."""
+
+def main() -> None:
+    """Parses the arguments and writes weights, results and documents."""
     parser = argparse.ArgumentParser(description="From a finished run to frskd_timm/weights/, results and tables.")
     parser.add_argument("run", type=Path, help="folder of the finished run")
     parser.add_argument("--baseline", type=Path, nargs="+", default=[], help="runs of --method ce, the same recipe")
@@ -23,10 +24,8 @@ def main() -> int:
     try:
         ship(**vars(arguments))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        fail(error)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -132,7 +132,7 @@ def test_a_trained_model_is_evaluated_without_the_training_images(small: Path, t
     trained = load(small, img_size=16)
     test_only = DataSettings(str(save(tmp_path / "test only", test=pictures(23))), val_split="test")
     reordered = load_validation(test_only, trained.preprocessing, class_names=["eel", "zebra", "dog", "cat"])
-    assert (reordered.rows, reordered.num_classes, reordered.split) == (23, 4, "test")
+    assert (len(reordered.val), reordered.num_classes, reordered.val_split) == (23, 4, "test")
     for (images, target), (again, number) in zip(trained.val_batches(9), reordered.val_batches(9), strict=True):
         assert torch.equal(images, again)
         assert number.tolist() == [{0: 3, 1: 2, 2: 0}[label] for label in target.tolist()]

@@ -1,7 +1,7 @@
 """Datasets of images with classes or masks as batches, the same ones whatever the number of processes or workers."""
 
 from frskd_train.data.batches import TrainBatches, ValBatches
-from frskd_train.data.image_data import ImageData, ValidationData
+from frskd_train.data.image_data import ImageData, ImageValidationData
 from frskd_train.data.load import load_data, load_validation
 from frskd_train.data.load_masks import load_mask_validation, load_masks
 from frskd_train.data.mask_data import MaskData, MaskValidationData
@@ -9,12 +9,12 @@ from frskd_train.data.preprocessing import Preprocessing
 
 __all__ = [
     "ImageData",
+    "ImageValidationData",
     "MaskData",
     "MaskValidationData",
     "Preprocessing",
     "TrainBatches",
     "ValBatches",
-    "ValidationData",
     "load_data",
     "load_mask_validation",
     "load_masks",

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from frskd_timm.errors import UserError
 from frskd_train.data.batches import Augmentation
-from frskd_train.data.image_data import ImageData, ValidationData
+from frskd_train.data.image_data import ImageData, ImageValidationData
 from frskd_train.data.memory import MemoryImages, ResizedCrop, decode_all
 from frskd_train.data.mix import Mix
 from frskd_train.data.parts import Part, fingerprint, training_parts, validation_part
@@ -96,8 +96,6 @@ def load_data(
         train_split=train.images.split,
         val_split=val.images.split,
         class_names=class_names,
-        train_rows=len(train_images),
-        val_rows=len(val_images),
         fingerprint=fingerprint(class_names, train, val),
         preprocessing=resolved,
         mode=mode,
@@ -114,7 +112,7 @@ def load_validation(
     *,
     class_names: Sequence[str] | None = None,
     progress: bool = False,
-) -> ValidationData:
+) -> ImageValidationData:
     """Loads a dataset to evaluate a trained model on; no training image is decoded, nor is a training split needed.
 
     Args:
@@ -137,18 +135,13 @@ def load_validation(
     else:
         mode = "memory" if len(part.rows) * channels * height * width <= data.memory_limit * 2**30 else "stream"
     images = _images(part, mode, Fit(preprocessing), 1 if channels == 1 else 3, data, progress)
-    return ValidationData(
+    return ImageValidationData(
         name=source.info.name,
-        id=source.info.id,
-        license=source.info.license,
-        homepage=source.info.homepage,
-        split=part.images.split,
+        val_split=part.images.split,
         class_names=names,
-        rows=len(images),
         preprocessing=preprocessing,
-        mode=mode,
         notes=_left_out(images),
-        images=images,
+        val=images,
     )
 
 

@@ -111,8 +111,6 @@ def load_masks(
         train_split=found.splits[0],
         val_split=found.splits[1],
         class_names=found.class_names,
-        train_rows=len(train),
-        val_rows=len(val),
         fingerprint=found.fingerprint,
         preprocessing=Preprocessing((preprocessing.in_chans, height, width), mean, std, preprocessing.interpolation),
         mode=found.mode,

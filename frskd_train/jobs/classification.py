@@ -14,7 +14,7 @@ from frskd_timm.export import export_student
 from frskd_timm.hub.pictures import attention_figure
 from frskd_timm.models import stock_name
 from frskd_timm.task import CrossEntropyTask, FRSKDTask, StudentTask
-from frskd_train.data import ImageData, Preprocessing, ValidationData, load_data, load_validation
+from frskd_train.data import ImageData, ImageValidationData, Preprocessing, load_data, load_validation
 from frskd_train.folder import RunFolder
 from frskd_train.jobs.job import Job
 from frskd_train.meter import evaluate
@@ -92,7 +92,7 @@ class ClassificationJob(Job):
         )
 
     @classmethod
-    def load_validation(cls, data: DataSettings, student: nn.Module, progress: bool) -> ValidationData:
+    def load_validation(cls, data: DataSettings, student: nn.Module, progress: bool) -> ImageValidationData:
         """Images prepared as the student's config says, labels matched to its classes by name."""
         preprocessing = Preprocessing.from_timm(resolve_data_config({}, model=student))
         names = getattr(student, "pretrained_cfg", {}).get("label_names")
