@@ -22,9 +22,13 @@ def pixels(path):
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
 
-def has_colour(picture, colour):
+def amount(picture, colour):
     wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    return (np.abs(picture - wanted).max(axis=2) < 12).sum() > 100
+    return (np.abs(picture - wanted).max(axis=2) < 12).sum()
+
+
+def has_colour(picture, colour):
+    return amount(picture, colour) > 100
 
 
 def test_curves_show_every_term_and_both_scores(tmp_path):
@@ -46,6 +50,11 @@ def test_curves_show_every_term_and_both_scores(tmp_path):
     for row in rows:
         del row["teacher_top1"]
     assert not has_colour(pixels(curves_figure(rows, tmp_path / "fewer.png")), "#E69F00")
+    for row in rows:
+        if row["epoch"] % 3:
+            del row["top1"]  # --val-interval 3
+    some = pixels(curves_figure(rows, tmp_path / "some.png"))
+    assert amount(some[:, half:], "#0072B2") > 0.7 * amount(full[:, half:], "#0072B2")
 
 
 @given(st.lists(st.dictionaries(st.sampled_from(KEYS), NUMBERS), max_size=6))

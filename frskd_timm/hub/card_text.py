@@ -153,7 +153,7 @@ def baseline_scores(baseline: Mapping[str, Any], score: str = "top1") -> tuple[f
 def _settings(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     machine = metrics.get("machine", {})
     where = [str(machine[key]) for key in ("name", "device") if key in machine][:1]
-    where += [f"{machine['cores']} cores"] if "cores" in machine else []
+    where += [f"{machine['cores']} core{'s' if machine['cores'] > 1 else ''}"] if "cores" in machine else []
     where += [f"{machine['processes']} processes"] if machine.get("processes", 1) > 1 else []
     weights = {"ema": "exponential moving average of the student", "student": "the student's own"}
     method = {"frskd": "FRSKD", "ce": "cross-entropy"}

@@ -176,8 +176,9 @@ def _draw_scores(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray
 
 
 def _line(axes: Axes, epochs: NDArray[Any], values: NDArray[np.float64], **style: Any) -> None:
-    marker = {"marker": "o", "markersize": 3} if np.isfinite(values).sum() == 1 else {}
-    axes.plot(epochs, values, **({"linewidth": 1.6} | style | marker))
+    known = np.isfinite(values)  # not every epoch need have been validated
+    marker = {"marker": "o", "markersize": 3} if known.sum() == 1 else {}
+    axes.plot(epochs[known], values[known], **({"linewidth": 1.6} | style | marker))
 
 
 def _cell(figure: Figure, place: Any, picture: NDArray[Any], title: str) -> Axes:
