@@ -103,6 +103,7 @@ def read(path: Path) -> list[dict[str, str]]:
 def table(rows: Sequence[dict[str, str]]) -> str:
     """A Markdown table: top-1 in percent, mean and standard deviation over the seeds."""
     names = {"frskd": "FRSKD's weights", "ce": "cross-entropy's weights", "random": "random weights"}
+    names = {name: shown for name, shown in names.items() if any(row["weights"] == name for row in rows)}
     lines = ["| data | images a class | epochs | trained | " + " | ".join(names.values()) + " | seeds |"]
     lines.append("|---|---:|---:|---|" + "---:|" * (len(names) + 1))
     for data, (count, epochs), mode in itertools.product(TEST_A_CLASS, BUDGETS, MODES):

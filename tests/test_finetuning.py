@@ -90,7 +90,10 @@ def test_the_benchmarks_data_are_disjoint_and_drawn_by_seed(benchmark: ModuleTyp
     assert max(max(image) for image in images["test"]) == 255
 
 
-def test_the_document_shows_what_was_measured(benchmark: ModuleType) -> None:
-    rows = benchmark.read(ROOT / "benchmarks" / "results" / "finetune.csv")
-    assert {row["weights"] for row in rows} == {"frskd", "ce", "random"}
+@pytest.mark.parametrize(
+    ("results", "weights"), [("finetune", {"frskd", "ce", "random"}), ("finetune_layer_decay", {"frskd", "random"})]
+)
+def test_the_document_shows_what_was_measured(benchmark: ModuleType, results: str, weights: set[str]) -> None:
+    rows = benchmark.read(ROOT / "benchmarks" / "results" / f"{results}.csv")
+    assert {row["weights"] for row in rows} == weights
     assert benchmark.table(rows) in DOCUMENT
