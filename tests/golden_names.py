@@ -65,6 +65,6 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str) 
     """Compares by the largest difference relative to the largest expected number."""
     actual = actual.detach()
     difference = float(
-        (actual.double() - expected.double()).abs().max() / expected.double().abs().max().clamp_min(1e-12)
+        (actual.detach().double() - expected.double()).abs().max() / expected.double().abs().max().clamp_min(1e-12)
     )
     assert difference <= tolerance, f"{what}: relative difference {difference:.2e} above {tolerance:g}"
