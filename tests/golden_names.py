@@ -63,8 +63,6 @@ def renamed(tensors: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
     """Compares by the largest difference relative to the largest expected number."""
-    actual = actual.detach()
-    difference = float(
-        (actual.detach().double() - expected.double()).abs().max() / expected.double().abs().max().clamp_min(1e-12)
-    )
+    actual, expected = actual.detach().double(), expected.detach().double()
+    difference = float((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
     assert difference <= tolerance, f"{what}: relative difference {difference:.2e} above {tolerance:g}"
