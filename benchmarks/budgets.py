@@ -34,6 +34,10 @@ VARIANTS: dict[str, list[str]] = {
     "constant": ["--distill-schedule", "constant"],
     "ramp": ["--distill-schedule", "ramp"],
     "ramp-smoothing": ["--distill-schedule", "ramp", "--smoothing", "0.1"],
+    "ramp-smoothing-narrow": [
+        *["--distill-schedule", "ramp", "--smoothing", "0.1"],
+        *["--teacher-width", "1", "--teacher-depth", "1"],  # a self-teacher that costs less than half
+    ],
     "ramp-ema": ["--distill-schedule", "ramp", "--model-ema"],
     "ramp-T2": ["--distill-schedule", "ramp", "--temperature", "2"],
     "ramp-T1": ["--distill-schedule", "ramp", "--temperature", "1"],

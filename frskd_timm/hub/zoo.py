@@ -105,7 +105,7 @@ def results_table(results: Sequence[Mapping[str, str]]) -> str:
 def state_of_entries(results: Sequence[Mapping[str, str]], recipes: Path) -> str:
     """Students against the data sets of the recipes: which have weights, which have a recipe, what these wait for."""
     cells: dict[tuple[str, str], str] = {}
-    needs: dict[str, str] = {}
+    needs: dict[str, dict[str, list[str]]] = {}  # tag -> what a recipe needs -> its students
     students = timm.list_models("*_frskd")
     for path in sorted(recipes.glob("*.yaml")):
         text = path.read_text(encoding="utf-8")
@@ -113,14 +113,21 @@ def state_of_entries(results: Sequence[Mapping[str, str]], recipes: Path) -> str
         if recipe.get("model") in students and recipe.get("tag"):
             cells[recipe["model"], recipe["tag"]] = f"[recipe]({recipes.name}/{path.name})"
             found = re.search(r"^# Needs: (.*(?:\n#   .*)*)", text, re.MULTILINE)
-            needs.setdefault(recipe["tag"], re.sub(r"\n# +", " ", found[1]) if found else "")
+            if found:
+                of_tag = needs.setdefault(recipe["tag"], {})
+                of_tag.setdefault(re.sub(r"\n# +", " ", found[1]), []).append(f"`{recipe['model']}`")
     for row in results:
         name, tag = row["model"].split(".", 1)
         cells[name, tag] = "**weights**"
     tags = sorted({tag for _, tag in cells})
     lines = ["| |" + "".join(f" {tag} |" for tag in tags), "|---|" + "---|" * len(tags)]
     lines += [f"| `{name}` |" + "".join(f" {cells.get((name, tag), '')} |" for tag in tags) for name in students]
-    return "\n".join([*lines, "", *(f"- {tag} needs {text}" for tag, text in sorted(needs.items()) if text)])
+    lines.append("")
+    for tag, texts in sorted(needs.items()):
+        for text, names in texts.items():
+            whose = f" ({', '.join(names)})" if len(texts) > 1 else ""
+            lines.append(f"- {tag}{whose} needs {text}")
+    return "\n".join(lines)
 
 
 def with_table(document: str, table: str) -> str:
