@@ -55,7 +55,9 @@ def test_the_readmes_code_runs() -> None:
     assert set(promised) <= set(scope["result"])
 
 
-@pytest.mark.parametrize(("document", "results"), [("budgets", "budgets"), ("segmentation", "scenes")])
+@pytest.mark.parametrize(
+    ("document", "results"), [("budgets", "budgets"), ("budgets", "resnet18"), ("segmentation", "scenes")]
+)
 def test_the_table_of_budgets_is_the_measurements(document: str, results: str) -> None:
     sys.path.insert(0, str(ROOT / "benchmarks"))
     import budgets
