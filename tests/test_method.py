@@ -43,9 +43,13 @@ def test_self_teacher(name: str, width: int) -> None:
             assert_close(map_, golden[f"{mode}.feature.{i}"], 1e-4, f"{mode} map {i}")
         assert_close(logits, golden[f"{mode}.logits"], 1e-4, f"{mode} logits")
 
+    # Gradients in float64: a value that rounding moves across a ReLU's zero, on some CPUs, changes a few by percents.
+    teacher = build_teacher(name, "state", golden, [8, 12, 16, 24], width=width).double().train()
+    inputs = [golden[f"input.{i}"].double().requires_grad_() for i in range(4)]
+    refined, logits = teacher(inputs)
     (sum(map_.square().mean() for map_ in refined) + logits.square().mean()).backward()
     for i, map_ in enumerate(inputs):
-        assert_close(map_.grad, golden[f"train.grad.input.{i}"], 1e-3, f"gradient of map {i}")
+        assert_close(map_.grad, golden[f"train.grad.input.{i}"], 1e-4, f"gradient of map {i}")
     gradients = renamed({k: v for k, v in part(golden, "train.grad").items() if "input" not in k}, self_teacher)
     parameters = dict(teacher.named_parameters())
     assert set(gradients) == set(parameters)
@@ -54,7 +58,7 @@ def test_self_teacher(name: str, width: int) -> None:
         if float(gradient.abs().max()) < 1e-6 * largest:  # zero but for rounding: a bias in front of a BN, say
             assert float(parameters[key].grad.abs().max()) < 1e-5 * largest
         else:
-            assert_close(parameters[key].grad, gradient, 1e-3, f"gradient of {key}")
+            assert_close(parameters[key].grad, gradient, 1e-4, f"gradient of {key}")
 
 
 class FixedNorms(SelfTeacher):
