@@ -36,7 +36,7 @@ VARIANTS: dict[str, list[str]] = {
     "ramp-smoothing": ["--distill-schedule", "ramp", "--smoothing", "0.1"],
     "ramp-smoothing-narrow": [
         *["--distill-schedule", "ramp", "--smoothing", "0.1"],
-        *["--teacher-width", "1", "--teacher-depth", "1"],  # a self-teacher that costs less than half
+        *["--teacher-width", "1", "--teacher-depth", "1"],  # half the channels, half the blocks
     ],
     "ramp-ema": ["--distill-schedule", "ramp", "--model-ema"],
     "ramp-T2": ["--distill-schedule", "ramp", "--temperature", "2"],
