@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from frskd_train.errors import SettingsError, fail, fail_after_another, leave
+from frskd_train.errors import SettingsError, fail, fail_after_another, keep_until_exit, leave
 from frskd_train.launch import start_requested_processes
 from frskd_train.parse import flat, parse_settings, write_recipe
 from frskd_train.settings import Settings
@@ -76,6 +76,7 @@ def main(settings: Settings) -> None:
     if loop.torchcompile:
         torch.nn.Module.compile(task)  # in place: no wrapper, no prefix in the keys
     model, optimizer = accelerator.prepare(task, optimizer)
+    keep_until_exit(model)
     ema = ModelEmaV3(student, decay=loop.model_ema_decay, use_warmup=loop.model_ema_warmup) if loop.model_ema else None
     saved_modules = {"task": task} if ema is None else {"task": task, "ema": ema.module}
 
