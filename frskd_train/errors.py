@@ -25,7 +25,7 @@ _KEPT: list[object] = []
 
 
 def keep_until_exit(wrapped: object) -> None:
-    """Keeps a wrapped model for `leave`: freeing the last reference to one of several processes is what can hang."""
+    """With several processes, keeps a DDP model alive until `leave`: freeing it takes the communication apart."""
     if "RANK" in os.environ:
         _KEPT.append(wrapped)
 
