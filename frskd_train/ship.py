@@ -57,7 +57,8 @@ def ship(
 
     Args:
         run: Folder of a finished run of a student of this package.
-        baseline: Folders of `--method ce` runs of the same recipe.
+        baseline: Folders of `--method ce` runs of the same recipe. Without one, the baseline of the weights that
+            ship under this name already is kept, if their recipe differs in the method only.
         dataset: Where the data are now, if not where the run found them.
         dataset_name: Readable name of the data for card and results.
         hub_dataset: The data's id on the Hub, for the card.
@@ -96,12 +97,16 @@ def ship(
     shipped["dataset"] = metrics["dataset"] | _given(name=dataset_name, hub_id=hub_dataset)
     shipped |= {"stored_in": "float16" if half else "float32", "shipped_as": f"{name}.{metrics['tag']}"}
     shipped |= {key: read_config(run / "student")["pretrained_cfg"][key] for key in ("crop_pct", "interpolation")}
-    shipped["baseline"] = _baseline(baseline, settings, data, accelerator) if baseline else metrics["baseline"]
+    folder = root / "frskd_timm" / "weights" / f"{name}.{metrics['tag']}"
+    if baseline:
+        shipped["baseline"] = _baseline(baseline, settings, data, accelerator)
+    elif not shipped["baseline"]:
+        shipped["baseline"] = _kept_baseline(folder, settings)
+        say(f"baseline of {folder}: {'kept' if shipped['baseline'] else 'none that this recipe could keep'}")
     sample = _sample_scores(rounded if half else model, accelerator)
     if sample:
         shipped["sample"] = sample
 
-    folder = root / "frskd_timm" / "weights" / f"{name}.{metrics['tag']}"
     _write(folder, run, model, half, shipped, settings)
     again = timm.create_model(name, pretrained=True, pretrained_cfg=shipped_cfg(folder))
     compare_logits(model, again, probe_images(read_config(folder)), tolerance=2e-2 if half else 1e-4)
@@ -164,7 +169,7 @@ def _baseline(
     found = read_baseline([str(run) for run in runs])
     for run, entry in zip(runs, found["runs"], strict=True):
         own, other = flat(settings), flat(_finished(Path(run))[0])
-        different = sorted(key for key in own if key not in _FREE and own[key] != other[key])
+        different = _different(own, other)
         if different:
             raise UserError(
                 f"--baseline {run} is another recipe's: {different[0]} is {other[different[0]]} there and "
@@ -174,6 +179,22 @@ def _baseline(
     scores = [entry["top1"] for entry in found["runs"]]
     spread = {"std": statistics.stdev(scores)} if len(scores) > 1 else {}
     return found | {"mean": statistics.mean(scores)} | spread
+
+
+def _kept_baseline(folder: Path, settings: Settings) -> dict[str, Any] | None:
+    """The baseline that ships in `folder`, if it is this recipe's too."""
+    if not (folder / "recipe.yaml").is_file():
+        return None
+    # place by place as it was made public, so that one machine's folders do not count
+    if _different(flat(_public(settings)), flat(read_recipe(str(folder / "recipe.yaml")))):
+        return None
+    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return metrics["baseline"]
+
+
+def _different(own: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Names of the settings that make two recipes two, beyond the method."""
+    return sorted(key for key in own if key not in _FREE and own[key] != other[key])
 
 
 def _write(

@@ -308,6 +308,13 @@ def test_rows_are_chosen_class_by_class(labels: list[int], fraction: float, data
     assert all(size == there or size >= sizes.max() - 1 for size, there in zip(sizes, full, strict=True))
 
 
+def test_where_nothing_can_be_held_out_the_reason_is_named() -> None:
+    with pytest.raises(UserError, match="no class has a second image"):
+        hold_out(np.arange(5), 0.5)
+    with pytest.raises(UserError, match="give --val-split or a fraction above 0"):
+        hold_out(np.zeros(5, np.int64), 0.0)
+
+
 def test_the_fingerprint_notices_another_dataset(tmp_path: Path) -> None:
     test = pictures(9)
     seen = {load(save(tmp_path / "a", train=pictures(30), test=test)).fingerprint}

@@ -63,6 +63,24 @@ def repository(tmp_path_factory) -> tuple[Path, Path, Path]:
     return root, run, plain
 
 
+def test_a_second_run_of_a_recipe_keeps_its_baseline(repository, tmp_path: Path) -> None:
+    root, run, _ = repository
+    shipped = Path("frskd_timm") / "weights" / "resnet18_frskd.garments"
+    for part in ("README.md", "frskd_timm", "recipes"):
+        (shutil.copytree if (root / part).is_dir() else shutil.copy)(root / part, tmp_path / part)
+    again = tmp_path / "again"
+    shutil.copytree(run, again, ignore=shutil.ignore_patterns("checkpoints"))
+    config = (run / "config.yaml").read_text(encoding="utf-8")
+    for setting, kept in (("beta: 100.0", True), ("weight_decay: 0.0005", False)):
+        name = setting.split(":")[0]
+        assert f"\n{setting}\n" in config
+        (again / "config.yaml").write_text(config.replace(f"\n{setting}\n", f"\n{name}: 0.0\n"), encoding="utf-8")
+        ship(again, dataset_name="Garments", threads=1, root=tmp_path)
+        found = json.loads((tmp_path / shipped / "metrics.json").read_text(encoding="utf-8"))["baseline"]
+        wanted = json.loads((root / shipped / "metrics.json").read_text(encoding="utf-8"))["baseline"]
+        assert found == (wanted if kept else None)
+
+
 def test_shipped_weights_load_by_name_as_any_timm_model(repository) -> None:
     root, run, _ = repository
     folder = root / "frskd_timm" / "weights" / "resnet18_frskd.garments"

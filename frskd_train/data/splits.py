@@ -60,10 +60,12 @@ def hold_out(labels: Labels, fraction: float) -> tuple[Labels, Labels]:
     held = np.maximum(np.round(size * fraction), 1) if fraction > 0 else np.zeros_like(size)
     is_held = rank < np.minimum(held, size - 1)
     if not is_held.any():
-        raise UserError(
-            f"the dataset has no validation split and --val-fraction {fraction:g} of its {len(labels)} images holds out"
-            " none; give --val-split or a larger --val-fraction"
-        )
+        # a class of two gives one of them, so a fraction above zero fails on classes of one only
+        why = f"--val-fraction {fraction:g} holds out none of its {len(labels)} images"
+        way = "a fraction above 0"
+        if fraction > 0:
+            why, way = "no class has a second image that --val-fraction could hold out", "more images of each class"
+        raise UserError(f"the dataset has no validation split and {why}; give --val-split or {way}")
     return np.flatnonzero(~is_held), np.flatnonzero(is_held)
 
 
