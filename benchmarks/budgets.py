@@ -38,6 +38,19 @@ VARIANTS: dict[str, list[str]] = {
         *["--distill-schedule", "ramp", "--smoothing", "0.1"],
         *["--teacher-width", "1", "--teacher-depth", "1"],  # half the channels, half the blocks
     ],
+    "ramp-smoothing-beta0": ["--distill-schedule", "ramp", "--smoothing", "0.1", "--beta", "0"],
+    "ramp-smoothing-alpha4-beta0": [
+        *["--distill-schedule", "ramp", "--smoothing", "0.1"],
+        *["--alpha", "4", "--beta", "0"],
+    ],
+    "ramp-smoothing-teacher-lr3": ["--distill-schedule", "ramp", "--smoothing", "0.1", "--teacher-lr-scale", "3"],
+    **{
+        f"ramp-smoothing-{loss}-beta{beta}": [
+            *["--distill-schedule", "ramp", "--smoothing", "0.1"],
+            *["--feature-loss", loss, "--beta", beta],
+        ]
+        for loss, beta in (("fitnet", "1"), ("fitnet", "100"), ("overhaul", "1e-3"), ("overhaul", "1e-4"))
+    },
     "ramp-ema": ["--distill-schedule", "ramp", "--model-ema"],
     "ramp-T2": ["--distill-schedule", "ramp", "--temperature", "2"],
     "ramp-T1": ["--distill-schedule", "ramp", "--temperature", "1"],

@@ -162,7 +162,7 @@ class FRSKDTask(StudentTask):
         *,
         self_teacher: str = "bifpnc",
         feature_loss: str = "attention",
-        beta: float = 100.0,
+        beta: float | None = None,
         max_levels: int = 4,
         sla: bool = False,
         teacher_options: dict[str, Any] | None = None,
@@ -176,7 +176,7 @@ class FRSKDTask(StudentTask):
             num_classes: Number of classes.
             self_teacher: A name of `teachers.SELF_TEACHERS`.
             feature_loss: A name of `losses.FEATURE_LOSSES`.
-            beta: Weight of the feature loss; with 0 it is left out.
+            beta: Weight of the feature loss; with 0 it is left out, by default its `default_beta`.
             max_levels: At most this many levels of the student, the coarsest ones.
             sla: Add the heads of self-supervised label augmentation.
             teacher_options: The self-teacher's own arguments (width, depth, repeats).
@@ -185,7 +185,9 @@ class FRSKDTask(StudentTask):
         Raises:
             UserError: Unknown names, or a student without the feature maps that are needed.
         """
-        loss_class: Any = FEATURE_LOSSES.get(feature_loss) if beta else None
+        loss_class: Any = None if beta == 0 else FEATURE_LOSSES.get(feature_loss)
+        if beta is None:
+            beta = loss_class.default_beta
         preactivation = bool(beta) and bool(getattr(loss_class, "preactivation", False))
         pyramid = Pyramid(student, input_size, max_levels, preactivation)
         teacher_arguments = dict(teacher_options or {})

@@ -102,8 +102,9 @@ class MethodSettings:
     """frskd: with the self-teacher. ce: the same student and recipe with cross-entropy alone, the baseline."""
     alpha: Annotated[float, NotNegative] = 2.0
     """Weight of the soft-label loss KL(self-teacher, student)."""
-    beta: Annotated[float, NotNegative] = 100.0
-    """Weight of the feature-map loss; 0 leaves it out."""
+    beta: Annotated[float | None, NotNegative] = None
+    """Weight of the feature-map loss; 0 leaves it out. By default 100 for attention, 1 for fitnet, 1e-3 for overhaul;
+    in segmentation half of that."""
     temperature: Annotated[float, Positive] = 4.0
     """Softmax temperature T of the soft labels; the loss is multiplied by T squared."""
     distill_schedule: Literal["constant", "ramp"] = "ramp"
@@ -123,7 +124,7 @@ class MethodSettings:
     teacher_detach: bool = False
     """Hand the self-teacher detached feature maps, so that its labels' loss does not train the student's backbone."""
     feature_loss: Annotated[str, arg(metavar="|".join(FEATURE_LOSSES)), OneOf(FEATURE_LOSSES)] = "attention"
-    """The feature-map loss. overhaul is a sum that starts in the thousands; it needs a --beta of 1e-3 or less."""
+    """The feature-map loss."""
     feature_levels: Annotated[int, Count] = 4
     """At most this many levels of the student's pyramid are used, the coarsest ones."""
     sla: bool = False
@@ -360,7 +361,7 @@ def default_settings(task: str = "classification") -> Settings:
         return Settings()
     return Settings(
         model=ModelSettings(task="segmentation", model="resnet10t"),
-        method=MethodSettings(alpha=1.0, beta=50.0, temperature=1.0),
+        method=MethodSettings(alpha=1.0, temperature=1.0),
         data=DataSettings(dataset="fashion_mnist_scenes"),
         preprocessing=PreprocessingSettings(smoothing=0.0),
         segmentation=SegmentationSettings(decoder_layers=1, resize_range=(0.75, 1.33)),

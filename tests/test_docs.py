@@ -47,6 +47,14 @@ def test_recipes_are_known_to_the_parser() -> None:
         parse_settings(["--config", str(recipe)])
 
 
+def test_the_help_tells_each_feature_loss_its_weight() -> None:
+    text = run_script(sys.executable, ROOT / "train.py", "--help").stdout.replace("│", " ")
+    told = re.findall(r"([\d.e-]+)\s+for\s+(\w+)", text.split("--beta ")[1].split("--temperature ")[0])
+    assert {name: float(beta) for beta, name in told} == {
+        name: FEATURE_LOSSES.get(name).default_beta for name in FEATURE_LOSSES.names()
+    }
+
+
 def test_the_readmes_code_runs() -> None:
     code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "FRSKDTask" in block)
     scope = {"images": torch.rand(2, 3, 64, 64), "target": torch.tensor([1, 2])}

@@ -248,7 +248,7 @@ def test_every_combination_reaches_every_parameter(name: str, feature_loss: str 
         5,
         self_teacher=name,
         feature_loss=feature_loss or "attention",
-        beta=1.0 if feature_loss else 0.0,
+        beta=None if feature_loss else 0.0,
         sla=sla,
         smoothing=0.1,
         teacher_options={"width": 2 if name == "bifpnc" else 8, "repeats": 2},
@@ -257,6 +257,7 @@ def test_every_combination_reaches_every_parameter(name: str, feature_loss: str 
     result = task(torch.randn(4, 3, 15, 15), target)
     terms = {key: value for key, value in result.items() if key.startswith("loss_")}
     assert ("loss_feature" in terms) == bool(feature_loss)
+    assert task.beta == (FEATURE_LOSSES.get(feature_loss).default_beta if feature_loss else 0)
     assert ("loss_sla" in terms) == sla
     assert all(torch.isfinite(value) for value in terms.values())
     result["loss"].backward()

@@ -53,7 +53,7 @@ def golden_task(golden: dict[str, Tensor]) -> SegmentationTask:
     student.pyramid = FeaturePyramid([6, 10, 12, 16], 8)
     student.backbone = torch.nn.Identity()
     student.backbone_maps = lambda images: [golden[f"input.p{level}"] for level in range(2, 6)]
-    task = SegmentationTask.create(student, alpha=1, beta=50, schedule="constant")
+    task = SegmentationTask.create(student, schedule="constant")  # alpha 1, beta 50
     state = {key: value for key, value in part(golden, "state").items() if not key.startswith("smooth")}  # never used
     task.load_state_dict(renamed(state, ours))
     return task

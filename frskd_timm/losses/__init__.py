@@ -20,9 +20,11 @@ class FeatureLoss(nn.Module, ABC):
 
     Attributes:
         preactivation: The maps on both sides have to be taken before their activation.
+        default_beta: Weight in the total loss where none is given, in classification; segmentation takes half of it.
     """
 
     preactivation = False
+    default_beta = 100.0
 
     @abstractmethod
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

@@ -14,6 +14,8 @@ from frskd_timm.teachers import SelfTeacher
 class FitNetLoss(FeatureLoss):
     """Mean squared error between a refined map and a learned 1x1 convolution, BN, ReLU of the student's map."""
 
+    default_beta = 1.0
+
     def __init__(self, student_channels: Sequence[int], teacher: SelfTeacher) -> None:
         super().__init__()
         self.projections = nn.ModuleList(

@@ -101,7 +101,7 @@ class SegmentationTask(StudentTask):
         *,
         teacher_layers: int = 2,
         feature_loss: str = "attention",
-        beta: float = 50.0,
+        beta: float | None = None,
         **options: Any,
     ) -> "SegmentationTask":
         """Builds the self-teacher and the feature loss around a student.
@@ -110,18 +110,20 @@ class SegmentationTask(StudentTask):
             student: The network that is kept.
             teacher_layers: BiFPN layers of the self-teacher.
             feature_loss: A name of `losses.FEATURE_LOSSES`, of those that compare maps after their activation.
-            beta: Weight of the feature loss; with 0 it is left out.
+            beta: Weight of the feature loss; with 0 it is left out, by default half its `default_beta`.
             **options: Further arguments of the task.
 
         Raises:
             UserError: Unknown names, or a feature loss that needs maps before their activation.
         """
         teacher = SegmentationTeacher(student.channels, student.num_levels, student.num_classes, teacher_layers)
-        loss_class: Any = FEATURE_LOSSES.get(feature_loss) if beta else None
+        loss_class: Any = None if beta == 0 else FEATURE_LOSSES.get(feature_loss)
         if getattr(loss_class, "preactivation", False):
             raise UserError(
                 f"--feature-loss {feature_loss} is for classification; segmentation takes attention or fitnet."
             )
+        if beta is None:
+            beta = loss_class.default_beta / 2
         feature = loss_class([student.channels] * student.num_levels, teacher) if beta else None
         return cls(student, teacher, feature, beta=beta, **options)
 
