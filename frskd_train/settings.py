@@ -327,8 +327,8 @@ class RunSettings:
     """Steps between two lines of progress where the output is not a terminal."""
     tag: str | None = None
     """Tag of the exported weights (ARCHITECTURE.TAG); the dataset's name by default."""
-    license: str = "apache-2.0"
-    """Licence of the exported weights, as the Hub spells it."""
+    license: str | None = None
+    """Licence of the exported weights, as the Hub spells it (apache-2.0, mit, ...); without it the card states none."""
     baseline: tuple[str, ...] = ()
     """Folders of `--method ce` runs of the same recipe, one a seed, whose scores the card shows beside this run's."""
     export: tuple[Literal["onnx"], ...] = ()

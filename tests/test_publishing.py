@@ -141,6 +141,13 @@ def test_branch_private_pull_request_and_dry_run(hub, student):
     lines = []
     assert push_student(student, REPO, dry_run=True, endpoint=hub.endpoint, say=lines.append) is None
     assert "model.safetensors" in "".join(lines)
+    assert "licence" not in "".join(lines)
+    card = student / "README.md"
+    stated = card.read_text(encoding="utf-8")
+    card.write_text(stated.replace("license: mit\n", ""), encoding="utf-8")
+    push_student(student, REPO, dry_run=True, endpoint=hub.endpoint, say=lines.append)
+    assert "states no licence" in "".join(lines)
+    card.write_text(stated, encoding="utf-8")
     assert hub.log == []
 
     push(hub, student, revision="trial", private=True)

@@ -76,7 +76,8 @@ def test_the_student_is_alone_and_loads_without_this_package(finished) -> None:
     assert config["architecture"] == "test_resnet"
     assert config["label_names"][9] == "Ankle boot"
     cfg = config["pretrained_cfg"]
-    assert (cfg["tag"], cfg["license"], cfg["input_size"]) == ("fashion_mnist_sample", "apache-2.0", [3, 28, 28])
+    assert (cfg["tag"], cfg["input_size"]) == ("fashion_mnist_sample", [3, 28, 28])
+    assert "license" not in cfg  # nobody has given one
 
     loaded = json.loads(run_script(sys.executable, "-c", PLAIN_LOADER, run / "student").stdout.splitlines()[-1])
     student = timm.create_model("test_resnet", num_classes=10)

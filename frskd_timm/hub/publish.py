@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, snapshot_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token, snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
@@ -82,6 +82,8 @@ def push_student(
     files = _contents(folder, repo_id)
     size = sum(map(len, files.values()))
     say(f"{folder} is in order: {student.architecture}, {len(files)} files, {size / 1e6:.1f} MB.")
+    if not ModelCard(files[CARD].decode()).data.get("license"):
+        say(f"It states no licence: name one as `license:` at the top of {folder / CARD}, or train with --license.")
     if dry_run:
         for name, content in files.items():
             say(f"  {len(content):>12,}  {name}")
