@@ -64,7 +64,13 @@ def test_the_readmes_code_runs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("document", "results"), [("budgets", "budgets"), ("budgets", "resnet18"), ("segmentation", "scenes")]
+    ("document", "results"),
+    [
+        ("budgets", "budgets"),
+        ("budgets", "wide_resnet16_2_muon"),
+        ("budgets", "resnet18"),
+        ("segmentation", "scenes"),
+    ],
 )
 def test_the_table_of_budgets_is_the_measurements(document: str, results: str) -> None:
     sys.path.insert(0, str(ROOT / "benchmarks"))
