@@ -71,7 +71,7 @@ def test_a_second_run_of_a_recipe_keeps_its_baseline(repository, tmp_path: Path)
     again = tmp_path / "again"
     shutil.copytree(run, again, ignore=shutil.ignore_patterns("checkpoints"))
     config = (run / "config.yaml").read_text(encoding="utf-8")
-    for setting, kept in (("beta: 100.0", True), ("weight_decay: 0.0005", False)):
+    for setting, kept in (("alpha: 2.0", True), ("weight_decay: 0.0005", False)):
         name = setting.split(":")[0]
         assert f"\n{setting}\n" in config
         (again / "config.yaml").write_text(config.replace(f"\n{setting}\n", f"\n{name}: 0.0\n"), encoding="utf-8")
