@@ -103,7 +103,7 @@ class MethodSettings:
     alpha: Annotated[float, NotNegative] = 2.0
     """Weight of the soft-label loss KL(self-teacher, student)."""
     beta: Annotated[float | None, NotNegative] = None
-    """Weight of the feature-map loss; 0 leaves it out. By default 100 for attention, 1 for fitnet, 1e-3 for overhaul;
+    """Weight of the feature-map loss; 0 leaves it out. By default 100 for attention, 1 for fitnet, 1e-4 for overhaul;
     in segmentation half of that."""
     temperature: Annotated[float, Positive] = 4.0
     """Softmax temperature T of the soft labels; the loss is multiplied by T squared."""

@@ -37,7 +37,7 @@ class OverhaulLoss(FeatureLoss):
     """
 
     preactivation = True
-    default_beta = 1e-3  # a sum that starts in the thousands
+    default_beta = 1e-4  # a sum that starts in the thousands
 
     def __init__(self, student_channels: Sequence[int], teacher: SelfTeacher) -> None:
         super().__init__()
