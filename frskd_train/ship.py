@@ -185,7 +185,7 @@ def _kept_baseline(folder: Path, settings: Settings) -> dict[str, Any] | None:
     """The baseline that ships in `folder`, if it is this recipe's too."""
     if not (folder / "recipe.yaml").is_file():
         return None
-    # place by place as it was made public, so that one machine's folders do not count
+    # compared in the public form, in which one machine's folders do not appear
     if _different(flat(_public(settings)), flat(read_recipe(str(folder / "recipe.yaml")))):
         return None
     metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
