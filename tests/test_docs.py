@@ -69,6 +69,7 @@ def test_the_readmes_code_runs() -> None:
         ("budgets", "budgets"),
         ("budgets", "wide_resnet16_2_muon"),
         ("budgets", "wide_resnet16_2_erasing"),
+        ("budgets", "wide_resnet16_2_sgd_erasing"),
         ("budgets", "resnet18"),
         ("segmentation", "scenes"),
     ],
