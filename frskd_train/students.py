@@ -1,6 +1,5 @@
 """The student of a run: a timm model by its name, with the weights it starts from."""
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from frskd_timm.errors import UserError
 from frskd_timm.hub.folder import StudentFolder
+from frskd_timm.lookup import known_cfg
 from frskd_train.data import ImageData
 from frskd_train.settings import ModelSettings
 
@@ -26,7 +26,7 @@ def default_cfg(settings: ModelSettings, name: str | None = None) -> Mapping[str
         name: timm's name of it, where the settings have another one.
 
     Raises:
-        UserError: timm has no such model, or the folder or repository cannot be read.
+        UserError: timm has no such model or tag, or the folder or repository cannot be read.
     """
     name = name or settings.model
     if name.startswith("local-dir:"):
@@ -39,13 +39,7 @@ def default_cfg(settings: ModelSettings, name: str | None = None) -> Mapping[str
             return load_model_config_from_hf(name.removeprefix("hf-hub:"))[0]
         except Exception as error:
             raise UserError(f"--model {name} cannot be had from the Hub: {str(error).splitlines()[0]}") from error
-    if not timm.is_model(name):
-        close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
-        hint = f" Did you mean {' or '.join(close)}?" if close else " timm.list_models() lists the names."
-        raise UserError(f"timm knows no model '{name}'.{hint}")
-    cfg = timm.get_pretrained_cfg(name)
-    if settings.pretrained and (cfg is None or not cfg.has_weights):
-        raise UserError(f"There are no pretrained weights for '{name}'; leave --pretrained out.")
+    cfg = known_cfg(name, weights=settings.pretrained)
     return cfg.to_dict() if cfg is not None else {}
 
 

@@ -8,6 +8,7 @@ from timm.models._hub import load_model_config_from_path  # how timm itself read
 from torch import nn
 
 from frskd_timm.errors import UserError
+from frskd_timm.lookup import known_cfg
 from frskd_timm.segmentation.student import SegmentationStudent
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -64,9 +65,8 @@ def load_backbone(student: SegmentationStudent, name: str | None = None) -> None
         UserError: There are none, or they are another architecture's.
     """
     name = name or student.backbone_name
-    cfg = None if name.startswith(_ELSEWHERE) else timm.get_pretrained_cfg(name)
-    if not name.startswith(_ELSEWHERE) and (cfg is None or not cfg.has_weights):
-        raise UserError(f"There are no pretrained weights for '{name}'; leave --pretrained out.")
+    if not name.startswith(_ELSEWHERE):
+        known_cfg(name, weights=True)
     try:
         model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0, in_chans=student.in_chans)
     except Exception as error:  # no network, no such folder, damaged files: the Hub and timm say which

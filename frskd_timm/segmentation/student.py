@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frskd_timm.errors import UserError
+from frskd_timm.lookup import known_cfg
 from frskd_timm.pyramid import Pyramid
 from frskd_timm.segmentation.decoder import FeaturePyramid, PixelHead, SumBiFPN
 
@@ -179,9 +180,7 @@ def _make_backbone(
     name: str, in_chans: int, probe: tuple[int, int], arguments: dict[str, Any]
 ) -> tuple[nn.Module, list[int], list[int], dict[str, Any]]:
     """A timm model without its head, the levels to take of it, their channels, and the arguments that it was given."""
-    if not timm.is_model(name):
-        raise UserError(f"timm knows no model '{name}' to make a backbone of; timm.list_models() lists the names.")
-    cfg = timm.get_pretrained_cfg(name)
+    cfg = known_cfg(name)
     # Transformers refuse images of other sizes than their own unless they are told.
     freedoms: list[dict[str, Any]] = [{}]
     if cfg is not None and cfg.fixed_input_size and "img_size" not in arguments:

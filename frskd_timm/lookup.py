@@ -1,0 +1,36 @@
+"""What timm knows of a model by its name; a name that it does not know is answered with those that it does."""
+
+import difflib
+
+import timm
+from timm.models import PretrainedCfg
+
+from frskd_timm.errors import UserError
+
+
+def known_cfg(name: str, *, weights: bool = False) -> PretrainedCfg | None:
+    """timm's default cfg of a registered model.
+
+    Args:
+        name: `architecture` or `architecture.tag`.
+        weights: Whether pretrained weights are asked for.
+
+    Returns:
+        The cfg, or None where the model has none.
+
+    Raises:
+        UserError: timm has no such model, no such tag of it, or no weights where they are asked for.
+    """
+    architecture = name.split(".")[0]
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        hint = f" Did you mean {' or '.join(close)}?" if close else " timm.list_models() lists the names."
+        raise UserError(f"timm knows no model '{name}'.{hint}")
+    try:
+        cfg = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # the tag
+        there = ", ".join(timm.list_pretrained(f"{architecture}.*")) or f"none of '{architecture}'"
+        raise UserError(f"timm knows no weights '{name}'. There are: {there}.") from error
+    if weights and (cfg is None or not cfg.has_weights):
+        raise UserError(f"There are no pretrained weights for '{name}'; leave --pretrained out.")
+    return cfg
