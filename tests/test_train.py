@@ -1,6 +1,7 @@
 """The main job as a user runs it: `train.py` in its own process, on the data that ships."""
 
 import csv
+import functools
 import json
 import subprocess
 import sys
@@ -18,8 +19,10 @@ from runs import assert_same, train_here
 from safetensors.torch import load_file
 
 from frskd_timm.errors import UserError
+from frskd_train import machine
 from frskd_train.checkpoint import latest_checkpoint
 from frskd_train.errors import SettingsError
+from frskd_train.settings import LoopSettings
 from frskd_train.students import load_for_evaluation
 
 PLAIN_LOADER = """
@@ -257,6 +260,28 @@ def test_a_linear_probe_trains_the_classifier_and_nothing_else(finished, tmp_pat
     assert {key for key in before if not torch.equal(before[key], after[key])} == {"fc.weight", "fc.bias"}
     state = load_file(latest_checkpoint(tmp_path / "probe" / "checkpoints") / "task.safetensors")
     assert set(state) == {f"student.{key}" for key in before}  # as in a full training, running statistics and all
+
+
+def test_muon_does_not_emulate_bfloat16(monkeypatch) -> None:
+    gradient = torch.randn(64, 128, generator=torch.manual_seed(0))
+
+    def step() -> torch.Tensor:
+        parameter = torch.nn.Parameter(torch.zeros(64, 128))
+        optimizer = timm.optim.create_optimizer_v2([parameter], opt="muon", lr=1.0)
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        return parameter.detach()
+
+    newton_schulz = timm.optim.muon.zeropower_via_newtonschulz
+    double = functools.partial(newton_schulz, dtype=torch.float64)
+    monkeypatch.setattr(timm.optim.muon, "zeropower_via_newtonschulz", double)
+    exact = step()
+    for fast, error in ((True, 1e-1), (False, 1e-4)):  # bfloat16 has 8 bits, float32 24
+        monkeypatch.setattr(timm.optim.muon, "zeropower_via_newtonschulz", newton_schulz)
+        monkeypatch.setattr(machine, "_fast_bfloat16", lambda device, fast=fast: fast)
+        machine.start_accelerator(LoopSettings(amp=False))
+        found = (step() - exact).abs().max() / exact.abs().max()
+        assert error / 1000 < found < error
 
 
 def test_pushed_at_the_end_of_training(train, tmp_path: Path) -> None:
