@@ -13,6 +13,7 @@ LIBRARY = {
     "registry": {"errors"},
     "schedule": {"errors"},
     "augment": set(),
+    "lookup": {"errors"},
     "models": {"errors"},
     "teachers": {"registry"},
     "losses": {"registry", "teachers"},  # the interface of a self-teacher, which some losses read
@@ -25,6 +26,7 @@ LIBRARY = {
         "errors",
         "export",
         "exported",
+        "lookup",
         "losses",
         "schedule",
         "task",

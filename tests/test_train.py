@@ -273,6 +273,7 @@ def test_muon_does_not_emulate_bfloat16(monkeypatch) -> None:
         return parameter.detach()
 
     newton_schulz = timm.optim.muon.zeropower_via_newtonschulz
+    newton_schulz = getattr(newton_schulz, "func", newton_schulz)  # timm's own, also after a training in this process
     double = functools.partial(newton_schulz, dtype=torch.float64)
     monkeypatch.setattr(timm.optim.muon, "zeropower_via_newtonschulz", double)
     exact = step()
