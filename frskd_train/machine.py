@@ -75,8 +75,8 @@ def keep_freed_memory() -> None:
 def muon_in_float32() -> None:
     """Makes timm's Muon orthogonalise its updates in float32 instead of bfloat16, for which it has no argument.
 
-    A CPU without instructions for bfloat16 emulates them at a quarter of float32's speed, and a ResNet-18 then spends
-    more time in the optimizer than in its convolutions.
+    A CPU without instructions for bfloat16 emulates them at a quarter of float32's speed: an FRSKD step of ResNet-18
+    then spends more time in the optimizer than in all else.
     """
     muon.zeropower_via_newtonschulz = functools.partial(muon.zeropower_via_newtonschulz, dtype=torch.float32)
 
