@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import arg
+from tyro.constructors import PrimitiveConstructorSpec
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,24 @@ def registered(folder: str) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
+def _pairs(words: list[str]) -> dict[str, str]:
+    if len(words) % 2:
+        raise ValueError(f"takes pairs, a name and its value, so not {len(words)} word(s)")
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+Pairs = Annotated[
+    dict[str, str],
+    # By itself tyro makes flags of the keys of a dictionary that a recipe has filled, so that no flag replaces it.
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[NAME VALUE ...]",
+        instance_from_str=_pairs,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda pairs: [str(word) for pair in pairs.items() for word in pair],
+    ),
+]
+
 SELF_TEACHERS = registered("teachers")
 FEATURE_LOSSES = registered("losses")
 
@@ -88,8 +107,8 @@ class ModelSettings:
     """Dropout rate before the student's classifier."""
     drop_path: Annotated[float | None, Range(low=0, high=0.99)] = None
     """Stochastic depth rate, for students that have it."""
-    model_kwargs: dict[str, str] = field(default_factory=dict)
-    """More arguments of timm.create_model, as pairs: --model-kwargs patch_size 4."""
+    model_kwargs: Pairs = field(default_factory=dict)
+    """More arguments of timm.create_model, as pairs: --model-kwargs patch_size 4; without words, none."""
     grad_checkpointing: bool = False
     """Trade time for memory in the student's backward pass."""
 
@@ -249,8 +268,8 @@ class OptimizerSettings:
     """Leave biases and normalisation out of the weight decay (the authors decay everything)."""
     layer_decay: Annotated[float | None, Range(above=0, high=1)] = None
     """Factor of the learning rate from one student layer to the one before it, for fine-tuning."""
-    opt_kwargs: dict[str, str] = field(default_factory=dict)
-    """More arguments of the optimizer, as pairs: --opt-kwargs eps 1e-6."""
+    opt_kwargs: Pairs = field(default_factory=dict)
+    """More arguments of the optimizer, as pairs: --opt-kwargs eps 1e-6; without words, none."""
     clip_grad: Annotated[float | None, Positive] = None
     """Gradient clipping threshold."""
     clip_mode: Literal["norm", "value", "agc"] = "norm"

@@ -15,7 +15,7 @@ from runs import train_here
 from frskd_timm.errors import UserError
 from frskd_timm.exported import load_export
 from frskd_train.data import make_sample, official_splits
-from frskd_train.parse import flat, read_recipe
+from frskd_train.parse import flat, parse_settings, read_recipe
 
 ALL = sorted((ROOT / "recipes").glob("*.yaml"))
 RECIPES = [path for path in ALL if "task: segmentation" not in path.read_text(encoding="utf-8")]
@@ -149,3 +149,13 @@ def test_a_recipe_says_what_it_needs() -> None:
         text = recipe.read_text(encoding="utf-8")
         assert "\n# Needs: " in text or "benchmarks/finetune.py --make" in text, recipe.name
         assert ("from memory" in text.lower()) == ("alpha: 1\n" in text), recipe.name
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [([], {"ns_steps": "3"}), (["--opt-kwargs", "eps", "1e-6"], {"eps": "1e-6"}), (["--opt-kwargs"], {})],
+)
+def test_a_flag_replaces_the_pairs_of_a_recipe(flags: list[str], expected: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("opt: nmuon\nopt_kwargs: {ns_steps: 3}\n")
+    settings = parse_settings(["--config", str(tmp_path / "recipe.yaml"), *flags, "--lr", "0.2"])
+    assert (settings.optimizer.opt_kwargs, settings.optimizer.lr) == (expected, 0.2)
