@@ -71,6 +71,7 @@ def test_the_readmes_code_runs() -> None:
         ("budgets", "wide_resnet16_2_erasing"),
         ("budgets", "wide_resnet16_2_sgd_erasing"),
         ("budgets", "resnet18"),
+        ("budgets", "resnet18_sgd"),
         ("segmentation", "scenes"),
     ],
 )
