@@ -12,13 +12,12 @@ import tyro
 import yaml
 
 from frskd_train.errors import SettingsError
+from frskd_train.kinds import OneOf, Range
 from frskd_train.settings import (
     ONLY_CLASSIFICATION,
     ONLY_SEGMENTATION,
     RENAMED,
     EvaluationSettings,
-    OneOf,
-    Range,
     Settings,
     default_settings,
 )

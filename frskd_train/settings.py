@@ -12,39 +12,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import arg
-from tyro.constructors import PrimitiveConstructorSpec
 
-
-@dataclass(frozen=True)
-class Range:
-    """Bounds of a number, checked by `parse.check_ranges`; `above` is exclusive, `low` and `high` are inclusive."""
-
-    low: float | None = None
-    high: float | None = None
-    above: float | None = None
-
-    def refusal(self, value: float) -> str | None:
-        """Says which bound `value` breaks, or returns None."""
-        if value != value:
-            return "a number"
-        if self.above is not None and not value > self.above:
-            return f"above {self.above:g}"
-        if self.low is not None and not value >= self.low:
-            return f"at least {self.low:g}"
-        if self.high is not None and not value <= self.high:
-            return f"at most {self.high:g}"
-        return None
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """Allowed names, checked by `parse.check_group`."""
-
-    names: tuple[str, ...]
-
-    def refusal(self, value: str) -> str | None:
-        """Says which names there are, or returns None."""
-        return None if value in self.names else f"one of {', '.join(self.names)}"
+from frskd_train.kinds import Count, Fraction, KeywordArguments, NotNegative, OneOf, Positive, Range
 
 
 def registered(folder: str) -> tuple[str, ...]:
@@ -56,34 +25,11 @@ def registered(folder: str) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _pairs(words: list[str]) -> dict[str, str]:
-    if len(words) % 2:
-        raise ValueError(f"takes pairs, a name and its value, so not {len(words)} word(s)")
-    return dict(zip(words[::2], words[1::2], strict=True))
-
-
-Pairs = Annotated[
-    dict[str, str],
-    # By itself tyro makes flags of the keys of a dictionary that a recipe has filled, so that no flag replaces it.
-    PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="[NAME VALUE ...]",
-        instance_from_str=_pairs,
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda pairs: [str(word) for pair in pairs.items() for word in pair],
-    ),
-]
-
 SELF_TEACHERS = registered("teachers")
 FEATURE_LOSSES = registered("losses")
 
 # Settings that had another name in an earlier version: old name -> name. Recipes and checkpoints are read by both.
 RENAMED: dict[str, str] = {}
-
-Positive = Range(above=0)
-NotNegative = Range(low=0)
-Fraction = Range(low=0, high=1)
-Count = Range(low=1)
 
 
 @dataclass(frozen=True)
@@ -107,7 +53,7 @@ class ModelSettings:
     """Dropout rate before the student's classifier."""
     drop_path: Annotated[float | None, Range(low=0, high=0.99)] = None
     """Stochastic depth rate, for students that have it."""
-    model_kwargs: Pairs = field(default_factory=dict)
+    model_kwargs: KeywordArguments = field(default_factory=dict)
     """More arguments of timm.create_model, as pairs: --model-kwargs patch_size 4; without words, none."""
     grad_checkpointing: bool = False
     """Trade time for memory in the student's backward pass."""
@@ -268,7 +214,7 @@ class OptimizerSettings:
     """Leave biases and normalisation out of the weight decay (the authors decay everything)."""
     layer_decay: Annotated[float | None, Range(above=0, high=1)] = None
     """Factor of the learning rate from one student layer to the one before it, for fine-tuning."""
-    opt_kwargs: Pairs = field(default_factory=dict)
+    opt_kwargs: KeywordArguments = field(default_factory=dict)
     """More arguments of the optimizer, as pairs: --opt-kwargs eps 1e-6; without words, none."""
     clip_grad: Annotated[float | None, Positive] = None
     """Gradient clipping threshold."""
