@@ -43,6 +43,7 @@ def main(settings: Settings) -> None:
     # The data, the student that fits them, the method around the student: the job says which.
     job = choose_job(settings)
     finish.check_wishes(run, job.score)
+    build.check_optimizer(optim)
     resume = find_resume(run.resume, run.output_dir)
     if resume is None and run.output_dir is not None:
         RunFolder(Path(run.output_dir)).refuse_if_taken()

@@ -4,7 +4,6 @@ import difflib
 from typing import Any
 
 import torch
-import yaml
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.optim._param_groups import param_groups_layer_decay
 from timm.scheduler import create_scheduler_v2
@@ -13,10 +12,20 @@ from torch import nn
 
 from frskd_timm.errors import UserError
 from frskd_timm.task import StudentTask
+from frskd_train.kinds import keyword_arguments
 from frskd_train.settings import OptimizerSettings
 
 # torch's own optimizers that update everything in one pass over memory; on a CPU that takes a third of the time.
 FUSED = {"sgd", "momentum", "adam", "adamw"}
+
+
+def check_optimizer(settings: OptimizerSettings) -> None:
+    """Makes sure, before any data are read, that timm has this optimizer and takes its arguments.
+
+    Raises:
+        UserError: timm has no optimizer of that name, or it refuses its arguments.
+    """
+    _create(settings, [{"params": list(nn.Linear(2, 2).parameters())}])
 
 
 def build_optimizer(
@@ -30,8 +39,16 @@ def build_optimizer(
         teacher_lr_scale: Learning rate of what is thrown away, as a multiple of the student's.
 
     Raises:
-        UserError: timm has no optimizer of that name, or it refuses its arguments.
+        UserError: As `check_optimizer`.
     """
+    parameters = [
+        *_groups(settings, task.student),
+        *({**group, "lr_scale": teacher_lr_scale} for group in _groups(settings, task, without=task.student)),
+    ]
+    return _create(settings, parameters)
+
+
+def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:
     if settings.opt not in list_optimizers(exclude_filters=["lookahead*"]):
         close = difflib.get_close_matches(settings.opt, [str(name) for name in list_optimizers()], n=3)
         raise UserError(
@@ -39,12 +56,8 @@ def build_optimizer(
             + (f" Did you mean {' or '.join(close)}?" if close else " timm.optim.list_optimizers() lists them.")
         )
     arguments: dict[str, Any] = {"fused": True} if settings.opt in FUSED else {}
-    arguments |= {key: yaml.safe_load(value) for key, value in settings.opt_kwargs.items()}
-    parameters = [
-        *_groups(settings, task.student),
-        *({**group, "lr_scale": teacher_lr_scale} for group in _groups(settings, task, without=task.student)),
-    ]
     try:
+        arguments |= keyword_arguments(settings.opt_kwargs)
         return create_optimizer_v2(
             parameters,
             opt=settings.opt,

@@ -1,7 +1,9 @@
 """The kinds of values that settings take: numbers within bounds, one of some names, pairs. Imports no torch."""
 
+import ast
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -45,9 +47,10 @@ Count = Range(low=1)
 
 
 def _pairs(words: list[str]) -> dict[str, str]:
-    if len(words) % 2:
-        raise ValueError(f"takes pairs, a name and its value, so not {len(words)} word(s)")
-    return dict(zip(words[::2], words[1::2], strict=True))
+    wrong = next((word for word in words if not word.partition("=")[0].isidentifier() or "=" not in word), None)
+    if wrong is not None:
+        raise ValueError(f"takes NAME=VALUE, one a word, so not {wrong}")
+    return dict(word.split("=", 1) for word in words)
 
 
 KeywordArguments = Annotated[
@@ -55,9 +58,21 @@ KeywordArguments = Annotated[
     # By itself tyro makes flags of the keys of a dictionary that a recipe has filled, so that no flag replaces it.
     PrimitiveConstructorSpec(
         nargs="*",
-        metavar="[NAME VALUE ...]",
+        metavar="[NAME=VALUE ...]",
         instance_from_str=_pairs,
         is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda pairs: [str(word) for pair in pairs.items() for word in pair],
+        str_from_instance=lambda pairs: [f"{name}={value}" for name, value in pairs.items()],
     ),
 ]
+
+
+def keyword_arguments(pairs: Mapping[str, str]) -> dict[str, Any]:
+    """What to call with: values that are Python literals become these, others stay text, as with timm's flags."""
+    return {name: _literal(value) for name, value in pairs.items()}
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    except (ValueError, SyntaxError):
+        return text

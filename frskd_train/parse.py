@@ -243,7 +243,7 @@ def _tokens(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [flag(name) if value else flag(f"no_{name}")]
     if isinstance(value, Mapping):
-        return [flag(name), *(str(part) for pair in value.items() for part in pair)]
+        return [flag(name), *(f"{key}={part}" for key, part in value.items())]
     if isinstance(value, list):
         return [flag(name), *map(str, value)]
     return [f"{flag(name)}={value}"]

@@ -54,7 +54,7 @@ class ModelSettings:
     drop_path: Annotated[float | None, Range(low=0, high=0.99)] = None
     """Stochastic depth rate, for students that have it."""
     model_kwargs: KeywordArguments = field(default_factory=dict)
-    """More arguments of timm.create_model, as pairs: --model-kwargs patch_size 4; without words, none."""
+    """More arguments of timm.create_model, as --model-kwargs patch_size=4; without words, none."""
     grad_checkpointing: bool = False
     """Trade time for memory in the student's backward pass."""
 
@@ -215,7 +215,7 @@ class OptimizerSettings:
     layer_decay: Annotated[float | None, Range(above=0, high=1)] = None
     """Factor of the learning rate from one student layer to the one before it, for fine-tuning."""
     opt_kwargs: KeywordArguments = field(default_factory=dict)
-    """More arguments of the optimizer, as pairs: --opt-kwargs eps 1e-6; without words, none."""
+    """More arguments of the optimizer, as --opt-kwargs eps=1e-6; without words, none."""
     clip_grad: Annotated[float | None, Positive] = None
     """Gradient clipping threshold."""
     clip_mode: Literal["norm", "value", "agc"] = "norm"

@@ -6,7 +6,6 @@ from typing import Any
 
 import timm
 import torch
-import yaml
 from safetensors.torch import load_file
 from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from frskd_timm.errors import UserError
 from frskd_timm.hub.folder import StudentFolder
 from frskd_timm.lookup import known_cfg
 from frskd_train.data import ImageData
+from frskd_train.kinds import keyword_arguments
 from frskd_train.settings import ModelSettings
 
 
@@ -53,7 +53,7 @@ def build_student(settings: ModelSettings, cfg: Mapping[str, Any], data: ImageDa
     if classes < data.num_classes:
         raise UserError(f"--num-classes {classes} is fewer than the {data.num_classes} classes of the data.")
     channels, height, width = data.preprocessing.input_size
-    arguments: dict[str, Any] = {key: yaml.safe_load(value) for key, value in settings.model_kwargs.items()}
+    arguments: dict[str, Any] = keyword_arguments(settings.model_kwargs)
     if cfg.get("fixed_input_size"):
         arguments.setdefault("img_size", (height, width))
     if settings.drop_path is not None:

@@ -26,7 +26,7 @@ WORDS: dict[str, st.SearchStrategy] = {
     "aa": st.sampled_from(["rand-m9-mstd0.5", "original", "nonsense", "rand", ""]),
     "self_teacher": st.sampled_from(["bifpn", "bifpnc", "nonsense"]),
     "feature_loss": st.sampled_from(["attention", "fitnet", "overhaul", "nonsense"]),
-    "model_kwargs": st.dictionaries(st.sampled_from(["patch_size", "x"]), st.sampled_from(["4", "[", "x"]), max_size=1),
+    "model_kwargs": st.dictionaries(st.sampled_from(["patch_size", "-"]), st.sampled_from(["4", "[", "x"]), max_size=1),
     "opt_kwargs": st.dictionaries(st.sampled_from(["eps", "nonsense"]), st.sampled_from(["1e-6", "x"]), max_size=1),
     "tag": st.text(max_size=8),
     "license": st.sampled_from(["mit", "nonsense"]),
@@ -53,7 +53,7 @@ def flags_of(name: str, hint: Any) -> st.SearchStrategy[list[str]]:
         kind, *bounds = typing.get_args(kind)
     choices = [part for part in typing.get_args(kind) if part is not type(None)]
     if name in WORDS:
-        flat = lambda value: [part for pair in value.items() for part in pair] if isinstance(value, dict) else value
+        flat = lambda value: [f"{key}={part}" for key, part in value.items()] if isinstance(value, dict) else value
         listed = lambda value: [flag, *value] if isinstance(value, list) else [f"{flag}={value}"]
         return WORDS[name].map(flat).map(listed)
     if typing.get_origin(kind) is typing.Literal:

@@ -15,6 +15,7 @@ from runs import train_here
 from frskd_timm.errors import UserError
 from frskd_timm.exported import load_export
 from frskd_train.data import make_sample, official_splits
+from frskd_train.kinds import keyword_arguments
 from frskd_train.parse import flat, parse_settings, read_recipe
 
 ALL = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -153,9 +154,22 @@ def test_a_recipe_says_what_it_needs() -> None:
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
-    [([], {"ns_steps": "3"}), (["--opt-kwargs", "eps", "1e-6"], {"eps": "1e-6"}), (["--opt-kwargs"], {})],
+    [([], {"ns_steps": "3"}), (["--opt-kwargs", "eps=1e-6"], {"eps": "1e-6"}), (["--opt-kwargs"], {})],
 )
 def test_a_flag_replaces_the_pairs_of_a_recipe(flags: list[str], expected: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("opt: nmuon\nopt_kwargs: {ns_steps: 3}\n")
     settings = parse_settings(["--config", str(tmp_path / "recipe.yaml"), *flags, "--lr", "0.2"])
     assert (settings.optimizer.opt_kwargs, settings.optimizer.lr) == (expected, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("eps=1e-6", 1e-6), ("eps=[1, None]", [1, None]), ("eps=false", False), ("eps=a=b", "a=b")]
+)
+def test_values_are_read_as_timm_reads_them(word: str, value: object) -> None:
+    assert keyword_arguments(parse_settings(["--opt-kwargs", word]).optimizer.opt_kwargs) == {"eps": value}
+
+
+@pytest.mark.parametrize("flags", [["--opt", "sdg"], ["--opt", "sgd", "--opt-kwargs", "ns_steps=3"]])
+def test_an_optimizer_is_refused_before_data_are_read(flags: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"optimizer '{flags[1]}'"):
+        train_here(*flags, "--dataset", tmp_path / "nowhere")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import yaml
 from torch import nn
 
 from frskd_timm.hub.card import write_backbone_card
@@ -25,6 +24,7 @@ from frskd_timm.task import StudentTask
 from frskd_train.data import MaskData, MaskValidationData, load_mask_validation, load_masks
 from frskd_train.folder import RunFolder
 from frskd_train.jobs.job import Job
+from frskd_train.kinds import keyword_arguments
 from frskd_train.mask_meter import evaluate_masks
 from frskd_train.settings import DataSettings, Settings, default_settings
 from frskd_train.students import default_cfg
@@ -62,7 +62,7 @@ class SegmentationJob(Job):
     def build_student(self, data: MaskData) -> SegmentationStudent:
         """A backbone under the decoder."""
         model, own = self.settings.model, self.settings.segmentation
-        arguments: dict[str, Any] = {key: yaml.safe_load(value) for key, value in model.model_kwargs.items()}
+        arguments: dict[str, Any] = keyword_arguments(model.model_kwargs)
         if model.drop_path is not None:
             arguments["drop_path_rate"] = model.drop_path
         width: dict[str, Any] = {} if own.decoder_channels is None else {"channels": own.decoder_channels}
