@@ -21,6 +21,7 @@ from frskd_train.settings import (
     Settings,
     default_settings,
 )
+from frskd_train.timm_flags import elsewhere
 
 DESCRIPTION = "Trains a timm model with FRSKD, or its cross-entropy baseline, and exports the student."
 
@@ -37,6 +38,7 @@ def parse_settings(args: Sequence[str]) -> Settings:
     settings = default_settings(next((str(task) for task in reversed(tasks) if task), "classification"))
     for recipe in recipes:
         settings = read_recipe(recipe, settings)
+    _refuse_timm_flags(args)
     settings = _cli(args, settings)
     check_ranges(settings)
     return settings
@@ -77,8 +79,8 @@ def read_recipe(path: str, settings: Settings | None = None) -> Settings:
         name = RENAMED.get(name, name)
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean '{close[0]}'?" if close else " `python train.py --help` lists all settings."
-            raise SettingsError(f"The recipe {path} has an unknown setting '{key}'.{hint}")
+            hint = f"Did you mean '{close[0]}'?" if close else "`python train.py --help` lists all settings."
+            raise SettingsError(f"The recipe {path} has an unknown setting '{key}'. {elsewhere(name) or hint}")
         tokens += _tokens(name, value)
     try:
         return _cli(tokens, settings)
@@ -199,6 +201,15 @@ def check_group(group: Any) -> None:
             refusal = bound.refusal(value) if isinstance(bound, Range | OneOf) and value is not None else None
             if refusal:
                 raise SettingsError(f"{flag(field.name)} has to be {refusal}, not {value}.")
+
+
+def _refuse_timm_flags(args: Sequence[str]) -> None:
+    if args and not args[0].startswith("-"):
+        raise SettingsError(f"train.py takes flags only, not '{args[0]}'. {elsewhere('data_dir')}")
+    for token in args:
+        hint = elsewhere(token[2:].split("=", 1)[0].replace("-", "_")) if token.startswith("--") else None
+        if hint is not None:
+            raise SettingsError(hint)
 
 
 def flag(name: str) -> str:

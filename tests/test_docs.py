@@ -11,7 +11,9 @@ from conftest import ROOT, run_script
 from frskd_timm.losses import FEATURE_LOSSES
 from frskd_timm.teachers import SELF_TEACHERS
 from frskd_train import settings
+from frskd_train.errors import SettingsError
 from frskd_train.parse import fields, flag, parse_settings
+from frskd_train.timm_flags import HERE
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "MODEL_CARD.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -40,6 +42,18 @@ def test_flags_of_train_py_exist(document) -> None:
             own = line.split("train.py", 1)[1].split("`")[0]
             for word in re.findall(r"--[a-z][a-z-]+", own):
                 assert word in known, f"{document.name}: {word}"
+
+
+def test_flags_of_timm_lead_to_flags_of_train_py() -> None:
+    known = {flag(field.name) for _, field in fields()}
+    for name, here in HERE.items():
+        assert flag(name) not in known
+        assert set(re.findall(r"--[a-z-]+", here)) - {"--cpu"} <= known, name
+        for args in ([flag(name), "1"], [f"{flag(name)}=1"]):
+            with pytest.raises(SettingsError, match=re.escape(here)):
+                parse_settings(args)
+    with pytest.raises(SettingsError, match=r"path/to/images.* --dataset"):
+        parse_settings(["path/to/images", "--model", "resnet18"])
 
 
 def test_recipes_are_known_to_the_parser() -> None:

@@ -59,7 +59,7 @@ def test_the_library_imports_downwards(path: Path) -> None:
 
 
 def test_settings_and_parsing_need_no_torch() -> None:
-    for name in ("settings", "kinds", "parse", "errors", "launch", "__init__"):
+    for name in ("settings", "kinds", "timm_flags", "parse", "errors", "launch", "__init__"):
         for module in imports(ROOT / "frskd_train" / f"{name}.py"):
             top = module.split(".")[0]
             assert top not in {"timm", "accelerate", "datasets", "frskd_timm"}, f"{name} imports {module}"
