@@ -55,16 +55,15 @@ def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]]) -> to
             f"timm knows no optimizer '{settings.opt}'."
             + (f" Did you mean {' or '.join(close)}?" if close else " timm.optim.list_optimizers() lists them.")
         )
-    arguments: dict[str, Any] = {"fused": True} if settings.opt in FUSED else {}
+    fused: dict[str, Any] = {"fused": True} if settings.opt in FUSED else {}
     try:
-        arguments |= keyword_arguments(settings.opt_kwargs)
         return create_optimizer_v2(
             parameters,
             opt=settings.opt,
             lr=settings.lr,
             weight_decay=settings.weight_decay,
             momentum=settings.momentum,
-            **arguments,
+            **(fused | keyword_arguments(settings.opt_kwargs)),
         )
     except Exception as error:
         raise UserError(f"timm cannot build the optimizer '{settings.opt}' so: {error}") from error

@@ -1,6 +1,7 @@
-"""The kinds of values that settings take: numbers within bounds, one of some names, pairs. Imports no torch."""
+"""Kinds of values that settings take: numbers within bounds, one of some names, keyword arguments. Needs no torch."""
 
 import ast
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -47,7 +48,7 @@ Count = Range(low=1)
 
 
 def _pairs(words: list[str]) -> dict[str, str]:
-    wrong = next((word for word in words if not word.partition("=")[0].isidentifier() or "=" not in word), None)
+    wrong = next((word for word in words if not re.match(r"[^\W\d]\w*=", word)), None)
     if wrong is not None:
         raise ValueError(f"takes NAME=VALUE, one a word, so not {wrong}")
     return dict(word.split("=", 1) for word in words)
@@ -67,12 +68,15 @@ KeywordArguments = Annotated[
 
 
 def keyword_arguments(pairs: Mapping[str, str]) -> dict[str, Any]:
-    """What to call with: values that are Python literals become these, others stay text, as with timm's flags."""
+    """What to call with: values that are Python literals become these, others stay text, as with timm's flags.
+
+    `true` and `false` are bools as well; timm passes them on as text, which is true both times.
+    """
     return {name: _literal(value) for name, value in pairs.items()}
 
 
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError):
         return text

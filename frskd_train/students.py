@@ -53,7 +53,7 @@ def build_student(settings: ModelSettings, cfg: Mapping[str, Any], data: ImageDa
     if classes < data.num_classes:
         raise UserError(f"--num-classes {classes} is fewer than the {data.num_classes} classes of the data.")
     channels, height, width = data.preprocessing.input_size
-    arguments: dict[str, Any] = keyword_arguments(settings.model_kwargs)
+    arguments = keyword_arguments(settings.model_kwargs)
     if cfg.get("fixed_input_size"):
         arguments.setdefault("img_size", (height, width))
     if settings.drop_path is not None:

@@ -163,9 +163,16 @@ def test_a_flag_replaces_the_pairs_of_a_recipe(flags: list[str], expected: dict[
 
 
 @pytest.mark.parametrize(
-    ("word", "value"), [("eps=1e-6", 1e-6), ("eps=[1, None]", [1, None]), ("eps=false", False), ("eps=a=b", "a=b")]
+    ("word", "value"),
+    [
+        ("eps=1e-6", 1e-6),
+        ("eps=[1, None]", [1, None]),
+        ("eps=false", False),
+        ("eps=a=b", "a=b"),
+        ("eps={[]: 1}", "{[]: 1}"),
+    ],
 )
-def test_values_are_read_as_timm_reads_them(word: str, value: object) -> None:
+def test_keyword_arguments_are_literals_or_text(word: str, value: object) -> None:
     assert keyword_arguments(parse_settings(["--opt-kwargs", word]).optimizer.opt_kwargs) == {"eps": value}
 
 

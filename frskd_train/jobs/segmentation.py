@@ -62,7 +62,7 @@ class SegmentationJob(Job):
     def build_student(self, data: MaskData) -> SegmentationStudent:
         """A backbone under the decoder."""
         model, own = self.settings.model, self.settings.segmentation
-        arguments: dict[str, Any] = keyword_arguments(model.model_kwargs)
+        arguments = keyword_arguments(model.model_kwargs)
         if model.drop_path is not None:
             arguments["drop_path_rate"] = model.drop_path
         width: dict[str, Any] = {} if own.decoder_channels is None else {"channels": own.decoder_channels}
