@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import ROOT
 from PIL import Image
@@ -14,6 +15,7 @@ from runs import train_here
 
 from frskd_timm.errors import UserError
 from frskd_timm.exported import load_export
+from frskd_train import build
 from frskd_train.data import make_sample, official_splits
 from frskd_train.kinds import keyword_arguments
 from frskd_train.parse import flat, parse_settings, read_recipe
@@ -180,3 +182,9 @@ def test_keyword_arguments_are_literals_or_text(word: str, value: object) -> Non
 def test_an_optimizer_is_refused_before_data_are_read(flags: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"optimizer '{flags[1]}'"):
         train_here(*flags, "--dataset", tmp_path / "nowhere")
+
+
+def test_the_check_of_an_optimizer_draws_no_random_numbers() -> None:
+    before = torch.get_rng_state()
+    build.check_optimizer(parse_settings([]).optimizer)
+    assert torch.equal(torch.get_rng_state(), before)  # else a seed would no longer give the same student
