@@ -21,7 +21,7 @@ from frskd_train.settings import (
     Settings,
     default_settings,
 )
-from frskd_train.timm_flags import elsewhere
+from frskd_train.timm_flags import TRAIN, VALIDATE, elsewhere
 
 DESCRIPTION = "Trains a timm model with FRSKD, or its cross-entropy baseline, and exports the student."
 
@@ -38,7 +38,7 @@ def parse_settings(args: Sequence[str]) -> Settings:
     settings = default_settings(next((str(task) for task in reversed(tasks) if task), "classification"))
     for recipe in recipes:
         settings = read_recipe(recipe, settings)
-    _refuse_timm_flags(args)
+    _refuse_timm_flags(args, "train.py", TRAIN)
     settings = _cli(args, settings)
     check_ranges(settings)
     return settings
@@ -48,9 +48,10 @@ def parse_evaluation(args: Sequence[str]) -> EvaluationSettings:
     """Reads the settings of `validate.py`.
 
     Raises:
-        SettingsError: A value out of its range.
+        SettingsError: A value out of its range, or a flag of timm's that is called otherwise here.
         SystemExit: `--help`, or a flag that does not parse.
     """
+    _refuse_timm_flags(args, "validate.py", VALIDATE)
     settings = tyro.cli(
         EvaluationSettings,
         args=list(args),
@@ -80,7 +81,7 @@ def read_recipe(path: str, settings: Settings | None = None) -> Settings:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"Did you mean '{close[0]}'?" if close else "`python train.py --help` lists all settings."
-            raise SettingsError(f"The recipe {path} has an unknown setting '{key}'. {elsewhere(name) or hint}")
+            raise SettingsError(f"The recipe {path} has an unknown setting '{key}'. {elsewhere(name, TRAIN) or hint}")
         tokens += _tokens(name, value)
     try:
         return _cli(tokens, settings)
@@ -203,11 +204,11 @@ def check_group(group: Any) -> None:
                 raise SettingsError(f"{flag(field.name)} has to be {refusal}, not {value}.")
 
 
-def _refuse_timm_flags(args: Sequence[str]) -> None:
+def _refuse_timm_flags(args: Sequence[str], script: str, table: Mapping[str, str]) -> None:
     if args and not args[0].startswith("-"):
-        raise SettingsError(f"train.py takes flags only, not '{args[0]}'. {elsewhere('data_dir')}")
-    for token in args:
-        hint = elsewhere(token[2:].split("=", 1)[0].replace("-", "_")) if token.startswith("--") else None
+        raise SettingsError(f"{script} takes flags only, not '{args[0]}'. {elsewhere('data_dir', table)}")
+    for token in (token for token in args if token.startswith("--")):
+        hint = elsewhere(token[2:].split("=", 1)[0].replace("-", "_"), table)
         if hint is not None:
             raise SettingsError(hint)
 

@@ -339,7 +339,7 @@ def default_settings(task: str = "classification") -> Settings:
 class EvaluationSettings:
     """What `validate.py` measures."""
 
-    model: str
+    model: Annotated[str, arg(aliases=["-m"])]
     """A run's folder, an exported student's, or any timm name with weights (`hf-hub:OWNER/NAME` too)."""
     data: DataSettings = field(default_factory=DataSettings)
     batch_size: Annotated[int, arg(aliases=["-b"]), Count] = 256

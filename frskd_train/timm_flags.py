@@ -1,9 +1,14 @@
-"""Flags of timm's `train.py` that are called otherwise here, so that an answer can name the right one."""
+"""Flags of timm's scripts that are called otherwise here, so that an answer can name the right one."""
 
-HERE = {
+from collections.abc import Mapping
+
+EITHER = {
     "data_dir": "--dataset, which takes a folder or a Hub id",
     "dataset_download": "--dataset, which takes a Hub id and downloads it",
     "device": "`accelerate launch`, with its own --cpu for a CPU",
+}
+
+TRAIN = EITHER | {
     "dist_bn": "nothing to set, as every validation uses the first process's running statistics; or --sync-bn",
     "drop_connect": "--drop-path",
     "experiment": "--output-dir",
@@ -20,7 +25,25 @@ HERE = {
     "train_interpolation": "--interpolation",
 }
 
+_OF_THE_MODEL = "nothing to set, as a model comes with it"
 
-def elsewhere(name: str) -> str | None:
+VALIDATE = EITHER | {
+    "checkpoint": "--model, which takes a run's or a student's folder",
+    "crop_mode": _OF_THE_MODEL,
+    "crop_pct": _OF_THE_MODEL,
+    "img_size": _OF_THE_MODEL,
+    "in_chans": _OF_THE_MODEL,
+    "input_size": _OF_THE_MODEL,
+    "interpolation": _OF_THE_MODEL,
+    "mean": _OF_THE_MODEL,
+    "num_classes": _OF_THE_MODEL,
+    "pretrained": "nothing to set, as a name comes with its weights",
+    "results_file": "--output",
+    "split": "--val-split",
+    "std": _OF_THE_MODEL,
+}
+
+
+def elsewhere(name: str, table: Mapping[str, str]) -> str | None:
     """What a flag of timm's (`opt_eps`) is here, as a sentence; None where it has the same name or no counterpart."""
-    return f"timm's --{name.replace('_', '-')} is here {HERE[name]}." if name in HERE else None
+    return f"timm's --{name.replace('_', '-')}: here {table[name]}." if name in table else None

@@ -1,8 +1,10 @@
 """What the documents say is so."""
 
+import dataclasses
 import re
 import subprocess
 import sys
+import typing
 
 import pytest
 import torch
@@ -12,8 +14,8 @@ from frskd_timm.losses import FEATURE_LOSSES
 from frskd_timm.teachers import SELF_TEACHERS
 from frskd_train import settings
 from frskd_train.errors import SettingsError
-from frskd_train.parse import fields, flag, parse_settings
-from frskd_train.timm_flags import HERE
+from frskd_train.parse import fields, flag, parse_evaluation, parse_settings
+from frskd_train.timm_flags import TRAIN, VALIDATE
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "MODEL_CARD.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -44,16 +46,25 @@ def test_flags_of_train_py_exist(document) -> None:
                 assert word in known, f"{document.name}: {word}"
 
 
-def test_flags_of_timm_lead_to_flags_of_train_py() -> None:
-    known = {flag(field.name) for _, field in fields()}
-    for name, here in HERE.items():
+def own_fields(group: object) -> tuple[dataclasses.Field, ...]:
+    return dataclasses.fields(group) if dataclasses.is_dataclass(group) else ()
+
+
+@pytest.mark.parametrize(
+    ("read", "table"), [(parse_settings, TRAIN), (parse_evaluation, VALIDATE)], ids=["train.py", "validate.py"]
+)
+def test_flags_of_timm_lead_to_flags_of_ours(read, table) -> None:
+    model = ["--model", "resnet18"]
+    ours = settings.Settings if table is TRAIN else settings.EvaluationSettings
+    known = {flag(field.name) for group in (ours, *typing.get_type_hints(ours).values()) for field in own_fields(group)}
+    for name, here in table.items():
         assert flag(name) not in known
         assert set(re.findall(r"--[a-z-]+", here)) - {"--cpu"} <= known, name
         for args in ([flag(name), "1"], [f"{flag(name)}=1"]):
             with pytest.raises(SettingsError, match=re.escape(here)):
-                parse_settings(args)
+                read([*model, *args])
     with pytest.raises(SettingsError, match=r"path/to/images.* --dataset"):
-        parse_settings(["path/to/images", "--model", "resnet18"])
+        read(["path/to/images", *model])
 
 
 def test_recipes_are_known_to_the_parser() -> None:
