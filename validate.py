@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from frskd_train.errors import SettingsError, fail, leave
@@ -25,7 +26,7 @@ def main(settings: EvaluationSettings) -> None:
     model, place = load_for_evaluation(settings.model)
     model.to(accelerator.device).eval()
     job = job_of(model)
-    data = job.load_validation(settings.data, model, progress=accelerator.is_main_process)
+    data = job.load_validation(settings.data, settings.fit, model, progress=accelerator.is_main_process)
     batches = data.val_batches(
         settings.batch_size,
         rank=accelerator.process_index,
@@ -43,6 +44,7 @@ def main(settings: EvaluationSettings) -> None:
         "split": data.val_split,
         "images": int(scores["images"]),
         **{name: round(scores[name], 4) for name in (*job.shown, "loss")},
+        **{name: value for name, value in asdict(settings.fit).items() if value is not None},
         "img_size": data.preprocessing.input_size[1],
         "param_count": sum(p.numel() for p in model.parameters()),
     }

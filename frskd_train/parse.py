@@ -59,8 +59,8 @@ def parse_evaluation(args: Sequence[str]) -> EvaluationSettings:
         description="Scores a model on a dataset: top-1, top-5 and loss, or mean IoU, pixel accuracy and loss.",
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    check_group(settings)
-    check_group(settings.data)
+    for group in (settings, settings.data, settings.fit):
+        check_group(group)
     return settings
 
 

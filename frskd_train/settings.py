@@ -336,12 +336,27 @@ def default_settings(task: str = "classification") -> Settings:
 
 
 @dataclass(frozen=True)
+class FitSettings:
+    """How images are fitted to the network; as the model's own configuration says where nothing is said."""
+
+    img_size: Annotated[int | None, Range(low=8, high=4096)] = None
+    """Height and width of the network's input."""
+    crop_pct: Annotated[float | None, Range(above=0, high=1)] = None
+    """Share of the resized image's side that the centre crop keeps."""
+    crop_mode: Literal["center", "squash", "border"] | None = None
+    """center: the shorter side is resized. squash: both are. border: the longer one is, the rest filled."""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """Resizing filter."""
+
+
+@dataclass(frozen=True)
 class EvaluationSettings:
     """What `validate.py` measures."""
 
     model: Annotated[str, arg(aliases=["-m"])]
     """A run's folder, an exported student's, or any timm name with weights (`hf-hub:OWNER/NAME` too)."""
     data: DataSettings = field(default_factory=DataSettings)
+    fit: FitSettings = field(default_factory=FitSettings)
     batch_size: Annotated[int, arg(aliases=["-b"]), Count] = 256
     """Images in a batch."""
     amp: bool = False

@@ -105,6 +105,27 @@ def load_for_evaluation(model: str) -> tuple[nn.Module, Path | None]:
         raise UserError(f"The weights of '{model}' cannot be had: {str(error).splitlines()[0]}") from error
 
 
+@torch.no_grad()
+def refuse_size(student: nn.Module, input_size: tuple[int, int, int]) -> None:
+    """Tries images of another size than the model's own on it, before any are decoded.
+
+    Args:
+        student: In evaluation mode.
+        input_size: Channels, height, width.
+
+    Raises:
+        UserError: The model does not take them.
+    """
+    device = next(student.parameters()).device
+    try:
+        student(torch.zeros(1, *input_size, device=device))
+    except Exception as error:  # a model's own complaint
+        own = student.pretrained_cfg.get("input_size", input_size)[-1]  # type: ignore[union-attr, operator]
+        raise UserError(
+            f"--img-size {input_size[-1]}: the model does not take it ({str(error).splitlines()[0]}). Its own is {own}."
+        ) from error
+
+
 def _start_from(student: nn.Module, path: str) -> None:
     """Loads weights into the student; a classifier of another size stays as it is."""
     try:

@@ -29,12 +29,8 @@ _OF_THE_MODEL = "nothing to set, as a model comes with it"
 
 VALIDATE = EITHER | {
     "checkpoint": "--model, which takes a run's or a student's folder",
-    "crop_mode": _OF_THE_MODEL,
-    "crop_pct": _OF_THE_MODEL,
-    "img_size": _OF_THE_MODEL,
     "in_chans": _OF_THE_MODEL,
-    "input_size": _OF_THE_MODEL,
-    "interpolation": _OF_THE_MODEL,
+    "input_size": "--img-size; the channels are the model's",
     "mean": _OF_THE_MODEL,
     "num_classes": _OF_THE_MODEL,
     "pretrained": "nothing to set, as a name comes with its weights",

@@ -39,6 +39,16 @@ def small(places: Path, *flags: object, task: str = "classification") -> list[st
     return [str(part) for part in (*base, "--no-amp", "--threads", 1, "--lr", 0.01, *flags)]
 
 
+def evaluate_here(*flags: object) -> None:
+    """`validate.py` in this process."""
+    from accelerate.state import AcceleratorState
+
+    try:
+        runpy.run_path(str(ROOT / "validate.py"))["main"](parse.parse_evaluation([str(flag) for flag in flags]))
+    finally:
+        AcceleratorState._reset_state(True)
+
+
 def train_here(*flags: object) -> None:
     """`train.py` in this process: a second or so, where a process of its own takes ten."""
     from accelerate.state import AcceleratorState, GradientState

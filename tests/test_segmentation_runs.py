@@ -2,7 +2,6 @@
 
 import csv
 import json
-import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from hub_server import USER
 from pictures import labels_of, picture
 from PIL import Image
 from published import push
-from runs import METHODS, small, train_here
+from runs import METHODS, evaluate_here, small, train_here
 from safetensors.torch import load_file
 
 from frskd_timm.errors import UserError
@@ -25,15 +24,6 @@ from frskd_timm.segmentation import SegmentationStudent
 from frskd_train import parse
 from frskd_train.data.voc import VOC_CLASSES
 from frskd_train.errors import SettingsError
-
-
-def evaluate(*flags: object) -> None:
-    from accelerate.state import AcceleratorState
-
-    try:
-        runpy.run_path(str(ROOT / "validate.py"))["main"](parse.parse_evaluation([str(flag) for flag in flags]))
-    finally:
-        AcceleratorState._reset_state(True)
 
 
 def test_a_run_leaves_what_it_promises(places: Path, whole_masks: Path, capsys: pytest.CaptureFixture) -> None:
@@ -56,7 +46,9 @@ def test_a_run_leaves_what_it_promises(places: Path, whole_masks: Path, capsys: 
     # The student alone, at the very scores that it was exported with.
     keys = set(load_file(run / "student" / "model.safetensors"))
     assert not any("teacher" in key or key.startswith(("module.", "student.")) for key in keys)
-    evaluate("--model", run, "--dataset", places / "masks", "--threads", 1)
+    evaluate_here("--model", run, "--dataset", places / "masks", "--threads", 1)
+    with pytest.raises(UserError, match="at their own size"):
+        evaluate_here("--model", run, "--dataset", places / "masks", "--threads", 1, "--img-size", 64)
     result = json.loads((run / "evaluation-masks.json").read_text(encoding="utf-8"))
     assert result["miou"] == pytest.approx(metrics["student"]["miou"], abs=0.02)
     assert result["pixel_accuracy"] == pytest.approx(metrics["student"]["pixel_accuracy"], abs=0.02)

@@ -15,15 +15,17 @@ import torch
 import yaml
 from conftest import ROOT, SMALL, run_script
 from hub_server import TOKEN, USER, LoopbackHub
-from runs import assert_same, train_here
+from runs import assert_same, evaluate_here, train_here
 from safetensors.torch import load_file
+from timm.data import create_transform, resolve_data_config
 
 from frskd_timm.errors import UserError
 from frskd_train import machine
 from frskd_train.checkpoint import latest_checkpoint
+from frskd_train.data.source import find_source
 from frskd_train.errors import SettingsError
-from frskd_train.settings import LoopSettings
-from frskd_train.students import load_for_evaluation
+from frskd_train.settings import DataSettings, LoopSettings
+from frskd_train.students import load_for_evaluation, refuse_size
 
 PLAIN_LOADER = """
 import sys, json, timm, torch
@@ -228,6 +230,25 @@ def test_validation_of_the_export_is_the_runs_own_score(finished) -> None:
     for score in ("top1", "top5", "loss"):
         assert stored[score] == pytest.approx(metrics["student"][score], abs=2e-3)
     assert f"top-1 {stored['top1']:.2f}%" in done.stdout
+
+
+def test_validation_at_another_size_is_timms(finished, tmp_path: Path) -> None:
+    run, _ = finished
+    flags = ["--img-size", 40, "--crop-pct", 0.8, "--crop-mode", "squash", "--interpolation", "bicubic"]
+    evaluate_here("--model", run, "--threads", 1, *flags, "--output", tmp_path / "found.json")
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+
+    model = timm.create_model(f"local-dir:{run / 'student'}", pretrained=True).eval()
+    args = {"img_size": 40, "crop_pct": 0.8, "crop_mode": "squash", "interpolation": "bicubic"}
+    transform = create_transform(**resolve_data_config(args, model=model))
+    test = find_source(DataSettings()).splits["test"]
+    with torch.no_grad():
+        logits = model(torch.stack([transform(row["image"].convert("RGB")) for row in test]))
+    hits = logits.argmax(1) == torch.tensor(test["label"])
+    assert found["top1"] == pytest.approx(100 * hits.double().mean().item(), abs=0.11)
+    assert args.items() <= found.items()
+    with pytest.raises(UserError, match=r"--img-size 32: the model does not take it .*Its own is 224"):
+        refuse_size(timm.create_model("vit_tiny_patch16_224").eval(), (3, 32, 32))
 
 
 def test_validation_without_weights_is_one_sentence() -> None:

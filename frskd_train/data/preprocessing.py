@@ -1,7 +1,7 @@
 """Settings, model and data to one fixed preprocessing: the one that validates, trains and is exported."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from frskd_timm.errors import UserError
-from frskd_train.settings import PreprocessingSettings
+from frskd_train.settings import FitSettings, PreprocessingSettings
 
 SMALL = 64  # pixels up to which images are used at their own size and cropped by padding
 
@@ -61,6 +61,12 @@ class Preprocessing:
             config["crop_pct"],
             config["crop_mode"],
         )
+
+    def fitted(self, settings: FitSettings) -> "Preprocessing":
+        """The same with another size, filter or crop where the settings give one."""
+        given = {name: value for name, value in asdict(settings).items() if value is not None}
+        size = given.pop("img_size", None)
+        return replace(self, **given, input_size=(self.input_size[0], size, size) if size else self.input_size)
 
     def as_timm(self) -> dict[str, Any]:
         """The keys as `config.json` and `create_transform` take them."""

@@ -19,8 +19,8 @@ from frskd_train.folder import RunFolder
 from frskd_train.jobs.job import Job
 from frskd_train.meter import evaluate
 from frskd_train.probe import LinearProbeTask
-from frskd_train.settings import DataSettings, Settings
-from frskd_train.students import build_student, default_cfg
+from frskd_train.settings import DataSettings, FitSettings, Settings
+from frskd_train.students import build_student, default_cfg, refuse_size
 
 PICTURED = 5  # validation images on the attention picture
 
@@ -92,9 +92,13 @@ class ClassificationJob(Job):
         )
 
     @classmethod
-    def load_validation(cls, data: DataSettings, student: nn.Module, progress: bool) -> ImageValidationData:
-        """Images prepared as the student's config says, labels matched to its classes by name."""
-        preprocessing = Preprocessing.from_timm(resolve_data_config({}, model=student))
+    def load_validation(
+        cls, data: DataSettings, fit: FitSettings, student: nn.Module, progress: bool
+    ) -> ImageValidationData:
+        """Images prepared as the student's config says but for `fit`, labels matched to its classes by name."""
+        preprocessing = Preprocessing.from_timm(resolve_data_config({}, model=student)).fitted(fit)
+        if fit.img_size is not None:
+            refuse_size(student, preprocessing.input_size)
         names = getattr(student, "pretrained_cfg", {}).get("label_names")
         return load_validation(data, preprocessing, class_names=names, progress=progress)
 

@@ -12,7 +12,7 @@ from frskd_timm.task import StudentTask
 from frskd_train.data.order import Order
 from frskd_train.folder import RunFolder
 from frskd_train.norms import refuse_single_values
-from frskd_train.settings import DataSettings, Settings
+from frskd_train.settings import DataSettings, FitSettings, Settings
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Scores = dict[str, dict[str, Any]]  # by network and name; percent, but for losses and counts
@@ -62,7 +62,7 @@ class Job(ABC):
 
     @classmethod
     @abstractmethod
-    def load_validation(cls, data: DataSettings, student: nn.Module, progress: bool) -> Any:
+    def load_validation(cls, data: DataSettings, fit: FitSettings, student: nn.Module, progress: bool) -> Any:
         """Validation data for a trained student; raises UserError where they do not fit it."""
 
     @staticmethod

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from frskd_timm.errors import UserError
 from frskd_timm.hub.card import write_backbone_card
 from frskd_timm.hub.segmentation_pictures import segmentation_figure
 from frskd_timm.segmentation import (
@@ -26,7 +27,7 @@ from frskd_train.folder import RunFolder
 from frskd_train.jobs.job import Job
 from frskd_train.kinds import keyword_arguments
 from frskd_train.mask_meter import evaluate_masks
-from frskd_train.settings import DataSettings, Settings, default_settings
+from frskd_train.settings import DataSettings, FitSettings, Settings, default_settings
 from frskd_train.students import default_cfg
 
 PICTURED = 5  # validation images on the picture
@@ -110,9 +111,16 @@ class SegmentationJob(Job):
         )
 
     @classmethod
-    def load_validation(cls, data: DataSettings, student: nn.Module, progress: bool) -> MaskValidationData:
+    def load_validation(
+        cls, data: DataSettings, fit: FitSettings, student: nn.Module, progress: bool
+    ) -> MaskValidationData:
         """Images at their own size, normalised as the student's config says."""
         assert isinstance(student, SegmentationStudent)
+        if fit != FitSettings():
+            raise UserError(
+                "--img-size, --crop-pct, --crop-mode and --interpolation are for classification: segmentation scores "
+                "images at their own size."
+            )
         if data.dataset == DataSettings().dataset:  # nothing was said
             data = default_settings("segmentation").data
         return load_mask_validation(
