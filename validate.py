@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from frskd_train.errors import SettingsError, fail, leave
@@ -44,7 +43,7 @@ def main(settings: EvaluationSettings) -> None:
         "split": data.val_split,
         "images": int(scores["images"]),
         **{name: round(scores[name], 4) for name in (*job.shown, "loss")},
-        **{name: value for name, value in asdict(settings.fit).items() if value is not None},
+        **settings.fit.given(),
         "img_size": data.preprocessing.input_size[1],
         "param_count": sum(p.numel() for p in model.parameters()),
     }

@@ -6,10 +6,10 @@ A setting is at once a flag (`--batch-size 64`), a key of a recipe (`batch-size:
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
@@ -347,6 +347,10 @@ class FitSettings:
     """center: the shorter side is resized. squash: both are. border: the longer one is, the rest filled."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """Resizing filter."""
+
+    def given(self) -> dict[str, Any]:
+        """What differs from the model's configuration, by timm's names."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)

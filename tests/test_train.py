@@ -15,17 +15,20 @@ import torch
 import yaml
 from conftest import ROOT, SMALL, run_script
 from hub_server import TOKEN, USER, LoopbackHub
+from published import make_student
 from runs import assert_same, evaluate_here, train_here
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_data_config
+from torch.nn.functional import cross_entropy
 
 from frskd_timm.errors import UserError
 from frskd_train import machine
 from frskd_train.checkpoint import latest_checkpoint
 from frskd_train.data.source import find_source
 from frskd_train.errors import SettingsError
+from frskd_train.parse import flag
 from frskd_train.settings import DataSettings, LoopSettings
-from frskd_train.students import load_for_evaluation, refuse_size
+from frskd_train.students import load_for_evaluation
 
 PLAIN_LOADER = """
 import sys, json, timm, torch
@@ -234,21 +237,26 @@ def test_validation_of_the_export_is_the_runs_own_score(finished) -> None:
 
 def test_validation_at_another_size_is_timms(finished, tmp_path: Path) -> None:
     run, _ = finished
-    flags = ["--img-size", 40, "--crop-pct", 0.8, "--crop-mode", "squash", "--interpolation", "bicubic"]
+    args = {"img_size": 40, "crop_pct": 0.8, "crop_mode": "squash", "interpolation": "bicubic"}
+    flags = [part for name, value in args.items() for part in (flag(name), value)]
     evaluate_here("--model", run, "--threads", 1, *flags, "--output", tmp_path / "found.json")
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert args.items() <= found.items()
 
     model = timm.create_model(f"local-dir:{run / 'student'}", pretrained=True).eval()
-    args = {"img_size": 40, "crop_pct": 0.8, "crop_mode": "squash", "interpolation": "bicubic"}
     transform = create_transform(**resolve_data_config(args, model=model))
     test = find_source(DataSettings()).splits["test"]
+    labels = torch.tensor(test["label"])
     with torch.no_grad():
         logits = model(torch.stack([transform(row["image"].convert("RGB")) for row in test]))
-    hits = logits.argmax(1) == torch.tensor(test["label"])
-    assert found["top1"] == pytest.approx(100 * hits.double().mean().item(), abs=0.11)
-    assert args.items() <= found.items()
-    with pytest.raises(UserError, match=r"--img-size 32: the model does not take it .*Its own is 224"):
-        refuse_size(timm.create_model("vit_tiny_patch16_224").eval(), (3, 32, 32))
+    assert found["top1"] == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item(), abs=0.11)
+    assert found["loss"] == pytest.approx(cross_entropy(logits, labels).item(), abs=1e-4)
+
+
+def test_validation_at_a_size_that_a_model_cannot_take_reads_no_data(tmp_path: Path) -> None:
+    vit = make_student(tmp_path / "vit", "test_vit3", 160)
+    with pytest.raises(UserError, match=r"--img-size 32: the model does not take it .*Its own is 160"):
+        evaluate_here("--model", vit, "--img-size", 32, "--dataset", tmp_path / "nowhere")
 
 
 def test_validation_without_weights_is_one_sentence() -> None:

@@ -1,7 +1,7 @@
 """Settings, model and data to one fixed preprocessing: the one that validates, trains and is exported."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -64,7 +64,7 @@ class Preprocessing:
 
     def fitted(self, settings: FitSettings) -> "Preprocessing":
         """The same with another size, filter or crop where the settings give one."""
-        given = {name: value for name, value in asdict(settings).items() if value is not None}
+        given = settings.given()
         size = given.pop("img_size", None)
         return replace(self, **given, input_size=(self.input_size[0], size, size) if size else self.input_size)
 

@@ -116,7 +116,7 @@ class SegmentationJob(Job):
     ) -> MaskValidationData:
         """Images at their own size, normalised as the student's config says."""
         assert isinstance(student, SegmentationStudent)
-        if fit != FitSettings():
+        if fit.given():
             raise UserError(
                 "--img-size, --crop-pct, --crop-mode and --interpolation are for classification: segmentation scores "
                 "images at their own size."
