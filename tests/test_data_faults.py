@@ -198,6 +198,19 @@ def test_datasets_that_are_nowhere_are_refused(dataset: str, monkeypatch: pytest
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("typed", ["photos/brids", "./photos/brids", "brids"])
+def test_a_mistyped_folder_is_answered_with_the_one_beside_it(
+    typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    meant = Path(typed).with_name("birds")
+    for folder in (meant, meant.with_name("cars")):
+        folder.mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"Did you mean {meant}\?$"):
+        load(typed)
+
+
 LABELS: list[tuple[Any, list[Any]]] = [
     (datasets.ClassLabel(names=["cat", "dog", "eel"]), [0, 1, 2]),
     (INTEGERS, [0, 1, 5]),

@@ -1,5 +1,6 @@
 """Finds a dataset by what `--dataset` says and gives its splits, without reading an image."""
 
+import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -80,7 +81,9 @@ def find_source(settings: DataSettings) -> Source:
         name = folder.resolve().name
         return Source(SourceInfo(slug(name), name, known.license or None, known.homepage or None), splits)
     if not HUB_ID.fullmatch(wanted) or wanted.startswith("."):
-        raise UserError(f"--dataset {wanted}: there is no such folder, and this is no dataset's id on the Hub")
+        raise UserError(
+            f"--dataset {wanted}: there is no such folder, and this is no dataset's id on the Hub{_similar(folder)}"
+        )
     return _load_from_hub(settings)
 
 
@@ -170,11 +173,18 @@ def _load_from_hub(settings: DataSettings) -> Source:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
         raise UserError(
             f"--dataset {wanted}: there is no such folder here, it is not {SAMPLE_NAME}, and the Hub gave no dataset of"
-            f" this id{offline} ({_brief(error)})"
+            f" this id{offline} ({_brief(error)}){_similar(Path(wanted))}"
         ) from error
     splits = dict(loaded)
     known = next(iter(splits.values())).info
     return Source(SourceInfo(slug(wanted), wanted, known.license or None, known.homepage or None), splits)
+
+
+def _similar(folder: Path) -> str:
+    """The folder that a mistyped one may have been, as the end of a sentence."""
+    beside = folders_in(folder.parent) if folder.parent.is_dir() else []
+    close = difflib.get_close_matches(folder.name, [found.name for found in beside], n=1)
+    return f". Did you mean {folder.parent / close[0]}?" if close else ""
 
 
 def _brief(error: Exception) -> str:
