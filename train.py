@@ -233,7 +233,7 @@ if __name__ == "__main__":
         start_requested_processes()
     except SettingsError as error:
         fail(error)
-    from frskd_timm.errors import UserError
+    from frskd_timm.errors import UserError, first_line
     from frskd_train.machine import is_loss_of_a_process
 
     try:
@@ -245,5 +245,5 @@ if __name__ == "__main__":
     except RuntimeError as error:
         if not is_loss_of_a_process(error):
             raise
-        fail_after_another(f"another process of this run ended ({str(error).splitlines()[0]}).")
+        fail_after_another(f"another process of this run ended ({first_line(error)}).")
     leave(0)

@@ -1,4 +1,4 @@
-"""The one exception that means 'the user can mend this'."""
+"""The one exception that means 'the user can mend this', and what it quotes of others."""
 
 
 class UserError(Exception):
@@ -7,3 +7,8 @@ class UserError(Exception):
     The message is one sentence that names what is wrong and what would be right. Scripts print it without a
     traceback and exit with status 2.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another error's message without a closing full stop; its class where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(". ")

@@ -349,7 +349,7 @@ class FitSettings:
     """Resizing filter."""
 
     def given(self) -> dict[str, Any]:
-        """What differs from the model's configuration, by timm's names."""
+        """What was said, by timm's names."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 

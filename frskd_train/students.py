@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from torch import Tensor, nn
 
-from frskd_timm.errors import UserError
+from frskd_timm.errors import UserError, first_line
 from frskd_timm.hub.folder import StudentFolder
 from frskd_timm.lookup import known_cfg
 from frskd_train.data import ImageData
@@ -38,7 +38,7 @@ def default_cfg(settings: ModelSettings, name: str | None = None) -> Mapping[str
         try:
             return load_model_config_from_hf(name.removeprefix("hf-hub:"))[0]
         except Exception as error:
-            raise UserError(f"--model {name} cannot be had from the Hub: {str(error).splitlines()[0]}") from error
+            raise UserError(f"--model {name} cannot be had from the Hub: {first_line(error)}") from error
     cfg = known_cfg(name, weights=settings.pretrained)
     return cfg.to_dict() if cfg is not None else {}
 
@@ -71,7 +71,7 @@ def build_student(settings: ModelSettings, cfg: Mapping[str, Any], data: ImageDa
     except UserError:
         raise
     except Exception as error:  # a model's own complaint about its arguments
-        raise UserError(f"timm cannot build '{settings.model}' so: {str(error).splitlines()[0]}") from error
+        raise UserError(f"timm cannot build '{settings.model}' so: {first_line(error)}") from error
     if settings.initial_checkpoint is not None:
         _start_from(student, settings.initial_checkpoint)
     if settings.grad_checkpointing:
@@ -102,7 +102,7 @@ def load_for_evaluation(model: str) -> tuple[nn.Module, Path | None]:
     try:
         return timm.create_model(model, pretrained=True), None
     except Exception as error:
-        raise UserError(f"The weights of '{model}' cannot be had: {str(error).splitlines()[0]}") from error
+        raise UserError(f"The weights of '{model}' cannot be had: {first_line(error)}") from error
 
 
 @torch.no_grad()
@@ -122,7 +122,7 @@ def refuse_size(student: nn.Module, input_size: tuple[int, int, int]) -> None:
     except Exception as error:  # a model's own complaint
         own = student.pretrained_cfg.get("input_size", input_size)[-1]  # type: ignore[union-attr, operator]
         raise UserError(
-            f"--img-size {input_size[-1]}: the model does not take it ({str(error).splitlines()[0]}). Its own is {own}."
+            f"--img-size {input_size[-1]}: the model does not take it ({first_line(error)}). Its own is {own}."
         ) from error
 
 
@@ -131,7 +131,7 @@ def _start_from(student: nn.Module, path: str) -> None:
     try:
         weights = load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"--initial-checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--initial-checkpoint {path} cannot be read: {first_line(error)}") from error
     own = student.state_dict()
     if not isinstance(weights, dict):
         raise UserError(f"--initial-checkpoint {path} holds no state dict.")

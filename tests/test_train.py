@@ -28,7 +28,7 @@ from frskd_train.data.source import find_source
 from frskd_train.errors import SettingsError
 from frskd_train.parse import flag
 from frskd_train.settings import DataSettings, LoopSettings
-from frskd_train.students import load_for_evaluation
+from frskd_train.students import load_for_evaluation, refuse_size
 
 PLAIN_LOADER = """
 import sys, json, timm, torch
@@ -257,6 +257,17 @@ def test_validation_at_a_size_that_a_model_cannot_take_reads_no_data(tmp_path: P
     vit = make_student(tmp_path / "vit", "test_vit3", 160)
     with pytest.raises(UserError, match=r"--img-size 32: the model does not take it .*Its own is 160"):
         evaluate_here("--model", vit, "--img-size", 32, "--dataset", tmp_path / "nowhere")
+
+
+def test_a_model_that_refuses_a_size_without_a_word_gets_a_sentence_too() -> None:
+    class Silent(torch.nn.Linear):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            raise AssertionError
+
+    model = Silent(1, 1)
+    model.pretrained_cfg = {"input_size": (3, 160, 160)}
+    with pytest.raises(UserError, match=r"does not take it \(AssertionError\)"):
+        refuse_size(model, (3, 32, 32))
 
 
 def test_validation_without_weights_is_one_sentence() -> None:

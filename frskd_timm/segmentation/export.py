@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from frskd_timm.errors import UserError
+from frskd_timm.errors import UserError, first_line
 from frskd_timm.export import (
     architecture_name,
     plain_state_dict,
@@ -141,9 +141,7 @@ def _compare_maps(student: SegmentationStudent, folder: Path) -> None:
         loaded: Any = timm.create_model(f"local-dir:{folder}", pretrained=True, **arguments)
         channels_first = getattr(loaded, "output_fmt", None)
     except Exception as error:  # timm's own complaint
-        raise UserError(
-            f"The backbone {name} does not load with features_only: {str(error).splitlines()[0]}"
-        ) from error
+        raise UserError(f"The backbone {name} does not load with features_only: {first_line(error)}") from error
 
     def maps(images: torch.Tensor) -> list[torch.Tensor]:
         found = loaded(images)

@@ -7,7 +7,7 @@ import timm.models
 from timm.models._hub import load_model_config_from_path  # how timm itself reads 'local-dir:'
 from torch import nn
 
-from frskd_timm.errors import UserError
+from frskd_timm.errors import UserError, first_line
 from frskd_timm.lookup import known_cfg
 from frskd_timm.segmentation.student import SegmentationStudent
 
@@ -70,8 +70,7 @@ def load_backbone(student: SegmentationStudent, name: str | None = None) -> None
     try:
         model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0, in_chans=student.in_chans)
     except Exception as error:  # no network, no such folder, damaged files: the Hub and timm say which
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsUnavailableError(f"The weights of '{name}' cannot be had: {reason}") from error
+        raise WeightsUnavailableError(f"The weights of '{name}' cannot be had: {first_line(error)}") from error
     own, found = student.backbone.state_dict(), model.state_dict()
     missing = sorted(key for key, value in own.items() if key not in found or found[key].shape != value.shape)
     if missing:
@@ -88,4 +87,4 @@ def _architecture(name: str) -> str:
     try:
         return str(load(place)[1])
     except Exception as error:
-        raise UserError(f"{name} is no exported model: {str(error).splitlines()[0]}.") from error
+        raise UserError(f"{name} is no exported model: {first_line(error)}.") from error

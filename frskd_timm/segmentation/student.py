@@ -11,7 +11,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from frskd_timm.errors import UserError
+from frskd_timm.errors import UserError, first_line
 from frskd_timm.lookup import known_cfg
 from frskd_timm.pyramid import Pyramid
 from frskd_timm.segmentation.decoder import FeaturePyramid, PixelHead, SumBiFPN
@@ -194,7 +194,7 @@ def _make_backbone(
             if freedom is freedoms[-1]:
                 raise UserError(f"timm cannot build '{name}' so: {error}") from error
         except Exception as error:  # a model's own complaint about its arguments
-            raise UserError(f"timm cannot build '{name}' so: {str(error).splitlines()[0]}") from error
+            raise UserError(f"timm cannot build '{name}' so: {first_line(error)}") from error
     pyramid = Pyramid(model, (in_chans, *probe), MAX_LEVELS)
     prune: Any = getattr(model, "prune_intermediate_layers", None)
     if prune is not None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.table import InMemoryTable
 
-from frskd_timm.errors import UserError
+from frskd_timm.errors import UserError, first_line
 from frskd_train.data.folder import folders_in, is_image_folder, read_image_folder
 from frskd_train.settings import DataSettings
 
@@ -188,6 +188,5 @@ def _similar(folder: Path) -> str:
 
 
 def _brief(error: Exception) -> str:
-    """The first line of an inner error, without a closing full stop."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300].rstrip('. ')}" if lines else type(error).__name__
+    """Class and first line of an inner error."""
+    return f"{type(error).__name__}: {first_line(error)[:300]}" if str(error).strip() else type(error).__name__

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from frskd_timm.errors import UserError
+from frskd_timm.errors import UserError, first_line
 from frskd_train.data.decode import BadImageError, quiet_pillow
 from frskd_train.data.order import Draw, Order, Rows, generator_for, validation_share
 from frskd_train.data.parts import Part
@@ -196,8 +196,7 @@ def with_workers_alive(loader: DataLoader) -> Iterator[Batch]:
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            reason = str(error).splitlines()[0].rstrip(". ")
-            raise UserError(f"a process that decodes images died ({reason}); try --workers 0") from error
+            raise UserError(f"a process that decodes images died ({first_line(error)}); try --workers 0") from error
         yield batch
 
 
