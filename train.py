@@ -192,7 +192,8 @@ def main(settings: Settings) -> None:
             if save_now:
                 save()
             if stop_now:
-                progress.say(f"stopped at step {position.step}; go on with: train.py --resume {folder.path}")
+                where = f"epoch {position.epoch + 1}, step {position.step}"
+                progress.say(f"stopped in {where}; go on with: train.py --resume {folder.path}")
                 accelerator.end_training()
                 leave(130)
         progress.stop_epoch()

@@ -109,8 +109,8 @@ def test_two_processes_stop_together_and_go_on(number: int, everybody: bool, pla
     finally:
         kill_all(launcher)
     said = log.read_text()
-    assert "stopped at step" in said, said
     state = load_state(latest_checkpoint(run / "checkpoints"))  # type: ignore[arg-type]
+    assert f"stopped in epoch {state['epoch'] + 1}, step {state['step']}; go on" in said, said
     assert state["processes"] == 2
     assert "error: " not in said, said
     flags = ["--resume", run, "--threads", 1, "--epochs", state["epoch"] + 1]
