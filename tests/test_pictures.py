@@ -61,7 +61,7 @@ def test_curves_show_every_term_and_both_scores(tmp_path):
 @settings(max_examples=15, deadline=None)
 def test_curves_of_whatever_there_is(tmp_path_factory, rows):
     path = curves_figure(rows, tmp_path_factory.mktemp("curves") / "curves.png")
-    assert pixels(path).shape == (576, 1440, 3)
+    assert pixels(path).shape == (640, 1440, 3)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -59,7 +59,7 @@ def curves_figure(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     columns = _columns(rows)
     epochs = columns.pop("epoch", np.arange(1, len(rows) + 1, dtype=float))
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        figure = Figure(figsize=(9, 4), layout="constrained")
         losses, scores = figure.subplots(1, 2, width_ratios=(1, 1))
         _draw_losses(losses, epochs, columns)
         _draw_scores(scores, epochs, columns)
@@ -152,7 +152,7 @@ def _draw_losses(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray
         if max(values.max() for values in drawn) < 10 * min(values.min() for values in drawn):
             axes.set_yscale("linear")
     if drawn:
-        axes.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="none")
+        _legend_below(axes)
 
 
 def _draw_scores(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray[np.float64]]) -> None:
@@ -172,7 +172,12 @@ def _draw_scores(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray
         high = max(values.max() for values in last)
         margin = max((high - low) * 0.12, 0.5)
         axes.set_ylim(max(low - margin, 0), min(high + margin, 100))
-        axes.legend(loc="lower right")
+        _legend_below(axes)
+
+
+def _legend_below(axes: Axes) -> None:
+    """Under the axes, since long runs leave no corner free of lines."""
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.15), ncols=2, borderaxespad=0)
 
 
 def _line(axes: Axes, epochs: NDArray[Any], values: NDArray[np.float64], **style: Any) -> None:
