@@ -109,7 +109,7 @@ def main(settings: Settings) -> None:
         progress.skip(position.epoch * steps_per_epoch + position.step)
         if accelerator.is_main_process:
             set_aside_after(resume.checkpoint)
-        progress.say(f"going on from {resume.checkpoint}: epoch {position.epoch + 1}, step {position.step}")
+        progress.say(f"going on from {resume.checkpoint}: {position.place}")
     if accelerator.is_main_process:
         folder.write("config.yaml", write_recipe(settings, f"All settings of the run {folder.path.name}."))
     accelerator.init_trackers("frskd_timm", config={key: str(value) for key, value in flat(settings).items()})
@@ -192,8 +192,7 @@ def main(settings: Settings) -> None:
             if save_now:
                 save()
             if stop_now:
-                where = f"epoch {position.epoch + 1}, step {position.step}"
-                progress.say(f"stopped in {where}; go on with: train.py --resume {folder.path}")
+                progress.say(f"stopped in {position.place}; go on with: train.py --resume {folder.path}")
                 accelerator.end_training()
                 leave(130)
         progress.stop_epoch()

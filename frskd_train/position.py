@@ -69,6 +69,11 @@ class Position:
         }
 
     @property
+    def place(self) -> str:
+        """The place in words, the epoch counted from 1."""
+        return f"epoch {self.epoch + 1}, step {self.step}"
+
+    @property
     def seconds(self) -> float:
         """Time that the run has taken, all parts together."""
         return self.earlier_seconds + time.perf_counter() - self._began
