@@ -17,7 +17,7 @@ style:  ## mends formatting and imports
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 quality:  ## checks formatting, imports and types
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/mypy train.py validate.py hub/push.py hub/ship.py
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/mypy train.py validate.py hub/push.py
 
 train:  ## the main job on the data that ship
 	$(BIN)/accelerate launch train.py

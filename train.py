@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from frskd_train.errors import SettingsError, fail, fail_after_another, keep_until_exit, leave
-from frskd_train.launch import start_requested_processes
+from frskd_train.distributed import start_requested_processes
+from frskd_train.errors import SettingsError, exit_after_another, exit_process, exit_with_error, keep_until_exit
 from frskd_train.parse import flat, parse_settings, write_recipe
 from frskd_train.settings import Settings
 
@@ -22,17 +22,18 @@ def main(settings: Settings) -> None:
     from timm.utils import ModelEmaV3, dispatch_clip_grad
 
     from frskd_timm.errors import UserError
-    from frskd_train import build, finish
+    from frskd_train import optim as build
     from frskd_train.checkpoint import checkpoint_name, load_state, prune, restore, save_checkpoint, set_aside_after
-    from frskd_train.folder import RunFolder, choose_folder, find_resume
-    from frskd_train.jobs import choose_job
-    from frskd_train.machine import start_accelerator, step_seed
+    from frskd_train.device import start_accelerator, step_seed
     from frskd_train.meter import TrainMeter, learning_note
-    from frskd_train.norms import broadcast_buffers, synchronise_norms
-    from frskd_train.position import Position, check_resume
+    from frskd_train.nonfinite import NonfiniteGuard
     from frskd_train.progress import Progress
-    from frskd_train.skip import NonfiniteGuard
-    from frskd_train.stop import Interruptions
+    from frskd_train.report import run as report
+    from frskd_train.run_folder import RunFolder, choose_folder, find_resume
+    from frskd_train.run_state import Position, check_resume
+    from frskd_train.signals import Interruptions
+    from frskd_train.sync_batchnorm import broadcast_buffers, synchronise_norms
+    from frskd_train.tasks import choose_job
 
     loop, optim, run = settings.loop, settings.optimizer, settings.run
 
@@ -42,7 +43,7 @@ def main(settings: Settings) -> None:
 
     # The data, the student that fits them, the method around the student: the job says which.
     job = choose_job(settings)
-    finish.check_wishes(run, job.score)
+    report.preflight(run, job.score)
     build.check_optimizer(optim)
     resume = find_resume(run.resume, run.output_dir)
     if resume is None and run.output_dir is not None:
@@ -89,7 +90,7 @@ def main(settings: Settings) -> None:
     accelerator.wait_for_everyone()
     position, meter = Position(job.score), TrainMeter(accelerator.device)
     progress = Progress(accelerator.is_main_process, optim.epochs, steps_per_epoch, global_batch, job.shown)
-    progress.say("\n".join([*data.notes, *job.notes, finish.describe(job, data, task, accelerator)]))
+    progress.say("\n".join([*data.notes, *job.notes, report.describe(job, data, task, accelerator)]))
     facts = {
         "fingerprint": data.fingerprint,
         "train_rows": data.train_rows,
@@ -194,7 +195,7 @@ def main(settings: Settings) -> None:
             if stop_now:
                 progress.say(f"stopped in {position.place}; go on with: train.py --resume {folder.path}")
                 accelerator.end_training()
-                leave(130)
+                exit_process(130)
         progress.stop_epoch()
 
         is_last = position.epoch + 1 == optim.epochs
@@ -219,11 +220,11 @@ def main(settings: Settings) -> None:
     scores = scores or validate()  # none yet where a finished run was resumed
     if accelerator.is_main_process:
         kept = ema.module if ema is not None else student
-        metrics = finish.make_metrics(job, data, kept, accelerator, scores, position.history, position.seconds)
+        metrics = report.make_metrics(job, data, kept, accelerator, scores, position.history, position.seconds)
         with folder.writing():
-            finish.finish_run(folder, job, data, task, kept, metrics, position.history)
-        progress.say(finish.summary(folder, job, metrics))
-        finish.publish(folder, run)
+            report.finish_run(folder, job, data, task, kept, metrics, position.history)
+        progress.say(report.summary(folder, job, metrics))
+        report.publish(folder, run)
     accelerator.end_training()
 
 
@@ -232,18 +233,18 @@ if __name__ == "__main__":
         chosen = parse_settings(sys.argv[1:])
         start_requested_processes()
     except SettingsError as error:
-        fail(error)
+        exit_with_error(error)
     from frskd_timm.errors import UserError, first_line
-    from frskd_train.machine import is_loss_of_a_process
+    from frskd_train.device import is_loss_of_a_process
 
     try:
         main(chosen)
     except UserError as error:
-        fail(error)
+        exit_with_error(error)
     except KeyboardInterrupt:
-        leave(130)
+        exit_process(130)
     except RuntimeError as error:
         if not is_loss_of_a_process(error):
             raise
-        fail_after_another(f"another process of this run ended ({first_line(error)}).")
-    leave(0)
+        exit_after_another(f"another process of this run ended ({first_line(error)}).")
+    exit_process(0)

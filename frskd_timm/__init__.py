@@ -12,7 +12,7 @@ from frskd_timm import models as models
 
 if TYPE_CHECKING:
     from frskd_timm.errors import UserError
-    from frskd_timm.export import export_student
+    from frskd_timm.export.student import export_student
     from frskd_timm.task import FRSKDTask
     from frskd_timm.teachers import create_self_teacher
 
@@ -27,7 +27,7 @@ _HOME_OF = {
     "FRSKDTask": "frskd_timm.task",
     "UserError": "frskd_timm.errors",
     "create_self_teacher": "frskd_timm.teachers",
-    "export_student": "frskd_timm.export",
+    "export_student": "frskd_timm.export.student",
 }
 
 

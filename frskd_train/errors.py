@@ -14,11 +14,11 @@ class SettingsError(ValueError):
     """A setting that cannot be used; the message is one sentence for the user."""
 
 
-def fail(message: object) -> NoReturn:
+def exit_with_error(message: object) -> NoReturn:
     """Ends the process with one sentence and status 2; of several processes on a machine the first one speaks."""
     if _is_first_to_speak():
         print(f"error: {message}", file=sys.stderr, flush=True)
-    leave(2)
+    exit_process(2)
 
 
 _KEPT: list[object] = []
@@ -30,7 +30,7 @@ def keep_until_exit(wrapped: object) -> None:
         _KEPT.append(wrapped)
 
 
-def leave(status: int) -> NoReturn:
+def exit_process(status: int) -> NoReturn:
     """Ends the process; one of several without taking its communication apart.
 
     There torch can hang for good: the main thread joins gloo's threads while it holds the interpreter's lock, which a
@@ -58,7 +58,7 @@ def _is_first_to_speak() -> bool:
     return True
 
 
-def fail_after_another(message: object) -> NoReturn:
+def exit_after_another(message: object) -> NoReturn:
     """Ends a process that cannot go on because another one ended, quietly where the launcher says which one."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)

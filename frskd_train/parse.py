@@ -11,8 +11,8 @@ from typing import Any
 import tyro
 import yaml
 
+from frskd_train.constraints import OneOf, Range
 from frskd_train.errors import SettingsError
-from frskd_train.kinds import OneOf, Range
 from frskd_train.settings import (
     ONLY_CLASSIFICATION,
     ONLY_SEGMENTATION,

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from frskd_train.kinds import Count, Fraction, KeywordArguments, NotNegative, OneOf, Positive, Range
+from frskd_train.constraints import Count, Fraction, KeywordArguments, NotNegative, OneOf, Positive, Range
 
 
 def registered(folder: str) -> tuple[str, ...]:

@@ -11,10 +11,10 @@ from timm.models._hub import load_model_config_from_hf, load_model_config_from_p
 from torch import Tensor, nn
 
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.hub.folder import StudentFolder
 from frskd_timm.lookup import known_cfg
+from frskd_train.constraints import keyword_arguments
 from frskd_train.data import ImageData
-from frskd_train.kinds import keyword_arguments
+from frskd_train.report.student_folder import StudentFolder
 from frskd_train.settings import ModelSettings
 
 

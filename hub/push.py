@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from frskd_train.errors import fail
+from frskd_train.errors import exit_with_error
 
 
 def main() -> None:
@@ -20,12 +20,12 @@ def main() -> None:
 
     # only now, so that --help and a wrong flag answer at once
     from frskd_timm.errors import UserError
-    from frskd_timm.hub.publish import push_student
+    from frskd_train.report.publish import push_student
 
     try:
         push_student(**vars(arguments))
     except UserError as error:
-        fail(error)
+        exit_with_error(error)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ import torch
 from hub_server import TOKEN, USER, LoopbackHub
 from PIL import Image
 
-from frskd_timm.export import export_student
-from frskd_timm.hub.card import write_card
-from frskd_timm.hub.publish import push_student
+from frskd_timm.export.student import export_student
+from frskd_train.report.card import write_card
+from frskd_train.report.publish import push_student
 
 REPO = f"{USER}/student"
 

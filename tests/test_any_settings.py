@@ -17,8 +17,8 @@ from runs import train_here
 from frskd_timm.errors import UserError
 from frskd_train import parse
 from frskd_train import settings as settings_module
+from frskd_train.constraints import OneOf, Range
 from frskd_train.errors import SettingsError
-from frskd_train.kinds import OneOf, Range
 
 WORDS: dict[str, st.SearchStrategy] = {
     "model": st.sampled_from(["test_resnet", "test_vit", "test_convnext", "no_model", "wide_resnet16_2_frskd"]),

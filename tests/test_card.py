@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from published import METRICS
 
-from frskd_timm.exported import read_config
-from frskd_timm.hub.card import eval_result_entries, model_card
-from frskd_timm.hub.zoo import read_results, results_row, zoo_card
+from frskd_timm.export.load import read_config
+from frskd_train.report.card import eval_result_entries, model_card
+from tools.zoo import read_results, results_row, zoo_card
 
 
 def test_card_says_what_the_metrics_say(student):

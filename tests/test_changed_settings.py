@@ -13,7 +13,7 @@ from frskd_train import parse
 from frskd_train import settings as settings_module
 from frskd_train.checkpoint import load_state, restore
 from frskd_train.errors import SettingsError
-from frskd_train.position import _FIXED, _FREE, check_resume
+from frskd_train.run_state import _FIXED, _FREE, check_resume
 
 
 def test_every_setting_is_refused_said_or_free_at_resume() -> None:

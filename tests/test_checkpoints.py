@@ -20,7 +20,7 @@ from frskd_train.checkpoint import (
     save_checkpoint,
     set_aside_after,
 )
-from frskd_train.folder import find_resume
+from frskd_train.run_folder import find_resume
 
 
 @pytest.mark.parametrize(

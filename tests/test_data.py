@@ -18,12 +18,13 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
 from frskd_timm.errors import UserError
-from frskd_train.data import load_data, load_validation, make_sample
+from frskd_train.data import load_data, load_validation
 from frskd_train.data.columns import read_labels
 from frskd_train.data.decode import Images
 from frskd_train.data.source import SAMPLE_FOLDER, find_source
 from frskd_train.data.splits import balanced_subset, hold_out
 from frskd_train.settings import DataSettings, PreprocessingSettings
+from tools import make_sample
 
 IDX_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 

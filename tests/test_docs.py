@@ -68,7 +68,7 @@ def test_flags_of_timm_lead_to_flags_of_ours(read, table) -> None:
 
 
 def test_recipes_are_known_to_the_parser() -> None:
-    for recipe in sorted((ROOT / "recipes").glob("*.yaml")):
+    for recipe in sorted((ROOT / "frskd_train" / "recipes").glob("*.yaml")):
         parse_settings(["--config", str(recipe)])
 
 

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import AutoModel, AutoModelForImageClassification
 
 from frskd_timm.errors import UserError
-from frskd_timm.export import export_student
-from frskd_timm.exported import load_export, probe_images, read_config, verify_export
+from frskd_timm.export.load import load_export, probe_images, read_config, verify_export
+from frskd_timm.export.student import export_student
 
 NAMES = [f"class {index}" for index in range(7)]
 

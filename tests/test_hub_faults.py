@@ -8,7 +8,7 @@ from huggingface_hub import HfApi, constants, get_session
 from published import REPO, make_student, push
 
 from frskd_timm.errors import UserError
-from frskd_timm.hub import failures
+from frskd_train.report import failures
 
 
 @pytest.mark.parametrize(

@@ -20,22 +20,8 @@ LIBRARY = {
     "pyramid": {"errors", "preactivation"},
     "preactivation": {"errors"},
     "task": {"augment", "errors", "losses", "pyramid", "schedule", "teachers"},
-    "exported": {"errors", "models"},
-    "export": {"errors", "exported", "models"},
-    "segmentation": {
-        "errors",
-        "export",
-        "exported",
-        "lookup",
-        "losses",
-        "schedule",
-        "task",
-        "models",
-        "pyramid",
-        "registry",
-        "teachers",
-    },
-    "hub": {"errors", "export", "exported", "models", "segmentation"},
+    "segmentation": {"errors", "lookup", "losses", "schedule", "task", "models", "pyramid", "registry", "teachers"},
+    "export": {"errors", "models", "segmentation"},
 }
 
 
@@ -59,7 +45,7 @@ def test_the_library_imports_downwards(path: Path) -> None:
 
 
 def test_settings_and_parsing_need_no_torch() -> None:
-    for name in ("settings", "kinds", "timm_flags", "parse", "errors", "launch", "__init__"):
+    for name in ("settings", "constraints", "timm_flags", "parse", "errors", "distributed", "__init__"):
         for module in imports(ROOT / "frskd_train" / f"{name}.py"):
             top = module.split(".")[0]
             assert top not in {"timm", "accelerate", "datasets", "frskd_timm"}, f"{name} imports {module}"

@@ -9,8 +9,8 @@ import torch
 
 import frskd_timm  # noqa: F401 registers the students
 from frskd_timm.errors import UserError
-from frskd_timm.export import export_student
-from frskd_timm.hub.onnx import export_onnx
+from frskd_timm.export.student import export_student
+from frskd_train.report.onnx import export_onnx
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra frskd-timm[onnx]")
 STUDENTS = timm.list_models("*_frskd")

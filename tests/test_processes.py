@@ -15,7 +15,7 @@ from torch import Tensor
 from frskd_timm.errors import UserError
 from frskd_train.checkpoint import latest_checkpoint, load_state
 from frskd_train.data.batches import TrainBatches
-from frskd_train.folder import RunFolder
+from frskd_train.run_folder import RunFolder
 
 ENDLESS = 10**6  # epochs: such a run does not end by itself before a test has found it
 

@@ -17,9 +17,9 @@ from published import METRICS, REPO, make_student, push
 from safetensors.torch import load_file, save_file
 
 from frskd_timm.errors import UserError
-from frskd_timm.exported import probe_images, read_config
-from frskd_timm.hub.card import write_card
-from frskd_timm.hub.publish import push_student
+from frskd_timm.export.load import probe_images, read_config
+from frskd_train.report.card import write_card
+from frskd_train.report.publish import push_student
 
 
 def run(hub, cache, *command, **environment):
@@ -50,7 +50,7 @@ for name in {names}:
             answers[name] = model(torch.load({images!r})).tolist()
     except Exception as error:
         answers[name] = type(error).__name__
-assert ("frskd_timm" in sys.modules) == {package} and "frskd_timm.hub" not in sys.modules
+assert ("frskd_timm" in sys.modules) == {package} and "frskd_train.report" not in sys.modules
 print(json.dumps(answers))
 """
 

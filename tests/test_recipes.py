@@ -14,13 +14,13 @@ from PIL import Image
 from runs import train_here
 
 from frskd_timm.errors import UserError
-from frskd_timm.exported import load_export
-from frskd_train import build
-from frskd_train.data import make_sample, official_splits
-from frskd_train.kinds import keyword_arguments
+from frskd_timm.export.load import load_export
+from frskd_train import optim
+from frskd_train.constraints import keyword_arguments
 from frskd_train.parse import flat, parse_settings, read_recipe
+from tools import make_sample, official_splits
 
-ALL = sorted((ROOT / "recipes").glob("*.yaml"))
+ALL = sorted((ROOT / "frskd_train" / "recipes").glob("*.yaml"))
 RECIPES = [path for path in ALL if "task: segmentation" not in path.read_text(encoding="utf-8")]
 # A ResNet and its self-teacher are a quarter of a gigabyte on disk in each run: one of them stands for all by default.
 QUICK = {"cifar100_wide_resnet16_2", "tiny_imagenet_wide_resnet16_2", "fashion_mnist_wide_resnet16_2", "finetune",
@@ -186,5 +186,5 @@ def test_an_optimizer_is_refused_before_data_are_read(flags: list[str], tmp_path
 
 def test_the_check_of_an_optimizer_draws_no_random_numbers() -> None:
     before = torch.get_rng_state()
-    build.check_optimizer(parse_settings([]).optimizer)
+    optim.check_optimizer(parse_settings([]).optimizer)
     assert torch.equal(torch.get_rng_state(), before)  # else a seed would no longer give the same student

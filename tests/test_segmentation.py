@@ -13,6 +13,7 @@ from torch import Tensor
 
 import frskd_timm  # noqa: F401 registers the students
 from frskd_timm.errors import UserError
+from frskd_timm.export.segmentation import export_backbone, export_segmentation
 from frskd_timm.segmentation import (
     SegmentationCrossEntropyTask,
     SegmentationStudent,
@@ -20,7 +21,6 @@ from frskd_timm.segmentation import (
     create_segmentation_student,
 )
 from frskd_timm.segmentation.decoder import FeaturePyramid
-from frskd_timm.segmentation.export import export_backbone, export_segmentation
 from frskd_timm.segmentation.losses import pixel_cross_entropy, pixel_soft_label_loss
 
 SMALL = "mobilenetv3_small_050"
@@ -283,7 +283,7 @@ def test_backbone_is_a_timm_checkpoint(trained: SegmentationStudent, tmp_path: P
 @pytest.mark.long
 def test_onnx(trained: SegmentationStudent, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra frskd-timm[onnx]")
-    from frskd_timm.hub.onnx import export_onnx
+    from frskd_train.report.onnx import export_onnx
 
     path = export_onnx(export_segmentation(trained, tmp_path / "student"), size=(50, 61))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -19,11 +19,11 @@ from runs import METHODS, evaluate_here, small, train_here
 from safetensors.torch import load_file
 
 from frskd_timm.errors import UserError
-from frskd_timm.hub.folder import StudentFolder
 from frskd_timm.segmentation import SegmentationStudent
 from frskd_train import parse
 from frskd_train.data.voc import VOC_CLASSES
 from frskd_train.errors import SettingsError
+from frskd_train.report.student_folder import StudentFolder
 
 
 def test_a_run_leaves_what_it_promises(places: Path, whole_masks: Path, capsys: pytest.CaptureFixture) -> None:
@@ -147,7 +147,7 @@ def voc(folder: Path, labels: Callable[[int], np.ndarray]) -> Path:
 
 
 def test_the_recipe_for_voc(tmp_path: Path) -> None:
-    recipe = ROOT / "recipes" / "voc_efficientdet_d0.yaml"
+    recipe = ROOT / "frskd_train" / "recipes" / "voc_efficientdet_d0.yaml"
     folder = voc(tmp_path / "VOC2012", lambda number: labels_of(number, 40, 30, classes=21))
     flags = ["--epochs", 3, "--distill-start", 1, "--batch-size", 2, "--img-size", 64, "--no-amp", "--threads", 1]
     train_here("--config", recipe, "--dataset", folder, *flags, "--output-dir", tmp_path / "run")

@@ -22,7 +22,7 @@ from timm.data import create_transform, resolve_data_config
 from torch.nn.functional import cross_entropy
 
 from frskd_timm.errors import UserError
-from frskd_train import machine
+from frskd_train import device
 from frskd_train.checkpoint import latest_checkpoint
 from frskd_train.data.source import find_source
 from frskd_train.errors import SettingsError
@@ -213,13 +213,13 @@ def test_help_and_wrong_flags_need_no_torch() -> None:
 def test_recipes_are_the_papers_settings() -> None:
     """Settings of the paper and its authors' code, as far as the recipes state them."""
     for name in ("cifar100_resnet18", "cifar100_wide_resnet16_2"):
-        recipe = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
+        recipe = yaml.safe_load((ROOT / "frskd_train" / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
         wanted = {"alpha": 2, "beta": 100, "temperature": 4, "lr": 0.1, "momentum": 0.9, "batch_size": 128}
         wanted |= {"epochs": 200, "decay_milestones": [100, 150], "crop_padding": 4, "distill_schedule": "constant"}
         assert wanted.items() <= recipe.items()
         assert float(recipe["weight_decay"]) == 1e-4
     for name in ("imagenet_resnet18", "imagenet_resnet34"):
-        recipe = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
+        recipe = yaml.safe_load((ROOT / "frskd_train" / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
         wanted = {"alpha": 1, "beta": 200, "temperature": 4, "epochs": 90, "batch_size": 256}
         assert (wanted | {"decay_milestones": [30, 60], "train_crop_mode": "rrc"}).items() <= recipe.items()
 
@@ -319,8 +319,8 @@ def test_muon_does_not_emulate_bfloat16(monkeypatch) -> None:
     exact = step()
     for fast, error in ((True, 1e-1), (False, 1e-4)):  # bfloat16 has 8 bits, float32 24
         monkeypatch.setattr(timm.optim.muon, "zeropower_via_newtonschulz", newton_schulz)
-        monkeypatch.setattr(machine, "_fast_bfloat16", lambda device, fast=fast: fast)
-        machine.start_accelerator(LoopSettings(amp=False))
+        monkeypatch.setattr(device, "_fast_bfloat16", lambda _, fast=fast: fast)
+        device.start_accelerator(LoopSettings(amp=False))
         found = (step() - exact).abs().max() / exact.abs().max()
         assert error / 1000 < found < error
 

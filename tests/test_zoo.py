@@ -16,11 +16,11 @@ from runs import train_here
 from safetensors.torch import load_file
 
 from frskd_timm.errors import UserError
-from frskd_timm.exported import load_export
-from frskd_timm.hub.checks import check_folder
-from frskd_timm.hub.zoo import read_results, results_table, with_table
+from frskd_timm.export.load import load_export
 from frskd_timm.models._pretrained import WEIGHTS
-from frskd_train.ship import ship
+from frskd_train.report.checks import check_folder
+from tools.ship import ship
+from tools.zoo import read_results, results_table, with_table
 
 SHIPPED = sorted(path.parent for path in WEIGHTS.glob("*/config.json"))
 TINY = ["--train-num-samples", 40, "--batch-size", 20, "--epochs", 1, "--no-amp", "--threads", 1, "--tag", "garments"]
@@ -52,7 +52,7 @@ def repository(tmp_path_factory) -> tuple[Path, Path, Path]:
     """A copy of the repository without weights, into which a run of seconds has been shipped; run and baseline."""
     home = tmp_path_factory.mktemp("zoo")
     root, run, plain = home / "copy", home / "run", home / "ce"
-    for part in ("frskd_timm", "frskd_train", "recipes"):
+    for part in ("frskd_timm", "frskd_train", "tools"):
         shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("weights", "__pycache__"))
     for part in ("validate.py", "README.md"):
         shutil.copy(ROOT / part, root / part)
@@ -66,7 +66,7 @@ def repository(tmp_path_factory) -> tuple[Path, Path, Path]:
 def test_a_second_run_of_a_recipe_keeps_its_baseline(repository, tmp_path: Path) -> None:
     root, run, _ = repository
     shipped = Path("frskd_timm") / "weights" / "resnet18_frskd.garments"
-    for part in ("README.md", "frskd_timm", "recipes"):
+    for part in ("README.md", "frskd_timm", "frskd_train", "tools", "MODEL_CARD.md"):
         (shutil.copytree if (root / part).is_dir() else shutil.copy)(root / part, tmp_path / part)
     again = tmp_path / "again"
     shutil.copytree(run, again, ignore=shutil.ignore_patterns("checkpoints"))
@@ -176,7 +176,7 @@ def test_what_ships_can_be_published_and_says_what_it_is(folder: Path) -> None:
 
 def test_the_readmes_table_is_the_results() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert with_table(readme, results_table(read_results())) == readme, "run python -m frskd_timm.hub.zoo"
+    assert with_table(readme, results_table(read_results())) == readme, "run python -m tools.zoo"
 
 
 @pytest.mark.long

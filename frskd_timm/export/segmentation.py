@@ -1,0 +1,153 @@
+"""A segmentation student to a folder, and its backbone to another: both proven by loading them."""
+
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from frskd_timm.errors import UserError, first_line
+from frskd_timm.export.load import CONFIG, compare_logits, unwrap
+from frskd_timm.export.student import (
+    architecture_name,
+    plain_state_dict,
+    replacing,
+    timm_config,
+    weights_facts,
+    write_json,
+    write_weights,
+)
+from frskd_timm.segmentation.student import SegmentationStudent
+
+TOLERANCE = 1e-4
+
+
+def export_segmentation(student: nn.Module, folder: str | Path, *, finish: Callable[[Path], Any] | None = None) -> Path:
+    """Writes a student to a folder that `SegmentationStudent.from_pretrained` loads, and proves it by loading it.
+
+    Everything is written and checked in a folder aside, which then takes the place of `folder`.
+
+    Args:
+        student: The student; wrappers of DDP and `torch.compile` are taken off. Mode and device are left as they are.
+        folder: Where the export goes. What stands there already must be an older export.
+        finish: Called with the folder aside when the weights in it are proven, to add card, pictures and recipe.
+
+    Returns:
+        The folder: `model.safetensors` and `config.json`, the student alone.
+
+    Raises:
+        UserError: It is no segmentation student, has numbers that are not finite, or the folder holds something else.
+    """
+    student = _plain(student)
+    with replacing(Path(folder)) as aside:
+        write_weights(aside, student)
+        write_json(aside / CONFIG, student.config())
+        images = torch.randn(2, student.in_chans, *student.probe, generator=torch.Generator().manual_seed(0))
+        with redirect_stdout(None):  # huggingface_hub prints what it does
+            loaded = SegmentationStudent.from_pretrained(aside)
+        compare_logits(student, loaded, images, tolerance=TOLERANCE)
+        if finish is not None:
+            finish(aside)
+    return Path(folder)
+
+
+def export_backbone(
+    student: nn.Module,
+    folder: str | Path,
+    *,
+    tag: str,
+    license: str | None = None,
+    dataset: str | None = None,
+    method: str = "frskd",
+    finish: Callable[[Path], Any] | None = None,
+) -> Path:
+    """Writes a student's backbone as a timm checkpoint, and proves that it gives the same maps.
+
+        timm.create_model('local-dir:FOLDER', pretrained=True, features_only=True)
+
+    It loads without `features_only` too, for a new classifier. Layers of the architecture that lie behind the maps (the
+    last convolution of an EfficientNet, a final norm) were not trained and are in the file as timm initialises them.
+
+    Args:
+        student: The student; wrappers of DDP and `torch.compile` are taken off. Mode and device are left as they are.
+        folder: Where the checkpoint goes. What stands there already must be an older export.
+        tag: Name of these weights, usually the data set's.
+        license: Licence of the weights, as the Hub spells it.
+        dataset: Readable name of the training data.
+        method: `frskd`, or `ce` for a student trained without the self-teacher, which then does not name the paper.
+        finish: Called with the folder aside when the weights in it are proven, to add a card.
+
+    Returns:
+        The folder: `model.safetensors` and `config.json`.
+
+    Raises:
+        UserError: It is no segmentation student, its numbers are not finite, timm's `features_only` does not give the
+            maps it was trained with, or the folder holds something else.
+    """
+    student = _plain(student)
+    architecture = architecture_name(student.backbone, student.backbone_name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        whole: Any = timm.create_model(
+            student.backbone_name, num_classes=0, in_chans=student.in_chans, **student.backbone_args
+        )
+    whole.load_state_dict(plain_state_dict(student.backbone), strict=False)
+    fixed = whole.pretrained_cfg.get("fixed_input_size") and "img_size" not in student.backbone_args
+    data_config = {
+        "input_size": whole.pretrained_cfg["input_size"] if fixed else (student.in_chans, *student.probe),
+        "mean": student.mean,
+        "std": student.std,
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+    }
+    about = f"Backbone of a network for semantic segmentation, trained on {dataset}." if dataset else None
+    facts = weights_facts(tag, license, about, method)
+    with replacing(Path(folder)) as aside:
+        write_weights(aside, whole)
+        config = timm_config(whole, aside / CONFIG, architecture, data_config, facts, None)
+        write_json(aside / CONFIG, config)
+        _compare_maps(student, aside)
+        if finish is not None:
+            finish(aside)
+    return Path(folder)
+
+
+def _plain(student: nn.Module) -> SegmentationStudent:
+    student = unwrap(student)
+    if not isinstance(student, SegmentationStudent):
+        raise UserError(f"{type(student).__name__} is no SegmentationStudent: it cannot be exported as one.")
+    return student
+
+
+class _Maps(nn.Module):
+    """All maps of a backbone as one row of numbers an image, for `compare_logits`."""
+
+    def __init__(self, module: nn.Module, forward: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.module, self.maps = module, forward
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([maps.flatten(1) for maps in self.maps(images)], dim=1)
+
+
+def _compare_maps(student: SegmentationStudent, folder: Path) -> None:
+    name = student.backbone_name
+    arguments = {**student.backbone_args, "features_only": True, "out_indices": student.levels}
+    try:
+        loaded: Any = timm.create_model(f"local-dir:{folder}", pretrained=True, **arguments)
+        channels_first = getattr(loaded, "output_fmt", None)
+    except Exception as error:  # timm's own complaint
+        raise UserError(f"The backbone {name} does not load with features_only: {first_line(error)}") from error
+
+    def maps(images: torch.Tensor) -> list[torch.Tensor]:
+        found = loaded(images)
+        if str(channels_first).endswith("NHWC"):
+            return [map_.permute(0, 3, 1, 2) for map_ in found]
+        return list(found)
+
+    images = torch.randn(2, student.in_chans, *student.probe, generator=torch.Generator().manual_seed(0))
+    compare_logits(_Maps(student.backbone, student.backbone_maps), _Maps(loaded, maps), images, tolerance=TOLERANCE)

@@ -1,1 +1,0 @@
-"""The Hub side of a student: its card and pictures, publishing it, and other formats."""

@@ -1,0 +1,1 @@
+"""What a finished run leaves behind: metrics, pictures, the model card, other formats, a repository on the Hub."""

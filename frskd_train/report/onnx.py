@@ -1,0 +1,81 @@
+"""A student as an ONNX file for onnxruntime; needs the extra `frskd-timm[onnx]`."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from frskd_timm.errors import UserError
+from frskd_train.report.student_folder import StudentFolder
+
+TOLERANCE = 1e-4
+
+
+def export_onnx(folder: str | Path, path: str | Path | None = None, *, size: tuple[int, int] | None = None) -> Path:
+    """Writes an exported student as ONNX, with any batch size, and proves it in onnxruntime.
+
+    The file's metadata carry the student's `config.json`: preprocessing and class names travel with it.
+
+    Args:
+        folder: An exported student.
+        path: The file to write; `model.onnx` in the folder otherwise.
+        size: Height and width of the images, for segmentation students; a classifier has its own.
+
+    Returns:
+        The path: input `images` [B, C, H, W], normalised; output `logits` [B, classes], or [B, classes, H, W].
+
+    Raises:
+        UserError: The extra is not installed, the folder is not in order, the architecture cannot be exported, or
+            onnxruntime's logits differ.
+    """
+    student = StudentFolder(Path(folder))
+    path = Path(path) if path is not None else student.path / "model.onnx"
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 torch's exporter is built on it
+    except ImportError as error:
+        raise UserError(f"ONNX needs {error.name}, which is not installed: pip install 'frskd-timm[onnx]'.") from None
+    model = student.load()
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        _write(model, student, student.probe(size=size), aside)
+        session = onnxruntime.InferenceSession(str(aside), providers=["CPUExecutionProvider"])
+        for batch in (1, 3):  # of one, and of more than it was traced with
+            _compare(model, session, student.probe(batch, size))
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def _write(model: nn.Module, student: StudentFolder, images: Tensor, path: Path) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's, about torch's own insides
+            program = torch.onnx.export(
+                model,
+                (images,),
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:  # whatever the exporter makes of an architecture it does not know how to write
+        raise UserError(f"{student.architecture} cannot be exported to ONNX ({type(error).__name__}).") from error
+    assert program is not None
+    program.model.metadata_props["config"] = json.dumps(student.config)
+    program.save(path, include_initializers=True)
+
+
+def _compare(model: nn.Module, session: Any, images: Tensor) -> None:
+    with torch.inference_mode():
+        expected = model(images).numpy()
+    found = session.run(["logits"], {"images": images.numpy()})[0]
+    difference = float(np.abs(found - expected).max())
+    if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
+        raise UserError(f"onnxruntime's logits differ from the student's by {difference:.3g} at batch {len(images)}.")

@@ -1,0 +1,25 @@
+"""What differs between the tasks of `--task`; all else of a run is the same."""
+
+from torch import nn
+
+from frskd_timm.segmentation import SegmentationStudent
+from frskd_train.settings import Settings
+from frskd_train.tasks.base import Job
+from frskd_train.tasks.classification import ClassificationJob
+from frskd_train.tasks.segmentation import SegmentationJob
+
+__all__ = ["Job", "choose_job", "job_of"]
+
+
+def choose_job(settings: Settings) -> Job:
+    """The job of a run.
+
+    Raises:
+        UserError: timm has no such model, or it has no weights to start from.
+    """
+    return SegmentationJob(settings) if settings.model.task == "segmentation" else ClassificationJob(settings)
+
+
+def job_of(student: nn.Module) -> type[Job]:
+    """The job that a trained student is scored by."""
+    return SegmentationJob if isinstance(student, SegmentationStudent) else ClassificationJob

@@ -1,0 +1,171 @@
+"""Classification: any timm model, a class an image, top-1."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from timm.data import resolve_data_config
+from torch import Tensor, nn
+
+from frskd_timm.errors import UserError
+from frskd_timm.export.student import export_student
+from frskd_timm.models import stock_name
+from frskd_timm.task import CrossEntropyTask, FRSKDTask, StudentTask
+from frskd_train.data import ImageData, ImageValidationData, Preprocessing, load_data, load_validation
+from frskd_train.meter import evaluate
+from frskd_train.report.figures import attention_figure
+from frskd_train.run_folder import RunFolder
+from frskd_train.settings import DataSettings, FitSettings, Settings
+from frskd_train.students import build_student, default_cfg, refuse_size
+from frskd_train.tasks.base import Job
+from frskd_train.tasks.linear_probe import LinearProbeTask
+
+PICTURED = 5  # validation images on the attention picture
+
+
+class ClassificationJob(Job):
+    """See `Job`.
+
+    Raises:
+        UserError: timm has no such model, or it has no weights to start from.
+    """
+
+    score = "top1"
+    shown: ClassVar = {"top1": "top-1", "top5": "top-5"}
+    evaluate = staticmethod(evaluate)
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.model_cfg = default_cfg(settings.model)
+
+    def load_data(self, progress: bool) -> ImageData:
+        """Images and their classes."""
+        model = self.settings.model
+        return load_data(
+            self.settings.data,
+            self.settings.preprocessing,
+            model_cfg=self.model_cfg,
+            use_model_stats=model.pretrained,
+            num_outputs=model.num_classes,
+            progress=progress,
+        )
+
+    def build_student(self, data: ImageData) -> nn.Module:
+        """A timm model."""
+        return build_student(self.settings.model, self.model_cfg, data)
+
+    def make_task(self, student: nn.Module, data: ImageData) -> StudentTask:
+        """FRSKD, cross-entropy alone, or a linear probe."""
+        method, smoothing = self.settings.method, self.settings.preprocessing.smoothing
+        if self.settings.model.linear_probe:
+            if method.method != "ce":
+                raise UserError(
+                    f"--linear-probe trains no feature maps, so --method {method.method} has nothing to teach: "
+                    "add --method ce."
+                )
+            return LinearProbeTask(student, smoothing)
+        if method.method == "ce":
+            return CrossEntropyTask(student, smoothing)
+        return FRSKDTask.create(
+            student,
+            data.preprocessing.input_size,
+            student.num_classes,  # type: ignore[arg-type]
+            self_teacher=method.self_teacher,
+            feature_loss=method.feature_loss,
+            beta=method.beta,
+            max_levels=method.feature_levels,
+            sla=method.sla,
+            teacher_options={
+                "width": method.teacher_width,
+                "depth": method.teacher_depth,
+                "repeats": method.teacher_repeats,
+            },
+            alpha=method.alpha,
+            temperature=method.temperature,
+            smoothing=smoothing,
+            schedule=method.distill_schedule,
+            start=method.distill_start / self.settings.optimizer.epochs,
+            sla_weight=method.sla_weight,
+            detach=method.teacher_detach,
+        )
+
+    @classmethod
+    def load_validation(
+        cls, data: DataSettings, fit: FitSettings, student: nn.Module, progress: bool
+    ) -> ImageValidationData:
+        """Images prepared as the student's config says but for `fit`, labels matched to its classes by name."""
+        preprocessing = Preprocessing.from_timm(resolve_data_config({}, model=student)).fitted(fit)
+        if fit.img_size is not None:
+            refuse_size(student, preprocessing.input_size)
+        names = getattr(student, "pretrained_cfg", {}).get("label_names")
+        return load_validation(data, preprocessing, class_names=names, progress=progress)
+
+    def about_student(self, student: nn.Module) -> dict[str, str]:
+        """Its names; a folder or repository says itself what it holds."""
+        asked = self.settings.model.model
+        model = asked if ":" not in asked else str(student.pretrained_cfg["architecture"])  # type: ignore[index]
+        return {"model": model, "architecture": stock_name(model.split(".")[0]) or model.split(".")[0]}
+
+    def draw(self, folder: Path, data: ImageData, task: StudentTask) -> list[Path]:
+        """Attention maps of student and self-teacher."""
+        if not isinstance(task, FRSKDTask):
+            return []
+        return [draw_attention(folder / "attention.png", data, task)]
+
+    def export(
+        self,
+        folder: RunFolder,
+        data: ImageData,
+        student: nn.Module,
+        metrics: Mapping[str, Any],
+        complete: Callable[[Path], None],
+    ) -> None:
+        """A timm checkpoint, under timm's own name of the architecture where it has one."""
+        pre = data.preprocessing
+        export_student(
+            student,
+            folder.student,
+            tag=metrics["tag"],
+            input_size=pre.input_size,
+            mean=pre.mean,
+            std=pre.std,
+            interpolation=pre.interpolation,
+            crop_pct=pre.crop_pct,
+            crop_mode=pre.crop_mode,
+            label_names=data.class_names if len(data.class_names) == student.num_classes else None,
+            license=self.settings.run.license,
+            dataset=data.name,
+            method=self.settings.method.method,
+            finish=complete,
+        )
+
+
+@torch.no_grad()
+def draw_attention(path: Path, data: ImageData, task: FRSKDTask) -> Path:
+    """Draws attention maps of student and self-teacher for a few validation images of different classes."""
+    task.eval()
+    device = next(task.parameters()).device
+    found: dict[int, Tensor] = {}
+    for images, target in data.val_batches(256, device=device):
+        for image, label in zip(images, target.tolist(), strict=True):
+            found.setdefault(label, image)
+        if len(found) >= PICTURED:
+            break
+    labels = sorted(found)[:PICTURED]
+    images = torch.stack([found[label] for label in labels])
+    maps, _ = task.pyramid(task.student, images)
+    refined, _ = task.refine(maps)
+    return attention_figure(
+        data.preprocessing.to_bytes(images),
+        [_attention(m) for m in maps],
+        [_attention(m) for m in refined],
+        [data.class_names[label] for label in labels],
+        path,
+    )
+
+
+def _attention(maps: Tensor) -> np.ndarray:
+    """[B, C, H, W] to the [B, H, W] that the feature loss compares, but for its length."""
+    return maps.float().square().mean(dim=1).cpu().numpy()

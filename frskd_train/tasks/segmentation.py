@@ -1,0 +1,178 @@
+"""Semantic segmentation: a decoder on any timm backbone, a class a pixel, mean IoU."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from frskd_timm.errors import UserError
+from frskd_timm.export.segmentation import export_backbone, export_segmentation
+from frskd_timm.segmentation import (
+    PRESETS,
+    SegmentationCrossEntropyTask,
+    SegmentationStudent,
+    SegmentationTask,
+    WeightsUnavailableError,
+    create_segmentation_student,
+    load_backbone,
+)
+from frskd_timm.task import StudentTask
+from frskd_train.constraints import keyword_arguments
+from frskd_train.data import MaskData, MaskValidationData, load_mask_validation, load_masks
+from frskd_train.mask_meter import evaluate_masks
+from frskd_train.report.card import write_backbone_card
+from frskd_train.report.segmentation_figures import segmentation_figure
+from frskd_train.run_folder import RunFolder
+from frskd_train.settings import DataSettings, FitSettings, Settings, default_settings
+from frskd_train.students import default_cfg
+from frskd_train.tasks.base import Job
+
+PICTURED = 5  # validation images on the picture
+
+
+class SegmentationJob(Job):
+    """See `Job`.
+
+    Raises:
+        UserError: timm has no such backbone, or it has no weights to start from.
+    """
+
+    score = "miou"
+    shown: ClassVar = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
+    evaluate = staticmethod(evaluate_masks)
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        preset = PRESETS.get(settings.model.model, {})
+        self.model_cfg = default_cfg(settings.model, preset.get("backbone"))
+
+    def load_data(self, progress: bool) -> MaskData:
+        """Images and their masks."""
+        return load_masks(
+            self.settings.data,
+            self.settings.preprocessing,
+            model_cfg=self.model_cfg,
+            use_model_stats=self.settings.model.pretrained,
+            resize=self.settings.segmentation.resize_range,
+            progress=progress,
+        )
+
+    def build_student(self, data: MaskData) -> SegmentationStudent:
+        """A backbone under the decoder."""
+        model, own = self.settings.model, self.settings.segmentation
+        arguments = keyword_arguments(model.model_kwargs)
+        if model.drop_path is not None:
+            arguments["drop_path_rate"] = model.drop_path
+        width: dict[str, Any] = {} if own.decoder_channels is None else {"channels": own.decoder_channels}
+        student = create_segmentation_student(
+            model.model,
+            data.num_classes,
+            layers=own.decoder_layers,
+            in_chans=data.preprocessing.input_size[0],
+            mean=data.preprocessing.mean,
+            std=data.preprocessing.std,
+            class_names=data.class_names,
+            backbone_args=arguments,
+            **width,
+        )
+        if model.pretrained:
+            try:
+                load_backbone(student)
+            except WeightsUnavailableError as error:
+                self.notes.append(f"{error} The backbone starts from random weights.")
+        if model.grad_checkpointing:
+            student.set_grad_checkpointing(True)
+        return student
+
+    def make_task(self, student: nn.Module, data: MaskData) -> StudentTask:
+        """FRSKD, or cross-entropy alone."""
+        assert isinstance(student, SegmentationStudent)
+        method = self.settings.method
+        common: dict[str, Any] = {
+            "class_weights": self.settings.segmentation.class_weights or None,
+            "smoothing": self.settings.preprocessing.smoothing,
+        }
+        if method.method == "ce":
+            return SegmentationCrossEntropyTask(student, **common)
+        return SegmentationTask.create(
+            student,
+            teacher_layers=method.teacher_repeats,
+            feature_loss=method.feature_loss,
+            alpha=method.alpha,
+            beta=method.beta,
+            temperature=method.temperature,
+            schedule=method.distill_schedule,
+            start=method.distill_start / self.settings.optimizer.epochs,
+            detach=method.teacher_detach,
+            **common,
+        )
+
+    @classmethod
+    def load_validation(
+        cls, data: DataSettings, fit: FitSettings, student: nn.Module, progress: bool
+    ) -> MaskValidationData:
+        """Images at their own size, normalised as the student's config says."""
+        assert isinstance(student, SegmentationStudent)
+        if fit.given():
+            raise UserError(
+                "--img-size, --crop-pct, --crop-mode and --interpolation are for classification: segmentation scores "
+                "images at their own size."
+            )
+        if data.dataset == DataSettings().dataset:  # nothing was said
+            data = default_settings("segmentation").data
+        return load_mask_validation(
+            data,
+            in_chans=student.in_chans,
+            mean=student.mean,
+            std=student.std,
+            class_names=student.class_names or [f"class {number}" for number in range(student.num_classes)],
+            progress=progress,
+        )
+
+    def about_student(self, student: nn.Module) -> dict[str, str]:
+        """Its preset or backbone; a folder or repository says itself what it holds."""
+        assert isinstance(student, SegmentationStudent)
+        asked = self.settings.model.model
+        return {"model": asked if ":" not in asked else student.backbone_name, "architecture": student.backbone_name}
+
+    @torch.no_grad()
+    def draw(self, folder: Path, data: MaskData, task: StudentTask) -> list[Path]:
+        """Image, truth, student and self-teacher, side by side."""
+        task.eval()
+        device = next(task.parameters()).device
+        images, truth = next(iter(data.val_batches(PICTURED, device=device)))
+        seen = {name: logits.argmax(dim=1).cpu().numpy() for name, logits in task.predict(images).items()}
+        path = folder / "segmentation.png"
+        return [
+            segmentation_figure(
+                data.preprocessing.to_bytes(images),
+                truth.cpu().numpy(),
+                seen["student"],
+                seen.get("self_teacher"),
+                data.class_names,
+                path,
+            )
+        ]
+
+    def export(
+        self,
+        folder: RunFolder,
+        data: MaskData,
+        student: nn.Module,
+        metrics: Mapping[str, Any],
+        complete: Callable[[Path], None],
+    ) -> None:
+        """The student, and beside it its backbone as a timm checkpoint in `backbone/`."""
+        export_segmentation(student, folder.student, finish=complete)
+        export_backbone(
+            student,
+            folder.path / "backbone",
+            tag=metrics["tag"],
+            license=self.settings.run.license,
+            dataset=data.name,
+            method=self.settings.method.method,
+            finish=partial(write_backbone_card, metrics=metrics),
+        )

@@ -1,0 +1,1 @@
+"""Commands for maintainers: shipping weights, tables of the zoo, the sample, official splits."""

@@ -1,0 +1,105 @@
+"""Makes the sample of Fashion-MNIST that ships, from the four original IDX files.
+
+    python -m tools.make_sample --idx-dir /usr/share/datasets/fashion-mnist
+    python -m tools.make_sample --idx-dir DIR --full ~/data/fashion_mnist
+
+The second form writes all 60,000 / 10,000 images in the form of datasets' `save_to_disk`, for `--dataset`. The same
+files and the same versions of Pillow and pyarrow give the same bytes; other versions give the same pixels.
+"""
+
+import argparse
+import hashlib
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+from PIL import Image
+
+from frskd_timm.errors import UserError
+from frskd_train.data.source import SAMPLE_FOLDER, SAMPLE_INFO
+from tools.idx import read_idx
+
+CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+FILES = {"train": "train", "test": "t10k"}
+PER_CLASS = {"train": 400, "test": 100}
+
+
+def fixed_choice(labels: npt.NDArray[np.uint8], per_class: int, salt: str) -> list[int]:
+    """Chooses rows, the same number of each class, by a hash that no library's version can change.
+
+    Args:
+        labels: The class of each row.
+        per_class: How many rows of each class.
+        salt: Makes the choice another one for each split.
+
+    Returns:
+        Row numbers in ascending order.
+    """
+    chosen: list[int] = []
+    for target in np.unique(labels):
+        rows = np.flatnonzero(labels == target).tolist()
+        rows.sort(key=lambda row: hashlib.sha256(f"{salt} {row}".encode()).digest())
+        chosen += rows[:per_class]
+    return sorted(chosen)
+
+
+def png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Encodes a gray image (H, W)."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def to_dataset(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]) -> datasets.Dataset:
+    """Makes a dataset with the columns `image` and `label` of images (N, H, W) and labels (N)."""
+    info = datasets.DatasetInfo(
+        features=datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list(CLASSES))),
+        license=SAMPLE_INFO.license,
+        homepage=SAMPLE_INFO.homepage,
+    )
+    rows = {"image": [{"bytes": png(image), "path": None} for image in images], "label": labels.astype(np.int64)}
+    return datasets.Dataset.from_dict(rows, info=info)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Writes the sample, or with `--full` the whole dataset."""
+    parser = argparse.ArgumentParser(description="Make the sample of Fashion-MNIST from the original IDX files.")
+    parser.add_argument("--idx-dir", type=Path, required=True, help="folder of the four IDX .gz files")
+    parser.add_argument("--output", type=Path, default=SAMPLE_FOLDER, help="where the sample goes (the package)")
+    parser.add_argument("--full", type=Path, help="write all images to this folder instead, with save_to_disk")
+    options = parser.parse_args(arguments)
+    if options.full is not None and options.full.exists() and any(options.full.iterdir()):
+        raise UserError(f"{options.full} is not empty")
+
+    splits = {}
+    for split, prefix in FILES.items():
+        images = read_idx(options.idx_dir / f"{prefix}-images-idx3-ubyte.gz")
+        labels = read_idx(options.idx_dir / f"{prefix}-labels-idx1-ubyte.gz")
+        if options.full is None:
+            rows = fixed_choice(labels, PER_CLASS[split], f"frskd fashion-mnist {split}")
+            images, labels = images[rows], labels[rows]
+        splits[split] = to_dataset(images, labels)
+
+    if options.full is not None:
+        datasets.DatasetDict(splits).save_to_disk(options.full)
+        print(f"{options.full}: {len(splits['train']):,} training and {len(splits['test']):,} test images")
+        return
+    options.output.mkdir(parents=True, exist_ok=True)
+    for split, dataset in splits.items():
+        file = options.output / f"{split}.parquet"
+        pq.write_table(dataset.data.table, file, compression="none", use_dictionary=False)
+        print(f"{file}: {len(dataset):,} images, sha256 {hashlib.sha256(file.read_bytes()).hexdigest()}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

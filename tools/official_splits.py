@@ -1,0 +1,118 @@
+"""The official splits of four data sets, as class folders that `--dataset` reads.
+
+    python -m tools.official_splits cub200 CUB_200_2011 data/cub200
+
+What is read is the unpacked archive as its authors give it out; the images are linked, or copied where a file system
+cannot link. `cub200`: `images/`, `images.txt`, `train_test_split.txt`. `mit67`: `Images/`, `TrainImages.txt`,
+`TestImages.txt`. `stanford_dogs`: `Images/`, `train_list.mat`, `test_list.mat` (needs scipy). `stanford40`:
+`JPEGImages/`, `ImageSplits/ACTION_train.txt` and `ACTION_test.txt`.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from frskd_timm.errors import UserError
+
+Row = tuple[str, str, Path]  # split, class, image
+
+
+def _cub200(root: Path) -> Iterator[Row]:
+    is_train = dict(line.split() for line in _lines(root / "train_test_split.txt"))
+    for line in _lines(root / "images.txt"):
+        number, name = line.split(maxsplit=1)
+        yield "train" if is_train[number] == "1" else "test", name.split("/")[0], root / "images" / name
+
+
+def _mit67(root: Path) -> Iterator[Row]:
+    for split, file in (("train", "TrainImages.txt"), ("test", "TestImages.txt")):
+        for name in _lines(root / file):
+            yield split, name.split("/")[0], root / "Images" / name
+
+
+def _stanford_dogs(root: Path) -> Iterator[Row]:
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise UserError("the lists of Stanford Dogs are MATLAB files: pip install scipy") from None
+    for split in ("train", "test"):
+        for (cell,) in loadmat(str(_existing(root / f"{split}_list.mat")))["file_list"]:
+            name = str(cell[0])
+            yield split, name.split("/")[0], root / "Images" / name
+
+
+def _stanford40(root: Path) -> Iterator[Row]:
+    for split in ("train", "test"):
+        for file in sorted(_existing(root / "ImageSplits").glob(f"*_{split}.txt")):
+            for name in _lines(file):
+                yield split, file.stem.removesuffix(f"_{split}"), root / "JPEGImages" / name
+
+
+FORMS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    "cub200": _cub200,
+    "mit67": _mit67,
+    "stanford_dogs": _stanford_dogs,
+    "stanford40": _stanford40,
+}
+
+
+def arrange(form: str, root: Path, output: Path) -> dict[str, int]:
+    """Makes `output/train/CLASS/` and `output/test/CLASS/`.
+
+    Args:
+        form: A name of `FORMS`.
+        root: The unpacked archive.
+        output: A new or empty folder.
+
+    Returns:
+        The number of images of each split.
+
+    Raises:
+        UserError: A list or an image is missing, or the folder holds something already.
+    """
+    if output.exists() and any(output.iterdir()):
+        raise UserError(f"{output} is not empty")
+    rows = list(FORMS[form](root))
+    for _, _, image in rows:
+        _existing(image)
+    counts = {"train": 0, "test": 0}
+    for split, name, image in rows:
+        target = output / split / name / image.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(image, target)
+        except OSError:  # another disk, or a file system without links
+            shutil.copyfile(image, target)
+        counts[split] += 1
+    return counts
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in _existing(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give the unpacked archive as its authors give it out")
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Arranges one data set."""
+    parser = argparse.ArgumentParser(description="Arrange the official splits of a data set as class folders.")
+    parser.add_argument("form", choices=FORMS)
+    parser.add_argument("archive", type=Path, help="folder of the unpacked archive")
+    parser.add_argument("output", type=Path, help="new folder for the class folders")
+    options = parser.parse_args(arguments)
+    counts = arrange(options.form, options.archive, options.output)
+    print(f"{options.output}: {counts['train']:,} training and {counts['test']:,} test images")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

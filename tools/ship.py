@@ -1,0 +1,281 @@
+"""From a finished run to weights that ship with the package: `python -m tools.ship RUN --baseline RUN_CE`.
+
+The scores that ship are those of the file that ships, in float32, as `validate.py` measures them; the baseline is
+scored anew in the same way.
+"""
+
+import argparse
+import copy
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from timm.data import resolve_data_config
+from timm.models import is_model, model_entrypoint
+from torch import nn
+
+from frskd_timm.errors import UserError
+from frskd_timm.export.load import compare_logits, load_export, probe_images, read_config
+from frskd_timm.export.student import export_student
+from frskd_timm.models._pretrained import shipped_cfg
+from frskd_train.data import Preprocessing, load_validation
+from frskd_train.data.source import SAMPLE_NAME
+from frskd_train.device import start_accelerator
+from frskd_train.errors import exit_with_error
+from frskd_train.meter import evaluate
+from frskd_train.parse import flat, read_recipe, write_recipe
+from frskd_train.report.card import write_card
+from frskd_train.report.run import read_baseline
+from frskd_train.settings import DataSettings, LoopSettings, MethodSettings, Settings
+from tools import zoo
+
+HALF_MAY_COST = 0.02  # points of top-1 that half precision may change; beyond, float32 ships
+PICTURE_WIDTH = 1000  # pixels
+# Settings in which a run and its baseline may differ.
+_FREE = {field.name for field in dataclasses.fields(MethodSettings)}
+_FREE |= {"seed", "threads", "workers", "tag", "license", "baseline", "config", "output_dir", "resume", "export"}
+_FREE |= {"checkpoint_hist", "checkpoint_minutes", "val_interval", "log_interval", "push_to_hub", "hub_private"}
+
+
+def ship(
+    run: str | Path,
+    *,
+    baseline: Sequence[str | Path] = (),
+    dataset: str | None = None,
+    dataset_name: str | None = None,
+    hub_dataset: str | None = None,
+    threads: int | None = None,
+    root: Path = zoo.ROOT,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Writes `frskd_timm/weights/MODEL.TAG/`, the row of the results, and the documents that show it.
+
+    Args:
+        run: Folder of a finished run of a student of this package.
+        baseline: Folders of `--method ce` runs of the same recipe. Without one, the baseline of the weights that
+            ship under this name already is kept, if their recipe differs in the method only.
+        dataset: Where the data are now, if not where the run found them.
+        dataset_name: Readable name of the data for card and results.
+        hub_dataset: The data's id on the Hub, for the card.
+        threads: CPU threads.
+        root: The repository.
+        say: Gets each line of the report.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: The run is not finished, is none of a registered student, or its score does not come out again; or
+            a baseline is another recipe's.
+    """
+    run = Path(run)
+    settings, metrics = _finished(run)
+    name = metrics["model"].split(".")[0]
+    if not is_model(name) or not model_entrypoint(name).__module__.startswith("frskd_timm."):
+        raise UserError(f"{run} trained {metrics['model']}; weights ship only for names that this package registers.")
+    accelerator = start_accelerator(LoopSettings(amp=False, threads=threads))
+    data = dataclasses.replace(settings.data, dataset=dataset or settings.data.dataset)
+    model = load_export(run / "student")
+
+    scores = _score(model, data, accelerator)
+    if abs(scores["top1"] - metrics["student"]["top1"]) > 0.3:  # the run's own was in mixed precision
+        raise UserError(
+            f"{run} ended with {metrics['student']['top1']:.2f}% top-1, but its student scores {scores['top1']:.2f}% "
+            "on these data: they are not the run's."
+        )
+    rounded = _rounded(model)
+    half_scores = _score(rounded, data, accelerator)
+    half = abs(half_scores["top1"] - scores["top1"]) <= HALF_MAY_COST
+    say(f"top-1 {scores['top1']:.2f}% in float32, {half_scores['top1']:.2f}% with parameters in float16")
+
+    shipped: dict[str, Any] = metrics | {"student": _tidy(half_scores if half else scores)}
+    shipped["dataset"] = metrics["dataset"] | _given(name=dataset_name, hub_id=hub_dataset)
+    shipped |= {"stored_in": "float16" if half else "float32", "shipped_as": f"{name}.{metrics['tag']}"}
+    shipped |= {key: read_config(run / "student")["pretrained_cfg"][key] for key in ("crop_pct", "interpolation")}
+    folder = root / "frskd_timm" / "weights" / f"{name}.{metrics['tag']}"
+    if baseline:
+        shipped["baseline"] = _baseline(baseline, settings, data, accelerator)
+    elif not shipped["baseline"]:
+        shipped["baseline"] = _kept_baseline(folder, settings)
+        say(f"baseline of {folder}: {'kept' if shipped['baseline'] else 'none that this recipe could keep'}")
+    sample = _sample_scores(rounded if half else model, accelerator)
+    if sample:
+        shipped["sample"] = sample
+
+    _write(folder, run, model, half, shipped, settings)
+    again = timm.create_model(name, pretrained=True, pretrained_cfg=shipped_cfg(folder))
+    compare_logits(model, again, probe_images(read_config(folder)), tolerance=2e-2 if half else 1e-4)
+    zoo.update_results(zoo.results_row(shipped), root / "results" / "results.csv")
+    zoo.write_documents(root)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    say(f"{folder}: {size / 1e6:.1f} MB, top-1 {shipped['student']['top1']:.2f}%; results and documents are written")
+    return folder
+
+
+def _finished(run: Path) -> tuple[Settings, dict[str, Any]]:
+    for name in ("metrics.json", "config.yaml", "student/config.json"):
+        if not (run / name).is_file():
+            raise UserError(f"{run} is no finished run: it has no {name}.")
+    return read_recipe(str(run / "config.yaml")), json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+
+
+def _score(model: nn.Module, data: DataSettings, accelerator: Accelerator) -> dict[str, float]:
+    """Top-1, top-5 and loss on the rows that a run validates on."""
+    loaded = load_validation(
+        data,
+        Preprocessing.from_timm(resolve_data_config({}, model=model)),
+        class_names=model.pretrained_cfg.get("label_names"),  # type: ignore[union-attr, operator]
+    )
+    model = model.to(accelerator.device).eval()
+    batches = loaded.val_batches(256, device=accelerator.device)
+    return evaluate(lambda images: {"student": model(images)}, batches, accelerator)["student"]
+
+
+def _sample_scores(model: nn.Module, accelerator: Accelerator) -> dict[str, Any] | None:
+    """The scores on the test images in the repository; None for other classes than theirs."""
+    try:
+        scores = _score(model, DataSettings(), accelerator)
+    except UserError:
+        return None
+    return {"dataset": SAMPLE_NAME, "images": int(scores["images"]), **_tidy(scores)}
+
+
+def _tidy(scores: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(scores[name], 4) for name in ("top1", "top5", "loss")}
+
+
+def _given(**values: str | None) -> dict[str, str]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _rounded(model: nn.Module) -> nn.Module:
+    """The model as it is after its parameters have been through float16."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.half())
+    return model
+
+
+def _baseline(
+    runs: Sequence[str | Path], settings: Settings, data: DataSettings, accelerator: Accelerator
+) -> dict[str, Any]:
+    """The runs' scores, measured as the student's are."""
+    found = read_baseline([str(run) for run in runs])
+    for run, entry in zip(runs, found["runs"], strict=True):
+        own, other = flat(settings), flat(_finished(Path(run))[0])
+        different = _different(own, other)
+        if different:
+            raise UserError(
+                f"--baseline {run} is another recipe's: {different[0]} is {other[different[0]]} there and "
+                f"{own[different[0]]} in the run."
+            )
+        entry["top1"] = round(_score(load_export(Path(run) / "student"), data, accelerator)["top1"], 4)
+    scores = [entry["top1"] for entry in found["runs"]]
+    spread = {"std": statistics.stdev(scores)} if len(scores) > 1 else {}
+    return found | {"mean": statistics.mean(scores)} | spread
+
+
+def _kept_baseline(folder: Path, settings: Settings) -> dict[str, Any] | None:
+    """The baseline that ships in `folder`, if it is this recipe's too."""
+    if not (folder / "recipe.yaml").is_file():
+        return None
+    # compared in the public form, in which one machine's folders do not appear
+    if _different(flat(_public(settings)), flat(read_recipe(str(folder / "recipe.yaml")))):
+        return None
+    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return metrics["baseline"]
+
+
+def _different(own: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Names of the settings that make two recipes two, beyond the method."""
+    return sorted(key for key in own if key not in _FREE and own[key] != other[key])
+
+
+def _write(
+    folder: Path, run: Path, model: nn.Module, half: bool, metrics: Mapping[str, Any], settings: Settings
+) -> None:
+    config = read_config(run / "student")
+    cfg = config["pretrained_cfg"]
+
+    def complete(aside: Path) -> None:
+        for picture in ("attention.png", "curves.png"):
+            if (run / picture).is_file():
+                _shrink(run / picture, aside / picture)
+        heading = f"The settings that made {metrics['model']}, tag {metrics['tag']}."
+        (aside / "recipe.yaml").write_text(write_recipe(_public(settings), heading), encoding="utf-8")
+        text = json.dumps(metrics, indent=2, ensure_ascii=False) + "\n"
+        (aside / "metrics.json").write_text(text, encoding="utf-8")
+        write_card(aside, metrics)
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    export_student(
+        model,
+        folder,
+        tag=metrics["tag"],
+        input_size=cfg["input_size"],
+        mean=cfg["mean"],
+        std=cfg["std"],
+        interpolation=cfg["interpolation"],
+        crop_pct=cfg["crop_pct"],
+        crop_mode=cfg["crop_mode"],
+        label_names=config.get("label_names") or None,
+        license=cfg.get("license"),
+        dataset=metrics["dataset"]["name"],
+        method=metrics["method"],
+        half=half,
+        finish=complete,
+    )
+
+
+def _public(settings: Settings) -> Settings:
+    """The settings without places on one machine."""
+    place = Path(settings.data.dataset)
+    data = dataclasses.replace(settings.data, dataset=f"data/{place.name}") if place.is_absolute() else settings.data
+    run = dataclasses.replace(settings.run, baseline=(), push_to_hub=None)
+    return dataclasses.replace(settings, data=data, run=run, loop=dataclasses.replace(settings.loop, threads=None))
+
+
+def _shrink(picture: Path, target: Path) -> None:
+    """A picture of a few colours and at most `PICTURE_WIDTH`, on white."""
+    with Image.open(picture) as file:
+        image = file.convert("RGBA")
+    flat_image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if image.width > PICTURE_WIDTH:
+        size = (PICTURE_WIDTH, round(image.height * PICTURE_WIDTH / image.width))
+        flat_image = flat_image.resize(size, Image.Resampling.LANCZOS)
+    flat_image.quantize(256, dither=Image.Dither.NONE).save(target, optimize=True)
+
+
+def main() -> None:
+    """Parses the arguments and writes weights, results and documents."""
+    parser = argparse.ArgumentParser(description="From a finished run to frskd_timm/weights/, results and tables.")
+    parser.add_argument("run", type=Path, help="folder of the finished run")
+    parser.add_argument(
+        "--baseline",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="runs of --method ce, the same recipe; without it, that of the weights replaced if it is this recipe's",
+    )
+    parser.add_argument("--dataset", help="where the data are now, if not where the run found them")
+    parser.add_argument("--dataset-name", help="readable name of the data, for card and results")
+    parser.add_argument("--hub-dataset", metavar="OWNER/NAME", help="the data's id on the Hub, for the card")
+    parser.add_argument("--threads", type=int, help="CPU threads; all cores by default")
+    arguments = parser.parse_args()
+
+    try:
+        ship(**vars(arguments))
+    except UserError as error:
+        exit_with_error(error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The zoo's results and the documents that show them: `python -m tools.zoo` writes the documents anew.
+
+`results/results.csv` holds one row for each set of weights that ships; `MODEL_CARD.md` and a table in `README.md` come
+from it, from the registry and from the recipes.
+"""
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+import frskd_timm
+from frskd_train.report.card import tidy
+from frskd_train.report.card_text import baseline_scores
+
+# Columns of the results, timm's own first.
+COLUMNS = (
+    "model", "top1", "top1_err", "top5", "top5_err", "param_count", "img_size", "crop_pct", "interpolation",
+    "dataset", "baseline_top1", "sample_top1", "epochs",
+)  # fmt: skip
+ROOT = Path(frskd_timm.__file__).parents[1]
+RESULTS = ROOT / "results" / "results.csv"
+RECIPES = ROOT / "frskd_train" / "recipes"
+CARD = ROOT / "MODEL_CARD.md"
+BEGIN, END = "<!-- begin: written by python -m tools.zoo -->", "<!-- end -->"
+
+
+def results_row(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """One run's line of the results, in the form of timm's; a figure that is missing stays empty."""
+    scores = metrics.get("student") or {}
+    baseline = baseline_scores(metrics.get("baseline") or {})[0]
+    sample = (metrics.get("sample") or {}).get("top1")
+    row: dict[str, Any] = {
+        "model": f"{metrics['model']}.{metrics['tag']}",
+        "dataset": (metrics.get("dataset") or {}).get("name"),
+        "param_count": f"{metrics['param_count'] / 1e6:.2f}" if metrics.get("param_count") else None,
+        "baseline_top1": None if baseline is None else f"{baseline:.2f}",
+        "sample_top1": None if sample is None else f"{sample:.2f}",
+        **{name: metrics.get(name) for name in ("img_size", "crop_pct", "interpolation", "epochs")},
+    }
+    for name in ("top1", "top5"):
+        if scores.get(name) is not None:
+            row |= {name: f"{scores[name]:.2f}", f"{name}_err": f"{100 - scores[name]:.2f}"}
+    return {column: "" if row.get(column) is None else str(row[column]) for column in COLUMNS}
+
+
+def read_results(path: Path = RESULTS) -> list[dict[str, str]]:
+    """Rows of the results; none where no student has been published."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def update_results(row: Mapping[str, str], path: Path = RESULTS) -> None:
+    """Puts a row of the columns `COLUMNS` into the results, in place of an older one of the same weights."""
+    rows = {old["model"]: old for old in read_results(path)} | {row["model"]: dict(row)}
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows[name] for name in sorted(rows))
+
+
+def zoo_card(results: Sequence[Mapping[str, str]], recipes: Path | None = None) -> ModelCard:
+    """The card of all students; their weights are those in the results, and none that is not there.
+
+    Args:
+        results: Rows with the columns `COLUMNS`.
+        recipes: Folder of recipes, which say what else there could be; the repository's by default.
+    """
+    data = ModelCardData(
+        license="apache-2.0",
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "timm", "frskd", "self-distillation", "arxiv:2103.08273"],
+    )
+    template = Path(__file__).with_name("zoo_template.md").read_text(encoding="utf-8")
+    students = [_student(name, results) for name in timm.list_models("*_frskd")]
+    text = {"table": results_table(results), "state": state_of_entries(results, recipes or RECIPES)}
+    return tidy(ModelCard.from_template(data, template_str=template, students=students, results=results, **text))
+
+
+def results_table(results: Sequence[Mapping[str, str]]) -> str:
+    """The results as a Markdown table, scores in percent; a sentence where there are none."""
+    if not results:
+        return "No weights ship yet; `timm.list_pretrained('*frskd*')` lists them once they do."
+    names = {
+        "model": "weights", "dataset": "data", "img_size": "image size", "param_count": "parameters (M)",
+        "epochs": "epochs", "top1": "top-1", "top5": "top-5", "baseline_top1": "cross-entropy, same recipe: top-1",
+    }  # fmt: skip
+    lines = ["| " + " | ".join(names.values()) + " |", "|---|---|" + "---:|" * (len(names) - 2)]
+    for row in results:
+        cells = [f"`{row[name]}`" if name == "model" else row.get(name, "") for name in names]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def state_of_entries(results: Sequence[Mapping[str, str]], recipes: Path) -> str:
+    """Students against the data sets of the recipes: which have weights, which have a recipe, what these wait for."""
+    cells: dict[tuple[str, str], str] = {}
+    needs: dict[str, dict[str, list[str]]] = {}  # tag -> what a recipe needs -> its students
+    students = timm.list_models("*_frskd")
+    for path in sorted(recipes.glob("*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        recipe = yaml.safe_load(text)
+        if recipe.get("model") in students and recipe.get("tag"):
+            cells[recipe["model"], recipe["tag"]] = f"[recipe](frskd_train/recipes/{path.name})"
+            found = re.search(r"^# Needs: (.*(?:\n#   .*)*)", text, re.MULTILINE)
+            if found:
+                of_tag = needs.setdefault(recipe["tag"], {})
+                of_tag.setdefault(re.sub(r"\n# +", " ", found[1]), []).append(f"`{recipe['model']}`")
+    for row in results:
+        name, tag = row["model"].split(".", 1)
+        cells[name, tag] = "**weights**"
+    tags = sorted({tag for _, tag in cells})
+    lines = ["| |" + "".join(f" {tag} |" for tag in tags), "|---|" + "---|" * len(tags)]
+    lines += [f"| `{name}` |" + "".join(f" {cells.get((name, tag), '')} |" for tag in tags) for name in students]
+    lines.append("")
+    for tag, texts in sorted(needs.items()):
+        for text, names in texts.items():
+            whose = f" ({', '.join(names)})" if len(texts) > 1 else ""
+            lines.append(f"- {tag}{whose} needs {text}")
+    return "\n".join(lines)
+
+
+def with_table(document: str, table: str) -> str:
+    """A document with a table in place of what stands between its two markers.
+
+    Raises:
+        ValueError: It has no markers.
+    """
+    before, begin, rest = document.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the document has no '{BEGIN}' and '{END}' around a table")
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
+def write_documents(root: Path = ROOT) -> None:
+    """Writes `MODEL_CARD.md` and the table in `README.md` of a repository."""
+    results = read_results(root / "results" / "results.csv")
+    zoo_card(results, root / "frskd_train" / "recipes").save(root / "MODEL_CARD.md")
+    readme = root / "README.md"
+    readme.write_text(with_table(readme.read_text(encoding="utf-8"), results_table(results)), encoding="utf-8")
+
+
+def _student(name: str, results: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    with torch.device("meta"):  # counts without computing initial weights
+        model = timm.create_model(name, num_classes=1000)
+    tags = [row["model"].split(".", 1)[1] for row in results if row["model"].split(".")[0] == name]
+    return {
+        "name": name,
+        "architecture": frskd_timm.models.stock_name(name) or name,
+        "stock": frskd_timm.models.stock_name(name) is not None,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "tags": ", ".join(f"`{tag}`" for tag in tags),
+    }
+
+
+if __name__ == "__main__":
+    write_documents()
+    print(f"Wrote {CARD} and the table in {ROOT / 'README.md'}")
