@@ -29,7 +29,7 @@ def check_optimizer(settings: OptimizerSettings) -> None:
     _create(settings, [{"params": [nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))]}])
 
 
-def build_optimizer(
+def create_optimizer(
     settings: OptimizerSettings, task: StudentTask, teacher_lr_scale: float = 1.0
 ) -> torch.optim.Optimizer:
     """Creates a timm optimizer over everything trainable in a task.
@@ -86,7 +86,7 @@ def _groups(settings: OptimizerSettings, module: nn.Module, without: nn.Module |
     return [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]
 
 
-def build_scheduler(
+def create_scheduler(
     settings: OptimizerSettings, optimizer: torch.optim.Optimizer, updates_per_epoch: int
 ) -> Scheduler | None:
     """Creates a timm schedule that is a function of the number of updates; None keeps the rate."""

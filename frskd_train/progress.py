@@ -81,9 +81,9 @@ class Progress:
             f"{row['images_per_second']:.0f} images/s  {self.time_left()} left"
         )
 
-    def say(self, line: str) -> None:
-        """A line that stays."""
-        if self.enabled:
+    def say(self, *lines: str) -> None:
+        """Print lines that stay."""
+        for line in lines if self.enabled else ():
             print(f"\r\033[K{line}" if self._live else line, flush=True)
 
 

@@ -25,7 +25,7 @@ _FREE = (
 
 
 @dataclass
-class Position:
+class RunState:
     """A place in a run, as a checkpoint keeps it.
 
     Attributes:
@@ -50,14 +50,14 @@ class Position:
     last_checkpoint: Path | None = field(default=None, repr=False)
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any], checkpoint: Path, score: str) -> "Position":
+    def from_saved(cls, state: Mapping[str, Any], checkpoint: Path, score: str) -> "RunState":
         """The place that a checkpoint was made at."""
         kept = {name: state[name] for name in ("epoch", "step", "updates", "history", "best")}
         if kept["best"] and not (checkpoint.parent / kept["best"]["checkpoint"]).is_dir():
             kept["best"] = None  # deleted when a better one came, which this run has now turned its back on
         return cls(score, **kept, earlier_seconds=state["seconds"], last_checkpoint=checkpoint)
 
-    def to_state(self) -> dict[str, Any]:
+    def to_saved(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {
             "epoch": self.epoch,
@@ -82,7 +82,7 @@ class Position:
         """Time since the last checkpoint of this process."""
         return (time.perf_counter() - self._saved) / 60
 
-    def saved(self, checkpoint: Path) -> None:
+    def note_checkpoint(self, checkpoint: Path) -> None:
         """Notes that a checkpoint was written."""
         self._saved = time.perf_counter()
         self.last_checkpoint = checkpoint

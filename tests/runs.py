@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from frskd_train import parse
 from frskd_train.checkpoint import latest_checkpoint, load_state, save_checkpoint
+from frskd_train.trainer import Trainer
 
 MARKER = "hf_tHiSiSaSeCrEtMaRkEr"  # the access token of all these runs: it must turn up nowhere
 METHOD = ["--sla", "--cutmix", 1, "--mixup", 0.2, "--model-ema", "--grad-accum-steps", 2, "--drop", 0.1]
@@ -59,8 +60,7 @@ def train_here(*flags: object) -> None:
     handlers = [signal.getsignal(number) for number in numbers]
     try:
         # One thread: where others compute too, several wait for each other.
-        settings = parse.parse_settings(["--threads", "1", *map(str, flags)])
-        runpy.run_path(str(ROOT / "train.py"))["main"](settings)
+        Trainer(parse.parse_settings(["--threads", "1", *map(str, flags)])).run()
     finally:
         for number, handler in zip(numbers, handlers, strict=True):
             signal.signal(number, handler)

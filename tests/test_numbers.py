@@ -17,7 +17,7 @@ from frskd_train.meter import TrainMeter, learning_note
 
 def test_a_loss_that_is_no_number_is_named(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, epoch=1, step=3)
-    with pytest.raises(UserError, match=r"loss_ce was not .* step 4 of epoch 2\. .* checkpoint: .*-00000006\. .*--lr"):
+    with pytest.raises(UserError, match=r"loss_ce was not .* step 4 of epoch 2.* checkpoint .*-00000006.*--lr"):
         train_here(*small(places), "--output-dir", places / "spoilt")
     assert all(torch.isfinite(weights).all() for weights in load_file(task_of(places / "spoilt")).values())
 
@@ -28,7 +28,7 @@ def test_a_loss_that_is_no_number_is_named(places: Path, monkeypatch: pytest.Mon
 
     spoil(monkeypatch, epoch=0, step=2)
     spoil(monkeypatch, epoch=0, step=4)
-    with pytest.raises(UserError, match=r"step 3 of epoch 1, and at 2 steps of it in all.* checkpoint: none yet"):
+    with pytest.raises(UserError, match=r"step 3 of epoch 1 .*2 .*none yet"):
         train_here(*small(places), "--skip-nonfinite", 1, "--output-dir", places / "spoilt twice")
 
 

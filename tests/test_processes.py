@@ -110,7 +110,7 @@ def test_two_processes_stop_together_and_go_on(number: int, everybody: bool, pla
         kill_all(launcher)
     said = log.read_text()
     state = load_state(latest_checkpoint(run / "checkpoints"))  # type: ignore[arg-type]
-    assert f"stopped in epoch {state['epoch'] + 1}, step {state['step']}; go on" in said, said
+    assert f"epoch {state['epoch'] + 1}, step {state['step']}. Resume" in said, said
     assert state["processes"] == 2
     assert "error: " not in said, said
     flags = ["--resume", run, "--threads", 1, "--epochs", state["epoch"] + 1]
@@ -127,7 +127,7 @@ def test_the_launchers_end_stops_the_run_with_a_checkpoint(places: Path) -> None
         assert wait_for(lambda: "epoch 2/" in log.read_text(), launcher), log.read_text()
         launcher.kill()
         launcher.wait()
-        wait_for(lambda: "go on with" in log.read_text())
+        wait_for(lambda: "--resume" in log.read_text())
     finally:
         with suppress(ProcessLookupError):
             os.killpg(launcher.pid, signal.SIGKILL)

@@ -1,0 +1,300 @@
+"""The training loop: one run, from its settings to the exported student."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list, set_seed
+from timm.utils import ModelEmaV3, dispatch_clip_grad
+from torch import Tensor
+
+from frskd_timm.errors import UserError
+from frskd_train.checkpoint import checkpoint_name, load_state, prune, restore, save_checkpoint, set_aside_after
+from frskd_train.device import start_accelerator, step_seed
+from frskd_train.errors import exit_process, keep_until_exit
+from frskd_train.meter import TrainMeter, learning_note
+from frskd_train.nonfinite import NonfiniteGuard
+from frskd_train.optim import check_optimizer, create_optimizer, create_scheduler
+from frskd_train.parse import flat, write_recipe
+from frskd_train.progress import Progress
+from frskd_train.report import run as report
+from frskd_train.run_folder import Resume, RunFolder, choose_folder, find_resume
+from frskd_train.run_state import RunState, check_resume
+from frskd_train.settings import Settings
+from frskd_train.signals import Interruptions
+from frskd_train.sync_batchnorm import broadcast_buffers, synchronise_norms
+from frskd_train.tasks import choose_job
+from frskd_train.tasks.base import Scores
+
+
+class Trainer:
+    """One training run.
+
+    The constructor sets everything up and resumes; `run` trains and finishes. Everything random follows from the seed
+    and the step alone, so that a resumed run needs no generator state.
+
+    Args:
+        settings: All settings of the run.
+
+    Raises:
+        UserError: A setting or the data cannot be used.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        loop, run = settings.loop, settings.run
+        self.accelerator = start_accelerator(loop, run.report_to, run.output_dir)
+        self.is_main = self.accelerator.is_main_process
+        set_seed(loop.seed)
+        self.job = choose_job(settings)
+        report.preflight(run, self.job.score)
+        check_optimizer(settings.optimizer)
+        resume = find_resume(run.resume, run.output_dir)
+        if resume is None and run.output_dir is not None:
+            RunFolder(Path(run.output_dir)).refuse_if_taken()
+        self._load_data_and_task()
+        self._create_optimizer()
+        self._open_folder(resume)
+        if resume is not None:
+            self._resume(resume)
+        if self.is_main:
+            self.folder.write(
+                "config.yaml", write_recipe(settings, f"All settings of the run {self.folder.path.name}.")
+            )
+        trackers = {name: str(value) for name, value in flat(settings).items()}
+        self.accelerator.init_trackers("frskd_timm", config=trackers)
+
+    def run(self) -> None:
+        """Train the epochs that are left, then score, export and publish the student.
+
+        Raises:
+            UserError: Training cannot go on, or something cannot be written.
+        """
+        scaled = self.accelerator.mixed_precision == "fp16"
+        self.guard = NonfiniteGuard(self.task, scaled) if self.settings.loop.skip_nonfinite else None
+        self.interruptions = Interruptions(self.accelerator)
+        scores: Scores = {}
+        while self.state.epoch < self.settings.optimizer.epochs:
+            self.train_epoch()
+            scores = self.close_epoch()
+        self.finish(scores or self.validate())  # no scores yet if a finished run was resumed
+
+    # Set up
+
+    def _load_data_and_task(self) -> None:
+        """Load the data, build the student that fits them and the method around it, and the batches."""
+        loop, accelerator = self.settings.loop, self.accelerator
+        self.data = self.job.load_data(progress=self.is_main)
+        self.student = self.job.build_student(self.data)
+        self.task = self.job.build_task(self.student, self.data)
+        if loop.channels_last:
+            self.task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if loop.sync_bn:
+            synchronise_norms(self.task)
+        process: dict[str, Any] = {
+            "rank": accelerator.process_index,
+            "world": accelerator.num_processes,
+            "device": accelerator.device,
+            "channels_last": loop.channels_last,
+        }
+        self.train_batches = self.data.train_batches(loop.batch_size, seed=loop.seed, **process)
+        self.val_batches = self.data.val_batches(loop.validation_batch_size or 2 * loop.batch_size, **process)
+        accelerator.gradient_accumulation_steps = min(loop.grad_accum_steps, len(self.train_batches))
+        self.updates_per_epoch = len(self.train_batches) // accelerator.gradient_accumulation_steps
+        self.steps_per_epoch = self.updates_per_epoch * accelerator.gradient_accumulation_steps
+
+    def _create_optimizer(self) -> None:
+        """Create optimizer, schedule and weight average, and wrap the task for this device and these processes."""
+        loop, settings = self.settings.loop, self.settings.optimizer
+        optimizer = create_optimizer(settings, self.task, self.settings.method.teacher_lr_scale)
+        self.scheduler = create_scheduler(settings, optimizer, self.updates_per_epoch)
+        if loop.torchcompile:
+            torch.nn.Module.compile(self.task)  # in place: no wrapper, no prefix in the keys
+        self.model, self.optimizer = self.accelerator.prepare(self.task, optimizer)
+        keep_until_exit(self.model)
+        self.ema: ModelEmaV3 | None = None
+        self.saved_modules = {"task": self.task}
+        if loop.model_ema:
+            self.ema = ModelEmaV3(self.student, decay=loop.model_ema_decay, use_warmup=loop.model_ema_warmup)
+            self.saved_modules["ema"] = self.ema.module
+
+    def _open_folder(self, resume: Resume | None) -> None:
+        """Claim the run's folder and start counting."""
+        run, accelerator = self.settings.run, self.accelerator
+        path = resume.run if resume else choose_folder(run.output_dir, self.settings.model.model, self.data.name)
+        self.folder = RunFolder(broadcast_object_list([path])[0])  # clocks may differ
+        if self.is_main:
+            self.folder.claim(resuming=resume is not None)
+        accelerator.wait_for_everyone()
+        global_batch = self.train_batches.order.global_batch
+        epochs = self.settings.optimizer.epochs
+        self.state, self.meter = RunState(self.job.score), TrainMeter(accelerator.device)
+        self.progress = Progress(self.is_main, epochs, self.steps_per_epoch, global_batch, self.job.shown)
+        description = report.describe(self.job, self.data, self.task, accelerator)
+        self.progress.say(*self.data.notes, *self.job.notes, description)
+        self.facts = {
+            "fingerprint": self.data.fingerprint,
+            "train_rows": self.data.train_rows,
+            "data_mode": self.data.mode,
+            "global_batch": global_batch,
+            "processes": accelerator.num_processes,
+        }
+
+    def _resume(self, resume: Resume) -> None:
+        """Go on from a checkpoint, or from the beginning if the run was stopped before its first one."""
+        self.progress.say(*resume.notes)
+        if resume.checkpoint is None:
+            return
+        saved = load_state(resume.checkpoint)
+        self.progress.say(*check_resume(saved, flat(self.settings), self.facts))
+        restore(resume.checkpoint, saved, self.saved_modules, self.optimizer)
+        self.state = RunState.from_saved(saved, resume.checkpoint, self.job.score)
+        self.meter.load(saved["meter"])
+        self.progress.skip(self.state.epoch * self.steps_per_epoch + self.state.step)
+        if self.is_main:
+            set_aside_after(resume.checkpoint)
+        self.progress.say(f"Resuming from {resume.checkpoint}: {self.state.place}.")
+
+    # One epoch
+
+    def train_epoch(self) -> None:
+        """Train until the end of the current epoch, or until a signal stops the run."""
+        state = self.state
+        self.model.train()
+        self.progress.start_epoch()
+        for images, target in self.train_batches.epoch(state.epoch, start=state.step):
+            updated = self.train_step(images, target)
+            if state.step >= self.steps_per_epoch:
+                break
+            if updated:
+                self.report_and_save()
+        self.progress.stop_epoch()
+
+    def train_step(self, images: Tensor, target: Tensor) -> bool:
+        """Run one batch forward and backward, and update the weights if it completes an accumulation.
+
+        Args:
+            images: [B, C, H, W].
+            target: The task's target of each image.
+
+        Returns:
+            Whether the weights were updated.
+        """
+        state, optim, accelerator = self.state, self.settings.optimizer, self.accelerator
+        last_update = max(1, self.updates_per_epoch * optim.epochs - 1)
+        torch.manual_seed(step_seed(self.settings.loop.seed, state.updates, state.step, accelerator.process_index))
+        self.task.set_progress(state.updates / last_update)
+        if self.scheduler is not None:
+            self.scheduler.step_update(state.updates)
+
+        with accelerator.accumulate(self.model):
+            result = self.model(images, target)
+            accelerator.backward(result["loss"])
+            if self.guard is not None and accelerator.sync_gradients:
+                self.guard.check(self.optimizer)
+            if optim.clip_grad is not None and accelerator.sync_gradients:
+                accelerator.unscale_gradients(self.optimizer)
+                dispatch_clip_grad(self.task.parameters(), optim.clip_grad, mode=optim.clip_mode)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+        self.meter.update(result)
+        self.progress.step()
+        state.step += 1
+        if accelerator.device.type == "cpu":  # on other devices this would force a synchronisation at every step
+            self.refuse_nonfinite()
+        if not accelerator.sync_gradients:
+            return False
+        state.updates += 1
+        if self.ema is not None:
+            self.ema.update(self.student, step=state.updates)
+        return True
+
+    def report_and_save(self) -> None:
+        """Print progress, save a checkpoint or stop, as far as each is due after this update."""
+        state, run = self.state, self.settings.run
+        if state.updates % run.log_interval == 0:
+            self.refuse_nonfinite()
+            recent = self.meter.recent(self.accelerator)
+            self.progress.show(state.epoch, state.step, recent, self.optimizer.param_groups[0]["lr"])
+        checkpoint = state.minutes_since_checkpoint() > run.checkpoint_minutes
+        stop_now, save_now = self.interruptions.due(state.updates, checkpoint=checkpoint)
+        if save_now:
+            self.save()
+        if stop_now:
+            self.progress.say(f"Stopped in {state.place}. Resume with: train.py --resume {self.folder.path}")
+            self.accelerator.end_training()
+            exit_process(130)
+
+    def close_epoch(self) -> Scores:
+        """Validate if it is due, log the epoch's row and save a checkpoint; returns the scores, if any."""
+        state, meter, accelerator = self.state, self.meter, self.accelerator
+        is_last = state.epoch + 1 == self.settings.optimizer.epochs
+        is_due = is_last or (state.epoch + 1) % self.settings.run.val_interval == 0
+        scores = self.validate() if is_due else {}
+        row = {"lr": self.optimizer.param_groups[0]["lr"], **meter.means(accelerator), **self.job.columns(scores)}
+        self.refuse_nonfinite()
+        if self.settings.loop.skip_nonfinite:
+            row["skipped_steps"] = meter.bad_steps()
+        state.finish_epoch({**row, "images_per_second": round(self.progress.images_per_second, 1)})
+        outputs: Any = self.student.num_classes  # may be more than the data have classes
+        note = learning_note(state.history, meter.recent(accelerator), self.job.shown, outputs, state.updates)
+        self.meter = TrainMeter(accelerator.device)
+        accelerator.log(row, step=state.updates)
+        self.progress.close_epoch(state.history[-1])
+        if note:
+            self.progress.say(note)
+        self.save()
+        return scores
+
+    def validate(self) -> Scores:
+        """Score student and self-teacher on the validation images; the student's average if there is one."""
+        broadcast_buffers(self.task)
+        self.task.eval()
+        scores: Scores = self.job.evaluate(self.task.predict, self.val_batches, self.accelerator)
+        if self.ema is not None:
+            average = self.ema.module
+            broadcast_buffers(average)
+            average.eval()
+            scores |= self.job.evaluate(lambda images: {"student": average(images)}, self.val_batches, self.accelerator)
+        return scores
+
+    def save(self) -> None:
+        """Write a checkpoint and `summary.csv`; all processes call it together."""
+        self.refuse_nonfinite()
+        state, folder = self.state, self.folder
+        meter = self.meter.state(self.accelerator)
+        if self.is_main:
+            content = {**state.to_saved(), **self.facts, "meter": meter, "settings": flat(self.settings)}
+            save_checkpoint(folder.checkpoints, state.updates, self.saved_modules, self.optimizer, content)
+            best = state.best["checkpoint"] if state.best else None
+            prune(folder.checkpoints, self.settings.run.checkpoint_hist, best)
+            folder.write_summary(state.history)
+        state.note_checkpoint(folder.checkpoints / checkpoint_name(state.updates))  # restarts every process's clock
+        self.accelerator.wait_for_everyone()
+
+    def refuse_nonfinite(self) -> None:
+        """Raise UserError if more steps of this epoch than `--skip-nonfinite` had a loss that is not finite."""
+        bad, allowed = self.meter.first_bad(), self.settings.loop.skip_nonfinite
+        if bad is not None and self.meter.bad_steps() > allowed:
+            in_all = f" ({self.meter.bad_steps()} such steps in all)" if allowed else ""
+            raise UserError(
+                f"{bad[0]} was not a finite number at step {bad[1] + 1} of epoch {self.state.epoch + 1}{in_all}; the "
+                f"last good checkpoint is {self.state.last_checkpoint or 'none yet'}, and a lower --lr, --clip-grad, "
+                "--no-amp or --skip-nonfinite may help."
+            )
+
+    # The end
+
+    def finish(self, scores: Scores) -> None:
+        """Export the student, write the run's report and publish."""
+        self.progress.say(*self.data.bad_images())
+        if self.is_main:
+            job, data, state, folder = self.job, self.data, self.state, self.folder
+            kept = self.ema.module if self.ema is not None else self.student
+            metrics = report.make_metrics(job, data, kept, self.accelerator, scores, state.history, state.seconds)
+            with folder.writing():
+                report.finish_run(folder, job, data, self.task, kept, metrics, state.history)
+            self.progress.say(report.summary(folder, job, metrics))
+            report.publish(folder, self.settings.run)
+        self.accelerator.end_training()
