@@ -1,13 +1,14 @@
-"""Checkpoints for resuming: everything a run needs to go on, written atomically, free of pickled code.
+"""Checkpoints for resuming: everything a run needs to go on, written atomically and without pickle.
 
 A checkpoint is a folder `checkpoints/step-00000042/` of safetensors and JSON. It is written under another name, synced
-and renamed, so that a folder of that name is whole; sizes and checksums tell if the disk harmed it later. The student
-for use is not here but in `student/`.
+and renamed, so that a folder of that name is complete; checksums detect later damage. The trained student for use is
+in `student/`.
 """
 
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,12 @@ from torch import Tensor, nn
 
 from frskd_timm.errors import UserError
 from frskd_train.disk import disk_errors, size_and_checksum, sync
+from frskd_train.packing import pack, unpack
 
 FORMAT = 1
-ASIDE = ".writing-"  # begins the names of folders that are being written, or deleted
-STATE_KEYS = {
-    "epoch", "step", "updates", "history", "best", "seconds", "meter", "settings", "fingerprint", "global_batch",
-    "processes", "optimizer",
-}  # fmt: skip
-# What an optimizer's parameter groups take from the settings; all else in them is the optimizer's own state.
-_FROM_SETTINGS = ("lr", "initial_lr", "lr_scale", "weight_decay", "momentum")
+ASIDE = ".writing-"  # prefix of folders that are being written or deleted
+# Values of parameter groups that follow the settings; all others are the optimizer's own state.
+_FROM_SETTINGS = ("lr", "initial_lr", "max_lr_snapshot", "lr_scale", "weight_decay", "momentum")
 
 
 def save_checkpoint(
@@ -36,20 +34,20 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
 ) -> Path:
-    """Writes one checkpoint.
+    """Write one checkpoint.
 
     Args:
         folder: The run's `checkpoints/`.
-        step: Updates so far; names the checkpoint.
-        modules: Modules to save whole, by file name ('task', 'ema').
+        step: Number of updates so far, which names the checkpoint.
+        modules: Modules to save, by file name ('task', 'ema').
         optimizer: The optimizer.
-        state: Everything else, JSON.
+        state: Everything else, as JSON values.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        UserError: The disk is full or cannot be written; older checkpoints are as they were.
+        UserError: The disk is full or cannot be written, or weights are not finite; older checkpoints stay untouched.
     """
     final = folder / checkpoint_name(step)
     aside = folder / f"{ASIDE}{final.name}"
@@ -57,21 +55,25 @@ def save_checkpoint(
     try:
         with disk_errors(folder, lambda: latest_checkpoint(folder)):
             folder.mkdir(parents=True, exist_ok=True)
-            _clear(folder)  # what an interrupted write left takes room
+            _clear(folder)  # leftovers of an interrupted write take disk space
             aside.mkdir()
             for name, module in modules.items():
                 save_file(_independent(module.state_dict()), aside / f"{name}.safetensors")
-            tensors, plain = _flatten(optimizer.state_dict())
+            tensors: dict[str, Tensor] = {}
+            packed = pack(optimizer.state_dict(), tensors, "optimizer")
             save_file(_independent(tensors), aside / "optimizer.safetensors")
-            content = {"format": FORMAT, "step": step, **state, "optimizer": plain}
-            content["files"] = {path.name: size_and_checksum(path) for path in sorted(aside.iterdir())}
             scaler = getattr(optimizer, "scaler", None)  # of float16
-            if scaler is not None:
-                content["scaler"] = scaler.state_dict()
-            (aside / "state.json").write_text(json.dumps(content), encoding="utf-8")
+            content = {
+                **state,
+                "format": FORMAT,
+                "optimizer": packed,
+                "scaler": scaler.state_dict() if scaler is not None else None,
+                "files": {path.name: size_and_checksum(path) for path in sorted(aside.iterdir())},
+            }
+            (aside / "state.json").write_text(_with_checksum(content), encoding="utf-8")
             for path in (*aside.iterdir(), aside):
                 sync(path)
-            if final.exists():  # the same step, saved before a resume
+            if final.exists():  # the same step, saved before resuming
                 os.replace(final, folder / f"{ASIDE}replaced")
             os.replace(aside, final)
             sync(folder)
@@ -81,61 +83,60 @@ def save_checkpoint(
 
 
 def checkpoint_name(step: int) -> str:
-    """The name of the checkpoint after so many updates; names sort like their steps."""
+    """Return the name of the checkpoint after `step` updates; names sort by step."""
     return f"step-{step:08d}"
 
 
 def refuse_bad_weights(modules: Mapping[str, nn.Module], folder: Path) -> None:
-    """Keeps weights that are not numbers from being saved as the newest good ones.
+    """Refuse to save weights that are not finite.
 
     Raises:
         UserError: A parameter or running statistic is not finite.
     """
     for module in modules.values():
-        # Infinite buffers may be meant, such as masks of attention.
+        # Infinite buffers may be intended, for example attention masks.
         bad = [name for name, tensor in module.named_parameters() if not bool(torch.isfinite(tensor).all())]
         bad += [name for name, tensor in module.named_buffers() if bool(torch.isnan(tensor).any())]
         if bad:
             raise UserError(
-                f"The weights are not finite numbers any more ({bad[0]} first), so they were not saved. The last "
-                f"good checkpoint: {latest_checkpoint(folder) or 'none yet'}. A lower --lr or --clip-grad may help."
+                f"The weights are no longer finite ({bad[0]} first), so they were not saved; the last good checkpoint "
+                f"is {latest_checkpoint(folder) or 'none yet'}, and a lower --lr or --clip-grad may help."
             )
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
-    """The JSON part of a checkpoint.
+    """Read the JSON part of a checkpoint.
 
     Raises:
-        UserError: This is no checkpoint of this version.
+        UserError: It is not a checkpoint of this version, or it is damaged.
     """
     path = checkpoint / "state.json"
     if not path.is_file():
-        raise UserError(f"{checkpoint} is no checkpoint: it has no state.json.")
+        raise UserError(f"{checkpoint} is not a checkpoint: it has no state.json.")
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); resume from an older checkpoint beside it.") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else None
-        raise UserError(f"{checkpoint} has format {found}, this version reads format {FORMAT}.")
-    missing = sorted(STATE_KEYS - set(state))
-    if missing:
-        raise UserError(f"{path} is damaged (it lacks {missing[0]}); resume from an older checkpoint beside it.")
+        text = path.read_text(encoding="utf-8")
+        state = json.loads(text)
+        checksum = state.pop("checksum")
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}).") from error
+    if text != _with_checksum(state):
+        raise UserError(f"{path} is damaged: its checksum is not {checksum}.")
+    if state["format"] != FORMAT:
+        raise UserError(f"{checkpoint} has format {state['format']}; this version reads format {FORMAT}.")
     return state
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None for a whole one."""
+    """Return what is wrong with a checkpoint's files, or None if it is intact."""
     try:
-        files = load_state(checkpoint).get("files", {})
+        for name, expected in load_state(checkpoint)["files"].items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{path} is missing."
+            if size_and_checksum(path) != expected:
+                return f"{path} is damaged: its size or checksum is not the one noted when it was written."
     except UserError as error:
         return str(error)
-    for name, wanted in files.items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{path} is missing"
-        if size_and_checksum(path) != wanted:
-            return f"{path} is damaged: its checksum is not the one that was noted when it was written"
     return None
 
 
@@ -145,12 +146,12 @@ def restore(
     modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Puts a checkpoint's tensors back.
+    """Load a checkpoint's tensors into modules and optimizer.
 
     Args:
         checkpoint: The checkpoint's folder.
         state: Its JSON part.
-        modules: The modules that were saved, by file name.
+        modules: The modules to load, by file name.
         optimizer: An optimizer of the same kind over the same parameters.
 
     Raises:
@@ -161,20 +162,18 @@ def restore(
         try:
             module.load_state_dict(tensors)
         except RuntimeError as error:
-            raise UserError(
-                f"{checkpoint} was made by other settings; it does not fit this {name}: {str(error).splitlines()[1]}"
-            ) from error
+            raise UserError(f"{checkpoint} does not fit this {name}: {str(error).splitlines()[1].strip()}") from error
     chosen = [{key: group[key] for key in _FROM_SETTINGS if key in group} for group in optimizer.param_groups]
     try:
-        optimizer.load_state_dict(_unflatten(_read(checkpoint / "optimizer.safetensors"), state["optimizer"]))
+        optimizer.load_state_dict(unpack(state["optimizer"], _read(checkpoint / "optimizer.safetensors")))
     except (ValueError, KeyError) as error:
-        raise UserError(f"{checkpoint} was made by other settings; its optimizer does not fit: {error}") from error
+        raise UserError(f"{checkpoint} does not fit this optimizer: {error}") from error
     for group, values in zip(optimizer.param_groups, chosen, strict=True):
         group.update(values)
     scaler = getattr(optimizer, "scaler", None)
     if scaler is not None and state.get("scaler"):
         scaler.load_state_dict(state["scaler"])
-    # Back into the parameters' memory format: mixed strides cost speed.
+    # Restore the parameters' memory format: mixed strides cost speed.
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             for key, value in optimizer.state.get(parameter, {}).items():
@@ -183,20 +182,17 @@ def restore(
 
 
 def all_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run's `checkpoints/`, oldest first."""
+    """List the checkpoints of a run's `checkpoints/`, oldest first."""
     return sorted(path for path in folder.glob("step-*") if path.is_dir()) if folder.is_dir() else []
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run's `checkpoints/`, or None."""
+    """Return the newest intact checkpoint of a run's `checkpoints/`, or None."""
     return next((path for path in reversed(all_checkpoints(folder)) if find_damage(path) is None), None)
 
 
 def set_aside_after(checkpoint: Path) -> list[Path]:
-    """Renames the checkpoints newer than this one to `abandoned-step-...`: a run goes on from here.
-
-    Those of an earlier time are deleted, so that they do not pile up.
-    """
+    """Rename the checkpoints newer than this one to `abandoned-step-...`; earlier abandoned ones are deleted."""
     newer = [path for path in all_checkpoints(checkpoint.parent) if path.name > checkpoint.name]
     if newer:
         for old in checkpoint.parent.glob("abandoned-*"):
@@ -207,11 +203,11 @@ def set_aside_after(checkpoint: Path) -> list[Path]:
 
 
 def prune(folder: Path, keep: int, best: str | None) -> None:
-    """Deletes all but the newest `keep` checkpoints and the one called `best`, and what broken writes left."""
+    """Delete all but the newest `keep` checkpoints and the one named `best`."""
     _clear(folder)
     for old in all_checkpoints(folder)[:-keep]:
         if old.name != best:
-            # Out of sight first: a half-deleted folder must not look like a checkpoint.
+            # Renamed first: a half-deleted folder must not look like a checkpoint.
             os.replace(old, folder / f"{ASIDE}{old.name}")
     _clear(folder)
 
@@ -225,31 +221,14 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except Exception as error:
-        raise UserError(f"{path} is missing or damaged ({error}); resume from another checkpoint.") from error
+        raise UserError(f"{path} could not be read ({error}); resume from another checkpoint.") from error
 
 
 def _independent(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous copies on the CPU that share no memory, as the format wants them."""
+    """Copy tensors to contiguous CPU memory that they do not share, as safetensors requires."""
     return {key: value.detach().to("cpu").contiguous().clone() for key, value in tensors.items()}
 
 
-def _flatten(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Splits an optimizer's state dict into tensors named 'index.name' and a JSON rest."""
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, dict[str, Any]] = {}
-    for index, entries in state["state"].items():
-        numbers[str(index)] = {}
-        for name, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value
-            else:
-                numbers[str(index)][name] = value
-    return tensors, {"numbers": numbers, "param_groups": state["param_groups"]}
-
-
-def _unflatten(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in plain["numbers"].items()}
-    for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state[int(index)][name] = value
-    return {"state": state, "param_groups": [dict(group) for group in plain["param_groups"]]}
+def _with_checksum(content: Mapping[str, Any]) -> str:
+    """Write JSON with a CRC-32 of its own text; any text that differs from this one is damaged."""
+    return json.dumps({**content, "checksum": zlib.crc32(json.dumps(content).encode())})

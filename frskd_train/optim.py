@@ -1,43 +1,57 @@
-"""From settings to the optimizer and the learning-rate schedule of a run."""
+"""Optimizer and learning-rate schedule of a run."""
 
 import difflib
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.optim._param_groups import param_groups_layer_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from frskd_timm.errors import UserError
+from frskd_timm.errors import UserError, first_line
 from frskd_timm.task import StudentTask
 from frskd_train.constraints import keyword_arguments
+from frskd_train.packing import pack
 from frskd_train.settings import OptimizerSettings
 
-# torch's own optimizers that update everything in one pass over memory; on a CPU that takes a third of the time.
+# torch optimizers that can update all weights in one pass over memory, which takes a third of the time on a CPU.
 FUSED = {"sgd", "momentum", "adam", "adamw"}
 
 
-def check_optimizer(settings: OptimizerSettings) -> None:
-    """Makes sure, before any data are read, that timm has this optimizer and takes its arguments.
+def check_optimizer(settings: OptimizerSettings, device: torch.device | str = "cpu") -> None:
+    """Try the optimizer on two tiny parameters, before any data are read.
+
+    Args:
+        settings: Optimizer and its arguments.
+        device: The device of the run.
 
     Raises:
-        UserError: timm has no optimizer of that name, or it refuses its arguments.
+        UserError: timm has no such optimizer, or it cannot be created, stepped or saved here.
     """
-    # Zeros: a drawn parameter would take numbers from the generator that the student's weights come from.
-    _create(settings, [{"params": [nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))]}])
+    # Zeros, so that the generator that the student's weights come from is not advanced.
+    parameters = [nn.Parameter(torch.zeros(shape, device=device)) for shape in ((2, 2), (2,))]
+    optimizer = _create(settings, [{"params": parameters}])
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            optimizer.step()
+        pack(optimizer.state_dict(), {}, settings.opt)
+    except Exception as error:
+        raise UserError(f"Optimizer '{settings.opt}' cannot be used here: {first_line(error)}.") from error
 
 
 def create_optimizer(
     settings: OptimizerSettings, task: StudentTask, teacher_lr_scale: float = 1.0
 ) -> torch.optim.Optimizer:
-    """Creates a timm optimizer over everything trainable in a task.
+    """Create a timm optimizer over all trainable parameters of a task.
 
     Args:
-        settings: Optimizer and its numbers.
-        task: Student and what is thrown away.
-        teacher_lr_scale: Learning rate of what is thrown away, as a multiple of the student's.
+        settings: Optimizer and its arguments.
+        task: Student and self-teacher.
+        teacher_lr_scale: Learning rate of everything but the student, as a multiple of the student's.
 
     Raises:
         UserError: As `check_optimizer`.
@@ -50,12 +64,13 @@ def create_optimizer(
 
 
 def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    if settings.opt not in list_optimizers(exclude_filters=["lookahead*"]):
-        close = difflib.get_close_matches(settings.opt, [str(name) for name in list_optimizers()], n=3)
-        raise UserError(
-            f"timm knows no optimizer '{settings.opt}'."
-            + (f" Did you mean {' or '.join(close)}?" if close else " timm.optim.list_optimizers() lists them.")
-        )
+    names = [str(name) for name in list_optimizers(exclude_filters=["lookahead*"])]
+    if settings.opt not in names:
+        close = difflib.get_close_matches(settings.opt, names, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "see timm.optim.list_optimizers()."
+        raise UserError(f"timm has no optimizer '{settings.opt}'; {hint}")
+    if get_optimizer_info(settings.opt).second_order:
+        raise UserError(f"Optimizer '{settings.opt}' needs second-order gradients, which training does not compute.")
     fused: dict[str, Any] = {"fused": True} if settings.opt in FUSED else {}
     try:
         return create_optimizer_v2(
@@ -67,18 +82,18 @@ def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]]) -> to
             **(fused | keyword_arguments(settings.opt_kwargs)),
         )
     except Exception as error:
-        raise UserError(f"timm cannot build the optimizer '{settings.opt}' so: {error}") from error
+        raise UserError(f"Optimizer '{settings.opt}' could not be created: {first_line(error)}.") from error
 
 
 def _groups(settings: OptimizerSettings, module: nn.Module, without: nn.Module | None = None) -> list[dict[str, Any]]:
-    """Parameter groups as timm makes them: by weight decay, and for the student by layer where that is asked for."""
+    """Split parameters into timm's groups: by weight decay, and for the student by layer with `--layer-decay`."""
     if settings.layer_decay is not None and without is None:
         return param_groups_layer_decay(module, settings.weight_decay, layer_decay=settings.layer_decay)
-    left_out = set() if without is None else {id(p) for p in without.parameters()}
+    excluded = set() if without is None else {id(p) for p in without.parameters()}
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
-        if id(parameter) in left_out or not parameter.requires_grad:
+        if id(parameter) in excluded or not parameter.requires_grad:
             continue
         exempt = settings.filter_bias_and_bn and (parameter.ndim <= 1 or name.endswith(".bias"))
         (plain if exempt else decayed).append(parameter)
@@ -89,7 +104,7 @@ def _groups(settings: OptimizerSettings, module: nn.Module, without: nn.Module |
 def create_scheduler(
     settings: OptimizerSettings, optimizer: torch.optim.Optimizer, updates_per_epoch: int
 ) -> Scheduler | None:
-    """Creates a timm schedule that is a function of the number of updates; None keeps the rate."""
+    """Create a timm schedule that depends only on the number of updates; None for a constant rate."""
     if settings.sched == "none":
         return None
     return create_scheduler_v2(

@@ -48,7 +48,7 @@ class Trainer:
         set_seed(loop.seed)
         self.job = choose_job(settings)
         report.preflight(run, self.job.score)
-        check_optimizer(settings.optimizer)
+        check_optimizer(settings.optimizer, self.accelerator.device)
         resume = find_resume(run.resume, run.output_dir)
         if resume is None and run.output_dir is not None:
             RunFolder(Path(run.output_dir)).refuse_if_taken()

@@ -1,0 +1,53 @@
+"""Nested Python values to tensors and JSON, and back: what a checkpoint needs instead of pickle."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
+    """Convert a value to JSON, moving its tensors to `tensors`.
+
+    Args:
+        value: Tensors, dtypes, numbers, text, None, and dictionaries, lists and tuples of these.
+        tensors: Takes the tensors, by their place in the value.
+        name: Prefix of their names.
+
+    Returns:
+        What `unpack` reads.
+
+    Raises:
+        TypeError: The value holds something else.
+    """
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, tuple):
+        return {"tuple": pack(list(value), tensors, name)}
+    if isinstance(value, list):
+        return [pack(item, tensors, f"{name}.{index}") for index, item in enumerate(value)]
+    if isinstance(value, Mapping):  # keys may be numbers
+        return {"items": [[key, pack(item, tensors, f"{name}.{key}")] for key, item in value.items()]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{name} is of type {type(value).__name__}")
+
+
+def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Restore a value from what `pack` made of it."""
+    if isinstance(packed, list):
+        return [unpack(item, tensors) for item in packed]
+    if not isinstance(packed, dict):
+        return packed
+    ((kind, content),) = packed.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dtype":
+        return getattr(torch, content)
+    if kind == "tuple":
+        return tuple(unpack(content, tensors))
+    return {key: unpack(item, tensors) for key, item in content}

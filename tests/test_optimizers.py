@@ -1,0 +1,69 @@
+"""Every optimizer of timm trains, is saved and resumes to the same bits, or is refused before training."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from runs import STATE, assert_same, small, train_here
+from timm.optim import get_optimizer_info, list_optimizers
+
+from frskd_timm.errors import UserError
+from frskd_timm.task import CrossEntropyTask
+from frskd_train.checkpoint import all_checkpoints, load_state, restore, save_checkpoint
+from frskd_train.optim import check_optimizer, create_optimizer
+from frskd_train.settings import OptimizerSettings
+
+NAMES = [str(name) for name in list_optimizers(exclude_filters=["lookahead*"])]
+CLASSES = {get_optimizer_info(name).opt_class: name for name in NAMES}
+
+
+def skip_if_refused(name: str) -> None:
+    try:
+        check_optimizer(OptimizerSettings(opt=name))
+    except UserError as error:
+        reason = str(error)
+    else:
+        return
+    assert f"'{name}'" in reason
+    assert any(word in reason for word in ("second-order", "CUDA", "Cxx")), reason
+    pytest.skip(reason)
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES.values() if "kron" not in name])  # kron compiles for long
+def test_a_checkpoint_restores_every_optimizer(name: str, tmp_path: Path) -> None:
+    skip_if_refused(name)
+    tasks, optimizers = [], []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        tasks.append(CrossEntropyTask(timm.create_model("test_mambaout", num_classes=3, in_chans=1)))
+        optimizers.append(create_optimizer(OptimizerSettings(opt=name, lr=0.01), tasks[-1]))
+
+    def step(seed: int, number: int) -> None:
+        torch.manual_seed(seed)
+        tasks[number](torch.randn(2, 1, 32, 32), torch.tensor([0, 1]))["loss"].backward()
+        optimizers[number].step()
+        optimizers[number].zero_grad()
+
+    for seed in range(2):
+        step(seed, 0)
+    saved = save_checkpoint(tmp_path, 2, {"task": tasks[0]}, optimizers[0], STATE)
+    restore(saved, load_state(saved), {"task": tasks[1]}, optimizers[1])
+    for number in range(2):
+        step(2, number)
+    one, other = (task.state_dict() for task in tasks)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_with_every_optimizer_resumes_to_the_same_bits(name: str, places: Path, tmp_path: Path) -> None:
+    skip_if_refused(name)
+    flags = small(places, "--opt", name, "--train-num-samples", 12, "--grad-accum-steps", 1)
+    train_here(*flags, "--output-dir", tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "resumed")
+    first, last = all_checkpoints(tmp_path / "resumed" / "checkpoints")
+    shutil.rmtree(last)
+    train_here("--resume", first)
+    assert_same(tmp_path / "run", tmp_path / "resumed")
