@@ -1,28 +1,31 @@
-# The usual verbs. `make setup` once, then any of the others; PYTHON picks the interpreter of the environment.
+# Common commands. Run `make setup` first; PYTHON selects the interpreter of the environment.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup test long style quality train check build
+.PHONY: setup quick test long style quality train check build
 
-setup:  ## environment with everything for development
+setup:  ## create the development environment
 	$(PYTHON) -m venv .venv && $(BIN)/pip install -e '.[dev]' && $(BIN)/pre-commit install
 
-test:  ## the suite, about ten minutes at most
+quick:  ## tests for the inner loop, under a minute
+	$(BIN)/python -m pytest -m quick
+
+test:  ## the default test suite
 	$(BIN)/python -m pytest
 
-long:  ## tests of minutes: every timm module, kills, faults of the Hub
+long:  ## tests that take minutes: every timm module, kill -9, Hub faults
 	$(BIN)/python -m pytest -m long
 
-style:  ## mends formatting and imports
+style:  ## fix formatting and imports
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-quality:  ## checks formatting, imports and types
+quality:  ## check formatting, imports and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/mypy train.py validate.py hub/push.py
 
-train:  ## the main job on the data that ship
+train:  ## train with the default settings on the data that ships
 	$(BIN)/accelerate launch train.py
 
 check: quality test long
 
-build:  ## wheel and source distribution in dist/
+build:  ## build the wheel and the source distribution in dist/
 	$(BIN)/pip install -q build && $(BIN)/python -m build

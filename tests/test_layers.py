@@ -1,13 +1,17 @@
-"""Data flows one way: who may import whom."""
+"""The structure of the packages: who imports whom, what is declared, how long files are."""
 
 import ast
+import re
+import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-# Each part of the library with the parts that it may import; the order is from the leaves up.
+# Each part of the library with the parts that it may import, in order from the leaves up.
 LIBRARY = {
     "errors": set(),
     "registry": {"errors"},
@@ -56,3 +60,45 @@ def test_the_loop_is_readable_in_one_sitting() -> None:
     assert len((ROOT / "frskd_train" / "trainer.py").read_text(encoding="utf-8").splitlines()) <= 300
     for path in [*(ROOT / "frskd_timm").rglob("*.py"), *(ROOT / "frskd_train").rglob("*.py")]:
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
+
+
+# Parts of the trainer, in order from the bottom up, with the parts above them that they may not import.
+TOP = {"trainer", "train", "cli"}
+ABOVE = {"data": {"report", "tasks", *TOP}, "report": TOP, "tasks": TOP, "trainer": TOP, "train": {"cli"}, "cli": set()}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "frskd_train").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_trainer_imports_downwards(path: Path) -> None:
+    part = path.relative_to(ROOT / "frskd_train").parts[0].removesuffix(".py")
+    for name in imports(path):
+        if name.startswith("frskd_train."):
+            other = name.split(".")[1]
+            assert other == part or other not in ABOVE.get(part, TOP), f"{part} imports {other}"
+
+
+def test_no_modules_import_each_other() -> None:
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for package in ("frskd_timm", "frskd_train")
+        for path in (ROOT / package).rglob("*.py")
+    }
+    packages = {name for name, path in files.items() if path.name == "__init__.py"}  # they re-export their modules
+    modules = files.keys() - packages
+    TopologicalSorter({name: modules.intersection(imports(files[name])) for name in modules}).prepare()
+
+
+def declared(*extras: str) -> set[str]:
+    """The distributions that pyproject.toml declares for the core and some extras, in lower case with hyphens."""
+    tomllib = pytest.importorskip("tomllib", reason="in the standard library since Python 3.11")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    requirements = [*project["dependencies"], *(r for extra in extras for r in project["optional-dependencies"][extra])]
+    return {re.split(r"[^\w.-]", requirement)[0].lower().replace("_", "-") for requirement in requirements}
+
+
+@pytest.mark.parametrize(("package", "extras"), [("frskd_timm", ()), ("frskd_train", ("train", "onnx"))])
+def test_everything_imported_is_declared(package: str, extras: tuple[str, ...]) -> None:
+    known, distributions = declared(*extras), packages_distributions()
+    for path in (ROOT / package).rglob("*.py"):
+        for top in {name.split(".")[0] for name in imports(path)} - {"frskd_timm", "frskd_train"}:
+            names = {name.lower().replace("_", "-") for name in distributions.get(top, [top])}
+            assert top in sys.stdlib_module_names or names & known, f"{path}: {top} is not declared"

@@ -101,7 +101,7 @@ DATA: dict[str, Callable[[Path], Path]] = {
     "ILSVRC/imagenet-1k": lambda p: saved(p, {"train": 12, "validation": 6, "test": 6}, (50, 44), "image", label=3),
     "data/digits": lambda p: saved(p, {"train": 12, "test": 6}, (8, 8), "image", label=3),
     "data/fashion_mnist": fashion_mnist,
-    **{f"data/{form}": lambda p, form=form: official(form, p) for form in official_splits.FORMS},  # type: ignore[misc]
+    **{f"data/{form}": lambda p, form=form: official(form, p) for form in official_splits.READERS},  # type: ignore[misc]
 }
 
 
@@ -132,7 +132,7 @@ def test_a_recipe_runs_end_to_end(recipe: Path, tmp_path: Path) -> None:
     assert student.num_classes == facts["num_classes"] in (3, 4, 10)
 
 
-@pytest.mark.parametrize("form", official_splits.FORMS)
+@pytest.mark.parametrize("form", official_splits.READERS)
 def test_official_splits_are_class_folders(form: str, tmp_path: Path) -> None:
     folder = official(form, tmp_path / "out")
     for split, count in (("train", 4), ("test", 2)):

@@ -1,10 +1,10 @@
-"""Makes the sample of Fashion-MNIST that ships, from the four original IDX files.
+"""Create the Fashion-MNIST sample in the package from the four original IDX files.
 
     python -m tools.make_sample --idx-dir /usr/share/datasets/fashion-mnist
     python -m tools.make_sample --idx-dir DIR --full ~/data/fashion_mnist
 
-The second form writes all 60,000 / 10,000 images in the form of datasets' `save_to_disk`, for `--dataset`. The same
-files and the same versions of Pillow and pyarrow give the same bytes; other versions give the same pixels.
+The second command writes all 60,000 / 10,000 images with `save_to_disk` of `datasets`, for use with `--dataset`. The
+same files and versions of Pillow and pyarrow produce the same bytes; other versions produce the same pixels.
 """
 
 import argparse
@@ -31,13 +31,13 @@ FILES = {"train": "train", "test": "t10k"}
 PER_CLASS = {"train": 400, "test": 100}
 
 
-def fixed_choice(labels: npt.NDArray[np.uint8], per_class: int, salt: str) -> list[int]:
-    """Chooses rows, the same number of each class, by a hash that no library's version can change.
+def choose_rows(labels: npt.NDArray[np.uint8], per_class: int, salt: str) -> list[int]:
+    """Choose the same number of rows of each class by a hash, independent of library versions.
 
     Args:
-        labels: The class of each row.
-        per_class: How many rows of each class.
-        salt: Makes the choice another one for each split.
+        labels: Class number of each row.
+        per_class: Number of rows of each class.
+        salt: Makes the choice different for each split.
 
     Returns:
         Row numbers in ascending order.
@@ -50,40 +50,42 @@ def fixed_choice(labels: npt.NDArray[np.uint8], per_class: int, salt: str) -> li
     return sorted(chosen)
 
 
-def png(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """Encodes a gray image (H, W)."""
+def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Encode a grayscale image [H, W]."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
 def to_dataset(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]) -> datasets.Dataset:
-    """Makes a dataset with the columns `image` and `label` of images (N, H, W) and labels (N)."""
+    """Create a dataset with the columns `image` and `label` from images [N, H, W] and labels [N]."""
     info = datasets.DatasetInfo(
         features=datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list(CLASSES))),
         license=SAMPLE_INFO.license,
         homepage=SAMPLE_INFO.homepage,
     )
-    rows = {"image": [{"bytes": png(image), "path": None} for image in images], "label": labels.astype(np.int64)}
+    rows = {"image": [{"bytes": encode_png(image), "path": None} for image in images], "label": labels.astype(np.int64)}
     return datasets.Dataset.from_dict(rows, info=info)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes the sample, or with `--full` the whole dataset."""
-    parser = argparse.ArgumentParser(description="Make the sample of Fashion-MNIST from the original IDX files.")
-    parser.add_argument("--idx-dir", type=Path, required=True, help="folder of the four IDX .gz files")
-    parser.add_argument("--output", type=Path, default=SAMPLE_FOLDER, help="where the sample goes (the package)")
-    parser.add_argument("--full", type=Path, help="write all images to this folder instead, with save_to_disk")
+    """Write the sample, or the whole dataset with `--full`."""
+    parser = argparse.ArgumentParser(description="Create the Fashion-MNIST sample from the original IDX files.")
+    parser.add_argument("--idx-dir", type=Path, required=True, help="folder with the four IDX .gz files")
+    parser.add_argument(
+        "--output", type=Path, default=SAMPLE_FOLDER, help="folder of the sample (default: the package)"
+    )
+    parser.add_argument("--full", type=Path, help="write all images to this folder with save_to_disk instead")
     options = parser.parse_args(arguments)
     if options.full is not None and options.full.exists() and any(options.full.iterdir()):
-        raise UserError(f"{options.full} is not empty")
+        raise UserError(f"The folder {options.full} is not empty.")
 
     splits = {}
     for split, prefix in FILES.items():
         images = read_idx(options.idx_dir / f"{prefix}-images-idx3-ubyte.gz")
         labels = read_idx(options.idx_dir / f"{prefix}-labels-idx1-ubyte.gz")
         if options.full is None:
-            rows = fixed_choice(labels, PER_CLASS[split], f"frskd fashion-mnist {split}")
+            rows = choose_rows(labels, PER_CLASS[split], f"frskd fashion-mnist {split}")
             images, labels = images[rows], labels[rows]
         splits[split] = to_dataset(images, labels)
 

@@ -1,11 +1,14 @@
-"""The official splits of four data sets, as class folders that `--dataset` reads.
+"""Arrange the official splits of four datasets as class folders for `--dataset`.
 
     python -m tools.official_splits cub200 CUB_200_2011 data/cub200
 
-What is read is the unpacked archive as its authors give it out; the images are linked, or copied where a file system
-cannot link. `cub200`: `images/`, `images.txt`, `train_test_split.txt`. `mit67`: `Images/`, `TrainImages.txt`,
-`TestImages.txt`. `stanford_dogs`: `Images/`, `train_list.mat`, `test_list.mat` (needs scipy). `stanford40`:
-`JPEGImages/`, `ImageSplits/ACTION_train.txt` and `ACTION_test.txt`.
+The input is the unpacked archive as distributed by its authors. Images are hard-linked, or copied if that is not
+possible. Files that are read:
+
+- `cub200`: `images/`, `images.txt`, `train_test_split.txt`
+- `mit67`: `Images/`, `TrainImages.txt`, `TestImages.txt`
+- `stanford_dogs`: `Images/`, `train_list.mat`, `test_list.mat` (requires scipy)
+- `stanford40`: `JPEGImages/`, `ImageSplits/ACTION_train.txt` and `ACTION_test.txt`
 """
 
 import argparse
@@ -37,7 +40,7 @@ def _stanford_dogs(root: Path) -> Iterator[Row]:
     try:
         from scipy.io import loadmat
     except ImportError:
-        raise UserError("the lists of Stanford Dogs are MATLAB files: pip install scipy") from None
+        raise UserError("Reading the MATLAB files of Stanford Dogs requires scipy: pip install scipy.") from None
     for split in ("train", "test"):
         for (cell,) in loadmat(str(_existing(root / f"{split}_list.mat")))["file_list"]:
             name = str(cell[0])
@@ -51,7 +54,7 @@ def _stanford40(root: Path) -> Iterator[Row]:
                 yield split, file.stem.removesuffix(f"_{split}"), root / "JPEGImages" / name
 
 
-FORMS: dict[str, Callable[[Path], Iterator[Row]]] = {
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     "cub200": _cub200,
     "mit67": _mit67,
     "stanford_dogs": _stanford_dogs,
@@ -59,32 +62,32 @@ FORMS: dict[str, Callable[[Path], Iterator[Row]]] = {
 }
 
 
-def arrange(form: str, root: Path, output: Path) -> dict[str, int]:
-    """Makes `output/train/CLASS/` and `output/test/CLASS/`.
+def arrange(name: str, root: Path, output: Path) -> dict[str, int]:
+    """Create `output/train/CLASS/` and `output/test/CLASS/`.
 
     Args:
-        form: A name of `FORMS`.
-        root: The unpacked archive.
+        name: A name in `READERS`.
+        root: Folder of the unpacked archive.
         output: A new or empty folder.
 
     Returns:
         The number of images of each split.
 
     Raises:
-        UserError: A list or an image is missing, or the folder holds something already.
+        UserError: A list or an image is missing, or the output folder is not empty.
     """
     if output.exists() and any(output.iterdir()):
-        raise UserError(f"{output} is not empty")
-    rows = list(FORMS[form](root))
+        raise UserError(f"The folder {output} is not empty.")
+    rows = list(READERS[name](root))
     for _, _, image in rows:
         _existing(image)
     counts = {"train": 0, "test": 0}
-    for split, name, image in rows:
-        target = output / split / name / image.name
+    for split, class_name, image in rows:
+        target = output / split / class_name / image.name
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(image, target)
-        except OSError:  # another disk, or a file system without links
+        except OSError:  # another disk, or a file system without hard links
             shutil.copyfile(image, target)
         counts[split] += 1
     return counts
@@ -96,18 +99,18 @@ def _lines(path: Path) -> list[str]:
 
 def _existing(path: Path) -> Path:
     if not path.exists():
-        raise UserError(f"{path} does not exist; give the unpacked archive as its authors give it out")
+        raise UserError(f"{path} does not exist; the archive has to be unpacked as its authors distribute it.")
     return path
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Arranges one data set."""
-    parser = argparse.ArgumentParser(description="Arrange the official splits of a data set as class folders.")
-    parser.add_argument("form", choices=FORMS)
+    """Arrange one dataset."""
+    parser = argparse.ArgumentParser(description="Arrange the official splits of a dataset as class folders.")
+    parser.add_argument("name", choices=READERS)
     parser.add_argument("archive", type=Path, help="folder of the unpacked archive")
     parser.add_argument("output", type=Path, help="new folder for the class folders")
     options = parser.parse_args(arguments)
-    counts = arrange(options.form, options.archive, options.output)
+    counts = arrange(options.name, options.archive, options.output)
     print(f"{options.output}: {counts['train']:,} training and {counts['test']:,} test images")
 
 
