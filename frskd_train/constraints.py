@@ -1,26 +1,45 @@
-"""Kinds of values that settings take: numbers within bounds, one of some names, keyword arguments. Needs no torch."""
+"""What settings declare beside their type: bounds, allowed words, and facts. Needs no torch."""
 
 import ast
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Annotated, Any
 
 from tyro.constructors import PrimitiveConstructorSpec
 
 
+class Fact(Enum):
+    """What has to be known of a setting; one without facts belongs to both tasks and is published in recipes.
+
+    A change of it at resume is honoured and reported.
+    """
+
+    FIXED = "may not change at resume: with another value the checkpoint's numbers mean something else"
+    FREE = "does not affect results: may change at resume without a message"
+    PRIVATE = "belongs to a machine or an account: never published, may change at resume without a message"
+    LOCAL = "may be a path: not published if it is one"
+    CLASSIFICATION = "belongs to classification only"
+    SEGMENTATION = "belongs to segmentation only"
+
+
+FIXED, FREE, PRIVATE, LOCAL, CLASSIFICATION, SEGMENTATION = Fact
+
+
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a number, checked by `parse.check_ranges`; `above` is exclusive, `low` and `high` are inclusive."""
+    """Bounds of a number, or of each number of a tuple; `above` is exclusive, `low` and `high` are inclusive."""
 
     low: float | None = None
     high: float | None = None
     above: float | None = None
 
     def refusal(self, value: float) -> str | None:
-        """Says which bound `value` breaks, or returns None."""
-        if value != value:
-            return "a number"
+        """Says what `value` would have to be, or returns None."""
+        if not math.isfinite(value):
+            return "a finite number"
         if self.above is not None and not value > self.above:
             return f"above {self.above:g}"
         if self.low is not None and not value >= self.low:
@@ -32,13 +51,25 @@ class Range:
 
 @dataclass(frozen=True)
 class OneOf:
-    """Allowed names, checked by `parse.check_group`."""
+    """Allowed names."""
 
     names: tuple[str, ...]
 
     def refusal(self, value: str) -> str | None:
-        """Says which names there are, or returns None."""
+        """Says what `value` would have to be, or returns None."""
         return None if value in self.names else f"one of {', '.join(self.names)}"
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A regular expression that a text has to match as a whole, and what it means in words."""
+
+    regex: str
+    words: str
+
+    def refusal(self, value: str) -> str | None:
+        """Says what `value` would have to be, or returns None."""
+        return None if re.fullmatch(self.regex, value) else self.words
 
 
 Positive = Range(above=0)
@@ -50,13 +81,13 @@ Count = Range(low=1)
 def _pairs(words: list[str]) -> dict[str, str]:
     wrong = next((word for word in words if not re.match(r"[^\W\d]\w*=", word)), None)
     if wrong is not None:
-        raise ValueError(f"takes NAME=VALUE, one a word, so not {wrong}")
+        raise ValueError(f"takes words of the form NAME=VALUE, not {wrong}")
     return dict(word.split("=", 1) for word in words)
 
 
 KeywordArguments = Annotated[
     dict[str, str],
-    # By itself tyro makes flags of the keys of a dictionary that a recipe has filled, so that no flag replaces it.
+    # Without this tyro turns the keys of a dictionary from a recipe into flags, and no flag could replace it.
     PrimitiveConstructorSpec(
         nargs="*",
         metavar="[NAME=VALUE ...]",
@@ -66,11 +97,22 @@ KeywordArguments = Annotated[
     ),
 ]
 
+Words = Annotated[
+    tuple[str, ...],
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[NAME ...]",
+        instance_from_str=lambda words: tuple(part for word in words for part in word.split(",") if part),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=list,
+    ),
+]
+
 
 def keyword_arguments(pairs: Mapping[str, str]) -> dict[str, Any]:
-    """What to call with: values that are Python literals become these, others stay text, as with timm's flags.
+    """Returns the arguments to call with: Python literals are evaluated, other values stay text, as in timm.
 
-    `true` and `false` are bools as well; timm passes them on as text, which is true both times.
+    `true` and `false` become bools as well; timm passes them on as text, which is truthy in both cases.
     """
     return {name: _literal(value) for name, value in pairs.items()}
 

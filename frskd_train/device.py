@@ -4,21 +4,23 @@ import ctypes
 import functools
 import os
 import platform
-import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType, parse_flag_from_env
 from timm.optim import muon
 
-from frskd_timm.errors import UserError
+from frskd_timm.errors import UserError, first_line
 from frskd_train.settings import LoopSettings
+from frskd_train.suggest import suggest
 
 
 def start_accelerator(
-    settings: LoopSettings, report_to: str | None = None, project_dir: str | None = None
+    settings: LoopSettings, report_to: Sequence[str] = (), project_dir: str | None = None
 ) -> Accelerator:
     """Makes the accelerator in the right precision, and gives this process its share of the cores.
 
@@ -36,20 +38,22 @@ def start_accelerator(
         keep_freed_memory()
         if not _fast_bfloat16(state.device):
             muon_in_float32()
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    for tracker in report_to:
+        if tracker not in LoggerType.list():
+            hint = suggest(tracker, LoggerType.list(), f"choose from {', '.join(LoggerType.list())}")
+            raise UserError(f"--report-to {tracker} is not a tracker that Accelerate supports{hint}")
+        if tracker not in (*installed, "all"):
+            raise UserError(f"--report-to {tracker} needs a package that is not installed: pip install {tracker}.")
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*no supported trackers.*")  # said below, as an error
-            accelerator = Accelerator(
-                cpu=cpu,
-                mixed_precision=precision(settings, state.device),
-                log_with=report_to,
-                project_dir=project_dir or "runs",
-            )
+        return Accelerator(
+            cpu=cpu,
+            mixed_precision=precision(settings, state.device),
+            log_with=list(report_to) or None,
+            project_dir=project_dir or "runs",
+        )
     except (ValueError, ImportError) as error:
-        raise UserError(f"Accelerate cannot start so: {error}") from error
-    if report_to is not None and not accelerator.log_with:
-        raise UserError(f"--report-to {report_to} needs a package that is not installed: pip install {report_to}.")
-    return accelerator
+        raise UserError(f"Accelerate could not start: {first_line(error)}.") from error
 
 
 def cores() -> int:

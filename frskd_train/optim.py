@@ -1,6 +1,5 @@
 """Optimizer and learning-rate schedule of a run."""
 
-import difflib
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from frskd_timm.task import StudentTask
 from frskd_train.constraints import keyword_arguments
 from frskd_train.packing import pack
 from frskd_train.settings import OptimizerSettings
+from frskd_train.suggest import suggest
 
 # torch optimizers that can update all weights in one pass over memory, which takes a third of the time on a CPU.
 FUSED = {"sgd", "momentum", "adam", "adamw"}
@@ -66,9 +66,8 @@ def create_optimizer(
 def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:
     names = [str(name) for name in list_optimizers(exclude_filters=["lookahead*"])]
     if settings.opt not in names:
-        close = difflib.get_close_matches(settings.opt, names, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "see timm.optim.list_optimizers()."
-        raise UserError(f"timm has no optimizer '{settings.opt}'; {hint}")
+        hint = suggest(settings.opt, names, "see timm.optim.list_optimizers()")
+        raise UserError(f"timm has no optimizer '{settings.opt}'{hint}")
     if get_optimizer_info(settings.opt).second_order:
         raise UserError(f"Optimizer '{settings.opt}' needs second-order gradients, which training does not compute.")
     fused: dict[str, Any] = {"fused": True} if settings.opt in FUSED else {}

@@ -1,4 +1,4 @@
-"""The student of a run: a timm model by its name, with the weights it starts from."""
+"""The student of a run: a timm model by its name, with its initial weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file
+from timm.models import load_state_dict
 from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from torch import Tensor, nn
 
@@ -19,11 +19,11 @@ from frskd_train.settings import ModelSettings
 
 
 def default_cfg(settings: ModelSettings, name: str | None = None) -> Mapping[str, Any]:
-    """What timm knows of the student's input before it is built.
+    """Returns what timm knows about the student's input before it is built.
 
     Args:
-        settings: The student's.
-        name: timm's name of it, where the settings have another one.
+        settings: Settings of the student.
+        name: timm's name of the student, if it differs from that in the settings.
 
     Raises:
         UserError: timm has no such model or tag, or the folder or repository cannot be read.
@@ -33,12 +33,12 @@ def default_cfg(settings: ModelSettings, name: str | None = None) -> Mapping[str
         try:
             return load_model_config_from_path(name.removeprefix("local-dir:"))[0]
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"--model {name} is no exported model: {error}.") from error
+            raise UserError(f"--model {name} is not an exported model: {first_line(error)}.") from error
     if name.startswith("hf-hub:"):
         try:
             return load_model_config_from_hf(name.removeprefix("hf-hub:"))[0]
         except Exception as error:
-            raise UserError(f"--model {name} cannot be had from the Hub: {first_line(error)}") from error
+            raise UserError(f"--model {name} could not be downloaded from the Hub: {first_line(error)}.") from error
     cfg = known_cfg(name, weights=settings.pretrained)
     return cfg.to_dict() if cfg is not None else {}
 
@@ -47,11 +47,11 @@ def build_student(settings: ModelSettings, cfg: Mapping[str, Any], data: ImageDa
     """Creates the student for the data's classes and image size.
 
     Raises:
-        UserError: The model refuses its arguments, or the weights to start from do not fit.
+        UserError: timm cannot create the model with these arguments, or the initial weights do not fit.
     """
     classes = settings.num_classes or data.num_classes
     if classes < data.num_classes:
-        raise UserError(f"--num-classes {classes} is fewer than the {data.num_classes} classes of the data.")
+        raise UserError(f"--num-classes {classes} is less than the {data.num_classes} classes of the data.")
     channels, height, width = data.preprocessing.input_size
     arguments = keyword_arguments(settings.model_kwargs)
     if cfg.get("fixed_input_size"):
@@ -70,23 +70,24 @@ def build_student(settings: ModelSettings, cfg: Mapping[str, Any], data: ImageDa
         )
     except UserError:
         raise
-    except Exception as error:  # a model's own complaint about its arguments
-        raise UserError(f"timm cannot build '{settings.model}' so: {first_line(error)}") from error
+    except Exception as error:  # whatever a model raises for its arguments
+        raise UserError(f"timm could not create '{settings.model}': {first_line(error)}.") from error
     if settings.initial_checkpoint is not None:
         _start_from(student, settings.initial_checkpoint)
+    refuse_nonfinite_weights(student, settings.initial_checkpoint or settings.model)
     if settings.grad_checkpointing:
         student.set_grad_checkpointing(True)  # type: ignore[operator]
     return student
 
 
 def load_for_evaluation(model: str) -> tuple[nn.Module, Path | None]:
-    """Loads trained weights.
+    """Loads a trained model.
 
     Args:
-        model: A run's folder, an exported student's folder, or a name that timm has weights for.
+        model: Folder of a run or of an exported student, or a name that timm has weights for.
 
     Returns:
-        The model, and the folder that results about it belong into, if it has one.
+        The model, and the folder that results about it belong in, if it has one.
 
     Raises:
         UserError: There is no such model, or no weights for it.
@@ -96,54 +97,71 @@ def load_for_evaluation(model: str) -> tuple[nn.Module, Path | None]:
         if (student / "config.json").is_file():
             return StudentFolder(student).load(), path
     if path.exists():
-        raise UserError(f"--model {model} is neither a finished run nor an exported student: it has no config.json.")
+        raise UserError(f"--model {model} is neither a finished run nor an exported student: there is no config.json.")
     settings = ModelSettings(model=model, pretrained=True)
     default_cfg(settings)
     try:
         return timm.create_model(model, pretrained=True), None
     except Exception as error:
-        raise UserError(f"The weights of '{model}' cannot be had: {first_line(error)}") from error
+        raise UserError(f"The weights of '{model}' could not be loaded: {first_line(error)}.") from error
 
 
 @torch.no_grad()
 def refuse_size(student: nn.Module, input_size: tuple[int, int, int]) -> None:
-    """Tries images of another size than the model's own on it, before any are decoded.
+    """Tries an image size on a model before images are decoded.
 
     Args:
         student: In evaluation mode.
         input_size: Channels, height, width.
 
     Raises:
-        UserError: The model does not take them.
+        UserError: The model does not accept it.
     """
     device = next(student.parameters()).device
     try:
         student(torch.zeros(1, *input_size, device=device))
-    except Exception as error:  # a model's own complaint
+    except Exception as error:  # whatever the model raises
         own = student.pretrained_cfg.get("input_size", input_size)[-1]  # type: ignore[union-attr, operator]
         raise UserError(
-            f"--img-size {input_size[-1]}: the model does not take it ({first_line(error)}). Its own is {own}."
+            f"The model does not accept --img-size {input_size[-1]} ({first_line(error)}); its own size is {own}."
         ) from error
 
 
 def _start_from(student: nn.Module, path: str) -> None:
     """Loads weights into the student; a classifier of another size stays as it is."""
+    if not Path(path).is_file():
+        raise UserError(f"--initial-checkpoint {path}: there is no such file.")
     try:
-        weights = load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"--initial-checkpoint {path} cannot be read: {first_line(error)}") from error
+        weights = load_state_dict(path)  # prefers EMA weights, removes the prefixes of wrappers, executes no pickle
+    except Exception as error:  # not quoted: torch recommends to execute the pickle
+        raise UserError(
+            f"--initial-checkpoint {path} is neither a safetensors file nor a state dict that torch can read without "
+            "executing code."
+        ) from error
     own = student.state_dict()
-    if not isinstance(weights, dict):
-        raise UserError(f"--initial-checkpoint {path} holds no state dict.")
     fitting = {k: v for k, v in weights.items() if isinstance(v, Tensor) and k in own and v.shape == own[k].shape}
-    head = {name for name in own if not _is_backbone(student, name)}
-    missing = sorted(set(own) - set(fitting) - head)
+    classifiers = student.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
+    classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
+    heads = tuple(f"{classifier}." for classifier in classifiers)
+    missing = [name for name in own if name not in fitting and not name.startswith(heads)]
     if missing:
-        raise UserError(f"--initial-checkpoint {path} lacks {len(missing)} weights of the student, {missing[0]} first.")
+        raise UserError(
+            f"--initial-checkpoint {path} does not fit {type(student).__name__}: {len(missing)} weights are missing or "
+            f"of another shape, such as {missing[0]}."
+        )
     student.load_state_dict(fitting, strict=False)
 
 
-def _is_backbone(student: nn.Module, name: str) -> bool:
-    classifiers = student.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
-    classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
-    return not name.startswith(tuple(f"{classifier}." for classifier in classifiers))
+def refuse_nonfinite_weights(student: nn.Module, source: str) -> None:
+    """Checks the weights that training starts from.
+
+    Args:
+        student: The network.
+        source: Where its weights are from, for the message.
+
+    Raises:
+        UserError: A weight or a running statistic is not finite.
+    """
+    for name, value in student.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise UserError(f"The initial weights of {source} contain a number that is not finite, in {name}.")

@@ -15,12 +15,13 @@ from frskd_train.errors import exit_process, keep_until_exit
 from frskd_train.meter import TrainMeter, learning_note
 from frskd_train.nonfinite import NonfiniteGuard
 from frskd_train.optim import check_optimizer, create_optimizer, create_scheduler
-from frskd_train.parse import flat, write_recipe
 from frskd_train.progress import Progress
+from frskd_train.recipe import write_recipe
 from frskd_train.report import run as report
+from frskd_train.resume import check_resume
 from frskd_train.run_folder import Resume, RunFolder, choose_folder, find_resume
-from frskd_train.run_state import RunState, check_resume
-from frskd_train.settings import Settings
+from frskd_train.run_state import RunState
+from frskd_train.settings import Settings, flat
 from frskd_train.signals import Interruptions
 from frskd_train.sync_batchnorm import broadcast_buffers, synchronise_norms
 from frskd_train.tasks import choose_job
@@ -58,9 +59,8 @@ class Trainer:
         if resume is not None:
             self._resume(resume)
         if self.is_main:
-            self.folder.write(
-                "config.yaml", write_recipe(settings, f"All settings of the run {self.folder.path.name}.")
-            )
+            heading = f"All settings of the run {self.folder.path.name}."
+            self.folder.write("config.yaml", write_recipe(settings, heading))
         trackers = {name: str(value) for name, value in flat(settings).items()}
         self.accelerator.init_trackers("frskd_timm", config=trackers)
 

@@ -1,4 +1,4 @@
-"""Random settings, nonsense too, on random small data: a result or a sentence, never another traceback."""
+"""Random settings, random data, damaged recipes: always a result or an error message, never a traceback."""
 
 import shutil
 import typing
@@ -15,10 +15,12 @@ from pictures import encoded, picture, save, split
 from runs import train_here
 
 from frskd_timm.errors import UserError
-from frskd_train import parse
-from frskd_train import settings as settings_module
 from frskd_train.constraints import OneOf, Range
 from frskd_train.errors import SettingsError
+from frskd_train.parse import parse_settings
+from frskd_train.recipe import RECIPES, write_recipe
+from frskd_train.settings import Settings, declared, default_settings
+from frskd_train.settings import flag as flag_of
 
 WORDS: dict[str, st.SearchStrategy] = {
     "model": st.sampled_from(["test_resnet", "test_vit", "test_convnext", "no_model", "wide_resnet16_2_frskd"]),
@@ -26,16 +28,19 @@ WORDS: dict[str, st.SearchStrategy] = {
     "aa": st.sampled_from(["rand-m9-mstd0.5", "original", "nonsense", "rand", ""]),
     "self_teacher": st.sampled_from(["bifpn", "bifpnc", "nonsense"]),
     "feature_loss": st.sampled_from(["attention", "fitnet", "overhaul", "nonsense"]),
-    "model_kwargs": st.dictionaries(st.sampled_from(["patch_size", "-"]), st.sampled_from(["4", "[", "x"]), max_size=1),
+    "model_kwargs": st.dictionaries(
+        st.sampled_from(["patch_size", "-", "features_only", "global_pool"]), st.sampled_from(["4", "[", "", "True"]),
+        max_size=1),
     "opt_kwargs": st.dictionaries(st.sampled_from(["eps", "nonsense"]), st.sampled_from(["1e-6", "x"]), max_size=1),
-    "tag": st.text(max_size=8),
+    "tag": st.text(max_size=8) | st.just("../x"),
     "license": st.sampled_from(["mit", "nonsense"]),
     "train_split": st.sampled_from(["train", "test", "all", ""]),
     "val_split": st.sampled_from(["train", "test", "nowhere"]),
     "input_key": st.sampled_from(["image", "label"]),
     "target_key": st.sampled_from(["label", "image", "x"]),
     "initial_checkpoint": st.sampled_from(["nowhere.pth", str(ROOT / "LICENSE")]),
-    "report_to": st.sampled_from(["nonsense"]),
+    "report_to": st.lists(st.sampled_from(["nonsense", "wandb,", "tensorboard"]), min_size=1),
+    "mean": st.lists(st.floats(0, 1), min_size=1, max_size=3).map(lambda values: list(map(str, values))),
     "baseline": st.lists(st.sampled_from(["nowhere"]), min_size=1, max_size=1),
 }  # fmt: skip
 # Left as they are: places, other tests' subjects, what costs minutes, or would reach for the network.
@@ -47,7 +52,7 @@ COUNTS = {"epochs": 2, "img_size": 64, "teacher_width": 3, "teacher_depth": 3, "
 
 def flags_of(name: str, hint: Any) -> st.SearchStrategy[list[str]]:
     """Flags for one setting: mostly within its bounds, sometimes not."""
-    flag = parse.flag(name)
+    flag = flag_of(name)
     kind, bounds = hint, []
     if typing.get_origin(kind) is typing.Annotated:
         kind, *bounds = typing.get_args(kind)
@@ -63,7 +68,7 @@ def flags_of(name: str, hint: Any) -> st.SearchStrategy[list[str]]:
         if typing.get_origin(kind) is typing.Annotated:
             kind, *bounds = typing.get_args(kind)
     if kind is bool:
-        return st.sampled_from([flag, parse.flag(f"no_{name}")]).map(lambda text: [text])
+        return st.sampled_from([flag, flag_of(f"no_{name}")]).map(lambda text: [text])
     if typing.get_origin(kind) is tuple:
         number = st.integers(0, 3) if int in typing.get_args(kind) else st.floats(0, 2)
         return st.lists(number, min_size=0, max_size=3).map(lambda values: [flag, *map(str, values)])
@@ -80,7 +85,7 @@ def flags_of(name: str, hint: Any) -> st.SearchStrategy[list[str]]:
 
 def any_settings() -> st.SearchStrategy[list[str]]:
     hints = {}
-    for group in settings_module.Settings.__dataclass_fields__.values():
+    for group in Settings.__dataclass_fields__.values():
         hints |= typing.get_type_hints(group.type, include_extras=True)  # type: ignore[arg-type]
     one = st.sampled_from(sorted(set(hints) - APART)).flatmap(lambda name: flags_of(name, hints[name]))
     return st.lists(one, max_size=6).map(lambda several: [flag for flags in several for flag in flags])
@@ -114,9 +119,44 @@ def any_outcome(flags: list[str], seed: int, sizes: tuple[int, int], place: Path
         shutil.rmtree(place)
 
 
+SLOW = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
+ODD = ["null", "yes", "[]", "[1, [2]]", "{a: {b: 1}}", "{a: 1}", "{--lr: 1}", "-1", ".inf", ".nan", "1e999",
+       "--push-to-hub", "['--lr', '3']", "2001-99-99", "9" * 5000, '"\\0"', "&a [*a]", "!!python/object:os.system x",
+       "{" * 2000, "*x", ""]  # fmt: skip
+KEYS = st.sampled_from(sorted(declared(Settings))) | st.sampled_from(["learning_rate", "1", "? [1]", "<<", "help"])
+VALUES = st.sampled_from(ODD) | st.text(max_size=6) | st.floats().map(str)
+LINES = st.tuples(KEYS, VALUES).map(lambda pair: f"{pair[0]}: {pair[1]}".encode()) | st.binary(max_size=8)
+FLAGS = KEYS.map(flag_of) | VALUES | st.tuples(KEYS.map(flag_of), VALUES).map("=".join)
+BASES = [*(write_recipe(default_settings(task), "x") for task in ("classification", "segmentation")),
+         (RECIPES / "finetune.yaml").read_text(encoding="utf-8")]  # fmt: skip
+
+
+@hypothesis_settings(max_examples=80, derandomize=True, **SLOW)  # type: ignore[arg-type]
+@given(
+    base=st.sampled_from(BASES),
+    damage=st.lists(st.tuples(st.integers(0, 120), LINES), max_size=4),
+    flags=st.lists(FLAGS, max_size=4) | st.just([]),
+    flag=st.sampled_from(["--config", "--resume"]),
+)
+def test_damaged_recipes_and_flags_end_in_settings_or_a_sentence(
+    base: str, damage: list[tuple[int, bytes]], flags: list[str], flag: str, tmp_path: Path
+) -> None:
+    lines = base.encode().splitlines()
+    for place, line in damage:
+        lines[place % len(lines)] = line
+    (tmp_path / "config.yaml").write_bytes(b"\n".join(lines))
+    try:
+        parse_settings([flag, str(tmp_path if flag == "--resume" else tmp_path / "config.yaml"), *flags])
+    except SettingsError as error:
+        sentence = str(error)
+        assert "\n" not in sentence
+        assert 20 < len(sentence) < 1000
+    except SystemExit as end:  # a value that cannot be parsed; tyro has printed the message
+        assert end.code == 2 or "--help" in flags  # noqa: PT017
+
+
 SIZES = st.tuples(st.integers(8, 24) | st.integers(0, 8), st.integers(0, 9))
 ANYTHING = given(flags=any_settings(), seed=st.integers(0, 2**20), sizes=SIZES)
-SLOW = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
 
 
 @hypothesis_settings(max_examples=12, derandomize=True, **SLOW)  # type: ignore[arg-type]

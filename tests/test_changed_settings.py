@@ -1,37 +1,43 @@
-"""A run that goes on with other settings, data or processes."""
+"""Runs that are resumed with other settings, data or processes, and runs that start from other weights."""
 
+import os
+import re
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import timm
 import torch
 from runs import STATE, checkpoints
 from torch import nn
 
 from frskd_timm.errors import UserError
-from frskd_train import parse
-from frskd_train import settings as settings_module
 from frskd_train.checkpoint import load_state, restore
-from frskd_train.errors import SettingsError
-from frskd_train.run_state import _FIXED, _FREE, check_resume
+from frskd_train.constraints import FIXED, FREE, PRIVATE
+from frskd_train.resume import check_resume
+from frskd_train.settings import ModelSettings, Settings, declared, fields, flag
+from frskd_train.students import build_student
+
+DATA: Any = SimpleNamespace(num_classes=5, preprocessing=SimpleNamespace(input_size=(3, 32, 32)))
+NOW = {"fingerprint": "f", "train_rows": 24, "data_mode": "memory", "global_batch": 8, "processes": 1}
 
 
 def test_every_setting_is_refused_said_or_free_at_resume() -> None:
-    names = [field.name for _, field in parse.fields()]
-    assert len(names) == len(set(names))
-    assert set(_FIXED) | set(_FREE) <= set(names)
-    assert not set(_FIXED) & set(_FREE)
-    now = dict.fromkeys(names, "new") | {"epochs": 9}
-    for name in set(names) - {"epochs"}:
-        state = {**STATE, "settings": {**now, name: "old"}}
-        facts = {"fingerprint": "f", "train_rows": 1, "data_mode": "memory", "global_batch": 8, "processes": 1}
-        flag = parse.flag(name)
-        if name in _FIXED:
-            with pytest.raises(UserError, match=f"^{flag} is new now but was old"):
-                check_resume(state, now, facts)
+    now = {field.name: "new" for _, field in fields()} | {"epochs": 9}
+    for name, facts in declared(Settings).items():
+        assert len({FIXED, FREE, PRIVATE} & set(facts)) <= 1
+        if name == "epochs":
+            continue
+        state = {**STATE, **NOW, "settings": {**now, name: "old"}}
+        if FIXED in facts:
+            with pytest.raises(UserError, match=f"^{flag(name)} is new now but was old"):
+                check_resume(state, now, NOW)
         else:
-            said = check_resume(state, now, facts)
-            assert said == ([] if name in _FREE else [f"{flag} is new from here on (was old)"])
+            silent = FREE in facts or PRIVATE in facts
+            assert check_resume(state, now, NOW) == ([] if silent else [f"{flag(name)} is new from here on (was old)"])
+    assert len(list(fields())) == len(declared(Settings))  # no name twice
 
 
 @pytest.mark.parametrize(
@@ -39,18 +45,18 @@ def test_every_setting_is_refused_said_or_free_at_resume() -> None:
     [
         ({"train_num_samples": 9}, {"fingerprint": "g"}, "fingerprint g, was f; --train-num-samples is 9, was 8"),
         ({}, {"fingerprint": "g"}, "fingerprint g, was f"),
-        ({}, {"train_rows": 23}, "23 training images now but were 24"),
-        ({}, {"global_batch": 16, "processes": 2}, r"16 images now \(2 process\(es\)\) but took 8; set --batch-size 4"),
-        ({"epochs": 1}, {}, "--epochs is 1 now, but this run is in epoch 2"),
+        ({}, {"train_rows": 23}, "23 training images now .* 24"),
+        ({}, {"global_batch": 16, "processes": 2}, r"16 images now \(2 process.* 8 .*set --batch-size 4\."),
+        ({}, {"global_batch": 6, "processes": 3}, "6 images now .* 8 .*start 2 .* --batch-size 4"),
+        ({"epochs": 1}, {}, "--epochs is 1 now.* epoch 2"),
     ],
 )
 def test_what_may_not_change_is_refused(settings: dict[str, Any], facts: dict[str, Any], words: str) -> None:
     was = {"epochs": 3, "train_num_samples": 8}
-    state = {**STATE, "epoch": 1, "step": 2, "train_rows": 24, "data_mode": "memory", "settings": was}
-    now = {"fingerprint": "f", "train_rows": 24, "data_mode": "memory", "global_batch": 8, "processes": 1}
-    assert check_resume(state, was, now) == []
+    state = {**STATE, **NOW, "epoch": 1, "step": 2, "settings": was}
+    assert check_resume(state, was, NOW) == []
     with pytest.raises(UserError, match=words):
-        check_resume(state, {**was, **settings}, {**now, **facts})
+        check_resume(state, {**was, **settings}, {**NOW, **facts})
 
 
 def test_changed_numbers_of_the_optimizer_are_honoured(tmp_path: Path) -> None:
@@ -62,15 +68,37 @@ def test_changed_numbers_of_the_optimizer_are_honoured(tmp_path: Path) -> None:
     assert changed.state[module.weight]["momentum_buffer"].abs().sum() > 0
 
 
-def test_recipes_of_older_versions_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = {field.name for _, field in parse.fields()}
-    assert set(settings_module.RENAMED.values()) <= names
-    assert not set(settings_module.RENAMED) & names
-    (tmp_path / "old.yaml").write_text("learning-rate: 0.3\n")
-    with pytest.raises(SettingsError, match="unknown setting 'learning-rate'"):
-        parse.read_recipe(str(tmp_path / "old.yaml"))
-    monkeypatch.setitem(settings_module.RENAMED, "learning_rate", "lr")
-    assert parse.read_recipe(str(tmp_path / "old.yaml")).optimizer.lr == 0.3
-    facts = {"fingerprint": "f", "train_rows": 1, "data_mode": "memory", "global_batch": 8, "processes": 1}
-    state = {**STATE, "settings": {"learning_rate": 0.1}}
-    assert check_resume(state, {"lr": 0.3, "epochs": 2}, facts) == ["--lr is 0.3 from here on (was 0.1)"]
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("module.pth.tar", lambda w: {"state_dict": {f"module.{k}": v for k, v in w.items()}, "args": Namespace(lr=1)}),
+        ("compiled.pth", lambda w: {"state_dict": {f"_orig_mod.{k}": v for k, v in w.items()}}),
+        ("model.pth", lambda w: {"model": w, "optimizer": {}}),
+        ("ema.pth.tar", lambda w: {"state_dict": {k: v * 0 for k, v in w.items()}, "state_dict_ema": w}),
+    ],
+)
+def test_checkpoints_of_timms_training_initialise_a_student(name: str, content: Any, tmp_path: Path) -> None:
+    weights = timm.create_model("test_resnet", num_classes=3).state_dict()
+    torch.save(content(weights), tmp_path / name)
+    settings = ModelSettings(model="test_resnet", initial_checkpoint=str(tmp_path / name))
+    found = build_student(settings, {}, DATA).state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in found.items() if not key.startswith("fc."))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (lambda w: {"state_dict": w, "code": os.system}, "executing code"),
+        (lambda w: [1], "executing code"),
+        (lambda w: {k: v for k, v in w.items() if "conv1" not in k}, "missing"),
+        (lambda w: {k: v * float("nan") for k, v in w.items()}, "not finite"),
+    ],
+)
+def test_initial_weights_that_cannot_be_used_are_named_before_training(
+    content: Any, words: str, tmp_path: Path
+) -> None:
+    torch.save(content(timm.create_model("test_resnet").state_dict()), tmp_path / "w.pth")
+    settings = ModelSettings(model="test_resnet", initial_checkpoint=str(tmp_path / "w.pth"))
+    with pytest.raises(UserError, match=rf"w\.pth.*{words}") as caught:
+        build_student(settings, {}, DATA)
+    assert not re.search(r"weights_only|\x1b", str(caught.value))

@@ -19,7 +19,8 @@ from frskd_timm.segmentation import SegmentationStudent
 from frskd_timm.teachers import SELF_TEACHERS
 from frskd_train import settings
 from frskd_train.errors import SettingsError
-from frskd_train.parse import fields, flag, parse_evaluation, parse_settings
+from frskd_train.parse import parse_evaluation, parse_settings
+from frskd_train.settings import fields, flag
 from frskd_train.timm_flags import TRAIN, VALIDATE
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

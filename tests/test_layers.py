@@ -49,11 +49,13 @@ def test_the_library_imports_downwards(path: Path) -> None:
 
 
 def test_settings_and_parsing_need_no_torch() -> None:
-    for name in ("settings", "constraints", "timm_flags", "parse", "errors", "distributed", "__init__"):
-        for module in imports(ROOT / "frskd_train" / f"{name}.py"):
+    names = ("constraints", "suggest", "recipe", "timm_flags", "parse", "errors", "distributed", "__init__")
+    package = ROOT / "frskd_train"
+    for path in [*(package / f"{name}.py" for name in names), *(package / "settings").glob("*.py")]:
+        for module in imports(path):
             top = module.split(".")[0]
-            assert top not in {"timm", "accelerate", "datasets", "frskd_timm"}, f"{name} imports {module}"
-            assert top != "torch" or module.startswith("torch.distributed"), f"{name} imports {module}"  # in a function
+            assert top not in {"timm", "accelerate", "datasets", "frskd_timm"}, f"{path.name} imports {module}"
+            assert top != "torch" or module.startswith("torch.distributed"), f"{path.name}: {module}"  # in a function
 
 
 def test_the_loop_is_readable_in_one_sitting() -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,10 @@ from frskd_timm.errors import UserError
 from frskd_timm.export.load import load_export
 from frskd_train import optim
 from frskd_train.constraints import keyword_arguments
-from frskd_train.parse import flat, parse_settings, read_recipe
+from frskd_train.errors import SettingsError
+from frskd_train.parse import parse_settings, read_recipe
+from frskd_train.recipe import write_recipe
+from frskd_train.settings import flat
 from tools import make_sample, official_splits
 
 ALL = sorted((ROOT / "frskd_train" / "recipes").glob("*.yaml"))
@@ -180,7 +184,7 @@ def test_keyword_arguments_are_literals_or_text(word: str, value: object) -> Non
 
 @pytest.mark.parametrize("flags", [["--opt", "sdg"], ["--opt", "sgd", "--opt-kwargs", "ns_steps=3"]])
 def test_an_optimizer_is_refused_before_data_are_read(flags: list[str], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"optimizer '{flags[1]}'"):
+    with pytest.raises(UserError, match=f"ptimizer '{flags[1]}'"):
         train_here(*flags, "--dataset", tmp_path / "nowhere")
 
 
@@ -188,3 +192,71 @@ def test_the_check_of_an_optimizer_draws_no_random_numbers() -> None:
     before = torch.get_rng_state()
     optim.check_optimizer(parse_settings([]).optimizer)
     assert torch.equal(torch.get_rng_state(), before)  # else a seed would no longer give the same student
+
+
+def test_a_published_recipe_holds_nothing_of_one_machine(tmp_path: Path) -> None:
+    private = [
+        "--push-to-hub",
+        "me/x",
+        "--report-to",
+        "wandb,tensorboard",
+        "--output-dir",
+        str(tmp_path / "run"),
+        "--threads",
+        "3",
+        "--workers",
+        "7",
+        "--baseline",
+        str(tmp_path),
+        "--initial-checkpoint",
+        "/w.pth",
+    ]
+    settings = parse_settings(["--dataset", str(tmp_path), "--mean", "0.5", "--lr", "0.3", *private])
+    assert settings.run.report_to == ("wandb", "tensorboard")
+    text = write_recipe(settings, "A recipe.", portable=True)
+    for word in ("me/x", "wandb", "threads", "workers", str(tmp_path), "w.pth"):
+        assert word not in text
+    assert re.search("^# --dataset .*has to be given", text, re.M)
+    (tmp_path / "recipe.yaml").write_text(text)
+    again = parse_settings(["--config", str(tmp_path / "recipe.yaml")])
+    assert (again.optimizer, again.preprocessing) == (settings.optimizer, settings.preprocessing)
+    assert (again.data, again.run.push_to_hub, again.loop.threads) == (parse_settings([]).data, None, None)
+    assert "dataset: me/images\n" in write_recipe(parse_settings(["--dataset", "me/images"]), "", portable=True)
+
+
+def test_a_recipe_is_found_by_name() -> None:
+    for recipe in ALL:
+        assert flat(parse_settings(["--config", recipe.stem])) == flat(read_recipe(str(recipe))) | {
+            "config": recipe.stem
+        }
+    with pytest.raises(SettingsError, match=r"cifar100_resnet9 .*cifar100_resnet18"):
+        parse_settings(["--config", "cifar100_resnet9"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--color-jitter", "inf"], "--color-jitter .*finite"),
+        (["--alpha", "nan"], "--alpha .*finite"),
+        (["--class-weights", "1", "inf", "--task", "segmentation"], "--class-weights .*finite"),
+        (["--mean", "0.5", "0.5"], "--mean .* 3 "),
+        (["--std", "0"], "--std .*above 0"),
+        (["--scale", "0.9", "0.1"], "--scale .*smaller"),
+        (["--model-kwargs", "features_only=True"], "features_only"),
+        (["--model-kwargs", "num_classes=3"], "--num-classes"),
+        (["--self-teacher", "x"], "bifpnc"),
+        (["--momentun", "1"], "--momentum"),
+        (["--bce-loss"], "--smoothing"),
+        *((["--tag", tag], "--tag .*letters") for tag in ("../x", ".hidden", "a b", "a/b", "x" * 65, "")),
+        (["--tag", "a\nb"], "control character"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_refused_by_name(flags: list[str], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        parse_settings(flags)
+
+
+@pytest.mark.parametrize(("tracker", "words"), [("nonsense", "tensorboard"), ("dvclive", "pip install dvclive")])
+def test_a_tracker_that_cannot_be_used_is_refused_before_data_are_read(tracker: str, words: str) -> None:
+    with pytest.raises(UserError, match=f"--report-to {tracker} .*{words}"):
+        train_here("--report-to", tracker, "--dataset", "nowhere")

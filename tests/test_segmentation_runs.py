@@ -23,7 +23,9 @@ from frskd_timm.segmentation import SegmentationStudent
 from frskd_train import parse
 from frskd_train.data.voc import VOC_CLASSES
 from frskd_train.errors import SettingsError
+from frskd_train.recipe import write_recipe
 from frskd_train.report.student_folder import StudentFolder
+from frskd_train.settings import flat
 
 
 def test_a_run_leaves_what_it_promises(places: Path, whole_masks: Path, capsys: pytest.CaptureFixture) -> None:
@@ -172,9 +174,9 @@ def test_settings_of_either_task_make_a_recipe_of_it(tmp_path: Path) -> None:
     for task, foreign in (("segmentation", "mixup"), ("classification", "decoder_layers")):
         settings = parse.parse_settings(["--task", task, "--lr", "0.5"])
         recipe = tmp_path / f"{task}.yaml"
-        recipe.write_text(parse.write_recipe(settings, "A recipe."), encoding="utf-8")
+        recipe.write_text(write_recipe(settings, "A recipe."), encoding="utf-8")
         assert f"{foreign}:" not in recipe.read_text(encoding="utf-8")
-        assert parse.flat(parse.parse_settings(["--config", str(recipe)])) == {
-            **parse.flat(settings), "config": str(recipe)
+        assert flat(parse.parse_settings(["--config", str(recipe)])) == {
+            **flat(settings), "config": str(recipe)
         }  # fmt: skip
     assert METHODS.keys() == {"classification", "segmentation"}

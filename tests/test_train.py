@@ -26,8 +26,7 @@ from frskd_train import device
 from frskd_train.checkpoint import latest_checkpoint
 from frskd_train.data.source import find_source
 from frskd_train.errors import SettingsError
-from frskd_train.parse import flag
-from frskd_train.settings import DataSettings, LoopSettings
+from frskd_train.settings import DataSettings, LoopSettings, flag
 from frskd_train.students import load_for_evaluation, refuse_size
 
 PLAIN_LOADER = """

@@ -30,18 +30,15 @@ from frskd_train.data.source import SAMPLE_NAME
 from frskd_train.device import start_accelerator
 from frskd_train.errors import exit_with_error
 from frskd_train.meter import evaluate
-from frskd_train.parse import flat, read_recipe, write_recipe
+from frskd_train.parse import read_recipe
+from frskd_train.recipe import differences, write_recipe
 from frskd_train.report.card import write_card
 from frskd_train.report.run import read_baseline
-from frskd_train.settings import DataSettings, LoopSettings, MethodSettings, Settings
+from frskd_train.settings import DataSettings, LoopSettings, Settings, flat
 from tools import zoo
 
 HALF_MAY_COST = 0.02  # points of top-1 that half precision may change; beyond, float32 ships
 PICTURE_WIDTH = 1000  # pixels
-# Settings in which a run and its baseline may differ.
-_FREE = {field.name for field in dataclasses.fields(MethodSettings)}
-_FREE |= {"seed", "threads", "workers", "tag", "license", "baseline", "config", "output_dir", "resume", "export"}
-_FREE |= {"checkpoint_hist", "checkpoint_minutes", "val_interval", "log_interval", "push_to_hub", "hub_private"}
 
 
 def ship(
@@ -170,12 +167,12 @@ def _baseline(
     """The runs' scores, measured as the student's are."""
     found = read_baseline([str(run) for run in runs])
     for run, entry in zip(runs, found["runs"], strict=True):
-        own, other = flat(settings), flat(_finished(Path(run))[0])
-        different = _different(own, other)
+        other = _finished(Path(run))[0]
+        different = differences(settings, other)
         if different:
             raise UserError(
-                f"--baseline {run} is another recipe's: {different[0]} is {other[different[0]]} there and "
-                f"{own[different[0]]} in the run."
+                f"--baseline {run} is another recipe's: {different[0]} is {flat(other)[different[0]]} there and "
+                f"{flat(settings)[different[0]]} in the run."
             )
         entry["top1"] = round(_score(load_export(Path(run) / "student"), data, accelerator)["top1"], 4)
     scores = [entry["top1"] for entry in found["runs"]]
@@ -187,16 +184,10 @@ def _kept_baseline(folder: Path, settings: Settings) -> dict[str, Any] | None:
     """The baseline that ships in `folder`, if it is this recipe's too."""
     if not (folder / "recipe.yaml").is_file():
         return None
-    # compared in the public form, in which one machine's folders do not appear
-    if _different(flat(_public(settings)), flat(read_recipe(str(folder / "recipe.yaml")))):
+    if differences(settings, read_recipe(str(folder / "recipe.yaml"))):
         return None
     metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     return metrics["baseline"]
-
-
-def _different(own: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Names of the settings that make two recipes two, beyond the method."""
-    return sorted(key for key in own if key not in _FREE and own[key] != other[key])
 
 
 def _write(
@@ -210,7 +201,7 @@ def _write(
             if (run / picture).is_file():
                 _shrink(run / picture, aside / picture)
         heading = f"The settings that made {metrics['model']}, tag {metrics['tag']}."
-        (aside / "recipe.yaml").write_text(write_recipe(_public(settings), heading), encoding="utf-8")
+        (aside / "recipe.yaml").write_text(write_recipe(settings, heading, portable=True), encoding="utf-8")
         text = json.dumps(metrics, indent=2, ensure_ascii=False) + "\n"
         (aside / "metrics.json").write_text(text, encoding="utf-8")
         write_card(aside, metrics)
@@ -233,14 +224,6 @@ def _write(
         half=half,
         finish=complete,
     )
-
-
-def _public(settings: Settings) -> Settings:
-    """The settings without places on one machine."""
-    place = Path(settings.data.dataset)
-    data = dataclasses.replace(settings.data, dataset=f"data/{place.name}") if place.is_absolute() else settings.data
-    run = dataclasses.replace(settings.run, baseline=(), push_to_hub=None)
-    return dataclasses.replace(settings, data=data, run=run, loop=dataclasses.replace(settings.loop, threads=None))
 
 
 def _shrink(picture: Path, target: Path) -> None:

@@ -20,8 +20,8 @@ from frskd_timm.errors import UserError
 from frskd_timm.task import StudentTask
 from frskd_train.data.dataset import TrainingData
 from frskd_train.device import machine_name
-from frskd_train.parse import write_recipe
 from frskd_train.progress import duration
+from frskd_train.recipe import write_recipe
 from frskd_train.report.card import write_card
 from frskd_train.report.figures import curves_figure
 from frskd_train.report.onnx import export_onnx
@@ -144,7 +144,8 @@ def finish_run(
     def complete(aside: Path) -> None:
         for picture in pictures:
             (aside / picture.name).write_bytes(picture.read_bytes())
-        recipe = write_recipe(job.settings, f"The settings that made {metrics['model']}, tag {metrics['tag']}.")
+        heading = f"The settings that made {metrics['model']}, tag {metrics['tag']}."
+        recipe = write_recipe(job.settings, heading, portable=True)
         (aside / "recipe.yaml").write_text(recipe, encoding="utf-8")
         write_card(aside, metrics)
 

@@ -27,7 +27,7 @@ from frskd_train.report.card import write_backbone_card
 from frskd_train.report.segmentation_figures import segmentation_figure
 from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, Settings, default_settings
-from frskd_train.students import default_cfg
+from frskd_train.students import default_cfg, refuse_nonfinite_weights
 from frskd_train.tasks.base import Job
 
 PICTURED = 5  # validation images on the picture
@@ -83,6 +83,7 @@ class SegmentationJob(Job):
                 load_backbone(student)
             except WeightsUnavailableError as error:
                 self.notes.append(f"{error} The backbone starts from random weights.")
+            refuse_nonfinite_weights(student, model.model)
         if model.grad_checkpointing:
             student.set_grad_checkpointing(True)
         return student

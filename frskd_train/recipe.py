@@ -1,0 +1,126 @@
+"""Recipes: YAML files with one setting per line, read into flags and written from settings."""
+
+import dataclasses
+import datetime
+import os
+import re
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from frskd_train.constraints import LOCAL, PRIVATE
+from frskd_train.errors import SettingsError
+from frskd_train.settings import Settings, declared, fields, flag, flat, foreign
+from frskd_train.suggest import suggest
+
+RECIPES = Path(__file__).parent / "recipes"
+_PLAIN = str | int | float | datetime.date | None  # what YAML makes of one word
+
+
+def find_recipe(name: str) -> str:
+    """Returns the path of a recipe: that of a file, or of an included recipe by its name.
+
+    Raises:
+        SettingsError: There is no such recipe.
+    """
+    if os.path.isfile(name):
+        return name
+    included = {path.stem: str(path) for path in RECIPES.glob("*.yaml")}
+    if name.removesuffix(".yaml") not in included:
+        hint = suggest(Path(name).stem, included, f"included are {', '.join(sorted(included))}")
+        raise SettingsError(f"--config {name} is neither a file nor the name of an included recipe{hint}")
+    return included[name.removesuffix(".yaml")]
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """Reads the settings of a recipe by their names; `-` and `_` are the same.
+
+    Raises:
+        SettingsError: The file cannot be read, is not YAML, or does not hold one plain value per setting.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"The recipe {path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # no UTF-8, impossible dates, too deep
+        raise SettingsError(f"The recipe {path} is not valid YAML: {' '.join(str(error).split())[:300]}.") from error
+    if not isinstance(content, dict | None) or not all(isinstance(key, str) for key in content or ()):
+        raise SettingsError(f"The recipe {path} must contain one setting per line, such as `batch_size: 128`.")
+    for key, value in (content or {}).items():
+        words = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        if not all(isinstance(word, _PLAIN) for word in words):
+            raise SettingsError(f"The recipe {path} has a nested value for '{key}'; a word or a list is right.")
+    return {key.replace("-", "_"): value for key, value in (content or {}).items()}
+
+
+def as_flags(content: Mapping[str, Any]) -> list[str]:
+    """Returns the settings of a recipe as flags, so that recipes and command lines are parsed and checked alike.
+
+    Raises:
+        SettingsError: A word of a list could be taken for a flag.
+    """
+    switches = {
+        setting.name for _, setting in fields() if setting.type is bool or bool in typing.get_args(setting.type)
+    }
+    tokens: list[str] = []
+    for name, value in content.items():
+        if isinstance(value, bool) and name in switches:
+            tokens.append(flag(name) if value else flag(f"no_{name}"))
+        elif isinstance(value, dict | list):
+            words = [f"{key}={part}" for key, part in value.items()] if isinstance(value, dict) else map(str, value)
+            tokens += [flag(name), *words]
+            wrong = next((word for word in tokens[-len(value) :] if value and re.match(r"-[^\d.]", word)), None)
+            if wrong is not None:
+                raise SettingsError(f"A word of {flag(name)} in a recipe may not begin with '-', as {wrong} does.")
+        else:
+            tokens.append(f"{flag(name)}={value}")
+    return tokens
+
+
+def write_recipe(settings: Settings, heading: str, portable: bool = False) -> str:
+    """Writes settings as a recipe; `train.py --config` reads the same settings from it.
+
+    Args:
+        settings: The settings of a run. Its folder and whether it was resumed are left out.
+        heading: First line, a comment.
+        portable: Leave out what belongs to one machine or account, so that others can use the recipe. Local paths
+            are replaced by a comment.
+    """
+    values, facts = flat(settings), declared(Settings)
+    left_out = {"config", "output_dir", "resume", *foreign(settings.model.task)}
+    if portable:
+        left_out |= {name for name in values if PRIVATE in facts[name]}
+    lines = [f"# {heading}"]
+    for group in dataclasses.fields(Settings):
+        kind = typing.cast(Any, group.type)
+        names = [setting.name for setting in dataclasses.fields(kind) if setting.name not in left_out]
+        if names:
+            lines.append(f"\n# {kind.__doc__}")
+        for name in names:
+            if portable and LOCAL in facts[name] and _is_path(name, values[name]):
+                lines.append(f"# {flag(name)} was a path on the author's machine and has to be given.")
+                continue
+            value = yaml.safe_dump(values[name], default_flow_style=True, width=1000)
+            lines.append(f"{name}: {value.removesuffix('...' + chr(10)).strip()}")
+    return "\n".join(lines) + "\n"
+
+
+def differences(own: Settings, other: Settings) -> list[str]:
+    """Names the settings that make two recipes different: all but the method, the seed and what is private."""
+    mine, theirs, facts = flat(own), flat(other), declared(Settings)
+    compared = [setting.name for group, setting in fields() if group not in ("method", "run")]
+    different = [name for name in compared if mine[name] != theirs[name] and name != "seed"]
+    return [
+        name
+        for name in different
+        if PRIVATE not in facts[name] and not (LOCAL in facts[name] and _is_path(name, mine[name]))
+    ]
+
+
+def _is_path(name: str, value: str | None) -> bool:
+    if name == "model" or value is None:
+        return bool(value and value.startswith("local-dir:"))
+    return value.startswith(("/", "~", ".")) or os.path.exists(value)

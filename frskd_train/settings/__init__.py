@@ -1,0 +1,83 @@
+"""All settings of a training run: typed, grouped, and documented where they are declared.
+
+A setting is a flag (`--batch-size 64`), a key of a recipe (`batch_size: 64`) and a line of a run's `config.yaml`.
+Names follow timm's `train.py`. What else is to be known of a setting stands in its annotation: its bounds, the task it
+belongs to, whether it may change when a run is resumed, and whether it is published (`frskd_train.constraints.Fact`).
+This package imports neither torch nor timm, so that `--help` and wrong flags answer immediately.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from frskd_train.constraints import CLASSIFICATION, SEGMENTATION
+from frskd_train.settings.data import DataSettings, PreprocessingSettings
+from frskd_train.settings.data import EvaluationSettings as EvaluationSettings
+from frskd_train.settings.data import FitSettings as FitSettings
+from frskd_train.settings.model import FEATURE_LOSSES as FEATURE_LOSSES
+from frskd_train.settings.model import SELF_TEACHERS as SELF_TEACHERS
+from frskd_train.settings.model import MethodSettings, ModelSettings, SegmentationSettings
+from frskd_train.settings.training import LoopSettings, OptimizerSettings, RunSettings
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of one run, group by group."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    method: MethodSettings = field(default_factory=MethodSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    preprocessing: PreprocessingSettings = field(default_factory=PreprocessingSettings)
+    segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    loop: LoopSettings = field(default_factory=LoopSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+
+
+def default_settings(task: str = "classification") -> Settings:
+    """Returns the defaults of a task: the included data, on a CPU, in a few minutes."""
+    if task != "segmentation":
+        return Settings()
+    return Settings(
+        model=ModelSettings(task="segmentation", model="resnet10t"),
+        method=MethodSettings(alpha=1.0, temperature=1.0),
+        data=DataSettings(dataset="fashion_mnist_scenes"),
+        preprocessing=PreprocessingSettings(smoothing=0.0),
+        segmentation=SegmentationSettings(decoder_layers=1, resize_range=(0.75, 1.33)),
+        optimizer=OptimizerSettings(opt="adamw", lr=5e-3, weight_decay=0.05, epochs=20, warmup_epochs=0.5),
+        loop=LoopSettings(batch_size=16),
+    )
+
+
+def fields() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Yields every setting as (attribute of its group, field)."""
+    for group in dataclasses.fields(Settings):
+        for setting in dataclasses.fields(typing.cast(Any, group.type)):
+            yield group.name, setting
+
+
+def flat(settings: Settings) -> dict[str, Any]:
+    """Returns every setting by its name, as plain YAML values."""
+    values = {setting.name: getattr(getattr(settings, group), setting.name) for group, setting in fields()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def flag(name: str) -> str:
+    """Returns the flag of a setting: batch_size -> --batch-size."""
+    return "--" + name.replace("_", "-")
+
+
+def declared(group: type) -> dict[str, tuple[Any, ...]]:
+    """Returns what each setting of a group (for `Settings`, of all groups) declares beside its type, by its name."""
+    hints = typing.get_type_hints(group, include_extras=True)
+    if group is Settings:
+        return {name: facts for part in hints.values() for name, facts in declared(part).items()}
+    return {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+
+
+def foreign(task: str) -> list[str]:
+    """Returns the settings that only another task has."""
+    other = SEGMENTATION if task == "classification" else CLASSIFICATION
+    return [name for name, facts in declared(Settings).items() if other in facts]

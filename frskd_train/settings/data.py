@@ -1,0 +1,134 @@
+"""Settings of the images, for training and for `validate.py`."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
+
+from tyro.conf import arg
+
+from frskd_train.constraints import (
+    CLASSIFICATION,
+    FIXED,
+    LOCAL,
+    PRIVATE,
+    Count,
+    Fraction,
+    NotNegative,
+    Positive,
+    Range,
+)
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where the images come from."""
+
+    dataset: Annotated[str, LOCAL] = "fashion_mnist_sample"
+    """The included sample, a folder of class folders, a folder written by datasets' save_to_disk, or a Hub id. For
+    segmentation fashion_mnist_scenes (composed on the fly), a folder like Pascal VOC's, or a dataset of masks."""
+    dataset_config: str | None = None
+    """Configuration name of a Hub dataset that has several."""
+    dataset_revision: str | None = None
+    """Branch, tag or commit of a Hub dataset."""
+    train_split: str | None = None
+    """Split to train on; by default `train`, or the whole of a dataset with one split."""
+    val_split: str | None = None
+    """Split to validate on; by default the first that exists of validation, val, valid and test."""
+    val_fraction: Annotated[float, Range(low=0, high=0.9)] = 0.1
+    """Fraction of the training split that is held out, stratified by class, if there is no validation split."""
+    input_key: str | None = None
+    """Column of the images; by default the only image column."""
+    target_key: str | None = None
+    """Column of the labels; by default the only class column, or label, labels, class, fine_label, target. For
+    segmentation the column of the masks."""
+    train_num_samples: Annotated[int | None, Count] = None
+    """Train on this many images only, balanced over the classes as far as possible, always the same ones."""
+    data_mode: Literal["auto", "memory", "stream"] = "auto"
+    """memory: decode once, keep as uint8, augment in batches. stream: decode in workers. auto: memory if it fits."""
+    memory_limit: Annotated[float, Positive, PRIVATE] = 2.0
+    """GiB of decoded images up to which `auto` keeps a dataset in memory."""
+    workers: Annotated[int, NotNegative, PRIVATE] = 2
+    """Decoding processes per training process when streaming."""
+    bad_images: Literal["stop", "skip"] = "stop"
+    """What to do with an unreadable image: stop and name it, or skip it (a stream trains on the next one) and count."""
+
+
+@dataclass(frozen=True)
+class PreprocessingSettings:
+    """Size, colours and augmentation of the images."""
+
+    img_size: Annotated[int | None, Range(low=8, high=4096), FIXED] = None
+    """Height and width in pixels; by default the size of the data if all images share one of at most 64, else the
+    model's. For segmentation the size of the training crops, by default that of the data up to 512."""
+    in_chans: Annotated[Literal[1, 3], FIXED] = 3
+    """Input channels of the student; gray images are repeated to 3."""
+    mean: Annotated[tuple[float, ...] | None, Fraction] = None
+    """Mean per channel (or one number for all) of images in 0..1; by default measured on the training data, or the
+    model's own with --pretrained."""
+    std: Annotated[tuple[float, ...] | None, Range(above=0, high=1)] = None
+    """Standard deviation per channel, likewise."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Resizing filter for training and validation."""
+    crop_pct: Annotated[float, Range(above=0, high=1), CLASSIFICATION] = 1.0
+    """Fraction of the resized image's side that the centre crop of the validation keeps."""
+    train_crop_mode: Annotated[Literal["auto", "pad", "rrc", "none"], CLASSIFICATION] = "auto"
+    """pad: random crop of the padded image. rrc: random resized crop. auto: pad up to 64 pixels, else rrc."""
+    crop_padding: Annotated[int | None, NotNegative, CLASSIFICATION] = None
+    """Pixels of padding on each side for `pad`; by default an eighth of the size (4 at 32)."""
+    scale: Annotated[tuple[float, float], Range(above=0, high=1), CLASSIFICATION] = (0.08, 1.0)
+    """Fraction of the area that rrc keeps, smallest and largest."""
+    ratio: Annotated[tuple[float, float], Positive, CLASSIFICATION] = (3 / 4, 4 / 3)
+    """Aspect ratio of rrc, smallest and largest."""
+    hflip: Annotated[float, Fraction] = 0.5
+    """Probability of a horizontal flip."""
+    vflip: Annotated[float, Fraction] = 0.0
+    """Probability of a vertical flip."""
+    color_jitter: Annotated[float, NotNegative] = 0.0
+    """Strength of random brightness, contrast and saturation; streams the data of a classification run."""
+    aa: Annotated[str | None, CLASSIFICATION] = None
+    """timm's AutoAugment / RandAugment policy, such as rand-m9-mstd0.5; streams the data."""
+    reprob: Annotated[float, Fraction, CLASSIFICATION] = 0.0
+    """Probability of random erasing."""
+    mixup: Annotated[float, NotNegative, CLASSIFICATION] = 0.0
+    """Mixup alpha (0.2 in the paper); 0 disables it."""
+    cutmix: Annotated[float, NotNegative, CLASSIFICATION] = 0.0
+    """CutMix alpha (1.0 in the paper); 0 disables it. With both, each batch uses one of the two."""
+    smoothing: Annotated[float, Range(low=0, high=0.99)] = 0.1
+    """Label smoothing of the cross-entropy terms (0 in the paper)."""
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How images are fitted to the network; by default as the model's own configuration says."""
+
+    img_size: Annotated[int | None, Range(low=8, high=4096)] = None
+    """Height and width of the network's input in pixels."""
+    crop_pct: Annotated[float | None, Range(above=0, high=1)] = None
+    """Fraction of the resized image's side that the centre crop keeps."""
+    crop_mode: Literal["center", "squash", "border"] | None = None
+    """center: resize the shorter side. squash: resize both. border: resize the longer side and fill the rest."""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """Resizing filter."""
+
+    def given(self) -> dict[str, Any]:
+        """Returns the settings that were given, by timm's names."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What `validate.py` measures."""
+
+    model: Annotated[str, arg(aliases=["-m"])]
+    """Folder of a run or of an exported student, or any timm name with weights (also `hf-hub:OWNER/NAME`)."""
+    data: DataSettings = field(default_factory=DataSettings)
+    fit: FitSettings = field(default_factory=FitSettings)
+    batch_size: Annotated[int, arg(aliases=["-b"]), Count] = 256
+    """Images per batch."""
+    amp: bool = False
+    """Mixed precision on hardware that supports it natively."""
+    amp_dtype: Literal["auto", "bfloat16", "float16"] = "auto"
+    """Data type of --amp."""
+    threads: Annotated[int | None, Count] = None
+    """CPU threads; all cores by default."""
+    output: str | None = None
+    """JSON file for the scores; by default evaluation-DATASET.json next to a local model, else none."""

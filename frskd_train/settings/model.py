@@ -1,0 +1,120 @@
+"""Settings of the student and of the method it is trained with."""
+
+import re
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from frskd_train.constraints import (
+    CLASSIFICATION,
+    FIXED,
+    LOCAL,
+    SEGMENTATION,
+    Count,
+    KeywordArguments,
+    NotNegative,
+    OneOf,
+    Positive,
+    Range,
+)
+
+
+def registered(folder: str) -> tuple[str, ...]:
+    """Lists the names that the files of a folder of `frskd_timm` register, read as text to avoid importing torch."""
+    spec = find_spec("frskd_timm")
+    home = Path((spec.submodule_search_locations or [""])[0]) if spec is not None else Path()
+    decorator = re.compile(r'^@\w+\.register\("(\w+)"\)', re.MULTILINE)
+    names = {name for file in (home / folder).glob("*.py") for name in decorator.findall(file.read_text("utf-8"))}
+    return tuple(sorted(names))
+
+
+SELF_TEACHERS = registered("teachers")
+FEATURE_LOSSES = registered("losses")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The student: any timm model."""
+
+    task: Annotated[Literal["classification", "segmentation"], FIXED] = "classification"
+    """What the student predicts: the class of an image, or of each of its pixels. Each has its own defaults."""
+    model: Annotated[str, FIXED, LOCAL] = "wide_resnet16_2_frskd"
+    """Name of the student: any of timm.list_models(), or a `local-dir:` / `hf-hub:` name. For segmentation the name
+    of the backbone, or efficientdet_d0 / efficientdet_d1."""
+    pretrained: Annotated[bool, FIXED] = False
+    """Start from timm's pretrained weights for this name (the classifier is replaced if the classes differ)."""
+    initial_checkpoint: Annotated[str | None, FIXED, LOCAL, CLASSIFICATION] = None
+    """Start from this file of weights (.safetensors, or .pth / .pth.tar as timm's train.py writes them; EMA weights
+    are preferred); a classifier of another size is left out."""
+    linear_probe: Annotated[bool, FIXED, CLASSIFICATION] = False
+    """Train the classifier alone; all other layers, including their running statistics, are frozen. Needs
+    --method ce."""
+    num_classes: Annotated[int | None, Count, FIXED, CLASSIFICATION] = None
+    """Number of outputs; by default, and at least, the number of classes in the data."""
+    drop: Annotated[float, Range(low=0, high=0.99), CLASSIFICATION] = 0.0
+    """Dropout rate before the student's classifier."""
+    drop_path: Annotated[float | None, Range(low=0, high=0.99)] = None
+    """Stochastic depth rate, for students that support it."""
+    model_kwargs: Annotated[KeywordArguments, FIXED] = field(default_factory=dict)
+    """Additional arguments of timm.create_model, such as --model-kwargs patch_size=4; no words clear them."""
+    grad_checkpointing: bool = False
+    """Trade time for memory in the student's backward pass."""
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """What is distilled, and how (FRSKD, arXiv 2103.08273)."""
+
+    method: Annotated[Literal["frskd", "ce"], FIXED] = "frskd"
+    """frskd: with the self-teacher. ce: the same student and recipe with cross-entropy only, the baseline."""
+    alpha: Annotated[float, NotNegative] = 2.0
+    """Weight of the soft-label loss KL(self-teacher, student)."""
+    beta: Annotated[float | None, NotNegative] = None
+    """Weight of the feature-map loss; 0 disables it. By default 100 for attention, 1 for fitnet, 1e-4 for overhaul;
+    half of that for segmentation."""
+    temperature: Annotated[float, Positive] = 4.0
+    """Softmax temperature T of the soft labels; the loss is multiplied by T squared."""
+    distill_schedule: Literal["constant", "ramp"] = "ramp"
+    """How alpha and beta change during training. constant: as in the paper. ramp: multiplied by exp(-5 (1 - t)^2),
+    where t goes from 0 to 1."""
+    distill_start: Annotated[float, Range(low=0)] = 0.0
+    """Epoch at which distillation starts; before it alpha and beta are 0, and t counts from it."""
+    self_teacher: Annotated[str, arg(metavar="|".join(SELF_TEACHERS)), OneOf(SELF_TEACHERS), FIXED, CLASSIFICATION] = (
+        "bifpnc"
+    )
+    """The self-teacher. bifpnc: channels follow the student's levels. bifpn: the same width at all levels."""
+    teacher_width: Annotated[int | None, Count, FIXED, CLASSIFICATION] = None
+    """bifpnc: multiple of each level's channels (default 2). bifpn: number of channels (default 256)."""
+    teacher_depth: Annotated[int, Count, FIXED, CLASSIFICATION] = 2
+    """Depthwise-pointwise repetitions in each fusion block of the self-teacher."""
+    teacher_repeats: Annotated[int, Count, FIXED] = 1
+    """Consecutive BiFPN layers of the self-teacher (for segmentation on top of those of the decoder)."""
+    teacher_lr_scale: Annotated[float, Positive] = 1.0
+    """Learning rate of the self-teacher as a multiple of the student's."""
+    teacher_detach: Annotated[bool, FIXED] = False
+    """Detach the feature maps given to the self-teacher, so that its cross-entropy does not train the backbone."""
+    feature_loss: Annotated[str, arg(metavar="|".join(FEATURE_LOSSES)), OneOf(FEATURE_LOSSES), FIXED] = "attention"
+    """The feature-map loss."""
+    feature_levels: Annotated[int, Count, FIXED, CLASSIFICATION] = 4
+    """Maximum number of levels of the student's pyramid that are used, coarsest first."""
+    sla: Annotated[bool, FIXED, CLASSIFICATION] = False
+    """Self-supervised label augmentation: classes times four rotations, on both networks."""
+    sla_weight: Annotated[float, NotNegative, CLASSIFICATION] = 1.0
+    """Weight of the SLA terms that distill the aggregated classifiers into the plain ones."""
+
+
+@dataclass(frozen=True)
+class SegmentationSettings:
+    """Settings of --task segmentation only."""
+
+    decoder_channels: Annotated[int | None, Count, FIXED, SEGMENTATION] = None
+    """Channels of all levels of the decoder; 64 by default (efficientdet_d1: 88)."""
+    decoder_layers: Annotated[int, Count, FIXED, SEGMENTATION] = 3
+    """BiFPN layers of the decoder."""
+    class_weights: Annotated[tuple[float, ...], NotNegative, SEGMENTATION] = ()
+    """Weight of each class in the cross-entropy, in the order of the labels; equal by default."""
+    resize_range: Annotated[tuple[float, float], Positive, SEGMENTATION] = (0.5, 2.0)
+    """Smallest and largest factor by which a training image is resized before it is cropped."""

@@ -1,0 +1,127 @@
+"""Settings of the optimizer, the training loop and the run's folder."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from frskd_train.constraints import (
+    FIXED,
+    FREE,
+    PRIVATE,
+    Count,
+    KeywordArguments,
+    NotNegative,
+    Pattern,
+    Positive,
+    Range,
+    Words,
+)
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Optimizer and learning-rate schedule, with timm's names."""
+
+    opt: Annotated[str, FIXED] = "sgd"
+    """timm optimizer: sgd (Nesterov), momentum, adamw, lamb, ... (timm.optim.list_optimizers())."""
+    lr: Annotated[float, Positive] = 0.1
+    """Peak learning rate."""
+    momentum: Annotated[float, Range(low=0, high=0.9999)] = 0.9
+    """Momentum of SGD-like optimizers."""
+    weight_decay: Annotated[float, NotNegative] = 5e-4
+    """Weight decay."""
+    filter_bias_and_bn: Annotated[bool, FIXED] = False
+    """Exclude biases and normalization layers from weight decay (the authors decay all parameters)."""
+    layer_decay: Annotated[float | None, Range(above=0, high=1), FIXED] = None
+    """Factor of the learning rate from one student layer to the previous one, for fine-tuning."""
+    opt_kwargs: Annotated[KeywordArguments, FIXED] = field(default_factory=dict)
+    """Additional arguments of the optimizer, such as --opt-kwargs eps=1e-6; no words clear them."""
+    clip_grad: Annotated[float | None, Positive] = None
+    """Gradient clipping threshold."""
+    clip_mode: Literal["norm", "value", "agc"] = "norm"
+    """How gradients are clipped."""
+    sched: Literal["cosine", "multistep", "step", "poly", "tanh", "none"] = "cosine"
+    """timm scheduler, stepped at every update; none keeps the learning rate constant."""
+    epochs: Annotated[int, Count] = 10
+    """Passes over the training images."""
+    warmup_epochs: Annotated[float, NotNegative] = 0.0
+    """Epochs of linear warm-up from --warmup-lr."""
+    warmup_lr: Annotated[float, NotNegative] = 1e-5
+    """Learning rate at the first step of the warm-up."""
+    min_lr: Annotated[float, NotNegative] = 0.0
+    """Learning rate at the end of cosine, tanh and poly."""
+    decay_milestones: Annotated[tuple[int, ...], Count] = ()
+    """multistep: epochs at which the learning rate is multiplied by --decay-rate."""
+    decay_epochs: Annotated[float, Positive] = 30
+    """step: epochs between two decays."""
+    decay_rate: Annotated[float, Range(above=0, high=1)] = 0.1
+    """step and multistep: factor of each decay."""
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """Batches, precision and averaging."""
+
+    batch_size: Annotated[int, arg(aliases=["-b"]), Count, FREE] = 64
+    """Images per batch of one process."""
+    validation_batch_size: Annotated[int | None, Count, FREE] = None
+    """Images per validation batch; twice --batch-size by default."""
+    grad_accum_steps: Annotated[int, Count, FIXED] = 1
+    """Batches whose gradients are accumulated for one update."""
+    amp: bool = True
+    """Mixed precision on hardware that supports it natively; the losses are always computed in float32."""
+    amp_dtype: Literal["auto", "bfloat16", "float16"] = "auto"
+    """Data type of --amp. auto: bfloat16 on hardware that supports it, else float32."""
+    channels_last: bool = True
+    """NHWC memory format, which is faster for convolutions."""
+    torchcompile: bool = False
+    """Compile the training step with torch.compile."""
+    sync_bn: bool = False
+    """Synchronize batch normalization across processes, also on CPU."""
+    skip_nonfinite: Annotated[int, NotNegative] = 0
+    """Steps per epoch that may be skipped because of a loss that is not finite; one more stops. Slightly slower."""
+    model_ema: Annotated[bool, FIXED] = False
+    """Keep an exponential moving average of the student's weights and export the average."""
+    model_ema_decay: Annotated[float, Range(low=0, high=0.999999)] = 0.998
+    """Decay of the average per update."""
+    model_ema_warmup: bool = True
+    """Increase the decay gradually, so that short runs forget their random initialization."""
+    seed: Annotated[int, Range(low=0, high=2**32 - 1), FIXED] = 42
+    """Seed of all random numbers of a run."""
+    threads: Annotated[int | None, Count, PRIVATE] = None
+    """CPU threads per process; by default the cores are shared evenly."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """The run's folder, its checkpoints, and what is done with the student at the end."""
+
+    config: Annotated[str | None, PRIVATE] = None
+    """Recipe: a YAML file with one setting per line, or the name of an included recipe; flags override it."""
+    output_dir: Annotated[str | None, PRIVATE] = None
+    """Folder of the run; runs/MODEL-DATASET-TIME by default. It must be new or empty, unless --resume is given."""
+    resume: Annotated[str | None, arg(metavar="auto|RUN|CHECKPOINT"), PRIVATE] = None
+    """Resume a run: its folder, one of its checkpoints, or `auto` for the run in --output-dir, if there is one."""
+    checkpoint_hist: Annotated[int, Count, PRIVATE] = 2
+    """Number of latest checkpoints to keep, in addition to the best one."""
+    checkpoint_minutes: Annotated[float, Positive, PRIVATE] = 10.0
+    """Longest time between two checkpoints; one is always written at the end of an epoch."""
+    val_interval: Annotated[int, Count] = 1
+    """Epochs between validations; the last epoch is always validated."""
+    log_interval: Annotated[int, Count, PRIVATE] = 50
+    """Steps between two lines of progress if the output is not a terminal."""
+    tag: Annotated[str | None, Pattern(r"\w[\w.-]{0,63}", "1 to 64 letters, digits, '_', '-' or '.'")] = None
+    """Tag of the exported weights (ARCHITECTURE.TAG); the dataset's name by default."""
+    license: str | None = None
+    """Licence of the exported weights as spelled by the Hub (apache-2.0, mit, ...); the card states none by default."""
+    baseline: Annotated[tuple[str, ...], PRIVATE] = ()
+    """Folders of `--method ce` runs of the same recipe, one per seed, whose scores are shown in the card."""
+    export: tuple[Literal["onnx"], ...] = ()
+    """Additional export formats; onnx needs `pip install 'frskd-timm[onnx]'`."""
+    push_to_hub: Annotated[str | None, arg(metavar="OWNER/NAME"), PRIVATE] = None
+    """Repository on the Hugging Face Hub to publish the student to at the end, as hub/push.py does."""
+    hub_private: Annotated[bool, PRIVATE] = False
+    """Make that repository private."""
+    report_to: Annotated[Words, PRIVATE] = ()
+    """Trackers that Accelerate logs to: tensorboard, wandb, trackio, mlflow, ... (each has to be installed)."""
