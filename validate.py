@@ -29,13 +29,14 @@ def main(settings: EvaluationSettings) -> None:
     batches = data.val_batches(
         settings.batch_size,
         rank=accelerator.process_index,
-        world=accelerator.num_processes,
+        world_size=accelerator.num_processes,
         device=accelerator.device,
     )
     scores = job.evaluate(lambda images: {"student": model(images)}, batches, accelerator)["student"]
+    notes = *data.notes, *data.bad_images()  # all processes know of images that were left out
     if not accelerator.is_main_process:
         return
-    for note in (*data.notes, *data.bad_images()):
+    for note in notes:
         print(note)
     result = {
         "model": settings.model,

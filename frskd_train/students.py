@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.lookup import known_cfg
 from frskd_train.constraints import keyword_arguments
-from frskd_train.data import ImageData
+from frskd_train.data import TrainingData
 from frskd_train.report.student_folder import StudentFolder
 from frskd_train.settings import ModelSettings
 
@@ -43,7 +43,7 @@ def default_cfg(settings: ModelSettings, name: str | None = None) -> Mapping[str
     return cfg.to_dict() if cfg is not None else {}
 
 
-def build_student(settings: ModelSettings, cfg: Mapping[str, Any], data: ImageData) -> nn.Module:
+def build_student(settings: ModelSettings, cfg: Mapping[str, Any], data: TrainingData) -> nn.Module:
     """Creates the student for the data's classes and image size.
 
     Raises:

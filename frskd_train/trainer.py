@@ -93,7 +93,7 @@ class Trainer:
             synchronise_norms(self.task)
         process: dict[str, Any] = {
             "rank": accelerator.process_index,
-            "world": accelerator.num_processes,
+            "world_size": accelerator.num_processes,
             "device": accelerator.device,
             "channels_last": loop.channels_last,
         }
@@ -134,7 +134,7 @@ class Trainer:
         self.progress.say(*self.data.notes, *self.job.notes, description)
         self.facts = {
             "fingerprint": self.data.fingerprint,
-            "train_rows": self.data.train_rows,
+            "train_rows": self.data.num_train,
             "data_mode": self.data.mode,
             "global_batch": global_batch,
             "processes": accelerator.num_processes,

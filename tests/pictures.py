@@ -9,19 +9,24 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from frskd_train.data import ImageData, load_data
+from frskd_train.data import TrainingData, load_data
 from frskd_train.settings import DataSettings, PreprocessingSettings
 
 MODEL_CFG = {"input_size": (3, 32, 32), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 PREPROCESSING = set(PreprocessingSettings.__dataclass_fields__)
 
 
-def load(dataset: object, **chosen: Any) -> ImageData:
+def load(dataset: object, **chosen: Any) -> TrainingData:
     """load_data with settings of both groups by name."""
     pre = {name: chosen.pop(name) for name in set(chosen) & PREPROCESSING}
-    outputs = chosen.pop("num_outputs", None)
+    others = {name: chosen.pop(name) for name in set(chosen) & {"num_outputs", "task", "resize_range"}}
     data, preprocessing = DataSettings(dataset=str(dataset), **chosen), PreprocessingSettings(**pre)
-    return load_data(data, preprocessing, model_cfg=MODEL_CFG, num_outputs=outputs)
+    return load_data(data, preprocessing, model_cfg=MODEL_CFG, **others)
+
+
+def load_masks(dataset: object, **chosen: Any) -> TrainingData:
+    """The same for segmentation."""
+    return load(dataset, task="segmentation", **{"mean": (0.5,), "std": (0.2,)} | chosen)
 
 
 def picture(number: int, width: int = 12, height: int = 12, mode: str = "RGB") -> Image.Image:

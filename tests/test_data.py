@@ -19,10 +19,9 @@ from timm.data import create_transform, resolve_data_config
 
 from frskd_timm.errors import UserError
 from frskd_train.data import load_data, load_validation
-from frskd_train.data.columns import read_labels
-from frskd_train.data.decode import Images
+from frskd_train.data.images import Images
 from frskd_train.data.source import SAMPLE_FOLDER, find_source
-from frskd_train.data.splits import balanced_subset, hold_out
+from frskd_train.data.targets.class_label import balanced_subset, hold_out, read_labels
 from frskd_train.settings import DataSettings, PreprocessingSettings
 from tools import make_sample
 
@@ -63,7 +62,7 @@ def test_the_sample_is_made_again_from_the_original_files(tmp_path: Path) -> Non
 
 def test_the_sample_loads_fast_and_is_augmented_faster_than_any_network_trains() -> None:
     data = load("fashion_mnist_sample")
-    assert (data.train_rows, data.val_rows, data.num_classes, data.license) == (4000, 1000, 10, "mit")
+    assert (data.num_train, data.num_val, data.num_classes, data.license) == (4000, 1000, 10, "mit")
     assert data.preprocessing.input_size == (3, 28, 28)
     batches = data.train_batches(128, seed=1)
     assert len(batches) == 31
@@ -119,10 +118,10 @@ def test_mean_and_deviation_are_given_measured_or_the_models_own(small: Path) ->
 
 @pytest.mark.parametrize("mode", ["memory", "stream"])
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(world=st.integers(1, 5), batch_size=st.integers(1, 9))
-def test_validation_counts_each_image_once(mode: str, small: Path, world: int, batch_size: int) -> None:
+@given(world_size=st.integers(1, 5), batch_size=st.integers(1, 9))
+def test_validation_counts_each_image_once(mode: str, small: Path, world_size: int, batch_size: int) -> None:
     data = load(small, data_mode=mode, workers=0)
-    parts = [data.val_batches(batch_size, rank=rank, world=world) for rank in range(world)]
+    parts = [data.val_batches(batch_size, rank=rank, world_size=world_size) for rank in range(world_size)]
     batches = [list(part) for part in parts]
     assert [len(part) for part in parts] == [len(part) for part in batches]
     seen = torch.cat([images for part in batches for images, _ in part])
@@ -164,30 +163,31 @@ AUGMENTATIONS = st.fixed_dictionaries(
 @given(
     chosen=AUGMENTATIONS,
     per_process=st.integers(2, 7),
-    world=st.integers(1, 4),
+    world_size=st.integers(1, 4),
     seed=st.integers(0, 2**32 - 1),
     epoch=st.integers(0, 300),
     start=st.integers(0, 6),
 )
 def test_batches_follow_from_seed_epoch_and_step_alone(
-    small: Path, chosen: dict[str, Any], per_process: int, world: int, seed: int, epoch: int, start: int
+    small: Path, chosen: dict[str, Any], per_process: int, world_size: int, seed: int, epoch: int, start: int
 ) -> None:
     data = load(small, workers=0, **chosen)
     before = global_random_state()
-    one = list(data.train_batches(per_process * world, seed=seed).epoch(epoch))
+    one = list(data.train_batches(per_process * world_size, seed=seed).epoch(epoch))
     assert global_random_state() == before
-    assert len(one) == 37 // (per_process * world)
+    assert len(one) == 37 // (per_process * world_size)
 
     # Several processes see, side by side, what one sees with the same global batch.
     shares = [
-        list(data.train_batches(per_process, rank=rank, world=world, seed=seed).epoch(epoch)) for rank in range(world)
+        list(data.train_batches(per_process, rank=rank, world_size=world_size, seed=seed).epoch(epoch))
+        for rank in range(world_size)
     ]
     for step, (images, target) in enumerate(one):
         assert torch.equal(images, torch.cat([share[step][0] for share in shares]))
         assert torch.equal(target, torch.cat([share[step][1] for share in shares]))
 
     # An epoch entered late goes on as if it had been watched from its beginning.
-    late = list(data.train_batches(per_process * world, seed=seed).epoch(epoch, start))
+    late = list(data.train_batches(per_process * world_size, seed=seed).epoch(epoch, start))
     assert len(late) == max(len(one) - start, 0)
     assert all(torch.equal(a, b) and torch.equal(s, t) for (a, s), (b, t) in zip(late, one[start:], strict=True))
 
@@ -207,7 +207,7 @@ def test_an_epoch_entered_late_decodes_nothing_before(small: Path, monkeypatch: 
     decoded: list[int] = []
     original = Images.load_many
     monkeypatch.setattr(
-        Images, "load_many", lambda self, rows, mode: decoded.extend(rows) or original(self, rows, mode)
+        Images, "load_many", lambda self, rows, decode: decoded.extend(rows) or original(self, rows, decode)
     )
     list(data.train_batches(6).epoch(0, start=5))
     assert len(decoded) == 6
@@ -225,14 +225,14 @@ def test_streaming_gives_the_bits_that_memory_gives(small: Path) -> None:
 def test_policies_do_not_depend_on_the_number_of_workers_or_processes(small: Path) -> None:
     chosen = {"aa": "rand-m9-mstd0.5", "img_size": 16, "train_crop_mode": "rrc"}
     alone, helped = (load(small, workers=workers, **chosen) for workers in (0, 2))
-    pickle.dumps((alone.train, alone.augmentation.streamed))  # workers are spawned, not forked, on some systems
+    pickle.dumps((alone.train, alone.augmentation))  # workers are spawned, not forked, on some systems
     assert (alone.mode, helped.mode) == ("stream", "stream")
     batches = helped.train_batches(8, seed=2)
     for _ in batches.epoch(0):
         break  # left in the middle, as by a checkpoint before the end
     wanted = list(alone.train_batches(8, seed=2).epoch(1))
     found = list(batches.epoch(1))
-    halves = [list(alone.train_batches(4, rank=rank, world=2, seed=2).epoch(1)) for rank in (0, 1)]
+    halves = [list(alone.train_batches(4, rank=rank, world_size=2, seed=2).epoch(1)) for rank in (0, 1)]
     for step, (images, _) in enumerate(wanted):
         assert torch.equal(images, found[step][0])
         assert torch.equal(images, torch.cat([halves[0][step][0], halves[1][step][0]]))
@@ -281,10 +281,10 @@ def test_mixed_targets_say_what_the_images_are_made_of(chosen: dict[str, float],
 
 def test_small_and_unequal_datasets_fill_at_least_one_batch(small: Path) -> None:
     data = load(small)
-    (batch,) = data.train_batches(64, rank=1, world=2).epoch(0)
+    (batch,) = data.train_batches(64, rank=1, world_size=2).epoch(0)
     assert len(batch[1]) == 18
     with pytest.raises(UserError, match="37 training image"):
-        data.train_batches(8, rank=0, world=38)
+        data.train_batches(8, rank=0, world_size=38)
     assert len(next(data.train_batches(1).epoch(0))[1]) == 1
 
 
@@ -359,7 +359,7 @@ def test_folders_are_read_and_left_as_they_are(kind: str, tmp_path: Path) -> Non
         datasets.Dataset.from_dict({"png": raw, "class": ["cat", "dog", "eel"] * 10}).save_to_disk(root)
     before = sorted(root.rglob("*"))
     data = load(root)
-    assert (data.train_rows, data.val_rows, data.class_names) == (27, 3, ["cat", "dog", "eel"])
+    assert (data.num_train, data.num_val, data.class_names) == (27, 3, ["cat", "dog", "eel"])
     assert (data.name, data.id) == ("my-pets", "My Pets")
     assert data.val_split == {"train and val": "val", "saved dict": "validation"}.get(kind, "train")
     assert sum(len(target) for _, target in data.train_batches(9).epoch(0)) == 27

@@ -15,28 +15,19 @@ import pytest
 import torch
 from accelerate import Accelerator
 from pictures import labels_of, masked, picture
+from pictures import load_masks as load
 from PIL import Image
 
 from frskd_timm.errors import UserError
 from frskd_timm.segmentation import SegmentationTask, create_segmentation_student
-from frskd_train.data.load_masks import load_masks
-from frskd_train.data.mask_data import MaskData
-from frskd_train.data.mask_rows import Pair
-from frskd_train.data.mask_transforms import PairAugmentation
-from frskd_train.data.scenes import FIXED, _background, compose, garments
+from frskd_train.data.sampler import FIXED
+from frskd_train.data.scenes import _background, compose, garments
+from frskd_train.data.splits import Sample
+from frskd_train.data.transforms import DenseTransform
 from frskd_train.mask_meter import evaluate_masks
-from frskd_train.settings import DataSettings, PreprocessingSettings
 
 SMALL = "mobilenetv3_small_050"
 SCENES = "fashion_mnist_scenes"
-PREPROCESSING = set(PreprocessingSettings.__dataclass_fields__)
-
-
-def load(dataset: object, resize: tuple[float, float] = (0.5, 2.0), **chosen: Any) -> MaskData:
-    """load_masks with settings of both groups by name."""
-    pre = {name: chosen.pop(name) for name in set(chosen) & PREPROCESSING}
-    settings = DataSettings(dataset=str(dataset), **chosen)
-    return load_masks(settings, PreprocessingSettings(**pre), model_cfg={}, resize=resize)
 
 
 # --- Scenes ----------------------------------------------------------------------------------------------------------
@@ -67,7 +58,7 @@ def test_scenes_and_their_exact_masks() -> None:
 
 def test_scenes_are_the_default_data() -> None:
     data = load(SCENES, train_num_samples=20)
-    assert (data.name, data.num_classes, data.train_rows, data.val_rows) == (SCENES, 11, 20, 300)
+    assert (data.name, data.num_classes, data.num_train, data.num_val) == (SCENES, 11, 20, 300)
     assert (data.license, data.mode, data.preprocessing.input_size) == ("mit", "memory", (3, 64, 64))
     assert data.fingerprint == load(SCENES, train_num_samples=20).fingerprint
     assert data.fingerprint != load(SCENES, train_num_samples=21).fingerprint
@@ -76,7 +67,7 @@ def test_scenes_are_the_default_data() -> None:
 
 def test_it_learns() -> None:
     """Forty steps on sixteen scenes by the loop's own calls: the loss falls, and scores come of it."""
-    data = load(SCENES, train_num_samples=16, resize=(1, 1), hflip=0)
+    data = load(SCENES, train_num_samples=16, resize_range=(1, 1), hflip=0)
     torch.manual_seed(0)
     task = SegmentationTask.create(create_segmentation_student(SMALL, data.num_classes, channels=16))
     optimizer = torch.optim.AdamW(task.parameters(), lr=3e-3)
@@ -103,7 +94,7 @@ def test_batches_follow_from_seed_epoch_and_place() -> None:
     whole = data.train_batches(8, seed=3)
     epoch = list(whole.epoch(1))
     assert [tuple(target.shape) for _, target in epoch] == [(8, 64, 64)] * 2
-    halves = [list(data.train_batches(4, seed=3, rank=rank, world=2).epoch(1)) for rank in (0, 1)]
+    halves = [list(data.train_batches(4, seed=3, rank=rank, world_size=2).epoch(1)) for rank in (0, 1)]
     for step, (images, target) in enumerate(epoch):
         assert torch.equal(torch.cat([half[step][0] for half in halves]), images)
         assert torch.equal(torch.cat([half[step][1] for half in halves]), target)
@@ -119,8 +110,8 @@ def test_image_and_mask_go_together(resize: tuple[float, float]) -> None:
     """The image's colour tells the label, and does so afterwards: through crops, padding and flips of both."""
     rng = np.random.default_rng(0)
     mask = torch.from_numpy(np.kron(rng.integers(0, 9, (4, 5)), np.ones((16, 16))).astype(np.uint8))
-    pair = Pair((mask * 20)[None].expand(3, -1, -1).contiguous(), mask)
-    augmentation = PairAugmentation((48, 90), resize, 0.5, 0.5, 0.0, (200, 201, 202))
+    pair = Sample((mask * 20)[None].expand(3, -1, -1).contiguous(), mask)
+    augmentation = DenseTransform((48, 90), resize, 0.5, 0.5, 0.0, (200, 201, 202))
     off, padded = [], 0
     for seed in range(60):
         image, target = augmentation(pair, seed)
@@ -164,14 +155,14 @@ def test_voc_folder(tmp_path: Path) -> None:
     folder = voc_folder(tmp_path)
     (folder / "labels.txt").write_text("lawn\nroses\npond\n")
     data = load(folder, img_size=32)
-    assert (data.name, data.class_names, data.train_rows, data.val_rows) == ("garden", ["lawn", "roses", "pond"], 6, 4)
+    assert (data.name, data.class_names, data.num_train, data.num_val) == ("garden", ["lawn", "roses", "pond"], 6, 4)
     ((images, target),) = data.train_batches(6).epoch(0)
     assert (images.shape, target.shape) == ((6, 3, 32, 32), (6, 32, 32))
 
     # Validation: each image once, at its own size, unchanged; those of one size together, whatever the processes.
     found = []
     for rank in range(2):
-        for images, target in data.val_batches(8, rank=rank, world=2):
+        for images, target in data.val_batches(8, rank=rank, world_size=2):
             assert images.shape[2:] == target.shape[1:]
             found += [labels.numpy().astype(np.uint8) for labels in target]
     expected = [np.asarray(Image.open(folder / "SegmentationClass" / f"p_{number}.png")) for number in range(6, 10)]
@@ -205,17 +196,17 @@ def test_streaming_gives_the_same_batches(tmp_path: Path) -> None:
 def test_datasets_with_a_mask_column(tmp_path: Path) -> None:
     datasets.DatasetDict(train=masked(6), validation=masked(2)).save_to_disk(tmp_path / "saved")
     data = load(tmp_path / "saved")
-    assert (data.train_rows, data.val_rows, data.num_classes) == (6, 2, 3)
+    assert (data.num_train, data.num_val, data.num_classes) == (6, 2, 3)
     assert data.preprocessing.input_size == (3, 30, 40)
     assert data.val_split == "validation"
 
     (tmp_path / "other").mkdir()
     masked(10, image="photo", mask="what").to_parquet(tmp_path / "other" / "train.parquet")
     data = load(tmp_path / "other", val_fraction=0.2)  # of two columns one is known, so the other is too
-    assert (data.train_rows, data.val_rows) == (8, 2)
+    assert (data.num_train, data.num_val) == (8, 2)
     ((_, target),) = data.val_batches(2)
     assert set(target.unique().tolist()) == {0, 1, 2, 255}
-    assert load(tmp_path / "other", target_key="what", train_num_samples=4).train_rows == 4
+    assert load(tmp_path / "other", target_key="what", train_num_samples=4).num_train == 4
 
 
 # --- Bad data --------------------------------------------------------------------------------------------------------
@@ -248,10 +239,10 @@ def truncated_image(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (too_small, r"mask 1 of split train \(.*p_1.png\) is 20x20 pixels, but its image is 40x30"),
-        (truncated_mask, r"mask 1 of split train \(.*p_1.png\) cannot be read"),
-        (coloured_mask, r"mask 1 of split train .*it holds colours \(mode RGB\)"),
-        (truncated_image, r"image 1 of split train \(.*p_1.jpg\) cannot be read"),
+        (too_small, r"Mask 1 of split train \(.*p_1.png\) is 20x20 pixels, but its image is 40x30"),
+        (truncated_mask, r"Mask 1 of split train \(.*p_1.png\) cannot be read"),
+        (coloured_mask, r"Mask 1 of split train .*it holds colours \(mode RGB\)"),
+        (truncated_image, r"Image 1 of split train \(.*p_1.jpg\) cannot be read"),
     ],
 )
 def test_a_bad_pair_is_named_or_left_out(damage: Callable[[Path], None], message: str, tmp_path: Path) -> None:
@@ -261,8 +252,8 @@ def test_a_bad_pair_is_named_or_left_out(damage: Callable[[Path], None], message
         load(folder, img_size=32)
     assert "\n" not in str(caught.value)
     skipping = load(folder, img_size=32, bad_images="skip")
-    assert (skipping.train_rows, skipping.val_rows) == (5, 4)
-    assert "left out 1 image(s)" in skipping.notes[0]
+    assert (skipping.num_train, skipping.num_val) == (5, 4)
+    assert "Left out 1 of 6 image(s)" in skipping.notes[0]
 
     streamed = load(folder, img_size=32, data_mode="stream", workers=0, bad_images="skip")
     assert [len(images) for images, _ in streamed.train_batches(6).epoch(0)] == [6]  # its neighbour takes the place
@@ -274,7 +265,7 @@ def test_a_bad_pair_is_named_or_left_out(damage: Callable[[Path], None], message
 def test_mistakes(tmp_path: Path) -> None:
     folder = voc_folder(tmp_path)
     label_out_of_range(folder)
-    with pytest.raises(UserError, match=r"mask 0 of split train .* has label 2; labels must be 0 to 1, or 255"):
+    with pytest.raises(UserError, match=r"Mask 0 of split train .* has label 2; labels must be 0 to 1, or 255"):
         load(folder)
     (folder / "labels.txt").unlink()
     with pytest.raises(UserError, match="--val-split test: the dataset has no such split, but train, val"):
@@ -288,11 +279,11 @@ def test_mistakes(tmp_path: Path) -> None:
         file.unlink()
     with pytest.raises(UserError, match="no list of a split"):
         load(folder)
-    with pytest.raises(UserError, match="segmentation needs a column of images and one of masks"):
+    with pytest.raises(UserError, match="Segmentation needs a column of images and one of masks"):
         load("fashion_mnist_sample")
     (tmp_path / "unknown").mkdir()
     masked(4, image="a", mask="b").to_parquet(tmp_path / "unknown" / "train.parquet")
-    with pytest.raises(UserError, match="not plain which of the columns a, b to use; give --input-key"):
+    with pytest.raises(UserError, match="unclear which of the columns a, b .*give --input-key"):
         load(tmp_path / "unknown")
 
 

@@ -3,53 +3,41 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from frskd_train.data.batch import Normalize, crop_padded, draw_erased, draw_flips, draw_offsets, erase, flip
-from frskd_train.data.memory import MemoryImages, ResizedCrop
-from frskd_train.data.mix import Mix
-from frskd_train.data.order import Draw, Order, generator_for, validation_share
+from frskd_timm.errors import UserError
+from frskd_train.data.augment import BatchAugmentation, Normalize
+from frskd_train.data.dataset import BatchRequest
+from frskd_train.data.loader import Reader, Samples
 from frskd_train.data.preprocessing import Preprocessing
-from frskd_train.data.stream import StreamedImages
-from frskd_train.data.transforms import Augmented, Fit
+from frskd_train.data.sampler import Draw, Order, Rows, generator_for, validation_share
+from frskd_train.data.transforms import SampleTransform
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to a training batch.
+    """What is done in training: to each sample where it is read, then to each batch on its device."""
 
-    Attributes:
-        padding: Pixels of padding of the random crop; 0 is no crop.
-        resized: Random resized crops of images in memory, if wanted.
-        streamed: The transform of one streamed image.
-        hflip: Chance of a horizontal flip.
-        vflip: Chance of a vertical flip.
-        reprob: Chance of random erasing.
-        mix: Mixup and CutMix.
-    """
-
-    padding: int
-    resized: ResizedCrop | None
-    streamed: Augmented
-    hflip: float
-    vflip: float
-    reprob: float
-    mix: Mix
+    sample: SampleTransform
+    batch: BatchAugmentation
 
 
 class TrainBatches:
-    """The training batches of one process; `len()` is the number of steps an epoch.
+    """The training batches of one process; `len()` is the number of steps per epoch.
 
     Every number drawn depends on seed, epoch, step and place in the global batch alone, so that an epoch can be
     entered at any step, and processes together see what one process with the same global batch sees (Mixup's and
-    CutMix's partners excepted, which come from a process's own batch).
+    CutMix's partners excepted, which come from a process's own batch). An epoch always has all its steps, each with a
+    full batch, so that processes never disagree: another image stands in for one that is left out.
     """
 
     def __init__(
         self,
-        source: MemoryImages | StreamedImages,
+        samples: Samples,
         order: Order,
         augmentation: Augmentation,
         preprocessing: Preprocessing,
@@ -57,7 +45,7 @@ class TrainBatches:
         channels_last: bool,
     ) -> None:
         self.order = order
-        self._source = source
+        self._samples = samples
         self._augmentation = augmentation
         self._device = device
         self._normalize = Normalize(preprocessing.mean, preprocessing.std, channels_last).to(device)
@@ -78,74 +66,76 @@ class TrainBatches:
             start: The step to begin at; batches before it are neither decoded nor drawn.
 
         Yields:
-            Normalised float32 images [B, C, H, W], and class numbers [B], or probabilities [B, K] under Mixup/CutMix.
+            Normalised float32 images [B, C, H, W], and class numbers [B], or probabilities [B, K] under Mixup/CutMix,
+            or masks [B, H, W], 255 where a pixel has no class.
 
         Raises:
-            UserError: A streamed image that cannot be read, if those stop.
+            UserError: A streamed image that cannot be used, if those stop, or no image that can.
         """
-        for step, (images, labels) in enumerate(self._raw(epoch, start), start):
-            yield self._augment(images, labels, epoch, step)
+        order, permutation = self.order, self.order.permutation(epoch)
 
-    def _raw(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        if isinstance(self._source, MemoryImages):
-            return self._source.train_batches(self.order, epoch, start, self._device, self._augmentation.resized)
-        is_random = self._augmentation.streamed.is_random
-        return self._source.train_batches(self._loader, self.order, epoch, start, self._device, is_random)
+        def requests() -> Iterator[BatchRequest]:
+            for step in range(start, order.steps):
+                generator = generator_for(Draw.IMAGE, order.seed, epoch, step)
+                seeds = generator.integers(2**63, size=order.global_batch)[order.share]
+                yield BatchRequest(permutation[order.places(step)], seeds)
+
+        step = start
+        for images, targets in self._reader.run(requests):
+            if len(images) < order.per_process:
+                break
+            yield self._augment(images, targets, epoch, step)
+            step += 1
+        if step < order.steps:
+            first = next(iter(self._samples.bad.values()))
+            raise UserError(
+                f"None of the {len(self._samples)} images of split {self._samples.split.name} can be used. {first}."
+            )
 
     @cached_property
-    def _loader(self) -> torch.utils.data.DataLoader:
-        assert isinstance(self._source, StreamedImages)
-        return self._source.loader(self._augmentation.streamed, self._device, keep_workers=True)
+    def _reader(self) -> Reader:
+        return Reader(self._samples, self._augmentation.sample, self._device, is_training=True)
 
-    @torch.no_grad()
-    def _augment(self, images: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        order, chosen = self.order, self._augmentation
-        generator = generator_for(Draw.PLACE, order.seed, epoch, step)
-        flips = draw_flips(generator, order.global_batch, chosen.hflip, chosen.vflip, order.share)
-        if chosen.padding:
-            offsets = draw_offsets(generator, order.global_batch, chosen.padding)[:, order.share]
-            images = crop_padded(images, offsets, chosen.padding)
-        images = self._normalize(flip(images, flips))
-        if chosen.reprob:
-            generator = generator_for(Draw.ERASE, order.seed, epoch, step)
-            boxes = draw_erased(generator, order.global_batch, chosen.reprob, images.shape[-1])
-            images = erase(images, boxes[:, order.share])
-        if chosen.mix:
-            return chosen.mix(images, labels, generator_for(Draw.MIX, order.seed, epoch, step, order.rank))
-        return images, labels
+    def _augment(self, images: Tensor, targets: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        return self._augmentation.batch(images, targets.long(), self._normalize, self.order, epoch, step)
 
 
 class ValBatches:
-    """The validation batches of one process; all processes together take each image exactly once."""
+    """The validation batches of one process; all processes together take each image exactly once.
+
+    Images that keep their own size are grouped by it.
+    """
 
     def __init__(
         self,
-        source: MemoryImages | StreamedImages,
+        samples: Samples,
+        transform: SampleTransform,
         preprocessing: Preprocessing,
         batch_size: int,
         rank: int,
-        world: int,
+        world_size: int,
         device: torch.device,
         channels_last: bool,
     ) -> None:
-        self._source = source
-        self._preprocessing = preprocessing
         self._normalize = Normalize(preprocessing.mean, preprocessing.std, channels_last).to(device)
-        self._share = (batch_size, rank, world)
-        self._device = device
+        self._read = lambda: Reader(samples, transform, device, is_training=False)
+        keeps_size = samples.split.targets.is_dense
+        sizes = samples.source.sizes() if keeps_size else [(0, 0)] * len(samples)
+        by_size = sorted(range(len(sizes)), key=lambda place: sizes[place])
+        share = by_size[validation_share(len(sizes), rank, world_size)]
+        self._batches: list[Rows] = [
+            np.array(places[first : first + batch_size])
+            for _, group in groupby(share, key=lambda place: sizes[place])
+            for places in [list(group)]
+            for first in range(0, len(places), batch_size)
+        ]
 
     def __len__(self) -> int:
-        batch_size, rank, world = self._share
-        share = validation_share(len(self._source), rank, world)
-        return -(-(share.stop - share.start) // batch_size)
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if isinstance(self._source, MemoryImages):
-            batches = self._source.val_batches(*self._share, self._device)
-        else:
-            loader = self._source.loader(Fit(self._preprocessing), self._device, keep_workers=False)
-            batches = self._source.val_batches(loader, *self._share, self._device)
-        for images, labels in batches:
+        requests = (BatchRequest(places, np.zeros_like(places)) for places in self._batches)
+        for images, targets in self._read().run(lambda: requests):
             with torch.no_grad():
                 normalised = self._normalize(images)
-            yield normalised, labels
+            yield normalised, targets.long()

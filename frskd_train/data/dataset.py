@@ -1,139 +1,83 @@
-"""A dataset that is ready to train and validate on, whatever its task: what is known of it, and its batches."""
+"""Requests to batches, in a worker process or in the training process."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+import math
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from frskd_train.data.order import Order
-from frskd_train.data.preprocessing import Preprocessing
+from frskd_train.data.cache import Cache
+from frskd_train.data.decode import quiet_pillow
+from frskd_train.data.images import BadImageError
+from frskd_train.data.sampler import Rows
+from frskd_train.data.splits import Sample, Split
+from frskd_train.data.transforms import SampleTransform
 
-TrainT = TypeVar("TrainT")
-ValT = TypeVar("ValT")
-
-
-class Images(Protocol):
-    """Images with their labels or masks, in memory or to be decoded; `bad` tells of those that were left out."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def bad(self) -> Iterable[str]: ...
+Batch = tuple[Tensor | None, Tensor, dict[int, str]]  # images, targets, messages about samples that cannot be used
 
 
 @dataclass(frozen=True)
-class ValidationData(Generic[ValT]):
-    """A dataset to evaluate a trained network on.
+class BatchRequest:
+    """One batch to be read.
 
     Attributes:
-        name: For folders and tags.
-        val_split: Name of the split; the training split's where a part of it is held out.
-        class_names: Name of each class, in the order of the network's outputs.
-        preprocessing: What the network's input goes through, in validation and after export.
-        notes: Sentences that the user should see, such as how many images were left out.
-        val: The images.
+        places: Which of the samples.
+        seeds: One for the transform of each sample.
     """
 
-    name: str
-    val_split: str
-    class_names: list[str]
-    preprocessing: Preprocessing
-    notes: tuple[str, ...]
-    val: Images = field(repr=False)
-
-    _val_batches: ClassVar[Callable[..., Any]]
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes, empty ones included."""
-        return len(self.class_names)
-
-    def bad_images(self) -> list[str]:
-        """Messages about the images that were left out so far, each once."""
-        return list(self.val.bad)
-
-    def val_batches(
-        self,
-        batch_size: int,
-        *,
-        rank: int = 0,
-        world: int = 1,
-        device: torch.device | str = "cpu",
-        channels_last: bool = True,
-    ) -> ValT:
-        """Makes the validation batches of one process: its share, each image once, the last batch may be smaller."""
-        made: ValT = type(self)._val_batches(
-            self.val, self.preprocessing, batch_size, rank, world, torch.device(device), channels_last
-        )
-        return made
+    places: Rows
+    seeds: Rows
 
 
-@dataclass(frozen=True)
-class TrainingData(ValidationData[ValT], Generic[TrainT, ValT]):
-    """A dataset to train and validate on.
+class SampleDataset(Dataset):
+    """Samples, a batch at a time.
 
-    Attributes:
-        train_split: Name of the split that is trained on.
-        id: The dataset's id on the Hub, or its folder's name.
-        license: Identifier such as `mit`, if known.
-        homepage: If known.
-        fingerprint: Changes when images, labels or masks, classes or the choice of rows change.
-        mode: `memory` or `stream`.
-        train: The training images.
-        augmentation: What happens to them.
+    Args:
+        source: Encoded or decoded samples.
+        transform: What is done to each sample.
+        replace: Take another sample for one that cannot be used, so that a batch is short only if no sample at all
+            can be used; else such samples are left out.
     """
 
-    train_split: str
-    id: str
-    license: str | None
-    homepage: str | None
-    fingerprint: str
-    mode: str
-    train: Images = field(repr=False)
-    augmentation: Any = field(repr=False)
+    def __init__(self, source: Split | Cache, transform: SampleTransform, replace: bool) -> None:
+        self.source = source
+        self.transform = transform
+        self.replace = replace
+        self._bad: dict[int, str] = {}  # found by this worker so far
 
-    _train_batches: ClassVar[Callable[..., Any]]
+    def __getitem__(self, request: BatchRequest) -> Batch:
+        images, targets = [], []
+        bad: dict[int, str] = {}
+        with quiet_pillow():
+            samples = self.source.read(request.places.tolist())
+            for place, seed, found in zip(request.places.tolist(), request.seeds.tolist(), samples, strict=True):
+                sample = None if isinstance(found, BadImageError) else found
+                if isinstance(found, BadImageError):
+                    bad[place] = str(found)
+                    sample = self._other(place, bad) if self.replace else None
+                if sample is not None:
+                    image, target = self.transform(sample, seed)
+                    images.append(image)
+                    targets.append(target)
+        if not images:
+            return None, torch.empty(0), bad
+        return torch.stack(images), torch.stack(targets), bad
 
-    @property
-    def train_rows(self) -> int:
-        """Number of training images."""
-        return len(self.train)
+    def _other(self, place: int, bad: dict[int, str]) -> Sample | None:
+        """The sample that always stands in for one that cannot be used.
 
-    @property
-    def val_rows(self) -> int:
-        """Number of validation images."""
-        return len(self.val)
-
-    def bad_images(self) -> list[str]:
-        """See `ValidationData`."""
-        return [*self.train.bad, *self.val.bad]
-
-    def train_batches(
-        self,
-        batch_size: int,
-        *,
-        rank: int = 0,
-        world: int = 1,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        channels_last: bool = True,
-    ) -> TrainT:
-        """Makes the training batches of one process.
-
-        Args:
-            batch_size: Images in a batch of one process.
-            rank: This process.
-            world: Number of processes.
-            seed: Of order and augmentation.
-            device: Where batches are put together, and images in memory kept.
-            channels_last: Give NHWC memory.
-
-        Raises:
-            UserError: There are fewer images than processes.
+        Candidates are far apart, so that a damaged stretch of the dataset is not replaced by one and the same sample.
         """
-        order = Order.of(self.train_rows, batch_size, rank, world, seed)
-        made: TrainT = type(self)._train_batches(
-            self.train, order, self.augmentation, self.preprocessing, torch.device(device), channels_last
-        )
-        return made
+        count = len(self.source)
+        stride = next(step for step in range(max(1, round(0.618 * count)), 2 * count + 2) if math.gcd(step, count) == 1)
+        self._bad |= bad
+        for attempt in range(1, count):
+            candidate = (place + attempt * stride) % count
+            if candidate in self._bad:
+                continue
+            (sample,) = self.source.read([candidate])
+            if not isinstance(sample, BadImageError):
+                return sample
+            self._bad[candidate] = bad[candidate] = str(sample)
+        return None

@@ -1,43 +1,48 @@
-"""Folders of images: one folder a class, under train/ and val/ or directly."""
+"""Folders of images: one folder per class, under train/ and val/ or directly."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import datasets
 
 from frskd_timm.errors import UserError
+from frskd_train.data.images import printable, stored_path
+from frskd_train.data.splits import TRAIN_SPLITS, VALIDATION_SPLITS
 
 IMAGE_ENDINGS = frozenset(
     (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
 )
-SPLIT_FOLDERS = ("train", "validation", "valid", "val", "test")
+SPLIT_NAMES = frozenset((*TRAIN_SPLITS, *VALIDATION_SPLITS))
+# What file systems cannot hold in a name, and the percent sign itself; a leading dot would hide the folder.
+ESCAPED = re.compile(r"%(?:2F|5C|3A|2A|3F|22|3C|3E|7C|25|2E)", re.IGNORECASE)
 
 
 def is_image_folder(folder: Path) -> bool:
     """Whether there is an image somewhere below one of its folders."""
-    return any(next(_images_below(sub), None) for sub in folders_in(folder))
+    return any(_has_images(sub) for sub in folders_in(folder))
 
 
-def read_image_folder(folder: Path) -> dict[str, datasets.Dataset]:
+def read_image_folder(folder: Path) -> tuple[dict[str, datasets.Dataset], list[str]]:
     """Lists the images of class folders as datasets of paths; no image is opened and nothing is written.
 
-    A folder named train makes its neighbours named val, valid, validation or test splits too; otherwise every folder
-    is a class. A class's images may lie in folders below it. Classes are the folders' names over all splits, sorted.
+    Folders that are named like splits and hold folders are splits if one of them is a training split or if all folders
+    are named like splits; otherwise every folder is a class. The images of a class may be in folders below it, links
+    included. Classes are the folders' names over all splits, sorted, in which `%2F` stands for `/` (see `class_name`).
     Splits without class folders, such as unlabelled test images, are left out.
 
-    Raises:
-        UserError: Less than two class folders.
-    """
-    folders = folders_in(folder)
-    if any(sub.name.lower() == "train" and folders_in(sub) for sub in folders):
-        roots = {sub.name.lower(): sub for sub in folders if sub.name.lower() in SPLIT_FOLDERS and folders_in(sub)}
-    else:
-        roots = {"train": folder}
+    Returns:
+        The splits, and sentences that the user should see.
 
-    classes = sorted({sub.name for root in roots.values() for sub in folders_in(root)})
+    Raises:
+        UserError: There are fewer than two class folders, or it is unclear what is a split and what a class.
+    """
+    roots = _split_folders(folder) or {"train": folder}
+    classes = sorted({class_name(sub) for root in roots.values() for sub in folders_in(root)})
     if len(classes) < 2:
-        raise UserError(f"--dataset {folder} has {len(classes)} class folder(s) {classes}; at least 2 are needed")
+        raise UserError(f"--dataset {folder} has {len(classes)} class folder(s) {classes}; at least 2 are needed.")
     number = {name: index for index, name in enumerate(classes)}
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=classes))
     splits = {}
@@ -47,13 +52,18 @@ def read_image_folder(folder: Path) -> dict[str, datasets.Dataset]:
         for sub in folders_in(root):
             found = list(_images_below(sub))
             paths += found
-            labels += [number[sub.name]] * len(found)
+            labels += [number[class_name(sub)]] * len(found)
         splits[split] = datasets.Dataset.from_dict({"image": paths, "label": labels}, features=features)
-    return splits
+    return splits, _nested(roots)
+
+
+def class_name(folder: Path) -> str:
+    """The class that a folder's name spells: `T-shirt%2Ftop` is `T-shirt/top`, `%25` a percent sign."""
+    return ESCAPED.sub(lambda found: unquote(found[0]), printable(folder.name))
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted, without hidden ones.
+    """The folders in a folder, links included, sorted, without hidden ones.
 
     Raises:
         UserError: It cannot be listed.
@@ -61,13 +71,74 @@ def folders_in(folder: Path) -> list[Path]:
     try:
         found = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))]
     except OSError as error:
-        raise UserError(f"the folder {folder} cannot be listed ({error.strerror})") from error
+        raise UserError(f"The folder {folder} cannot be listed ({error.strerror}).") from error
     return sorted(found)
 
 
+def _split_folders(folder: Path) -> dict[str, Path]:
+    """The folders that are splits, by name; none where all folders are classes."""
+    folders = folders_in(folder)
+    named = [sub for sub in folders if sub.name.lower() in SPLIT_NAMES]
+    roots = {sub.name.lower(): sub for sub in named if any(_has_images(below) for below in folders_in(sub))}
+    others = [sub for sub in folders if sub not in named and _has_images(sub)]
+    if not roots:
+        if named and not others and len(named) == len([sub for sub in folders if _has_images(sub)]):
+            raise UserError(
+                f"--dataset {folder}: the split folder(s) {_listed(named)} hold images, but no class folders."
+            )
+        several = [sub for sub in others if {below.name.lower() for below in folders_in(sub)} & SPLIT_NAMES]
+        datasets_inside = [sub for sub in several if _split_folders(sub)]
+        if datasets_inside:
+            raise UserError(
+                f"--dataset {folder} holds whole datasets with splits ({_listed(datasets_inside)}); "
+                f"give one of them, such as {datasets_inside[0]}."
+            )
+        return {}
+    has_train = any(name in TRAIN_SPLITS for name in roots)
+    if others and not (has_train and len(roots) > 1):
+        raise UserError(
+            f"--dataset {folder}: {_listed(list(roots.values()))} looks like a split, but {_listed(others)} beside it "
+            "does not; move or rename what does not belong together."
+        )
+    return roots
+
+
+def _nested(roots: dict[str, Path]) -> list[str]:
+    """A sentence about class folders that only hold folders, which may be the ones that were meant as classes."""
+    folders = [sub for root in roots.values() for sub in folders_in(root)]
+    nested = [sub for sub in folders if len(folders_in(sub)) > 1 and next(_images_in(sub), None) is None]
+    if not nested or len(nested) < len(folders):
+        return []
+    below = _listed(folders_in(nested[0]))
+    return [f"Each class folder holds only folders: the images of {below} are read as one class, {nested[0].name}."]
+
+
+def _listed(folders: list[Path]) -> str:
+    names = [printable(sub.name) for sub in folders]
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _has_images(folder: Path) -> bool:
+    return next(_images_below(folder), None) is not None
+
+
+def _images_in(folder: Path) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            ending = os.path.splitext(entry.name)[1].lower()
+            if ending in IMAGE_ENDINGS and not entry.name.startswith(".") and entry.is_file():
+                yield entry.name
+
+
 def _images_below(folder: Path) -> Iterator[str]:
-    for parent, below, files in os.walk(folder.absolute()):
+    """Paths of the regular files below a folder that are named like images; each folder once, even where links loop."""
+    seen = set()
+    for parent, below, _ in os.walk(folder.absolute(), followlinks=True):
+        place = os.stat(parent)
+        if (place.st_dev, place.st_ino) in seen:
+            below.clear()
+            continue
+        seen.add((place.st_dev, place.st_ino))
         below[:] = sorted(name for name in below if not name.startswith("."))
-        for file in sorted(files):
-            if os.path.splitext(file)[1].lower() in IMAGE_ENDINGS and not file.startswith("."):
-                yield os.path.join(parent, file)
+        for file in sorted(_images_in(Path(parent))):
+            yield stored_path(os.path.join(parent, file))

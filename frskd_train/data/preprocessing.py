@@ -1,6 +1,6 @@
 """Settings, model and data to one fixed preprocessing: the one that validates, trains and is exported."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -39,15 +39,14 @@ class Preprocessing:
     def of(
         cls,
         settings: PreprocessingSettings,
-        img_size: int,
+        size: tuple[int, int],
         statistics: tuple[tuple[float, ...] | None, tuple[float, ...] | None],
     ) -> "Preprocessing":
-        """Takes the settings' filter and crop; mean and deviation that are not known yet are 0 and 1."""
+        """Takes the settings' filter and crop, and height and width; statistics not known yet are 0 and 1."""
         mean, std = (
             given or (neutral,) * settings.in_chans for given, neutral in zip(statistics, (0.0, 1.0), strict=True)
         )
-        size = (settings.in_chans, img_size, img_size)
-        return cls(size, mean, std, settings.interpolation, settings.crop_pct)
+        return cls((settings.in_chans, *size), mean, std, settings.interpolation, settings.crop_pct)
 
     @classmethod
     def from_timm(cls, config: Mapping[str, Any]) -> "Preprocessing":
@@ -95,7 +94,7 @@ def check_augmentation(settings: PreprocessingSettings) -> None:
     for name, (low, high), limit in (("scale", settings.scale, 1.0), ("ratio", settings.ratio, float("inf"))):
         if not 0 < low <= high <= limit:
             most = " and at most 1" if limit == 1 else ""
-            raise UserError(f"--{name} {low:g} {high:g}: both must be above 0{most}, the smaller one first")
+            raise UserError(f"--{name} {low:g} {high:g}: both must be above 0{most}, the smaller one first.")
 
 
 def choose_img_size(wanted: int | None, sizes: set[tuple[int, int]], model_cfg: Mapping[str, Any]) -> int:
@@ -130,7 +129,7 @@ def choose_padding(settings: PreprocessingSettings, img_size: int) -> int:
     """
     padding = settings.crop_padding if settings.crop_padding is not None else round(img_size / 8)
     if padding > img_size:
-        raise UserError(f"--crop-padding {padding} is more than the image, which is {img_size} pixels high")
+        raise UserError(f"--crop-padding {padding} is more than the image, which is {img_size} pixels high.")
     return padding
 
 
@@ -143,7 +142,7 @@ def given_statistics(
         As given, else the model's own if they are to be used, else None, each.
 
     Raises:
-        UserError: Not one number a channel, or numbers of images in 0..255.
+        UserError: Not one number per channel, or numbers of images in 0..255.
     """
     chosen = []
     for name, given in (("mean", settings.mean), ("std", settings.std)):
@@ -156,39 +155,38 @@ def given_statistics(
             if len(values) == 1:
                 values = values * settings.in_chans
             if len(values) != settings.in_chans:
-                raise UserError(f"--{name} has {len(values)} numbers, but the input has {settings.in_chans} channel(s)")
+                raise UserError(
+                    f"--{name} has {len(values)} numbers, but the input has {settings.in_chans} channel(s)."
+                )
             if not all(0 <= value <= 1 for value in values) or (name == "std" and not all(values)):
                 wanted = "from 0 to 1" if name == "mean" else "above 0 and at most 1"
                 raise UserError(
-                    f"--{name} {' '.join(f'{v:g}' for v in values)}: each must be {wanted} (images in 0..1)"
+                    f"--{name} {' '.join(f'{v:g}' for v in values)}: each must be {wanted} (images in 0..1)."
                 )
         chosen.append(values)
     return chosen[0], chosen[1]
 
 
-def measure(images: Tensor, in_chans: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def measure(images: Iterable[Tensor], in_chans: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Measures mean and standard deviation of images, exactly and in the same way on every machine.
 
     Args:
-        images: uint8 [N, C, H, W]; C is 1 or `in_chans`.
+        images: Batches of uint8 [N, C, H, W]; C is 1 or `in_chans`.
         in_chans: Channels of the network's input.
 
     Returns:
         Mean and standard deviation of each channel for images in 0..1, to four decimals, as timm writes them.
     """
-    counts = torch.stack([_histogram(images[:, channel]) for channel in range(images.shape[1])]).double()
+    parts = (part for batch in images for part in batch.split(4096))
+    counts = sum(
+        torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in part.unbind(1)]) for part in parts
+    )
+    assert isinstance(counts, Tensor)
     level = torch.arange(256, dtype=torch.float64) / 255
-    share = counts / counts.sum(1, keepdim=True)
+    share = counts.double() / counts.sum(1, keepdim=True)
     mean = share @ level
     std = (share @ level.square() - mean.square()).clamp_min(0).sqrt()
-    if images.shape[1] != in_chans:
+    if len(counts) != in_chans:
         mean, std = mean.expand(in_chans), std.expand(in_chans)
     floor = 1 / 255  # one colour everywhere
     return tuple(round(v, 4) for v in mean.tolist()), tuple(round(max(v, floor), 4) for v in std.tolist())
-
-
-def _histogram(channel: Tensor) -> Tensor:
-    counts = torch.zeros(256, dtype=torch.int64)
-    for part in channel.split(4096):
-        counts += torch.bincount(part.flatten(), minlength=256)
-    return counts

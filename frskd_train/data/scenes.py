@@ -1,18 +1,21 @@
 """Scenes to segment, composed on the spot from the garments of the Fashion-MNIST sample; their masks are exact."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from typing import Any
 
+import datasets
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from frskd_train.data.decode import Images
-from frskd_train.data.source import SAMPLE_INFO, SourceInfo, find_source
-from frskd_train.data.splits import FIXED
+from frskd_train.data.decode import to_8_bits
+from frskd_train.data.images import Images
+from frskd_train.data.sampler import FIXED
+from frskd_train.data.source import SAMPLE_INFO, SCENES_NAME, Source, SourceInfo, find_source
 from frskd_train.settings import DataSettings
 
-SCENES_NAME = "fashion_mnist_scenes"
 SCENES_INFO = SourceInfo(SCENES_NAME, SAMPLE_INFO.id, SAMPLE_INFO.license, SAMPLE_INFO.homepage)
 BACKGROUND = "background"
 COUNTS = {"train": 1200, "test": 300}
@@ -39,6 +42,43 @@ class Scenes:
     masks: Bytes
 
 
+def composed_source(train_num_samples: int | None) -> Source:
+    """The scenes as a dataset with the columns `image` and `mask`; a split is composed when it is asked for."""
+    class_names = [BACKGROUND, *find_source(DataSettings()).splits["train"].features["label"].names]
+    return Source(SCENES_INFO, _ComposedSplits(COUNTS | {"train": train_num_samples or COUNTS["train"]}), class_names)
+
+
+class _ComposedSplits(Mapping[str, datasets.Dataset]):
+    def __init__(self, counts: Mapping[str, int]) -> None:
+        self._counts = counts
+        self._compose = cache(self._compose_split)
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._counts)
+
+    def __getitem__(self, split: str) -> datasets.Dataset:
+        return self._compose(split, self._counts[split])
+
+    @staticmethod
+    def _compose_split(split: str, count: int) -> datasets.Dataset:
+        scenes, _ = compose(split, count)
+        columns = {
+            "image": [_uncompressed(image.transpose(1, 2, 0)) for image in scenes.images],
+            "mask": [_uncompressed(mask) for mask in scenes.masks],
+        }
+        features = datasets.Features(image=datasets.Image(), mask=datasets.Image())
+        return datasets.Dataset.from_dict(columns, features=features)
+
+
+def _uncompressed(pixels: Bytes) -> dict[str, Any]:
+    """An image [H, W, 3] or [H, W] in the simplest format of all (PPM, PGM)."""
+    header = f"P{6 if pixels.ndim == 3 else 5} {pixels.shape[1]} {pixels.shape[0]} 255\n"
+    return {"bytes": header.encode() + pixels.tobytes(), "path": None}
+
+
 @lru_cache(maxsize=2)
 def garments(split: str) -> tuple[Bytes, npt.NDArray[np.bool_], npt.NDArray[np.int64], tuple[str, ...]]:
     """The sample's garments.
@@ -51,7 +91,7 @@ def garments(split: str) -> tuple[Bytes, npt.NDArray[np.bool_], npt.NDArray[np.i
     """
     dataset = find_source(DataSettings()).splits[split]
     rows = list(range(len(dataset)))
-    decoded = Images.of(dataset, split, "image").load_many(rows, "L")
+    decoded = Images.of(dataset, split, "image").load_many(rows, lambda image: to_8_bits(image, "L"))
     images = np.stack([np.asarray(image) for image in decoded])
     return images, cloth_of(images), np.array(dataset["label"], np.int64), tuple(dataset.features["label"].names)
 

@@ -1,7 +1,12 @@
-"""What is done to one image: timm's and torchvision's transforms, up to bytes [C, H, W]."""
+"""What is done to one sample: timm's and torchvision's transforms, up to bytes [C, H, W] and a target.
+
+A transform takes a sample and a seed, from which all that is random in it follows, and gives image and target.
+"""
 
 import math
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,21 +16,33 @@ from PIL import Image
 from timm.data import create_transform
 from timm.data.transforms import str_to_pil_interp
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
 from frskd_timm.errors import UserError
+from frskd_timm.segmentation.losses import IGNORED
 from frskd_train.data.preprocessing import Preprocessing
+from frskd_train.data.splits import Sample
 from frskd_train.settings import PreprocessingSettings
 
-Transform = Callable[[Image.Image], Tensor]
+SampleTransform = Callable[[Sample, int], tuple[Tensor, Tensor]]
+FILTERS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 
 
-def pixels_of(image: Image.Image) -> Tensor:
-    """An image of mode L or RGB as uint8 [C, H, W]."""
+def pixels_of(image: Image.Image | Tensor) -> Tensor:
+    """An image of mode L or RGB as uint8 [C, H, W]; tensors stay as they are."""
+    if isinstance(image, Tensor):
+        return image
     array = np.asarray(image)
     return torch.from_numpy(array[None].copy() if array.ndim == 2 else array.transpose(2, 0, 1).copy())
 
 
-class Fit:
+def as_is(sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
+    """The sample at its own size."""
+    return pixels_of(sample.image), sample.target
+
+
+class EvalTransform:
     """The validation's resize and crop, by timm; images that fit already take a short cut.
 
     Args:
@@ -38,8 +55,13 @@ class Fit:
         self.is_whole = all(math.floor(side / preprocessing.crop_pct) == side for side in self.size)
         self.timm_transform = create_transform(**preprocessing.as_timm(), normalize=False)
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Gives uint8 [C, H, W]."""
+    def __call__(self, sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
+        """See the module."""
+        return self.fit(sample.image), sample.target
+
+    def fit(self, image: Image.Image | Tensor) -> Tensor:
+        """Resizes and crops one image."""
+        assert isinstance(image, Image.Image)
         if self.is_whole and image.size == self.size:
             return pixels_of(image)
         fitted: Tensor = self.timm_transform(image)
@@ -60,15 +82,17 @@ class Squash:
     height: int
     interpolation: str
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Gives uint8 [C, H, W]."""
+    def __call__(self, sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
+        """See the module."""
+        image = sample.image
+        assert isinstance(image, Image.Image)
         if image.size != (self.width, self.height):
             image = image.resize((self.width, self.height), str_to_pil_interp(self.interpolation))
-        return pixels_of(image)
+        return pixels_of(image), sample.target
 
 
 @dataclass(frozen=True)
-class Augmented:
+class PolicyTransform:
     """timm's training transforms of one image: random resized crop if wanted, then a policy or colour jitter.
 
     Attributes:
@@ -78,40 +102,110 @@ class Augmented:
         is_random: Whether anything of this draws random numbers.
     """
 
-    crop: Callable[[Image.Image], Image.Image] | None
-    colours: Callable[[Image.Image], Image.Image]
-    fit: Transform
+    crop: Callable[[Any], Image.Image] | None
+    colours: Callable[[Any], Image.Image]
+    fit: Callable[[Image.Image], Tensor]
     is_random: bool
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Gives uint8 [C, H, W]."""
-        if self.crop is not None:
-            return pixels_of(self.colours(self.crop(image)))
-        return self.fit(self.colours(image))
+    @classmethod
+    def of(cls, settings: PreprocessingSettings, preprocessing: Preprocessing, resized_crop: bool) -> "PolicyTransform":
+        """Makes the transform of streamed training images; flips, padded crops and erasing follow on the batch.
+
+        Raises:
+            UserError: Timm does not know the policy.
+        """
+        try:
+            crop, colours, _ = create_transform(
+                preprocessing.input_size,
+                is_training=True,
+                scale=settings.scale,
+                ratio=settings.ratio,
+                hflip=0.0,
+                vflip=0.0,
+                color_jitter=settings.color_jitter or None,  # type: ignore[arg-type]
+                auto_augment=settings.aa,
+                interpolation=preprocessing.interpolation,
+                mean=preprocessing.mean,
+                normalize=False,
+                separate=True,
+            )
+        except Exception as error:  # timm parses the policy with assertions and conversions
+            raise UserError(f"--aa {settings.aa} is not a policy that timm knows; rand-m9-mstd0.5 is one.") from error
+        is_random = resized_crop or bool(colours.transforms)
+        return cls(crop if resized_crop else None, colours, EvalTransform(preprocessing).fit, is_random)
+
+    def __call__(self, sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
+        """See the module."""
+        with _seeded(seed) if self.is_random else nullcontext():
+            if self.crop is not None:
+                return pixels_of(self.colours(self.crop(sample.image))), sample.target
+            return self.fit(self.colours(sample.image)), sample.target
 
 
-def streamed_transform(settings: PreprocessingSettings, preprocessing: Preprocessing, resized_crop: bool) -> Augmented:
-    """Makes the transform of streamed training images; flips, padded crops and erasing follow on the batch.
-
-    Raises:
-        UserError: Timm does not know the policy.
-    """
-    arguments: dict[str, Any] = {
-        "is_training": True,
-        "scale": settings.scale,
-        "ratio": settings.ratio,
-        "hflip": 0.0,
-        "vflip": 0.0,
-        "color_jitter": settings.color_jitter or None,
-        "auto_augment": settings.aa,
-        "interpolation": preprocessing.interpolation,
-        "mean": preprocessing.mean,
-        "normalize": False,
-        "separate": True,
-    }
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seeds the global generators that transforms draw from, and puts them back: a run's must not be disturbed."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
     try:
-        crop, colours, _ = create_transform(preprocessing.input_size, **arguments)
-    except Exception as error:  # timm parses the policy with assertions and conversions
-        raise UserError(f"--aa {settings.aa}: timm knows no such policy; rand-m9-mstd0.5 is one") from error
-    is_random = resized_crop or bool(colours.transforms)
-    return Augmented(crop if resized_crop else None, colours, Fit(preprocessing), is_random)
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+@dataclass(frozen=True)
+class DenseTransform:
+    """Scale, crop, flip and colour of an image together with its mask.
+
+    Attributes:
+        crop: Height and width of the result. Where the scaled image is smaller, it is padded.
+        resize: Smallest and largest factor of the image's size.
+        hflip: Chance of a horizontal flip.
+        vflip: Chance of a vertical flip.
+        color_jitter: Strength of random brightness, contrast and saturation of the image.
+        fill: Colour of the padding, one byte per channel; the mask is padded with 255.
+        interpolation: Resizing filter of the image; the mask takes the nearest pixel.
+    """
+
+    crop: tuple[int, int]
+    resize: tuple[float, float]
+    hflip: float
+    vflip: float
+    color_jitter: float
+    fill: tuple[int, ...]
+    interpolation: str = "bilinear"
+
+    def __call__(self, sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
+        """See the module; gives an image uint8 [C, *crop] and a mask uint8 [*crop]."""
+        random = np.random.default_rng(seed)
+        factor = np.exp(random.uniform(*np.log(self.resize)))
+        places, flips, strengths = random.random(2), random.random(2), random.uniform(-1, 1, 3)
+
+        def move(layer: Tensor, interpolation: InterpolationMode, fill: Any) -> Tensor:
+            if factor != 1:
+                size = [max(1, round(side * factor)) for side in layer.shape[1:]]
+                layer = F.resize(layer, size, interpolation, antialias=True)
+            missing = [max(0, wanted - side) for wanted, side in zip(self.crop, layer.shape[1:], strict=True)]
+            if any(missing):
+                before = [int(place * (lack + 1)) for place, lack in zip(places, missing, strict=True)]
+                after = [lack - first for lack, first in zip(missing, before, strict=True)]
+                layer = F.pad(layer, [before[1], before[0], after[1], after[0]], fill=fill)
+            top, left = (
+                int(place * (side - wanted + 1))
+                for place, side, wanted in zip(places, layer.shape[1:], self.crop, strict=True)
+            )
+            layer = F.crop(layer, top, left, *self.crop)
+            layer = F.horizontal_flip(layer) if flips[0] < self.hflip else layer
+            return F.vertical_flip(layer) if flips[1] < self.vflip else layer
+
+        image = move(pixels_of(sample.image), FILTERS[self.interpolation], list(self.fill))
+        mask = move(sample.target[None], InterpolationMode.NEAREST_EXACT, IGNORED)
+        if self.color_jitter:
+            changes = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)
+            for change, strength in zip(changes, strengths, strict=True):
+                image = change(image, max(0.0, 1 + self.color_jitter * strength))
+        return image, mask[0]

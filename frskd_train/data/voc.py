@@ -5,6 +5,7 @@ from pathlib import Path
 import datasets
 
 from frskd_timm.errors import UserError
+from frskd_train.data.images import stored_path
 
 IMAGES, MASKS, LISTS = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
@@ -29,7 +30,7 @@ def read_voc(folder: Path) -> tuple[dict[str, datasets.Dataset], list[str] | Non
         folder: Such as `VOCdevkit/VOC2012`.
 
     Returns:
-        Splits by name with the columns `image` and `mask`, and the classes' names: those of `labels.txt`, one a line,
+        Splits by name with the columns `image` and `mask`, and the classes' names: those of `labels.txt`, one per line,
         else VOC's own where the folder or the one around it is called VOC..., else None.
 
     Raises:
@@ -37,7 +38,7 @@ def read_voc(folder: Path) -> tuple[dict[str, datasets.Dataset], list[str] | Non
     """
     lists = sorted((folder / LISTS).glob("*.txt"))
     if not lists:
-        raise UserError(f"--dataset {folder} has {MASKS}, but no list of a split such as {LISTS}/train.txt")
+        raise UserError(f"--dataset {folder} has {MASKS}, but no list of a split such as {LISTS}/train.txt.")
     splits = {}
     for file in lists:
         names = [line.split()[0] for line in _lines(file) if line.strip()]
@@ -50,7 +51,7 @@ def read_voc(folder: Path) -> tuple[dict[str, datasets.Dataset], list[str] | Non
         features = datasets.Features(image=datasets.Image(), mask=datasets.Image())
         splits[file.stem] = datasets.Dataset.from_dict(rows, features=features)
     if not splits:
-        raise UserError(f"--dataset {folder}: the lists in {LISTS} name no image")
+        raise UserError(f"--dataset {folder}: the lists in {LISTS} name no image.")
     return splits, _class_names(folder)
 
 
@@ -67,11 +68,11 @@ def _lines(file: Path) -> list[str]:
     try:
         return file.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as text ({error})") from error
+        raise UserError(f"{file} cannot be read as text ({error}).") from error
 
 
 def _find(folder: Path, name: str, endings: tuple[str, ...], named_in: Path) -> str:
     for ending in endings:
         if (folder / f"{name}{ending}").is_file():
-            return str((folder / f"{name}{ending}").absolute())
-    raise UserError(f"{named_in} names {name}, but there is no {folder / name}{endings[0]}")
+            return stored_path(str((folder / f"{name}{ending}").absolute()))
+    raise UserError(f"{named_in} names {name}, but there is no {folder / name}{endings[0]}.")

@@ -18,7 +18,7 @@ from torch import nn
 
 from frskd_timm.errors import UserError
 from frskd_timm.task import StudentTask
-from frskd_train.data.dataset import TrainingData
+from frskd_train.data import TrainingData
 from frskd_train.device import machine_name
 from frskd_train.progress import duration
 from frskd_train.recipe import write_recipe
@@ -35,7 +35,7 @@ from frskd_train.tasks.base import Scores
 
 def make_metrics(
     job: Job,
-    data: TrainingData[Any, Any],
+    data: TrainingData,
     student: nn.Module,
     accelerator: Accelerator,
     scores: Scores,
@@ -60,8 +60,8 @@ def make_metrics(
             "split": data.val_split,
             "license": data.license,
             "homepage": data.homepage,
-            "train_images": data.train_rows,
-            "val_images": data.val_rows,
+            "train_images": data.num_train,
+            "val_images": data.num_val,
             "num_classes": data.num_classes,
             # Scores on a sample or on held-out training images are no scores on the dataset.
             "whole_split": data.val_split != data.train_split
@@ -131,7 +131,7 @@ def read_baseline(folders: Sequence[str], score: str = "top1") -> dict[str, Any]
 def finish_run(
     folder: RunFolder,
     job: Job,
-    data: TrainingData[Any, Any],
+    data: TrainingData,
     task: StudentTask,
     student: nn.Module,
     metrics: Mapping[str, Any],
@@ -217,7 +217,7 @@ def load_line(folder: Path) -> str:
     return f"{student.imports}; {student.load_line(f'local-dir:{folder.as_posix()}')}"
 
 
-def describe(job: Job, data: TrainingData[Any, Any], task: StudentTask, accelerator: Accelerator) -> str:
+def describe(job: Job, data: TrainingData, task: StudentTask, accelerator: Accelerator) -> str:
     """What is about to happen, in two lines."""
     size = "x".join(map(str, data.preprocessing.input_size[1:]))
     student = sum(p.numel() for p in task.student.parameters()) / 1e6
@@ -225,7 +225,7 @@ def describe(job: Job, data: TrainingData[Any, Any], task: StudentTask, accelera
     extra = f" + {rest:.2f}M thrown away at the end" if rest else ""
     return (
         f"{job.settings.method.method}: {job.settings.model.model} ({student:.2f}M parameters{extra})\n"
-        f"data: {data.name}, {data.train_rows} training and {data.val_rows} validation images, "
+        f"data: {data.name}, {data.num_train} training and {data.num_val} validation images, "
         f"{data.num_classes} classes, {size}, {'in memory' if data.mode == 'memory' else 'streamed'}; "
         f"{accelerator.num_processes} process(es) on {accelerator.device.type}, {torch.get_num_threads()} thread(s), "
         f"precision {accelerator.mixed_precision}"

@@ -30,9 +30,9 @@ class DataSettings:
     dataset_revision: str | None = None
     """Branch, tag or commit of a Hub dataset."""
     train_split: str | None = None
-    """Split to train on; by default `train`, or the whole of a dataset with one split."""
+    """Split to train on; by default train or training, or the whole of a dataset with one split."""
     val_split: str | None = None
-    """Split to validate on; by default the first that exists of validation, val, valid and test."""
+    """Split to validate on; by default the first that exists of validation, val, valid, dev, test and testing."""
     val_fraction: Annotated[float, Range(low=0, high=0.9)] = 0.1
     """Fraction of the training split that is held out, stratified by class, if there is no validation split."""
     input_key: str | None = None
@@ -40,6 +40,9 @@ class DataSettings:
     target_key: str | None = None
     """Column of the labels; by default the only class column, or label, labels, class, fine_label, target. For
     segmentation the column of the masks."""
+    class_map: Annotated[str | None, LOCAL] = None
+    """File that maps the classes of the data to the outputs of the model: one name per line in the order of the
+    outputs, or a name and a number per line. For segmentation it names the labels."""
     train_num_samples: Annotated[int | None, Count] = None
     """Train on this many images only, balanced over the classes as far as possible, always the same ones."""
     data_mode: Literal["auto", "memory", "stream"] = "auto"

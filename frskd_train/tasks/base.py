@@ -9,7 +9,7 @@ from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 
 from frskd_timm.task import StudentTask
-from frskd_train.data.order import Order
+from frskd_train.data.sampler import Order
 from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, Settings
 from frskd_train.sync_batchnorm import refuse_single_values
@@ -37,7 +37,7 @@ class Job(ABC):
 
     @abstractmethod
     def load_data(self, progress: bool) -> Any:
-        """An `ImageData` or `MaskData`; raises UserError where it cannot be trained on."""
+        """The run's `TrainingData`; raises UserError where it cannot be trained on."""
 
     @abstractmethod
     def build_student(self, data: Any) -> nn.Module:
@@ -50,9 +50,9 @@ class Job(ABC):
             UserError: The student has no feature maps for it, or batches are too small for batch normalisation.
         """
         task = self.make_task(student, data)
-        loop, world = self.settings.loop, PartialState().num_processes
-        batch = Order.of(data.train_rows, loop.batch_size, rank=0, world=world, seed=loop.seed).per_process
-        if batch == 1 and not (loop.sync_bn and world > 1):
+        loop, world_size = self.settings.loop, PartialState().num_processes
+        order = Order.of(data.num_train, loop.batch_size, rank=0, world_size=world_size, seed=loop.seed)
+        if order.per_process == 1 and not (loop.sync_bn and world_size > 1):
             refuse_single_values(task, data.preprocessing.input_size)
         return task
 

@@ -13,7 +13,7 @@ from frskd_timm.errors import UserError
 from frskd_timm.export.student import export_student
 from frskd_timm.models import stock_name
 from frskd_timm.task import CrossEntropyTask, FRSKDTask, StudentTask
-from frskd_train.data import ImageData, ImageValidationData, Preprocessing, load_data, load_validation
+from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_data, load_validation
 from frskd_train.meter import evaluate
 from frskd_train.report.figures import attention_figure
 from frskd_train.run_folder import RunFolder
@@ -40,7 +40,7 @@ class ClassificationJob(Job):
         super().__init__(settings)
         self.model_cfg = default_cfg(settings.model)
 
-    def load_data(self, progress: bool) -> ImageData:
+    def load_data(self, progress: bool) -> TrainingData:
         """Images and their classes."""
         model = self.settings.model
         return load_data(
@@ -52,11 +52,11 @@ class ClassificationJob(Job):
             progress=progress,
         )
 
-    def build_student(self, data: ImageData) -> nn.Module:
+    def build_student(self, data: TrainingData) -> nn.Module:
         """A timm model."""
         return build_student(self.settings.model, self.model_cfg, data)
 
-    def make_task(self, student: nn.Module, data: ImageData) -> StudentTask:
+    def make_task(self, student: nn.Module, data: TrainingData) -> StudentTask:
         """FRSKD, cross-entropy alone, or a linear probe."""
         method, smoothing = self.settings.method, self.settings.preprocessing.smoothing
         if self.settings.model.linear_probe:
@@ -94,7 +94,7 @@ class ClassificationJob(Job):
     @classmethod
     def load_validation(
         cls, data: DataSettings, fit: FitSettings, student: nn.Module, progress: bool
-    ) -> ImageValidationData:
+    ) -> ValidationData:
         """Images prepared as the student's config says but for `fit`, labels matched to its classes by name."""
         preprocessing = Preprocessing.from_timm(resolve_data_config({}, model=student)).fitted(fit)
         if fit.img_size is not None:
@@ -108,7 +108,7 @@ class ClassificationJob(Job):
         model = asked if ":" not in asked else str(student.pretrained_cfg["architecture"])  # type: ignore[index]
         return {"model": model, "architecture": stock_name(model.split(".")[0]) or model.split(".")[0]}
 
-    def draw(self, folder: Path, data: ImageData, task: StudentTask) -> list[Path]:
+    def draw(self, folder: Path, data: TrainingData, task: StudentTask) -> list[Path]:
         """Attention maps of student and self-teacher."""
         if not isinstance(task, FRSKDTask):
             return []
@@ -117,7 +117,7 @@ class ClassificationJob(Job):
     def export(
         self,
         folder: RunFolder,
-        data: ImageData,
+        data: TrainingData,
         student: nn.Module,
         metrics: Mapping[str, Any],
         complete: Callable[[Path], None],
@@ -143,7 +143,7 @@ class ClassificationJob(Job):
 
 
 @torch.no_grad()
-def draw_attention(path: Path, data: ImageData, task: FRSKDTask) -> Path:
+def draw_attention(path: Path, data: TrainingData, task: FRSKDTask) -> Path:
     """Draws attention maps of student and self-teacher for a few validation images of different classes."""
     task.eval()
     device = next(task.parameters()).device

@@ -21,7 +21,7 @@ from frskd_timm.segmentation import (
 )
 from frskd_timm.task import StudentTask
 from frskd_train.constraints import keyword_arguments
-from frskd_train.data import MaskData, MaskValidationData, load_mask_validation, load_masks
+from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_data, load_validation
 from frskd_train.mask_meter import evaluate_masks
 from frskd_train.report.card import write_backbone_card
 from frskd_train.report.segmentation_figures import segmentation_figure
@@ -49,18 +49,19 @@ class SegmentationJob(Job):
         preset = PRESETS.get(settings.model.model, {})
         self.model_cfg = default_cfg(settings.model, preset.get("backbone"))
 
-    def load_data(self, progress: bool) -> MaskData:
+    def load_data(self, progress: bool) -> TrainingData:
         """Images and their masks."""
-        return load_masks(
+        return load_data(
             self.settings.data,
             self.settings.preprocessing,
+            task="segmentation",
             model_cfg=self.model_cfg,
             use_model_stats=self.settings.model.pretrained,
-            resize=self.settings.segmentation.resize_range,
+            resize_range=self.settings.segmentation.resize_range,
             progress=progress,
         )
 
-    def build_student(self, data: MaskData) -> SegmentationStudent:
+    def build_student(self, data: TrainingData) -> SegmentationStudent:
         """A backbone under the decoder."""
         model, own = self.settings.model, self.settings.segmentation
         arguments = keyword_arguments(model.model_kwargs)
@@ -88,7 +89,7 @@ class SegmentationJob(Job):
             student.set_grad_checkpointing(True)
         return student
 
-    def make_task(self, student: nn.Module, data: MaskData) -> StudentTask:
+    def make_task(self, student: nn.Module, data: TrainingData) -> StudentTask:
         """FRSKD, or cross-entropy alone."""
         assert isinstance(student, SegmentationStudent)
         method = self.settings.method
@@ -114,7 +115,7 @@ class SegmentationJob(Job):
     @classmethod
     def load_validation(
         cls, data: DataSettings, fit: FitSettings, student: nn.Module, progress: bool
-    ) -> MaskValidationData:
+    ) -> ValidationData:
         """Images at their own size, normalised as the student's config says."""
         assert isinstance(student, SegmentationStudent)
         if fit.given():
@@ -124,14 +125,9 @@ class SegmentationJob(Job):
             )
         if data.dataset == DataSettings().dataset:  # nothing was said
             data = default_settings("segmentation").data
-        return load_mask_validation(
-            data,
-            in_chans=student.in_chans,
-            mean=student.mean,
-            std=student.std,
-            class_names=student.class_names or [f"class {number}" for number in range(student.num_classes)],
-            progress=progress,
-        )
+        names = student.class_names or [f"class {number}" for number in range(student.num_classes)]
+        preprocessing = Preprocessing((student.in_chans, 1, 1), tuple(student.mean), tuple(student.std))
+        return load_validation(data, preprocessing, task="segmentation", class_names=names, progress=progress)
 
     def about_student(self, student: nn.Module) -> dict[str, str]:
         """Its preset or backbone; a folder or repository says itself what it holds."""
@@ -140,7 +136,7 @@ class SegmentationJob(Job):
         return {"model": asked if ":" not in asked else student.backbone_name, "architecture": student.backbone_name}
 
     @torch.no_grad()
-    def draw(self, folder: Path, data: MaskData, task: StudentTask) -> list[Path]:
+    def draw(self, folder: Path, data: TrainingData, task: StudentTask) -> list[Path]:
         """Image, truth, student and self-teacher, side by side."""
         task.eval()
         device = next(task.parameters()).device
@@ -161,7 +157,7 @@ class SegmentationJob(Job):
     def export(
         self,
         folder: RunFolder,
-        data: MaskData,
+        data: TrainingData,
         student: nn.Module,
         metrics: Mapping[str, Any],
         complete: Callable[[Path], None],

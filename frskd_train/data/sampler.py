@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,7 @@ import numpy.typing as npt
 from frskd_timm.errors import UserError
 
 Rows = npt.NDArray[np.int64]
+FIXED = 210308273  # seeds the choices of rows, so that runs with different seeds see the same splits
 
 
 class Draw(IntEnum):
@@ -32,40 +34,42 @@ class Order:
     """Shares out the rows of each epoch's permutation among steps and processes.
 
     Attributes:
-        num_rows: Rows of the dataset.
+        num_samples: Samples of the dataset.
         per_process: Rows that a process takes each step.
         rank: This process.
-        world: Number of processes.
+        world_size: Number of processes.
         seed: The run's.
     """
 
-    num_rows: int
+    num_samples: int
     per_process: int
     rank: int
-    world: int
+    world_size: int
     seed: int
 
     @classmethod
-    def of(cls, num_rows: int, batch_size: int, rank: int, world: int, seed: int) -> "Order":
+    def of(cls, num_samples: int, batch_size: int, rank: int, world_size: int, seed: int) -> "Order":
         """Makes batches smaller where the dataset is smaller than one global batch.
 
         Raises:
             UserError: There are fewer images than processes.
         """
-        per_process = min(batch_size, num_rows // world)
+        per_process = min(batch_size, num_samples // world_size)
         if per_process < 1:
-            raise UserError(f"There are {num_rows} training image(s) for {world} process(es); each needs at least one.")
-        return cls(num_rows, per_process, rank, world, seed)
+            raise UserError(
+                f"There are {num_samples} training image(s) for {world_size} process(es); each needs at least one."
+            )
+        return cls(num_samples, per_process, rank, world_size, seed)
 
     @property
     def global_batch(self) -> int:
         """Rows that all processes together take each step."""
-        return self.per_process * self.world
+        return self.per_process * self.world_size
 
     @property
     def steps(self) -> int:
-        """Steps an epoch; what is left of the last global batch is dropped."""
-        return self.num_rows // self.global_batch
+        """Steps per epoch; what is left of the last global batch is dropped."""
+        return self.num_samples // self.global_batch
 
     @property
     def share(self) -> slice:
@@ -73,8 +77,8 @@ class Order:
         return slice(self.rank * self.per_process, (self.rank + 1) * self.per_process)
 
     def permutation(self, epoch: int) -> Rows:
-        """All rows in the order of an epoch, the same in all processes."""
-        return generator_for(Draw.ORDER, self.seed, epoch).permutation(self.num_rows)
+        """All samples in the order of an epoch, the same in all processes; not to be changed."""
+        return _permutation(self.num_samples, self.seed, epoch)
 
     def places(self, step: int) -> slice:
         """The places in an epoch's permutation that this process takes at a step."""
@@ -82,6 +86,26 @@ class Order:
         return slice(first, first + self.per_process)
 
 
-def validation_share(num_rows: int, rank: int, world: int) -> slice:
+@lru_cache(maxsize=2)
+def _permutation(num_samples: int, seed: int, epoch: int) -> Rows:
+    return generator_for(Draw.ORDER, seed, epoch).permutation(num_samples)
+
+
+def validation_share(num_samples: int, rank: int, world_size: int) -> slice:
     """The rows that a process validates on: all processes together take each once."""
-    return slice(num_rows * rank // world, num_rows * (rank + 1) // world)
+    return slice(num_samples * rank // world_size, num_samples * (rank + 1) // world_size)
+
+
+def shuffled(count: int) -> Rows:
+    """The numbers 0 to `count` - 1 in a fixed random order, which no seed of a run changes."""
+    return np.random.default_rng(FIXED).permutation(count)
+
+
+def spread(count: int, wanted: int) -> Rows:
+    """At most `wanted` of the numbers 0 to `count` - 1, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(count, wanted)).astype(np.int64))
+
+
+def all_rows(count: int) -> Rows:
+    """The numbers 0 to `count` - 1."""
+    return np.arange(count, dtype=np.int64)

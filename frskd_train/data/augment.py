@@ -1,4 +1,4 @@
-"""Augmentation of whole batches: crops, flips, erasing, without a Python loop over images.
+"""Augmentation of whole batches: crops, flips, erasing, Mixup and CutMix, without a Python loop over images.
 
 Random numbers are drawn with NumPy for the whole global batch, then each process takes its share; pixels are moved
 with PyTorch on the device where the batch is.
@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from frskd_timm.augment import cutmix, cutmix_box, mixup
+from frskd_train.data.sampler import Draw, Order, Rows, generator_for
+
 Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
 ATTEMPTS = 10  # boxes that are tried for an image before the largest one in the middle is taken, as torchvision does
 
 
@@ -32,12 +34,12 @@ def draw_flips(generator: np.random.Generator, count: int, hflip: float, vflip: 
     return Flips(chance[0] < hflip, chance[1] < vflip)
 
 
-def draw_offsets(generator: np.random.Generator, count: int, padding: int) -> Integers:
+def draw_offsets(generator: np.random.Generator, count: int, padding: int) -> Rows:
     """Draws rows and columns [2, B] at which crops of padded images start."""
     return generator.integers(0, 2 * padding + 1, (2, count))
 
 
-def crop_padded(images: Tensor, offsets: Integers, padding: int) -> Tensor:
+def crop_padded(images: Tensor, offsets: Rows, padding: int) -> Tensor:
     """Pads images with black and crops each at its own place.
 
     Args:
@@ -112,7 +114,7 @@ def crop_resized(images: Tensor, boxes: Floats, size: int, interpolation: str) -
     return sampled.clamp_(0, 255)
 
 
-def draw_erased(generator: np.random.Generator, count: int, chance: float, size: int) -> Integers:
+def draw_erased(generator: np.random.Generator, count: int, chance: float, size: int) -> Rows:
     """Draws the boxes of random erasing (arXiv 1708.04896): 2 % to 33 % of the area, aspect ratio 0.3 to 3.3.
 
     Returns:
@@ -127,7 +129,7 @@ def draw_erased(generator: np.random.Generator, count: int, chance: float, size:
     return np.stack([top, top + height, left, left + width]) * chosen
 
 
-def erase(images: Tensor, boxes: Integers) -> Tensor:
+def erase(images: Tensor, boxes: Rows) -> Tensor:
     """Sets a box of each normalised image [B, C, H, W] to 0, the mean colour. `boxes` is as `draw_erased` gives it."""
     if not boxes.any():
         return images
@@ -163,3 +165,106 @@ class Normalize(torch.nn.Module):
             count, len(self.scale), height, width, device=images.device, memory_format=self.format, dtype=torch.float32
         )
         return torch.addcmul(self.shift, images.float(), self.scale, out=out)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Mixup and CutMix: one lambda and one permutation for the batch of each process.
+
+    Attributes:
+        mixup: Alpha of Mixup's Beta distribution; 0 is off.
+        cutmix: Alpha of CutMix's; 0 is off. With both, a fair coin decides for each batch.
+        num_classes: Columns of the mixed targets.
+    """
+
+    mixup: float
+    cutmix: float
+    num_classes: int
+
+    def __bool__(self) -> bool:
+        return self.mixup > 0 or self.cutmix > 0
+
+    def __call__(self, images: Tensor, labels: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Mix a batch.
+
+        Args:
+            images: [B, C, H, W].
+            labels: Class numbers [B].
+            generator: Of this step and process.
+
+        Returns:
+            Images, and probabilities [B, num_classes].
+        """
+        target = torch.zeros(len(labels), self.num_classes, device=images.device).scatter_(1, labels[:, None], 1.0)
+        takes_mixup = generator.random() < 0.5 if self.mixup > 0 and self.cutmix > 0 else self.mixup > 0
+        alpha = self.mixup if takes_mixup else self.cutmix
+        lam = float(generator.beta(alpha, alpha))
+        index = torch.from_numpy(generator.permutation(len(labels))).to(images.device, non_blocking=True)
+        if takes_mixup:
+            return mixup(images, target, lam, index)
+        box, lam = cutmix_box(images.shape[2], images.shape[3], lam, generator)
+        return cutmix(images, target, lam, index, box)
+
+
+@dataclass(frozen=True)
+class ResizedCrop:
+    """RandomResizedCrop of images in memory.
+
+    Attributes:
+        size: Height and width of the result.
+        scale: Smallest and largest share of the area.
+        ratio: Smallest and largest aspect ratio.
+        interpolation: Resizing filter.
+        aspect: Width over height of each training image before it was resized, [N].
+    """
+
+    size: int
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    interpolation: str
+    aspect: Floats
+
+
+@dataclass(frozen=True)
+class BatchAugmentation:
+    """What is done to a training batch; nothing by default.
+
+    Attributes:
+        resized: Random resized crops of images in memory, if wanted.
+        padding: Pixels of padding of the random crop; 0 is no crop.
+        hflip: Chance of a horizontal flip.
+        vflip: Chance of a vertical flip.
+        reprob: Chance of random erasing.
+        mix: Mixup and CutMix, if wanted.
+    """
+
+    resized: ResizedCrop | None = None
+    padding: int = 0
+    hflip: float = 0.0
+    vflip: float = 0.0
+    reprob: float = 0.0
+    mix: Mix | None = None
+
+    @torch.no_grad()
+    def __call__(
+        self, images: Tensor, targets: Tensor, normalize: Normalize, order: Order, epoch: int, step: int
+    ) -> tuple[Tensor, Tensor]:
+        """Augment and normalise the batch of one process; what is drawn follows from the place in the run alone."""
+        count, share = order.global_batch, order.share
+        if self.resized is not None:
+            # Drawn for the whole global batch, whose aspect ratios every process knows.
+            crop, whole = self.resized, order.permutation(epoch)[step * count :][:count]
+            generator = generator_for(Draw.CROP, order.seed, epoch, step)
+            boxes = draw_boxes(generator, crop.aspect[whole], crop.scale, crop.ratio)[:, share]
+            images = crop_resized(images, boxes, crop.size, crop.interpolation)
+        generator = generator_for(Draw.PLACE, order.seed, epoch, step)
+        flips = draw_flips(generator, count, self.hflip, self.vflip, share)
+        if self.padding:
+            images = crop_padded(images, draw_offsets(generator, count, self.padding)[:, share], self.padding)
+        images = normalize(flip(images, flips))
+        if self.reprob:
+            generator = generator_for(Draw.ERASE, order.seed, epoch, step)
+            images = erase(images, draw_erased(generator, count, self.reprob, images.shape[-1])[:, share])
+        if self.mix:
+            return self.mix(images, targets, generator_for(Draw.MIX, order.seed, epoch, step, order.rank))
+        return images, targets

@@ -1,0 +1,122 @@
+"""Small datasets: decoded once and kept as bytes in memory, and on the GPU where there is one."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from frskd_timm.errors import UserError
+from frskd_train.data.decode import quiet_pillow
+from frskd_train.data.images import BadImageError
+from frskd_train.data.parallel import in_blocks
+from frskd_train.data.sampler import Rows
+from frskd_train.data.splits import Sample, Split
+from frskd_train.data.transforms import SampleTransform
+
+SKIP = "--bad-images skip leaves such images out"
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The decoded samples of a split, addressed by their place among those that can be read.
+
+    Attributes:
+        split: The split that was decoded.
+        images: uint8 [N, C, H, W], where C is 1 if all images are gray; a list of [C, H, W] for dense targets.
+        targets: [N]; a list of [H, W] for dense targets.
+        original_sizes: Height and width of each image before it was resized, [N, 2].
+        rows: The rows that are kept.
+        bad: Messages about the images that were left out, by place in the split.
+    """
+
+    split: Split
+    images: Tensor | list[Tensor]
+    targets: Tensor | list[Tensor]
+    original_sizes: Rows
+    rows: Rows
+    bad: dict[int, str] = field(default_factory=dict)
+    _resident: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each image before it was resized."""
+        return [(height, width) for height, width in self.original_sizes.tolist()]
+
+    def read(self, places: list[int]) -> Iterator[Sample]:
+        """Gives samples one by one."""
+        for place in places:
+            yield Sample(self.images[place], self.targets[place])
+
+    def batch(self, places: Rows, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Images and targets of one size as a batch on a device, to which all are moved only once."""
+        assert isinstance(self.images, Tensor)
+        assert isinstance(self.targets, Tensor)
+        if device not in self._resident:
+            self._resident[device] = self.images.to(device), self.targets.to(device)
+        images, targets = self._resident[device]
+        chosen = torch.from_numpy(places).to(device)
+        return images[chosen], targets[chosen]
+
+
+def decode_all(split: Split, transform: SampleTransform, bad_images: Literal["stop", "skip"], progress: bool) -> Cache:
+    """Decodes all samples of a split in threads.
+
+    Args:
+        split: Its rows in use.
+        transform: How samples are kept; gives all images one size where targets are not dense.
+        bad_images: Whether an image that cannot be used stops or is left out.
+        progress: Show a bar if it takes more than a few seconds.
+
+    Raises:
+        UserError: An image that cannot be used if those stop, or none that can.
+    """
+
+    def decode(places: list[int]) -> list[tuple[Tensor, Tensor, tuple[int, int]] | BadImageError]:
+        results: list[tuple[Tensor, Tensor, tuple[int, int]] | BadImageError] = []
+        for sample in split.read(places):
+            if isinstance(sample, BadImageError):
+                results.append(sample)
+            else:
+                assert isinstance(sample.image, Image.Image)
+                results.append((*transform(sample, 0), (sample.image.height, sample.image.width)))
+        return results
+
+    count = len(split)
+    pixels: Tensor | None = None
+    images: list[Tensor] = []
+    targets: list[Tensor] = []
+    sizes: list[tuple[int, int]] = []
+    kept: list[int] = []
+    bad: dict[int, str] = {}
+    with quiet_pillow():
+        results = in_blocks(decode, list(range(count)), f"decoding {split.name}", progress)
+        for place, result in enumerate(results):
+            if isinstance(result, BadImageError):
+                if bad_images == "stop":
+                    raise UserError(f"{result} ({SKIP}).") from result
+                bad[place] = str(result)
+                continue
+            image, target, size = result
+            if split.targets.is_dense:
+                images.append(image)
+            else:  # written to its place at once, so that the images are in memory only once
+                if pixels is None:
+                    pixels = torch.empty(count, *image.shape, dtype=torch.uint8)
+                elif len(image) > pixels.shape[1]:  # the first image with colours
+                    pixels = pixels.expand(-1, len(image), -1, -1).contiguous()
+                pixels[len(kept)] = image  # a gray image among coloured ones fills all channels
+            targets.append(target)
+            sizes.append(size)
+            kept.append(place)
+    if not kept:
+        raise UserError(f"None of the {count} images of split {split.name} can be used. {bad[0]}.")
+    rows, original_sizes = split.rows[kept], np.array(sizes, np.int64)
+    if pixels is None:
+        return Cache(split, images, targets, original_sizes, rows, bad)
+    return Cache(split, pixels[: len(kept)], torch.stack(targets), original_sizes, rows, bad)

@@ -1,0 +1,168 @@
+"""Encoded images of a dataset: their headers, pixels and hashes. Bad images are told apart from errors in this code."""
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from urllib.parse import quote, unquote_to_bytes
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from frskd_timm.errors import UserError
+from frskd_train.data.decode import is_gray, open_image, quiet_pillow, upright_size
+from frskd_train.data.parallel import in_blocks
+from frskd_train.data.sampler import Rows, spread
+
+T = TypeVar("T")
+QUOTED = "file://"  # prefix of a path that is not valid UTF-8, percent-encoded: Arrow only stores UTF-8 strings
+HASHED_WHOLE = 2**30  # encoded bytes up to which the fingerprint covers every byte
+HASHED = 4096  # images of a larger split whose bytes it covers; of the others it covers the length
+LENGTHS_AT_ONCE = 4096
+
+
+class BadImageError(UserError):
+    """An image or mask that cannot be used; the message names its row and file."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is known of an image before it is decoded: upright height and width, and whether it has no colours."""
+
+    size: tuple[int, int]
+    is_gray: bool
+
+
+@dataclass(frozen=True)
+class Images:
+    """A column of encoded images of one split, addressed by row.
+
+    Attributes:
+        dataset: The split; `column` gives bytes and paths, not decoded images.
+        split: Its name, for messages.
+        column: The column of the images.
+        noun: What an image is called in messages.
+    """
+
+    dataset: datasets.Dataset
+    split: str
+    column: str
+    noun: str = "image"
+    _headers: dict[int, Header | None] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, dataset: datasets.Dataset, split: str, column: str, noun: str = "image") -> "Images":
+        """Takes the column of a split, which may hold images or encoded bytes; copies and writes nothing."""
+        only = dataset.select_columns([column]).with_format(None)
+        if isinstance(only.features[column], datasets.Image):
+            only = only.cast_column(column, datasets.Image(decode=False))
+        return cls(only, split, column, noun)
+
+    def headers(self, rows: Rows, progress: bool = False) -> list[Header | None]:
+        """Reads the headers of images, each only once; None for an image whose header cannot be read."""
+        missing = [row for row in rows.tolist() if row not in self._headers]
+        with quiet_pillow():
+            found = in_blocks(self._read_headers, missing, f"headers of {self.split}", progress)
+            self._headers.update(zip(missing, found, strict=True))
+        return [self._headers[row] for row in rows.tolist()]
+
+    def _read_headers(self, rows: list[int]) -> list[Header | None]:
+        def read(image: Image.Image) -> Header:
+            return Header(upright_size(image), is_gray(image))
+
+        return [None if isinstance(found, BadImageError) else found for found in self.load_many(rows, read)]
+
+    def load_many(self, rows: list[int], decode: Callable[[Image.Image], T]) -> Iterator[T | BadImageError]:
+        """Opens images and decodes each with `decode`; gives the errors of bad ones instead of raising them."""
+        for row, value in zip(rows, self.dataset[rows][self.column], strict=True):
+            try:
+                yield decode(open_image(*_content(value)))
+            except Exception as error:  # Pillow's plugins raise nearly everything on damaged files
+                unknown = type(error).__name__ == "UnidentifiedImageError"
+                reason = "it is not an image in a format that Pillow knows" if unknown else printable(str(error))
+                yield BadImageError(f"{self._describe(row, value)} cannot be read: {reason}")
+
+    def describe(self, row: int) -> str:
+        """Row and file of an image, for a message."""
+        return self._describe(row, self.dataset[row][self.column])
+
+    def _describe(self, row: int, value: Any) -> str:
+        path = _content(value)[1]
+        where = f" ({printable(path)})" if path else ""
+        return f"{self.noun.capitalize()} {row} of split {self.split}{where}"
+
+    def digest(self, rows: Rows) -> bytes:
+        """Hashes the encoded images, wherever they are stored: of large splits all lengths and some images' bytes."""
+        lengths = self._lengths()[rows]
+        digest = hashlib.sha256(lengths.astype("<i8").tobytes())
+        chosen = rows if lengths.sum() <= HASHED_WHOLE else rows[spread(len(rows), HASHED)]
+        for part in in_blocks(self._digests, chosen.tolist(), f"hashing {self.split}", False):
+            digest.update(part)
+        return digest.digest()
+
+    def _digests(self, rows: list[int]) -> list[bytes]:
+        return [_digest(*_content(value)) for value in self.dataset[rows][self.column]]
+
+    def _lengths(self) -> Rows:
+        """Encoded bytes of each row of the split, -1 where the file is missing; no image is read."""
+        found = []
+        for first in range(0, len(self.dataset), LENGTHS_AT_ONCE):
+            table = self.dataset.with_format("arrow")[first : first + LENGTHS_AT_ONCE]
+            column = table.column(self.column)
+            is_struct = pa.types.is_struct(column.type)
+            stored = pc.struct_field(column, "bytes") if is_struct else column
+            lengths = pc.fill_null(pc.binary_length(stored).cast(pa.int64()), -1).to_numpy().copy()
+            if is_struct and (lengths < 0).any():
+                paths = pc.struct_field(column, "path")
+                for place in np.flatnonzero(lengths < 0).tolist():
+                    lengths[place] = _file_length(local_path(paths[place].as_py()))
+            found.append(lengths)
+        return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
+def stored_path(path: str) -> str:
+    """A path as Arrow can store it."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return QUOTED + quote(os.fsencode(path))
+    return path
+
+
+def local_path(stored: str | None) -> str | None:
+    """The path that `stored_path` was given."""
+    return os.fsdecode(unquote_to_bytes(stored[len(QUOTED) :])) if stored and stored.startswith(QUOTED) else stored
+
+
+def printable(text: str) -> str:
+    """Text that any output can take: bytes of file names that are not valid UTF-8 become escapes such as `\\xff`."""
+    text = re.sub(r"[\ud800-\udbff]", "?", text)
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
+
+
+def _content(value: Any) -> tuple[bytes | None, str | None]:
+    """An image's bytes, or the path of its file."""
+    return (value.get("bytes"), local_path(value.get("path"))) if isinstance(value, dict) else (value, None)
+
+
+def _file_length(path: str | None) -> int:
+    try:
+        found = os.stat(path or "")
+    except OSError:
+        return -1
+    return found.st_size if stat.S_ISREG(found.st_mode) else -1
+
+
+def _digest(content: bytes | None, path: str | None) -> bytes:
+    if content is None:
+        if _file_length(path) < 0:  # missing, or a pipe that would never end
+            return b"missing"
+        with open(str(path), "rb") as file:
+            content = file.read()
+    return hashlib.sha256(content).digest()

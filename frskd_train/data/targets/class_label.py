@@ -1,0 +1,292 @@
+"""Class labels: one class per image, from a column of classes, whole numbers, strings or booleans."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from frskd_timm.errors import UserError
+from frskd_train.data.sampler import Rows, shuffled
+from frskd_train.data.targets.base import (
+    Splits,
+    Targets,
+    check_columns,
+    check_count,
+    columns_named,
+    given_column,
+    holds_images,
+    kind_of,
+    listed,
+    names_of,
+    read_class_map,
+)
+from frskd_train.settings import DataSettings
+
+LABEL_NAMES = ("label", "labels", "class", "fine_label", "target")
+
+
+class ClassLabels(Targets):
+    """See `Targets`; a target is a class number, an int64 scalar."""
+
+    is_dense: ClassVar = False
+
+    def __init__(self, splits: Splits, data: DataSettings, class_names: list[str] | None) -> None:
+        features = next(iter(splits.values())).features
+        self.image_column = find_image_column(features, data.input_key)
+        column = find_label_column(features, data.target_key)
+        check_columns(splits, self.image_column, column)
+        self.labels, self.class_names = read_labels(splits, column)
+        self._map = read_class_map(data.class_map) if data.class_map is not None else None
+        if self._map is not None:
+            for split, labels in self.labels.items():
+                self._renumber(split, np.arange(len(labels)), self._map, f"--class-map {data.class_map} lacks")
+            self.class_names = names_of(self._map)
+
+    def load_many(self, split: str, rows: list[int]) -> Iterator[Tensor]:
+        """See `Targets`."""
+        yield from torch.from_numpy(self.labels[split][rows])
+
+    def hold_out(self, split: str, fraction: float) -> tuple[Rows, Rows]:
+        """See `Targets`."""
+        return hold_out(self.labels[split], fraction)
+
+    def subset(self, split: str, rows: Rows, count: int) -> Rows:
+        """See `Targets`."""
+        return rows[balanced_subset(self.labels[split][rows], count, len(self.class_names))]
+
+    def digest(self, split: str, rows: Rows) -> bytes:
+        """See `Targets`."""
+        return self.labels[split][rows].astype("<i8").tobytes()
+
+    def match(self, split: str, rows: Rows, known: Sequence[str] | None) -> None:
+        """See `Targets`; labels are matched by name, or by the numbers of a class map."""
+        if known is None:
+            return
+        if self._map is None:
+            numbers = {name: number for number, name in enumerate(known)}
+            self._renumber(split, rows, numbers, f"Split {split} has classes that the model does not know:")
+        elif len(self.class_names) > len(known):
+            raise UserError(f"--class-map has {len(self.class_names)} classes, but the model tells {len(known)} apart.")
+        self.class_names = list(known)
+
+    def lost_classes(self, split: str, rows: Rows, kept: Rows) -> str | None:
+        """See `Targets`."""
+        labels = self.labels[split]
+        empty = sorted(set(range(len(self.class_names))) - set(labels[kept].tolist()))
+        if not empty:
+            return None
+        lost = [self.class_names[target] for target in empty if target in set(labels[rows].tolist())]
+        unreadable = f"; none of the images of {listed(lost)} can be read" if lost else ""
+        shown = listed([self.class_names[target] for target in empty])
+        return f"{len(empty)} of {len(self.class_names)} classes have no training image: {shown}{unreadable}."
+
+    def _renumber(self, split: str, rows: Rows, numbers: Mapping[str, int], complaint: str) -> None:
+        labels = self.labels[split]
+        used = [self.class_names[target] for target in np.unique(labels[rows])]
+        unknown = [name for name in used if name not in numbers]
+        if unknown:
+            raise UserError(f"{complaint} {listed(unknown)}.")
+        self.labels[split] = np.array([numbers.get(name, -1) for name in self.class_names], np.int64)[labels]
+
+
+def find_image_column(features: datasets.Features, wanted: str | None) -> str:
+    """Finds the column of the images.
+
+    Args:
+        features: The dataset's columns and their types.
+        wanted: `--input-key`; None takes the only image column, or the only one of encoded bytes.
+
+    Raises:
+        UserError: There is none, there are several, or the wanted one holds something else.
+    """
+    if wanted is not None:
+        return given_column(features, "input-key", wanted)
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    found = images or [name for name, feature in features.items() if holds_images(feature)]
+    if len(found) > 1:
+        raise UserError(f"The dataset has several image columns ({', '.join(found)}); choose one with --input-key.")
+    if not found:
+        raise UserError(f"The dataset has no image column, only {columns_named(features)}.")
+    return found[0]
+
+
+def find_label_column(features: datasets.Features, wanted: str | None) -> str:
+    """Finds the column of the labels.
+
+    Args:
+        features: The dataset's columns and their types.
+        wanted: `--target-key`; None takes the only class column, or one that is named as labels often are.
+
+    Raises:
+        UserError: There is none, or there are several and none has such a name.
+    """
+    if wanted is not None:
+        return given_column(features, "target-key", wanted, must_hold_images=False)
+    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if len(classes) == 1:
+        return classes[0]
+    for name in LABEL_NAMES:
+        if name in (classes or features):
+            return name
+    if classes:
+        raise UserError(f"The dataset has several class columns ({', '.join(classes)}); choose one with --target-key.")
+    raise UserError(f"The dataset has no label column, only {columns_named(features)}; name it with --target-key.")
+
+
+def read_labels(splits: Splits, column: str) -> tuple[dict[str, Rows], list[str]]:
+    """Reads the labels of all splits as class numbers.
+
+    Class columns keep their numbers, matched by name between splits. Whole numbers, strings and booleans become
+    classes in sorted order of the values that the first split, the training one, has.
+
+    Args:
+        splits: The splits to read, the training split first.
+        column: The column of the labels.
+
+    Returns:
+        Class numbers of each split's rows, and the classes' names.
+
+    Raises:
+        UserError: Labels that are no classes (floats, lists), are missing, negative or out of range, or a class that
+            the training split lacks.
+    """
+    trained_on, *others = splits
+    feature = splits[trained_on].features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        names = list(feature.names)
+        labels = {split: _class_numbers(dataset, split, column, names) for split, dataset in splits.items()}
+    else:
+        values = {split: _plain_values(dataset, split, column) for split, dataset in splits.items()}
+        known = sorted(set(values[trained_on]))
+        number = {value: index for index, value in enumerate(known)}
+        names = [str(value) for value in known]
+        labels = {}
+        for split, found in values.items():
+            unseen = sorted({value for value in found if value not in number})
+            if unseen:
+                raise UserError(_only_there(split, trained_on, [str(value) for value in unseen]))
+            labels[split] = np.array([number[value] for value in found], np.int64)
+    for split in others:
+        unseen = sorted(set(np.unique(labels[split]).tolist()) - set(np.unique(labels[trained_on]).tolist()))
+        if unseen:
+            raise UserError(_only_there(split, trained_on, [names[target] for target in unseen]))
+    if len(names) < 2:
+        raise UserError(f"Column {column} of split {trained_on} has only one class, {names}; at least 2 are needed.")
+    return labels, names
+
+
+def _class_numbers(dataset: datasets.Dataset, split: str, column: str, names: list[str]) -> Rows:
+    feature = dataset.features[column]
+    if not isinstance(feature, datasets.ClassLabel):
+        raise UserError(f"Column {column} holds classes in the training split but {kind_of(feature)} in split {split}.")
+    values = _column(dataset, column)
+    _refuse_missing(values, split, column)
+    labels = values.to_numpy(zero_copy_only=False).astype(np.int64)
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(feature.names)))
+    if len(wrong):
+        raise UserError(_out_of_range(split, column, int(wrong[0]), int(labels[wrong[0]]), len(feature.names)))
+    if feature.names == names:
+        return labels
+    number = {name: index for index, name in enumerate(names)}
+    used = [feature.names[target] for target in np.unique(labels)]
+    unseen = [name for name in used if name not in number]
+    if unseen:
+        raise UserError(_only_there(split, "train", unseen))
+    return np.array([number.get(name, -1) for name in feature.names], np.int64)[labels]
+
+
+def _plain_values(dataset: datasets.Dataset, split: str, column: str) -> list[Any]:
+    feature = dataset.features[column]
+    kind = dataset.data.schema.field(column).type
+    whole = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+    if not (whole or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise UserError(f"Column {column} holds {kind_of(feature)}; labels are classes, whole numbers or strings.")
+    values = _column(dataset, column)
+    _refuse_missing(values, split, column)
+    found: list[Any] = values.to_pylist()
+    if whole and found and min(found) < 0:
+        row = next(row for row, value in enumerate(found) if value < 0)
+        raise UserError(_out_of_range(split, column, row, found[row], None))
+    return found
+
+
+def _column(dataset: datasets.Dataset, column: str) -> pa.ChunkedArray:
+    return dataset.select_columns([column]).with_format("arrow")[:].column(column)
+
+
+def _refuse_missing(values: pa.ChunkedArray, split: str, column: str) -> None:
+    if values.null_count:
+        row = values.is_null().to_pylist().index(True)
+        raise UserError(f"Row {row} of split {split} has no value in the label column {column}.")
+
+
+def _out_of_range(split: str, column: str, row: int, value: int, classes: int | None) -> str:
+    wanted = "0 or more" if classes is None else f"0 to {classes - 1}"
+    hint = " (-1 usually means unlabelled: choose another split)" if value == -1 else ""
+    return f"Row {row} of split {split} has label {value} in column {column}; labels must be {wanted}{hint}."
+
+
+def _only_there(split: str, trained_on: str, names: list[str]) -> str:
+    return f"Split {split} has classes without an image in split {trained_on}: {listed(names)}."
+
+
+def hold_out(labels: Rows, fraction: float) -> tuple[Rows, Rows]:
+    """Divides rows into training and validation rows, class by class; a class with one image is trained on.
+
+    Args:
+        labels: The class of each row.
+        fraction: The share to hold out.
+
+    Returns:
+        Row numbers to train on and to validate on, both ascending.
+
+    Raises:
+        UserError: Nothing is left for one of the two.
+    """
+    rank, size = _rank_in_class(labels)
+    held = np.maximum(np.round(size * fraction), 1) if fraction > 0 else np.zeros_like(size)
+    is_held = rank < np.minimum(held, size - 1)
+    if not is_held.any():
+        # a class of two gives one of them, so a fraction above zero fails on classes of one only
+        why = f"--val-fraction {fraction:g} holds out none of its {len(labels)} images"
+        way = "a fraction above 0"
+        if fraction > 0:
+            why, way = "no class has a second image that --val-fraction could hold out", "more images of each class"
+        raise UserError(f"The dataset has no validation split and {why}; give --val-split or {way}.")
+    return np.flatnonzero(~is_held), np.flatnonzero(is_held)
+
+
+def balanced_subset(labels: Rows, count: int, num_classes: int) -> Rows:
+    """Chooses `count` rows, as many of each class as can be.
+
+    Args:
+        labels: The class of each row.
+        count: How many rows to choose.
+        num_classes: How many classes there are.
+
+    Returns:
+        Row numbers, ascending.
+
+    Raises:
+        UserError: There are fewer rows, or fewer than one of each class are wanted.
+    """
+    check_count(labels, count)
+    if count < num_classes:
+        raise UserError(f"--train-num-samples {count} is less than one image for each of the {num_classes} classes.")
+    rank, _ = _rank_in_class(labels)
+    return np.sort(np.argsort(rank, kind="stable")[:count])
+
+
+def _rank_in_class(labels: Rows) -> tuple[Rows, Rows]:
+    """Each row's place in a fixed random order of its class, and the size of its class."""
+    order = shuffled(len(labels))
+    grouped = order[np.argsort(labels[order], kind="stable")]
+    size = np.bincount(labels)
+    start = np.cumsum(size) - size
+    rank = np.empty_like(labels)
+    rank[grouped] = np.arange(len(labels)) - np.repeat(start, size)
+    return rank, size[labels]

@@ -1,0 +1,153 @@
+"""Masks: one class per pixel, from a second column of images."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import ClassVar
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from frskd_timm.errors import UserError
+from frskd_timm.segmentation.losses import IGNORED
+from frskd_train.data.images import BadImageError, Images
+from frskd_train.data.parallel import in_blocks
+from frskd_train.data.sampler import Rows, shuffled
+from frskd_train.data.targets.base import (
+    Targets,
+    check_columns,
+    check_count,
+    columns_named,
+    given_column,
+    holds_images,
+    names_of,
+    read_class_map,
+)
+from frskd_train.settings import DataSettings
+
+IMAGE_NAMES = ("image", "img", "pixel_values", "photo")
+MASK_NAMES = ("mask", "label", "labels", "annotation", "segmentation", "semantic_segmentation", "seg", "target")
+NUMBERED = ("P", "L", "1", "I", "I;16", "I;16L", "I;16B")  # Pillow's modes that hold class numbers
+
+
+class Masks(Targets):
+    """See `Targets`; a target is uint8 [H, W]: the class of each pixel, 255 where it has none."""
+
+    is_dense: ClassVar = True
+
+    def __init__(
+        self, splits: Mapping[str, datasets.Dataset], data: DataSettings, class_names: list[str] | None
+    ) -> None:
+        features = next(iter(splits.values())).features
+        self.image_column, column = find_pair_columns(features, data.input_key, data.target_key)
+        check_columns(splits, self.image_column, column)
+        self._masks = {split: Images.of(dataset, split, column, "mask") for split, dataset in splits.items()}
+        self.class_names = names_of(read_class_map(data.class_map)) if data.class_map is not None else class_names or []
+
+    def load_many(self, split: str, rows: list[int]) -> Iterator[Tensor | BadImageError]:
+        """See `Targets`."""
+        return self._masks[split].load_many(rows, self._decode)
+
+    def _decode(self, image: Image.Image) -> Tensor:
+        image = ImageOps.exif_transpose(image)
+        if image.mode not in NUMBERED:
+            raise ValueError(f"it holds colours (mode {image.mode}), not class numbers in a palette or as gray levels")
+        labels = np.asarray(image)
+        top = len(self.class_names) or IGNORED
+        wrong = labels[((labels >= top) | (labels < 0)) & (labels != IGNORED)]
+        if wrong.size:
+            raise ValueError(f"it has label {wrong[0]}; labels must be 0 to {top - 1}, or {IGNORED} for no class")
+        return torch.from_numpy(labels.astype(np.uint8))
+
+    def check(self, split: str, row: int, image_size: tuple[int, int], target: Tensor) -> BadImageError | None:
+        """See `Targets`."""
+        size = target.shape[1], target.shape[0]
+        if size == image_size:
+            return None
+        return BadImageError(
+            f"{self._masks[split].describe(row)} is {size[0]}x{size[1]} pixels, "
+            f"but its image is {image_size[0]}x{image_size[1]}"
+        )
+
+    def hold_out(self, split: str, fraction: float) -> tuple[Rows, Rows]:
+        """See `Targets`."""
+        count = len(self._masks[split].dataset)
+        held = round(count * fraction)
+        if not 0 < held < count:
+            raise UserError(
+                f"The dataset has no validation split and --val-fraction {fraction:g} of its {count} images holds out "
+                f"{held}; give --val-split or another --val-fraction."
+            )
+        order = shuffled(count)
+        return np.sort(order[held:]), np.sort(order[:held])
+
+    def subset(self, split: str, rows: Rows, count: int) -> Rows:
+        """See `Targets`."""
+        check_count(rows, count)
+        return np.sort(rows[shuffled(len(rows))[:count]])
+
+    def digest(self, split: str, rows: Rows) -> bytes:
+        """See `Targets`."""
+        return self._masks[split].digest(rows)
+
+    def match(self, split: str, rows: Rows, known: Sequence[str] | None) -> None:
+        """See `Targets`; labels are the numbers of the model's outputs."""
+        if known is None:
+            return
+        if self.class_names and len(self.class_names) != len(known):
+            raise UserError(f"The data have {len(self.class_names)} classes, but the model tells {len(known)} apart.")
+        self.class_names = list(known)
+
+    def find_classes(self, split: str, rows: Rows, progress: bool) -> None:
+        """See `Targets`; classes without names are numbered up to the highest label. Decodes masks only, in threads."""
+        if not self.class_names:
+            highest = max(
+                in_blocks(partial(self._highest, split), rows.tolist(), f"labels of {split}", progress), default=-1
+            )
+            self.class_names = [f"class {label}" for label in range(highest + 1)]
+        if not 2 <= len(self.class_names) <= IGNORED:
+            raise UserError(
+                f"The masks of split {split} have {len(self.class_names)} class(es); 2 to {IGNORED} can be trained on."
+            )
+
+    def _highest(self, split: str, rows: list[int]) -> list[int]:
+        """The highest label of each mask, -1 where it has none or cannot be read."""
+        highest = []
+        for mask in self.load_many(split, rows):
+            labels = mask[mask != IGNORED] if isinstance(mask, Tensor) else torch.empty(0)
+            highest.append(int(labels.max()) if labels.numel() else -1)
+        return highest
+
+
+def find_pair_columns(features: datasets.Features, image: str | None, mask: str | None) -> tuple[str, str]:
+    """Finds the columns of images and of masks.
+
+    Args:
+        features: The dataset's columns and their types.
+        image: `--input-key`; None takes the one that is named as images often are.
+        mask: `--target-key`, likewise.
+
+    Raises:
+        UserError: There are no two image columns, or it is unclear which is which.
+    """
+    found = [name for name, feature in features.items() if holds_images(feature)]
+    for setting, wanted in (("input-key", image), ("target-key", mask)):
+        if wanted is not None:
+            given_column(features, setting, wanted)
+    if len(found) < 2:
+        raise UserError(
+            f"Segmentation needs a column of images and one of masks, but the dataset has {columns_named(features)}."
+        )
+    mask = mask or next((name for name in MASK_NAMES if name in found and name != image), None)
+    image = image or next((name for name in IMAGE_NAMES if name in found and name != mask), None)
+    if len(found) == 2:  # where one is known, the other is what is left
+        image = image or next((name for name in found if mask and name != mask), None)
+        mask = mask or next((name for name in found if image and name != image), None)
+    if image is None or mask is None:
+        raise UserError(
+            f"It is unclear which of the columns {', '.join(found)} hold images and masks; "
+            "give --input-key and --target-key."
+        )
+    return image, mask
