@@ -78,3 +78,19 @@ def save(folder: Path, **splits: datasets.Dataset) -> Path:
     for name, dataset in splits.items():
         pq.write_table(dataset.data.table, folder / f"{name}.parquet")
     return folder
+
+
+def damaged(kind: str) -> dict[str, Any]:
+    whole = encoded(Image.effect_noise((64, 64), 90))["bytes"]
+    huge = bytearray(encoded(Image.new("L", (8, 8)))["bytes"])
+    huge[16:24] = (60_000).to_bytes(4, "big") * 2  # a header of 3.6 gigapixels
+    return {
+        "truncated": {"bytes": whole[: len(whole) // 2], "path": "train/dog/7.png"},
+        "no image": {"bytes": b"GIF89a, not really", "path": None},
+        "missing": {"bytes": None, "path": "/no/such/7.png"},
+        "bomb": {"bytes": bytes(huge), "path": None},
+        "program": {"bytes": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n", "path": None},
+        "thread": encoded(Image.new("L", (1, 5000))),
+        "float": encoded(Image.new("F", (12, 12), 0.5), "TIFF"),
+        "empty": {"bytes": b"", "path": None},
+    }[kind]

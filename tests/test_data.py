@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -21,7 +20,7 @@ from frskd_timm.errors import UserError
 from frskd_train.data import load_data, load_validation
 from frskd_train.data.images import Images
 from frskd_train.data.source import SAMPLE_FOLDER, find_source
-from frskd_train.data.targets.class_label import balanced_subset, hold_out, read_labels
+from frskd_train.data.targets.class_label import read_labels
 from frskd_train.settings import DataSettings, PreprocessingSettings
 from tools import make_sample
 
@@ -286,87 +285,3 @@ def test_small_and_unequal_datasets_fill_at_least_one_batch(small: Path) -> None
     with pytest.raises(UserError, match="37 training image"):
         data.train_batches(8, rank=0, world_size=38)
     assert len(next(data.train_batches(1).epoch(0))[1]) == 1
-
-
-# --- Which rows ------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(0, 5), min_size=12, max_size=80), st.floats(0.05, 0.9), st.data())
-def test_rows_are_chosen_class_by_class(labels: list[int], fraction: float, data: st.DataObject) -> None:
-    targets = np.array(labels, np.int64)
-    train, val = hold_out(targets, fraction)
-    assert sorted([*train, *val]) == list(range(len(labels)))
-    for target in np.unique(targets):
-        size, held = (targets == target).sum(), (targets[val] == target).sum()
-        assert held < size
-        assert abs(held - size * fraction) <= 1
-
-    count = data.draw(st.integers(6, len(labels)))
-    sizes = np.bincount(targets[balanced_subset(targets, count, 6)], minlength=6)
-    assert sizes.sum() == count
-    full = np.bincount(targets, minlength=6)
-    assert all(size == there or size >= sizes.max() - 1 for size, there in zip(sizes, full, strict=True))
-
-
-def test_where_nothing_can_be_held_out_the_reason_is_named() -> None:
-    with pytest.raises(UserError, match="no class has a second image"):
-        hold_out(np.arange(5), 0.5)
-    with pytest.raises(UserError, match="give --val-split or a fraction above 0"):
-        hold_out(np.zeros(5, np.int64), 0.0)
-
-
-def test_the_fingerprint_notices_another_dataset(tmp_path: Path) -> None:
-    test = pictures(9)
-    seen = {load(save(tmp_path / "a", train=pictures(30), test=test)).fingerprint}
-    assert {load(save(tmp_path / "b", train=pictures(30), test=test)).fingerprint} == seen  # wherever it lies
-    relabelled = split(
-        [{"bytes": row["bytes"], "path": None} for row in map(encoded, pictures(30)["image"])], [0, 1, 2] * 10
-    )
-    changed = [encoded(picture(k)) for k in (*range(29), 99)]
-    for number, train in enumerate((pictures(31), relabelled, split(changed, [k % 3 for k in range(30)]))):
-        seen.add(load(save(tmp_path / str(number), train=train, test=test)).fingerprint)
-    seen.add(load(tmp_path / "a", train_num_samples=12).fingerprint)
-    seen.add(load(tmp_path / "a", val_split="test", data_mode="stream").fingerprint)
-    assert len(seen) == 4
-
-
-# --- Where it comes from ---------------------------------------------------------------------------------------------
-
-
-def write_class_folders(root: Path, count: int) -> None:
-    for k in range(count):
-        folder = root / ["cat", "dog", "eel"][k % 3] / ("more" if k % 2 else "")
-        folder.mkdir(parents=True, exist_ok=True)
-        picture(k).save(folder / f"{k:03}.png")
-        (folder / "notes.txt").write_text("not an image")
-
-
-@pytest.mark.parametrize("kind", ["train and val", "class folders", "saved dict", "saved dataset", "bytes column"])
-def test_folders_are_read_and_left_as_they_are(kind: str, tmp_path: Path) -> None:
-    root = tmp_path / "My Pets"
-    if kind == "train and val":
-        write_class_folders(root / "train", 27)
-        write_class_folders(root / "val", 3)
-    elif kind == "class folders":
-        write_class_folders(root, 30)
-    elif kind == "saved dict":
-        datasets.DatasetDict(train=pictures(27), validation=pictures(3), test=pictures(6)).save_to_disk(root)
-    elif kind == "saved dataset":
-        pictures(30).save_to_disk(root)
-    else:
-        raw = [encoded(picture(k))["bytes"] for k in range(30)]
-        datasets.Dataset.from_dict({"png": raw, "class": ["cat", "dog", "eel"] * 10}).save_to_disk(root)
-    before = sorted(root.rglob("*"))
-    data = load(root)
-    assert (data.num_train, data.num_val, data.class_names) == (27, 3, ["cat", "dog", "eel"])
-    assert (data.name, data.id) == ("my-pets", "My Pets")
-    assert data.val_split == {"train and val": "val", "saved dict": "validation"}.get(kind, "train")
-    assert sum(len(target) for _, target in data.train_batches(9).epoch(0)) == 27
-    assert sorted(root.rglob("*")) == before
-
-
-def test_labels_are_matched_by_name_between_splits(tmp_path: Path) -> None:
-    other = split([encoded(picture(k)) for k in range(3)], [0, 1, 2], datasets.ClassLabel(names=["eel", "cat", "dog"]))
-    data = load(save(tmp_path / "data", train=pictures(9), test=other))
-    assert torch.cat([target for _, target in data.val_batches(2)]).tolist() == [2, 0, 1]

@@ -1,6 +1,5 @@
 """Bad data and mistaken settings: handled, left out, or refused in one sentence."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import encoded, load, picture, pictures, save, split
+from pictures import damaged, encoded, load, picture, pictures, save, split
 from PIL import Image
 from torch import Tensor
 
@@ -57,49 +56,6 @@ def test_images_of_every_kind_are_read(row: dict[str, Any], wanted: Image.Image,
     ((images, _),) = data.val_batches(2)
     pixels = torch.from_numpy(np.asarray(wanted.convert("RGB")).transpose(2, 0, 1) / 255).float()
     assert (images[0] - pixels).abs().mean() < 0.02
-
-
-def damaged(kind: str) -> dict[str, Any]:
-    whole = encoded(Image.effect_noise((64, 64), 90))["bytes"]
-    huge = bytearray(encoded(Image.new("L", (8, 8)))["bytes"])
-    huge[16:24] = (60_000).to_bytes(4, "big") * 2  # a header of 3.6 gigapixels
-    return {
-        "truncated": {"bytes": whole[: len(whole) // 2], "path": "train/dog/7.png"},
-        "no image": {"bytes": b"GIF89a, not really", "path": None},
-        "missing": {"bytes": None, "path": "/no/such/7.png"},
-        "bomb": {"bytes": bytes(huge), "path": None},
-        "program": {"bytes": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n", "path": None},
-        "thread": encoded(Image.new("L", (1, 5000))),
-        "float": encoded(Image.new("F", (12, 12), 0.5), "TIFF"),
-        "empty": {"bytes": b"", "path": None},
-    }[kind]
-
-
-@pytest.mark.parametrize("kind", ["truncated", "no image", "missing", "bomb", "program", "thread", "float", "empty"])
-def test_a_bad_image_is_named_or_left_out(kind: str, tmp_path: Path) -> None:
-    rows = [encoded(picture(k)) for k in range(24)]
-    rows[7] = damaged(kind)
-    labels = [k % 3 for k in range(24)]
-    folder = save(tmp_path / "data", train=split(rows, labels), test=split(rows[:9], labels[:9]))
-
-    with pytest.raises(UserError, match=r"^Image 7 of split train.* cannot be read: .*--bad-images skip") as caught:
-        load(folder, img_size=12)
-    assert "\n" not in str(caught.value)
-    assert kind != "truncated" or "train/dog/7.png" in str(caught.value)
-    skipping = load(folder, img_size=12, bad_images="skip")
-    assert (skipping.num_train, skipping.num_val) == (23, 8)
-    assert [note.split(". ")[0] for note in skipping.notes] == [
-        "Left out 1 of 24 image(s) of split train",
-        "Left out 1 of 9 image(s) of split test",
-    ]
-
-    streamed = load(folder, img_size=12, data_mode="stream", workers=1)
-    with pytest.raises(UserError, match=r"^Image 7 of split train.* cannot be read"):
-        list(streamed.train_batches(24).epoch(0))
-    streamed = load(folder, img_size=12, data_mode="stream", workers=1, bad_images="skip")
-    assert [len(target) for _, target in streamed.train_batches(12).epoch(0)] == [12, 12]
-    assert [len(target) for _, target in streamed.val_batches(5)] == [5, 3]
-    assert len(streamed.bad_images()) == 2
 
 
 # --- Mistakes --------------------------------------------------------------------------------------------------------
@@ -157,61 +113,6 @@ def test_mistakes_are_said_in_one_sentence(
     with pytest.raises(UserError, match=sentence) as caught:
         load(save(tmp_path / "data", **splits), **chosen)
     assert "\n" not in str(caught.value)
-
-
-def broken_parquet(folder: Path) -> None:
-    (folder / "train.parquet").write_bytes(b"PAR1 and then nothing")
-
-
-def half_a_saved_dataset(folder: Path) -> None:
-    GOOD.save_to_disk(folder)
-    for file in folder.glob("*.arrow"):
-        file.write_bytes(file.read_bytes()[:100])
-
-
-def one_class(folder: Path) -> None:
-    (folder / "cat").mkdir()
-    picture(1).save(folder / "cat" / "1.png")
-
-
-@pytest.mark.parametrize(
-    ("make", "sentence"),
-    [
-        (lambda folder: None, "neither class folders"),
-        (lambda folder: picture(1).save(folder / "1.png"), "neither class folders"),
-        (one_class, "1 class folder"),
-        (broken_parquet, "parquet files .* could not be read"),
-        (half_a_saved_dataset, "does not load"),
-    ],
-)
-def test_folders_that_hold_no_dataset_are_refused(
-    make: Callable[[Path], object], sentence: str, tmp_path: Path
-) -> None:
-    make(tmp_path)
-    with pytest.raises(UserError, match=sentence) as caught:
-        load(tmp_path)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("dataset", ["", "./no/such/folder", "https://example.org/data", "no-such-owner/no-such-data"])
-def test_datasets_that_are_nowhere_are_refused(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="--dataset") as caught:
-        load(dataset)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("typed", ["photos/brids", "./photos/brids", "brids"])
-def test_a_mistyped_folder_is_answered_with_the_one_beside_it(
-    typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    monkeypatch.chdir(tmp_path)
-    meant = Path(typed).with_name("birds")
-    for folder in (meant, meant.with_name("cars")):
-        folder.mkdir(parents=True)
-    with pytest.raises(UserError, match=rf"did you mean {meant}\?"):
-        load(typed)
 
 
 LABELS: list[tuple[Any, list[Any]]] = [

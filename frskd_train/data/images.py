@@ -64,11 +64,11 @@ class Images:
             only = only.cast_column(column, datasets.Image(decode=False))
         return cls(only, split, column, noun)
 
-    def headers(self, rows: Rows, progress: bool = False) -> list[Header | None]:
+    def headers(self, rows: Rows) -> list[Header | None]:
         """Reads the headers of images, each only once; None for an image whose header cannot be read."""
         missing = [row for row in rows.tolist() if row not in self._headers]
         with quiet_pillow():
-            found = in_blocks(self._read_headers, missing, f"headers of {self.split}", progress)
+            found = in_blocks(self._read_headers, missing, f"headers of {self.split}", False)
             self._headers.update(zip(missing, found, strict=True))
         return [self._headers[row] for row in rows.tolist()]
 

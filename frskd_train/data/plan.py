@@ -120,7 +120,7 @@ class DensePlan:
         if settings.img_size is not None:
             self.input_size = settings.img_size, settings.img_size
         else:
-            sizes = set(train.sizes(progress=True))
+            sizes = set(train.sizes()) - {(0, 0)}
             height, width = sizes.pop() if len(sizes) == 1 else (CROP, CROP)
             self.input_size = min(height, CROP), min(width, CROP)
 

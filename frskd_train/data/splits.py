@@ -59,13 +59,13 @@ class Split:
         """Name of the split."""
         return self.images.split
 
-    def headers(self, progress: bool = False) -> list[Header | None]:
+    def headers(self) -> list[Header | None]:
         """Sizes and colours, from the images' headers, each read once; None where one cannot be read."""
-        return self.images.headers(self.rows, progress)
+        return self.images.headers(self.rows)
 
-    def sizes(self, progress: bool = False) -> list[tuple[int, int]]:
+    def sizes(self) -> list[tuple[int, int]]:
         """Height and width of each image; (0, 0) where its header cannot be read."""
-        return [(0, 0) if header is None else header.size for header in self.headers(progress)]
+        return [(0, 0) if header is None else header.size for header in self.headers()]
 
     def sample(self, wanted: int) -> "Split":
         """At most `wanted` of the rows, evenly spread."""
