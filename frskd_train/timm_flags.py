@@ -2,7 +2,6 @@
 
 _NOTHING = "nothing to set"
 EITHER = {
-    "class_map": "--dataset, a folder whose subfolders name the classes",
     "data_dir": "--dataset, which takes a folder or a Hub id",
     "dataset_download": "--dataset, which takes a Hub id and downloads it",
     "device": "`accelerate launch`, with its own --cpu for a CPU",

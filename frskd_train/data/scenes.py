@@ -11,11 +11,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from frskd_train.data.decode import to_8_bits
+from frskd_train.data.files import SAMPLE_INFO, Source, SourceInfo, read_sample
 from frskd_train.data.images import Images
 from frskd_train.data.sampler import FIXED
-from frskd_train.data.source import SAMPLE_INFO, SCENES_NAME, Source, SourceInfo, find_source
-from frskd_train.settings import DataSettings
 
+SCENES_NAME = "fashion_mnist_scenes"
 SCENES_INFO = SourceInfo(SCENES_NAME, SAMPLE_INFO.id, SAMPLE_INFO.license, SAMPLE_INFO.homepage)
 BACKGROUND = "background"
 COUNTS = {"train": 1200, "test": 300}
@@ -44,7 +44,7 @@ class Scenes:
 
 def composed_source(train_num_samples: int | None) -> Source:
     """The scenes as a dataset with the columns `image` and `mask`; a split is composed when it is asked for."""
-    class_names = [BACKGROUND, *find_source(DataSettings()).splits["train"].features["label"].names]
+    class_names = [BACKGROUND, *read_sample().splits["train"].features["label"].names]
     return Source(SCENES_INFO, _ComposedSplits(COUNTS | {"train": train_num_samples or COUNTS["train"]}), class_names)
 
 
@@ -89,7 +89,7 @@ def garments(split: str) -> tuple[Bytes, npt.NDArray[np.bool_], npt.NDArray[np.i
     Returns:
         Gray images [M, 28, 28], which of their pixels are cloth, their classes [M], and the classes' names.
     """
-    dataset = find_source(DataSettings()).splits[split]
+    dataset = read_sample().splits[split]
     rows = list(range(len(dataset)))
     decoded = Images.of(dataset, split, "image").load_many(rows, lambda image: to_8_bits(image, "L"))
     images = np.stack([np.asarray(image) for image in decoded])

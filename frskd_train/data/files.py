@@ -1,0 +1,144 @@
+"""Files of rows: the sample that ships, datasets saved by `datasets`, images with a metadata file, parquet, arrow."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.table import InMemoryTable
+
+from frskd_timm.errors import UserError, first_line
+from frskd_train.data.folder import folders_in
+
+SAMPLE_NAME = "fashion_mnist_sample"
+SAMPLE_FOLDER = Path(__file__).parent / SAMPLE_NAME
+READ_WHOLE = 2**30  # bytes of parquet files up to which they are read at once, past datasets' cache
+SPLIT_IN_FILE_NAME = re.compile(r"(?:^|[^a-z])(train|training|validation|valid|val|dev|test|testing)(?:[^a-z]|$)")
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """What is known of a dataset beside its rows.
+
+    Attributes:
+        name: For folders and tags: letters, digits, `_`, `-` and `.` only.
+        id: How to find it: its id on the Hub, or its folder's name.
+        license: Identifier such as `mit`, if known.
+        homepage: If known.
+    """
+
+    name: str
+    id: str
+    license: str | None = None
+    homepage: str | None = None
+
+
+SAMPLE_INFO = SourceInfo(
+    SAMPLE_NAME, "zalando-datasets/fashion_mnist", "mit", "https://github.com/zalandoresearch/fashion-mnist"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset that was found.
+
+    Attributes:
+        info: What is known of it beside its rows.
+        splits: By name.
+        class_names: Where the rows do not tell.
+        notes: Sentences that the user should see.
+    """
+
+    info: SourceInfo
+    splits: Mapping[str, datasets.Dataset]
+    class_names: list[str] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_sample() -> Source:
+    """The sample of Fashion-MNIST that ships."""
+    return Source(SAMPLE_INFO, _read_parquet(SAMPLE_FOLDER, sorted(SAMPLE_FOLDER.glob("*.parquet"))))
+
+
+def slug(name: str) -> str:
+    """A name that folders and tags can have."""
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-._").lower() or "dataset"
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether datasets' `save_to_disk` wrote a folder."""
+    return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
+
+
+def has_metadata(folder: Path) -> bool:
+    """Whether a folder of images describes them in a metadata file."""
+    endings = (".csv", ".jsonl", ".parquet")
+    return any((sub / f"metadata{ending}").exists() for sub in (folder, *folders_in(folder)) for ending in endings)
+
+
+def read_files(folder: Path) -> dict[str, datasets.Dataset]:
+    """Reads a folder of tables: saved by datasets, images with a metadata file, parquet or arrow files."""
+    if is_saved(folder):
+        return _load_saved(folder)
+    if has_metadata(folder):
+        try:
+            return dict(datasets.load_dataset("imagefolder", data_dir=str(folder)))
+        except Exception as error:  # whatever datasets' builder stumbles over in the user's folder
+            raise UserError(f"{folder} could not be read as images with a metadata file ({brief(error)}).") from error
+    for ending, read in ((".parquet", _read_parquet), (".arrow", _read_arrow)):
+        files = sorted(file for file in folder.rglob(f"*{ending}") if not file.name.startswith("."))
+        if files:
+            return read(folder, files)
+    raise UserError(
+        f"--dataset {folder} holds neither class folders of images, nor parquet or arrow files, nor a dataset saved by "
+        "datasets' save_to_disk."
+    )
+
+
+def _load_saved(folder: Path) -> dict[str, datasets.Dataset]:
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except Exception as error:  # a half-copied folder fails in many ways inside datasets and pyarrow
+        raise UserError(f"--dataset {folder} was saved by datasets but does not load ({brief(error)}).") from error
+    return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+
+
+def _read_parquet(folder: Path, files: list[Path]) -> dict[str, datasets.Dataset]:
+    by_split = _by_split(folder, files)
+    if not files:
+        raise UserError(f"{folder} holds no parquet file; install the package again.")
+    try:
+        if sum(file.stat().st_size for file in files) > READ_WHOLE:
+            names = {split: [str(file) for file in found] for split, found in by_split.items()}
+            return dict(datasets.load_dataset("parquet", data_files=names))
+        tables = {split: [pq.read_table(file) for file in found] for split, found in by_split.items()}
+        return {split: datasets.Dataset(InMemoryTable(pa.concat_tables(parts))) for split, parts in tables.items()}
+    except Exception as error:  # damaged files, or files whose columns differ
+        raise UserError(f"the parquet files in {folder} could not be read ({brief(error)}).") from error
+
+
+def _read_arrow(folder: Path, files: list[Path]) -> dict[str, datasets.Dataset]:
+    splits = {}
+    try:
+        for split, found in _by_split(folder, files).items():
+            splits[split] = datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in found])
+    except Exception as error:
+        raise UserError(f"the arrow files in {folder} could not be read ({brief(error)}).") from error
+    return splits
+
+
+def _by_split(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
+    """Sorts files by the split that their path names; files without one are training files."""
+    by_split: dict[str, list[Path]] = {}
+    for file in files:
+        named = SPLIT_IN_FILE_NAME.search(file.relative_to(folder).with_suffix("").as_posix().lower())
+        by_split.setdefault(named[1] if named else "train", []).append(file)
+    return by_split
+
+
+def brief(error: Exception) -> str:
+    """Class and first line of an inner error."""
+    return f"{type(error).__name__}: {first_line(error)[:300]}" if str(error).strip() else type(error).__name__
