@@ -20,45 +20,17 @@ Floats = npt.NDArray[np.float64]
 ATTEMPTS = 10  # boxes that are tried for an image before the largest one in the middle is taken, as torchvision does
 
 
-@dataclass(frozen=True)
-class Flips:
-    """Which images of a batch are mirrored; booleans [B]."""
-
-    horizontal: npt.NDArray[np.bool_]
-    vertical: npt.NDArray[np.bool_]
-
-
-def draw_flips(generator: np.random.Generator, count: int, hflip: float, vflip: float, share: slice) -> Flips:
-    """Draws flips of a global batch with the chances `hflip` and `vflip`, and takes a process's share of them."""
-    chance = generator.random((2, count))[:, share]
-    return Flips(chance[0] < hflip, chance[1] < vflip)
-
-
-def draw_offsets(generator: np.random.Generator, count: int, padding: int) -> Rows:
-    """Draws rows and columns [2, B] at which crops of padded images start."""
-    return generator.integers(0, 2 * padding + 1, (2, count))
-
-
 def crop_padded(images: Tensor, offsets: Rows, padding: int) -> Tensor:
-    """Pads images with black and crops each at its own place.
-
-    Args:
-        images: uint8 [B, C, H, W].
-        offsets: Row and column in the padded image, [2, B].
-        padding: Pixels on each side.
-
-    Returns:
-        uint8 [B, C, H, W].
-    """
+    """Pads images uint8 [B, C, H, W] with black and crops each at its own row and column in the result, [2, B]."""
     height, width = images.shape[-2:]
     windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
     rows, columns = torch.from_numpy(offsets).to(images.device, non_blocking=True)
     return windows[torch.arange(len(images), device=images.device), :, rows, columns]
 
 
-def flip(images: Tensor, flips: Flips) -> Tensor:
-    """Mirrors the chosen images of a batch [B, C, H, W]."""
-    for chosen, axis in ((flips.horizontal, 3), (flips.vertical, 2)):
+def flip(images: Tensor, flips: npt.NDArray[np.bool_]) -> Tensor:
+    """Mirrors images [B, C, H, W] from left to right and from top to bottom as booleans [2, B] say."""
+    for chosen, axis in zip(flips, (3, 2), strict=True):
         if chosen.any():
             mask = torch.from_numpy(chosen).to(images.device, non_blocking=True)
             images = torch.where(mask[:, None, None, None], images.flip(axis), images)
@@ -94,17 +66,7 @@ def draw_boxes(
 
 
 def crop_resized(images: Tensor, boxes: Floats, size: int, interpolation: str) -> Tensor:
-    """Cuts a box out of each image and resizes it.
-
-    Args:
-        images: uint8 [B, C, H, W].
-        boxes: Top, left, height and width in shares of the image, [4, B].
-        size: Height and width of the result.
-        interpolation: Bilinear or bicubic.
-
-    Returns:
-        float32 [B, C, size, size] in 0..255.
-    """
+    """Cuts the boxes of `draw_boxes` out of images uint8 [B, C, H, W]; gives float32 [B, C, size, size] in 0..255."""
     top, left, height, width = torch.from_numpy(boxes).float().to(images.device, non_blocking=True)
     middle = (torch.arange(size, device=images.device) + 0.5) / size
     rows = (top[:, None] + height[:, None] * middle) * 2 - 1
@@ -140,13 +102,7 @@ def erase(images: Tensor, boxes: Rows) -> Tensor:
 
 
 class Normalize(torch.nn.Module):
-    """Bytes to the numbers that a network takes: scaled to 0..1, minus mean, over deviation.
-
-    Args:
-        mean: Mean of each channel, of images in 0..1.
-        std: Standard deviation of each channel.
-        channels_last: Give NHWC memory.
-    """
+    """Bytes to the numbers that a network takes: scaled to 0..1, minus mean, over deviation; NHWC if channels last."""
 
     scale: Tensor
     shift: Tensor
@@ -185,16 +141,7 @@ class Mix:
         return self.mixup > 0 or self.cutmix > 0
 
     def __call__(self, images: Tensor, labels: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Mix a batch.
-
-        Args:
-            images: [B, C, H, W].
-            labels: Class numbers [B].
-            generator: Of this step and process.
-
-        Returns:
-            Images, and probabilities [B, num_classes].
-        """
+        """Mixes images [B, C, H, W]; makes class numbers [B] probabilities [B, num_classes]."""
         target = torch.zeros(len(labels), self.num_classes, device=images.device).scatter_(1, labels[:, None], 1.0)
         takes_mixup = generator.random() < 0.5 if self.mixup > 0 and self.cutmix > 0 else self.mixup > 0
         alpha = self.mixup if takes_mixup else self.cutmix
@@ -249,7 +196,7 @@ class BatchAugmentation:
     def __call__(
         self, images: Tensor, targets: Tensor, normalize: Normalize, order: Order, epoch: int, step: int
     ) -> tuple[Tensor, Tensor]:
-        """Augment and normalise the batch of one process; what is drawn follows from the place in the run alone."""
+        """Augments and normalises the batch of one process; what is drawn follows from the place in the run alone."""
         count, share = order.global_batch, order.share
         if self.resized is not None:
             # Drawn for the whole global batch, whose aspect ratios every process knows.
@@ -258,9 +205,10 @@ class BatchAugmentation:
             boxes = draw_boxes(generator, crop.aspect[whole], crop.scale, crop.ratio)[:, share]
             images = crop_resized(images, boxes, crop.size, crop.interpolation)
         generator = generator_for(Draw.PLACE, order.seed, epoch, step)
-        flips = draw_flips(generator, count, self.hflip, self.vflip, share)
+        flips = generator.random((2, count))[:, share] < np.array([[self.hflip], [self.vflip]])
         if self.padding:
-            images = crop_padded(images, draw_offsets(generator, count, self.padding)[:, share], self.padding)
+            offsets = generator.integers(0, 2 * self.padding + 1, (2, count))[:, share]
+            images = crop_padded(images, offsets, self.padding)
         images = normalize(flip(images, flips))
         if self.reprob:
             generator = generator_for(Draw.ERASE, order.seed, epoch, step)

@@ -1,7 +1,6 @@
 """A process's batches: what the training loop iterates over."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 
@@ -11,19 +10,9 @@ from torch import Tensor
 
 from frskd_timm.errors import UserError
 from frskd_train.data.augment import BatchAugmentation, Normalize
-from frskd_train.data.dataset import BatchRequest
-from frskd_train.data.loader import Reader, Samples
+from frskd_train.data.loader import BatchRequest, Reader, Samples
 from frskd_train.data.preprocessing import Preprocessing
 from frskd_train.data.sampler import Draw, Order, Rows, generator_for, validation_share
-from frskd_train.data.transforms import SampleTransform
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What is done in training: to each sample where it is read, then to each batch on its device."""
-
-    sample: SampleTransform
-    batch: BatchAugmentation
 
 
 class TrainBatches:
@@ -39,7 +28,7 @@ class TrainBatches:
         self,
         samples: Samples,
         order: Order,
-        augmentation: Augmentation,
+        augmentation: BatchAugmentation,
         preprocessing: Preprocessing,
         device: torch.device,
         channels_last: bool,
@@ -94,10 +83,10 @@ class TrainBatches:
 
     @cached_property
     def _reader(self) -> Reader:
-        return Reader(self._samples, self._augmentation.sample, self._device, is_training=True)
+        return Reader(self._samples, self._device, is_training=True)
 
     def _augment(self, images: Tensor, targets: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        return self._augmentation.batch(images, targets.long(), self._normalize, self.order, epoch, step)
+        return self._augmentation(images, targets.long(), self._normalize, self.order, epoch, step)
 
 
 class ValBatches:
@@ -109,7 +98,6 @@ class ValBatches:
     def __init__(
         self,
         samples: Samples,
-        transform: SampleTransform,
         preprocessing: Preprocessing,
         batch_size: int,
         rank: int,
@@ -118,9 +106,8 @@ class ValBatches:
         channels_last: bool,
     ) -> None:
         self._normalize = Normalize(preprocessing.mean, preprocessing.std, channels_last).to(device)
-        self._read = lambda: Reader(samples, transform, device, is_training=False)
-        keeps_size = samples.split.targets.is_dense
-        sizes = samples.source.sizes() if keeps_size else [(0, 0)] * len(samples)
+        self._read = lambda: Reader(samples, device, is_training=False)
+        sizes = samples.source.sizes() if samples.split.targets.is_dense else [(0, 0)] * len(samples)
         by_size = sorted(range(len(sizes)), key=lambda place: sizes[place])
         share = by_size[validation_share(len(sizes), rank, world_size)]
         self._batches: list[Rows] = [

@@ -10,7 +10,7 @@ from torch import Tensor
 from frskd_timm.errors import UserError
 from frskd_train.data.cache import Cache, decode_all
 from frskd_train.data.loader import Samples
-from frskd_train.data.plan import DensePlan, Mode, Plan, WholeImagePlan, dense_bytes, fits
+from frskd_train.data.plan import DensePlan, Mode, Plan, WholeImagePlan, choose_mode, dense_bytes
 from frskd_train.data.preprocessing import Preprocessing, given_statistics, measure
 from frskd_train.data.sampler import spread
 from frskd_train.data.source import find_source
@@ -59,14 +59,14 @@ def load_data(
 
     plan = (DensePlan if targets.is_dense else WholeImagePlan)(preprocessing, train, val, model_cfg, resize_range)
     mode = plan.choose_mode(data)
-    evaluated = plan.evaluated()
     train_samples = _samples(train, mode, plan, plan.kept, data, progress)
-    val_samples = _samples(val, mode, plan, evaluated, data, progress)
+    val_samples = _samples(val, mode, plan, plan.evaluated, data, progress)
     if None in statistics:
-        mean, std = measure(_measured(train_samples, plan, evaluated, progress), preprocessing.in_chans)
+        mean, std = measure(_measured(train_samples, plan, progress), preprocessing.in_chans)
         statistics = statistics[0] or mean, statistics[1] or std
     resolved = Preprocessing.of(preprocessing, plan.input_size, statistics)
     cache = train_samples.source if isinstance(train_samples.source, Cache) else None
+    transform, augmentation = plan.augmentation(resolved, num_outputs or len(targets.class_names), cache)
     digest = hashlib.sha256("\0".join(targets.class_names).encode() + train.digest() + val.digest())
     lost = targets.lost_classes(train.name, train.rows, train_samples.source.rows)
     return TrainingData(
@@ -81,10 +81,9 @@ def load_data(
         preprocessing=resolved,
         mode=mode,
         notes=(*source.notes, *([lost] if lost else []), *_in_memory(train_samples), *_in_memory(val_samples)),
-        train=train_samples,
+        train=replace(train_samples, transform=transform),
         val=val_samples,
-        evaluated=evaluated,
-        augmentation=plan.augmentation(resolved, num_outputs or len(targets.class_names), cache),
+        augmentation=augmentation,
     )
 
 
@@ -118,9 +117,7 @@ def load_validation(
     split = validation_split(source.splits, data, TARGETS[task], source.class_names, class_names, pillow_mode)
     is_dense = split.targets.is_dense
     transform: SampleTransform = as_is if is_dense else EvalTransform(preprocessing)
-    mode = data.data_mode
-    if mode == "auto":
-        mode = fits(data, dense_bytes(split) if is_dense else len(split) * channels * height * width)
+    mode = choose_mode(data, dense_bytes(split) if is_dense else len(split) * channels * height * width)
     samples = _samples(split, mode, DensePlan if is_dense else WholeImagePlan, transform, data, progress)
     if is_dense:
         preprocessing = replace(preprocessing, input_size=(channels, *samples.source.sizes()[0]))
@@ -131,29 +128,22 @@ def load_validation(
         preprocessing=preprocessing,
         notes=(*source.notes, *_in_memory(samples)),
         val=samples,
-        evaluated=transform,
     )
 
 
 def _samples(
-    split: Split,
-    mode: Mode,
-    plan: type[Plan] | Plan,
-    kept: SampleTransform,
-    data: DataSettings,
-    progress: bool,
+    split: Split, mode: Mode, plan: Plan | type[Plan], kept: SampleTransform, data: DataSettings, progress: bool
 ) -> Samples:
     if mode == "stream":
-        return Samples(split, data.workers, data.bad_images)
-    return Samples(decode_all(plan.in_memory(split), kept, data.bad_images, progress), 0, data.bad_images)
+        return Samples(split, kept, data.workers, data.bad_images)
+    return Samples(decode_all(plan.in_memory(split), kept, data.bad_images, progress), as_is, 0, data.bad_images)
 
 
-def _measured(samples: Samples, plan: Plan, evaluated: SampleTransform, progress: bool) -> Iterator[Tensor]:
+def _measured(samples: Samples, plan: Plan, progress: bool) -> Iterator[Tensor]:
     """Training images, as uint8 [N, C, H, W], whose mean and standard deviation are measured."""
     source = samples.source
     if isinstance(source, Split):
-        sampled = plan.in_memory(source.sample(plan.num_measured))
-        source = decode_all(sampled, evaluated, "skip", progress)
+        source = decode_all(plan.in_memory(source.sample(plan.num_measured)), plan.evaluated, "skip", progress)
     if isinstance(source.images, Tensor):
         yield source.images
     else:

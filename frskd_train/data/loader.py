@@ -1,6 +1,7 @@
 """Reads batches: from memory, in the training process, or by worker processes while the network trains."""
 
 import atexit
+import math
 import multiprocessing
 import os
 import signal
@@ -12,15 +13,28 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from frskd_timm.errors import UserError, first_line
 from frskd_train.data.cache import SKIP, Cache
-from frskd_train.data.dataset import Batch, BatchRequest, SampleDataset
-from frskd_train.data.splits import Split
+from frskd_train.data.decode import quiet_pillow
+from frskd_train.data.images import BadImageError
+from frskd_train.data.sampler import Rows
+from frskd_train.data.splits import Sample, Split
 from frskd_train.data.transforms import SampleTransform, as_is
 
 GRACE = 60  # seconds that a worker lives on after SIGTERM, so that the step under way can be finished
+Batch = tuple[Tensor | None, Tensor, dict[int, str]]  # images, targets, messages about samples that cannot be used
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """One batch to be read: places of samples, and a seed for the transform of each."""
+
+    places: Rows
+    seeds: Rows
+
+
 Requests = Callable[[], Iterator[BatchRequest]]
 
 
@@ -30,12 +44,14 @@ class Samples:
 
     Attributes:
         source: Encoded or decoded.
+        transform: What is done to each sample.
         workers: Processes that decode; 0 decodes in the training process.
         bad_images: Whether a sample that cannot be used stops, or is left out (in training: replaced by another).
         bad: Messages about the samples that were left out while streaming, by place.
     """
 
     source: Split | Cache
+    transform: SampleTransform
     workers: int
     bad_images: Literal["stop", "skip"]
     bad: dict[int, str] = field(default_factory=dict)
@@ -49,6 +65,56 @@ class Samples:
         return self.source.split if isinstance(self.source, Cache) else self.source
 
 
+class SampleDataset(Dataset):
+    """Requests to batches, in a worker or in the training process.
+
+    Args:
+        samples: What is read.
+        replace: Take another sample for one that cannot be used, so that a batch is short only if no sample at all
+            can be used; else such samples are left out.
+    """
+
+    def __init__(self, samples: Samples, replace: bool) -> None:
+        self._source, self._transform = samples.source, samples.transform
+        self._replace = replace
+        self._bad: dict[int, str] = {}  # found by this worker so far
+
+    def __getitem__(self, request: BatchRequest) -> Batch:
+        images, targets = [], []
+        bad: dict[int, str] = {}
+        places = request.places.tolist()
+        with quiet_pillow():
+            for place, seed, found in zip(places, request.seeds.tolist(), self._source.read(places), strict=True):
+                sample = None if isinstance(found, BadImageError) else found
+                if isinstance(found, BadImageError):
+                    bad[place] = str(found)
+                    sample = self._other(place, bad) if self._replace else None
+                if sample is not None:
+                    image, target = self._transform(sample, seed)
+                    images.append(image)
+                    targets.append(target)
+        if not images:
+            return None, torch.empty(0), bad
+        return torch.stack(images), torch.stack(targets), bad
+
+    def _other(self, place: int, bad: dict[int, str]) -> Sample | None:
+        """The sample that always stands in for one that cannot be used.
+
+        Candidates are far apart, so that a damaged stretch of the dataset is not replaced by one and the same sample.
+        """
+        count = len(self._source)
+        stride = next(step for step in range(max(1, round(0.618 * count)), 2 * count + 2) if math.gcd(step, count) == 1)
+        self._bad |= bad
+        for candidate in ((place + attempt * stride) % count for attempt in range(1, count)):
+            if candidate in self._bad:
+                continue
+            (sample,) = self._source.read([candidate])
+            if not isinstance(sample, BadImageError):
+                return sample
+            self._bad[candidate] = bad[candidate] = str(sample)
+        return None
+
+
 @dataclass
 class _Sampler:
     """The sampler of a DataLoader that lives through all epochs: what it gives is set before each."""
@@ -60,19 +126,12 @@ class _Sampler:
 
 
 class Reader:
-    """Runs requests for batches of some samples.
+    """Runs requests for batches of some samples on a device; in training it keeps workers and replaces bad samples."""
 
-    Args:
-        samples: What is read.
-        transform: What is done to each sample.
-        device: Where batches go.
-        is_training: Keep workers between epochs, and take another sample for one that is left out.
-    """
-
-    def __init__(self, samples: Samples, transform: SampleTransform, device: torch.device, is_training: bool) -> None:
+    def __init__(self, samples: Samples, device: torch.device, is_training: bool) -> None:
         self._samples = samples
         self._device = device
-        self._dataset = SampleDataset(samples.source, transform, is_training and samples.bad_images == "skip")
+        self._dataset = SampleDataset(samples, is_training and samples.bad_images == "skip")
         self._loader = None
         if samples.workers and isinstance(samples.source, Split):
             self._loader = DataLoader(
@@ -87,13 +146,13 @@ class Reader:
             )
 
     def run(self, requests: Requests) -> Iterator[tuple[Tensor, Tensor]]:
-        """Gives images uint8 [B, C, H, W] and targets of each request on the device; none of an unusable request.
+        """Gives images uint8 [B, C, H, W] and targets of each request; none of a request without a usable sample.
 
         Raises:
             UserError: A sample that cannot be used if those stop, or a worker that died.
         """
         source = self._samples.source
-        if isinstance(source, Cache) and isinstance(source.images, Tensor) and self._dataset.transform is as_is:
+        if isinstance(source, Cache) and isinstance(source.images, Tensor) and self._samples.transform is as_is:
             yield from (source.batch(request.places, self._device) for request in requests())
             return
         for images, targets, bad in self._batches(requests):
@@ -107,19 +166,21 @@ class Reader:
         if self._loader is None:
             yield from (self._dataset[request] for request in requests())
             return
-        assert isinstance(self._loader.sampler, _Sampler)
-        self._loader.sampler.make = requests
+        self._loader.sampler.make = requests  # type: ignore[attr-defined]
         batches = iter(self._loader)
         while True:
             try:
                 batch = next(batches)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+            except (RuntimeError, OSError, EOFError) as error:
+                # A dead worker also shows as a lost connection; what a worker itself raised is "Caught ... in" it.
+                is_lost = isinstance(error, OSError | EOFError) and "Caught" not in str(error)
+                if "DataLoader worker (pid" not in str(error) and not is_lost:
                     raise
-                reason = first_line(error)
-                raise UserError(f"A process that decodes images died ({reason}); try --workers 0.") from error
+                raise UserError(
+                    f"A process that decodes images died ({first_line(error)}); try --workers 0."
+                ) from error
             yield batch
 
 

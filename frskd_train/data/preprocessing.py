@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -85,61 +85,10 @@ class Preprocessing:
         return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).cpu().numpy())
 
 
-def check_augmentation(settings: PreprocessingSettings) -> None:
-    """Checks what the ranges of single settings cannot.
-
-    Raises:
-        UserError: Bounds in the wrong order, or out of range.
-    """
-    for name, (low, high), limit in (("scale", settings.scale, 1.0), ("ratio", settings.ratio, float("inf"))):
-        if not 0 < low <= high <= limit:
-            most = " and at most 1" if limit == 1 else ""
-            raise UserError(f"--{name} {low:g} {high:g}: both must be above 0{most}, the smaller one first.")
-
-
-def choose_img_size(wanted: int | None, sizes: set[tuple[int, int]], model_cfg: Mapping[str, Any]) -> int:
-    """Chooses height and width: as given, or the data's own where all are alike and small, or the model's.
-
-    Args:
-        wanted: `--img-size`.
-        sizes: Width and height of the images that were looked at.
-        model_cfg: The model's timm configuration; one of a fixed size keeps it.
-    """
-    if wanted is not None:
-        return wanted
-    if len(sizes) == 1 and not model_cfg.get("fixed_input_size"):
-        (size,) = sizes
-        if max(size) <= SMALL:
-            return max(min(size), 8)
-    return int((model_cfg.get("input_size") or (3, 224, 224))[-1])
-
-
-def choose_crop_mode(settings: PreprocessingSettings, img_size: int) -> Literal["pad", "rrc", "none"]:
-    """Chooses how training images are cropped."""
-    if settings.train_crop_mode == "auto":
-        return "pad" if img_size <= SMALL else "rrc"
-    return settings.train_crop_mode
-
-
-def choose_padding(settings: PreprocessingSettings, img_size: int) -> int:
-    """Chooses the pixels of padding on each side: as given, or an eighth of the size.
-
-    Raises:
-        UserError: More than the image itself.
-    """
-    padding = settings.crop_padding if settings.crop_padding is not None else round(img_size / 8)
-    if padding > img_size:
-        raise UserError(f"--crop-padding {padding} is more than the image, which is {img_size} pixels high.")
-    return padding
-
-
 def given_statistics(
     settings: PreprocessingSettings, model_cfg: Mapping[str, Any], use_model_stats: bool
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Mean and standard deviation where they need no measuring.
-
-    Returns:
-        As given, else the model's own if they are to be used, else None, each.
+    """Mean and standard deviation: as given, else the model's own if they are to be used, else None, each.
 
     Raises:
         UserError: Not one number per channel, or numbers of images in 0..255.

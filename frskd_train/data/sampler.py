@@ -104,8 +104,3 @@ def shuffled(count: int) -> Rows:
 def spread(count: int, wanted: int) -> Rows:
     """At most `wanted` of the numbers 0 to `count` - 1, evenly spread."""
     return np.unique(np.linspace(0, count - 1, min(count, wanted)).astype(np.int64))
-
-
-def all_rows(count: int) -> Rows:
-    """The numbers 0 to `count` - 1."""
-    return np.arange(count, dtype=np.int64)

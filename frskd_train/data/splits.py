@@ -7,13 +7,14 @@ from functools import partial
 from typing import Literal
 
 import datasets
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from frskd_timm.errors import UserError
 from frskd_train.data.decode import to_8_bits
 from frskd_train.data.images import BadImageError, Header, Images
-from frskd_train.data.sampler import Rows, all_rows, spread
+from frskd_train.data.sampler import Rows, spread
 from frskd_train.data.targets import Targets
 from frskd_train.data.targets.base import Splits
 from frskd_train.settings import DataSettings
@@ -139,7 +140,7 @@ def training_splits(
         val_name = train_name
         rows, val_rows = targets.hold_out(train_name, data.val_fraction)
     else:
-        rows, val_rows = all_rows(len(used[train_name])), all_rows(len(used[val_name]))
+        rows, val_rows = np.arange(len(used[train_name])), np.arange(len(used[val_name]))
     if data.train_num_samples is not None:
         rows = targets.subset(train_name, rows, data.train_num_samples)
     images = {name: Images.of(dataset, name, targets.image_column) for name, dataset in used.items()}
@@ -166,7 +167,7 @@ def validation_split(
         name, is_held_out = val_name or train_name, val_name is None
     used = _loaded(splits, [name], data)
     targets = kind(used, data, class_names)
-    rows = targets.hold_out(name, data.val_fraction)[1] if is_held_out else all_rows(len(used[name]))
+    rows = targets.hold_out(name, data.val_fraction)[1] if is_held_out else np.arange(len(used[name]))
     targets.match(name, rows, known_classes)
     return Split(Images.of(used[name], name, targets.image_column), targets, rows, mode)
 

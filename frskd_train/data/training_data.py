@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import distributed
 
-from frskd_train.data.batches import Augmentation, TrainBatches, ValBatches
-from frskd_train.data.cache import Cache
+from frskd_train.data.augment import BatchAugmentation
+from frskd_train.data.batches import TrainBatches, ValBatches
 from frskd_train.data.loader import Samples
 from frskd_train.data.preprocessing import Preprocessing
 from frskd_train.data.sampler import Order
-from frskd_train.data.transforms import SampleTransform, as_is
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,6 @@ class ValidationData:
         preprocessing: What the network's input goes through, in validation and after export.
         notes: Sentences that the user should see before training, such as how many images were left out.
         val: The validation images.
-        evaluated: What is done to each of them where they are streamed.
     """
 
     name: str
@@ -34,7 +33,6 @@ class ValidationData:
     preprocessing: Preprocessing
     notes: tuple[str, ...]
     val: Samples = field(repr=False)
-    evaluated: SampleTransform = field(repr=False)
 
     @property
     def num_classes(self) -> int:
@@ -60,9 +58,8 @@ class ValidationData:
         channels_last: bool = True,
     ) -> ValBatches:
         """Makes the validation batches of one process: its share, each image once, the last batch may be smaller."""
-        transform = as_is if isinstance(self.val.source, Cache) else self.evaluated
         process = rank, world_size, torch.device(device)
-        return ValBatches(self.val, transform, self.preprocessing, batch_size, *process, channels_last)
+        return ValBatches(self.val, self.preprocessing, batch_size, *process, channels_last)
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ class TrainingData(ValidationData):
         fingerprint: Changes when images, targets, classes or the choice of rows change; the same on every machine.
         mode: `memory` or `stream`.
         train: The training images.
-        augmentation: What is done to them.
+        augmentation: What is done to batches of them.
     """
 
     train_split: str
@@ -87,7 +84,7 @@ class TrainingData(ValidationData):
     fingerprint: str
     mode: str
     train: Samples = field(repr=False)
-    augmentation: Augmentation = field(repr=False)
+    augmentation: BatchAugmentation = field(repr=False)
 
     @property
     def num_train(self) -> int:
@@ -138,8 +135,6 @@ def left_out(samples: Samples, bad: dict[int, str]) -> list[str]:
 
 def _of_all_processes(bad: dict[int, str]) -> dict[int, str]:
     """What each process found, put together."""
-    from torch import distributed
-
     if not (distributed.is_available() and distributed.is_initialized()):
         return bad
     found: list[Any] = [None] * distributed.get_world_size()

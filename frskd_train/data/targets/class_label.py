@@ -36,8 +36,8 @@ class ClassLabels(Targets):
 
     def __init__(self, splits: Splits, data: DataSettings, class_names: list[str] | None) -> None:
         features = next(iter(splits.values())).features
-        self.image_column = find_image_column(features, data.input_key)
-        column = find_label_column(features, data.target_key)
+        self.image_column = _find_image_column(features, data.input_key)
+        column = _find_label_column(features, data.target_key)
         check_columns(splits, self.image_column, column)
         self.labels, self.class_names = read_labels(splits, column)
         self._map = read_class_map(data.class_map) if data.class_map is not None else None
@@ -93,16 +93,8 @@ class ClassLabels(Targets):
         self.labels[split] = np.array([numbers.get(name, -1) for name in self.class_names], np.int64)[labels]
 
 
-def find_image_column(features: datasets.Features, wanted: str | None) -> str:
-    """Finds the column of the images.
-
-    Args:
-        features: The dataset's columns and their types.
-        wanted: `--input-key`; None takes the only image column, or the only one of encoded bytes.
-
-    Raises:
-        UserError: There is none, there are several, or the wanted one holds something else.
-    """
+def _find_image_column(features: datasets.Features, wanted: str | None) -> str:
+    """The wanted column, or the only image column, or the only one of encoded bytes."""
     if wanted is not None:
         return given_column(features, "input-key", wanted)
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
@@ -114,24 +106,14 @@ def find_image_column(features: datasets.Features, wanted: str | None) -> str:
     return found[0]
 
 
-def find_label_column(features: datasets.Features, wanted: str | None) -> str:
-    """Finds the column of the labels.
-
-    Args:
-        features: The dataset's columns and their types.
-        wanted: `--target-key`; None takes the only class column, or one that is named as labels often are.
-
-    Raises:
-        UserError: There is none, or there are several and none has such a name.
-    """
+def _find_label_column(features: datasets.Features, wanted: str | None) -> str:
+    """The wanted column, or the only class column, or one that is named as labels often are."""
     if wanted is not None:
         return given_column(features, "target-key", wanted, must_hold_images=False)
     classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    if len(classes) == 1:
-        return classes[0]
-    for name in LABEL_NAMES:
-        if name in (classes or features):
-            return name
+    named = [name for name in LABEL_NAMES if name in (classes or features)]
+    if len(classes) == 1 or named:
+        return classes[0] if len(classes) == 1 else named[0]
     if classes:
         raise UserError(f"The dataset has several class columns ({', '.join(classes)}); choose one with --target-key.")
     raise UserError(f"The dataset has no label column, only {columns_named(features)}; name it with --target-key.")
@@ -151,102 +133,55 @@ def read_labels(splits: Splits, column: str) -> tuple[dict[str, Rows], list[str]
         Class numbers of each split's rows, and the classes' names.
 
     Raises:
-        UserError: Labels that are no classes (floats, lists), are missing, negative or out of range, or a class that
+        UserError: Labels that are not classes (floats, lists), are missing, negative or out of range, or a class that
             the training split lacks.
     """
-    trained_on, *others = splits
-    feature = splits[trained_on].features[column]
-    if isinstance(feature, datasets.ClassLabel):
-        names = list(feature.names)
-        labels = {split: _class_numbers(dataset, split, column, names) for split, dataset in splits.items()}
-    else:
-        values = {split: _plain_values(dataset, split, column) for split, dataset in splits.items()}
-        known = sorted(set(values[trained_on]))
-        number = {value: index for index, value in enumerate(known)}
-        names = [str(value) for value in known]
-        labels = {}
-        for split, found in values.items():
-            unseen = sorted({value for value in found if value not in number})
-            if unseen:
-                raise UserError(_only_there(split, trained_on, [str(value) for value in unseen]))
-            labels[split] = np.array([number[value] for value in found], np.int64)
-    for split in others:
-        unseen = sorted(set(np.unique(labels[split]).tolist()) - set(np.unique(labels[trained_on]).tolist()))
+    trained_on = next(iter(splits))
+    read = {split: _read_column(dataset, split, column) for split, dataset in splits.items()}
+    trained, known = read[trained_on]
+    has_images = set(np.unique(trained).tolist())
+    number = {value: index for index, value in enumerate(known)}
+    labels = {}
+    for split, (codes, values) in read.items():
+        numbers = np.array([number.get(value, -1) for value in values], np.int64)
+        unseen = [str(values[code]) for code in np.unique(codes) if numbers[code] not in has_images]
         if unseen:
-            raise UserError(_only_there(split, trained_on, [names[target] for target in unseen]))
-    if len(names) < 2:
-        raise UserError(f"Column {column} of split {trained_on} has only one class, {names}; at least 2 are needed.")
-    return labels, names
+            raise UserError(f"Split {split} has classes without an image in split {trained_on}: {listed(unseen)}.")
+        labels[split] = numbers[codes]
+    if len(known) < 2:
+        raise UserError(f"Column {column} of split {trained_on} has only one class, {known}; at least 2 are needed.")
+    return labels, [str(value) for value in known]
 
 
-def _class_numbers(dataset: datasets.Dataset, split: str, column: str, names: list[str]) -> Rows:
-    feature = dataset.features[column]
-    if not isinstance(feature, datasets.ClassLabel):
-        raise UserError(f"Column {column} holds classes in the training split but {kind_of(feature)} in split {split}.")
-    values = _column(dataset, column)
-    _refuse_missing(values, split, column)
-    labels = values.to_numpy(zero_copy_only=False).astype(np.int64)
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(feature.names)))
-    if len(wrong):
-        raise UserError(_out_of_range(split, column, int(wrong[0]), int(labels[wrong[0]]), len(feature.names)))
-    if feature.names == names:
-        return labels
-    number = {name: index for index, name in enumerate(names)}
-    used = [feature.names[target] for target in np.unique(labels)]
-    unseen = [name for name in used if name not in number]
-    if unseen:
-        raise UserError(_only_there(split, "train", unseen))
-    return np.array([number.get(name, -1) for name in feature.names], np.int64)[labels]
-
-
-def _plain_values(dataset: datasets.Dataset, split: str, column: str) -> list[Any]:
+def _read_column(dataset: datasets.Dataset, split: str, column: str) -> tuple[Rows, list[Any]]:
+    """A code for each row, and what each code stands for: the name of a class, or a value."""
     feature = dataset.features[column]
     kind = dataset.data.schema.field(column).type
-    whole = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
-    if not (whole or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if not (is_text or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
         raise UserError(f"Column {column} holds {kind_of(feature)}; labels are classes, whole numbers or strings.")
-    values = _column(dataset, column)
-    _refuse_missing(values, split, column)
-    found: list[Any] = values.to_pylist()
-    if whole and found and min(found) < 0:
-        row = next(row for row, value in enumerate(found) if value < 0)
-        raise UserError(_out_of_range(split, column, row, found[row], None))
-    return found
-
-
-def _column(dataset: datasets.Dataset, column: str) -> pa.ChunkedArray:
-    return dataset.select_columns([column]).with_format("arrow")[:].column(column)
-
-
-def _refuse_missing(values: pa.ChunkedArray, split: str, column: str) -> None:
+    values = dataset.select_columns([column]).with_format("arrow")[:].column(column)
     if values.null_count:
         row = values.is_null().to_pylist().index(True)
         raise UserError(f"Row {row} of split {split} has no value in the label column {column}.")
-
-
-def _out_of_range(split: str, column: str, row: int, value: int, classes: int | None) -> str:
-    wanted = "0 or more" if classes is None else f"0 to {classes - 1}"
-    hint = " (-1 usually means unlabelled: choose another split)" if value == -1 else ""
-    return f"Row {row} of split {split} has label {value} in column {column}; labels must be {wanted}{hint}."
-
-
-def _only_there(split: str, trained_on: str, names: list[str]) -> str:
-    return f"Split {split} has classes without an image in split {trained_on}: {listed(names)}."
+    found = values.to_numpy(zero_copy_only=False)
+    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
+    if pa.types.is_integer(kind):
+        wrong = np.flatnonzero((found < 0) | (found >= (len(names) if names is not None else np.inf)))
+        if len(wrong):
+            row, wanted = wrong[0], "0 or more" if names is None else f"0 to {len(names) - 1}"
+            hint = " (-1 usually means unlabelled: choose another split)" if found[row] == -1 else ""
+            raise UserError(
+                f"Row {row} of split {split} has label {found[row]} in column {column}; labels must be {wanted}{hint}."
+            )
+    if names is not None:
+        return found.astype(np.int64), names
+    known, codes = np.unique(found, return_inverse=True)
+    return codes, known.tolist()
 
 
 def hold_out(labels: Rows, fraction: float) -> tuple[Rows, Rows]:
-    """Divides rows into training and validation rows, class by class; a class with one image is trained on.
-
-    Args:
-        labels: The class of each row.
-        fraction: The share to hold out.
-
-    Returns:
-        Row numbers to train on and to validate on, both ascending.
-
-    Raises:
-        UserError: Nothing is left for one of the two.
-    """
+    """Divides rows by their labels, class by class; a class with one image is trained on. See `Targets.hold_out`."""
     rank, size = _rank_in_class(labels)
     held = np.maximum(np.round(size * fraction), 1) if fraction > 0 else np.zeros_like(size)
     is_held = rank < np.minimum(held, size - 1)
@@ -261,19 +196,7 @@ def hold_out(labels: Rows, fraction: float) -> tuple[Rows, Rows]:
 
 
 def balanced_subset(labels: Rows, count: int, num_classes: int) -> Rows:
-    """Chooses `count` rows, as many of each class as can be.
-
-    Args:
-        labels: The class of each row.
-        count: How many rows to choose.
-        num_classes: How many classes there are.
-
-    Returns:
-        Row numbers, ascending.
-
-    Raises:
-        UserError: There are fewer rows, or fewer than one of each class are wanted.
-    """
+    """Chooses `count` rows by their labels, balanced over the classes as far as possible. See `Targets.subset`."""
     check_count(labels, count)
     if count < num_classes:
         raise UserError(f"--train-num-samples {count} is less than one image for each of the {num_classes} classes.")
