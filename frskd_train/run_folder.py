@@ -1,7 +1,6 @@
 """A run's folder: whose it is, and the small files in it. Only the main process writes."""
 
 import csv
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -101,10 +100,6 @@ class RunFolder:
         """
         with self.writing():
             write_atomically(self.path / name, text)
-
-    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Replaces `metrics.json`."""
-        self.write("metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
 
     def write_summary(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replaces `summary.csv`, one row an epoch."""

@@ -11,10 +11,10 @@ from timm.models._hub import load_model_config_from_hf, load_model_config_from_p
 from torch import Tensor, nn
 
 from frskd_timm.errors import UserError, first_line
+from frskd_timm.export.load import load_student
 from frskd_timm.lookup import known_cfg
 from frskd_train.constraints import keyword_arguments
 from frskd_train.data import TrainingData
-from frskd_train.report.student_folder import StudentFolder
 from frskd_train.settings import ModelSettings
 
 
@@ -95,7 +95,7 @@ def load_for_evaluation(model: str) -> tuple[nn.Module, Path | None]:
     path = Path(model.removeprefix("local-dir:"))
     for student in (path / "student", path):
         if (student / "config.json").is_file():
-            return StudentFolder(student).load(), path
+            return load_student(student), path
     if path.exists():
         raise UserError(f"--model {model} is neither a finished run nor an exported student: there is no config.json.")
     settings = ModelSettings(model=model, pretrained=True)

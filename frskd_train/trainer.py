@@ -12,6 +12,7 @@ from frskd_timm.errors import UserError
 from frskd_train.checkpoint import checkpoint_name, load_state, prune, restore, save_checkpoint, set_aside_after
 from frskd_train.device import start_accelerator, step_seed
 from frskd_train.errors import exit_process, keep_until_exit
+from frskd_train.evaluate import Scores
 from frskd_train.meter import TrainMeter, learning_note
 from frskd_train.nonfinite import NonfiniteGuard
 from frskd_train.optim import check_optimizer, create_optimizer, create_scheduler
@@ -25,7 +26,6 @@ from frskd_train.settings import Settings, flat
 from frskd_train.signals import Interruptions
 from frskd_train.sync_batchnorm import broadcast_buffers, synchronise_norms
 from frskd_train.tasks import choose_job
-from frskd_train.tasks.base import Scores
 
 
 class Trainer:
@@ -48,7 +48,7 @@ class Trainer:
         self.is_main = self.accelerator.is_main_process
         set_seed(loop.seed)
         self.job = choose_job(settings)
-        report.preflight(run, self.job.score)
+        report.preflight(settings, self.job.score)
         check_optimizer(settings.optimizer, self.accelerator.device)
         resume = find_resume(run.resume, run.output_dir)
         if resume is None and run.output_dir is not None:
@@ -61,8 +61,7 @@ class Trainer:
         if self.is_main:
             heading = f"All settings of the run {self.folder.path.name}."
             self.folder.write("config.yaml", write_recipe(settings, heading))
-        trackers = {name: str(value) for name, value in flat(settings).items()}
-        self.accelerator.init_trackers("frskd_timm", config=trackers)
+        self.accelerator.init_trackers("frskd_timm", {name: str(value) for name, value in flat(settings).items()})
 
     def run(self) -> None:
         """Train the epochs that are left, then score, export and publish the student.
@@ -77,7 +76,7 @@ class Trainer:
         while self.state.epoch < self.settings.optimizer.epochs:
             self.train_epoch()
             scores = self.close_epoch()
-        self.finish(scores or self.validate())  # no scores yet if a finished run was resumed
+        self.finish(scores)
 
     # Set up
 
@@ -120,8 +119,8 @@ class Trainer:
 
     def _open_folder(self, resume: Resume | None) -> None:
         """Claim the run's folder and start counting."""
-        run, accelerator = self.settings.run, self.accelerator
-        path = resume.run if resume else choose_folder(run.output_dir, self.settings.model.model, self.data.name)
+        accelerator, output_dir = self.accelerator, self.settings.run.output_dir
+        path = resume.run if resume else choose_folder(output_dir, self.settings.model.model, self.data.name)
         self.folder = RunFolder(broadcast_object_list([path])[0])  # clocks may differ
         if self.is_main:
             self.folder.claim(resuming=resume is not None)
@@ -289,12 +288,13 @@ class Trainer:
     def finish(self, scores: Scores) -> None:
         """Export the student, write the run's report and publish."""
         self.progress.say(*self.data.bad_images())
+        kept = self.ema.module if self.ema is not None else self.student
         if self.is_main:
-            job, data, state, folder = self.job, self.data, self.state, self.folder
-            kept = self.ema.module if self.ema is not None else self.student
-            metrics = report.make_metrics(job, data, kept, self.accelerator, scores, state.history, state.seconds)
-            with folder.writing():
-                report.finish_run(folder, job, data, self.task, kept, metrics, state.history)
-            self.progress.say(report.summary(folder, job, metrics))
-            report.publish(folder, self.settings.run)
+            report.export_run(self.folder, self.job, self.data, kept)
+        scores = scores or self.validate()  # no scores yet if a finished run was resumed
+        if self.is_main:
+            metrics = report.make_metrics(self.job, self.data, kept, self.accelerator, scores, self.state)
+            report.finish_run(self.folder, self.job, self.data, self.task, metrics, self.state.history)
+            self.progress.say(report.summary(self.folder, self.job, metrics))
+            report.publish(self.folder, self.settings.run)
         self.accelerator.end_training()

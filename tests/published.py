@@ -10,43 +10,51 @@ from PIL import Image
 
 from frskd_timm.export.student import export_student
 from frskd_train.report.card import write_card
+from frskd_train.report.metrics import Metrics
 from frskd_train.report.publish import push_student
 
 REPO = f"{USER}/student"
 
-METRICS: dict[str, Any] = {
-    "schema": 1,
-    "task": "classification",
-    "method": "frskd",
-    "model": "resnet18_frskd",
-    "architecture": "resnet18",
-    "tag": "garments",
-    "dataset": {
-        "name": "Kleidungsstücke",
-        "id": "someone/garments",
-        "split": "test",
-        "whole_split": True,
+METRICS = Metrics.from_json(
+    {
+        "schema": 1,
+        "task": "classification",
+        "method": "frskd",
+        "model": "resnet18_frskd",
+        "architecture": "resnet18",
+        "tag": "garments",
         "license": "mit",
-        "homepage": "https://example.org/garments",
-        "train_images": 4000,
-        "val_images": 1000,
-        "num_classes": 10,
-    },
-    "student": {"top1": 88.1, "top5": 99.6, "loss": 0.41},
-    "self_teacher": {"top1": 88.4, "top5": 99.7, "loss": 0.40},
-    "weights": "ema",
-    "param_count": 11181642,
-    "img_size": 28,
-    "epochs": 20,
-    "epoch": 20,
-    "seed": 42,
-    "seeds": [42, 43],
-    "seconds": 212.0,
-    "images_per_second": 371.0,
-    "machine": {"device": "cpu", "name": "a machine", "cores": 2, "processes": 2, "precision": "bf16"},
-    "versions": {"frskd_timm": "0.1.0", "torch": "2.6", "timm": "1.0.31"},
-    "baseline": {"method": "ce", "runs": [{"seed": 42, "top1": 87.0}, {"seed": 43, "top1": 87.2}]},
-}
+        "dataset": {
+            "name": "Kleidungsstücke",
+            "id": "someone/garments",
+            "split": "test",
+            "whole_split": True,
+            "license": "mit",
+            "homepage": "https://example.org/garments",
+            "train_images": 4000,
+            "val_images": 1000,
+            "num_classes": 10,
+        },
+        "student": {"top1": 88.1, "top5": 99.6, "loss": 0.41},
+        "self_teacher": {"top1": 88.4, "top5": 99.7, "loss": 0.40},
+        "weights": "ema",
+        "param_count": 11181642,
+        "img_size": 28,
+        "epochs": 20,
+        "epoch": 20,
+        "seed": 42,
+        "seconds": 212.0,
+        "images_per_second": 371.0,
+        "machine": {"device": "cpu", "name": "a machine", "cores": 2, "processes": 2, "precision": "bf16"},
+        "versions": {"frskd_timm": "0.1.0", "torch": "2.6", "timm": "1.0.31"},
+        "baseline": {
+            "method": "ce",
+            "runs": [{"seed": 42, "top1": 87.0}, {"seed": 43, "top1": 87.2}],
+            "mean": 87.1,
+            "std": 0.1414,
+        },
+    }
+)
 
 
 def make_student(folder: Path, name: str, size: int = 32, seed: int = 0) -> Path:

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForImageClassification
 
 from frskd_timm.errors import UserError
-from frskd_timm.export.load import load_export, probe_images, read_config, verify_export
+from frskd_timm.export.load import load_student, read_student, verify_export
 from frskd_timm.export.student import export_student
 
 NAMES = [f"class {index}" for index in range(7)]
@@ -65,11 +65,12 @@ def test_loads_in_timm_and_transformers(tmp_path, name, kwargs, size, architectu
     assert all(module.training for module in model.modules())
     assert {path.name for path in folder.iterdir()} == {"model.safetensors", "config.json"}
     assert set(load_file(folder / "model.safetensors")) == set(model.state_dict())
-    config = read_config(folder)
+    student = read_student(folder)
+    config = student.config
     assert config["architecture"] == (architecture or name)
     assert "num_classes" not in config["model_args"]
 
-    images = probe_images(config)
+    images = student.probe()
     assert images.shape == (2, kwargs.get("in_chans", 3), size, size)
     expected = logits(model, images)
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
@@ -88,7 +89,7 @@ def test_loads_in_timm_and_transformers(tmp_path, name, kwargs, size, architectu
 def test_nothing_of_timms_default_weights_is_left(tmp_path):
     model = make("resnet18_frskd", num_classes=7)
     assert timm.get_pretrained_cfg("resnet18").license  # there is something that could be left
-    config = read_config(export(model, tmp_path / "student"))
+    config = read_student(export(model, tmp_path / "student")).config
     default = json.dumps(timm.get_pretrained_cfg("resnet18").to_dict())
     cfg = config["pretrained_cfg"]
     assert cfg["tag"] == "garments"
@@ -101,7 +102,9 @@ def test_nothing_of_timms_default_weights_is_left(tmp_path):
     for value in ("a1_in1k", "2110.00476", "apache"):
         assert value in default
         assert value not in json.dumps(config)
-    plain = read_config(export(model, tmp_path / "ce", method="ce", license=None, dataset=None))["pretrained_cfg"]
+    plain = read_student(export(model, tmp_path / "ce", method="ce", license=None, dataset=None)).config[
+        "pretrained_cfg"
+    ]
     assert not {"paper_ids", "paper_name", "license", "description"} & set(plain)
 
 
@@ -122,8 +125,8 @@ def test_used_as_backbone_and_with_another_head(tmp_path):
 def test_backbone_without_classes(tmp_path):
     model = make("test_resnet", num_classes=0)
     folder = export(model, tmp_path / "student")
-    images = probe_images(read_config(folder))
-    torch.testing.assert_close(logits(load_export(folder), images), logits(model, images))
+    images = read_student(folder).probe()
+    torch.testing.assert_close(logits(load_student(folder), images), logits(model, images))
     pooled = logits(AutoModel.from_pretrained(folder).eval(), images).pooler_output
     torch.testing.assert_close(pooled, logits(model, images))
 
@@ -168,9 +171,9 @@ def test_half_precision(tmp_path):
     ("options", "sentence"),
     [
         ({"label_names": ["one"]}, "1 names, but the student has 7"),
-        ({"model_name": "no_such_model"}, "'no_such_model' is not known"),
-        ({"mean": (0.5, 0.5)}, "cannot be described"),
-        ({"input_size": (1, 64, 64)}, "cannot be described"),
+        ({"model_name": "no_such_model"}, "does not know model_name 'no_such_model'"),
+        ({"mean": (0.5, 0.5)}, "could not be described"),
+        ({"input_size": (1, 64, 64)}, "could not be described"),
         ({"model_name": "resnet18"}, "keys that the plain resnet18 does not have"),
     ],
 )

@@ -4,11 +4,11 @@ import random
 
 import pytest
 from hub_server import TOKEN, Fault
-from huggingface_hub import HfApi, constants, get_session
+from huggingface_hub import constants
 from published import REPO, make_student, push
 
 from frskd_timm.errors import UserError
-from frskd_train.report import failures
+from frskd_train.report import failures, publish
 
 
 @pytest.mark.parametrize(
@@ -24,17 +24,17 @@ from frskd_train.report import failures
         (Fault("objects/batch", 500, 2), None),
         (Fault("PUT", 503, 3), None),
         (Fault("commit", 503, 3), None),
-        (Fault("commit", 500, 99), "trouble of its own"),
+        (Fault("commit", 500, 99), "problems of its own"),
         (Fault("validate-yaml", 502, 1), None),
         (Fault("PUT", "cut", 2), None),
         (Fault("commit", "cut", 2), None),
         (Fault("commit", "lost", 1), None),
         (Fault("PUT", "corrupt", 1), None),
         (Fault("GET .*safetensors", "corrupt", 1), None),
-        (Fault("GET .*safetensors", "corrupt", 99), "not what was sent"),
+        (Fault("GET .*safetensors", "corrupt", 99), "other than what was sent"),
         (Fault("GET .*safetensors", "half", 1), None),
-        (Fault("PUT", "stop"), "cannot be reached"),
-        (Fault("commit", "stop"), "cannot be reached"),
+        (Fault("PUT", "stop"), "could not be reached"),
+        (Fault("commit", "stop"), "could not be reached"),
     ],
     ids=lambda value: f"{value.pattern} {value.what} x{value.times}" if isinstance(value, Fault) else "",
 )
@@ -63,31 +63,16 @@ def whole(folder):
 
 @pytest.mark.parametrize("pattern", ["GET /api/models", "preupload", "PUT", "/commit/", "GET .*safetensors"])
 def test_a_silent_hub_is_given_up(hub, student, quick_clock, monkeypatch, pattern):
-    monkeypatch.setattr(failures, "_ANSWER_SECONDS", 0.5)
-    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
+    monkeypatch.setattr(failures, "SILENCE", 0.3)
+    monkeypatch.setattr(publish, "SILENCE", 0.3)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
     hub.faults = [Fault(pattern, "silent", 99)]
-    with pytest.raises(UserError, match=r"gave no answer within 0\.5 seconds, 4 times: check the network"):
+    with pytest.raises(UserError, match="did not answer"):
         push(hub, student)
-    assert 1 <= len(hub.asked("-> silent")) <= (12 if pattern == "PUT" else 4)  # three files are sent at a time
+    assert 1 <= len(hub.asked("-> silent")) <= 24
     hub.faults = [Fault(pattern, "silent", 1)]
     push(hub, student)
     assert set(hub.files(REPO)) == whole(student)
-
-
-def test_a_client_that_another_thread_closed_is_a_lost_connection(hub, quick_clock):
-    tries = []
-
-    def upload():
-        tries.append(get_session())
-        tries[-1].close()
-        try:
-            tries[-1].get(hub.endpoint)
-        except RuntimeError as error:
-            raise RuntimeError("Error while uploading a file") from error
-
-    with pytest.raises(UserError, match="cannot be reached"):
-        failures.patiently(upload, REPO, HfApi(endpoint=hub.endpoint))
-    assert len(set(tries)) == 4
 
 
 @pytest.mark.long

@@ -24,7 +24,7 @@ from frskd_train.data.sampler import FIXED
 from frskd_train.data.scenes import _background, compose, garments
 from frskd_train.data.splits import Sample
 from frskd_train.data.transforms import DenseTransform
-from frskd_train.mask_meter import evaluate_masks
+from frskd_train.evaluate import SEGMENTATION, evaluate
 
 SMALL = "mobilenetv3_small_050"
 SCENES = "fashion_mnist_scenes"
@@ -81,7 +81,7 @@ def test_it_learns() -> None:
             optimizer.step()
             losses.append(float(result["loss_ce"]))
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
-    scores = evaluate_masks(task.eval().predict, batches.epoch(0), Accelerator(cpu=True))
+    scores = evaluate(SEGMENTATION, task.eval().predict, batches.epoch(0), Accelerator(cpu=True))
     assert list(scores) == ["student", "self_teacher"]
     assert scores["student"]["images"] == 16
 
@@ -309,7 +309,7 @@ def score(batches: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> dic
         "self_teacher": -by_number[float(images[0])],
         "student": by_number[float(images[0])],
     }
-    return evaluate_masks(predict, ((images, target) for images, _, target in batches), Accelerator(cpu=True))
+    return evaluate(SEGMENTATION, predict, ((images, target) for images, _, target in batches), Accelerator(cpu=True))
 
 
 def test_scores_by_hand() -> None:

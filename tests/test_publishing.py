@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import huggingface_hub
 import pytest
@@ -17,7 +18,7 @@ from published import METRICS, REPO, make_student, push
 from safetensors.torch import load_file, save_file
 
 from frskd_timm.errors import UserError
-from frskd_timm.export.load import probe_images, read_config
+from frskd_timm.export.load import read_student
 from frskd_train.report.card import write_card
 from frskd_train.report.publish import push_student
 
@@ -71,7 +72,7 @@ def test_push_then_load_in_fresh_processes(hub, tmp_path):
     stock = make_student(tmp_path / "stock", "resnet18_frskd", seed=1)
     new = make_student(tmp_path / "new", "wide_resnet16_2_frskd", seed=2)
     images = tmp_path / "images.pt"
-    torch.save(probe_images(read_config(stock)), images)
+    torch.save(read_student(stock).probe(), images)
 
     def expected(folder):
         with torch.inference_mode():
@@ -129,7 +130,7 @@ def test_one_commit_and_none_without_a_change(hub, student, tmp_path):
 
     # better figures and no curves any more: one commit changes the card and takes the picture away
     (folder / "curves.png").unlink()
-    write_card(folder, METRICS | {"student": {"top1": 91.25}})
+    write_card(folder, replace(METRICS, student={"top1": 91.25, "top5": 99.6, "loss": 0.4}))
     second = push(hub, folder)
     assert second.changed
     assert len(hub.repos[REPO].history()) == 3
@@ -175,7 +176,7 @@ def test_no_network_no_token_no_name(hub, student, tmp_path, quick_clock, monkey
         push(hub, student, "someone/else")
     with pytest.raises(UserError, match="OWNER/NAME"):
         push(hub, student, "no-owner")
-    with pytest.raises(UserError, match="cannot be reached"):
+    with pytest.raises(UserError, match="could not be reached"):
         push(hub, student, endpoint="http://127.0.0.1:9")
     assert hub.repos == {}
     script = ROOT / "hub" / "push.py"
@@ -201,7 +202,7 @@ def damage_weights(change):
         (damage_weights(lambda s: s["fc.bias"].fill_(float("nan"))), "not finite in fc.bias"),
         (damage_weights(lambda s: s.update({"fc.bias": torch.zeros(11)})), "shapes"),
         (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04pickle"), "is damaged"),
-        (lambda f: (f / "config.json").write_text("{"), "cannot be read as JSON"),
+        (lambda f: (f / "config.json").write_text("{"), "could not be read as JSON"),
         (lambda f: (f / "config.json").write_text('{"architecture": "no_such", "pretrained_cfg": {}}'), "no_such"),
         (lambda f: (f / "README.md").unlink(), "write the card first"),
         (lambda f: (f / "README.md").write_text("---\na: [\n---\n"), "not a valid card"),

@@ -15,7 +15,7 @@ from PIL import Image
 from runs import train_here
 
 from frskd_timm.errors import UserError
-from frskd_timm.export.load import load_export
+from frskd_timm.export.load import load_student
 from frskd_train import optim
 from frskd_train.constraints import keyword_arguments
 from frskd_train.errors import SettingsError
@@ -132,7 +132,7 @@ def test_a_recipe_runs_end_to_end(recipe: Path, tmp_path: Path) -> None:
     assert facts["val_images"] in (6, 10)
     assert facts["train_images"] == (20 if facts["num_classes"] == 10 else 12)
     assert (metrics["self_teacher"] is not None) == (wanted["method"] == "frskd")
-    student = load_export(tmp_path / "run" / "student")
+    student = load_student(tmp_path / "run" / "student")
     assert student.num_classes == facts["num_classes"] in (3, 4, 10)
 
 

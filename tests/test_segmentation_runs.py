@@ -19,12 +19,12 @@ from runs import METHODS, evaluate_here, small, train_here
 from safetensors.torch import load_file
 
 from frskd_timm.errors import UserError
+from frskd_timm.export.load import read_student
 from frskd_timm.segmentation import SegmentationStudent
 from frskd_train import parse
 from frskd_train.data.voc import VOC_CLASSES
 from frskd_train.errors import SettingsError
 from frskd_train.recipe import write_recipe
-from frskd_train.report.student_folder import StudentFolder
 from frskd_train.settings import flat
 
 
@@ -100,7 +100,7 @@ def test_publishing(hub, whole_masks: Path, tmp_path: Path) -> None:
     assert push(hub, whole_masks / "student", repo).changed
     assert not push(hub, whole_masks / "student", repo).changed
     assert push(hub, whole_masks / "backbone", f"{repo}-backbone").changed
-    student = StudentFolder(whole_masks / "student")
+    student = read_student(whole_masks / "student")
     images = tmp_path / "images.pt"
     torch.save(student.probe(), images)
     env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}

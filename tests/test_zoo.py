@@ -16,7 +16,7 @@ from runs import train_here
 from safetensors.torch import load_file
 
 from frskd_timm.errors import UserError
-from frskd_timm.export.load import load_export
+from frskd_timm.export.load import load_student
 from frskd_timm.models._pretrained import WEIGHTS
 from frskd_train.report.checks import check_folder
 from tools.ship import ship
@@ -163,7 +163,7 @@ def test_what_ships_scores_what_is_stated(folder: Path, tmp_path: Path) -> None:
 def test_what_ships_can_be_published_and_says_what_it_is(folder: Path) -> None:
     names = check_folder(folder)
     assert {"README.md", "recipe.yaml", "curves.png", "attention.png"} <= set(names)
-    assert load_export(folder).num_classes == 10
+    assert load_student(folder).num_classes == 10
     card = ModelCard.load(folder / "README.md")
     assert card.data.license == "mit"
     for fact in ("Licence of the data: mit", "recipe.yaml", "cross-entropy alone, same recipe", "## Limits"):

@@ -7,8 +7,6 @@ scored anew in the same way.
 import argparse
 import copy
 import dataclasses
-import json
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,19 +20,21 @@ from timm.models import is_model, model_entrypoint
 from torch import nn
 
 from frskd_timm.errors import UserError
-from frskd_timm.export.load import compare_logits, load_export, probe_images, read_config
+from frskd_timm.export.compare import compare_logits
+from frskd_timm.export.load import load_student, read_student
 from frskd_timm.export.student import export_student
 from frskd_timm.models._pretrained import shipped_cfg
 from frskd_train.data import Preprocessing, load_validation
 from frskd_train.data.files import SAMPLE_NAME
 from frskd_train.device import start_accelerator
 from frskd_train.errors import exit_with_error
-from frskd_train.meter import evaluate
+from frskd_train.evaluate import CLASSIFICATION, evaluate
 from frskd_train.parse import read_recipe
 from frskd_train.recipe import differences, write_recipe
+from frskd_train.report.baseline import read_baseline
 from frskd_train.report.card import write_card
-from frskd_train.report.run import read_baseline
-from frskd_train.settings import DataSettings, LoopSettings, Settings, flat
+from frskd_train.report.metrics import Baseline, Metrics, read_metrics
+from frskd_train.settings import DataSettings, LoopSettings, Settings
 from tools import zoo
 
 HALF_MAY_COST = 0.02  # points of top-1 that half precision may change; beyond, float32 ships
@@ -74,53 +74,62 @@ def ship(
     """
     run = Path(run)
     settings, metrics = _finished(run)
-    name = metrics["model"].split(".")[0]
+    name = metrics.model.split(".")[0]
     if not is_model(name) or not model_entrypoint(name).__module__.startswith("frskd_timm."):
-        raise UserError(f"{run} trained {metrics['model']}; weights ship only for names that this package registers.")
+        raise UserError(f"{run} trained {metrics.model}; weights ship only for names that this package registers.")
     accelerator = start_accelerator(LoopSettings(amp=False, threads=threads))
     data = dataclasses.replace(settings.data, dataset=dataset or settings.data.dataset)
-    model = load_export(run / "student")
+    student = read_student(run / "student")
+    model = student.load()
+    before = (metrics.student or {})["top1"]
 
     scores = _score(model, data, accelerator)
-    if abs(scores["top1"] - metrics["student"]["top1"]) > 0.3:  # the run's own was in mixed precision
+    if abs(scores["top1"] - before) > 0.3:  # the run's own was in mixed precision
         raise UserError(
-            f"{run} ended with {metrics['student']['top1']:.2f}% top-1, but its student scores {scores['top1']:.2f}% "
-            "on these data: they are not the run's."
+            f"{run} ended with {before:.2f}% top-1, but its student scores {scores['top1']:.2f}% on these data: they "
+            "are not the run's."
         )
     rounded = _rounded(model)
     half_scores = _score(rounded, data, accelerator)
     half = abs(half_scores["top1"] - scores["top1"]) <= HALF_MAY_COST
     say(f"top-1 {scores['top1']:.2f}% in float32, {half_scores['top1']:.2f}% with parameters in float16")
 
-    shipped: dict[str, Any] = metrics | {"student": _tidy(half_scores if half else scores)}
-    shipped["dataset"] = metrics["dataset"] | _given(name=dataset_name, hub_id=hub_dataset)
-    shipped |= {"stored_in": "float16" if half else "float32", "shipped_as": f"{name}.{metrics['tag']}"}
-    shipped |= {key: read_config(run / "student")["pretrained_cfg"][key] for key in ("crop_pct", "interpolation")}
-    folder = root / "frskd_timm" / "weights" / f"{name}.{metrics['tag']}"
+    folder = root / "frskd_timm" / "weights" / f"{name}.{metrics.tag}"
+    kept = metrics.baseline
     if baseline:
-        shipped["baseline"] = _baseline(baseline, settings, data, accelerator)
-    elif not shipped["baseline"]:
-        shipped["baseline"] = _kept_baseline(folder, settings)
-        say(f"baseline of {folder}: {'kept' if shipped['baseline'] else 'none that this recipe could keep'}")
-    sample = _sample_scores(rounded if half else model, accelerator)
-    if sample:
-        shipped["sample"] = sample
+        kept = _baseline(baseline, settings, data, accelerator)
+    elif kept is None:
+        kept = _kept_baseline(folder, settings)
+        say(f"baseline of {folder}: {'kept' if kept else 'none that this recipe could keep'}")
+    cfg = student.config["pretrained_cfg"]
+    shipped = dataclasses.replace(
+        metrics,
+        student=_tidy(half_scores if half else scores),
+        dataset=dataclasses.replace(metrics.dataset, name=dataset_name or metrics.dataset.name, hub_id=hub_dataset),
+        baseline=kept,
+        stored_in="float16" if half else "float32",
+        shipped_as=folder.name,
+        crop_pct=cfg["crop_pct"],
+        interpolation=cfg["interpolation"],
+        sample=_sample_scores(rounded if half else model, accelerator),
+    )
 
     _write(folder, run, model, half, shipped, settings)
     again = timm.create_model(name, pretrained=True, pretrained_cfg=shipped_cfg(folder))
-    compare_logits(model, again, probe_images(read_config(folder)), tolerance=2e-2 if half else 1e-4)
-    zoo.update_results(zoo.results_row(shipped), root / "results" / "results.csv")
+    compare_logits(model, again, student.probe(), tolerance=2e-2 if half else 1e-4)
+    row = zoo.results_row(shipped)
+    zoo.update_results(row, root / "results" / "results.csv")
     zoo.write_documents(root)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    say(f"{folder}: {size / 1e6:.1f} MB, top-1 {shipped['student']['top1']:.2f}%; results and documents are written")
+    say(f"{folder}: {size / 1e6:.1f} MB, top-1 {row['top1']}%; results and documents are written")
     return folder
 
 
-def _finished(run: Path) -> tuple[Settings, dict[str, Any]]:
+def _finished(run: Path) -> tuple[Settings, Metrics]:
     for name in ("metrics.json", "config.yaml", "student/config.json"):
         if not (run / name).is_file():
             raise UserError(f"{run} is no finished run: it has no {name}.")
-    return read_recipe(str(run / "config.yaml")), json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    return read_recipe(str(run / "config.yaml")), read_metrics(run / "metrics.json")
 
 
 def _score(model: nn.Module, data: DataSettings, accelerator: Accelerator) -> dict[str, float]:
@@ -132,7 +141,7 @@ def _score(model: nn.Module, data: DataSettings, accelerator: Accelerator) -> di
     )
     model = model.to(accelerator.device).eval()
     batches = loaded.val_batches(256, device=accelerator.device)
-    return evaluate(lambda images: {"student": model(images)}, batches, accelerator)["student"]
+    return evaluate(CLASSIFICATION, lambda images: {"student": model(images)}, batches, accelerator)["student"]
 
 
 def _sample_scores(model: nn.Module, accelerator: Accelerator) -> dict[str, Any] | None:
@@ -148,10 +157,6 @@ def _tidy(scores: Mapping[str, float]) -> dict[str, float]:
     return {name: round(scores[name], 4) for name in ("top1", "top5", "loss")}
 
 
-def _given(**values: str | None) -> dict[str, str]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
 def _rounded(model: nn.Module) -> nn.Module:
     """The model as it is after its parameters have been through float16."""
     model = copy.deepcopy(model)
@@ -161,56 +166,41 @@ def _rounded(model: nn.Module) -> nn.Module:
     return model
 
 
-def _baseline(
-    runs: Sequence[str | Path], settings: Settings, data: DataSettings, accelerator: Accelerator
-) -> dict[str, Any]:
-    """The runs' scores, measured as the student's are."""
-    found = read_baseline([str(run) for run in runs])
-    for run, entry in zip(runs, found["runs"], strict=True):
-        other = _finished(Path(run))[0]
-        different = differences(settings, other)
-        if different:
-            raise UserError(
-                f"--baseline {run} is another recipe's: {different[0]} is {flat(other)[different[0]]} there and "
-                f"{flat(settings)[different[0]]} in the run."
-            )
-        entry["top1"] = round(_score(load_export(Path(run) / "student"), data, accelerator)["top1"], 4)
-    scores = [entry["top1"] for entry in found["runs"]]
-    spread = {"std": statistics.stdev(scores)} if len(scores) > 1 else {}
-    return found | {"mean": statistics.mean(scores)} | spread
+def _baseline(runs: Sequence[str | Path], settings: Settings, data: DataSettings, accelerator: Accelerator) -> Baseline:
+    """Returns the runs' scores, measured like the student's."""
+    found = read_baseline(runs, settings, "top1").runs
+    for run, entry in zip(runs, found, strict=True):
+        entry["top1"] = round(_score(load_student(Path(run) / "student"), data, accelerator)["top1"], 4)
+    return Baseline.of(found, "top1")
 
 
-def _kept_baseline(folder: Path, settings: Settings) -> dict[str, Any] | None:
-    """The baseline that ships in `folder`, if it is this recipe's too."""
+def _kept_baseline(folder: Path, settings: Settings) -> Baseline | None:
+    """Returns the baseline that ships in `folder`, if it has this recipe."""
     if not (folder / "recipe.yaml").is_file():
         return None
     if differences(settings, read_recipe(str(folder / "recipe.yaml"))):
         return None
-    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return metrics["baseline"]
+    return read_metrics(folder / "metrics.json").baseline
 
 
-def _write(
-    folder: Path, run: Path, model: nn.Module, half: bool, metrics: Mapping[str, Any], settings: Settings
-) -> None:
-    config = read_config(run / "student")
+def _write(folder: Path, run: Path, model: nn.Module, half: bool, metrics: Metrics, settings: Settings) -> None:
+    config = read_student(run / "student").config
     cfg = config["pretrained_cfg"]
 
     def complete(aside: Path) -> None:
         for picture in ("attention.png", "curves.png"):
             if (run / picture).is_file():
                 _shrink(run / picture, aside / picture)
-        heading = f"The settings that made {metrics['model']}, tag {metrics['tag']}."
+        heading = f"The settings that made {metrics.model}, tag {metrics.tag}."
         (aside / "recipe.yaml").write_text(write_recipe(settings, heading, portable=True), encoding="utf-8")
-        text = json.dumps(metrics, indent=2, ensure_ascii=False) + "\n"
-        (aside / "metrics.json").write_text(text, encoding="utf-8")
+        (aside / "metrics.json").write_text(metrics.to_json(), encoding="utf-8")
         write_card(aside, metrics)
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     export_student(
         model,
         folder,
-        tag=metrics["tag"],
+        tag=metrics.tag,
         input_size=cfg["input_size"],
         mean=cfg["mean"],
         std=cfg["std"],
@@ -219,8 +209,8 @@ def _write(
         crop_mode=cfg["crop_mode"],
         label_names=config.get("label_names") or None,
         license=cfg.get("license"),
-        dataset=metrics["dataset"]["name"],
-        method=metrics["method"],
+        dataset=metrics.dataset.name,
+        method=metrics.method,
         half=half,
         finish=complete,
     )

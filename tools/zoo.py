@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 import frskd_timm
 from frskd_train.report.card import tidy
-from frskd_train.report.card_text import baseline_scores
+from frskd_train.report.metrics import Metrics
 
 # Columns of the results, timm's own first.
 COLUMNS = (
@@ -31,23 +31,20 @@ CARD = ROOT / "MODEL_CARD.md"
 BEGIN, END = "<!-- begin: written by python -m tools.zoo -->", "<!-- end -->"
 
 
-def results_row(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """One run's line of the results, in the form of timm's; a figure that is missing stays empty."""
-    scores = metrics.get("student") or {}
-    baseline = baseline_scores(metrics.get("baseline") or {})[0]
-    sample = (metrics.get("sample") or {}).get("top1")
+def results_row(metrics: Metrics) -> dict[str, str]:
+    """Returns one run's line of the results, in timm's form; without a baseline or sample their columns are empty."""
+    assert metrics.student is not None
     row: dict[str, Any] = {
-        "model": f"{metrics['model']}.{metrics['tag']}",
-        "dataset": (metrics.get("dataset") or {}).get("name"),
-        "param_count": f"{metrics['param_count'] / 1e6:.2f}" if metrics.get("param_count") else None,
-        "baseline_top1": None if baseline is None else f"{baseline:.2f}",
-        "sample_top1": None if sample is None else f"{sample:.2f}",
-        **{name: metrics.get(name) for name in ("img_size", "crop_pct", "interpolation", "epochs")},
+        "model": f"{metrics.model}.{metrics.tag}",
+        "dataset": metrics.dataset.name,
+        "param_count": f"{metrics.param_count / 1e6:.2f}",
+        "baseline_top1": f"{metrics.baseline.mean:.2f}" if metrics.baseline else None,
+        "sample_top1": f"{metrics.sample['top1']:.2f}" if metrics.sample else None,
+        **{name: getattr(metrics, name) for name in ("img_size", "crop_pct", "interpolation", "epochs")},
     }
     for name in ("top1", "top5"):
-        if scores.get(name) is not None:
-            row |= {name: f"{scores[name]:.2f}", f"{name}_err": f"{100 - scores[name]:.2f}"}
-    return {column: "" if row.get(column) is None else str(row[column]) for column in COLUMNS}
+        row |= {name: f"{metrics.student[name]:.2f}", f"{name}_err": f"{100 - metrics.student[name]:.2f}"}
+    return {column: "" if row[column] is None else str(row[column]) for column in COLUMNS}
 
 
 def read_results(path: Path = RESULTS) -> list[dict[str, str]]:

@@ -1,107 +1,270 @@
-"""An exported student read back: its config, its weights, its logits.
+"""Reading an exported student: its config, its weights, its logits.
 
-What the folder holds is checked against the plain architecture that its config names, so that nothing of a self-teacher
-and no wrapper's prefix gets through.
+The weights are compared with the plain architecture that the config names, so that neither parts of a self-teacher nor
+the prefix of a wrapper gets through.
 """
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import timm
 import torch
-from safetensors.torch import load_file
+from timm.models import is_model, model_entrypoint
 from torch import Tensor, nn
 
-from frskd_timm.errors import UserError
+from frskd_timm.errors import UserError, first_line
+from frskd_timm.export.compare import compare_logits
+from frskd_timm.export.config import check_pretrained_cfg, check_size, check_statistics, entry, refuse_huge
+from frskd_timm.export.folder import CONFIG, read_json, read_shapes, read_weights, recover
+from frskd_timm.segmentation.student import SegmentationStudent, probe_size
 
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-CARD = "README.md"
-RECIPE = "recipe.yaml"
+
+class ExportedStudent(ABC):
+    """A student's folder, whichever task the student is for.
+
+    Args:
+        path: The folder.
+        config: Its `config.json`.
+
+    Attributes:
+        libraries: Libraries that load it, the Hub's `library_name` first.
+        imports: Python imports that loading it needs.
+        class_names: One name per class, or empty.
+
+    Raises:
+        UserError: The config has a missing or unusable value.
+    """
+
+    libraries: ClassVar[tuple[str, ...]]
+    architecture: str
+    in_chans: int
+    class_names: list[str]
+
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        self.path = path
+        self.config = config
+
+    def check(self) -> dict[str, Tensor]:
+        """Returns the weights after checking that they are the architecture's, complete and finite.
+
+        Raises:
+            UserError: They are not; the message names the first keys.
+        """
+        self._compare_shapes(read_shapes(self.path))
+        return read_weights(self.path)
+
+    def load(self) -> nn.Module:
+        """Returns the student in eval mode.
+
+        Raises:
+            UserError: A file is missing or unreadable, or the weights do not fit the architecture.
+        """
+        self.check()
+        return self._guarded(self._load).eval()
+
+    def probe(self, batch: int = 2, size: tuple[int, int] | None = None) -> Tensor:
+        """Returns the fixed input of all comparisons: normalised noise [batch, C, H, W].
+
+        Args:
+            batch: Number of images.
+            size: Height and width; ignored by classifiers, which have their own.
+        """
+        return torch.randn(batch, self.in_chans, *self._size(size), generator=torch.Generator().manual_seed(0))
+
+    @property
+    def package(self) -> str | None:
+        """The package that registers the architecture with timm; None if timm has it."""
+        package = model_entrypoint(self.architecture).__module__.split(".")[0]
+        return None if package == "timm" else package
+
+    @property
+    @abstractmethod
+    def imports(self) -> str: ...
+
+    @abstractmethod
+    def load_line(self, name: str) -> str:
+        """Returns the Python expression that loads it.
+
+        Args:
+            name: OWNER/NAME on the Hub, with or without @REVISION, or `local-dir:FOLDER`.
+        """
+
+    @abstractmethod
+    def _build(self) -> nn.Module: ...
+
+    @abstractmethod
+    def _load(self) -> nn.Module: ...
+
+    @abstractmethod
+    def _size(self, size: tuple[int, int] | None) -> tuple[int, int]: ...
+
+    def _guarded(self, make: Callable[[], nn.Module]) -> nn.Module:
+        try:
+            return make()
+        except Exception as error:  # a model's own complaint about its arguments
+            raise UserError(
+                f"The architecture '{self.architecture}' of {self.path / CONFIG} could not be built: "
+                f"{first_line(error)}."
+            ) from None
+
+    @cached_property
+    def plain_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the architecture's tensors."""
+        try:
+            with torch.device("meta"):  # takes no memory, whatever sizes the config asks for
+                plain = self._build()
+        except Exception:  # some architectures compute with values while they are built
+            plain = self._guarded(self._build)
+        return {name: tuple(tensor.shape) for name, tensor in plain.state_dict().items()}
+
+    def _compare_shapes(self, found: dict[str, tuple[int, ...]]) -> None:
+        plain = self.plain_shapes
+        different = {name for name in found.keys() & plain.keys() if found[name] != plain[name]}
+        for keys, problem in (
+            (found.keys() - plain.keys(), "keys that the plain {} does not have"),
+            (plain.keys() - found.keys(), "no weights for keys of the plain {}"),
+            (different, "shapes other than the plain {}'s"),
+        ):
+            if keys:
+                some = ", ".join(sorted(keys)[:3]) + (", ..." if len(keys) > 3 else "")
+                raise UserError(f"The student in {self.path} has {problem.format(self.architecture)}: {some}.")
 
 
-def load_export(folder: str | Path) -> nn.Module:
-    """The student in a folder, through timm alone, in eval mode.
+class ExportedClassifier(ExportedStudent):
+    """A timm checkpoint."""
+
+    libraries: ClassVar = ("timm", "transformers")
+
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        super().__init__(path, config)
+        where = path / CONFIG
+        cfg = entry(config, "pretrained_cfg", dict, where)
+        self.architecture = entry(config, "architecture", str, where)
+        if not is_model(self.architecture):
+            raise UserError(f"{where} names the architecture '{self.architecture}', which timm does not know.")
+        self.arguments = entry(config, "model_args", dict, where, default={})
+        refuse_huge(self.arguments, where)
+        classes = entry(config, "num_classes", int, where, default=cfg.get("num_classes", 1000))
+        if not 0 <= classes <= 1 << 20:
+            raise UserError(f"'num_classes' in {where} is {classes}: give the number of classes.")
+        self.num_classes = classes
+        check_pretrained_cfg(cfg, where)
+        self.in_chans, *self.size = cfg.get("input_size", (3, 224, 224))
+        self.class_names = entry(config, "label_names", list, where, default=[])
+        if self.class_names and (
+            len(self.class_names) != classes or not all(isinstance(name, str) for name in self.class_names)
+        ):
+            raise UserError(f"'label_names' in {where} is not a list of {classes} names.")
+
+    @property
+    def imports(self) -> str:
+        """Python imports that loading it needs."""
+        return f"import timm, {self.package}" if self.package else "import timm"
+
+    def load_line(self, name: str) -> str:
+        """See `ExportedStudent`."""
+        place = name if name.startswith("local-dir:") else f"hf-hub:{name}"
+        return f'timm.create_model("{place}", pretrained=True)'
+
+    def _build(self) -> nn.Module:
+        arguments = {"num_classes": self.num_classes, **self.arguments}
+        cfg = dict(self.config["pretrained_cfg"])
+        return timm.create_model(self.architecture, pretrained=False, pretrained_cfg=cfg, **arguments)
+
+    def _load(self) -> nn.Module:
+        return timm.create_model(f"local-dir:{self.path}", pretrained=True)
+
+    def _size(self, size: tuple[int, int] | None) -> tuple[int, int]:
+        return self.size[0], self.size[1]
+
+
+class ExportedSegmenter(ExportedStudent):
+    """A `SegmentationStudent`."""
+
+    libraries: ClassVar = ("frskd-timm", "timm")
+    imports = "from frskd_timm.segmentation import SegmentationStudent"
+
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        super().__init__(path, config)
+        where = path / CONFIG
+        self.architecture = entry(config, "backbone", str, where)
+        if not is_model(self.architecture):
+            raise UserError(f"{where} names the backbone '{self.architecture}', which timm does not know.")
+        refuse_huge({key: value for key, value in config.items() if key != "class_names"}, where)
+        for name in ("num_classes", "channels", "layers", "in_chans"):
+            if entry(config, name, int, where, default=None if name == "num_classes" else 3) < 1:
+                raise UserError(f"'{name}' in {where} is {config[name]}: give a positive number.")
+        self.in_chans = config.get("in_chans", 3)
+        for name in ("mean", "std"):
+            if name in config:
+                check_statistics(name, config[name], self.in_chans, where)
+        self.class_names = entry(config, "class_names", list, where, default=[])
+        self.arguments = entry(config, "backbone_args", dict, where, default={})
+        check_size([self.in_chans, *self._guarded_size()], where)
+
+    def load_line(self, name: str) -> str:
+        """See `ExportedStudent`."""
+        place, _, revision = name.removeprefix("local-dir:").partition("@")
+        more = f', revision="{revision}"' if revision else ""
+        return f'SegmentationStudent.from_pretrained("{place}"{more})'
+
+    def _build(self) -> nn.Module:
+        return SegmentationStudent(**self.config)
+
+    def _load(self) -> nn.Module:
+        with redirect_stdout(None):  # huggingface_hub prints what it does
+            return SegmentationStudent.from_pretrained(self.path)
+
+    def _guarded_size(self) -> tuple[Any, Any]:
+        try:
+            return probe_size(self.arguments)
+        except (TypeError, LookupError):
+            raise UserError(f"'img_size' in {self.path / CONFIG} is not a size in pixels.") from None
+
+    def _size(self, size: tuple[int, int] | None) -> tuple[int, int]:
+        return size or probe_size(self.arguments)
+
+
+def read_student(folder: str | Path) -> ExportedStudent:
+    """Reads the config of an exported student.
+
+    Raises:
+        UserError: `config.json` is missing or has a missing or unusable value.
+    """
+    folder = Path(folder)
+    recover(folder)
+    config = read_json(folder / CONFIG)
+    return (ExportedSegmenter if "backbone" in config else ExportedClassifier)(folder, config)
+
+
+def load_student(folder: str | Path) -> nn.Module:
+    """Loads an exported student in eval mode; a classifier through timm alone.
 
     Raises:
         UserError: A file is missing or unreadable, the architecture is unknown, or the weights do not fit it.
     """
-    folder = Path(folder)
-    check_weights(folder)
-    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    return read_student(folder).load()
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """The folder's `config.json`.
+def check_student(folder: str | Path) -> dict[str, Tensor]:
+    """Checks an exported student and returns its weights.
 
     Raises:
-        UserError: It is missing, no JSON, or no timm config.
+        UserError: As `load_student`.
     """
-    config = read_json(Path(folder) / CONFIG)
-    if not isinstance(config.get("pretrained_cfg"), dict) or "architecture" not in config:
-        raise UserError(
-            f"{Path(folder) / CONFIG} is not a timm config: 'architecture' and 'pretrained_cfg' are wanted."
-        )
-    return config
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A mapping from a JSON file of an exported student.
-
-    Raises:
-        UserError: It is missing, or holds none.
-    """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: give the student/ folder of a finished run.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}): export the student again.") from None
-    return config if isinstance(config, dict) else {}
-
-
-def check_weights(folder: str | Path) -> dict[str, Tensor]:
-    """The folder's weights, after making sure that they are the plain architecture's, all of them and finite.
-
-    Raises:
-        UserError: They are not; the sentence names the first keys at fault.
-    """
-    config = read_config(folder)
-    return read_weights(Path(folder), _plain_model(config), config["architecture"])
-
-
-def read_weights(folder: Path, plain: nn.Module, name: str) -> dict[str, Tensor]:
-    """The folder's weights, after making sure that they fit a model, all of them and finite.
-
-    Args:
-        folder: An exported student.
-        plain: The model that its config describes.
-        name: What to call that model.
-
-    Raises:
-        UserError: They do not; the sentence names the first keys at fault.
-    """
-    path = folder / WEIGHTS
-    try:
-        state = load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: give the student/ folder of a finished run.") from None
-    except Exception as error:  # safetensors has an exception of its own for damaged files
-        raise UserError(f"{path} is damaged ({error}): export the student again.") from None
-    _refuse_misfit(state, plain.state_dict(), name)
-    refuse_nonfinite(state)
-    return state
+    return read_student(folder).check()
 
 
 def verify_export(folder: str | Path, model: nn.Module, *, tolerance: float = 1e-4) -> float:
-    """Loads the folder through timm's `local-dir:` and compares its logits with the model's.
+    """Loads an exported student and compares its logits with those of the model it was exported from.
 
     Args:
-        folder: An exported student.
-        model: The student that it was exported from; mode and device are left as they are.
+        folder: The export.
+        model: The trained student; its mode and device are restored.
         tolerance: Largest difference allowed, as a share of the largest logit.
 
     Returns:
@@ -110,88 +273,5 @@ def verify_export(folder: str | Path, model: nn.Module, *, tolerance: float = 1e
     Raises:
         UserError: The folder does not load, or its logits differ.
     """
-    model = unwrap(model)
-    loaded = load_export(folder)
-    return compare_logits(model, loaded, probe_images(read_config(folder)), tolerance=tolerance)
-
-
-def compare_logits(model: nn.Module, other: nn.Module, images: Tensor, *, tolerance: float = 1e-4) -> float:
-    """Compares what two models say of the same images, in eval mode and float32 on the first one's device.
-
-    Returns:
-        The largest absolute difference.
-
-    Raises:
-        UserError: It exceeds `tolerance` times the largest logit, or is not a number.
-    """
-    parameter = next(model.parameters())
-    images = images.to(parameter.device)
-    other = other.to(parameter.device)
-    with torch.inference_mode(), torch.autocast(parameter.device.type, enabled=False), _eval(model), _eval(other):
-        expected = model(images.to(parameter.dtype)).float()
-        found = other(images).float()
-    if expected.shape != found.shape:
-        raise UserError(f"The exported student answers with shape {tuple(found.shape)}, not {tuple(expected.shape)}.")
-    difference = (expected - found).abs().max().item() if expected.numel() else 0.0
-    limit = tolerance * max(1.0, expected.abs().max().item() if expected.numel() else 0.0)
-    if not difference <= limit:  # also when it is NaN
-        raise UserError(
-            f"The exported student's logits differ from the trained one's by {difference:.3g} > {limit:.3g}."
-        )
-    return difference
-
-
-def probe_images(config: dict[str, Any], batch: int = 2) -> Tensor:
-    """The fixed input of all comparisons: normalised noise of the config's input size, (batch, C, H, W)."""
-    size = tuple(config["pretrained_cfg"].get("input_size", (3, 224, 224)))
-    return torch.randn(batch, *size, generator=torch.Generator().manual_seed(0))
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model without what DDP and `torch.compile` put around it."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
-
-
-def _plain_model(config: dict[str, Any]) -> nn.Module:
-    """The architecture that a config names, with random weights."""
-    name = config["architecture"]
-    arguments = {"num_classes": config.get("num_classes"), **config.get("model_args", {})}
-    try:
-        return timm.create_model(name, pretrained=False, pretrained_cfg=dict(config["pretrained_cfg"]), **arguments)
-    except Exception as error:  # whatever the architecture's constructor makes of arguments that do not fit
-        raise UserError(f"The architecture {name!r} of {CONFIG} cannot be built: {error}") from None
-
-
-def _refuse_misfit(state: dict[str, Tensor], plain: dict[str, Tensor], architecture: str) -> None:
-    for keys, what in (
-        (state.keys() - plain.keys(), "keys that the plain {} does not have"),
-        (plain.keys() - state.keys(), "no weights for keys of the plain {}"),
-        ({k for k in state if k in plain and state[k].shape != plain[k].shape}, "shapes other than the plain {}'s"),
-    ):
-        if keys:
-            some = ", ".join(sorted(keys)[:3]) + (", ..." if len(keys) > 3 else "")
-            raise UserError(f"The student has {what.format(architecture)}: {some}.")
-
-
-def refuse_nonfinite(state: dict[str, Tensor]) -> None:
-    bad = sorted(name for name, tensor in state.items() if not torch.isfinite(tensor).all())
-    if bad:
-        raise UserError(f"The student has numbers that are not finite in {', '.join(bad[:3])}: it cannot be exported.")
-
-
-@contextmanager
-def _eval(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, each module's own mode given back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    student = read_student(folder)
+    return compare_logits(model, student.load(), student.probe(), tolerance=tolerance)

@@ -1,7 +1,6 @@
-"""A segmentation student to a folder, and its backbone to another: both proven by loading them."""
+"""Writing a segmentation student to a folder, and its backbone to another; both are verified by loading them."""
 
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -10,45 +9,35 @@ import torch
 from torch import nn
 
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.export.load import CONFIG, compare_logits, unwrap
-from frskd_timm.export.student import (
-    architecture_name,
-    plain_state_dict,
-    replacing,
-    timm_config,
-    weights_facts,
-    write_json,
-    write_weights,
-)
+from frskd_timm.export.compare import compare_logits, unwrap
+from frskd_timm.export.folder import CONFIG, plain_state_dict, replacing, write_json, write_weights
+from frskd_timm.export.load import verify_export
+from frskd_timm.export.student import architecture_name, timm_config, weights_facts
 from frskd_timm.segmentation.student import SegmentationStudent
-
-TOLERANCE = 1e-4
 
 
 def export_segmentation(student: nn.Module, folder: str | Path, *, finish: Callable[[Path], Any] | None = None) -> Path:
-    """Writes a student to a folder that `SegmentationStudent.from_pretrained` loads, and proves it by loading it.
+    """Writes a student to a folder that `SegmentationStudent.from_pretrained` loads, and verifies it by loading it.
 
-    Everything is written and checked in a folder aside, which then takes the place of `folder`.
+    Everything is written and verified in a temporary folder, which then replaces `folder`.
 
     Args:
-        student: The student; wrappers of DDP and `torch.compile` are taken off. Mode and device are left as they are.
-        folder: Where the export goes. What stands there already must be an older export.
-        finish: Called with the folder aside when the weights in it are proven, to add card, pictures and recipe.
+        student: The student; wrappers of DDP and `torch.compile` are removed. Its mode and device are restored.
+        folder: Where the export goes. An older export there is replaced.
+        finish: Called with the temporary folder once the weights are verified, to add card, pictures and recipe.
 
     Returns:
         The folder: `model.safetensors` and `config.json`, the student alone.
 
     Raises:
-        UserError: It is no segmentation student, has numbers that are not finite, or the folder holds something else.
+        UserError: The model is not a segmentation student, has values that are not finite, or the folder holds
+            something else.
     """
     student = _plain(student)
     with replacing(Path(folder)) as aside:
         write_weights(aside, student)
         write_json(aside / CONFIG, student.config())
-        images = torch.randn(2, student.in_chans, *student.probe, generator=torch.Generator().manual_seed(0))
-        with redirect_stdout(None):  # huggingface_hub prints what it does
-            loaded = SegmentationStudent.from_pretrained(aside)
-        compare_logits(student, loaded, images, tolerance=TOLERANCE)
+        verify_export(aside, student)
         if finish is not None:
             finish(aside)
     return Path(folder)
@@ -64,28 +53,28 @@ def export_backbone(
     method: str = "frskd",
     finish: Callable[[Path], Any] | None = None,
 ) -> Path:
-    """Writes a student's backbone as a timm checkpoint, and proves that it gives the same maps.
+    """Writes a student's backbone as a timm checkpoint, and verifies that it gives the same feature maps.
 
         timm.create_model('local-dir:FOLDER', pretrained=True, features_only=True)
 
-    It loads without `features_only` too, for a new classifier. Layers of the architecture that lie behind the maps (the
-    last convolution of an EfficientNet, a final norm) were not trained and are in the file as timm initialises them.
+    It loads without `features_only` too, for a new classifier. Layers after the maps (the last convolution of an
+    EfficientNet, a final norm) were not trained and keep timm's initial weights.
 
     Args:
-        student: The student; wrappers of DDP and `torch.compile` are taken off. Mode and device are left as they are.
-        folder: Where the checkpoint goes. What stands there already must be an older export.
-        tag: Name of these weights, usually the data set's.
+        student: The student; wrappers of DDP and `torch.compile` are removed. Its mode and device are restored.
+        folder: Where the checkpoint goes. An older export there is replaced.
+        tag: Name of these weights, usually the dataset's.
         license: Licence of the weights, as the Hub spells it.
         dataset: Readable name of the training data.
-        method: `frskd`, or `ce` for a student trained without the self-teacher, which then does not name the paper.
-        finish: Called with the folder aside when the weights in it are proven, to add a card.
+        method: `frskd`, or `ce` for a student trained without the self-teacher; its config does not cite the paper.
+        finish: Called with the temporary folder once the weights are verified, to add a card.
 
     Returns:
         The folder: `model.safetensors` and `config.json`.
 
     Raises:
-        UserError: It is no segmentation student, its numbers are not finite, timm's `features_only` does not give the
-            maps it was trained with, or the folder holds something else.
+        UserError: The model is not a segmentation student, has values that are not finite, timm's `features_only` does
+            not give the maps it was trained with, or the folder holds something else.
     """
     student = _plain(student)
     architecture = architecture_name(student.backbone, student.backbone_name)
@@ -119,12 +108,12 @@ def export_backbone(
 def _plain(student: nn.Module) -> SegmentationStudent:
     student = unwrap(student)
     if not isinstance(student, SegmentationStudent):
-        raise UserError(f"{type(student).__name__} is no SegmentationStudent: it cannot be exported as one.")
+        raise UserError(f"{type(student).__name__} is not a SegmentationStudent.")
     return student
 
 
 class _Maps(nn.Module):
-    """All maps of a backbone as one row of numbers an image, for `compare_logits`."""
+    """All feature maps of a backbone, concatenated per image for `compare_logits`."""
 
     def __init__(self, module: nn.Module, forward: Callable[[Any], Any]) -> None:
         super().__init__()
@@ -141,7 +130,7 @@ def _compare_maps(student: SegmentationStudent, folder: Path) -> None:
         loaded: Any = timm.create_model(f"local-dir:{folder}", pretrained=True, **arguments)
         channels_first = getattr(loaded, "output_fmt", None)
     except Exception as error:  # timm's own complaint
-        raise UserError(f"The backbone {name} does not load with features_only: {first_line(error)}") from error
+        raise UserError(f"The backbone {name} does not load with features_only: {first_line(error)}.") from error
 
     def maps(images: torch.Tensor) -> list[torch.Tensor]:
         found = loaded(images)
@@ -150,4 +139,4 @@ def _compare_maps(student: SegmentationStudent, folder: Path) -> None:
         return list(found)
 
     images = torch.randn(2, student.in_chans, *student.probe, generator=torch.Generator().manual_seed(0))
-    compare_logits(_Maps(student.backbone, student.backbone_maps), _Maps(loaded, maps), images, tolerance=TOLERANCE)
+    compare_logits(_Maps(student.backbone, student.backbone_maps), _Maps(loaded, maps), images)

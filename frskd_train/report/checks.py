@@ -1,4 +1,4 @@
-"""What a folder has to be before it is published."""
+"""Checking a student's folder before it is published."""
 
 import re
 from pathlib import Path
@@ -7,33 +7,33 @@ import yaml
 from huggingface_hub import ModelCard
 
 from frskd_timm.errors import UserError
-from frskd_timm.export.load import CARD, CONFIG, RECIPE, WEIGHTS
+from frskd_timm.export.folder import CARD, CONFIG, RECIPE, WEIGHTS
+from frskd_timm.export.load import read_student
 from frskd_train.report.card import EVAL_RESULTS
-from frskd_train.report.student_folder import StudentFolder
 
 _PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 
 
 def check_folder(folder: str | Path) -> list[str]:
-    """Makes sure that a folder is a whole, loadable student with a valid card.
+    """Checks that a folder is a complete, loadable student with a valid card.
 
     Args:
         folder: An exported student.
 
     Returns:
-        The names to publish: weights, config, card, the pictures that the card shows, recipe and evaluation results
-        where there are any. Whatever else lies there is not named.
+        The names of the files to publish: weights, config, card, the pictures in the card, and recipe and evaluation
+        results if there are any.
 
     Raises:
-        UserError: The first thing that is wrong.
+        UserError: What is wrong first.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the student/ folder of a finished run.")
-    student = StudentFolder(folder)
+    student = read_student(folder)
     student.check()
-    names = [WEIGHTS, CONFIG, CARD, *_card_pictures(folder, student.library)]
+    names = [WEIGHTS, CONFIG, CARD, *_card_pictures(folder, student.libraries[0])]
     names += [name for name in (RECIPE, EVAL_RESULTS) if (folder / name).is_file()]
     for name in names:
         if Path(name).suffix in (".json", ".md", ".yaml"):
@@ -42,7 +42,7 @@ def check_folder(folder: str | Path) -> list[str]:
 
 
 def _card_pictures(folder: Path, library: str) -> list[str]:
-    """The pictures of the card that lie in the folder, after checking the card itself."""
+    """Returns the pictures that the card shows, after checking the card itself."""
     path = folder / CARD
     try:
         card = ModelCard(path.read_text(encoding="utf-8"))
@@ -52,14 +52,14 @@ def _card_pictures(folder: Path, library: str) -> list[str]:
         raise UserError(f"{path} is not a valid card ({' '.join(str(error).split())}): write it again.") from None
     if card.data.get("library_name") != library:
         raise UserError(
-            f"{path} must say 'library_name: {library}' between its '---' lines, or the Hub cannot load it."
+            f"{path} must contain 'library_name: {library}' between its '---' lines, or the Hub cannot load it."
         )
     pictures = []
     for name in dict.fromkeys(_PICTURE.findall(card.text)):
         if "://" in name:
             continue
         if not (folder / name).resolve().is_relative_to(folder.resolve()) or not (folder / name).is_file():
-            raise UserError(f"{path} shows {name}, which is not in the folder: add the picture or take out the line.")
+            raise UserError(f"{path} shows {name}, which is not in the folder: add the picture or remove the line.")
         pictures.append(name)
     return pictures
 
@@ -67,9 +67,9 @@ def _card_pictures(folder: Path, library: str) -> list[str]:
 def _check_text(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     if _TOKEN.search(text):
-        raise UserError(f"{path} holds what looks like a Hugging Face token: take it out before publishing.")
+        raise UserError(f"{path} contains what looks like a Hugging Face token: remove it before publishing.")
     if path.suffix == ".yaml":
         try:
             yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}): mend it first.") from None
+            raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}): correct it first.") from None

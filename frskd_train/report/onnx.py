@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from frskd_timm.errors import UserError
-from frskd_train.report.student_folder import StudentFolder
+from frskd_timm.export.load import ExportedStudent, read_student
 
 TOLERANCE = 1e-4
 
@@ -32,7 +32,7 @@ def export_onnx(folder: str | Path, path: str | Path | None = None, *, size: tup
         UserError: The extra is not installed, the folder is not in order, the architecture cannot be exported, or
             onnxruntime's logits differ.
     """
-    student = StudentFolder(Path(folder))
+    student = read_student(folder)
     path = Path(path) if path is not None else student.path / "model.onnx"
     try:
         import onnxruntime
@@ -52,7 +52,7 @@ def export_onnx(folder: str | Path, path: str | Path | None = None, *, size: tup
     return path
 
 
-def _write(model: nn.Module, student: StudentFolder, images: Tensor, path: Path) -> None:
+def _write(model: nn.Module, student: ExportedStudent, images: Tensor, path: Path) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's, about torch's own insides

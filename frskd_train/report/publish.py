@@ -1,24 +1,24 @@
-"""Publishing an exported student: checked before, one commit, downloaded again and compared after."""
+"""Publishing an exported student in one commit; it is checked before, and downloaded and compared after."""
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token, snapshot_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from frskd_timm.errors import UserError
-from frskd_timm.export.load import CARD, RECIPE, compare_logits
+from frskd_timm.export.compare import compare_logits
+from frskd_timm.export.folder import CARD, CONFIG, RECIPE
+from frskd_timm.export.load import ExportedStudent, load_student, read_student
 from frskd_train.report.card import EVAL_RESULTS, PLACEHOLDER
 from frskd_train.report.checks import check_folder
-from frskd_train.report.failures import Altered, patiently
-from frskd_train.report.student_folder import StudentFolder
+from frskd_train.report.failures import SILENCE, AlteredError, with_retries
 
-# What an older push may have left, to be taken away where the new one lacks it. Other files are the owner's.
+# Files of an older push, deleted if the new one lacks them. Other files are the owner's.
 _OPTIONAL = ("attention.png", "curves.png", "segmentation.png", RECIPE, EVAL_RESULTS)
 
 
@@ -54,36 +54,37 @@ def push_student(
     endpoint: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Published | None:
-    """Uploads a student in one commit and proves that the Hub gives the same student back.
+    """Uploads a student in one commit and verifies that the Hub returns the same student.
 
-    Without a change since the last push no commit is made. Failures that pass are tried again.
+    No commit is made if nothing has changed since the last push. Temporary failures are retried.
 
     Args:
         folder: An exported student with its card.
-        repo_id: `OWNER/NAME`; made if it does not exist.
+        repo_id: `OWNER/NAME`; created if it does not exist.
         private: Only the owner sees the repository.
-        revision: Branch to commit to, made from main if it does not exist.
+        revision: Branch to commit to, created from main if it does not exist.
         create_pr: Open a pull request instead of committing.
-        dry_run: Check the folder, say what would be uploaded, and contact nobody.
-        token: Access token with write permission; else the one of `hf auth login` or `HF_TOKEN`.
+        dry_run: Check the folder and list what would be uploaded, without contacting the Hub.
+        token: Access token with write permission; by default that of `hf auth login` or `HF_TOKEN`.
         commit_message: First line of the commit.
-        endpoint: Another Hub than the one of `HF_ENDPOINT`.
+        endpoint: Address of the Hub; by default `HF_ENDPOINT`.
         say: Gets each line of the report.
 
     Returns:
-        Where it is now; None after a dry run.
+        Where it was published; None after a dry run.
 
     Raises:
         UserError: What is wrong and what to do next. The repository then holds its old commit or the new one, whole.
     """
     folder = Path(folder)
-    student = StudentFolder(folder)
-    _check_request(repo_id, revision, create_pr)
+    student = read_student(folder)
+    check_repo_id("--repo-id", repo_id)
+    _check_revision(revision, create_pr)
     files = _contents(folder, repo_id)
     size = sum(map(len, files.values()))
     say(f"{folder} is in order: {student.architecture}, {len(files)} files, {size / 1e6:.1f} MB.")
     if not ModelCard(files[CARD].decode()).data.get("license"):
-        say(f"It states no licence: name one as `license:` at the top of {folder / CARD}, or train with --license.")
+        say(f"The card states no licence: add `license:` at the top of {folder / CARD}, or train with --license.")
     if dry_run:
         for name, content in files.items():
             say(f"  {len(content):>12,}  {name}")
@@ -95,14 +96,14 @@ def push_student(
     api = HfApi(endpoint=endpoint, token=token, library_name="frskd-timm")
     hub = _Hub(api, repo_id)
     message = commit_message or f"Upload {student.architecture} trained with frskd-timm"
-    published = patiently(
+    published = with_retries(
         lambda: hub.commit(files, message, private, revision, create_pr), repo_id, api, once=create_pr
     )
     if published.changed:
         say(f"Committed {published.commit[:10]}: {published.pull_request or published.url}")
     else:
         say(f"Nothing has changed since {published.commit[:10]}: no commit was made.")
-    difference = patiently(partial(hub.compare, files, student, published), repo_id, api)
+    difference = with_retries(lambda: hub.compare(files, student, published), repo_id, api)
     say(f"Downloaded that commit again: every file is the same, and the logits differ by {difference:.1g}.")
     at = revision or (published.commit if create_pr else None)  # a pull request is not on main yet
     name = f"{repo_id}@{at}" if at else repo_id
@@ -121,7 +122,7 @@ class _Hub:
     def commit(
         self, files: Mapping[str, bytes], message: str, private: bool, revision: str | None, create_pr: bool
     ) -> Published:
-        """Makes the commit, unless the repository holds these very files already."""
+        """Makes the commit, unless the repository already holds exactly these files."""
         head, remote = self._head(private, revision, create_pr)
         self.before = self.before or head
         stale = [name for name in _OPTIONAL if name in remote and name not in files]
@@ -132,43 +133,38 @@ class _Hub:
             commit_message=message,
             revision=revision,
             create_pr=create_pr,
-            parent_commit=head,  # whoever commits meanwhile makes this one fail, not mix
+            parent_commit=head,  # a commit by someone else in between makes this one fail
+            num_threads=1,  # so that Ctrl-C ends an upload at once
         )
         changed = made.oid != self.before
         url = f"{self.api.endpoint}/{self.repo_id}/commit/{made.oid}"
         return Published(self.repo_id, made.oid, url, changed, made.pr_url if changed else None)
 
-    def compare(self, files: Mapping[str, bytes], student: StudentFolder, published: Published) -> float:
+    def compare(self, files: Mapping[str, bytes], student: ExportedStudent, published: Published) -> float:
         """Downloads the commit to an empty cache and compares files and logits."""
         with TemporaryDirectory() as cache:
-            path = snapshot_download(
-                self.repo_id,
-                revision=published.commit,
-                allow_patterns=list(files),
-                cache_dir=cache,
-                token=self.api.token,
-                endpoint=self.api.endpoint,
-            )
             for name, content in files.items():
-                found = Path(path) / name
-                if not found.is_file() or found.read_bytes() != content:
-                    raise Altered(name)
-            return compare_logits(student.load(), StudentFolder(Path(path)).load(), student.probe())
+                path = self.api.hf_hub_download(self.repo_id, name, revision=published.commit, cache_dir=cache)
+                if Path(path).read_bytes() != content:
+                    raise AlteredError(name)
+                if name == CONFIG:
+                    folder = Path(path).parent
+            return compare_logits(student.load(), load_student(folder), student.probe())
 
     def _head(self, private: bool, revision: str | None, create_pr: bool) -> tuple[str, set[str]]:
-        """The commit to build on and the files in it; makes the repository and the branch where they are missing."""
+        """Returns the commit to build on and its files; creates the repository and the branch if they are missing."""
         try:
-            info = self.api.model_info(self.repo_id, revision=revision)
+            info = self.api.model_info(self.repo_id, revision=revision, timeout=SILENCE)
         except RevisionNotFoundError:
             self.api.create_branch(self.repo_id, branch=revision or "main", exist_ok=True)
-            info = self.api.model_info(self.repo_id, revision=revision)
+            info = self.api.model_info(self.repo_id, revision=revision, timeout=SILENCE)
         except RepositoryNotFoundError:
             if create_pr:
                 raise
             self.api.create_repo(self.repo_id, private=private, exist_ok=True)
             if revision:
                 self.api.create_branch(self.repo_id, branch=revision, exist_ok=True)
-            info = self.api.model_info(self.repo_id, revision=revision)
+            info = self.api.model_info(self.repo_id, revision=revision, timeout=SILENCE)
         if private and not info.private:
             raise UserError(
                 f"{self.repo_id} exists and is public, but --private was given: make it private in its settings on the"
@@ -177,22 +173,26 @@ class _Hub:
         return str(info.sha), {sibling.rfilename for sibling in info.siblings or ()}
 
 
-def _check_request(repo_id: str, revision: str | None, create_pr: bool) -> None:
+def check_repo_id(flag: str, repo_id: str) -> None:
+    """Raises UserError if a repository's name is not of the form OWNER/NAME."""
     try:
         validate_repo_id(repo_id)
         valid = repo_id.count("/") == 1
     except HFValidationError:
         valid = False
     if not valid:
-        raise UserError(f"--repo-id must be OWNER/NAME, of letters, digits, '-', '_' and '.', not {repo_id!r}.")
+        raise UserError(f"{flag} must be OWNER/NAME, of letters, digits, '-', '_' and '.', not {repo_id!r}.")
+
+
+def _check_revision(revision: str | None, create_pr: bool) -> None:
     if revision and (re.fullmatch(r"[0-9a-f]{40}", revision) or revision.startswith("refs/")):
-        raise UserError(f"--revision must be a branch name, not {revision!r}: nobody can commit to a commit or a ref.")
+        raise UserError(f"--revision must be a branch name, not {revision!r}: commits and refs cannot be committed to.")
     if revision and create_pr:
         raise UserError("--revision and --create-pr cannot be given together: a pull request is made from main.")
 
 
 def _contents(folder: Path, repo_id: str) -> dict[str, bytes]:
-    """The files to publish; the card learns the repository's name."""
+    """Returns the files to publish, with the repository's name in the card."""
     files = {name: (folder / name).read_bytes() for name in check_folder(folder)}
     files[CARD] = files[CARD].replace(PLACEHOLDER.encode(), repo_id.encode())
     return files

@@ -1,4 +1,4 @@
-"""What differs between the tasks of `--task`; all else of a run is the same."""
+"""What differs between the tasks of `--task`."""
 
 from torch import nn
 
@@ -12,7 +12,7 @@ __all__ = ["Job", "choose_job", "job_of"]
 
 
 def choose_job(settings: Settings) -> Job:
-    """The job of a run.
+    """Returns the job of a run.
 
     Raises:
         UserError: timm has no such model, or it has no weights to start from.
@@ -21,5 +21,5 @@ def choose_job(settings: Settings) -> Job:
 
 
 def job_of(student: nn.Module) -> type[Job]:
-    """The job that a trained student is scored by."""
+    """Returns the job that scores a trained student."""
     return SegmentationJob if isinstance(student, SegmentationStudent) else ClassificationJob

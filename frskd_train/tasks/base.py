@@ -1,4 +1,4 @@
-"""The interface of a job: what the loop, the end of a run and `validate.py` ask of a task."""
+"""The interface of a job: what trainer, report and `validate.py` need of a task."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -10,24 +10,26 @@ from torch import Tensor, nn
 
 from frskd_timm.task import StudentTask
 from frskd_train.data.sampler import Order
+from frskd_train.evaluate import Measure, Scores, evaluate
+from frskd_train.report.card import write_card
+from frskd_train.report.metrics import Metrics
 from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, Settings
 from frskd_train.sync_batchnorm import refuse_single_values
-
-Batches = Iterable[tuple[Tensor, Tensor]]
-Scores = dict[str, dict[str, Any]]  # by network and name; percent, but for losses and counts
 
 
 class Job(ABC):
     """Data, student, method, scores and export of one task.
 
     Attributes:
-        settings: Those of the run.
-        score: Name of the score, in percent, that says which epoch is the best.
-        shown: Scores that people see, with what they are called; `score` first.
-        notes: Sentences that the user should see before training.
+        settings: Settings of the run.
+        measure: How networks are scored.
+        score: Name of the score, in percent, that decides which epoch is the best.
+        shown: Labels of the scores that are shown, by their names; `score` first.
+        notes: Sentences to show before training.
     """
 
+    measure: ClassVar[Measure]
     score: ClassVar[str]
     shown: ClassVar[Mapping[str, str]]
 
@@ -37,14 +39,14 @@ class Job(ABC):
 
     @abstractmethod
     def load_data(self, progress: bool) -> Any:
-        """The run's `TrainingData`; raises UserError where it cannot be trained on."""
+        """Returns the run's `TrainingData`; raises UserError if it cannot be trained on."""
 
     @abstractmethod
     def build_student(self, data: Any) -> nn.Module:
-        """The student for these data; raises UserError where the settings do not fit it."""
+        """Returns the student for these data; raises UserError if the settings do not fit it."""
 
     def build_task(self, student: nn.Module, data: Any) -> StudentTask:
-        """The method around the student.
+        """Returns the method around the student.
 
         Raises:
             UserError: The student has no feature maps for it, or batches are too small for batch normalisation.
@@ -58,49 +60,52 @@ class Job(ABC):
 
     @abstractmethod
     def make_task(self, student: nn.Module, data: Any) -> StudentTask:
-        """The method around the student; raises UserError where the student has no feature maps for it."""
+        """Returns the method around the student; raises UserError if the student has no feature maps for it."""
 
     @classmethod
     @abstractmethod
     def load_validation(cls, data: DataSettings, fit: FitSettings, student: nn.Module, progress: bool) -> Any:
-        """Validation data for a trained student; raises UserError where they do not fit it."""
+        """Returns validation data for a trained student; raises UserError if they do not fit it."""
 
-    @staticmethod
-    @abstractmethod
+    @classmethod
     def evaluate(
-        predict: Callable[[Tensor], Mapping[str, Tensor]], batches: Batches, accelerator: Accelerator
+        cls,
+        predict: Callable[[Tensor], Mapping[str, Tensor]],
+        batches: Iterable[tuple[Tensor, Tensor]],
+        accelerator: Accelerator,
     ) -> Scores:
-        """Scores networks on all processes' validation images, each image once."""
+        """Scores networks on the validation images of all processes; see `frskd_train.evaluate`."""
+        return evaluate(cls.measure, predict, batches, accelerator)
 
     @abstractmethod
     def about_student(self, student: nn.Module) -> dict[str, str]:
-        """`model`, the name it was asked for by, and `architecture`, timm's name of the network."""
+        """Returns `model`, the name that was asked for, and `architecture`, timm's name of the network."""
 
     @abstractmethod
     def draw(self, folder: Path, data: Any, task: StudentTask) -> list[Path]:
-        """Draws what the networks see in a few validation images; gives the pictures' paths."""
+        """Draws what the networks see in a few validation images; returns the paths of the pictures."""
 
     @abstractmethod
-    def export(
-        self,
-        folder: RunFolder,
-        data: Any,
-        student: nn.Module,
-        metrics: Mapping[str, Any],
-        complete: Callable[[Path], None],
-    ) -> None:
-        """Writes the student's folder, and whatever else can be used without this package.
+    def export(self, folder: RunFolder, data: Any, student: nn.Module, finish: Callable[[Path], Any]) -> None:
+        """Writes the student's folder, and others that can be used without this package.
 
         Args:
-            folder: Of the run.
+            folder: The run's folder.
             data: What the student was trained on.
-            student: The trained one.
-            metrics: As in `metrics.json`.
-            complete: Adds card, pictures and recipe to the student's folder.
+            student: The trained student.
+            finish: Called with the student's folder before it is put in place.
         """
 
+    def write_cards(self, folder: RunFolder, metrics: Metrics) -> None:
+        """Writes the model cards of the exported folders."""
+        write_card(folder.student, metrics)
+
+    def tag(self, data: Any) -> str:
+        """Returns the tag of the exported weights."""
+        return self.settings.run.tag or str(data.name)
+
     def columns(self, scores: Scores) -> dict[str, float]:
-        """Scores under the names of `summary.csv`; those of the self-teacher begin with `teacher_`."""
+        """Returns scores by their names in `summary.csv`; those of the self-teacher begin with `teacher_`."""
         if not scores:
             return {}
         found = {name: scores["student"][name] for name in self.shown} | {"val_loss": scores["student"]["loss"]}

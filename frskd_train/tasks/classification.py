@@ -1,6 +1,6 @@
-"""Classification: any timm model, a class an image, top-1."""
+"""Classification: any timm model, one class per image, top-1 accuracy."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from frskd_timm.export.student import export_student
 from frskd_timm.models import stock_name
 from frskd_timm.task import CrossEntropyTask, FRSKDTask, StudentTask
 from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_data, load_validation
-from frskd_train.meter import evaluate
+from frskd_train.evaluate import CLASSIFICATION
 from frskd_train.report.figures import attention_figure
 from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, Settings
@@ -26,15 +26,11 @@ PICTURED = 5  # validation images on the attention picture
 
 
 class ClassificationJob(Job):
-    """See `Job`.
-
-    Raises:
-        UserError: timm has no such model, or it has no weights to start from.
-    """
+    """See `Job`; raises UserError if timm has no such model, or no weights of it to start from."""
 
     score = "top1"
     shown: ClassVar = {"top1": "top-1", "top5": "top-5"}
-    evaluate = staticmethod(evaluate)
+    measure = CLASSIFICATION
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -103,7 +99,7 @@ class ClassificationJob(Job):
         return load_validation(data, preprocessing, class_names=names, progress=progress)
 
     def about_student(self, student: nn.Module) -> dict[str, str]:
-        """Its names; a folder or repository says itself what it holds."""
+        """See `Job`; the config of a local folder or a repository names what it holds."""
         asked = self.settings.model.model
         model = asked if ":" not in asked else str(student.pretrained_cfg["architecture"])  # type: ignore[index]
         return {"model": model, "architecture": stock_name(model.split(".")[0]) or model.split(".")[0]}
@@ -114,20 +110,13 @@ class ClassificationJob(Job):
             return []
         return [draw_attention(folder / "attention.png", data, task)]
 
-    def export(
-        self,
-        folder: RunFolder,
-        data: TrainingData,
-        student: nn.Module,
-        metrics: Mapping[str, Any],
-        complete: Callable[[Path], None],
-    ) -> None:
-        """A timm checkpoint, under timm's own name of the architecture where it has one."""
+    def export(self, folder: RunFolder, data: TrainingData, student: nn.Module, finish: Callable[[Path], Any]) -> None:
+        """Writes a timm checkpoint, under timm's own name of the architecture if it has one."""
         pre = data.preprocessing
         export_student(
             student,
             folder.student,
-            tag=metrics["tag"],
+            tag=self.tag(data),
             input_size=pre.input_size,
             mean=pre.mean,
             std=pre.std,
@@ -138,7 +127,7 @@ class ClassificationJob(Job):
             license=self.settings.run.license,
             dataset=data.name,
             method=self.settings.method.method,
-            finish=complete,
+            finish=finish,
         )
 
 

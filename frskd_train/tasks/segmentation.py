@@ -1,7 +1,6 @@
-"""Semantic segmentation: a decoder on any timm backbone, a class a pixel, mean IoU."""
+"""Semantic segmentation: a decoder on any timm backbone, one class per pixel, mean IoU."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,8 +21,9 @@ from frskd_timm.segmentation import (
 from frskd_timm.task import StudentTask
 from frskd_train.constraints import keyword_arguments
 from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_data, load_validation
-from frskd_train.mask_meter import evaluate_masks
+from frskd_train.evaluate import SEGMENTATION
 from frskd_train.report.card import write_backbone_card
+from frskd_train.report.metrics import Metrics
 from frskd_train.report.segmentation_figures import segmentation_figure
 from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, Settings, default_settings
@@ -34,15 +34,11 @@ PICTURED = 5  # validation images on the picture
 
 
 class SegmentationJob(Job):
-    """See `Job`.
-
-    Raises:
-        UserError: timm has no such backbone, or it has no weights to start from.
-    """
+    """See `Job`; raises UserError if timm has no such backbone, or no weights of it to start from."""
 
     score = "miou"
     shown: ClassVar = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
-    evaluate = staticmethod(evaluate_masks)
+    measure = SEGMENTATION
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -130,7 +126,7 @@ class SegmentationJob(Job):
         return load_validation(data, preprocessing, task="segmentation", class_names=names, progress=progress)
 
     def about_student(self, student: nn.Module) -> dict[str, str]:
-        """Its preset or backbone; a folder or repository says itself what it holds."""
+        """See `Job`; the config of a local folder or a repository names what it holds."""
         assert isinstance(student, SegmentationStudent)
         asked = self.settings.model.model
         return {"model": asked if ":" not in asked else student.backbone_name, "architecture": student.backbone_name}
@@ -154,22 +150,19 @@ class SegmentationJob(Job):
             )
         ]
 
-    def export(
-        self,
-        folder: RunFolder,
-        data: TrainingData,
-        student: nn.Module,
-        metrics: Mapping[str, Any],
-        complete: Callable[[Path], None],
-    ) -> None:
-        """The student, and beside it its backbone as a timm checkpoint in `backbone/`."""
-        export_segmentation(student, folder.student, finish=complete)
+    def export(self, folder: RunFolder, data: TrainingData, student: nn.Module, finish: Callable[[Path], Any]) -> None:
+        """Writes the student, and beside it its backbone as a timm checkpoint in `backbone/`."""
+        export_segmentation(student, folder.student, finish=finish)
         export_backbone(
             student,
             folder.path / "backbone",
-            tag=metrics["tag"],
+            tag=self.tag(data),
             license=self.settings.run.license,
             dataset=data.name,
             method=self.settings.method.method,
-            finish=partial(write_backbone_card, metrics=metrics),
         )
+
+    def write_cards(self, folder: RunFolder, metrics: Metrics) -> None:
+        """See `Job`."""
+        super().write_cards(folder, metrics)
+        write_backbone_card(folder.path / "backbone", metrics)

@@ -1,0 +1,167 @@
+"""A student's folder on disk: names of its files, weights and JSON, and replacing it as a whole."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from frskd_timm.errors import UserError, first_line
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+CARD = "README.md"
+RECIPE = "recipe.yaml"
+# Files of an export beside weights and config; pictures and ONNX files are recognised by their suffix.
+_OWN = {WEIGHTS, CONFIG, CARD, RECIPE, "metrics.json", ".eval_results"}
+# Written into student folders by earlier versions of validate.py; moved out of the folder when it is replaced.
+_EVALUATIONS = "evaluation-*.json"
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Yields a temporary folder that replaces `folder` when the block ends without an error.
+
+    Raises:
+        UserError: `folder` holds something other than an older export.
+    """
+    folder = folder.resolve()
+    recover(folder)
+    _refuse_foreign(folder)
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        _put_in_place(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Brings back an export whose replacement was interrupted between its two renames."""
+    previous = _previous(folder)
+    if not folder.exists() and previous.is_dir():
+        previous.rename(folder)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        UserError: The file is missing or does not hold a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: give the student/ folder of a finished run.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} could not be read as JSON ({first_line(error)}): export the student again.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not hold a JSON object: export the student again.")
+    return content
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes indented JSON."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_weights(folder: Path, model: nn.Module, *, half: bool = False) -> None:
+    """Writes a model's tensors as `model.safetensors`; see `plain_state_dict`."""
+    save_file(plain_state_dict(model, half=half), folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)  # safetensors makes it readable for its owner only
+
+
+def plain_state_dict(model: nn.Module, *, half: bool = False) -> dict[str, Tensor]:
+    """Returns the tensors to save: on the CPU, contiguous, unshared, float32, keys without wrapper prefixes.
+
+    Args:
+        model: The student.
+        half: Store parameters as float16; buffers stay float32.
+
+    Raises:
+        UserError: A value is not finite.
+    """
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.detach().cpu()
+        if tensor.is_floating_point():
+            tensor = tensor.to(torch.float16 if half and name in parameters else torch.float32)
+        plain = name.replace("_orig_mod.", "")  # compile also wraps single blocks, in the middle of a key
+        state[plain] = tensor.clone(memory_format=torch.contiguous_format)
+    refuse_nonfinite(state)
+    return state
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Reads `model.safetensors`.
+
+    Raises:
+        UserError: The file is missing or damaged, or a value is not finite.
+    """
+    with _weights_errors(folder / WEIGHTS):
+        state = load_file(folder / WEIGHTS)
+    refuse_nonfinite(state)
+    return state
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Reads the names and shapes of `model.safetensors` without its values; raises as `read_weights`."""
+    with _weights_errors(folder / WEIGHTS), safe_open(folder / WEIGHTS, framework="pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 not a dict
+
+
+def refuse_nonfinite(state: dict[str, Tensor]) -> None:
+    """Raises UserError if a tensor holds NaN or infinity."""
+    bad = sorted(name for name, tensor in state.items() if not torch.isfinite(tensor).all())
+    if bad:
+        raise UserError(f"The student has values that are not finite in {', '.join(bad[:3])}: it cannot be exported.")
+
+
+@contextmanager
+def _weights_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: give the student/ folder of a finished run.") from None
+    except Exception as error:  # safetensors has its own exception for damaged files
+        raise UserError(f"{path} is damaged ({first_line(error)}): export the student again.") from None
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Allows an empty place or an older export to be replaced, so that a mistyped path costs nobody their files."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: give a folder for the student.")
+    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    evaluations = {path.name for path in folder.glob(_EVALUATIONS)}
+    other = sorted(n for n in names - _OWN - evaluations if Path(n).suffix not in (".png", ".onnx"))
+    if names and (other or CONFIG not in names):
+        raise UserError(
+            f"{folder} holds something other than an exported student ({', '.join(other or sorted(names))}): "
+            "move it away, or give another folder."
+        )
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    """Renames `new` to `folder` and deletes what stood there afterwards; evaluations are moved beside the folder."""
+    previous = _previous(folder)
+    shutil.rmtree(previous, ignore_errors=True)
+    if folder.exists():
+        folder.rename(previous)
+    new.rename(folder)
+    for evaluation in previous.glob(_EVALUATIONS):
+        if not (folder.parent / evaluation.name).exists():
+            evaluation.rename(folder.parent / evaluation.name)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _previous(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.previous")

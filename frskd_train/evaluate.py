@@ -1,0 +1,111 @@
+"""Scores of networks on validation images: over all processes, each image once."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.nn import functional as F
+
+from frskd_timm.segmentation.losses import IGNORED
+
+Scores = dict[str, dict[str, Any]]  # by network and name; percent, except losses and counts
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How one task is scored: sums over images, which processes add up, and the scores made of them.
+
+    Attributes:
+        count: Logits in float32 and targets of a batch to a vector of sums in float64.
+        scores: The vector of sums over all images to scores.
+    """
+
+    count: Callable[[Tensor, Tensor], Tensor]
+    scores: Callable[[Tensor], dict[str, Any]]
+
+
+def _count_hits(logits: Tensor, target: Tensor) -> Tensor:
+    """Logits [B, K] and classes [B] to top-1 hits, top-5 hits, loss and images."""
+    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    hits = ranked == target[:, None]
+    loss = F.cross_entropy(logits, target, reduction="sum")
+    images = torch.tensor(len(target), device=loss.device)
+    return torch.stack([hits[:, 0].sum(), hits.sum(), loss, images]).double()
+
+
+def _accuracies(sums: Tensor) -> dict[str, Any]:
+    top1, top5, loss, images = sums.tolist()
+    return {"top1": 100 * top1 / images, "top5": 100 * top5 / images, "loss": loss / images, "images": images}
+
+
+def _count_pixels(logits: Tensor, target: Tensor) -> Tensor:
+    """Logits [B, K, H, W] and classes [B, H, W] to hits, predictions and labels per class, loss and images.
+
+    Pixels of class `IGNORED` do not count.
+    """
+    classes = logits.shape[1]
+    loss = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
+    labelled = target != IGNORED
+    predicted, truth = logits.argmax(dim=1)[labelled], target[labelled]
+    counts = [torch.bincount(found, minlength=classes) for found in (truth[predicted == truth], predicted, truth)]
+    images = torch.tensor(len(target), device=loss.device)
+    return torch.cat([*counts, torch.stack([loss.double(), images.double()])]).double()
+
+
+def _overlaps(sums: Tensor) -> dict[str, Any]:
+    """Mean IoU over the classes among the labels or the predictions; the IoU of other classes is None."""
+    (hits, predicted, truth), (loss, images) = sums[:-2].reshape(3, -1), sums[-2:].tolist()
+    union = predicted + truth - hits
+    present = union > 0
+    iou = 100 * hits / union
+    pixels = max(float(truth.sum()), 1.0)
+    return {
+        "miou": float(iou[present].mean()),
+        "pixel_accuracy": 100 * float(hits.sum()) / pixels,
+        "loss": loss / pixels,
+        "images": images,
+        "iou": [float(value) if there else None for value, there in zip(iou, present, strict=True)],
+    }
+
+
+CLASSIFICATION = Measure(_count_hits, _accuracies)
+SEGMENTATION = Measure(_count_pixels, _overlaps)
+
+
+@torch.no_grad()
+def evaluate(
+    measure: Measure,
+    predict: Callable[[Tensor], Mapping[str, Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    accelerator: Accelerator,
+) -> Scores:
+    """Scores networks on the validation images of all processes.
+
+    Args:
+        measure: `CLASSIFICATION` or `SEGMENTATION`.
+        predict: Images to logits by name of the network.
+        batches: This process's share of the images, with their targets.
+        accelerator: Adds up the sums of the processes.
+
+    Returns:
+        Scores by name of the network, `student` first; empty if there was no image.
+    """
+    sums: dict[str, Tensor] = {}
+    for images, target in batches:
+        with accelerator.autocast():
+            outputs = predict(images)
+        for name, logits in outputs.items():
+            counts = measure.count(logits.float(), target)
+            sums[name] = sums[name] + counts if name in sums else counts
+    if accelerator.num_processes > 1:  # a process without images has to take part in the sums
+        sizes: dict[str, int] = {}
+        for found in gather_object([{name: len(counts) for name, counts in sums.items()}]):
+            sizes |= found
+        for name in sorted(sizes):
+            none = torch.zeros(sizes[name], dtype=torch.float64, device=accelerator.device)
+            sums[name] = accelerator.reduce(sums.get(name, none), reduction="sum")
+    return {name: measure.scores(sums[name]) for name in sorted(sums, key=lambda name: name != "student")}

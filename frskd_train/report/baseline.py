@@ -1,0 +1,45 @@
+"""Cross-entropy runs that a run is compared with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from frskd_timm.errors import UserError
+from frskd_train.errors import SettingsError
+from frskd_train.parse import read_recipe
+from frskd_train.recipe import differences
+from frskd_train.report.metrics import Baseline, read_metrics
+from frskd_train.settings import Settings, flat
+
+
+def read_baseline(folders: Sequence[str | Path], settings: Settings, score: str) -> Baseline:
+    """Reads the scores of `--method ce` runs of the same data, model and recipe.
+
+    Args:
+        folders: The runs; their seeds may differ.
+        settings: Settings of the run that is compared with them.
+        score: Name of the score.
+
+    Raises:
+        UserError: A folder does not hold a finished cross-entropy run with these settings.
+    """
+    runs = []
+    for folder in map(Path, folders):
+        metrics = read_metrics(folder / "metrics.json")
+        if metrics.method != "ce":
+            raise UserError(f"--baseline {folder} was trained with --method {metrics.method}, not ce.")
+        if metrics.student is None or metrics.student.get(score) is None:
+            raise UserError(f"--baseline {folder} has no score '{score}'.")
+        _refuse_other_recipe(folder, settings)
+        runs.append({"seed": metrics.seed, score: metrics.student[score]})
+    return Baseline.of(runs, score)
+
+
+def _refuse_other_recipe(folder: Path, settings: Settings) -> None:
+    try:
+        other = read_recipe(str(folder / "config.yaml"))
+    except SettingsError as error:
+        raise UserError(f"--baseline {folder} cannot be compared: {error}") from None
+    own, others = flat(settings), flat(other)
+    named = [f"{name} is {others[name]} there and {own[name]} here" for name in differences(settings, other)[:5]]
+    if named:
+        raise UserError(f"--baseline {folder} is a run of another recipe: {', '.join(named)}.")

@@ -1,0 +1,141 @@
+"""What is known of a finished run: the schema of `metrics.json`, which card, tables and baselines read."""
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from frskd_timm.errors import UserError, first_line
+
+# A network's scores by name: percent, and `loss`; in segmentation also `iou`, a mapping from class names to percent
+# or None. None stands for a number that is not finite.
+NetworkScores = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """The data that a run trained and validated on.
+
+    Attributes:
+        id: What `--dataset` named.
+        split: The split that was validated on.
+        whole_split: Whether the scores are those of a whole split of the dataset, not of a sample or held-out images.
+        hub_id: OWNER/NAME on the Hub where `id` is another name.
+    """
+
+    name: str
+    id: str
+    split: str
+    license: str | None
+    homepage: str | None
+    train_images: int
+    val_images: int
+    num_classes: int
+    whole_split: bool
+    hub_id: str | None = None
+
+
+@dataclass(frozen=True)
+class MachineFacts:
+    """The machine that trained."""
+
+    device: str
+    name: str
+    cores: int | None
+    processes: int
+    precision: str | None
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Cross-entropy runs of the same recipe: `runs` holds seed and score of each."""
+
+    method: str
+    runs: list[dict[str, Any]]
+    mean: float
+    std: float | None = None
+
+    @classmethod
+    def of(cls, runs: Sequence[Mapping[str, Any]], score: str) -> "Baseline":
+        """From seed and score of each run."""
+        scores = [run[score] for run in runs]
+        spread = statistics.stdev(scores) if len(scores) > 1 else None
+        return cls("ce", [dict(run) for run in runs], statistics.mean(scores), spread)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """A finished run.
+
+    Attributes:
+        student: Scores of the exported weights; None if no validation image could be read.
+        self_teacher: Scores of its self-teacher, if it had one.
+        weights: `ema` or `student`.
+        epochs: Epochs that were planned.
+        epoch: Epochs that were trained.
+        stored_in: Precision of parameters in the weights file, where it is not float32 (shipped weights).
+        shipped_as: Name of weights that ship with the package; also of `crop_pct`, `interpolation` and `sample`.
+        sample: Scores on the sample in the repository.
+    """
+
+    schema: int
+    task: str
+    method: str
+    model: str
+    architecture: str
+    tag: str
+    license: str | None
+    dataset: DatasetFacts
+    student: NetworkScores | None
+    self_teacher: NetworkScores | None
+    weights: str
+    param_count: int
+    img_size: int
+    epochs: int
+    epoch: int
+    seed: int
+    seconds: float
+    images_per_second: float | None
+    machine: MachineFacts
+    versions: dict[str, str]
+    baseline: Baseline | None = None
+    stored_in: str | None = None
+    shipped_as: str | None = None
+    crop_pct: float | None = None
+    interpolation: str | None = None
+    sample: dict[str, Any] | None = None
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Metrics":
+        """From parsed JSON; raises TypeError for missing and unknown keys."""
+        parts = {"dataset": DatasetFacts, "machine": MachineFacts, "baseline": Baseline}
+        return cls(
+            **{name: parts[name](**value) if name in parts and value else value for name, value in content.items()}
+        )
+
+    def to_json(self) -> str:
+        """The text of `metrics.json`; numbers that are not finite become null."""
+        return json.dumps(_finite(asdict(self)), indent=2, ensure_ascii=False) + "\n"
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Reads a `metrics.json`.
+
+    Raises:
+        UserError: It cannot be read or is not of this schema.
+    """
+    try:
+        return Metrics.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not the metrics.json of a finished run ({first_line(error)}).") from None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
