@@ -15,6 +15,7 @@ from accelerate.utils import LoggerType, parse_flag_from_env
 from timm.optim import muon
 
 from frskd_timm.errors import UserError, first_line
+from frskd_train.distributed import refuse_missing_processes
 from frskd_train.settings import LoopSettings
 from frskd_train.suggest import suggest
 
@@ -31,6 +32,8 @@ def start_accelerator(
     """
     # Without being told so, Accelerate takes several processes on a machine that has only a CPU for one.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    if cpu:
+        refuse_missing_processes()
     state = PartialState(cpu=cpu)
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(settings.threads or max(1, cores() // local_processes))

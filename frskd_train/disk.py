@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and what to say when a disk takes no more."""
+"""Files that are written completely or not at all, and errors of full disks as sentences."""
 
 import os
 import zlib
@@ -11,11 +11,11 @@ from frskd_timm.errors import UserError
 
 @contextmanager
 def disk_errors(place: Path, last: Callable[[], Path | None]) -> Iterator[None]:
-    """Turns what a full or broken disk raises into a sentence.
+    """Turn the errors of a full or broken disk into a UserError.
 
     Args:
         place: What is written.
-        last: Finds the last good checkpoint, for the sentence.
+        last: Finds the last good checkpoint, for the message.
 
     Raises:
         UserError: Something could not be written.
@@ -23,17 +23,21 @@ def disk_errors(place: Path, last: Callable[[], Path | None]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # safetensors has its own error type, and its number stands in the text alone.
+        # safetensors has its own error type, which holds the system's reason only as text.
         if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
             raise
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         checkpoint = last()
-        kept = f" The last good checkpoint is {checkpoint}; make room and go on with --resume." if checkpoint else ""
-        raise UserError(f"{place} could not be written ({reason}).{kept}") from error
+        kept = f" The last good checkpoint is {checkpoint}; free some space and use --resume." if checkpoint else ""
+        raise UserError(f"{place} could not be written ({reason(error)}).{kept}") from error
+
+
+def reason(error: Exception) -> str:
+    """Return why an operation on files failed, on one line."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces a small file in one step, UTF-8."""
+    """Replace a small file in one step, UTF-8."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         aside.write_text(text, encoding="utf-8")
@@ -44,10 +48,10 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flushes a file or a folder's entries to the disk, where the system can."""
+    """Flush a file or a folder's entries to the disk, if the system can."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
+    except OSError:  # Windows cannot open folders
         return
     try:
         os.fsync(descriptor)
@@ -56,7 +60,7 @@ def sync(path: Path) -> None:
 
 
 def size_and_checksum(path: Path) -> list[int]:
-    """Length in bytes and CRC-32 of a file."""
+    """Return the length in bytes and the CRC-32 of a file."""
     checksum, size = 0, 0
     with path.open("rb") as file:
         while block := file.read(1 << 22):

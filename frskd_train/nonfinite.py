@@ -1,19 +1,45 @@
-"""Updates that are left out because their numbers are not finite (`--skip-nonfinite`)."""
+"""Losses and gradients that are not finite: they stop the run, or their updates are skipped (`--skip-nonfinite`)."""
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from torch.nn.utils import get_total_norm
 
+from frskd_timm.errors import UserError
+from frskd_train.meter import TrainMeter
+from frskd_train.run_state import RunState
+
+
+def refuse_nonfinite(meter: TrainMeter, state: RunState, allowed: int) -> None:
+    """Stop a run whose loss is not finite. Synchronises.
+
+    Args:
+        meter: The epoch's meter.
+        state: Where the run is, for the message.
+        allowed: Number of such steps that an epoch may have.
+
+    Raises:
+        UserError: There are more of them; the first one is named.
+    """
+    bad = meter.first_bad()
+    if bad is None or meter.bad_steps() <= allowed:
+        return
+    in_all = f" ({meter.bad_steps()} such steps in all)" if allowed else ""
+    raise UserError(
+        f"{bad[0]} was not a finite number at step {bad[1] + 1} of epoch {state.epoch + 1}{in_all}; the last good "
+        f"checkpoint is {state.last_checkpoint or 'none yet'}, and a lower --lr, --clip-grad, --no-amp or "
+        "--skip-nonfinite may help."
+    )
+
 
 class NonfiniteGuard:
-    """Leaves an update with gradients that are not finite out, with all that its forward passes did.
+    """Skips an update whose gradients are not finite, and everything that its forward passes changed.
 
-    All processes hold the same gradients, so they come to the same decision without asking each other.
+    All processes hold the same gradients, so they decide the same without communication.
 
     Args:
         module: Everything trainable.
-        scaled: Whether a gradient scaler, that of float16, leaves such updates out by itself.
+        scaled: Whether the gradient scaler of float16 skips such updates by itself.
     """
 
     def __init__(self, module: nn.Module, scaled: bool) -> None:
@@ -23,7 +49,7 @@ class NonfiniteGuard:
 
     @torch.no_grad()
     def check(self, optimizer: AcceleratedOptimizer) -> None:
-        """Called when the gradients of an update are complete, before they are clipped and used. Synchronises."""
+        """Check complete gradients before they are clipped and used. Synchronises."""
         bad = any(bool(buffer.isnan().any()) for buffer in self.module.buffers())
         if not self.scaled:
             gradients = [p.grad for p in self.module.parameters() if p.grad is not None]

@@ -5,6 +5,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from frskd_train.errors import discard_output
+
 
 class Progress:
     """One line now and then, on the main process; on a terminal the current line is overwritten.
@@ -15,10 +17,13 @@ class Progress:
         steps: Steps an epoch.
         images: Images in a step, over all processes.
         shown: What scores are called by the name of their column; the first one is shown.
+
+    Attributes:
+        closed: Whether nobody reads standard output any more.
     """
 
     def __init__(self, enabled: bool, epochs: int, steps: int, images: int, shown: Mapping[str, str]) -> None:
-        self.enabled = enabled
+        self.enabled, self.closed = enabled, False
         self.score, self.score_name = next(iter(shown.items()))
         self.epochs, self.steps, self.images = epochs, steps, images
         self._live = enabled and sys.stdout.isatty()
@@ -66,7 +71,7 @@ class Progress:
             f"{self.images_per_second:.0f} images/s  {self.time_left()} left"
         )
         if self._live:
-            print(f"\r\033[K{line}", end="", flush=True)
+            self._print(f"\r\033[K{line}", end="")
         else:
             self.say(line)
 
@@ -84,7 +89,14 @@ class Progress:
     def say(self, *lines: str) -> None:
         """Print lines that stay."""
         for line in lines if self.enabled else ():
-            print(f"\r\033[K{line}" if self._live else line, flush=True)
+            self._print(f"\r\033[K{line}" if self._live else line)
+
+    def _print(self, text: str, end: str = "\n") -> None:
+        try:
+            print(text, end=end, flush=True)
+        except OSError:
+            self.closed = True
+            discard_output()
 
 
 def format_terms(terms: Mapping[str, float]) -> str:

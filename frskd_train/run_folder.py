@@ -1,7 +1,8 @@
-"""A run's folder: whose it is, and the small files in it. Only the main process writes."""
+"""A run's folder: who owns it, and the small files in it. Only the main process writes."""
 
 import csv
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,18 +13,20 @@ from typing import Any
 
 from frskd_timm.errors import UserError
 from frskd_train.checkpoint import all_checkpoints, find_damage, latest_checkpoint
-from frskd_train.disk import disk_errors, write_atomically
+from frskd_train.disk import disk_errors, reason, write_atomically
 
 LOCK = ".lock"
+# What a run that was killed may leave beside its files: the lock, and files and folders that were being replaced.
+_LEFTOVER = re.compile(r"\.(lock|(config\.yaml|summary\.csv|metrics\.json)\.\d+|.+\.(partial|previous))")
 
 
 @dataclass(frozen=True)
 class Resume:
-    """What a run goes on from.
+    """The point from which a run is resumed.
 
     Attributes:
         run: The run's folder.
-        checkpoint: The checkpoint; None where the run was stopped before it had saved one, so that it begins again.
+        checkpoint: The checkpoint; None if the run was stopped before its first one and starts again.
         notes: What the user should know about the choice.
     """
 
@@ -46,45 +49,53 @@ class RunFolder:
         self._lock: int | None = None
 
     def refuse_if_taken(self) -> None:
-        """Makes sure that the folder is free for a new run.
+        """Make sure that a new run can use the folder.
 
         Raises:
-            UserError: It holds another run, or something else.
-        """
-        present = [entry.name for entry in self.path.iterdir() if entry.name != LOCK] if self.path.exists() else []
-        if "config.yaml" in present:
-            raise UserError(
-                f"{self.path} holds another run; go on with it by --resume {self.path}, or name another --output-dir."
-            )
-        if present:
-            raise UserError(f"--output-dir {self.path} is not empty (it holds {present[0]}); name a new folder.")
-
-    def claim(self, resuming: bool) -> None:
-        """Makes the folder and takes it for this process; the lock falls with the process.
-
-        Raises:
-            UserError: It holds another run, or something else, or a run is in it right now.
+            UserError: It holds another run or other files, or it cannot be a folder that is written to.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"The run's folder {self.path} cannot be made: {error.strerror}.") from error
+            present = [name for name in os.listdir(self.path) if not _LEFTOVER.fullmatch(name)]
+        except FileNotFoundError:
+            present = []
+        except (OSError, ValueError) as error:
+            raise UserError(f"--output-dir {self.path} cannot be used as a folder: {reason(error)}.") from error
+        nearest = next(path for path in (self.path, *self.path.absolute().parents) if path.is_dir())
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise UserError(f"--output-dir {self.path} cannot be created: {nearest} is not writable.")
+        if "config.yaml" in present:
+            raise UserError(
+                f"{self.path} holds another run; resume it with --resume {self.path}, or choose another --output-dir."
+            )
+        if present:
+            raise UserError(f"--output-dir {self.path} is not empty (it holds {present[0]}); choose a new folder.")
+
+    def claim(self, resuming: bool) -> None:
+        """Create the folder and lock it for this process until the process ends.
+
+        Raises:
+            UserError: It cannot be written to, holds another run or other files, or another process is training in it.
+        """
         if not resuming:
             self.refuse_if_taken()
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / LOCK, os.O_CREAT | os.O_RDWR)
         except OSError as error:
-            raise UserError(f"The run's folder {self.path} cannot be written: {error.strerror}.") from error
+            raise UserError(f"The run's folder {self.path} could not be created: {reason(error)}.") from error
         try:
             _lock(self._lock)
         except OSError as error:
-            raise UserError(f"Another process is training in {self.path}; name another --output-dir.") from error
+            raise UserError(f"Another process is training in {self.path}; choose another --output-dir.") from error
         if not resuming:
-            self.refuse_if_taken()  # by a run that began, and ended, in between
+            self.refuse_if_taken()  # another run may have started and ended in between
+        for entry in self.path.iterdir():
+            if entry.suffix[1:].isdigit() and _LEFTOVER.fullmatch(entry.name):
+                entry.unlink(missing_ok=True)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """What is written in this folder meanwhile either gets there, or a sentence says why not.
+        """Turn errors of writing into this folder into a UserError.
 
         Raises:
             UserError: The disk is full or cannot be written.
@@ -93,16 +104,16 @@ class RunFolder:
             yield
 
     def write(self, name: str, text: str) -> None:
-        """Replaces one small text file.
+        """Replace one small text file.
 
         Raises:
-            UserError: The disk is full or cannot be written; the file is as it was.
+            UserError: The disk is full or cannot be written; the file keeps its old content.
         """
         with self.writing():
             write_atomically(self.path / name, text)
 
     def write_summary(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Replaces `summary.csv`, one row an epoch."""
+        """Replace `summary.csv`, one row per epoch."""
         text = StringIO()
         names = list(dict.fromkeys(name for row in rows for name in row))
         writer = csv.DictWriter(text, names, lineterminator="\n")
@@ -112,7 +123,7 @@ class RunFolder:
 
 
 def choose_folder(output_dir: str | None, model: str, dataset: str) -> Path:
-    """--output-dir, or runs/MODEL-DATASET-TIME, with a number where that exists already."""
+    """Return --output-dir, or runs/MODEL-DATASET-TIME with a number appended if that exists already."""
     if output_dir is not None:
         return Path(output_dir)
     slug = "".join(c if c.isalnum() or c in "._-" else "_" for c in model.split(":")[-1].strip("/").split("/")[-1])
@@ -126,53 +137,53 @@ def _endings() -> Iterator[str]:
 
 
 def find_resume(resume: str | None, output_dir: str | None) -> Resume | None:
-    """What `--resume` means.
+    """Find what `--resume` refers to.
 
     Returns:
-        What to go on from: the newest whole checkpoint of a run, or the one that is named; None to start anew.
+        The newest intact checkpoint of a run, or the given one; None to start a new run.
 
     Raises:
-        UserError: There is nothing to go on from, where something was asked for.
+        UserError: There is no such run or checkpoint, or none that is intact.
     """
     if resume is None:
         return None
     if resume == "auto":
         if output_dir is None:
-            raise UserError("--resume auto looks for a run in --output-dir, which is missing.")
+            raise UserError("--resume auto needs --output-dir, the folder of the run to look for.")
         run = Path(output_dir)
         is_run = (run / "config.yaml").is_file() or all_checkpoints(run / "checkpoints")
         return _newest(run, resume) if is_run else None
     path = Path(resume)
-    if not path.exists():
-        raise UserError(f"--resume {resume}: there is no such run or checkpoint.")
+    if not os.path.isdir(path):
+        raise UserError(f"--resume {resume} is not a run or a checkpoint: there is no such folder.")
     is_checkpoint = (path / "state.json").is_file()
     run = path.parent.parent if is_checkpoint else path
     if output_dir is not None and Path(output_dir).resolve() != run.resolve():
-        raise UserError(f"--resume goes on in {run}; leave --output-dir {output_dir} out, or copy the run there first.")
+        raise UserError(f"--resume continues in {run}; omit --output-dir {output_dir}, or copy the run there first.")
     if not is_checkpoint:
         return _newest(run, resume)
     damage = find_damage(path)
     if damage is not None:
-        raise UserError(f"--resume {path}: {damage.rstrip('.')}.")
+        raise UserError(f"--resume {path}: {damage}")
     return Resume(run, path)
 
 
 def _newest(run: Path, resume: str) -> Resume:
-    """A run's newest whole checkpoint, or the run's beginning where it never came to save one."""
+    """Return a run's newest intact checkpoint, or the run's start if it was stopped before its first one."""
     notes: list[str] = []
     for checkpoint in reversed(all_checkpoints(run / "checkpoints")):
         damage = find_damage(checkpoint)
         if damage is None:
             return Resume(run, checkpoint, tuple(notes))
-        notes.append(f"{damage.rstrip('.')}; looking for an older checkpoint")
+        notes.append(f"{damage} Looking for an older checkpoint.")
     if notes:
-        raise UserError(f"--resume {resume}: no checkpoint in {run / 'checkpoints'} is whole. {notes[0]}.")
+        raise UserError(f"--resume {resume}: no checkpoint in {run / 'checkpoints'} is intact. {notes[0]}")
     finished = next((name for name in ("summary.csv", "metrics.json", "student") if (run / name).exists()), None)
     if finished is not None:
-        raise UserError(f"--resume {resume}: {run} has {finished} but no checkpoint to go on from; name a new folder.")
+        raise UserError(f"--resume {resume}: {run} has {finished} but no checkpoint to resume; choose a new folder.")
     if not (run / "config.yaml").is_file():
         raise UserError(f"--resume {resume}: there is no checkpoint in {run / 'checkpoints'}.")
-    return Resume(run, None, (f"{run} was stopped before its first checkpoint: beginning again",))
+    return Resume(run, None, (f"{run} was stopped before its first checkpoint; starting again.",))
 
 
 def _lock(descriptor: int) -> None:
@@ -183,5 +194,5 @@ def _lock(descriptor: int) -> None:
     else:
         import fcntl
 
-        # Not flock: processes that decode images would inherit that one, and hold it after this process was killed.
+        # Not flock: worker processes would inherit it and hold it after this process was killed.
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Interruptions of the loop: Ctrl-C and SIGTERM (finish the step, save, stop), and checkpoints by the clock."""
+"""Interruptions of the loop: signals that save and stop, and checkpoints by the clock."""
 
 import signal
 import time
@@ -7,58 +7,65 @@ from types import FrameType
 import torch
 from accelerate import Accelerator
 
-from frskd_train.distributed import has_torch_launcher, hear_of_launchers_end
+from frskd_train.distributed import has_torch_launcher, on_launcher_death
 
-# Processes have to agree on the step at which they stop. Asking costs a round trip, so they ask about once in so many
-# seconds. Launchers wait for 30 before they kill.
+# Processes have to agree on the step at which they stop. Asking costs a round trip, so they ask about this often.
+# Launchers wait 30 seconds before they kill.
 _SECONDS_BETWEEN_AGREEMENTS = 0.5
-_MOST_UPDATES_BETWEEN = 64
-# A terminal's Ctrl-C reaches the processes by itself and again through torch's launcher: one request.
+_MAX_UPDATES_BETWEEN = 64
+# A terminal's Ctrl-C reaches the processes directly and again through torch's launcher: one request.
 _ECHO_SECONDS = 2.0
-# What schedulers send as a warning, and what a process gets here when its launcher dies.
+# Schedulers send it as a warning, and a process gets it here if its launcher dies.
 _WARNING: int | None = getattr(signal, "SIGUSR1", None)
+_HANGUP: int | None = getattr(signal, "SIGHUP", None)
 
 
 class Interruptions:
-    """Turns the first signal into a request that the loop sees; a second one ends the process at once.
+    """Turns the first signal into a request that the loop checks for; a second one ends the process at once.
 
-    SIGUSR1 is such a request too, but never a second one.
+    SIGUSR1 is such a request too, but never a second one. SIGHUP stays ignored under `nohup`.
 
     Args:
-        accelerator: Tells how many processes have to agree.
+        accelerator: Knows how many processes have to agree.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
-        self.received = ""
-        self._received_at = 0.0
+        self.exit_code = 130
+        self._requested = False
+        self._requested_at = 0.0
         self._next, self._last, self._last_time = 0, 0, time.monotonic()
-        for number in (signal.SIGINT, signal.SIGTERM, _WARNING):
-            if number is not None:
+        for number in (signal.SIGINT, signal.SIGTERM, _WARNING, _HANGUP):
+            if number is not None and (number != _HANGUP or signal.getsignal(number) != signal.SIG_IGN):
                 signal.signal(number, self._receive)
         if _WARNING is not None:
-            hear_of_launchers_end(_WARNING)
+            on_launcher_death(_WARNING)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self.received:
-            if number == _WARNING or (has_torch_launcher() and now - self._received_at < _ECHO_SECONDS):
+        if self._requested:
+            if number == _WARNING or (has_torch_launcher() and now - self._requested_at < _ECHO_SECONDS):
                 return
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self.received, self._received_at = signal.Signals(number).name, now
+        self._requested, self._requested_at = True, now
+
+    def output_closed(self) -> None:
+        """Request a stop because nobody reads the output any more, as after `| head`."""
+        if not self._requested:
+            self._requested, self.exit_code = True, 141  # as if SIGPIPE had ended the process
 
     def due(self, updates: int, checkpoint: bool) -> tuple[bool, bool]:
-        """What has to happen after this update; all processes call it at the same one and get the same answer.
+        """Decide what happens after this update; all processes call it at the same one and get the same answer.
 
         Args:
-            updates: Updates so far.
+            updates: Number of updates so far.
             checkpoint: Whether this process's clock asks for a checkpoint.
 
         Returns:
             Whether to stop, and whether to save (stopping saves too).
         """
-        stop = bool(self.received)
+        stop = self._requested
         if self.accelerator.num_processes > 1:
             if updates < self._next:
                 return False, False
@@ -69,6 +76,6 @@ class Interruptions:
             pace = float(flags[2]) / self.accelerator.num_processes
             stop, checkpoint = bool(flags[0]), bool(flags[1])
             self._last, self._last_time = updates, now
-            wait = min(_MOST_UPDATES_BETWEEN, int(_SECONDS_BETWEEN_AGREEMENTS / max(pace, 1e-6)))
+            wait = min(_MAX_UPDATES_BETWEEN, int(_SECONDS_BETWEEN_AGREEMENTS / max(pace, 1e-6)))
             self._next = updates + max(1, wait)
         return stop, stop or checkpoint

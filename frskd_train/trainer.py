@@ -14,7 +14,7 @@ from frskd_train.device import start_accelerator, step_seed
 from frskd_train.errors import exit_process, keep_until_exit
 from frskd_train.evaluate import Scores
 from frskd_train.meter import TrainMeter, learning_note
-from frskd_train.nonfinite import NonfiniteGuard
+from frskd_train.nonfinite import NonfiniteGuard, refuse_nonfinite
 from frskd_train.optim import check_optimizer, create_optimizer, create_scheduler
 from frskd_train.progress import Progress
 from frskd_train.recipe import write_recipe
@@ -152,6 +152,8 @@ class Trainer:
         self.progress.skip(self.state.epoch * self.steps_per_epoch + self.state.step)
         if self.is_main:
             set_aside_after(resume.checkpoint)
+            if self.state.history:
+                self.folder.write_summary(self.state.history)  # the run may have been killed before it could
         self.progress.say(f"Resuming from {resume.checkpoint}: {self.state.place}.")
 
     # One epoch
@@ -159,6 +161,8 @@ class Trainer:
     def train_epoch(self) -> None:
         """Train until the end of the current epoch, or until a signal stops the run."""
         state = self.state
+        if state.step >= self.steps_per_epoch:  # resumed where validation failed
+            return
         self.model.train()
         self.progress.start_epoch()
         for images, target in self.train_batches.epoch(state.epoch, start=state.step):
@@ -168,17 +172,11 @@ class Trainer:
             if updated:
                 self.report_and_save()
         self.progress.stop_epoch()
+        if state.step < self.steps_per_epoch:
+            raise UserError(f"The data ended in {state.place} of {self.steps_per_epoch}; images may have disappeared.")
 
     def train_step(self, images: Tensor, target: Tensor) -> bool:
-        """Run one batch forward and backward, and update the weights if it completes an accumulation.
-
-        Args:
-            images: [B, C, H, W].
-            target: The task's target of each image.
-
-        Returns:
-            Whether the weights were updated.
-        """
+        """Train on images [B, C, H, W] and their targets; returns whether that completed an update of the weights."""
         state, optim, accelerator = self.state, self.settings.optimizer, self.accelerator
         last_update = max(1, self.updates_per_epoch * optim.epochs - 1)
         torch.manual_seed(step_seed(self.settings.loop.seed, state.updates, state.step, accelerator.process_index))
@@ -216,6 +214,8 @@ class Trainer:
             self.refuse_nonfinite()
             recent = self.meter.recent(self.accelerator)
             self.progress.show(state.epoch, state.step, recent, self.optimizer.param_groups[0]["lr"])
+        if self.progress.closed:
+            self.interruptions.output_closed()
         checkpoint = state.minutes_since_checkpoint() > run.checkpoint_minutes
         stop_now, save_now = self.interruptions.due(state.updates, checkpoint=checkpoint)
         if save_now:
@@ -223,14 +223,19 @@ class Trainer:
         if stop_now:
             self.progress.say(f"Stopped in {state.place}. Resume with: train.py --resume {self.folder.path}")
             self.accelerator.end_training()
-            exit_process(130)
+            exit_process(self.interruptions.exit_code)
 
     def close_epoch(self) -> Scores:
         """Validate if it is due, log the epoch's row and save a checkpoint; returns the scores, if any."""
         state, meter, accelerator = self.state, self.meter, self.accelerator
         is_last = state.epoch + 1 == self.settings.optimizer.epochs
         is_due = is_last or (state.epoch + 1) % self.settings.run.val_interval == 0
-        scores = self.validate() if is_due else {}
+        try:
+            scores = self.validate() if is_due else {}
+        except UserError:
+            if accelerator.num_processes == 1:  # several may disagree on the failure
+                self.save()
+            raise
         row = {"lr": self.optimizer.param_groups[0]["lr"], **meter.means(accelerator), **self.job.columns(scores)}
         self.refuse_nonfinite()
         if self.settings.loop.skip_nonfinite:
@@ -274,14 +279,7 @@ class Trainer:
 
     def refuse_nonfinite(self) -> None:
         """Raise UserError if more steps of this epoch than `--skip-nonfinite` had a loss that is not finite."""
-        bad, allowed = self.meter.first_bad(), self.settings.loop.skip_nonfinite
-        if bad is not None and self.meter.bad_steps() > allowed:
-            in_all = f" ({self.meter.bad_steps()} such steps in all)" if allowed else ""
-            raise UserError(
-                f"{bad[0]} was not a finite number at step {bad[1] + 1} of epoch {self.state.epoch + 1}{in_all}; the "
-                f"last good checkpoint is {self.state.last_checkpoint or 'none yet'}, and a lower --lr, --clip-grad, "
-                "--no-amp or --skip-nonfinite may help."
-            )
+        refuse_nonfinite(self.meter, self.state, self.settings.loop.skip_nonfinite)
 
     # The end
 

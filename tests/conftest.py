@@ -37,14 +37,21 @@ def run_script(*command: object, check: bool = True, cwd: Path = ROOT, **env: st
     return done
 
 
+def launch_command(processes: int) -> list[object]:
+    """The command before `train.py`: Python for 0, `accelerate launch` for 1, torchrun for more."""
+    if processes == 1:
+        command = ["-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--quiet", "--num_processes", 1]
+    else:
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes] if processes else []
+    return [sys.executable, *command]
+
+
 @pytest.fixture(scope="session")
 def train() -> Callable[..., subprocess.CompletedProcess]:
     """`train.py` in a process of its own: train(*flags, processes=1, check=True)."""
 
     def call(*flags: object, processes: int = 0, check: bool = True, **env: str) -> subprocess.CompletedProcess:
-        launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--quiet"]
-        launcher = [*launch, "--num_processes", processes] if processes else [sys.executable]
-        return run_script(*launcher, ROOT / "train.py", "--threads", 1, *flags, check=check, **env)
+        return run_script(*launch_command(processes), ROOT / "train.py", "--threads", 1, *flags, check=check, **env)
 
     return call
 

@@ -3,6 +3,7 @@
 import itertools
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,12 +16,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, launch_command
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from frskd_train import parse
-from frskd_train.checkpoint import latest_checkpoint, load_state, save_checkpoint
+from frskd_train.checkpoint import all_checkpoints, latest_checkpoint, load_state, save_checkpoint
 from frskd_train.trainer import Trainer
 
 MARKER = "hf_tHiSiSaSeCrEtMaRkEr"  # the access token of all these runs: it must turn up nowhere
@@ -72,8 +73,7 @@ def train_here(*flags: object) -> None:
 
 def start(*flags: object, processes: int = 0, log: Path, **env: str) -> subprocess.Popen:
     """`train.py`, under the real launcher if `processes`, in a process group of its own."""
-    launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--quiet", "--num_processes", processes]
-    command = [sys.executable, *(launch if processes else []), ROOT / "train.py", *flags]
+    command = [*launch_command(processes), ROOT / "train.py", *flags]
     with log.open("a") as file:
         output = {"stdout": file, "stderr": subprocess.STDOUT}
         environment = {**os.environ, "HF_TOKEN": MARKER, **env}
@@ -177,6 +177,15 @@ def assert_same(one: Path, other: Path) -> None:
     for x, y in zip(*histories, strict=True):  # several processes' sums are added up in another order
         wanted = {k: v for k, v in y.items() if k != "images_per_second"}
         assert {k: v for k, v in x.items() if k != "images_per_second"} == pytest.approx(wanted, rel=1e-12)
+
+
+def assert_resumes(run: Path, copy: Path) -> None:
+    """Resumes a copy of a finished run from the older one of its two checkpoints, to the same end."""
+    shutil.copytree(run, copy)
+    first, last = all_checkpoints(copy / "checkpoints")
+    shutil.rmtree(last)
+    train_here("--resume", first)
+    assert_same(run, copy)
 
 
 # What a run keeps beside its tensors.

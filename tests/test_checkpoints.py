@@ -50,7 +50,7 @@ def test_the_newest_whole_checkpoint_is_found(harm: Callable[[Path], object], tm
         find_resume(str(folder / "step-00000003"), None)
     for step in (1, 2):
         harm(folder / f"step-0000000{step}")
-    with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
+    with pytest.raises(UserError, match=r"no checkpoint in .* is intact"):
         find_resume("auto", str(tmp_path))
 
 

@@ -11,6 +11,7 @@ import pytest
 from runs import (
     METHOD,
     METHODS,
+    assert_resumes,
     assert_same,
     end_of,
     family,
@@ -44,6 +45,19 @@ def test_killed_while_it_writes_a_checkpoint_it_ends_with_the_same_bits(
     assert_same(whole, run)
 
 
+def test_with_mixed_precision_it_resumes_to_the_same_bits(places: Path, tmp_path: Path) -> None:
+    flags = small(places, *METHOD, "--amp", "--amp-dtype", "bfloat16", "--img-size", 64)
+    train_here(*flags, "--output-dir", tmp_path / "run")
+    assert_resumes(tmp_path / "run", tmp_path / "resumed")
+
+
+def test_killed_before_its_last_summary_it_is_written_at_resume(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "summary.csv").unlink()
+    train_here("--resume", tmp_path / "run")
+    assert (tmp_path / "run" / "summary.csv").read_bytes() == (whole / "summary.csv").read_bytes()
+
+
 def test_stopped_before_its_first_checkpoint_it_begins_again(
     places: Path, whole: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -51,7 +65,7 @@ def test_stopped_before_its_first_checkpoint_it_begins_again(
     (run / "checkpoints" / ".writing-step-00000001").mkdir(parents=True)
     shutil.copy(whole / "config.yaml", run)
     train_here(*small(places, *METHOD), "--output-dir", run, "--resume", "auto")
-    assert "before its first checkpoint: beginning again" in capsys.readouterr().out
+    assert "before its first checkpoint" in capsys.readouterr().out
     assert_same(whole, run)
 
 
