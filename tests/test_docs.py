@@ -25,7 +25,7 @@ from frskd_train.timm_flags import TRAIN, VALIDATE
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "MODEL_CARD.md", *sorted((ROOT / "docs").glob("*.md"))]
-LAUNCHER = {"--cpu", "--num_processes", "--quiet"}  # of accelerate launch
+LAUNCHER = {"--num_processes", "--nproc_per_node", "--quiet"}  # of accelerate launch
 TESTED_ELSEWHERE = ("load_digits", "RetinaNet")  # blocks that test_finetuning.py runs and looks into
 BLOCKS = [
     pytest.param(code, id=f"{path.stem}-{number}")
