@@ -1,32 +1,6 @@
-"""Publishes a trained student on the Hugging Face Hub: `python hub/push.py RUN/student --repo-id OWNER/NAME`."""
+"""Publish a trained student on the Hugging Face Hub: `python hub/push.py RUN/student --repo-id OWNER/NAME`."""
 
-import argparse
-from pathlib import Path
-
-from frskd_train.errors import exit_with_error
-
-
-def main() -> None:
-    """Parses the arguments and publishes."""
-    parser = argparse.ArgumentParser(description="Publish a trained student on the Hugging Face Hub, in one commit.")
-    parser.add_argument("folder", type=Path, help="student/ folder of a finished run")
-    parser.add_argument("--repo-id", required=True, metavar="OWNER/NAME", help="repository; made if it does not exist")
-    parser.add_argument("--private", action="store_true", help="only the owner sees the repository")
-    parser.add_argument("--revision", metavar="REV", help="branch to commit to; made from main if it does not exist")
-    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
-    parser.add_argument("--dry-run", action="store_true", help="check the folder and show what would go")
-    parser.add_argument("--commit-message", metavar="TEXT", help="first line of the commit")
-    arguments = parser.parse_args()
-
-    # only now, so that --help and a wrong flag answer at once
-    from frskd_timm.errors import UserError
-    from frskd_train.report.publish import push_student
-
-    try:
-        push_student(**vars(arguments))
-    except UserError as error:
-        exit_with_error(error)
-
+from frskd_train.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("push")

@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -45,8 +44,10 @@ def evaluate_here(*flags: object) -> None:
     """`validate.py` in this process."""
     from accelerate.state import AcceleratorState
 
+    from frskd_train.cli.validate import evaluate
+
     try:
-        runpy.run_path(str(ROOT / "validate.py"))["main"](parse.parse_evaluation([str(flag) for flag in flags]))
+        evaluate(parse.parse_evaluation([str(flag) for flag in flags]))
     finally:
         AcceleratorState._reset_state(True)
 

@@ -68,7 +68,11 @@ def test_commands_exist_and_take_the_flags_that_are_named(document: Path) -> Non
     for command in re.findall(r"\btrain\.py\b([^`\n|]*)", text):
         for word in re.findall(r"--[a-z][a-z-]+", command):
             assert word in train, f"{document.name}: {word}"
-    sources = [ROOT / "hub" / "push.py", *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tools").glob("*.py")]
+    sources = [
+        ROOT / "frskd_train" / "cli" / "push.py",
+        *(ROOT / "benchmarks").glob("*.py"),
+        *(ROOT / "tools").glob("*.py"),
+    ]
     others = {word for path in sources for word in re.findall(r"\"(--[a-z-]+)\"", path.read_text(encoding="utf-8"))}
     evaluation = {
         flag(field.name)

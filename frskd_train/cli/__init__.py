@@ -1,0 +1,44 @@
+"""The command `frskd`, also `python -m frskd_train`: one module per subcommand, imported when it is used."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from frskd_train.errors import exit_with_error
+
+COMMANDS = {
+    "train": ("frskd_train.train", "train a model with FRSKD and export the student"),
+    "validate": ("frskd_train.cli.validate", "score a model on a dataset"),
+    "push": ("frskd_train.cli.push", "publish a trained student on the Hugging Face Hub"),
+    "list": ("frskd_train.cli.list_models", "list students, pretrained weights and recipes"),
+}
+HELP = "\n".join(
+    ["usage: frskd COMMAND [--flag value ...]", "", "commands:"]
+    + [f"  {name:<10}{summary}" for name, (_, summary) in COMMANDS.items()]
+    + ["", "'frskd COMMAND --help' explains the flags of a command."]
+)
+
+
+def main() -> None:
+    """Run the subcommand on the command line."""
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print(HELP)
+    elif sys.argv[1] not in COMMANDS:
+        exit_with_error(f"Unknown command '{sys.argv[1]}'; the commands are {', '.join(COMMANDS)}.")
+    else:
+        run(sys.argv[1], sys.argv[2:])
+
+
+def run(command: str, arguments: Sequence[str] | None = None) -> None:
+    """Run a subcommand; if a package is missing, exit with one sentence that says how to install it.
+
+    Args:
+        command: A key of `COMMANDS`.
+        arguments: Its flags; those of the process by default.
+    """
+    try:
+        import_module(COMMANDS[command][0]).main(arguments)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("frskd_"):
+            raise
+        exit_with_error(f"The package '{error.name}' is not installed; run: pip install 'frskd-timm[train]'.")

@@ -1,0 +1,19 @@
+"""`frskd list`: the registered students with their pretrained weights, and the included recipes."""
+
+from collections.abc import Sequence
+from importlib.resources import files
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the lists, one name per line."""
+    import timm
+
+    import frskd_timm  # noqa: F401  registers the students
+
+    weights = timm.list_pretrained("*_frskd")
+    print("Students, with the tags of their pretrained weights:")
+    for name in timm.list_models("*_frskd"):
+        print(" ", name, *(tag for model, tag in (weight.split(".", 1) for weight in weights) if model == name))
+    names = (file.name for file in files("frskd_train").joinpath("recipes").iterdir())
+    recipes = sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+    print("Recipes:", *recipes, sep="\n  ")

@@ -1,0 +1,63 @@
+"""The command `frskd`: subcommands, quick help, and one sentence if a package is missing."""
+
+import sys
+
+import pytest
+import timm
+from conftest import ROOT, run_script
+
+from frskd_train.cli import COMMANDS
+
+FRSKD = [sys.executable, "-m", "frskd_train"]
+EXTRA = ("accelerate", "datasets", "matplotlib", "psutil", "pyarrow", "torchmetrics", "tyro")  # core never needs these
+
+
+def block(*packages: str) -> str:
+    """Code that makes imports of packages fail as if they were not installed."""
+    return f"import sys; sys.modules.update(dict.fromkeys({packages!r}))\n"
+
+
+def test_help_lists_the_commands_without_heavy_imports() -> None:
+    code = "import sys; sys.argv = ['frskd', '--help']; from frskd_train.cli import main; main()"
+    code += "; assert not {'torch', 'tyro', 'timm'} & set(sys.modules)"
+    listed = run_script(sys.executable, "-c", code).stdout
+    assert all(f"  {command} " in listed for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["train", "validate", "push"])
+def test_each_command_explains_its_flags_without_torch(command: str) -> None:
+    code = f"import sys; sys.argv = ['frskd', {command!r}, '--help']; from frskd_train.cli import main\n"
+    code += "try: main()\nfinally: assert 'torch' not in sys.modules"
+    assert "--" in run_script(sys.executable, "-c", code).stdout
+
+
+def test_list_names_students_and_recipes() -> None:
+    listed = run_script(*FRSKD, "list").stdout.split()
+    assert {*timm.list_models("*_frskd"), "finetune", "cifar100_resnet18"} <= set(listed)
+
+
+def test_an_unknown_command_is_answered_with_the_known_ones() -> None:
+    done = run_script(*FRSKD, "trian", check=False)
+    assert done.returncode == 2
+    assert "trian" in done.stderr
+    assert all(command in done.stderr for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("script", "package"), [("train.py", "tyro"), ("train.py", "accelerate"), ("validate.py", "datasets")]
+)
+def test_a_missing_package_is_one_sentence_with_the_pip_command(script: str, package: str) -> None:
+    code = f"{block(package)}sys.argv = ['x', '--model', 'test_resnet']\nimport runpy\n"
+    code += f"runpy.run_path({str(ROOT / script)!r}, None, '__main__')"
+    done = run_script(sys.executable, "-c", code, check=False)
+    assert done.returncode == 2
+    assert package in done.stderr
+    assert "pip install 'frskd-timm[train]'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_student_loads_without_the_training_extra() -> None:
+    code = block(*EXTRA) + "import frskd_timm, timm, torch\nfrom frskd_timm.segmentation import SegmentationStudent\n"
+    code += "model = timm.create_model('wide_resnet16_2_frskd', pretrained=True)\n"
+    code += "frskd_timm.FRSKDTask.create(model, input_size=(3, 28, 28), num_classes=10)"
+    run_script(sys.executable, "-c", code)
