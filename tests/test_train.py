@@ -340,6 +340,9 @@ def test_pushed_at_the_end_of_training(train, tmp_path: Path) -> None:
     assert files["model.safetensors"] == (tmp_path / "run" / "student" / "model.safetensors").read_bytes()
     assert {"README.md", "config.json", "recipe.yaml", "curves.png", "attention.png"} <= set(files)
     assert not [name for name in files if "teacher" in name or name.endswith((".bin", ".pth", ".pt"))]
+    assert not [word for word in ("push_to_hub", "threads", str(tmp_path)) if word.encode() in files["recipe.yaml"]]
+    push = run_script(sys.executable, "hub/push.py", tmp_path / "run", "--repo-id", f"{USER}/again", "--dry-run")
+    assert "recipe.yaml" in push.stdout
 
 
 def test_without_a_token_pushing_is_refused_before_training(train, tmp_path: Path) -> None:
