@@ -37,7 +37,7 @@ class Range:
     above: float | None = None
 
     def refusal(self, value: float) -> str | None:
-        """Says what `value` would have to be, or returns None."""
+        """Say what `value` would have to be, or returns None."""
         if not math.isfinite(value):
             return "a finite number"
         if self.above is not None and not value > self.above:
@@ -50,17 +50,6 @@ class Range:
 
 
 @dataclass(frozen=True)
-class OneOf:
-    """Allowed names."""
-
-    names: tuple[str, ...]
-
-    def refusal(self, value: str) -> str | None:
-        """Says what `value` would have to be, or returns None."""
-        return None if value in self.names else f"one of {', '.join(self.names)}"
-
-
-@dataclass(frozen=True)
 class Pattern:
     """A regular expression that a text has to match as a whole, and what it means in words."""
 
@@ -68,8 +57,13 @@ class Pattern:
     words: str
 
     def refusal(self, value: str) -> str | None:
-        """Says what `value` would have to be, or returns None."""
+        """Say what `value` would have to be, or returns None."""
         return None if re.fullmatch(self.regex, value) else self.words
+
+
+def one_of(names: tuple[str, ...]) -> Pattern:
+    """Allow these names only."""
+    return Pattern("|".join(map(re.escape, names)), f"one of {', '.join(names)}")
 
 
 Positive = Range(above=0)
@@ -97,20 +91,9 @@ KeywordArguments = Annotated[
     ),
 ]
 
-Words = Annotated[
-    tuple[str, ...],
-    PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="[NAME ...]",
-        instance_from_str=lambda words: tuple(part for word in words for part in word.split(",") if part),
-        is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=list,
-    ),
-]
-
 
 def keyword_arguments(pairs: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the arguments to call with: Python literals are evaluated, other values stay text, as in timm.
+    """Return the arguments to call with: Python literals are evaluated, other values stay text, as in timm.
 
     `true` and `false` become bools as well; timm passes them on as text, which is truthy in both cases.
     """

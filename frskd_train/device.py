@@ -42,7 +42,8 @@ def start_accelerator(
         if not _fast_bfloat16(state.device):
             muon_in_float32()
     installed = [str(tracker) for tracker in get_available_trackers()]
-    for tracker in report_to:
+    trackers = [name for word in report_to for name in word.split(",") if name]
+    for tracker in trackers:
         if tracker not in LoggerType.list():
             hint = suggest(tracker, LoggerType.list(), f"choose from {', '.join(LoggerType.list())}")
             raise UserError(f"--report-to {tracker} is not a tracker that Accelerate supports{hint}")
@@ -52,7 +53,7 @@ def start_accelerator(
         return Accelerator(
             cpu=cpu,
             mixed_precision=precision(settings, state.device),
-            log_with=list(report_to) or None,
+            log_with=trackers or None,
             project_dir=project_dir or "runs",
         )
     except (ValueError, ImportError) as error:

@@ -10,37 +10,24 @@ from typing import Any
 
 import tyro
 
-from frskd_train.constraints import OneOf, Pattern, Range
+from frskd_train.constraints import Pattern, Range
 from frskd_train.errors import SettingsError
 from frskd_train.recipe import as_flags, find_recipe, read_yaml
-from frskd_train.settings import (
-    EvaluationSettings,
-    Settings,
-    declared,
-    default_settings,
-    flag,
-    flat,
-    foreign,
-)
+from frskd_train.settings import EvaluationSettings, Settings, declared, default_settings, flag, flat, foreign
 from frskd_train.suggest import suggest
 from frskd_train.timm_flags import TRAIN, VALIDATE
 
 DESCRIPTION = "Trains a timm model with FRSKD, or its cross-entropy baseline, and exports the student."
-# Arguments of timm.create_model that change what it returns, or that have a setting of their own.
-_MODEL_KWARGS = {
-    **dict.fromkeys(("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"), "use --initial-checkpoint"),
-    **dict.fromkeys(("features_only", "out_indices", "feature_cls", "scriptable", "no_jit"), "leave it out"),
-    "num_classes": "use --num-classes",
-    "in_chans": "use --in-chans",
-    "drop_rate": "use --drop",
-    "drop_path_rate": "use --drop-path",
-    "pretrained": "use --pretrained",
-    "cache_dir": "set HF_HOME",
-}
+# Arguments of timm.create_model that have their own setting, or that change what it returns.
+REFUSED_KWARGS = {
+    "cache_dir", "checkpoint_path", "drop_path_rate", "drop_rate", "exportable", "feature_cls", "features_only",
+    "in_chans", "no_jit", "num_classes", "out_indices", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay",
+    "scriptable",
+}  # fmt: skip
 
 
 def parse_settings(args: Sequence[str]) -> Settings:
-    """Reads settings: the defaults of the task, then those of a resumed run, then the `--config` recipe, then flags.
+    """Read settings: the defaults of the task, then those of a resumed run, then the `--config` recipe, then flags.
 
     Raises:
         SettingsError: A recipe that cannot be read, an unknown name, or a value out of range.
@@ -60,7 +47,7 @@ def parse_settings(args: Sequence[str]) -> Settings:
 
 
 def parse_evaluation(args: Sequence[str]) -> EvaluationSettings:
-    """Reads the settings of `validate.py`.
+    """Read the settings of `validate.py`.
 
     Raises:
         SettingsError: An unknown flag, or a value out of range.
@@ -80,7 +67,7 @@ def parse_evaluation(args: Sequence[str]) -> EvaluationSettings:
 
 
 def read_recipe(path: str) -> Settings:
-    """Reads a recipe on top of the defaults of its task.
+    """Read a recipe on top of the defaults of its task.
 
     Raises:
         SettingsError: The file cannot be read, or a key is unknown.
@@ -123,7 +110,7 @@ def _refuse_unknown(args: Sequence[str], script: str, kind: type, table: Mapping
 
 
 def check_settings(settings: Settings) -> None:
-    """Checks every setting against its declared range, and settings against each other.
+    """Check every setting against its declared range, and settings against each other.
 
     Raises:
         SettingsError: The first setting that cannot be used, with its flag, its value and what would be right.
@@ -147,13 +134,12 @@ def check_settings(settings: Settings) -> None:
         smallest, largest = values[name]
         if smallest > largest:
             raise SettingsError(f"{flag(name)} takes the smaller number first, not {smallest:g} {largest:g}.")
-    for name in settings.model.model_kwargs:
-        if name in _MODEL_KWARGS:
-            raise SettingsError(f"--model-kwargs may not contain {name}: {_MODEL_KWARGS[name]}.")
+    for name in REFUSED_KWARGS & set(settings.model.model_kwargs):
+        raise SettingsError(f"--model-kwargs may not contain {name}: it has its own flag or changes what timm returns.")
 
 
 def check_group(group: object) -> None:
-    """Checks every setting of one group against what it declares.
+    """Check every setting of one group against what it declares.
 
     Raises:
         SettingsError: The first one that is out of range.
@@ -164,24 +150,18 @@ def check_group(group: object) -> None:
             if isinstance(part, str) and re.search(r"[\x00-\x1f\x7f]", part):
                 raise SettingsError(f"{flag(name)} contains a control character: {part!r}.")
             for fact in facts:
-                refusal = fact.refusal(part) if isinstance(fact, Range | OneOf | Pattern) else None
+                refusal = fact.refusal(part) if isinstance(fact, Range | Pattern) else None
                 if refusal:
                     raise SettingsError(f"{flag(name)} has to be {refusal}, not {part}.")
 
 
 def _cli(args: Sequence[str], default: Settings) -> Settings:
-    return tyro.cli(
-        Settings,
-        args=list(args),
-        default=default,
-        prog="train.py",
-        description=DESCRIPTION,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    options: dict[str, Any] = {"prog": "train.py", "description": DESCRIPTION, "config": (tyro.conf.OmitArgPrefixes,)}
+    return tyro.cli(Settings, args=list(args), default=default, **options)
 
 
 def _resumed_config(args: Sequence[str]) -> str | None:
-    """Returns the `config.yaml` of the run that `--resume` names, if it has one."""
+    """Return the `config.yaml` of the run that `--resume` names, if it has one."""
     resume = _last_value(args, "--resume")
     run = _last_value(args, "--output-dir") if resume == "auto" else resume
     if resume is None or run is None:
@@ -191,7 +171,7 @@ def _resumed_config(args: Sequence[str]) -> str | None:
 
 
 def _last_value(args: Sequence[str], name: str) -> str | None:
-    """Returns the value of the last flag of this name."""
+    """Return the value of the last flag of this name."""
     value = None
     for i, token in enumerate(args):
         if token in (name, name.replace("-", "_").replace("__", "--", 1)) and i + 1 < len(args):

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on."""
+"""The lines that a run prints while it trains."""
 
 import sys
 import time
@@ -9,14 +9,14 @@ from frskd_train.errors import discard_output
 
 
 class Progress:
-    """One line now and then, on the main process; on a terminal the current line is overwritten.
+    """Prints progress on the main process; on a terminal the current line is overwritten.
 
     Args:
-        enabled: Whether this process speaks.
+        enabled: Whether this process prints.
         epochs: Epochs of the run.
-        steps: Steps an epoch.
-        images: Images in a step, over all processes.
-        shown: What scores are called by the name of their column; the first one is shown.
+        steps: Steps per epoch.
+        images: Images per step, over all processes.
+        shown: Names of the scores by their columns; the first one is printed.
 
     Attributes:
         closed: Whether nobody reads standard output any more.
@@ -27,64 +27,57 @@ class Progress:
         self.score, self.score_name = next(iter(shown.items()))
         self.epochs, self.steps, self.images = epochs, steps, images
         self._live = enabled and sys.stdout.isatty()
-        self._start, self._done_before = time.perf_counter(), 0
-        self._training = 0.0  # seconds in training steps, for the speed
-        self._mark: float | None = None
-        self._step_count = 0
+        self._start, self._done_before, self._step_count = time.perf_counter(), 0, 0
+        self._training = 0.0  # seconds spent in training steps
+        self._epoch_start: float | None = None
 
     def skip(self, steps: int) -> None:
-        """Leaves out steps that an earlier part of the run did."""
+        """Exclude the steps of an earlier part of the run from the time that is left."""
         self._done_before = steps
 
     def start_epoch(self) -> None:
-        """Starts the clock of training steps."""
-        self._mark = time.perf_counter()
+        """Start the clock of training steps."""
+        self._epoch_start = time.perf_counter()
 
     def step(self) -> None:
-        """Counts a step."""
+        """Count a step."""
         self._step_count += 1
 
     def stop_epoch(self) -> None:
-        """Stops the clock: validation and saving do not count as training speed."""
-        if self._mark is not None:
-            self._training += time.perf_counter() - self._mark
-            self._mark = None
+        """Stop the clock: validation and saving do not count as training."""
+        self._training, self._epoch_start = self._training_seconds(), None
+
+    def _training_seconds(self) -> float:
+        return self._training + (time.perf_counter() - self._epoch_start if self._epoch_start is not None else 0.0)
 
     @property
     def images_per_second(self) -> float:
-        """Training images a second since this process began."""
-        seconds = self._training + (time.perf_counter() - self._mark if self._mark is not None else 0.0)
+        """Training images per second since this process started."""
+        seconds = self._training_seconds()
         return self._step_count * self.images / seconds if seconds else 0.0
 
-    def time_left(self) -> str:
-        """Minutes and seconds until the last epoch is over, at the pace so far."""
-        if not self._step_count:
-            return "?"
-        per_step = (time.perf_counter() - self._start) / self._step_count
-        left = self.epochs * self.steps - self._done_before - self._step_count
-        return duration(per_step * left)
-
     def show(self, epoch: int, step: int, terms: Mapping[str, float], lr: float) -> None:
-        """The line within an epoch."""
-        line = (
-            f"epoch {epoch + 1}/{self.epochs} step {step}/{self.steps}  {format_terms(terms)}  lr {lr:.4g}  "
-            f"{self.images_per_second:.0f} images/s  {self.time_left()} left"
-        )
+        """Print a line within an epoch."""
+        line = self._line(f"{epoch + 1}/{self.epochs} step {step}/{self.steps}", terms, lr, self.images_per_second)
         if self._live:
             self._print(f"\r\033[K{line}", end="")
         else:
             self.say(line)
 
     def close_epoch(self, row: Mapping[str, Any]) -> None:
-        """The line after an epoch."""
+        """Print the line at the end of an epoch."""
         terms = {name: value for name, value in row.items() if name.startswith("loss")}
-        scores = f"{self.score_name} {row[self.score]:.2f}%" if self.score in row else ""
+        scores = f"{self.score_name} {row[self.score]:.2f}%  " if self.score in row else ""
         if f"teacher_{self.score}" in row:
-            scores += f" (self-teacher {row[f'teacher_{self.score}']:.2f}%)"
-        self.say(
-            f"epoch {row['epoch']}/{self.epochs}  {format_terms(terms)}  {scores}  lr {row['lr']:.4g}  "
-            f"{row['images_per_second']:.0f} images/s  {self.time_left()} left"
-        )
+            scores = f"{scores.rstrip()} (self-teacher {row[f'teacher_{self.score}']:.2f}%)  "
+        self.say(self._line(f"{row['epoch']}/{self.epochs}", terms, row["lr"], row["images_per_second"], scores))
+
+    def _line(self, place: str, terms: Mapping[str, float], lr: float, speed: float, scores: str = "") -> str:
+        left = "?"
+        if self._step_count:
+            per_step = (time.perf_counter() - self._start) / self._step_count
+            left = duration(per_step * (self.epochs * self.steps - self._done_before - self._step_count))
+        return f"epoch {place}  {format_terms(terms)}  {scores}lr {lr:.4g}  {speed:.0f} images/s  {left} left"
 
     def say(self, *lines: str) -> None:
         """Print lines that stay."""
@@ -100,14 +93,14 @@ class Progress:
 
 
 def format_terms(terms: Mapping[str, float]) -> str:
-    """'loss 2.31 (ce 0.90, ce_teacher 0.80, ...)'."""
+    """Format losses as 'loss 2.31 (ce 0.90, ce_teacher 0.80, ...)'."""
     parts = [f"{name.removeprefix('loss_')} {value:.3f}" for name, value in terms.items() if name != "loss"]
     total = f"loss {terms['loss']:.3f}" if "loss" in terms else ""
     return f"{total} ({', '.join(parts)})" if len(parts) > 1 else total
 
 
 def duration(seconds: float) -> str:
-    """1:02:03, 4:05 or 0:07."""
+    """Format seconds as 1:02:03, 4:05 or 0:07."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -21,7 +21,7 @@ _PLAIN = str | int | float | datetime.date | None  # what YAML makes of one word
 
 
 def find_recipe(name: str) -> str:
-    """Returns the path of a recipe: that of a file, or of an included recipe by its name.
+    """Return the path of a recipe: that of a file, or of an included recipe by its name.
 
     Raises:
         SettingsError: There is no such recipe.
@@ -36,7 +36,7 @@ def find_recipe(name: str) -> str:
 
 
 def read_yaml(path: str) -> dict[str, Any]:
-    """Reads the settings of a recipe by their names; `-` and `_` are the same.
+    """Read the settings of a recipe by their names; `-` and `_` are the same.
 
     Raises:
         SettingsError: The file cannot be read, is not YAML, or does not hold one plain value per setting.
@@ -57,7 +57,7 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 
 def as_flags(content: Mapping[str, Any]) -> list[str]:
-    """Returns the settings of a recipe as flags, so that recipes and command lines are parsed and checked alike.
+    """Return the settings of a recipe as flags, so that recipes and command lines are parsed and checked alike.
 
     Raises:
         SettingsError: A word of a list could be taken for a flag.
@@ -81,7 +81,7 @@ def as_flags(content: Mapping[str, Any]) -> list[str]:
 
 
 def write_recipe(settings: Settings, heading: str, portable: bool = False) -> str:
-    """Writes settings as a recipe; `train.py --config` reads the same settings from it.
+    """Write settings as a recipe; `train.py --config` reads the same settings from it.
 
     Args:
         settings: The settings of a run. Its folder and whether it was resumed are left out.
@@ -109,7 +109,7 @@ def write_recipe(settings: Settings, heading: str, portable: bool = False) -> st
 
 
 def differences(own: Settings, other: Settings) -> list[str]:
-    """Names the settings that make two recipes different: all but the method, the seed and what is private."""
+    """Name the settings that make two recipes different: all but the method, the seed and what is private."""
     mine, theirs, facts = flat(own), flat(other), declared(Settings)
     compared = [setting.name for group, setting in fields() if group not in ("method", "run")]
     different = [name for name in compared if mine[name] != theirs[name] and name != "seed"]

@@ -10,7 +10,7 @@ from frskd_train.settings import DataSettings, Settings, declared, flag
 
 
 def check_resume(state: Mapping[str, Any], settings: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
-    """Compares the run of a checkpoint with the one that is requested now.
+    """Compare the run of a checkpoint with the one that is requested now.
 
     Args:
         state: The JSON part of the checkpoint.
@@ -66,7 +66,7 @@ def check_resume(state: Mapping[str, Any], settings: Mapping[str, Any], facts: M
 
 
 def _same_batch(images: int, processes: int) -> str:
-    """Says how the same number of images per step is reached."""
+    """Say how the same number of images per step is reached."""
     if images % processes == 0:
         return f"set --batch-size {images // processes}"
     possible = max(count for count in range(1, processes) if images % count == 0)

@@ -19,7 +19,7 @@ from frskd_train.settings import ModelSettings
 
 
 def default_cfg(settings: ModelSettings, name: str | None = None) -> Mapping[str, Any]:
-    """Returns what timm knows about the student's input before it is built.
+    """Return what timm knows about the student's input before it is built.
 
     Args:
         settings: Settings of the student.
@@ -44,7 +44,7 @@ def default_cfg(settings: ModelSettings, name: str | None = None) -> Mapping[str
 
 
 def build_student(settings: ModelSettings, cfg: Mapping[str, Any], data: TrainingData) -> nn.Module:
-    """Creates the student for the data's classes and image size.
+    """Create the student for the data's classes and image size.
 
     Raises:
         UserError: timm cannot create the model with these arguments, or the initial weights do not fit.
@@ -81,7 +81,7 @@ def build_student(settings: ModelSettings, cfg: Mapping[str, Any], data: Trainin
 
 
 def load_for_evaluation(model: str) -> tuple[nn.Module, Path | None]:
-    """Loads a trained model.
+    """Load a trained model.
 
     Args:
         model: Folder of a run or of an exported student, or a name that timm has weights for.
@@ -108,15 +108,7 @@ def load_for_evaluation(model: str) -> tuple[nn.Module, Path | None]:
 
 @torch.no_grad()
 def refuse_size(student: nn.Module, input_size: tuple[int, int, int]) -> None:
-    """Tries an image size on a model before images are decoded.
-
-    Args:
-        student: In evaluation mode.
-        input_size: Channels, height, width.
-
-    Raises:
-        UserError: The model does not accept it.
-    """
+    """Raise UserError if a model in evaluation mode does not accept images of this size (channels, height, width)."""
     device = next(student.parameters()).device
     try:
         student(torch.zeros(1, *input_size, device=device))
@@ -128,7 +120,7 @@ def refuse_size(student: nn.Module, input_size: tuple[int, int, int]) -> None:
 
 
 def _start_from(student: nn.Module, path: str) -> None:
-    """Loads weights into the student; a classifier of another size stays as it is."""
+    """Load weights into the student; a classifier of another size stays as it is."""
     if not Path(path).is_file():
         raise UserError(f"--initial-checkpoint {path}: there is no such file.")
     try:
@@ -153,15 +145,7 @@ def _start_from(student: nn.Module, path: str) -> None:
 
 
 def refuse_nonfinite_weights(student: nn.Module, source: str) -> None:
-    """Checks the weights that training starts from.
-
-    Args:
-        student: The network.
-        source: Where its weights are from, for the message.
-
-    Raises:
-        UserError: A weight or a running statistic is not finite.
-    """
+    """Raise UserError if a weight or running statistic that training starts from is not finite."""
     for name, value in student.state_dict().items():
         if not torch.isfinite(value).all():
             raise UserError(f"The initial weights of {source} contain a number that is not finite, in {name}.")

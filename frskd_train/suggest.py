@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 def suggest(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """Returns the end of a sentence about an unknown name: `; did you mean A or B?`, else `; OTHERWISE.` or `.`."""
+    """Return the end of a sentence about an unknown name: `; did you mean A or B?`, else `; OTHERWISE.` or `.`."""
     close = difflib.get_close_matches(name, list(known), n=3)
     if close:
         return f"; did you mean {' or '.join(close)}?"

@@ -2,6 +2,8 @@
 
 import shutil
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from pictures import encoded, picture, save, split
 from runs import train_here
 
 from frskd_timm.errors import UserError
-from frskd_train.constraints import OneOf, Range
+from frskd_train.constraints import Range
 from frskd_train.errors import SettingsError
 from frskd_train.parse import parse_settings
 from frskd_train.recipe import RECIPES, write_recipe
@@ -50,30 +52,24 @@ COUNTS = {"epochs": 2, "img_size": 64, "teacher_width": 3, "teacher_depth": 3, "
           "num_classes": 9, "validation_batch_size": 9, "grad_accum_steps": 5, "feature_levels": 6}  # fmt: skip
 
 
-def flags_of(name: str, hint: Any) -> st.SearchStrategy[list[str]]:
+def flags_of(name: str, kind: Any) -> st.SearchStrategy[list[str]]:
     """Flags for one setting: mostly within its bounds, sometimes not."""
     flag = flag_of(name)
-    kind, bounds = hint, []
-    if typing.get_origin(kind) is typing.Annotated:
-        kind, *bounds = typing.get_args(kind)
-    choices = [part for part in typing.get_args(kind) if part is not type(None)]
     if name in WORDS:
         flat = lambda value: [f"{key}={part}" for key, part in value.items()] if isinstance(value, dict) else value
         listed = lambda value: [flag, *value] if isinstance(value, list) else [f"{flag}={value}"]
         return WORDS[name].map(flat).map(listed)
+    choices = [part for part in typing.get_args(kind) if part is not type(None)]
     if typing.get_origin(kind) is typing.Literal:
         return st.sampled_from([*choices, "nonsense"]).map(lambda value: [f"{flag}={value}"])
     if type(None) in typing.get_args(kind):
         kind = choices[0]
-        if typing.get_origin(kind) is typing.Annotated:
-            kind, *bounds = typing.get_args(kind)
     if kind is bool:
         return st.sampled_from([flag, flag_of(f"no_{name}")]).map(lambda text: [text])
     if typing.get_origin(kind) is tuple:
         number = st.integers(0, 3) if int in typing.get_args(kind) else st.floats(0, 2)
         return st.lists(number, min_size=0, max_size=3).map(lambda values: [flag, *map(str, values)])
-    bound = next((bound for bound in bounds if isinstance(bound, Range | OneOf)), Range())
-    assert isinstance(bound, Range), name
+    bound = next(fact for fact in declared(Settings)[name] if isinstance(fact, Range))  # every number has one
     low = bound.low if bound.low is not None else 0
     if kind is int:
         number = st.integers(int(low), COUNTS.get(name, 30)) | st.sampled_from([-1, 0])
@@ -84,11 +80,25 @@ def flags_of(name: str, hint: Any) -> st.SearchStrategy[list[str]]:
 
 
 def any_settings() -> st.SearchStrategy[list[str]]:
-    hints = {}
-    for group in Settings.__dataclass_fields__.values():
-        hints |= typing.get_type_hints(group.type, include_extras=True)  # type: ignore[arg-type]
+    groups = typing.get_type_hints(Settings).values()
+    hints = {name: kind for group in groups for name, kind in typing.get_type_hints(group).items()}
     one = st.sampled_from(sorted(set(hints) - APART)).flatmap(lambda name: flags_of(name, hints[name]))
     return st.lists(one, max_size=6).map(lambda several: [flag for flags in several for flag in flags])
+
+
+@contextmanager
+def only_sentences(flags: list[str]) -> Iterator[None]:
+    try:
+        yield
+        event("a result")
+    except (UserError, SettingsError) as error:
+        event("a sentence")
+        sentence = str(error)
+        assert "\n" not in sentence
+        assert 20 < len(sentence) < 1000
+    except SystemExit as end:  # a value that cannot be parsed; tyro has printed the message
+        event("a flag that does not parse")
+        assert end.code == 2 or "--help" in flags  # noqa: PT017
 
 
 def any_outcome(flags: list[str], seed: int, sizes: tuple[int, int], place: Path) -> None:
@@ -103,18 +113,9 @@ def any_outcome(flags: list[str], seed: int, sizes: tuple[int, int], place: Path
     save(place / "data", **splits)
     base = ["--dataset", place / "data", "--model", "test_resnet", "--epochs", 1, "--batch-size", 4, "--threads", 1]
     try:
-        train_here(*base, "--lr", 0.01, "--no-amp", *flags, "--output-dir", place / "run")
-    except (UserError, SettingsError) as error:
-        event("a sentence")
-        sentence = str(error)
-        assert "\n" not in sentence
-        assert 20 < len(sentence) < 1000
-    except SystemExit as end:  # a flag that does not parse; said already
-        assert end.code == 2  # noqa: PT017
-        event("a flag that does not parse")
-    else:
-        event("a result")
-        assert (place / "run" / "student" / "model.safetensors").is_file()
+        with only_sentences(flags):
+            train_here(*base, "--lr", 0.01, "--no-amp", *flags, "--output-dir", place / "run")
+            assert (place / "run" / "student" / "model.safetensors").is_file()
     finally:
         shutil.rmtree(place)
 
@@ -145,14 +146,8 @@ def test_damaged_recipes_and_flags_end_in_settings_or_a_sentence(
     for place, line in damage:
         lines[place % len(lines)] = line
     (tmp_path / "config.yaml").write_bytes(b"\n".join(lines))
-    try:
+    with only_sentences(flags):
         parse_settings([flag, str(tmp_path if flag == "--resume" else tmp_path / "config.yaml"), *flags])
-    except SettingsError as error:
-        sentence = str(error)
-        assert "\n" not in sentence
-        assert 20 < len(sentence) < 1000
-    except SystemExit as end:  # a value that cannot be parsed; tyro has printed the message
-        assert end.code == 2 or "--help" in flags  # noqa: PT017
 
 
 SIZES = st.tuples(st.integers(8, 24) | st.integers(0, 8), st.integers(0, 9))

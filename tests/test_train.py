@@ -155,7 +155,7 @@ def test_cross_entropy_alone_is_the_same_recipe_without_self_teacher(tmp_path: P
         (["--model", "resnet18_frskd.mnist"], ["no weights 'resnet18_frskd.mnist'", "resnet18_frskd.fashion_mnist"]),
         (["--model", "resnet50_frskd", "--pretrained"], ["no pretrained weights", "--pretrained"]),
         (["--resume", "nowhere"], ["nowhere", "checkpoint"]),
-        (["--config", "no.yaml"], ["no.yaml", "cannot be read"]),
+        (["--config", "no.yaml"], ["no.yaml", "recipe"]),
         (["--img-size", "4"], ["--img-size", "at least 8"]),
         (["--amp-dtype", "float16"], ["float16", "GPU"]),
     ],

@@ -37,7 +37,7 @@ class Settings:
 
 
 def default_settings(task: str = "classification") -> Settings:
-    """Returns the defaults of a task: the included data, on a CPU, in a few minutes."""
+    """Return the defaults of a task: the included data, on a CPU, in a few minutes."""
     if task != "segmentation":
         return Settings()
     return Settings(
@@ -52,25 +52,25 @@ def default_settings(task: str = "classification") -> Settings:
 
 
 def fields() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
-    """Yields every setting as (attribute of its group, field)."""
+    """Yield every setting as (attribute of its group, field)."""
     for group in dataclasses.fields(Settings):
         for setting in dataclasses.fields(typing.cast(Any, group.type)):
             yield group.name, setting
 
 
 def flat(settings: Settings) -> dict[str, Any]:
-    """Returns every setting by its name, as plain YAML values."""
+    """Return every setting by its name, as plain YAML values."""
     values = {setting.name: getattr(getattr(settings, group), setting.name) for group, setting in fields()}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def flag(name: str) -> str:
-    """Returns the flag of a setting: batch_size -> --batch-size."""
+    """Return the flag of a setting: batch_size -> --batch-size."""
     return "--" + name.replace("_", "-")
 
 
 def declared(group: type) -> dict[str, tuple[Any, ...]]:
-    """Returns what each setting of a group (for `Settings`, of all groups) declares beside its type, by its name."""
+    """Return what each setting of a group (for `Settings`, of all groups) declares beside its type, by its name."""
     hints = typing.get_type_hints(group, include_extras=True)
     if group is Settings:
         return {name: facts for part in hints.values() for name, facts in declared(part).items()}
@@ -78,6 +78,6 @@ def declared(group: type) -> dict[str, tuple[Any, ...]]:
 
 
 def foreign(task: str) -> list[str]:
-    """Returns the settings that only another task has."""
+    """Return the settings that only another task has."""
     other = SEGMENTATION if task == "classification" else CLASSIFICATION
     return [name for name, facts in declared(Settings).items() if other in facts]

@@ -65,8 +65,7 @@ class PreprocessingSettings:
     in_chans: Annotated[Literal[1, 3], FIXED] = 3
     """Input channels of the student; gray images are repeated to 3."""
     mean: Annotated[tuple[float, ...] | None, Fraction] = None
-    """Mean per channel (or one number for all) of images in 0..1; by default measured on the training data, or the
-    model's own with --pretrained."""
+    """Mean per channel, or one for all, of images in 0..1; measured by default (--pretrained: the model's own)."""
     std: Annotated[tuple[float, ...] | None, Range(above=0, high=1)] = None
     """Standard deviation per channel, likewise."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
@@ -113,7 +112,7 @@ class FitSettings:
     """Resizing filter."""
 
     def given(self) -> dict[str, Any]:
-        """Returns the settings that were given, by timm's names."""
+        """Return the settings that were given, by timm's names."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 

@@ -16,14 +16,14 @@ from frskd_train.constraints import (
     Count,
     KeywordArguments,
     NotNegative,
-    OneOf,
     Positive,
     Range,
+    one_of,
 )
 
 
 def registered(folder: str) -> tuple[str, ...]:
-    """Lists the names that the files of a folder of `frskd_timm` register, read as text to avoid importing torch."""
+    """List the names that the files of a folder of `frskd_timm` register, read as text to avoid importing torch."""
     spec = find_spec("frskd_timm")
     home = Path((spec.submodule_search_locations or [""])[0]) if spec is not None else Path()
     decorator = re.compile(r'^@\w+\.register\("(\w+)"\)', re.MULTILINE)
@@ -33,6 +33,8 @@ def registered(folder: str) -> tuple[str, ...]:
 
 SELF_TEACHERS = registered("teachers")
 FEATURE_LOSSES = registered("losses")
+SelfTeacher = Annotated[str, arg(metavar="|".join(SELF_TEACHERS)), one_of(SELF_TEACHERS)]
+FeatureLoss = Annotated[str, arg(metavar="|".join(FEATURE_LOSSES)), one_of(FEATURE_LOSSES)]
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,9 @@ class ModelSettings:
     pretrained: Annotated[bool, FIXED] = False
     """Start from timm's pretrained weights for this name (the classifier is replaced if the classes differ)."""
     initial_checkpoint: Annotated[str | None, FIXED, LOCAL, CLASSIFICATION] = None
-    """Start from this file of weights (.safetensors, or .pth / .pth.tar as timm's train.py writes them; EMA weights
-    are preferred); a classifier of another size is left out."""
+    """Start from this file of weights (.safetensors, or what timm's train.py writes), but for another classifier."""
     linear_probe: Annotated[bool, FIXED, CLASSIFICATION] = False
-    """Train the classifier alone; all other layers, including their running statistics, are frozen. Needs
-    --method ce."""
+    """Train the classifier only, on the frozen rest of the student (running statistics too); needs --method ce."""
     num_classes: Annotated[int | None, Count, FIXED, CLASSIFICATION] = None
     """Number of outputs; by default, and at least, the number of classes in the data."""
     drop: Annotated[float, Range(low=0, high=0.99), CLASSIFICATION] = 0.0
@@ -78,13 +78,10 @@ class MethodSettings:
     temperature: Annotated[float, Positive] = 4.0
     """Softmax temperature T of the soft labels; the loss is multiplied by T squared."""
     distill_schedule: Literal["constant", "ramp"] = "ramp"
-    """How alpha and beta change during training. constant: as in the paper. ramp: multiplied by exp(-5 (1 - t)^2),
-    where t goes from 0 to 1."""
+    """constant: as in the paper. ramp: alpha and beta times exp(-5 (1 - t)^2), with t from 0 to 1 over the run."""
     distill_start: Annotated[float, Range(low=0)] = 0.0
     """Epoch at which distillation starts; before it alpha and beta are 0, and t counts from it."""
-    self_teacher: Annotated[str, arg(metavar="|".join(SELF_TEACHERS)), OneOf(SELF_TEACHERS), FIXED, CLASSIFICATION] = (
-        "bifpnc"
-    )
+    self_teacher: Annotated[SelfTeacher, FIXED, CLASSIFICATION] = "bifpnc"
     """The self-teacher. bifpnc: channels follow the student's levels. bifpn: the same width at all levels."""
     teacher_width: Annotated[int | None, Count, FIXED, CLASSIFICATION] = None
     """bifpnc: multiple of each level's channels (default 2). bifpn: number of channels (default 256)."""
@@ -96,7 +93,7 @@ class MethodSettings:
     """Learning rate of the self-teacher as a multiple of the student's."""
     teacher_detach: Annotated[bool, FIXED] = False
     """Detach the feature maps given to the self-teacher, so that its cross-entropy does not train the backbone."""
-    feature_loss: Annotated[str, arg(metavar="|".join(FEATURE_LOSSES)), OneOf(FEATURE_LOSSES), FIXED] = "attention"
+    feature_loss: Annotated[FeatureLoss, FIXED] = "attention"
     """The feature-map loss."""
     feature_levels: Annotated[int, Count, FIXED, CLASSIFICATION] = 4
     """Maximum number of levels of the student's pyramid that are used, coarsest first."""

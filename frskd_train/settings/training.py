@@ -15,7 +15,6 @@ from frskd_train.constraints import (
     Pattern,
     Positive,
     Range,
-    Words,
 )
 
 
@@ -123,5 +122,5 @@ class RunSettings:
     """Repository on the Hugging Face Hub to publish the student to at the end, as hub/push.py does."""
     hub_private: Annotated[bool, PRIVATE] = False
     """Make that repository private."""
-    report_to: Annotated[Words, PRIVATE] = ()
+    report_to: Annotated[tuple[str, ...], PRIVATE] = ()
     """Trackers that Accelerate logs to: tensorboard, wandb, trackio, mlflow, ... (each has to be installed)."""
