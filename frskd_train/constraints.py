@@ -18,7 +18,7 @@ class Fact(Enum):
     """
 
     FIXED = "may not change at resume: with another value the checkpoint's numbers mean something else"
-    FREE = "does not affect results: may change at resume without a message"
+    FREE = "may change at resume without a message"
     PRIVATE = "belongs to a machine or an account: never published, may change at resume without a message"
     LOCAL = "may be a path: not published if it is one"
     CLASSIFICATION = "belongs to classification only"

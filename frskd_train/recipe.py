@@ -112,12 +112,8 @@ def differences(own: Settings, other: Settings) -> list[str]:
     """Name the settings that make two recipes different: all but the method, the seed and what is private."""
     mine, theirs, facts = flat(own), flat(other), declared(Settings)
     compared = [setting.name for group, setting in fields() if group not in ("method", "run")]
-    different = [name for name in compared if mine[name] != theirs[name] and name != "seed"]
-    return [
-        name
-        for name in different
-        if PRIVATE not in facts[name] and not (LOCAL in facts[name] and _is_path(name, mine[name]))
-    ]
+    different = [name for name in compared if mine[name] != theirs[name]]
+    return [name for name in different if name != "seed" and PRIVATE not in facts[name]]
 
 
 def _is_path(name: str, value: str | None) -> bool:

@@ -178,7 +178,8 @@ def _kept_baseline(folder: Path, settings: Settings) -> Baseline | None:
     """Returns the baseline that ships in `folder`, if it has this recipe."""
     if not (folder / "recipe.yaml").is_file():
         return None
-    if differences(settings, read_recipe(str(folder / "recipe.yaml"))):
+    # A published recipe does not name a local dataset.
+    if set(differences(settings, read_recipe(str(folder / "recipe.yaml")))) - {"dataset"}:
         return None
     return read_metrics(folder / "metrics.json").baseline
 

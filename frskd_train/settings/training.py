@@ -64,7 +64,7 @@ class LoopSettings:
 
     batch_size: Annotated[int, arg(aliases=["-b"]), Count, FREE] = 64
     """Images per batch of one process."""
-    validation_batch_size: Annotated[int | None, Count, FREE] = None
+    validation_batch_size: Annotated[int | None, Count, PRIVATE] = None
     """Images per validation batch; twice --batch-size by default."""
     grad_accum_steps: Annotated[int, Count, FIXED] = 1
     """Batches whose gradients are accumulated for one update."""
