@@ -1,12 +1,20 @@
-"""Close matches for mistyped names. Needs no torch, unlike everything in `frskd_timm`."""
+"""Close matches for mistyped names; apart from `frskd_timm.lookup`, so that the parser need not import torch."""
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
-def suggest(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """Return the end of a sentence about an unknown name: `; did you mean A or B?`, else `; OTHERWISE.` or `.`."""
+def suggest(name: str, known: Iterable[str], otherwise: str = "", within: Path = Path()) -> str:
+    """Return the end of a sentence about an unknown name: `; did you mean A or B?`, else `; OTHERWISE.` or `.`.
+
+    Args:
+        name: The unknown name.
+        known: The names that exist.
+        otherwise: What to say if no name is close.
+        within: Folder that holds the names.
+    """
     close = difflib.get_close_matches(name, list(known), n=3)
     if close:
-        return f"; did you mean {' or '.join(close)}?"
+        return f"; did you mean {' or '.join(str(within / match) for match in close)}?"
     return f"; {otherwise}." if otherwise else "."

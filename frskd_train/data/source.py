@@ -1,6 +1,5 @@
 """Finds a dataset by what `--dataset` says and gives its splits, without reading an image."""
 
-import difflib
 import os
 import re
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from frskd_train.data.images import printable
 from frskd_train.data.scenes import SCENES_NAME, composed_source
 from frskd_train.data.voc import is_voc_folder, read_voc
 from frskd_train.settings import DataSettings
+from frskd_train.suggest import suggest
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -53,7 +53,7 @@ def find_source(settings: DataSettings) -> Source:
     if folder.is_dir():
         return _from_folder(folder, settings)
     if not HUB_ID.fullmatch(wanted) or wanted.startswith("."):
-        raise UserError(f"--dataset {wanted} is neither a folder nor the id of a dataset on the Hub{_similar(folder)}.")
+        raise UserError(f"--dataset {wanted} is neither a folder nor the id of a dataset on the Hub{_similar(folder)}")
     return _load_from_hub(settings)
 
 
@@ -95,7 +95,7 @@ def _load_from_hub(settings: DataSettings) -> Source:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
         raise UserError(
             f"--dataset {wanted} is not a folder here, and no dataset with this id could be loaded from the "
-            f"Hub{offline} ({brief(error)}){_similar(Path(wanted))}."
+            f"Hub{offline} ({brief(error)}){_similar(Path(wanted))}"
         ) from error
     splits = dict(loaded)
     known = next(iter(splits.values())).info
@@ -103,7 +103,6 @@ def _load_from_hub(settings: DataSettings) -> Source:
 
 
 def _similar(folder: Path) -> str:
-    """The folder that a mistyped one may have been, as a part of a sentence."""
+    """The folder that a mistyped one may have been, as the end of a sentence."""
     beside = folders_in(folder.parent) if folder.parent.is_dir() else []
-    close = difflib.get_close_matches(folder.name, [found.name for found in beside], n=1)
-    return f"; did you mean {folder.parent / close[0]}?" if close else ""
+    return suggest(folder.name, [found.name for found in beside], within=folder.parent)
