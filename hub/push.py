@@ -1,4 +1,4 @@
-"""Publish a trained student on the Hugging Face Hub: `python hub/push.py RUN/student --repo-id OWNER/NAME`."""
+"""Publish a trained student on the Hugging Face Hub: `python hub/push.py RUN --repo-id OWNER/NAME`."""
 
 from frskd_train.cli import run
 

@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         None if arguments is None else "frskd push",
         description="Publish a trained student on the Hugging Face Hub, in one commit.",
     )
-    parser.add_argument("folder", type=Path, help="student/ folder of a finished run")
+    parser.add_argument("folder", type=Path, help="folder of a finished run, or its student/ folder")
     parser.add_argument("--repo-id", required=True, metavar="OWNER/NAME", help="repository; made if it does not exist")
     parser.add_argument("--private", action="store_true", help="only the owner sees the repository")
     parser.add_argument("--revision", metavar="REV", help="branch to commit to; made from main if it does not exist")
@@ -25,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="check the folder and show what would go")
     parser.add_argument("--commit-message", metavar="TEXT", help="first line of the commit")
     options = parser.parse_args(arguments)
+    if (options.folder / "student" / "config.json").is_file():
+        options.folder /= "student"
     # Imported here, so that --help and a wrong flag answer at once.
     from frskd_timm.errors import UserError
     from frskd_train.report.publish import push_student
