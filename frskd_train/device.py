@@ -1,4 +1,4 @@
-"""What the machine offers: device, cores, precision."""
+"""Device, cores and precision of this machine."""
 
 import ctypes
 import functools
@@ -23,14 +23,14 @@ from frskd_train.suggest import suggest
 def start_accelerator(
     settings: LoopSettings, report_to: Sequence[str] = (), project_dir: str | None = None
 ) -> Accelerator:
-    """Makes the accelerator in the right precision, and gives this process its share of the cores.
+    """Create the accelerator in the right precision, and give this process its share of the cores.
 
-    `accelerate launch` allows each process one thread unless told otherwise; here the cores are shared out evenly.
+    `accelerate launch` allows each process one thread by default; here the cores are divided evenly.
 
     Raises:
-        UserError: A precision that the device has no use of, or an unknown tracker.
+        UserError: The device cannot use the precision, or a tracker is unknown or not installed.
     """
-    # Without being told so, Accelerate takes several processes on a machine that has only a CPU for one.
+    # Accelerate has to be told that several processes without an accelerator belong together.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     if cpu:
         refuse_missing_processes()
@@ -61,15 +61,15 @@ def start_accelerator(
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc keep the memory of large tensors for the next step, instead of giving it back to the system.
+    """Let glibc keep the memory of large tensors for the next step instead of returning it to the system.
 
-    Fresh pages have to be cleared and mapped, which takes a tenth of a training step on a CPU. Whoever sets glibc's own
-    variables knows better, and other C libraries have no such setting: then nothing is done.
+    Clearing and mapping fresh pages takes a tenth of a training step on a CPU. Nothing is changed if glibc's own
+    environment variables are set, or with another C library.
     """
     chosen = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"} & os.environ.keys()
     if chosen or platform.libc_ver()[0] != "glibc":
@@ -81,21 +81,21 @@ def keep_freed_memory() -> None:
 
 
 def muon_in_float32() -> None:
-    """Makes timm's Muon orthogonalise its updates in float32 instead of bfloat16, for which it has no argument.
+    """Let timm's Muon orthogonalise its updates in float32 instead of bfloat16, for which it has no argument.
 
-    A CPU without instructions for bfloat16 emulates them at a quarter of float32's speed: an FRSKD step of ResNet-18
-    then spends more time in the optimizer than in all else.
+    A CPU without bfloat16 instructions emulates them at a quarter of the speed of float32; the optimizer would then
+    take more time than the rest of an FRSKD step of ResNet-18.
     """
     muon.zeropower_via_newtonschulz = functools.partial(muon.zeropower_via_newtonschulz, dtype=torch.float32)
 
 
 def step_seed(*parts: int) -> int:
-    """A seed for torch's global generator that follows from whole numbers alone."""
+    """Derive a seed for torch's global generator from integers."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
 
 
 def machine_name() -> str:
-    """The processor's name, as the system tells it."""
+    """Return the name of the processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -106,16 +106,16 @@ def machine_name() -> str:
 
 
 def precision(settings: LoopSettings, device: torch.device) -> str:
-    """Accelerate's name of the precision: 'bf16' where the hardware is made for it, 'fp16' where asked for, else 'no'.
+    """Return Accelerate's name of the precision: 'bf16' if the hardware supports it, 'fp16' on request, else 'no'.
 
     Raises:
-        UserError: float16 on a CPU, which has no use of it.
+        UserError: float16 was requested on a CPU.
     """
     if not settings.amp:
         return "no"
     if settings.amp_dtype == "float16":
         if device.type == "cpu":
-            raise UserError("--amp-dtype float16 needs a GPU; use bfloat16 or leave it out.")
+            raise UserError("--amp-dtype float16 needs a GPU; use bfloat16 or omit it.")
         return "fp16"
     if settings.amp_dtype == "bfloat16" or _fast_bfloat16(device):
         return "bf16"
@@ -131,7 +131,7 @@ def _fast_bfloat16(device: torch.device) -> bool:
 
 
 def is_loss_of_a_process(error: Exception) -> bool:
-    """Whether an error comes from another process of the run having ended."""
+    """Return whether an error was caused by the end of another process of the run."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return False
     words = ("gloo", "connection closed by peer", "connection reset", "broken pipe", "nccl")

@@ -11,16 +11,17 @@ from frskd_train.checkpoint import checkpoint_name
 
 @dataclass
 class RunState:
-    """A place in a run, as a checkpoint keeps it.
+    """The progress of a run, as a checkpoint stores it.
 
     Attributes:
-        score: Name of the score, in percent, that says which epoch is the best.
-        epoch: Epochs that are over.
-        step: Steps of the current epoch that are over.
-        updates: Optimizer updates since the start.
-        history: One row for each epoch that is over.
-        best: Score of the best epoch, and the checkpoint that holds it.
-        earlier_seconds: Time that earlier parts of the run took.
+        score: Name of the score, in percent, that decides which epoch is the best.
+        epoch: Number of finished epochs.
+        step: Number of finished steps of the current epoch.
+        updates: Number of optimizer updates so far.
+        history: One row per finished epoch.
+        best: Score and checkpoint of the best epoch.
+        earlier_seconds: Duration of the run before it was resumed.
+        last_checkpoint: The checkpoint that was written or loaded last.
     """
 
     score: str
@@ -36,47 +37,41 @@ class RunState:
 
     @classmethod
     def from_saved(cls, state: Mapping[str, Any], checkpoint: Path, score: str) -> "RunState":
-        """The place that a checkpoint was made at."""
+        """Restore the state that a checkpoint holds."""
         kept = {name: state[name] for name in ("epoch", "step", "updates", "history", "best")}
         if kept["best"] and not (checkpoint.parent / kept["best"]["checkpoint"]).is_dir():
-            kept["best"] = None  # deleted when a better one came, which this run has now turned its back on
+            kept["best"] = None  # pruned after a better one that this run has now abandoned
         return cls(score, **kept, earlier_seconds=state["seconds"], last_checkpoint=checkpoint)
 
     def to_saved(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {
-            "epoch": self.epoch,
-            "step": self.step,
-            "updates": self.updates,
-            "history": self.history,
-            "best": self.best,
-            "seconds": self.seconds,
-        }
+        """Return what a checkpoint stores."""
+        names = ("epoch", "step", "updates", "history", "best", "seconds")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def place(self) -> str:
-        """The place in words, the epoch counted from 1."""
+        """Epoch, counted from 1, and step in words."""
         return f"epoch {self.epoch + 1}, step {self.step}"
 
     @property
     def seconds(self) -> float:
-        """Time that the run has taken, all parts together."""
+        """Duration of the run, including the time before it was resumed."""
         return self.earlier_seconds + time.perf_counter() - self._began
 
     def minutes_since_checkpoint(self) -> float:
-        """Time since the last checkpoint of this process."""
+        """Return the minutes since this process saved its last checkpoint."""
         return (time.perf_counter() - self._saved) / 60
 
     def note_checkpoint(self, checkpoint: Path) -> None:
-        """Notes that a checkpoint was written."""
+        """Record that a checkpoint was written."""
         self._saved = time.perf_counter()
         self.last_checkpoint = checkpoint
 
     def finish_epoch(self, row: Mapping[str, Any]) -> None:
-        """Closes the current epoch with its row of figures."""
+        """Close the current epoch with its row of results."""
         self.epoch += 1
         self.step = 0
         self.history.append({"epoch": self.epoch, **row})
         if self.score in row and (self.best is None or row[self.score] > self.best[self.score]):
-            # The checkpoint that is written next.
+            # Names the checkpoint that is written next.
             self.best = {self.score: row[self.score], "epoch": self.epoch, "checkpoint": checkpoint_name(self.updates)}

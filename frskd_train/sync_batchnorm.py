@@ -1,13 +1,10 @@
-"""Batch normalisation over all processes, on CPU too, and batches that are too small for it.
-
-torch's SyncBatchNorm refuses CPU tensors; this one needs nothing but a differentiable sum over processes.
-"""
+"""Batch normalisation over all processes, and batches that are too small for it."""
 
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -17,7 +14,7 @@ from frskd_timm.task import StudentTask
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """A sum over processes that a gradient passes: each process's loss depends on every process's input."""
+    """A differentiable sum over processes: each process's loss depends on every process's input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -27,22 +24,20 @@ class _SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.clone()
-        dist.all_reduce(grad)
-        return grad
+        return _SumOverProcesses.forward(ctx, grad)
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """`BatchNorm2d` whose statistics are those of the batches of all processes together, in float32."""
+    """`BatchNorm2d` with the statistics of all processes together, in float32; torch's own needs a GPU."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalises [B, C, H, W]; like the plain layer in evaluation or in one process."""
+        """Normalise [B, C, H, W]; like the plain layer in evaluation or in one process."""
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(input)
         with torch.autocast(input.device.type, enabled=False):
             x = input.float()
             channels = x.shape[1]
-            # Mean first, then the squares around it: the difference of two large sums would lose digits.
+            # Mean first, then squared deviations: the difference of two large sums would lose precision.
             count = torch.full((1,), float(x.numel() // channels), device=x.device)
             total = _SumOverProcesses.apply(torch.cat([x.sum(dim=(0, 2, 3)), count]))
             n = total[-1].detach()
@@ -63,33 +58,40 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
 
 class SyncedBatchNormAct2d(SyncedBatchNorm2d, BatchNormAct2d):
-    """The same for timm's batch normalisation with an activation."""
+    """The same for timm's batch normalisation with activation."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalises, drops out and activates [B, C, H, W]."""
+        """Normalise, drop out and activate [B, C, H, W]."""
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return BatchNormAct2d.forward(self, input)
         return self.act(self.drop(SyncedBatchNorm2d.forward(self, input)))
 
 
-def synchronise_norms(module: nn.Module) -> None:
-    """Turns every BatchNorm2d below a module into a synchronised one, in place, without touching its state."""
+def synchronise_norms(module: nn.Module, device: torch.device) -> None:
+    """Turn every BatchNorm2d of a module into a synchronised one, in place, without touching its state.
+
+    Changing the class, unlike torch's conversion, keeps hooks and references to the layers.
+    """
+    on_cpu = device.type == "cpu"
+    classes: dict[type, Any] = {
+        nn.BatchNorm2d: SyncedBatchNorm2d if on_cpu else nn.SyncBatchNorm,
+        BatchNormAct2d: SyncedBatchNormAct2d if on_cpu else SyncBatchNormAct,
+    }
     for child in module.modules():
-        if type(child) is nn.BatchNorm2d:
-            child.__class__ = SyncedBatchNorm2d
-        elif type(child) is BatchNormAct2d:
-            child.__class__ = SyncedBatchNormAct2d
+        if type(child) in classes:
+            child.__class__ = classes[type(child)]
+            child.process_group = None  # type: ignore[assignment]  # all processes; torch's layer reads it
 
 
 def refuse_single_values(task: StudentTask, input_size: tuple[int, int, int]) -> None:
-    """Makes sure that a batch of one image can be trained on.
+    """Make sure that a batch of one image can be trained on.
 
     Args:
-        task: Student and what is around it.
+        task: The student's task.
         input_size: (channels, height, width) of the images.
 
     Raises:
-        UserError: A batch normalisation would see a single value a channel, whose variance it cannot take.
+        UserError: A batch normalisation layer would see a single value per channel, which has no variance.
     """
     task.train()
     names: dict[nn.Module, str] = {module: name for name, module in task.named_modules()}
@@ -110,13 +112,13 @@ def refuse_single_values(task: StudentTask, input_size: tuple[int, int, int]) ->
     if single:
         height, width = input_size[1:]
         raise UserError(
-            f"A batch of one {height}x{width} image leaves batch normalisation a single value a channel ({single[0]} "
-            "first): give --batch-size 2 or more and two training images a process, or a larger --img-size."
+            f"A batch of one {height}x{width} image gives batch normalisation a single value per channel ({single[0]} "
+            "first); use --batch-size 2 or more with two training images per process, or a larger --img-size."
         )
 
 
 def broadcast_buffers(module: nn.Module) -> None:
-    """Gives every process the main one's buffers (running statistics), before validation and export."""
+    """Copy the main process's buffers (running statistics) to all processes, before validation and export."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)

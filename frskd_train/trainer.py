@@ -89,7 +89,7 @@ class Trainer:
         if loop.channels_last:
             self.task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if loop.sync_bn:
-            synchronise_norms(self.task)
+            synchronise_norms(self.task, accelerator.device)
         process: dict[str, Any] = {
             "rank": accelerator.process_index,
             "world_size": accelerator.num_processes,

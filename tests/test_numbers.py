@@ -1,5 +1,6 @@
 """Numbers that go wrong in training are said."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -7,12 +8,14 @@ import pytest
 import torch
 from runs import small, train_here
 from safetensors.torch import load_file
+from timm.layers import BatchNormAct2d
 from torch import Tensor
 
 from frskd_timm.errors import UserError
 from frskd_train.checkpoint import latest_checkpoint
 from frskd_train.data.batches import TrainBatches
 from frskd_train.meter import TrainMeter, learning_note
+from frskd_train.sync_batchnorm import synchronise_norms
 
 
 def test_a_loss_that_is_no_number_is_named(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,10 +77,22 @@ def test_a_student_that_learns_nothing_is_noticed() -> None:
 
 def test_a_batch_of_one_image_is_refused_where_normalisation_cannot_take_it(places: Path, tmp_path: Path) -> None:
     flags = small(places, "--batch-size", 1, "--epochs", 1, "--train-num-samples", 6, "--output-dir", tmp_path / "run")
-    sentence = r"one 32x32 image .*single value a channel \(student\.layer4.* --batch-size 2 .* --img-size"
+    sentence = r"one 32x32 image .*single value per channel \(student\.layer4.* --batch-size 2 .* --img-size"
     for method in ("frskd", "ce"):
         with pytest.raises(UserError, match=sentence):
             train_here(*flags, "--img-size", 32, "--method", method)
     assert not (tmp_path / "run").exists()
     train_here(*flags, "--img-size", 64)
     assert (tmp_path / "run" / "student" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_synchronised_normalisation_of_one_process_is_the_plain_one(device: str) -> None:
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(torch.nn.BatchNorm2d(3), BatchNormAct2d(3), torch.nn.BatchNorm2d(3))
+    synchronised = copy.deepcopy(plain)
+    synchronise_norms(synchronised, torch.device(device))
+    assert not {type(layer) for layer in plain} & {type(layer) for layer in synchronised}
+    images = torch.randn(4, 3, 5, 5)
+    assert torch.equal(plain.eval()(images), synchronised.eval()(images))
+    assert plain.state_dict().keys() == synchronised.state_dict().keys()

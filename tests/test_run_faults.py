@@ -1,12 +1,14 @@
-"""The run's folder: which ones a new run may use."""
+"""Folders and images that a run cannot use: one sentence, and nothing lost."""
 
 import os
 from pathlib import Path
 
 import pytest
+from pictures import encoded, picture, pictures, save, split
 from runs import small, train_here
 
 from frskd_timm.errors import UserError
+from frskd_train.checkpoint import all_checkpoints, latest_checkpoint, load_state
 from frskd_train.run_folder import RunFolder
 
 
@@ -43,3 +45,27 @@ def test_what_a_killed_run_leaves_does_not_take_the_folder(tmp_path: Path) -> No
     (tmp_path / ".mine").touch()
     with pytest.raises(UserError, match=r"\.mine"):
         folder.refuse_if_taken()
+
+
+def broken(count: int, good: int = 0) -> object:
+    rows = [encoded(picture(k)) if k < good else {"bytes": b"not an image", "path": None} for k in range(count)]
+    return split(rows, [k % 3 for k in range(count)])
+
+
+def test_a_run_whose_validation_fails_keeps_its_epoch(tmp_path: Path) -> None:
+    save(tmp_path / "data", train=pictures(24), test=broken(9, good=6))
+    run, flags = tmp_path / "run", ["--dataset", tmp_path / "data", "--data-mode", "stream", "--val-interval", 2]
+    with pytest.raises(UserError, match="--bad-images skip"):
+        train_here(*small(tmp_path, *flags, "--output-dir", run))
+    state = load_state(latest_checkpoint(run / "checkpoints"))  # type: ignore[arg-type]
+    assert (state["epoch"], state["step"]) == (1, 6)
+    train_here("--resume", run, "--bad-images", "skip")
+    assert (run / "student" / "model.safetensors").is_file()
+
+
+def test_training_images_that_vanish_stop_the_run_without_a_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path / "data", train=broken(24), test=pictures(9))
+    flags = ["--dataset", tmp_path / "data", "--data-mode", "stream", "--bad-images", "skip"]
+    with pytest.raises(UserError, match=r"not an image|cannot be"):
+        train_here(*small(tmp_path, *flags, "--output-dir", tmp_path / "run"))
+    assert not all_checkpoints(tmp_path / "run" / "checkpoints")
