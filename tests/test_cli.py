@@ -9,7 +9,7 @@ from conftest import ROOT, run_script
 from frskd_train.cli import COMMANDS
 
 FRSKD = [sys.executable, "-m", "frskd_train"]
-EXTRA = ("accelerate", "datasets", "matplotlib", "psutil", "pyarrow", "torchmetrics", "tyro")  # core never needs these
+EXTRA = ("accelerate", "datasets", "matplotlib", "pyarrow", "tyro")  # core never needs these
 
 
 def block(*packages: str) -> str:
