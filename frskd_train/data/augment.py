@@ -155,15 +155,7 @@ class Mix:
 
 @dataclass(frozen=True)
 class ResizedCrop:
-    """RandomResizedCrop of images in memory.
-
-    Attributes:
-        size: Height and width of the result.
-        scale: Smallest and largest share of the area.
-        ratio: Smallest and largest aspect ratio.
-        interpolation: Resizing filter.
-        aspect: Width over height of each training image before it was resized, [N].
-    """
+    """RandomResizedCrop of images in memory; `aspect` is width over height of each before it was resized, [N]."""
 
     size: int
     scale: tuple[float, float]

@@ -65,13 +65,7 @@ class Cache:
 
 
 def decode_all(split: Split, transform: SampleTransform, bad_images: Literal["stop", "skip"], progress: bool) -> Cache:
-    """Decodes all samples of a split in threads.
-
-    Args:
-        split: Its rows in use.
-        transform: How samples are kept; gives all images one size where targets are not dense.
-        bad_images: Whether an image that cannot be used stops or is left out.
-        progress: Show a bar if it takes more than a few seconds.
+    """Decodes all samples of a split in threads; `transform` gives them one size unless targets are dense.
 
     Raises:
         UserError: An image that cannot be used if those stop, or none that can.

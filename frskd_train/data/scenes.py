@@ -1,8 +1,8 @@
 """Scenes to segment, composed on the spot from the garments of the Fashion-MNIST sample; their masks are exact."""
 
-from collections.abc import Iterator, Mapping
+from collections import UserDict
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import datasets
@@ -31,12 +31,7 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Scenes:
-    """Images and their masks.
-
-    Attributes:
-        images: [N, 3, H, W].
-        masks: Class of each pixel, 0 the background, [N, H, W].
-    """
+    """Images [N, 3, H, W] and their masks, the class of each pixel, 0 the background, [N, H, W]."""
 
     images: Bytes
     masks: Bytes
@@ -45,32 +40,21 @@ class Scenes:
 def composed_source(train_num_samples: int | None) -> Source:
     """The scenes as a dataset with the columns `image` and `mask`; a split is composed when it is asked for."""
     class_names = [BACKGROUND, *read_sample().splits["train"].features["label"].names]
-    return Source(SCENES_INFO, _ComposedSplits(COUNTS | {"train": train_num_samples or COUNTS["train"]}), class_names)
+    splits = _ComposedSplits(COUNTS | {"train": train_num_samples or COUNTS["train"]})
+    return Source(SCENES_INFO, splits, class_names)
 
 
-class _ComposedSplits(Mapping[str, datasets.Dataset]):
-    def __init__(self, counts: Mapping[str, int]) -> None:
-        self._counts = counts
-        self._compose = cache(self._compose_split)
-
-    def __len__(self) -> int:
-        return len(self._counts)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._counts)
+class _ComposedSplits(UserDict[str, Any]):
+    """Numbers of scenes by split, which become datasets when they are asked for."""
 
     def __getitem__(self, split: str) -> datasets.Dataset:
-        return self._compose(split, self._counts[split])
-
-    @staticmethod
-    def _compose_split(split: str, count: int) -> datasets.Dataset:
-        scenes, _ = compose(split, count)
-        columns = {
-            "image": [_uncompressed(image.transpose(1, 2, 0)) for image in scenes.images],
-            "mask": [_uncompressed(mask) for mask in scenes.masks],
-        }
-        features = datasets.Features(image=datasets.Image(), mask=datasets.Image())
-        return datasets.Dataset.from_dict(columns, features=features)
+        if isinstance(self.data[split], int):
+            scenes, _ = compose(split, self.data[split])
+            images = [_uncompressed(image.transpose(1, 2, 0)) for image in scenes.images]
+            columns = {"image": images, "mask": [_uncompressed(mask) for mask in scenes.masks]}
+            features = datasets.Features(image=datasets.Image(), mask=datasets.Image())
+            self.data[split] = datasets.Dataset.from_dict(columns, features=features)
+        return self.data[split]
 
 
 def _uncompressed(pixels: Bytes) -> dict[str, Any]:

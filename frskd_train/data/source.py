@@ -2,8 +2,6 @@
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
@@ -63,28 +61,17 @@ def _from_folder(folder: Path, settings: DataSettings) -> Source:
             raise UserError(f"--dataset-{setting} is for datasets on the Hub, but {folder} is a local folder.")
     class_names: list[str] | None = None
     notes: list[str] = []
-    with _no_progress_bars():
-        if is_voc_folder(folder):
-            splits, class_names = read_voc(folder)
-        elif is_image_folder(folder) and not (is_saved(folder) or has_metadata(folder)):
-            splits, notes = read_image_folder(folder)
-        else:
-            splits = read_files(folder)
+    datasets.disable_progress_bars()  # of reading local files
+    if is_voc_folder(folder):
+        splits, class_names = read_voc(folder)
+    elif is_image_folder(folder) and not (is_saved(folder) or has_metadata(folder)):
+        splits, notes = read_image_folder(folder)
+    else:
+        splits = read_files(folder)
     known = next(iter(splits.values())).info
     name = printable(folder.resolve().name)
     info = SourceInfo(slug(name), name, known.license or None, known.homepage or None)
     return Source(info, splits, class_names, tuple(notes))
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
 
 
 def _load_from_hub(settings: DataSettings) -> Source:

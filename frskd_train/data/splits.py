@@ -25,12 +25,7 @@ VALIDATION_SPLITS = ("validation", "val", "valid", "dev", "test", "testing")
 
 @dataclass(frozen=True)
 class Sample:
-    """An image and its target.
-
-    Attributes:
-        image: As Pillow decoded it, or uint8 [C, H, W] from memory.
-        target: A class number, or uint8 [H, W]: the class of each pixel.
-    """
+    """An image, as Pillow decoded it or uint8 [C, H, W] from memory, and its target: see the kinds of `Targets`."""
 
     image: Image.Image | Tensor
     target: Tensor
@@ -91,7 +86,7 @@ class Split:
 
 
 def choose_splits(names: Collection[str], train: str | None, val: str | None) -> tuple[str, str | None]:
-    """Chooses the split to train on and the one to validate on.
+    """Chooses among the names of a dataset's splits the one to train on and the one to validate on.
 
     Args:
         names: The splits that the dataset has.
@@ -128,11 +123,7 @@ def training_splits(
     class_names: list[str] | None,
     mode: Literal["L", "RGB"],
 ) -> tuple[Split, Split]:
-    """Chooses the rows to train on and those to validate on, before an image is decoded.
-
-    Raises:
-        UserError: A split, column or target that cannot be used.
-    """
+    """Chooses the rows to train on and those to validate on, before an image is decoded; raises UserError."""
     train_name, val_name = choose_splits(splits, data.train_split, data.val_split)
     used = _loaded(splits, [train_name] if val_name is None else [train_name, val_name], data)
     targets = kind(used, data, class_names)

@@ -108,18 +108,9 @@ class TrainingData(ValidationData):
         device: torch.device | str = "cpu",
         channels_last: bool = True,
     ) -> TrainBatches:
-        """Makes the training batches of one process.
+        """Makes the training batches of one process, of `batch_size` images each, on a device.
 
-        Args:
-            batch_size: Images in a batch of one process.
-            rank: This process.
-            world_size: Number of processes.
-            seed: Of order and augmentation.
-            device: Where batches are put together, and images in memory kept.
-            channels_last: Give NHWC memory.
-
-        Raises:
-            UserError: There are fewer images than processes.
+        Order and augmentation follow from the seed. Raises UserError if there are fewer images than processes.
         """
         order = Order.of(self.num_train, batch_size, rank, world_size, seed)
         device = torch.device(device)

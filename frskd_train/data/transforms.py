@@ -43,11 +43,7 @@ def as_is(sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
 
 
 class EvalTransform:
-    """The validation's resize and crop, by timm; images that fit already take a short cut.
-
-    Args:
-        preprocessing: Size, filter and crop.
-    """
+    """The validation's resize and crop, by timm; images that fit already take a short cut."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         height, width = preprocessing.input_size[1:]
@@ -70,13 +66,7 @@ class EvalTransform:
 
 @dataclass(frozen=True)
 class Squash:
-    """Resizes to one size for all, without keeping the aspect ratio: random crops restore it.
-
-    Attributes:
-        width: Of the result.
-        height: Of the result.
-        interpolation: Resizing filter.
-    """
+    """Resizes to one size for all, without keeping the aspect ratio: random crops restore it."""
 
     width: int
     height: int
@@ -93,14 +83,7 @@ class Squash:
 
 @dataclass(frozen=True)
 class PolicyTransform:
-    """timm's training transforms of one image: random resized crop if wanted, then a policy or colour jitter.
-
-    Attributes:
-        crop: Image to image; None leaves it to `fit`.
-        colours: Timm's AutoAugment policy or colour jitter, image to image.
-        fit: Image to uint8 [C, H, W].
-        is_random: Whether anything of this draws random numbers.
-    """
+    """timm's training transforms of one image: random resized crop if wanted, else `fit`; a policy or colour jitter."""
 
     crop: Callable[[Any], Image.Image] | None
     colours: Callable[[Any], Image.Image]
@@ -164,8 +147,7 @@ class DenseTransform:
     Attributes:
         crop: Height and width of the result. Where the scaled image is smaller, it is padded.
         resize: Smallest and largest factor of the image's size.
-        hflip: Chance of a horizontal flip.
-        vflip: Chance of a vertical flip.
+        hflip: Chance of a horizontal flip, as vflip of a vertical one.
         color_jitter: Strength of random brightness, contrast and saturation of the image.
         fill: Colour of the padding, one byte per channel; the mask is padded with 255.
         interpolation: Resizing filter of the image; the mask takes the nearest pixel.

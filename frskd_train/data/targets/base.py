@@ -35,15 +35,12 @@ class Targets(ABC):
     def __init__(
         self, splits: Mapping[str, datasets.Dataset], data: DataSettings, class_names: list[str] | None
     ) -> None:
-        """Finds the columns and checks what can be checked without decoding.
+        """Finds the columns and checks what can be checked without decoding; raises UserError.
 
         Args:
             splits: The splits in use, the one that knows the classes first.
             data: The settings of the dataset.
             class_names: Where the dataset's source names the classes.
-
-        Raises:
-            UserError: A column or a label that cannot be used.
         """
 
     @abstractmethod
@@ -52,19 +49,14 @@ class Targets(ABC):
 
     @abstractmethod
     def hold_out(self, split: str, fraction: float) -> tuple[Rows, Rows]:
-        """Divides the rows of a split into training and validation rows, always in the same way; both ascending.
+        """Divides the rows of a split into rows to train and to validate on, always the same ones, both ascending.
 
-        Raises:
-            UserError: Nothing is left for one of the two.
+        Raises UserError if nothing is left for one of the two.
         """
 
     @abstractmethod
     def subset(self, split: str, rows: Rows, count: int) -> Rows:
-        """Chooses `count` of the rows, always the same ones; ascending.
-
-        Raises:
-            UserError: There are too few.
-        """
+        """Chooses `count` of the rows, always the same ones, ascending; raises UserError if there are too few."""
 
     @abstractmethod
     def digest(self, split: str, rows: Rows) -> bytes:
@@ -72,15 +64,9 @@ class Targets(ABC):
 
     @abstractmethod
     def match(self, split: str, rows: Rows, known: Sequence[str] | None) -> None:
-        """Renumbers the classes as a trained model knows them.
+        """Renumbers the classes of the rows as a trained model knows them, in the order of its outputs, if it does.
 
-        Args:
-            split: The split to evaluate on.
-            rows: Its rows in use.
-            known: The model's classes in the order of its outputs; None keeps the dataset's own.
-
-        Raises:
-            UserError: A class that the model does not know.
+        Raises UserError for a class that the model does not know.
         """
 
     def check(self, split: str, row: int, image_size: tuple[int, int], target: Tensor) -> BadImageError | None:
@@ -91,13 +77,7 @@ class Targets(ABC):
         """Names the classes by the targets of the training rows where nothing else does."""
 
     def lost_classes(self, split: str, rows: Rows, kept: Rows) -> str | None:
-        """A sentence about classes of which no row is left for training, or None.
-
-        Args:
-            split: The training split.
-            rows: The rows in use.
-            kept: Those whose images can be read.
-        """
+        """A sentence about classes without a row among `kept`, the rows in use whose images can be read, or None."""
         return None
 
 
@@ -139,11 +119,7 @@ def given_column(features: datasets.Features, setting: str, wanted: str, must_ho
 
 
 def read_class_map(path: str) -> dict[str, int]:
-    """Reads `--class-map`: one class name per line in the order of the numbers, or a name and a number per line.
-
-    Raises:
-        UserError: It cannot be read, a name occurs twice, or numbers are missing.
-    """
+    """Reads `--class-map`: one class name per line in the order of the numbers, or a name and a number per line."""
     try:
         lines = [line.strip() for line in Path(path).expanduser().read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
