@@ -10,7 +10,7 @@ from torch import Tensor
 
 from frskd_timm.errors import UserError
 from frskd_train.checkpoint import checkpoint_name, load_state, prune, restore, save_checkpoint, set_aside_after
-from frskd_train.device import start_accelerator, step_seed
+from frskd_train.device import start_accelerator, step_seed, to_channels_last
 from frskd_train.errors import exit_process, keep_until_exit
 from frskd_train.evaluate import Scores
 from frskd_train.meter import TrainMeter, learning_note
@@ -87,7 +87,7 @@ class Trainer:
         self.student = self.job.build_student(self.data)
         self.task = self.job.build_task(self.student, self.data)
         if loop.channels_last:
-            self.task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            to_channels_last(self.task)
         if loop.sync_bn:
             synchronise_norms(self.task, accelerator.device)
         process: dict[str, Any] = {

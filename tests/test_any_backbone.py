@@ -15,6 +15,7 @@ import frskd_timm  # noqa: F401  (registers the students)
 from frskd_timm.errors import UserError
 from frskd_timm.pyramid import Pyramid, choose_levels
 from frskd_timm.task import FRSKDTask
+from frskd_train.device import to_channels_last
 
 TYPICAL = (
     "test_resnet test_vit test_convnext swin_tiny_patch4_window7_224 test_efficientnet mobilenetv4_conv_small",
@@ -77,6 +78,25 @@ def test_the_document_s_example() -> None:
     exec(code, names)
     pyramid = names["task"].pyramid
     assert code.rstrip().endswith(f"# {(pyramid.channels, pyramid.sizes)}")
+
+
+@pytest.mark.parametrize(("channels", "stride"), [(3, 2), (15, (2, 3)), (2, 2)])
+def test_strided_pointwise_convolutions_survive_channels_last(channels: int, stride: Any) -> None:
+    """At these shapes torch 2.13's CPU gradient corrupts the heap; the same numbers must come out without it."""
+    plain = nn.Sequential(nn.Conv2d(channels, 48, 1, stride, bias=False))
+    other = copy.deepcopy(plain)
+    to_channels_last(other)
+    assert other.state_dict().keys() == plain.state_dict().keys()
+    inputs = torch.randn(2, channels, 96, 96)
+    for _ in range(3):
+        outputs = [plain(inputs), other(inputs.contiguous(memory_format=torch.channels_last))]
+        grads = [
+            torch.autograd.grad(out.square().sum(), net[0].weight)
+            for out, net in zip(outputs, (plain, other), strict=True)
+        ]
+        assert outputs[1].is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(*outputs)
+        torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-2)
 
 
 @pytest.mark.parametrize(
