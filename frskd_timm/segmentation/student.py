@@ -1,4 +1,4 @@
-"""Segmentation students: any timm backbone under the decoder of FRSKD's segmentation experiments."""
+"""Segmentation students: any timm backbone with the decoder of FRSKD's segmentation experiments."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,19 +7,20 @@ import numpy as np
 import timm
 import torch
 from huggingface_hub import PyTorchModelHubMixin
+from PIL import Image
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.lookup import known_cfg
-from frskd_timm.pyramid import Pyramid
+from frskd_timm.pyramid import Pyramid, evaluating
 from frskd_timm.segmentation.decoder import FeaturePyramid, PixelHead, SumBiFPN
 
 MAX_LEVELS = 4  # p2..p5
-PROBE = 128  # pixels of the image that finds out a backbone's levels
-# Of what a backbone's input has to be a multiple: the first whose odd multiples work. Halved, they are odd again.
-MULTIPLES = {1: (97, 113), 4: (100, 116), 16: (112, 80), 32: (96, 160)}
+PROBES = (128, 224)  # sides of the images that find out a backbone's levels; 224 suits every patch size in use
+# What a backbone's input must be a multiple of: the first whose odd multiples work.
+MULTIPLES = {1: (97, 113), 4: (100, 116), 14: (98, 126), 16: (112, 80), 32: (96, 160), 128: (128, 384)}
 
 CARD = """---
 {{ card_data }}
@@ -33,7 +34,7 @@ A network for semantic segmentation, trained with `frskd_timm` (FRSKD, arXiv 210
 from frskd_timm.segmentation import SegmentationStudent
 
 student = SegmentationStudent.from_pretrained("{{ repo_id | default("FOLDER OR OWNER/NAME", true) }}")
-classes = student.segment(image)  # a PIL image to [height, width] of class numbers
+classes = student.segment(image)  # PIL image -> class indices [height, width]
 ```
 """
 
@@ -52,26 +53,27 @@ class SegmentationStudent(
     below, `model.safetensors` the weights.
 
     Args:
-        backbone: Any timm model with feature maps (`forward_intermediates`); made with random weights.
+        backbone: Name of any timm model with feature maps (`forward_intermediates`); it gets random weights.
         num_classes: Number of classes.
         channels: Channels of all levels of the decoder.
         layers: BiFPN layers.
         in_chans: Channels of the images.
-        mean: Mean a channel that the images are normalised with, of images in 0..1.
-        std: Standard deviation a channel.
-        class_names: One name a class, in the order of the logits.
-        backbone_args: More arguments of `timm.create_model`.
+        mean: Mean per channel that the images are normalised with, for images in 0..1.
+        std: Standard deviation per channel.
+        class_names: One name per class, in the order of the logits.
+        backbone_args: Further arguments of `timm.create_model`.
 
     Attributes:
         backbone: The timm model without its head.
-        backbone_args: The arguments that `timm.create_model` was given beside name, classes and channels.
-        levels: Which of the backbone's maps the decoder takes, fine to coarse.
-        probe: Height and width of an image that the backbone takes for certain.
-        num_levels: Number of maps that `forward_features` gives: two more than the backbone's.
-        multiple: Images are padded to a multiple of this many pixels, which is 1 for convolutional backbones.
+        backbone_args: The arguments of `timm.create_model` other than name, classes and channels.
+        levels: Indices of the backbone's maps that the decoder takes, fine to coarse.
+        probe: Height and width of a small image that the backbone takes without padding.
+        num_levels: Number of maps that `forward_features` returns: two more than the backbone's.
+        multiple: Images are padded to a multiple of this many pixels, 1 for convolutional backbones.
+        fixed_size: (height, width) of the only images that the backbone takes; None where it takes others too.
 
     Raises:
-        UserError: timm has no such model, or it gives no usable maps.
+        UserError: timm has no such model, or it offers no usable maps.
     """
 
     def __init__(
@@ -91,43 +93,49 @@ class SegmentationStudent(
             raise UserError(f"class_names has {len(class_names)} names, but there are {num_classes} classes.")
         self.backbone_name, self.num_classes, self.channels, self.in_chans = backbone, num_classes, channels, in_chans
         self.mean, self.std, self.class_names = tuple(mean), tuple(std), list(class_names or ())
-        arguments = dict(backbone_args or {})
-        self.probe = probe_size(arguments)
-        self.backbone, self.levels, backbone_channels, self.backbone_args = _make_backbone(
-            backbone, in_chans, self.probe, arguments
-        )
-        self.multiple = 1 if "img_size" in arguments else _find_multiple(self.backbone, in_chans)
+        self.backbone, self.backbone_args = _make_backbone(backbone, in_chans, dict(backbone_args or {}))
+        pyramid, self.probe = _make_pyramid(self.backbone, in_chans, probe_size(backbone_args))
+        self.levels = pyramid.indices
+        prune: Any = getattr(self.backbone, "prune_intermediate_layers", None)
+        if prune is not None:
+            prune(self.levels, prune_norm=True, prune_head=True)
+        multiple = _find_multiple(self.backbone, in_chans)
+        self.multiple = multiple or 1
+        self.fixed_size = None if multiple else self.probe
         self.num_levels = len(self.levels) + 2
-        self.pyramid = FeaturePyramid(backbone_channels, channels)
+        self.pyramid = FeaturePyramid(pyramid.channels, channels)
         self.bifpn = nn.ModuleList(SumBiFPN(self.num_levels, channels) for _ in range(layers))
         self.head = PixelHead(channels, num_classes)
         _freeze_unreached(self.backbone, lambda: self.backbone_maps(_blank(self.backbone, in_chans, self.probe)))
 
     def config(self) -> dict[str, Any]:
-        """The arguments that it was made with, as `config.json` holds them."""
+        """Return the arguments of the constructor, as stored in `config.json`."""
         config: Any = self._hub_mixin_config
         return dict(config)
 
     @classmethod
     def _load_as_safetensor(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
-        # huggingface_hub's default would leave weights that are missing from the file as they were drawn.
+        # huggingface_hub's default would leave weights that are missing from the file at their random values.
         return super()._load_as_safetensor(model, model_file, map_location, strict=True)
 
     def backbone_maps(self, images: Tensor) -> list[Tensor]:
-        """The backbone's maps [B, C_i, H_i, W_i] that the decoder is built on, of images it takes without padding."""
+        """Return the backbone's maps [B, C_i, H_i, W_i] that the decoder takes, of images that need no padding."""
         return self.backbone.forward_intermediates(images, indices=self.levels, intermediates_only=True)  # type: ignore[operator]
 
     def forward_features(self, images: Tensor, finest_only: bool = False) -> list[Tensor]:
-        """The decoder's maps.
+        """Compute the decoder's maps.
 
         Args:
-            images: Normalised, [B, in_chans, H, W], of any size.
+            images: Normalised images [B, in_chans, H, W] of any size.
             finest_only: Leave out what the logits do not need.
 
         Returns:
-            `num_levels` maps [B, channels, H_i, W_i], fine to coarse; the first one alone with `finest_only`.
+            `num_levels` maps [B, channels, H_i, W_i], fine to coarse; only the first one with `finest_only`.
+
+        Raises:
+            UserError: The backbone does not take images of this size.
         """
-        height, width = self._padded(images.shape[-2:])
+        height, width = self.padded_size(images.shape[-2:])
         if (height, width) != tuple(images.shape[-2:]):
             images = F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
         maps = self.pyramid(self.backbone_maps(images))
@@ -136,75 +144,92 @@ class SegmentationStudent(
         return maps
 
     def forward_head(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        """Logits [B, num_classes, *size] from the finest of the decoder's maps of images of that size."""
+        """Return logits [B, num_classes, *size] from the finest of the decoder's maps of images of that size."""
         return self.to_pixels(self.head(maps[0]), size)
 
     def to_pixels(self, logits: Tensor, size: Sequence[int]) -> Tensor:
-        """Logits [B, K, h, w] of the finest map to [B, K, *size], bilinear (half-pixel), in float32."""
-        whole = F.interpolate(logits.float(), self._padded(size), mode="bilinear", align_corners=False)
+        """Resize logits [B, K, h, w] of the finest map to [B, K, *size], bilinearly (half-pixel), in float32."""
+        whole = F.interpolate(logits.float(), self.padded_size(size), mode="bilinear", align_corners=False)
         return whole[..., : size[0], : size[1]]
 
-    def _padded(self, size: Sequence[int]) -> tuple[int, int]:
+    def padded_size(self, size: Sequence[int]) -> tuple[int, int]:
+        """Return the height and width that images of this size are padded to at the bottom and right."""
+        if self.fixed_size is not None and tuple(size) != self.fixed_size:
+            height, width = self.fixed_size
+            raise UserError(
+                f"The backbone {self.backbone_name} takes only images of {height}x{width} pixels, not "
+                f"{size[0]}x{size[1]}; choose a size with the backbone argument img_size, or another backbone."
+            )
         return -(-size[0] // self.multiple) * self.multiple, -(-size[1] // self.multiple) * self.multiple
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, num_classes, H, W] of images [B, in_chans, H, W]."""
+        """Return logits [B, num_classes, H, W] of images [B, in_chans, H, W]."""
         return self.forward_head(self.forward_features(images, finest_only=True), images.shape[-2:])
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory in the backbone's backward pass."""
         self.backbone.set_grad_checkpointing(enable)  # type: ignore[operator]
 
-    @torch.inference_mode()
     def segment(self, image: Any) -> Tensor:
-        """Segments one image as in validation: at its own size, normalised with `mean` and `std`.
+        """Segment one image as in validation: at its own size, normalised with `mean` and `std`.
 
         Args:
-            image: A PIL image, or an array [H, W] or [H, W, C] of bytes.
+            image: A PIL image, or a uint8 array [H, W] or [H, W, C]; an alpha channel is ignored.
 
         Returns:
-            Class numbers [H, W] on the CPU.
+            Class indices [H, W] on the CPU.
+
+        Raises:
+            UserError: The array is not a uint8 image, or has another number of channels.
         """
-        array = np.asarray(image.convert("L" if self.in_chans == 1 else "RGB") if hasattr(image, "convert") else image)
+        if not hasattr(image, "convert"):
+            array = np.asarray(image)
+            if array.dtype != np.uint8 or array.ndim not in (2, 3):
+                raise UserError(
+                    f"segment() takes a uint8 array [H, W] or [H, W, C], not {array.dtype} of shape {array.shape}."
+                )
+            image = Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
+        array = np.asarray(image.convert("L" if self.in_chans == 1 else "RGB"))
         weight = next(self.parameters())
         pixels = torch.from_numpy(array.copy()).to(weight.device, weight.dtype) / 255
-        pixels = pixels.reshape(*array.shape[:2], -1).permute(2, 0, 1).expand(self.in_chans, -1, -1)
+        pixels = pixels.reshape(*array.shape[:2], -1).permute(2, 0, 1)
         mean, std = (torch.tensor(v, device=weight.device, dtype=weight.dtype) for v in (self.mean, self.std))
-        was_training = self.training
-        logits = self.eval()((pixels - mean[:, None, None])[None] / std[:, None, None])
-        self.train(was_training)
+        with evaluating(self):
+            logits = self((pixels - mean[:, None, None])[None] / std[:, None, None])
         return logits.argmax(dim=1)[0].cpu()
 
 
-def _make_backbone(
-    name: str, in_chans: int, probe: tuple[int, int], arguments: dict[str, Any]
-) -> tuple[nn.Module, list[int], list[int], dict[str, Any]]:
-    """A timm model without its head, the levels to take of it, their channels, and the arguments that it was given."""
+def _make_backbone(name: str, in_chans: int, arguments: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """Create a timm model without its head; returns it and the arguments that it was created with."""
     cfg = known_cfg(name)
-    # Transformers refuse images of other sizes than their own unless they are told.
+    # Transformers refuse images of another size than their own unless they are told.
     freedoms: list[dict[str, Any]] = [{}]
-    if cfg is not None and cfg.fixed_input_size and "img_size" not in arguments:
+    if cfg is not None and cfg.fixed_input_size:
         freedoms = [{"dynamic_img_size": True}, {"strict_img_size": False}, {}]
     for freedom in freedoms:
         given = {**freedom, **arguments}
         try:
-            model = timm.create_model(name, num_classes=0, in_chans=in_chans, **given)
-            break
-        except TypeError as error:  # no such argument
-            if freedom is freedoms[-1]:
-                raise UserError(f"timm cannot build '{name}' so: {error}") from error
-        except Exception as error:  # a model's own complaint about its arguments
-            raise UserError(f"timm cannot build '{name}' so: {first_line(error)}") from error
-    pyramid = Pyramid(model, (in_chans, *probe), MAX_LEVELS)
-    prune: Any = getattr(model, "prune_intermediate_layers", None)
-    if prune is not None:
-        prune(pyramid.indices, prune_norm=True, prune_head=True)
-    return model, pyramid.indices, pyramid.channels, given
+            return timm.create_model(name, num_classes=0, in_chans=in_chans, **given), given
+        except Exception as error:  # an unknown argument, or the model's own complaint about its arguments
+            if not isinstance(error, TypeError) or freedom is freedoms[-1]:
+                raise UserError(f"Could not create the backbone '{name}': {first_line(error)}.") from error
+    raise AssertionError("not reached")
+
+
+def _make_pyramid(model: nn.Module, in_chans: int, probe: tuple[int, int]) -> tuple[Pyramid, tuple[int, int]]:
+    """Choose the levels of a backbone; returns them and a size of images that it takes."""
+    try:
+        return Pyramid(model, (in_chans, *probe), MAX_LEVELS), probe
+    except UserError:
+        if probe != (PROBES[0], PROBES[0]):  # the user's own size
+            raise
+    probe = (PROBES[1], PROBES[1])
+    return Pyramid(model, (in_chans, *probe), MAX_LEVELS), probe
 
 
 def probe_size(backbone_args: Mapping[str, Any] | None) -> tuple[int, int]:
-    """Height and width of an image that a backbone made with these arguments takes for certain."""
-    size = (backbone_args or {}).get("img_size", PROBE)
+    """Return the height and width of a small image to try a backbone with these arguments on."""
+    size = (backbone_args or {}).get("img_size", PROBES[0])
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
@@ -213,30 +238,23 @@ def _blank(model: nn.Module, in_chans: int, size: tuple[int, int]) -> Tensor:
     return torch.zeros(1, in_chans, *size, device=parameter.device, dtype=parameter.dtype)
 
 
-@torch.no_grad()
-def _find_multiple(model: nn.Module, in_chans: int) -> int:
-    was_training = model.training
-    model.eval()  # no running statistics
+def _find_multiple(model: nn.Module, in_chans: int) -> int | None:
+    """Find what height and width of the input must be a multiple of; None if the model takes one size only."""
     run: Any = model.forward_intermediates
-    try:
+    with evaluating(model):
         for multiple, size in MULTIPLES.items():
             try:
                 run(_blank(model, in_chans, size), intermediates_only=True)
-            except (AssertionError, RuntimeError, ValueError):  # what models say of a size they don't take
+            except (AssertionError, RuntimeError, ValueError):  # what models raise for a size they do not take
                 continue
             return multiple
-    finally:
-        model.train(was_training)
-    return PROBE
+    return None
 
 
 def _freeze_unreached(module: nn.Module, forward: Any) -> None:
-    """Freezes parameters that no output depends on, so that DDP does not wait for their gradients."""
-    was_training = module.training
-    module.eval()  # no running statistics
-    with torch.enable_grad():
+    """Freeze parameters that no output depends on, so that DDP does not wait for their gradients."""
+    with evaluating(module), torch.enable_grad():
         nodes = [output.grad_fn for output in forward()]
-    module.train(was_training)
     reached, seen = set(), set(nodes)
     while nodes:
         node = nodes.pop()
