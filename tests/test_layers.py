@@ -23,8 +23,9 @@ LIBRARY = {
     "losses": {"registry", "teachers"},  # the interface of a self-teacher, which some losses read
     "pyramid": {"errors", "preactivation"},
     "preactivation": {"errors"},
-    "task": {"augment", "errors", "losses", "pyramid", "schedule", "teachers"},
-    "segmentation": {"errors", "lookup", "losses", "schedule", "task", "models", "pyramid", "registry", "teachers"},
+    "distillation": {"errors", "losses", "schedule", "teachers"},
+    "task": {"augment", "distillation", "errors", "losses", "pyramid", "teachers"},
+    "segmentation": {"distillation", "errors", "lookup", "losses", "models", "pyramid", "registry", "teachers"},
     "export": {"errors", "models", "segmentation"},
 }
 

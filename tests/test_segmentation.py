@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from golden_names import assert_close, part, read, renamed
+from PIL import Image
 from torch import Tensor
 
 import frskd_timm  # noqa: F401 registers the students
@@ -21,7 +22,7 @@ from frskd_timm.segmentation import (
     create_segmentation_student,
 )
 from frskd_timm.segmentation.decoder import FeaturePyramid
-from frskd_timm.segmentation.losses import pixel_cross_entropy, pixel_soft_label_loss
+from frskd_timm.segmentation.losses import pixel_cross_entropy
 
 SMALL = "mobilenetv3_small_050"
 
@@ -53,7 +54,7 @@ def golden_task(golden: dict[str, Tensor]) -> SegmentationTask:
     student.pyramid = FeaturePyramid([6, 10, 12, 16], 8)
     student.backbone = torch.nn.Identity()
     student.backbone_maps = lambda images: [golden[f"input.p{level}"] for level in range(2, 6)]
-    task = SegmentationTask.create(student, schedule="constant")  # alpha 1, beta 50
+    task = SegmentationTask.create(student, schedule="constant", distill_unlabelled=True)  # alpha 1, beta 50
     state = {key: value for key, value in part(golden, "state").items() if not key.startswith("smooth")}  # never used
     task.load_state_dict(renamed(state, ours))
     return task
@@ -112,12 +113,40 @@ def test_ignored_pixels_and_class_weights() -> None:
         expected = torch.nn.functional.cross_entropy(logits, target, chosen, ignore_index=255)
         assert torch.allclose(pixel_cross_entropy(logits, target, chosen), expected)
 
-    pixel_cross_entropy(logits, torch.full_like(target, 255)).backward()
+    # Nothing that counts: no labels at all, or only classes of weight 0.
+    nothing = pixel_cross_entropy(logits, torch.full_like(target, 255))
+    weightless = pixel_cross_entropy(logits, torch.full_like(target, 3), weights, smoothing=0.1)
+    assert nothing == weightless == 0
+    (nothing + weightless).backward()
     assert logits.grad is not None
     assert not logits.grad.any()
-    assert pixel_soft_label_loss(logits, logits) == 0
     with pytest.raises(UserError, match="3 class weights for 4 classes"):
         SegmentationCrossEntropyTask(create_segmentation_student(SMALL, 4, channels=8), [1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize("feature_loss", ["attention", "fitnet"])
+def test_unlabelled_pixels_count_in_no_term(feature_loss: str) -> None:
+    """The terms of a step do not depend on what the networks make of padding, and nor do the student's gradients."""
+    task = SegmentationTask.create(
+        create_segmentation_student(SMALL, 4, channels=8), feature_loss=feature_loss, schedule="constant"
+    )
+    target = torch.randint(0, 4, (2, 64, 64), generator=torch.Generator().manual_seed(0))
+    target[:, :, 32:] = 255
+    task.eval()
+    views = task.observe(torch.randn(2, 3, 64, 64))
+    valid = task.valid_positions(views, target)
+    changed = views._replace(
+        refined=[torch.where(v[:, None], t, 9.0) for t, v in zip(views.refined, valid, strict=True)],
+        teacher_logits=torch.where(target[:, None] == 255, 9.0, views.teacher_logits),
+    )
+    assert [int(v.sum()) for v in valid[:5]] == [2 * side * side // 2 for side in (16, 8, 4, 2)] + [2]
+    assert task.feature_loss is not None
+    for view in (views, changed):
+        assert_close(task.soft_labels(view, target), task.soft_labels(views, target).detach(), 1e-6, "soft labels")
+        distance = task.feature_loss(view.maps, view.refined, valid)
+        assert_close(distance, task.feature_loss(views.maps, views.refined, valid).detach(), 1e-6, "feature loss")
+    unlabelled = task(torch.randn(2, 3, 64, 64), torch.full_like(target, 255))
+    assert unlabelled["loss"] == 0
 
 
 def test_warm_up_and_ramp() -> None:
@@ -146,6 +175,7 @@ def test_warm_up_and_ramp() -> None:
         ("vit_tiny_patch16_224", 4),  # one size at all levels, images padded to multiples of 16
         ("convnext_atto", 4),
         ("hrnet_w18_small", 4),  # images padded to multiples of 32
+        ("eva02_tiny_patch14_224", 4),  # 14
     ],
 )
 def test_any_backbone_any_size(name: str, levels: int) -> None:
@@ -164,6 +194,28 @@ def test_any_backbone_any_size(name: str, levels: int) -> None:
     task = SegmentationTask.create(student).eval()
     with torch.no_grad():
         assert torch.allclose(task.predict(images)["student"], student(images), atol=1e-5)
+
+
+def test_a_backbone_of_one_size_names_it() -> None:
+    student = create_segmentation_student("levit_128s", 4, channels=8, backbone_args={"img_size": 64}).eval()
+    assert student(torch.zeros(1, 3, 64, 64)).shape == (1, 4, 64, 64)
+    with pytest.raises(UserError, match=r"64x64.*not 65x90"):
+        student(torch.zeros(1, 3, 65, 90))
+
+
+@pytest.mark.parametrize("chans", [1, 3])
+def test_segment_takes_images_of_any_kind(chans: int) -> None:
+    student = create_segmentation_student(SMALL, 4, channels=8, in_chans=chans, mean=[0.5] * chans, std=[0.2] * chans)
+    student.head.eval()
+    modes = [module.training for module in student.modules()]
+    pixels = torch.randint(0, 256, (20, 30, 4), dtype=torch.uint8).numpy()
+    opaque = student.segment(pixels[..., :3])
+    assert torch.equal(student.segment(pixels), opaque)
+    assert torch.equal(student.segment(Image.fromarray(pixels)), opaque)
+    assert student.segment(pixels[..., 0]).shape == student.segment(pixels[..., :1]).shape == (20, 30)
+    with pytest.raises(UserError, match="float64"):
+        student.segment(pixels / 255)
+    assert [module.training for module in student.modules()] == modes
 
 
 def test_gradients_are_numbers_in_bfloat16() -> None:

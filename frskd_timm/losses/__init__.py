@@ -1,7 +1,8 @@
-"""Losses. `functional` holds those of logits; every other file holds one feature-map loss.
+"""Losses: those of logits in `functional`, and one feature-map loss per other file.
 
-A new feature-map loss is a `FeatureLoss` in a file of this folder, decorated with `@FEATURE_LOSSES.register(name)`. It
-is called as `builder(student_channels, teacher)`; flags, help and tests find it by its name.
+To add a feature-map loss, put a `FeatureLoss` into a file of this folder and decorate it with
+`@FEATURE_LOSSES.register(name)`. It is called as `builder(student_channels, teacher)`; flags, help and tests find it
+by its name.
 """
 
 from abc import ABC, abstractmethod
@@ -19,20 +20,23 @@ class FeatureLoss(nn.Module, ABC):
     computed in float32.
 
     Attributes:
-        preactivation: The maps on both sides have to be taken before their activation.
-        default_beta: Weight in the total loss where none is given, in classification; segmentation takes half of it.
+        preactivation: Whether the maps on both sides are taken before their activation.
+        default_beta: Default weight in the total loss for classification; segmentation takes half of it.
     """
 
     preactivation = False
     default_beta = 100.0
 
     @abstractmethod
-    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """Sums the distances of all levels.
+    def forward(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], valid: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """Sum the distances of all levels.
 
         Args:
             student: Maps [B, C_i, H_i, W_i], fine to coarse.
             teacher: Refined maps [B, C'_i, H_i, W_i].
+            valid: Which positions [B, H_i, W_i] to compare, as booleans; None for all.
 
         Returns:
             A scalar.

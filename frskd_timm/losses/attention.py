@@ -13,7 +13,7 @@ from frskd_timm.teachers import SelfTeacher
 
 
 class _MeanSquare(torch.autograd.Function):
-    """Mean over channels of squares, [B, C, H, W] to [B, H, W], in float32 without a float32 copy of the maps.
+    """Mean over channels of the squares, [B, C, H, W] to [B, H, W], in float32 without a float32 copy of the maps.
 
     One reduction forward and one product backward; the same by autograd alone takes ten times as long on a CPU.
     """
@@ -22,7 +22,7 @@ class _MeanSquare(torch.autograd.Function):
     def forward(ctx: Any, maps: Tensor) -> Tensor:
         ctx.save_for_backward(maps)
         precise = torch.promote_types(maps.dtype, torch.float32)
-        # A CPU converts maps before it reduces them: in slices that stay in its cache, so that memory sees no float32.
+        # A CPU converts maps before it reduces them, so reduce slices that fit into its cache.
         images = max(1, 2**20 // maps.shape[1:].numel()) if maps.device.type == "cpu" else len(maps)
         norms = [torch.linalg.vector_norm(part, dim=1, dtype=precise) for part in maps.split(images)]
         return torch.cat(norms).square_().div_(maps.shape[1])
@@ -34,33 +34,42 @@ class _MeanSquare(torch.autograd.Function):
         return maps * (grad * (2 / maps.shape[1])).to(maps.dtype).unsqueeze(1)
 
 
-def attention_map(features: Tensor) -> Tensor:
-    """Mean over channels of the squared maps, flattened and l2-normalised.
+def attention_map(features: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Compute the mean over channels of the squared maps, flattened and l2-normalised.
 
     Args:
         features: [B, C, H, W].
+        valid: Positions [B, H, W] that count, as booleans; the others become 0.
 
     Returns:
         [B, H * W] in float32 or better, of length 1 in each row.
     """
-    return F.normalize(_MeanSquare.apply(features).flatten(1), dim=1)
+    means = _MeanSquare.apply(features)
+    return F.normalize((means if valid is None else means * valid).flatten(1), dim=1)
 
 
 @FEATURE_LOSSES.register("attention")
 class AttentionLoss(FeatureLoss):
     """D = sum over levels of the mean over batch and positions of (A(F) - A(T))^2.
 
-    It has no parameters; maps of a level may differ in channels.
+    It has no parameters, and the maps of a level may differ in channels.
     """
 
     def __init__(self, student_channels: Sequence[int], teacher: SelfTeacher) -> None:
         super().__init__()
 
-    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    def forward(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], valid: Sequence[Tensor] | None = None
+    ) -> Tensor:
         """See `FeatureLoss.forward`."""
         terms = []
-        for f, t in zip(student, teacher, strict=True):
+        for i, (f, t) in enumerate(zip(student, teacher, strict=True)):
+            counts = None if valid is None else valid[i]
             with torch.no_grad():
-                target = attention_map(t)
-            terms.append(F.mse_loss(attention_map(f), target))
+                target = attention_map(t, counts)
+            if counts is None:
+                terms.append(F.mse_loss(attention_map(f), target))
+            else:
+                squared = (attention_map(f, counts) - target).square()  # 0 where nothing is compared
+                terms.append(squared.sum() / counts.sum().clamp_min(1))
         return torch.stack(terms).sum()

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frskd_timm.losses import FEATURE_LOSSES, FeatureLoss
+from frskd_timm.losses.functional import weighted_mean
 from frskd_timm.teachers import SelfTeacher
 
 
@@ -23,10 +24,15 @@ class FitNetLoss(FeatureLoss):
             for c, t in zip(student_channels, teacher.channels, strict=True)
         )
 
-    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    def forward(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], valid: Sequence[Tensor] | None = None
+    ) -> Tensor:
         """See `FeatureLoss.forward`."""
-        terms = [
-            F.mse_loss(project(f).float(), t.detach().float())
-            for project, f, t in zip(self.projections, student, teacher, strict=True)
-        ]
+        terms = []
+        for i, (project, f, t) in enumerate(zip(self.projections, student, teacher, strict=True)):
+            source, target = project(f).float(), t.detach().float()
+            if valid is None:
+                terms.append(F.mse_loss(source, target))
+            else:
+                terms.append(weighted_mean((source - target).square().mean(dim=1), valid[i].float()))
         return torch.stack(terms).sum()

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 
 def cross_entropy(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy, mean over the batch.
+    """Compute the cross-entropy, mean over the batch.
 
     Args:
         logits: [B, K].
@@ -15,16 +15,28 @@ def cross_entropy(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Ten
     return F.cross_entropy(logits.float(), target, label_smoothing=smoothing)
 
 
-def soft_label_loss(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
-    """T^2 * KL(softmax(z_t / T) || softmax(z_s / T)), summed over classes, mean over the batch (FRSKD, eq. 4).
+def soft_label_loss(
+    teacher_logits: Tensor, student_logits: Tensor, temperature: float, weight: Tensor | None = None
+) -> Tensor:
+    """Compute T^2 * KL(softmax(z_t / T) || softmax(z_s / T)), summed over classes (FRSKD, eq. 4).
 
     The gradient reaches the student's logits only.
 
     Args:
-        teacher_logits: z_t, [B, K].
-        student_logits: z_s, [B, K].
+        teacher_logits: z_t, [N, K].
+        student_logits: z_s, [N, K].
         temperature: T, above 0.
+        weight: Weight of each row in the mean, [N]; None for equal weights. The loss is 0 where all are 0.
     """
     log_teacher = F.log_softmax(teacher_logits.detach().float() / temperature, dim=1)
     log_student = F.log_softmax(student_logits.float() / temperature, dim=1)
-    return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    if weight is None:
+        return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    rows = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=1)
+    return temperature**2 * weighted_mean(rows, weight)
+
+
+def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Average values with weights of the same shape; 0 where all weights are 0."""
+    total = weight.sum()
+    return (values * weight).sum() / total.where(total > 0, 1)

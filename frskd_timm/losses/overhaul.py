@@ -11,13 +11,13 @@ from frskd_timm.teachers import SelfTeacher
 
 
 def expected_negative_response(norm: nn.BatchNorm2d) -> Tensor:
-    """Mean of the negative part of each channel that leaves a batch normalisation (OFD, eq. 6).
+    """Compute the mean of the negative part of each output channel of a batch normalisation (OFD, eq. 6).
 
     With scale s = |weight| and shift m = bias the channel is taken as normal(m, s). Channels that are almost never
     negative (probability up to 0.001) get -3 s.
 
     Returns:
-        Margins [1, C, 1, 1], negative numbers.
+        Margins [1, C, 1, 1], all negative.
     """
     scale = norm.weight.detach().abs().double()
     shift = norm.bias.detach().double()
@@ -48,7 +48,9 @@ class OverhaulLoss(FeatureLoss):
         for i, norm in enumerate(teacher.output_norms()):
             self.register_buffer(f"margin{i}", expected_negative_response(norm))
 
-    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    def forward(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], valid: Sequence[Tensor] | None = None
+    ) -> Tensor:
         """See `FeatureLoss.forward`."""
         n = len(student)
         terms = []
@@ -56,6 +58,6 @@ class OverhaulLoss(FeatureLoss):
             source = project(f).float()
             target = torch.maximum(t.detach().float(), getattr(self, f"margin{i}"))
             counts = (source > target) | (target > 0)
-            squared = (source - target).square() * counts
+            squared = (source - target).square() * (counts if valid is None else counts & valid[i].unsqueeze(1))
             terms.append(squared.sum() / len(source) / 2 ** (n - 1 - i))
         return torch.stack(terms).sum()

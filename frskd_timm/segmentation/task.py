@@ -1,22 +1,50 @@
-"""Training tasks of segmentation, for the same loop as those of classification (see `frskd_timm.task`)."""
+"""Training tasks of segmentation, for the same loop as those of classification (see `frskd_timm.distillation`)."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from frskd_timm.distillation import CrossEntropyTask, DistillationTask, StudentTask, Views
 from frskd_timm.errors import UserError
 from frskd_timm.losses import FEATURE_LOSSES, FeatureLoss
-from frskd_timm.schedule import distillation_weight
-from frskd_timm.segmentation.losses import pixel_cross_entropy, pixel_soft_label_loss
+from frskd_timm.losses.functional import soft_label_loss
+from frskd_timm.segmentation.losses import IGNORED, pixel_cross_entropy
 from frskd_timm.segmentation.student import SegmentationStudent
 from frskd_timm.segmentation.teacher import SegmentationTeacher
-from frskd_timm.task import StudentTask
+from frskd_timm.teachers import SelfTeacher
 
 
-class SegmentationCrossEntropyTask(StudentTask):
-    """The baseline: the student alone. What of the student only a self-teacher would use is frozen.
+class _PixelTask(StudentTask):
+    """A task with a class for each pixel, and weights of the classes in the cross-entropy."""
+
+    student: SegmentationStudent
+    class_weights: Tensor | None
+
+    def set_class_weights(self, class_weights: Sequence[float] | None) -> None:
+        """Set one weight per class; None weighs all classes alike.
+
+        Raises:
+            UserError: There is not one weight per class, or one is negative, or all are 0.
+        """
+        weights, classes = class_weights, self.student.num_classes
+        if weights is not None and (len(weights) != classes or min(weights) < 0 or max(weights) == 0):
+            raise UserError(
+                f"There are {len(weights)} class weights for {classes} classes; give one per class, none negative and "
+                "not all 0."
+            )
+        tensor = None if weights is None else torch.tensor(weights, dtype=torch.float32)
+        self.register_buffer("class_weights", tensor, persistent=False)
+
+    def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the mean cross-entropy of logits [B, K, H, W] and classes [B, H, W]."""
+        return pixel_cross_entropy(logits, target, self.class_weights, self.smoothing)
+
+
+class SegmentationCrossEntropyTask(_PixelTask, CrossEntropyTask):
+    """The baseline: the student alone. The parts of it that only a self-teacher would use are frozen.
 
     Args:
         student: The network.
@@ -24,74 +52,44 @@ class SegmentationCrossEntropyTask(StudentTask):
         smoothing: Label smoothing, 0..1.
     """
 
-    class_weights: Tensor | None
-
     def __init__(
         self, student: SegmentationStudent, class_weights: Sequence[float] | None = None, smoothing: float = 0.0
     ) -> None:
-        super().__init__(student)
-        self.smoothing = smoothing
-        self.register_buffer("class_weights", _weights(class_weights, student.num_classes), persistent=False)
+        super().__init__(student, smoothing)
+        self.set_class_weights(class_weights)
         _freeze_unused(student)
 
-    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """See `SegmentationTask.forward`; the only term is 'loss_ce'."""
-        logits = self.student(input)
-        with torch.autocast(input.device.type, enabled=False):
-            loss = pixel_cross_entropy(logits, target, self.class_weights, self.smoothing)
-        return {"loss": loss, "output": logits, "loss_ce": loss.detach()}
 
+class SegmentationTask(_PixelTask, DistillationTask):
+    """FRSKD for semantic segmentation (arXiv 2103.08273, section 4.3); see `DistillationTask`.
 
-class SegmentationTask(StudentTask):
-    """FRSKD for semantic segmentation (arXiv 2103.08273, section 4.3).
-
-        loss = CE(o_s, y) + CE(o_t, y) + r (alpha KL(o_t, o_s) + beta sum_i D(F_i, T_i))
-
-    The cross-entropy leaves out pixels labelled 255; KL and D count every pixel. The maps F_i enter the self-teacher
-    undetached. r is the schedule's weight: 0 before `start`, then rising to 1.
+    Pixels labelled 255, such as those of padding, count in none of the terms: a position of a feature map is compared
+    where at least half of its pixels are labelled.
 
     Args:
         student: The network that is kept.
         self_teacher: Refines the student's maps and classifies pixels.
         feature_loss: D; None leaves the term out.
-        alpha: Weight of the soft labels.
-        beta: Weight of the feature maps.
-        temperature: T of the soft labels.
         class_weights: Weight of each class in both cross-entropy terms; None weighs all alike.
-        smoothing: Label smoothing of the cross-entropy terms.
-        schedule: Name of the schedule of alpha and beta.
-        start: Share of the run before distillation starts.
-        detach: Hand the self-teacher detached maps (not in the paper).
+        distill_unlabelled: Count every pixel in KL and D, as the authors' code does.
+        **options: Further arguments of `DistillationTask`.
     """
-
-    class_weights: Tensor | None
-    distill_weight: Tensor
 
     def __init__(
         self,
         student: SegmentationStudent,
-        self_teacher: SegmentationTeacher,
+        self_teacher: SelfTeacher,
         feature_loss: FeatureLoss | None,
         *,
-        alpha: float = 1.0,
-        beta: float = 50.0,
-        temperature: float = 1.0,
         class_weights: Sequence[float] | None = None,
-        smoothing: float = 0.0,
-        schedule: str = "ramp",
-        start: float = 0.0,
-        detach: bool = False,
+        distill_unlabelled: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(student)
-        self.self_teacher = self_teacher
-        self.feature_loss = feature_loss
-        self.alpha, self.beta, self.temperature = alpha, beta, temperature
-        self.smoothing, self.schedule, self.start, self.detach = smoothing, schedule, start, detach
-        self.register_buffer("class_weights", _weights(class_weights, student.num_classes), persistent=False)
-        # A tensor, so that a compiled step is not compiled again when it changes; follows from the progress, not saved.
-        self.register_buffer("distill_weight", torch.ones(()), persistent=False)
-        self.set_progress(0.0)
-        if detach and feature_loss is None:
+        defaults: dict[str, Any] = {"alpha": 1.0, "beta": 50.0, "temperature": 1.0, "schedule": "ramp"}
+        super().__init__(student, self_teacher, feature_loss, **(defaults | options))
+        self.set_class_weights(class_weights)
+        self.distill_unlabelled = distill_unlabelled
+        if self.detach and self.feature_loss is None:
             _freeze_unused(student)
 
     @classmethod
@@ -104,13 +102,13 @@ class SegmentationTask(StudentTask):
         beta: float | None = None,
         **options: Any,
     ) -> "SegmentationTask":
-        """Builds the self-teacher and the feature loss around a student.
+        """Create the self-teacher and the feature loss around a student.
 
         Args:
             student: The network that is kept.
             teacher_layers: BiFPN layers of the self-teacher.
-            feature_loss: A name of `losses.FEATURE_LOSSES`, of those that compare maps after their activation.
-            beta: Weight of the feature loss; with 0 it is left out, by default half its `default_beta`.
+            feature_loss: A name in `losses.FEATURE_LOSSES`, of one that compares maps after their activation.
+            beta: Weight of the feature loss; 0 leaves it out, None takes half its `default_beta`.
             **options: Further arguments of the task.
 
         Raises:
@@ -127,58 +125,36 @@ class SegmentationTask(StudentTask):
         feature = loss_class([student.channels] * student.num_levels, teacher) if beta else None
         return cls(student, teacher, feature, beta=beta, **options)
 
-    def set_progress(self, progress: float) -> None:
-        """Sets r for the coming step."""
-        self.distill_weight.fill_(distillation_weight(self.schedule, progress, self.start))
-
-    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """One training forward.
-
-        Args:
-            input: Images [B, C, H, W].
-            target: Classes [B, H, W], 255 where there is none.
-
-        Returns:
-            'loss' (scalar to backpropagate), 'output' (the student's logits [B, K, H, W]), 'teacher_output' (the
-            self-teacher's), and the weighted terms: loss_ce, loss_ce_teacher, loss_kl, loss_feature.
-        """
-        maps, logits, refined, teacher_logits = self._both(input)
-        terms: dict[str, Tensor] = {}
-        with torch.autocast(input.device.type, enabled=False):
-            terms["loss_ce"] = pixel_cross_entropy(logits, target, self.class_weights, self.smoothing)
-            terms["loss_ce_teacher"] = pixel_cross_entropy(teacher_logits, target, self.class_weights, self.smoothing)
-            soft = pixel_soft_label_loss(teacher_logits, logits, self.temperature)
-            terms["loss_kl"] = self.distill_weight * self.alpha * soft
-        if self.feature_loss is not None:
-            terms["loss_feature"] = self.distill_weight * self.beta * self.feature_loss(maps, refined)
-        loss = torch.stack(list(terms.values())).sum()
-        logged = {name: term.detach() for name, term in terms.items()}
-        return {"loss": loss, "output": logits, "teacher_output": teacher_logits, **logged}
-
-    def _both(self, images: Tensor) -> tuple[list[Tensor], Tensor, list[Tensor], Tensor]:
-        student: Any = self.student
-        maps = student.forward_features(images)
-        refined, teacher_logits = self.self_teacher([map_.detach() for map_ in maps] if self.detach else maps)
+    def observe(self, images: Tensor) -> Views:
+        """Run student and self-teacher on images [B, C, H, W]; logits are [B, K, H, W]."""
+        maps = self.student.forward_features(images)
+        refined, teacher_logits = self.self_teacher(self.entering(maps))
         size = images.shape[-2:]
-        return maps, student.forward_head(maps, size), refined, student.to_pixels(teacher_logits, size)
+        logits = self.student.forward_head(maps, size)
+        return Views(maps, logits, refined, self.student.to_pixels(teacher_logits, size))
 
-    def predict(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits [B, K, H, W] of 'student' and 'self_teacher'."""
-        _, logits, _, teacher_logits = self._both(images)
-        return {"student": logits, "self_teacher": teacher_logits}
+    def soft_labels(self, views: Views, target: Tensor) -> Tensor:
+        """Return the soft-label loss, mean over the labelled pixels."""
+        weight = self._labelled(target).flatten().float()
+        return soft_label_loss(_rows(views.teacher_logits), _rows(views.logits), self.temperature, weight)
+
+    def valid_positions(self, views: Views, target: Tensor) -> list[Tensor]:
+        """Return the positions of each map at least half of whose pixels are labelled."""
+        height, width = self.student.padded_size(target.shape[-2:])
+        padding = (0, width - target.shape[-1], 0, height - target.shape[-2])
+        labelled = F.pad(self._labelled(target).float(), padding)
+        return [F.adaptive_avg_pool2d(labelled, (map_.shape[-2], map_.shape[-1])) >= 0.5 for map_ in views.maps]
+
+    def _labelled(self, target: Tensor) -> Tensor:
+        return torch.ones_like(target, dtype=torch.bool) if self.distill_unlabelled else target != IGNORED
+
+
+def _rows(logits: Tensor) -> Tensor:
+    """Reshape logits [B, K, H, W] to [B * H * W, K]."""
+    return logits.movedim(1, -1).flatten(0, -2)
 
 
 def _freeze_unused(student: SegmentationStudent) -> None:
-    """Freezes what of the student its own logits do not depend on: DDP would wait for its gradients."""
+    """Freeze the parts of the student that its own logits do not depend on: DDP would wait for their gradients."""
     last: Any = student.bifpn[-1]
     last.down.requires_grad_(False)
-
-
-def _weights(class_weights: Sequence[float] | None, num_classes: int) -> Tensor | None:
-    if class_weights is None:
-        return None
-    if len(class_weights) != num_classes or min(class_weights) < 0 or max(class_weights) == 0:
-        raise UserError(
-            f"There are {len(class_weights)} class weights for {num_classes} classes; give one a class, none below 0."
-        )
-    return torch.tensor(class_weights, dtype=torch.float32)

@@ -15,7 +15,7 @@ class BiFPNLayer(nn.Module):
 
     Args:
         in_channels: Channels of each incoming map.
-        channels: Channels of each outgoing map. Where neighbours differ, a lateral block stands between them.
+        channels: Channels of each outgoing map. Unless all are equal, a lateral block stands between all neighbours.
         depth: Repetitions in each fusion.
     """
 
@@ -50,20 +50,20 @@ class BiFPNLayer(nn.Module):
         rectified: list[Tensor] = [coarser] * n  # relu(P_i)
         for i in range(n - 2, -1, -1):
             fuse = cast(Fuse, self.top_down[i])
-            share, coarser_share = fuse.shares().unbind()
-            lateral = self.lateral[i](features[i], share)
-            out = fuse(add_upsampled(lateral, self.to_finer[i](coarser, coarser_share)))
+            weight, coarser_weight = fuse.fusion_weights().unbind()
+            lateral = self.lateral[i](features[i], weight)
+            out = fuse(add_upsampled(lateral, self.to_finer[i](coarser, coarser_weight)))
             coarser = rectified[i] = rectify(out)
 
         # Bottom-up: T_1 = P_1, T_2, ..., T_n; the coarsest level has no P term.
         refined, finer = [out], rectified[0]
         for i in range(1, n):
             fuse = cast(Fuse, self.bottom_up[i - 1])
-            share, *own_share, finer_share = fuse.shares().unbind()
-            down = self.to_coarser[i - 1](downsample(finer, sizes[i]), finer_share)
-            total = self.lateral2[i - 1](features[i], share) + down
-            if own_share:
-                total.addcmul_(rectified[i], own_share[0].to(total.dtype))
+            weight, *own_weight, finer_weight = fuse.fusion_weights().unbind()
+            down = self.to_coarser[i - 1](downsample(finer, sizes[i]), finer_weight)
+            total = self.lateral2[i - 1](features[i], weight) + down
+            if own_weight:
+                total.addcmul_(rectified[i], own_weight[0].to(total.dtype))
             refined.append(fuse(total))
             finer = rectified[i] = rectify(refined[-1])
         return refined, rectified

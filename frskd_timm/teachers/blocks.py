@@ -40,25 +40,25 @@ class Lateral(nn.Sequential):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(Pointwise(in_channels, out_channels), nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
-    def forward(self, x: Tensor, share: Tensor | None = None) -> Tensor:
-        """The block's output, times `share` if given, a scalar that is not negative.
+    def forward(self, x: Tensor, fusion_weight: Tensor | None = None) -> Tensor:
+        """Return the block's output, times `fusion_weight` if given, a scalar w that is not negative.
 
-        share * relu(weight * x + bias) is relu(share * weight * x + share * bias), so the product costs no pass over
-        the map, and its gradient comes out of the normalisation's.
+        w * relu(scale * x + bias) is relu(w * scale * x + w * bias), so the product costs no pass over the map, and
+        its gradient comes from the normalisation's.
         """
-        if share is None:
+        if fusion_weight is None:
             return super().forward(x)
         convolution, norm, relu = self
-        affine = {name: share * parameter for name, parameter in norm.named_parameters()}
+        affine = {name: fusion_weight * parameter for name, parameter in norm.named_parameters()}
         return relu(functional_call(norm, affine, (convolution(x),)))
 
 
 class Same(nn.Module):
     """Stands for a lateral block where the channels agree."""
 
-    def forward(self, x: Tensor, share: Tensor) -> Tensor:
-        """The map times `share`."""
-        return x * share.to(x.dtype)
+    def forward(self, x: Tensor, fusion_weight: Tensor) -> Tensor:
+        """Return the map times `fusion_weight`."""
+        return x * fusion_weight.to(x.dtype)
 
 
 class Fuse(nn.Module):
@@ -94,8 +94,8 @@ class Fuse(nn.Module):
         assert isinstance(norm, nn.BatchNorm2d)
         return norm
 
-    def shares(self) -> Tensor:
-        """What each map counts in the sum, [inputs]; whoever makes a map multiplies it, where that costs least."""
+    def fusion_weights(self) -> Tensor:
+        """Return each map's weight in the sum, [inputs]; whoever makes a map multiplies it, where that costs least."""
         positive = F.relu(self.weights)
         return positive / (positive.sum() + 1e-6)
 
