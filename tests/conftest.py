@@ -57,6 +57,15 @@ def train() -> Callable[..., subprocess.CompletedProcess]:
 
 
 @pytest.fixture(scope="session")
+def finished(
+    train: Callable[..., subprocess.CompletedProcess], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess]:
+    """A finished run of the real launcher, and what it printed."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    return run, train(*SMALL, "--output-dir", run, "--model-ema", "--clip-grad", 5, processes=1)
+
+
+@pytest.fixture(scope="session")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where small runs lie that tests of reliability look at; a dataset of 24 + 9 pictures is in `data`."""
     from pictures import masked, pictures, save

@@ -3,7 +3,6 @@
 import csv
 import functools
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,19 +14,14 @@ import torch
 import yaml
 from conftest import ROOT, SMALL, run_script
 from hub_server import TOKEN, USER, LoopbackHub
-from published import make_student
-from runs import assert_same, evaluate_here, small, train_here
+from runs import assert_same, small, train_here
 from safetensors.torch import load_file
-from timm.data import create_transform, resolve_data_config
-from torch.nn.functional import cross_entropy
 
 from frskd_timm.errors import UserError
 from frskd_train import device
 from frskd_train.checkpoint import latest_checkpoint
-from frskd_train.data.source import find_source
 from frskd_train.errors import SettingsError
-from frskd_train.settings import DataSettings, LoopSettings, flag
-from frskd_train.students import load_for_evaluation, refuse_size
+from frskd_train.settings import LoopSettings
 
 PLAIN_LOADER = """
 import sys, json, timm, torch
@@ -49,13 +43,6 @@ print(json.dumps({"logits": ours.tolist(), "labels": other.config.id2label}))
 def rows(run: Path) -> list[dict[str, str]]:
     with (run / "summary.csv").open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-@pytest.fixture(scope="module")
-def finished(train, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
-    """One finished run of the real launcher."""
-    run = tmp_path_factory.mktemp("finished") / "run"
-    return run, train(*SMALL, "--output-dir", run, "--model-ema", "--clip-grad", 5, processes=1)
 
 
 def test_a_run_leaves_what_it_promises(finished) -> None:
@@ -221,61 +208,6 @@ def test_recipes_are_the_papers_settings() -> None:
         recipe = yaml.safe_load((ROOT / "frskd_train" / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
         wanted = {"alpha": 1, "beta": 200, "temperature": 4, "epochs": 90, "batch_size": 256}
         assert (wanted | {"decay_milestones": [30, 60], "train_crop_mode": "rrc"}).items() <= recipe.items()
-
-
-def test_validation_of_the_export_is_the_runs_own_score(finished) -> None:
-    run, _ = finished
-    done = run_script(sys.executable, ROOT / "validate.py", "--model", run)
-    stored = json.loads((run / "evaluation-fashion_mnist_sample.json").read_text(encoding="utf-8"))
-    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    assert stored["images"] == 1000
-    for score in ("top1", "top5", "loss"):
-        assert stored[score] == pytest.approx(metrics["student"][score], abs=2e-3)
-    assert f"top-1 {stored['top1']:.2f}%" in done.stdout
-
-
-def test_validation_at_another_size_is_timms(finished, tmp_path: Path) -> None:
-    run, _ = finished
-    args = {"img_size": 40, "crop_pct": 0.8, "crop_mode": "squash", "interpolation": "bicubic"}
-    flags = [part for name, value in args.items() for part in (flag(name), value)]
-    evaluate_here("--model", run, "--threads", 1, *flags, "--output", tmp_path / "found.json")
-    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
-    assert args.items() <= found.items()
-
-    model = timm.create_model(f"local-dir:{run / 'student'}", pretrained=True).eval()
-    transform = create_transform(**resolve_data_config(args, model=model))
-    test = find_source(DataSettings()).splits["test"]
-    labels = torch.tensor(test["label"])
-    with torch.no_grad():
-        logits = model(torch.stack([transform(row["image"].convert("RGB")) for row in test]))
-    assert found["top1"] == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item(), abs=0.11)
-    assert found["loss"] == pytest.approx(cross_entropy(logits, labels).item(), abs=1e-4)
-
-
-def test_validation_at_a_size_that_a_model_cannot_take_reads_no_data(tmp_path: Path) -> None:
-    vit = make_student(tmp_path / "vit", "test_vit3", 160)
-    with pytest.raises(UserError, match=r"--img-size 32: the model does not take it .*Its own is 160"):
-        evaluate_here("--model", vit, "--img-size", 32, "--dataset", tmp_path / "nowhere")
-
-
-def test_a_model_that_refuses_a_size_without_a_word_gets_a_sentence_too() -> None:
-    class Silent(torch.nn.Linear):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            raise AssertionError
-
-    model = Silent(1, 1)
-    model.pretrained_cfg = {"input_size": (3, 160, 160)}
-    with pytest.raises(UserError, match=r"does not take it \(AssertionError\)"):
-        refuse_size(model, (3, 32, 32))
-
-
-def test_validation_without_weights_is_one_sentence() -> None:
-    done = run_script(sys.executable, ROOT / "validate.py", "--model", "nowhere/run", check=False)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "nowhere/run" in done.stderr
-    with pytest.raises(UserError, match="resnet18_cifar_frskd"):
-        load_for_evaluation("resnet18_cifar_frskd")
 
 
 def test_fine_tuning_starts_from_an_export_with_a_new_head(finished, tmp_path: Path) -> None:
