@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         exit_process(141)
     # Imported here, so that --help and a wrong flag answer at once.
     from frskd_timm.errors import UserError, first_line
+    from frskd_train.data.loader import is_loss_of_a_worker, loss_of_a_worker
     from frskd_train.device import is_loss_of_a_process
     from frskd_train.trainer import Trainer
 
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         exit_with_error(error)
     except RuntimeError as error:
+        if is_loss_of_a_worker(error):
+            exit_with_error(loss_of_a_worker(error))
         if not is_loss_of_a_process(error):
             raise
         exit_after_another(f"Another process of this run ended ({first_line(error)}).")

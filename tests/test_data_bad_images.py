@@ -13,7 +13,7 @@ import pytest
 import torch
 from pictures import damaged, encoded, labels_of, load, load_masks, masked, picture, save, split
 from PIL import Image
-from runs import small, start
+from runs import kill_all, small, start, wait_for
 
 from frskd_timm.errors import UserError
 
@@ -117,6 +117,25 @@ def test_a_worker_that_dies_ends_the_run_with_a_sentence(tmp_path: Path) -> None
         os.kill(worker.pid or 0, signal.SIGKILL)
     with pytest.raises(UserError, match="process that decodes images died"):
         list(batches)
+
+
+@pytest.mark.long
+def test_a_run_whose_worker_dies_says_so(tmp_path: Path) -> None:
+    """Torch may notice it at any place of the training process."""
+    save(tmp_path / "data", train=mostly_broken(range(0)), test=mostly_broken(range(0), 9))
+    flags = ["--data-mode", "stream", "--workers", 1, "--epochs", 10**6, "--output-dir", tmp_path / "run"]
+    run = start(*small(tmp_path, *flags), log=tmp_path / "log")
+    try:
+        wait_for(lambda: "epoch 2/" in (tmp_path / "log").read_text(), run)
+        for worker in psutil.Process(run.pid).children():
+            worker.kill()
+        status = run.wait(60)
+    finally:
+        kill_all(run)
+    said = (tmp_path / "log").read_text()
+    assert status == 2, said
+    assert "Traceback" not in said, said
+    assert len(re.findall("error: A process that decodes images died", said)) == 1
 
 
 @pytest.mark.long

@@ -1,7 +1,8 @@
 """Files of rows: the sample that ships, datasets saved by `datasets`, images with a metadata file, parquet, arrow."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from frskd_train.data.folder import folders_in
 SAMPLE_NAME = "fashion_mnist_sample"
 SAMPLE_FOLDER = Path(__file__).parent / SAMPLE_NAME
 READ_WHOLE = 2**30  # bytes of parquet files up to which they are read at once, past datasets' cache
+Files = dict[str, list[Path]]  # by split
 SPLIT_IN_FILE_NAME = re.compile(r"(?:^|[^a-z])(train|training|validation|valid|val|dev|test|testing)(?:[^a-z]|$)")
 
 
@@ -60,7 +62,7 @@ class Source:
 
 def read_sample() -> Source:
     """The sample of Fashion-MNIST that ships."""
-    return Source(SAMPLE_INFO, _read_parquet(SAMPLE_FOLDER, sorted(SAMPLE_FOLDER.glob("*.parquet"))))
+    return Source(SAMPLE_INFO, read_files(SAMPLE_FOLDER))
 
 
 def slug(name: str) -> str:
@@ -82,57 +84,48 @@ def has_metadata(folder: Path) -> bool:
 def read_files(folder: Path) -> dict[str, datasets.Dataset]:
     """Reads a folder of tables: saved by datasets, images with a metadata file, parquet or arrow files."""
     if is_saved(folder):
-        return _load_saved(folder)
+        with _refusal(f"--dataset {folder} was saved by datasets but does not load"):
+            loaded = datasets.load_from_disk(str(folder))
+        return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
     if has_metadata(folder):
-        try:
+        with _refusal(f"{folder} could not be read as images with a metadata file"):
             return dict(datasets.load_dataset("imagefolder", data_dir=str(folder)))
-        except Exception as error:  # whatever datasets' builder stumbles over in the user's folder
-            raise UserError(f"{folder} could not be read as images with a metadata file ({brief(error)}).") from error
     for ending, read in ((".parquet", _read_parquet), (".arrow", _read_arrow)):
         files = sorted(file for file in folder.rglob(f"*{ending}") if not file.name.startswith("."))
         if files:
-            return read(folder, files)
+            with _refusal(f"The {ending[1:]} files in {folder} could not be read"):
+                return read(_by_split(folder, files))
     raise UserError(
         f"--dataset {folder} holds neither class folders of images, nor parquet or arrow files, nor a dataset saved by "
         "datasets' save_to_disk."
     )
 
 
-def _load_saved(folder: Path) -> dict[str, datasets.Dataset]:
+@contextmanager
+def _refusal(sentence: str) -> Iterator[None]:
+    """Turns whatever datasets and pyarrow stumble over in the user's files into a UserError."""
     try:
-        loaded = datasets.load_from_disk(str(folder))
-    except Exception as error:  # a half-copied folder fails in many ways inside datasets and pyarrow
-        raise UserError(f"--dataset {folder} was saved by datasets but does not load ({brief(error)}).") from error
-    return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
-
-
-def _read_parquet(folder: Path, files: list[Path]) -> dict[str, datasets.Dataset]:
-    by_split = _by_split(folder, files)
-    if not files:
-        raise UserError(f"{folder} holds no parquet file; install the package again.")
-    try:
-        if sum(file.stat().st_size for file in files) > READ_WHOLE:
-            names = {split: [str(file) for file in found] for split, found in by_split.items()}
-            return dict(datasets.load_dataset("parquet", data_files=names))
-        tables = {split: [pq.read_table(file) for file in found] for split, found in by_split.items()}
-        return {split: datasets.Dataset(InMemoryTable(pa.concat_tables(parts))) for split, parts in tables.items()}
-    except Exception as error:  # damaged files, or files whose columns differ
-        raise UserError(f"the parquet files in {folder} could not be read ({brief(error)}).") from error
-
-
-def _read_arrow(folder: Path, files: list[Path]) -> dict[str, datasets.Dataset]:
-    splits = {}
-    try:
-        for split, found in _by_split(folder, files).items():
-            splits[split] = datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in found])
+        yield
     except Exception as error:
-        raise UserError(f"the arrow files in {folder} could not be read ({brief(error)}).") from error
-    return splits
+        raise UserError(f"{sentence} ({brief(error)}).") from error
 
 
-def _by_split(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
+def _read_parquet(by_split: Files) -> dict[str, datasets.Dataset]:
+    if sum(file.stat().st_size for files in by_split.values() for file in files) > READ_WHOLE:
+        names = {split: [str(file) for file in files] for split, files in by_split.items()}
+        return dict(datasets.load_dataset("parquet", data_files=names))
+    tables = {split: pa.concat_tables([pq.read_table(file) for file in files]) for split, files in by_split.items()}
+    return {split: datasets.Dataset(InMemoryTable(table)) for split, table in tables.items()}
+
+
+def _read_arrow(by_split: Files) -> dict[str, datasets.Dataset]:
+    read = {split: [datasets.Dataset.from_file(str(file)) for file in files] for split, files in by_split.items()}
+    return {split: datasets.concatenate_datasets(parts) for split, parts in read.items()}
+
+
+def _by_split(folder: Path, files: list[Path]) -> Files:
     """Sorts files by the split that their path names; files without one are training files."""
-    by_split: dict[str, list[Path]] = {}
+    by_split: Files = {}
     for file in files:
         named = SPLIT_IN_FILE_NAME.search(file.relative_to(folder).with_suffix("").as_posix().lower())
         by_split.setdefault(named[1] if named else "train", []).append(file)

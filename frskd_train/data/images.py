@@ -142,7 +142,7 @@ def local_path(stored: str | None) -> str | None:
 
 def printable(text: str) -> str:
     """Text that any output can take: bytes of file names that are not valid UTF-8 become escapes such as `\\xff`."""
-    text = re.sub(r"[\ud800-\udbff]", "?", text)
+    text = re.sub(r"[\ud800-\udc7f\udd00-\udfff]", "?", text)
     return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 

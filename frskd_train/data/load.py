@@ -14,7 +14,7 @@ from frskd_train.data.plan import DensePlan, Mode, Plan, WholeImagePlan, choose_
 from frskd_train.data.preprocessing import Preprocessing, given_statistics, measure
 from frskd_train.data.sampler import spread
 from frskd_train.data.source import find_source
-from frskd_train.data.splits import Split, training_splits, validation_split
+from frskd_train.data.splits import Choice, Split
 from frskd_train.data.targets import TARGETS
 from frskd_train.data.training_data import TrainingData, ValidationData, left_out
 from frskd_train.data.transforms import EvalTransform, SampleTransform, as_is
@@ -51,9 +51,8 @@ def load_data(
     """
     statistics = given_statistics(preprocessing, model_cfg, use_model_stats)
     source = find_source(data)
-    train, val = training_splits(
-        source.splits, data, TARGETS[task], source.class_names, "L" if preprocessing.in_chans == 1 else "RGB"
-    )
+    pillow_mode: Literal["L", "RGB"] = "L" if preprocessing.in_chans == 1 else "RGB"
+    train, val = Choice(source.splits, data, TARGETS[task], source.class_names, pillow_mode).training()
     targets = train.targets
     targets.find_classes(train.name, train.rows, progress)
 
@@ -114,7 +113,7 @@ def load_validation(
     if channels not in (1, 3):
         raise UserError(f"The model takes images of {channels} channels; only 1 (gray) and 3 (RGB) are supported.")
     pillow_mode: Literal["L", "RGB"] = "L" if channels == 1 else "RGB"
-    split = validation_split(source.splits, data, TARGETS[task], source.class_names, class_names, pillow_mode)
+    split = Choice(source.splits, data, TARGETS[task], source.class_names, pillow_mode).validation(class_names)
     is_dense = split.targets.is_dense
     transform: SampleTransform = as_is if is_dense else EvalTransform(preprocessing)
     mode = choose_mode(data, dense_bytes(split) if is_dense else len(split) * channels * height * width)

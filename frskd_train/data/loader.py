@@ -176,12 +176,20 @@ class Reader:
             except (RuntimeError, OSError, EOFError) as error:
                 # A dead worker also shows as a lost connection; what a worker itself raised is "Caught ... in" it.
                 is_lost = isinstance(error, OSError | EOFError) and "Caught" not in str(error)
-                if "DataLoader worker (pid" not in str(error) and not is_lost:
+                if not is_lost and not is_loss_of_a_worker(error):
                     raise
-                raise UserError(
-                    f"A process that decodes images died ({first_line(error)}); try --workers 0."
-                ) from error
+                raise UserError(loss_of_a_worker(error)) from error
             yield batch
+
+
+def is_loss_of_a_worker(error: BaseException) -> bool:
+    """Whether a decoding process died, which torch may raise at any place of the training process."""
+    return isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
+
+
+def loss_of_a_worker(error: BaseException) -> str:
+    """The sentence about a decoding process that died."""
+    return f"A process that decodes images died ({first_line(error)}); try --workers 0."
 
 
 @cache

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-import datasets
 import numpy as np
 from PIL import Image
 from torch import Tensor
@@ -116,56 +115,45 @@ def choose_splits(names: Collection[str], train: str | None, val: str | None) ->
     return train, val
 
 
-def training_splits(
-    splits: Splits,
-    data: DataSettings,
-    kind: type[Targets],
-    class_names: list[str] | None,
-    mode: Literal["L", "RGB"],
-) -> tuple[Split, Split]:
-    """Chooses the rows to train on and those to validate on, before an image is decoded; raises UserError."""
-    train_name, val_name = choose_splits(splits, data.train_split, data.val_split)
-    used = _loaded(splits, [train_name] if val_name is None else [train_name, val_name], data)
-    targets = kind(used, data, class_names)
-    if val_name is None:
-        val_name = train_name
-        rows, val_rows = targets.hold_out(train_name, data.val_fraction)
-    else:
-        rows, val_rows = np.arange(len(used[train_name])), np.arange(len(used[val_name]))
-    if data.train_num_samples is not None:
-        rows = targets.subset(train_name, rows, data.train_num_samples)
-    images = {name: Images.of(dataset, name, targets.image_column) for name, dataset in used.items()}
-    return Split(images[train_name], targets, rows, mode), Split(images[val_name], targets, val_rows, mode)
+@dataclass(frozen=True)
+class Choice:
+    """What splits are made of: a dataset's, its settings, its kind of targets, its class names, the images' mode."""
 
+    splits: Splits
+    data: DataSettings
+    kind: type[Targets]
+    class_names: list[str] | None
+    mode: Literal["L", "RGB"]
 
-def validation_split(
-    splits: Splits,
-    data: DataSettings,
-    kind: type[Targets],
-    class_names: list[str] | None,
-    known_classes: Sequence[str] | None,
-    mode: Literal["L", "RGB"],
-) -> Split:
-    """Chooses the rows to evaluate a trained model on: those that training would validate on, or all of `--val-split`.
+    def training(self) -> tuple[Split, Split]:
+        """Chooses the rows to train on and those to validate on, before an image is decoded; raises UserError."""
+        train, val = choose_splits(self.splits, self.data.train_split, self.data.val_split)
+        targets = self._targets([train] if val is None else [train, val])
+        if val is None:
+            rows, val_rows = targets.hold_out(train, self.data.val_fraction)
+        else:
+            rows, val_rows = np.arange(len(self.splits[train])), np.arange(len(self.splits[val]))
+        if self.data.train_num_samples is not None:
+            rows = targets.subset(train, rows, self.data.train_num_samples)
+        return self._split(train, targets, rows), self._split(val or train, targets, val_rows)
 
-    Raises:
-        UserError: A split, column or target that cannot be used, or a class that the model does not know.
-    """
-    if data.val_split is not None and data.val_split in splits:
-        name, is_held_out = data.val_split, False
-    else:
-        train_name, val_name = choose_splits(splits, data.train_split, data.val_split)
-        name, is_held_out = val_name or train_name, val_name is None
-    used = _loaded(splits, [name], data)
-    targets = kind(used, data, class_names)
-    rows = targets.hold_out(name, data.val_fraction)[1] if is_held_out else np.arange(len(used[name]))
-    targets.match(name, rows, known_classes)
-    return Split(Images.of(used[name], name, targets.image_column), targets, rows, mode)
+    def validation(self, known_classes: Sequence[str] | None) -> Split:
+        """Chooses the rows that training would validate on, or all of `--val-split`, for a model of known classes."""
+        name, train = self.data.val_split, None
+        if name not in self.splits:
+            train, name = choose_splits(self.splits, self.data.train_split, name)
+        chosen = name or train or ""
+        targets = self._targets([chosen])
+        rows = np.arange(len(self.splits[chosen])) if name else targets.hold_out(chosen, self.data.val_fraction)[1]
+        targets.match(chosen, rows, known_classes)
+        return self._split(chosen, targets, rows)
 
+    def _targets(self, names: Sequence[str]) -> Targets:
+        used = {name: self.splits[name] for name in names}
+        for name, dataset in used.items():
+            if len(dataset) == 0:
+                raise UserError(f"Split {name} of --dataset {self.data.dataset} is empty.")
+        return self.kind(used, self.data, self.class_names)
 
-def _loaded(splits: Splits, names: Sequence[str], data: DataSettings) -> dict[str, datasets.Dataset]:
-    used = {name: splits[name] for name in names}
-    for name, dataset in used.items():
-        if len(dataset) == 0:
-            raise UserError(f"Split {name} of --dataset {data.dataset} is empty.")
-    return used
+    def _split(self, name: str, targets: Targets, rows: Rows) -> Split:
+        return Split(Images.of(self.splits[name], name, targets.image_column), targets, rows, self.mode)
