@@ -23,6 +23,14 @@ def exit_with_error(message: object) -> NoReturn:
     exit_process(2)
 
 
+def exit_interrupted(message: str) -> NoReturn:
+    """End the process after Ctrl-C with one sentence and status 130, without waiting for threads that are stuck."""
+    _print_error(message)
+    with suppress(OSError):
+        sys.stdout.flush()
+    os._exit(130)
+
+
 def keep_until_exit(wrapped: object) -> None:
     """With several processes, keep a DDP model alive until `exit_process`: freeing it tears down communication."""
     if "RANK" in os.environ:

@@ -30,7 +30,7 @@ class TrainMeter:
         self._good = torch.zeros(1, dtype=torch.float64, device=self.device)
 
     def update(self, result: Mapping[str, Tensor]) -> None:
-        """Adds the loss and the terms of one step."""
+        """Add the loss and the terms of one step."""
         if not self.names:
             self._start([name for name in result if name.startswith("loss")])
         values = torch.stack([result[name].detach().double() for name in self.names])
@@ -44,30 +44,30 @@ class TrainMeter:
         self.steps += 1
 
     def bad_steps(self) -> int:
-        """Returns how many steps had a term that was not finite. Synchronises."""
+        """Return how many steps had a term that was not finite. Synchronises."""
         return self.steps - int(self._good)
 
     def first_bad(self) -> tuple[str, int] | None:
-        """Returns the first term that was not finite and its step within the epoch, or None. Synchronises."""
+        """Return the first term that was not finite and its step within the epoch, or None. Synchronises."""
         if not self.names or bool(torch.isinf(self._first_bad).all()):
             return None
         order = sorted(range(len(self.names)), key=lambda i: (float(self._first_bad[i]), self.names[i] == "loss"))
         return self.names[order[0]], int(self._first_bad[order[0]])
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Returns the mean of each term over the finite steps so far and over all processes. Synchronises."""
+        """Return the mean of each term over the finite steps so far and over all processes. Synchronises."""
         if not self.steps:
             return {}
         *sums, good = accelerator.reduce(torch.cat([self._sums, self._good]), reduction="sum").tolist()
         return {name: value / good for name, value in zip(self.names, sums, strict=True)} if good else {}
 
     def recent(self, accelerator: Accelerator) -> dict[str, float]:
-        """Returns the same over about the last `RECENT` steps. Synchronises."""
+        """Return the same over about the last `RECENT` steps. Synchronises."""
         values = accelerator.reduce(self._recent.clone(), reduction="mean").tolist() if self.steps else []
         return dict(zip(self.names, values, strict=bool(self.steps)))
 
     def state(self, accelerator: Accelerator) -> dict[str, object]:
-        """Returns what a checkpoint keeps, the mean over all processes; all of them have to call this."""
+        """Return what a checkpoint keeps, the mean over all processes; all of them have to call this."""
         values = accelerator.reduce(torch.cat([self._sums, self._recent, self._good]), reduction="mean").tolist()
         count = len(self.names)
         bad = [None if step == float("inf") else step for step in self._first_bad.tolist()]
@@ -75,7 +75,7 @@ class TrainMeter:
         return {"names": self.names, "steps": self.steps, **shared, "first_bad": bad}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Continues from the state in a checkpoint."""
+        """Continue from the state in a checkpoint."""
         self.steps = int(state["steps"])
         self._start(list(state["names"]))
         self._sums += torch.tensor(state["sums"], dtype=torch.float64, device=self.device)
@@ -92,7 +92,7 @@ def learning_note(
     num_classes: int,
     updates: int,
 ) -> str | None:
-    """Returns a sentence about a student that has stopped learning, which the other falling terms would hide.
+    """Return a sentence about a student that has stopped learning, which the other falling terms would hide.
 
     Args:
         history: One row per finished epoch.

@@ -11,7 +11,9 @@ from timm.models._hub import load_model_config_from_hf, load_model_config_from_p
 from torch import Tensor, nn
 
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.export.load import load_student
+from frskd_timm.export.config import check_pretrained_cfg
+from frskd_timm.export.folder import CONFIG, recover
+from frskd_timm.export.load import ExportedClassifier, load_student, read_student
 from frskd_timm.lookup import known_cfg
 from frskd_train.constraints import keyword_arguments
 from frskd_train.data import TrainingData
@@ -30,15 +32,17 @@ def default_cfg(settings: ModelSettings, name: str | None = None) -> Mapping[str
     """
     name = name or settings.model
     if name.startswith("local-dir:"):
-        try:
-            return load_model_config_from_path(name.removeprefix("local-dir:"))[0]
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"--model {name} is not an exported model: {first_line(error)}.") from error
+        student = read_student(name.removeprefix("local-dir:"))
+        if not isinstance(student, ExportedClassifier):
+            raise UserError(f"--model {name} is a segmentation network: give its backbone/ folder instead.")
+        return load_model_config_from_path(student.path)[0]
     if name.startswith("hf-hub:"):
         try:
-            return load_model_config_from_hf(name.removeprefix("hf-hub:"))[0]
+            found = load_model_config_from_hf(name.removeprefix("hf-hub:"))[0]
         except Exception as error:
             raise UserError(f"--model {name} could not be downloaded from the Hub: {first_line(error)}.") from error
+        check_pretrained_cfg(found, name)
+        return found
     cfg = known_cfg(name, weights=settings.pretrained)
     return cfg.to_dict() if cfg is not None else {}
 
@@ -87,15 +91,17 @@ def load_for_evaluation(model: str) -> tuple[nn.Module, Path | None]:
         model: Folder of a run or of an exported student, or a name that timm has weights for.
 
     Returns:
-        The model, and the folder that results about it belong in, if it has one.
+        The model, and the folder of the run that trained it, if it is there.
 
     Raises:
         UserError: There is no such model, or no weights for it.
     """
     path = Path(model.removeprefix("local-dir:"))
     for student in (path / "student", path):
-        if (student / "config.json").is_file():
-            return load_student(student), path
+        recover(student)
+        if (student / CONFIG).is_file():
+            run = student.resolve().parent
+            return load_student(student), run if (run / "config.yaml").is_file() else None
     if path.exists():
         raise UserError(f"--model {model} is neither a finished run nor an exported student: there is no config.json.")
     settings = ModelSettings(model=model, pretrained=True)

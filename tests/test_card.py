@@ -17,8 +17,12 @@ from published import METRICS
 from frskd_timm.errors import UserError
 from frskd_timm.export.load import ExportedClassifier, read_student
 from frskd_timm.models._pretrained import WEIGHTS
+from frskd_train.parse import parse_settings
+from frskd_train.recipe import write_recipe
+from frskd_train.report.baseline import read_baseline
 from frskd_train.report.card import eval_result_entries, model_card
 from frskd_train.report.metrics import Metrics, read_metrics
+from frskd_train.settings import Settings
 from tools.zoo import read_results, results_row, zoo_card
 
 
@@ -100,6 +104,28 @@ def test_metrics_are_read_as_they_were_written(tmp_path, path):
         (tmp_path / "metrics.json").write_text(damage, encoding="utf-8")
         with pytest.raises(UserError, match=r"metrics\.json"):
             read_metrics(tmp_path / "metrics.json")
+
+
+@pytest.mark.parametrize(
+    ("flags", "different"),
+    [
+        ([], None), (["--seed", "7", "--alpha", "1", "--threads", "1", "--tag", "x"], None),
+        (["--lr", "0.5", "--epochs", "3"], "lr is 0.5 there and 0.1 here, epochs is 3 there"),
+        (["--dataset", "elsewhere"], "dataset is elsewhere"), (["--model", "resnet18"], "model is resnet18"),
+    ],
+)  # fmt: skip
+def test_a_baseline_has_the_same_data_model_and_recipe(tmp_path, flags, different):
+    (tmp_path / "metrics.json").write_text(replace(METRICS, method="ce").to_json(), encoding="utf-8")
+    config = write_recipe(parse_settings(["--method", "ce", *flags]), "A run.")
+    (tmp_path / "config.yaml").write_text(config, encoding="utf-8")
+    if different is None:
+        assert read_baseline([tmp_path], Settings(), "top1").mean == 88.1
+    else:
+        with pytest.raises(UserError, match=different):
+            read_baseline([tmp_path], Settings(), "top1")
+    (tmp_path / "metrics.json").write_text(METRICS.to_json(), encoding="utf-8")
+    with pytest.raises(UserError, match="not ce"):
+        read_baseline([tmp_path], Settings(), "top1")
 
 
 def test_zoo_card_is_up_to_date_and_promises_nothing_else():

@@ -1,11 +1,18 @@
 """Publishing while the Hub or the way to it fails: success in the end or one sentence, and never half a student."""
 
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
+from conftest import ROOT
 from hub_server import TOKEN, Fault
 from huggingface_hub import constants
 from published import REPO, make_student, push
+from runs import wait_for
 
 from frskd_timm.errors import UserError
 from frskd_train.report import failures, publish
@@ -65,11 +72,12 @@ def whole(folder):
 def test_a_silent_hub_is_given_up(hub, student, quick_clock, monkeypatch, pattern):
     monkeypatch.setattr(failures, "SILENCE", 0.3)
     monkeypatch.setattr(publish, "SILENCE", 0.3)
+    monkeypatch.setattr(failures, "PATIENCE", 1.0)
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
     hub.faults = [Fault(pattern, "silent", 99)]
     with pytest.raises(UserError, match="did not answer"):
         push(hub, student)
-    assert 1 <= len(hub.asked("-> silent")) <= 24
+    assert 1 <= len(hub.asked("-> silent")) <= 15
     hub.faults = [Fault(pattern, "silent", 1)]
     push(hub, student)
     assert set(hub.files(REPO)) == whole(student)
@@ -107,3 +115,24 @@ def test_random_faults_never_publish_a_mixture(hub, student, tmp_path, quick_clo
     assert between == new or (between == old and sentence)
     assert new["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     assert len(hub.repos[REPO].history()) == 3
+
+
+def test_ctrl_c_ends_a_stuck_upload_with_one_sentence(hub, student, tmp_path):
+    hub.faults = [Fault("PUT", "silent", 99)]
+    env = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    env["PYTHONPATH"] = str(ROOT)
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "hub" / "push.py", student, "--repo-id", REPO],
+            env=os.environ | env, stdout=said, stderr=said,
+        )  # fmt: skip
+    assert wait_for(lambda: hub.asked("PUT .*silent"), process)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert time.monotonic() - began < 5
+    text = (tmp_path / "said").read_text()
+    assert text.count("error:") == 1
+    assert "interrupted" in text
+    assert "Traceback" not in text
+    assert hub.files(REPO) == {}

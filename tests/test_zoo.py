@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from frskd_timm.errors import UserError
 from frskd_timm.export.load import load_student
-from frskd_timm.models._pretrained import WEIGHTS
+from frskd_timm.models._pretrained import DEFAULT_TAGS, WEIGHTS, with_weights
 from frskd_train.report.checks import check_folder
 from tools.ship import ship
 from tools.zoo import read_results, results_table, with_table
@@ -141,6 +141,18 @@ def test_what_ships_is_what_timm_lists_and_small() -> None:
     assert timm.list_pretrained("*frskd*") == [folder.name for folder in SHIPPED]
     assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) < 40e6
     assert [row["model"] for row in read_results()] == [folder.name for folder in SHIPPED]
+
+
+def test_adding_weights_does_not_change_the_default(tmp_path: Path) -> None:
+    shipped = {path.name: path for path in SHIPPED}
+    assert {name.split(".")[0] for name in shipped} <= DEFAULT_TAGS.keys()
+    for architecture, tag in DEFAULT_TAGS.items():
+        assert timm.get_pretrained_cfg(architecture).tag == tag
+        for name in (f"{architecture}.{tag}", f"{architecture}.aaa"):
+            shutil.copytree(shipped[f"{architecture}.{tag}"], tmp_path / name)
+        base = {"input_size": (3, 224, 224), "pool_size": (7, 7), "num_classes": 1000}
+        found = with_weights({architecture: base}, tmp_path)
+        assert list(found) == [f"{architecture}.{tag}", f"{architecture}.aaa"]
 
 
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)

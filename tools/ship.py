@@ -52,7 +52,7 @@ def ship(
     root: Path = zoo.ROOT,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Writes `frskd_timm/weights/MODEL.TAG/`, the row of the results, and the documents that show it.
+    """Write `frskd_timm/weights/MODEL.TAG/`, the row of the results, and the documents that show it.
 
     Args:
         run: Folder of a finished run of a student of this package.
@@ -167,7 +167,7 @@ def _rounded(model: nn.Module) -> nn.Module:
 
 
 def _baseline(runs: Sequence[str | Path], settings: Settings, data: DataSettings, accelerator: Accelerator) -> Baseline:
-    """Returns the runs' scores, measured like the student's."""
+    """Return the runs' scores, measured like the student's."""
     found = read_baseline(runs, settings, "top1").runs
     for run, entry in zip(runs, found, strict=True):
         entry["top1"] = round(_score(load_student(Path(run) / "student"), data, accelerator)["top1"], 4)
@@ -175,7 +175,7 @@ def _baseline(runs: Sequence[str | Path], settings: Settings, data: DataSettings
 
 
 def _kept_baseline(folder: Path, settings: Settings) -> Baseline | None:
-    """Returns the baseline that ships in `folder`, if it has this recipe."""
+    """Return the baseline that ships in `folder`, if it has this recipe."""
     if not (folder / "recipe.yaml").is_file():
         return None
     # A published recipe does not name a local dataset.
@@ -229,7 +229,7 @@ def _shrink(picture: Path, target: Path) -> None:
 
 
 def main() -> None:
-    """Parses the arguments and writes weights, results and documents."""
+    """Parse the arguments and writes weights, results and documents."""
     parser = argparse.ArgumentParser(description="From a finished run to frskd_timm/weights/, results and tables.")
     parser.add_argument("run", type=Path, help="folder of the finished run")
     parser.add_argument(

@@ -32,7 +32,7 @@ BEGIN, END = "<!-- begin: written by python -m tools.zoo -->", "<!-- end -->"
 
 
 def results_row(metrics: Metrics) -> dict[str, str]:
-    """Returns one run's line of the results, in timm's form; without a baseline or sample their columns are empty."""
+    """Return one run's line of the results, in timm's form; without a baseline or sample their columns are empty."""
     assert metrics.student is not None
     row: dict[str, Any] = {
         "model": f"{metrics.model}.{metrics.tag}",
@@ -56,7 +56,7 @@ def read_results(path: Path = RESULTS) -> list[dict[str, str]]:
 
 
 def update_results(row: Mapping[str, str], path: Path = RESULTS) -> None:
-    """Puts a row of the columns `COLUMNS` into the results, in place of an older one of the same weights."""
+    """Put a row of the columns `COLUMNS` into the results, in place of an older one of the same weights."""
     rows = {old["model"]: old for old in read_results(path)} | {row["model"]: dict(row)}
     path.parent.mkdir(exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -141,7 +141,7 @@ def with_table(document: str, table: str) -> str:
 
 
 def write_documents(root: Path = ROOT) -> None:
-    """Writes `MODEL_CARD.md` and the table in `README.md` of a repository."""
+    """Write `MODEL_CARD.md` and the table in `README.md` of a repository."""
     results = read_results(root / "results" / "results.csv")
     zoo_card(results, root / "frskd_train" / "recipes").save(root / "MODEL_CARD.md")
     readme = root / "README.md"

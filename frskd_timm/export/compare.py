@@ -10,7 +10,7 @@ from frskd_timm.errors import UserError
 
 
 def compare_logits(model: nn.Module, other: nn.Module, images: Tensor, *, tolerance: float = 1e-4) -> float:
-    """Compares the outputs of two models in eval mode and float32 on the first one's device.
+    """Compare the outputs of two models in eval mode and float32 on the first one's device.
 
     Returns:
         The largest absolute difference.
@@ -37,7 +37,7 @@ def compare_logits(model: nn.Module, other: nn.Module, images: Tensor, *, tolera
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Returns the model without the wrappers of DDP and `torch.compile`."""
+    """Return the model without the wrappers of DDP and `torch.compile`."""
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -49,7 +49,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def _eval(model: nn.Module) -> Iterator[None]:
-    """Sets eval mode and restores each module's own mode afterwards."""
+    """Set eval mode and restores each module's own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -13,7 +13,7 @@ CROP_MODES = {"center", "squash", "border"}
 
 
 def check_pretrained_cfg(cfg: dict[str, Any], where: object) -> None:
-    """Checks what a pretrained configuration says of images.
+    """Check what a pretrained configuration says of images.
 
     Args:
         cfg: A timm configuration; what it does not say is not checked.
@@ -62,7 +62,7 @@ def _is_number(value: Any) -> bool:
 
 
 def refuse_huge(value: Any, where: Path) -> None:
-    """Refuses numbers in a model's arguments that no network has."""
+    """Refuse numbers in a model's arguments that no network has."""
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     for item in items:
         refuse_huge(item, where)

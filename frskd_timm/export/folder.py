@@ -26,7 +26,7 @@ _EVALUATIONS = "evaluation-*.json"
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Yields a temporary folder that replaces `folder` when the block ends without an error.
+    """Yield a temporary folder that replaces `folder` when the block ends without an error.
 
     Raises:
         UserError: `folder` holds something other than an older export.
@@ -45,14 +45,14 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def recover(folder: Path) -> None:
-    """Brings back an export whose replacement was interrupted between its two renames."""
+    """Bring back an export whose replacement was interrupted between its two renames."""
     previous = _previous(folder)
     if not folder.exists() and previous.is_dir():
         previous.rename(folder)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
+    """Read a JSON object.
 
     Raises:
         UserError: The file is missing or does not hold a JSON object.
@@ -69,18 +69,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes indented JSON."""
+    """Write indented JSON."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_weights(folder: Path, model: nn.Module, *, half: bool = False) -> None:
-    """Writes a model's tensors as `model.safetensors`; see `plain_state_dict`."""
+    """Write a model's tensors as `model.safetensors`; see `plain_state_dict`."""
     save_file(plain_state_dict(model, half=half), folder / WEIGHTS, metadata={"format": "pt"})
     (folder / WEIGHTS).chmod(0o644)  # safetensors makes it readable for its owner only
 
 
 def plain_state_dict(model: nn.Module, *, half: bool = False) -> dict[str, Tensor]:
-    """Returns the tensors to save: on the CPU, contiguous, unshared, float32, keys without wrapper prefixes.
+    """Return the tensors to save: on the CPU, contiguous, unshared, float32, keys without wrapper prefixes.
 
     Args:
         model: The student.
@@ -102,7 +102,7 @@ def plain_state_dict(model: nn.Module, *, half: bool = False) -> dict[str, Tenso
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Reads `model.safetensors`.
+    """Read `model.safetensors`.
 
     Raises:
         UserError: The file is missing or damaged, or a value is not finite.
@@ -114,13 +114,13 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Reads the names and shapes of `model.safetensors` without its values; raises as `read_weights`."""
+    """Read the names and shapes of `model.safetensors` without its values; raises as `read_weights`."""
     with _weights_errors(folder / WEIGHTS), safe_open(folder / WEIGHTS, framework="pt") as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 not a dict
 
 
 def refuse_nonfinite(state: dict[str, Tensor]) -> None:
-    """Raises UserError if a tensor holds NaN or infinity."""
+    """Raise UserError if a tensor holds NaN or infinity."""
     bad = sorted(name for name, tensor in state.items() if not torch.isfinite(tensor).all())
     if bad:
         raise UserError(f"The student has values that are not finite in {', '.join(bad[:3])}: it cannot be exported.")
@@ -137,7 +137,7 @@ def _weights_errors(path: Path) -> Iterator[None]:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Allows an empty place or an older export to be replaced, so that a mistyped path costs nobody their files."""
+    """Allow an empty place or an older export to be replaced, so that a mistyped path costs nobody their files."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give a folder for the student.")
     names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
@@ -151,7 +151,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _put_in_place(new: Path, folder: Path) -> None:
-    """Renames `new` to `folder` and deletes what stood there afterwards; evaluations are moved beside the folder."""
+    """Rename `new` to `folder` and deletes what stood there afterwards; evaluations are moved beside the folder."""
     previous = _previous(folder)
     shutil.rmtree(previous, ignore_errors=True)
     if folder.exists():

@@ -49,7 +49,7 @@ class ExportedStudent(ABC):
         self.config = config
 
     def check(self) -> dict[str, Tensor]:
-        """Returns the weights after checking that they are the architecture's, complete and finite.
+        """Return the weights after checking that they are the architecture's, complete and finite.
 
         Raises:
             UserError: They are not; the message names the first keys.
@@ -58,7 +58,7 @@ class ExportedStudent(ABC):
         return read_weights(self.path)
 
     def load(self) -> nn.Module:
-        """Returns the student in eval mode.
+        """Return the student in eval mode.
 
         Raises:
             UserError: A file is missing or unreadable, or the weights do not fit the architecture.
@@ -67,7 +67,7 @@ class ExportedStudent(ABC):
         return self._guarded(self._load).eval()
 
     def probe(self, batch: int = 2, size: tuple[int, int] | None = None) -> Tensor:
-        """Returns the fixed input of all comparisons: normalised noise [batch, C, H, W].
+        """Return the fixed input of all comparisons: normalised noise [batch, C, H, W].
 
         Args:
             batch: Number of images.
@@ -87,7 +87,7 @@ class ExportedStudent(ABC):
 
     @abstractmethod
     def load_line(self, name: str) -> str:
-        """Returns the Python expression that loads it.
+        """Return the Python expression that loads it.
 
         Args:
             name: OWNER/NAME on the Hub, with or without @REVISION, or `local-dir:FOLDER`.
@@ -230,7 +230,7 @@ class ExportedSegmenter(ExportedStudent):
 
 
 def read_student(folder: str | Path) -> ExportedStudent:
-    """Reads the config of an exported student.
+    """Read the config of an exported student.
 
     Raises:
         UserError: `config.json` is missing or has a missing or unusable value.
@@ -242,7 +242,7 @@ def read_student(folder: str | Path) -> ExportedStudent:
 
 
 def load_student(folder: str | Path) -> nn.Module:
-    """Loads an exported student in eval mode; a classifier through timm alone.
+    """Load an exported student in eval mode; a classifier through timm alone.
 
     Raises:
         UserError: A file is missing or unreadable, the architecture is unknown, or the weights do not fit it.
@@ -251,7 +251,7 @@ def load_student(folder: str | Path) -> nn.Module:
 
 
 def check_student(folder: str | Path) -> dict[str, Tensor]:
-    """Checks an exported student and returns its weights.
+    """Check an exported student and returns its weights.
 
     Raises:
         UserError: As `load_student`.
@@ -260,7 +260,7 @@ def check_student(folder: str | Path) -> dict[str, Tensor]:
 
 
 def verify_export(folder: str | Path, model: nn.Module, *, tolerance: float = 1e-4) -> float:
-    """Loads an exported student and compares its logits with those of the model it was exported from.
+    """Load an exported student and compares its logits with those of the model it was exported from.
 
     Args:
         folder: The export.

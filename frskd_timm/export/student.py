@@ -47,7 +47,7 @@ def export_student(
     half: bool = False,
     finish: Callable[[Path], Any] | None = None,
 ) -> Path:
-    """Writes the student to a folder that timm and transformers load, and verifies it by loading it.
+    """Write the student to a folder that timm and transformers load, and verifies it by loading it.
 
     Everything is written and verified in a temporary folder, which then replaces `folder`: an older export stays whole
     until the new one is.
@@ -105,7 +105,7 @@ def export_student(
 
 
 def architecture_name(model: nn.Module, model_name: str | None) -> str:
-    """Returns the name that plain timm, or else this package, builds the model by.
+    """Return the name that plain timm, or else this package, builds the model by.
 
     Raises:
         UserError: The model was not made by timm, or timm does not know the name.
@@ -127,7 +127,7 @@ def timm_config(
     facts: dict[str, Any],
     label_names: Sequence[str] | None,
 ) -> dict[str, Any]:
-    """Returns timm's config of the model, with the metadata of these weights instead of timm's default weights'.
+    """Return timm's config of the model, with the metadata of these weights instead of timm's default weights'.
 
     Args:
         model: The model to describe.
@@ -155,6 +155,6 @@ def timm_config(
 
 
 def weights_facts(tag: str, license: str | None, description: str | None, method: str) -> dict[str, Any]:
-    """Returns what a timm config says about the weights; with method `ce` it does not cite the paper."""
+    """Return what a timm config says about the weights; with method `ce` it does not cite the paper."""
     facts: dict[str, Any] = {"tag": tag, "license": license, "description": description}
     return facts | ({"paper_name": PAPER_NAME, "paper_ids": PAPER_ID} if method == "frskd" else {})

@@ -8,6 +8,7 @@ from timm.models import is_model, model_entrypoint, resolve_pretrained_cfg, spli
 from torch import nn
 
 from frskd_timm.errors import UserError
+from frskd_timm.models._pretrained import with_default_classes
 
 
 def stock_topology(stock: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
@@ -28,8 +29,9 @@ def stock_topology(stock: str) -> Callable[[Callable[..., nn.Module]], Callable[
             pretrained_cfg_overlay: dict[str, Any] | None = None,
             **kwargs: Any,
         ) -> nn.Module:
+            arguments = with_default_classes(pretrained, {**kwargs, "pretrained_cfg": pretrained_cfg})
             cfg = resolve_pretrained_cfg(function.__name__, pretrained_cfg, pretrained_cfg_overlay)
-            return function(pretrained, pretrained_cfg=cfg.to_dict(), **kwargs)
+            return function(pretrained, **{**arguments, "pretrained_cfg": cfg.to_dict()})
 
         build.stock_name = stock  # type: ignore[attr-defined]
         return build

@@ -7,7 +7,7 @@ from timm.models import ResNet, build_model_with_cfg, generate_default_cfgs, reg
 from timm.models.resnet import BasicBlock
 from torch import nn
 
-from frskd_timm.models._pretrained import with_weights
+from frskd_timm.models._pretrained import with_default_classes, with_weights
 from frskd_timm.models._stock import stock_topology
 
 __all__ = ["CifarResNet"]  # register_model adds each student
@@ -53,10 +53,9 @@ def _cfg(**changes: Any) -> dict[str, Any]:
 
 
 def _small_cfg(**changes: Any) -> dict[str, Any]:
-    """For 32x32 images: CIFAR-100's classes and statistics, and no crop, which would cut 4 of 32 pixels."""
+    """For 32x32 images: CIFAR-100's statistics, and no crop, which would cut 4 of 32 pixels."""
     return _cfg(
         **{
-            "num_classes": 100,
             "input_size": (3, 32, 32),
             "pool_size": (4, 4),
             "crop_pct": 1.0,
@@ -103,5 +102,5 @@ def resnet50_frskd(pretrained: bool = False, **kwargs: Any) -> ResNet:
 @register_model
 def resnet18_cifar_frskd(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet-18 for 32x32 images, the paper's student on CIFAR-100 and TinyImageNet."""
-    model_args = {"block": BasicBlock, "layers": (2, 2, 2, 2), **kwargs}
+    model_args = {"block": BasicBlock, "layers": (2, 2, 2, 2), **with_default_classes(pretrained, kwargs)}
     return build_model_with_cfg(CifarResNet, "resnet18_cifar_frskd", pretrained, **model_args)

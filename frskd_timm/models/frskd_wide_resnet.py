@@ -10,7 +10,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from frskd_timm.errors import UserError
-from frskd_timm.models._pretrained import with_weights
+from frskd_timm.models._pretrained import with_default_classes, with_weights
 
 __all__ = ["WideResNet"]  # register_model adds each student
 
@@ -256,7 +256,7 @@ default_cfgs = generate_default_cfgs(
     with_weights(
         {
             "wide_resnet16_2_frskd": {
-                "num_classes": 100,
+                "num_classes": 1000,
                 "input_size": (3, 32, 32),
                 "pool_size": (8, 8),
                 "crop_pct": 1.0,
@@ -278,5 +278,5 @@ def wide_resnet16_2_frskd(pretrained: bool = False, **kwargs: Any) -> WideResNet
         "wide_resnet16_2_frskd",
         pretrained,
         feature_cfg={"out_indices": (0, 1, 2)},
-        **{"depth": 16, "widen_factor": 2, **kwargs},
+        **{"depth": 16, "widen_factor": 2, **with_default_classes(pretrained, kwargs)},
     )

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from frskd_train.errors import exit_with_error
+from frskd_train.errors import exit_interrupted, exit_with_error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -18,20 +18,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Publish a trained student on the Hugging Face Hub, in one commit.",
     )
     parser.add_argument("folder", type=Path, help="folder of a finished run, or its student/ folder")
-    parser.add_argument("--repo-id", required=True, metavar="OWNER/NAME", help="repository; made if it does not exist")
+    parser.add_argument("--repo-id", required=True, metavar="OWNER/NAME", help="repository; created if missing")
     parser.add_argument("--private", action="store_true", help="only the owner sees the repository")
-    parser.add_argument("--revision", metavar="REV", help="branch to commit to; made from main if it does not exist")
+    parser.add_argument("--revision", metavar="REV", help="branch to commit to; created from main if missing")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
-    parser.add_argument("--dry-run", action="store_true", help="check the folder and show what would go")
+    parser.add_argument("--dry-run", action="store_true", help="check the folder and list what would be uploaded")
     parser.add_argument("--commit-message", metavar="TEXT", help="first line of the commit")
     options = parser.parse_args(arguments)
     if (options.folder / "student" / "config.json").is_file():
         options.folder /= "student"
     # Imported here, so that --help and a wrong flag answer at once.
     from frskd_timm.errors import UserError
-    from frskd_train.report.publish import push_student
+    from frskd_train.report.publish import INTERRUPTED, push_student
 
     try:
         push_student(**vars(options))
     except UserError as error:
         exit_with_error(error)
+    except KeyboardInterrupt:
+        exit_interrupted(INTERRUPTED)

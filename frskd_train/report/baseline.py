@@ -4,15 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from frskd_timm.errors import UserError
+from frskd_train.constraints import FREE
 from frskd_train.errors import SettingsError
 from frskd_train.parse import read_recipe
 from frskd_train.recipe import differences
 from frskd_train.report.metrics import Baseline, read_metrics
-from frskd_train.settings import Settings, flat
+from frskd_train.settings import Settings, declared, flat
 
 
 def read_baseline(folders: Sequence[str | Path], settings: Settings, score: str) -> Baseline:
-    """Reads the scores of `--method ce` runs of the same data, model and recipe.
+    """Read the scores of `--method ce` runs of the same data, model and recipe.
 
     Args:
         folders: The runs; their seeds may differ.
@@ -40,6 +41,13 @@ def _refuse_other_recipe(folder: Path, settings: Settings) -> None:
     except SettingsError as error:
         raise UserError(f"--baseline {folder} cannot be compared: {error}") from None
     own, others = flat(settings), flat(other)
-    named = [f"{name} is {others[name]} there and {own[name]} here" for name in differences(settings, other)[:5]]
+    same_path = Path(own["dataset"]).resolve() == Path(others["dataset"]).resolve()
+    facts = declared(Settings)
+    different = [
+        name
+        for name in differences(settings, other)
+        if FREE not in facts[name] and not (name == "dataset" and same_path)
+    ]
+    named = [f"{name} is {others[name]} there and {own[name]} here" for name in different[:5]]
     if named:
         raise UserError(f"--baseline {folder} is a run of another recipe: {', '.join(named)}.")

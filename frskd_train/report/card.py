@@ -23,7 +23,7 @@ _LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
 def write_card(folder: str | Path, metrics: Metrics) -> Path:
-    """Writes the card of an exported student beside its weights, with the pictures and the recipe that are there.
+    """Write the card of an exported student beside its weights, with the pictures and the recipe that are there.
 
     Args:
         folder: An exported student, with `curves.png`, `attention.png` and `recipe.yaml` if there are any.
@@ -44,7 +44,7 @@ def write_card(folder: str | Path, metrics: Metrics) -> Path:
 
 
 def model_card(metrics: Metrics, student: ExportedStudent, names: Collection[str] = ()) -> ModelCard:
-    """Returns the card of one student.
+    """Return the card of one student.
 
     Args:
         metrics: The run's metrics.
@@ -74,7 +74,7 @@ def model_card(metrics: Metrics, student: ExportedStudent, names: Collection[str
 
 
 def write_backbone_card(folder: str | Path, metrics: Metrics) -> Path:
-    """Writes the card of a segmentation student's backbone, exported as a timm checkpoint.
+    """Write the card of a segmentation student's backbone, exported as a timm checkpoint.
 
     Args:
         folder: The checkpoint's folder.
@@ -98,13 +98,13 @@ def write_backbone_card(folder: str | Path, metrics: Metrics) -> Path:
 
 
 def tidy(card: ModelCard) -> ModelCard:
-    """Removes the blank lines that conditions in a template leave."""
+    """Remove the blank lines that conditions in a template leave."""
     card.text = re.sub(r"\n{3,}", "\n\n", card.text).rstrip() + "\n"
     return card
 
 
 def eval_result_entries(metrics: Metrics) -> list[dict[str, Any]]:
-    """Returns the scores in the Hub's newer form, one YAML file under `.eval_results/`.
+    """Return the scores in the Hub's newer form, one YAML file under `.eval_results/`.
 
     They enter the dataset's leaderboard, so the list is empty unless the run was tested on a whole split of a dataset
     on the Hub (`whole_split`). It is also empty with clients that do not know the form.
@@ -124,7 +124,7 @@ def eval_result_entries(metrics: Metrics) -> list[dict[str, Any]]:
 
 
 def hub_dataset(dataset: DatasetFacts) -> str | None:
-    """Returns the dataset's id on the Hub, if it has one: `hub_id`, or an `id` of the form OWNER/NAME."""
+    """Return the dataset's id on the Hub, if it has one: `hub_id`, or an `id` of the form OWNER/NAME."""
     name = dataset.hub_id or dataset.id
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "frskd/")):
         return None  # a folder, or the sample that ships with this package

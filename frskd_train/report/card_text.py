@@ -53,12 +53,12 @@ FORMS = {
 
 
 def card_title(metrics: Metrics, student: ExportedStudent) -> str:
-    """Returns the name of the weights: ARCHITECTURE.TAG, or MODEL.TAG of a segmentation network."""
+    """Return the name of the weights: ARCHITECTURE.TAG, or MODEL.TAG of a segmentation network."""
     return f"{metrics.model if metrics.task == 'segmentation' else student.architecture}.{metrics.tag}"
 
 
 def text_facts(metrics: Metrics, student: ExportedStudent, names: Collection[str]) -> dict[str, Any]:
-    """Returns the variables of the template; lists are empty and values None where there is nothing to say."""
+    """Return the variables of the template; lists are empty and values None where there is nothing to say."""
     form, baseline = FORMS[metrics.task], metrics.baseline
     columns, results = _result_table(metrics)
     score = (metrics.student or {}).get(form.score)
@@ -84,7 +84,7 @@ def text_facts(metrics: Metrics, student: ExportedStudent, names: Collection[str
 
 
 def _result_table(metrics: Metrics) -> tuple[list[str], list[dict[str, Any]]]:
-    """Returns column headings and rows, without rows and columns that have no figure."""
+    """Return column headings and rows, without rows and columns that have no figure."""
     form = FORMS[metrics.task]
     rows = {
         f"**this model** ({'FRSKD student' if metrics.method == 'frskd' else 'student'})": metrics.student,

@@ -16,7 +16,7 @@ _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 
 
 def check_folder(folder: str | Path) -> list[str]:
-    """Checks that a folder is a complete, loadable student with a valid card.
+    """Check that a folder is a complete, loadable student with a valid card.
 
     Args:
         folder: An exported student.
@@ -42,7 +42,7 @@ def check_folder(folder: str | Path) -> list[str]:
 
 
 def _card_pictures(folder: Path, library: str) -> list[str]:
-    """Returns the pictures that the card shows, after checking the card itself."""
+    """Return the pictures that the card shows, after checking the card itself."""
     path = folder / CARD
     try:
         card = ModelCard(path.read_text(encoding="utf-8"))

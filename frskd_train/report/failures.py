@@ -1,6 +1,7 @@
 """Failures between here and the Hub: temporary ones are retried, others end in one sentence."""
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ T = TypeVar("T")
 
 SILENCE = 30.0  # seconds without an answer after which a request has failed
 _ATTEMPTS = 4
-_PATIENCE = 120  # seconds after which nothing is tried again
+PATIENCE = 120  # seconds without an answer after which nothing is tried again
 _LONGEST_WAIT = 300  # seconds that a server may ask for before the user is told to come back later
 # Base of all errors of the HTTP library that huggingface_hub is built on; which library depends on its version.
 _TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
@@ -25,17 +26,40 @@ class AlteredError(Exception):
     """A file came back different from what was sent."""
 
 
-def limit_silence() -> None:
-    """Makes requests without an answer fail; huggingface_hub's own client waits forever."""
+class SilentError(Exception):
+    """The Hub has given no answer for `PATIENCE` seconds."""
+
+
+class _Patience:
+    """End requests once the Hub has been silent for too long, as hooks of huggingface_hub's client."""
+
+    last_answer = 0.0
+
+    @classmethod
+    def before(cls, _: Any) -> None:
+        if time.monotonic() - cls.last_answer > PATIENCE:
+            raise SilentError
+
+    @classmethod
+    def after(cls, _: Any = None) -> None:
+        cls.last_answer = time.monotonic()
+
+
+def _limit_silence() -> None:
+    """Give huggingface_hub's client time limits: its own waits forever, and retries a request several times."""
+    _Patience.after()
     client = get_session()
     hooks: Any = client.event_hooks
+    if _Patience.before not in hooks["request"]:
+        hooks = {"request": [*hooks["request"], _Patience.before], "response": [*hooks["response"], _Patience.after]}
     set_client_factory(lambda: type(client)(event_hooks=hooks, follow_redirects=True, timeout=SILENCE))
 
 
 def with_retries(call: Callable[[], T], repo_id: str, api: HfApi, once: bool = False) -> T:
-    """Calls a function again while its failure may be temporary.
+    """Call a function again while its failure may be temporary.
 
-    huggingface_hub itself retries uploads and downloads; this retries the rest, up to four times within two minutes.
+    huggingface_hub itself retries uploads and downloads; this retries the rest, up to four times. A Hub that does not
+    answer is given up after two minutes. The call runs in a thread, so that Ctrl-C does not have to wait for it.
 
     Args:
         call: What to do; it must be safe to repeat.
@@ -46,26 +70,43 @@ def with_retries(call: Callable[[], T], repo_id: str, api: HfApi, once: bool = F
     Raises:
         UserError: What went wrong and what to do next.
     """
-    limit_silence()
-    end = time.monotonic() + _PATIENCE
+    _limit_silence()
     for attempt in range(_ATTEMPTS):
         try:
-            return call()
+            return _in_thread(call)
         except UserError:
             raise
-        except (OSError, RuntimeError, ValueError, _TransportError, AlteredError) as error:
+        except (OSError, RuntimeError, ValueError, _TransportError, AlteredError, SilentError) as error:
             cause = _cause(error)
             wait = _wait(cause, attempt)
             unknown = once and _sends_commit(cause) and not isinstance(cause, HfHubHTTPError)
-            too_late = attempt == _ATTEMPTS - 1 or time.monotonic() > end
-            if wait is None or unknown or too_late or wait > _LONGEST_WAIT:
+            if wait is None or unknown or attempt == _ATTEMPTS - 1 or wait > _LONGEST_WAIT:
                 raise UserError(_sentence(cause, repo_id, api, unknown)) from None
             time.sleep(wait)
     raise AssertionError("unreachable")
 
 
+def _in_thread(call: Callable[[], T]) -> T:
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
 def _sentence(error: BaseException, repo_id: str, api: HfApi, unknown: bool) -> str:
-    """Says what went wrong and what to do next, without the client's words, which may quote headers."""
+    """Say what went wrong and what to do next, without the client's words, which may quote headers."""
     if unknown:
         return f"The pull request for {repo_id} was not confirmed: look at its discussions before trying again."
     if isinstance(error, AlteredError):
@@ -76,7 +117,7 @@ def _sentence(error: BaseException, repo_id: str, api: HfApi, unknown: bool) -> 
         return _status_sentence(error, repo_id)
     if isinstance(error, json.JSONDecodeError):
         return f"{api.endpoint} does not answer like a Hub: check HF_ENDPOINT and proxies, then {_AGAIN}."
-    if isinstance(error, (_TransportError, ConnectionError)):
+    if isinstance(error, (_TransportError, ConnectionError, SilentError)):
         return f"The Hub could not be reached at {api.endpoint}, or did not answer: check the network, then {_AGAIN}."
     text = first_line(error).replace(str(api.token), "***")
     return f"Publishing to {repo_id} failed ({type(error).__name__}: {text[:200]}): {_AGAIN}."
@@ -106,7 +147,7 @@ def _cause(error: BaseException) -> BaseException:
     """The response or the broken connection behind the error that the client made of it."""
     found: BaseException | None = error
     while found is not None:
-        if isinstance(found, (HfHubHTTPError, OfflineModeIsEnabled, _TransportError)):
+        if isinstance(found, (HfHubHTTPError, OfflineModeIsEnabled, SilentError, _TransportError)):
             return found
         found = found.__cause__
     return error
@@ -115,7 +156,7 @@ def _cause(error: BaseException) -> BaseException:
 def _wait(error: BaseException, attempt: int) -> float | None:
     """Seconds to wait before the next attempt; None if another one would not help."""
     pause = float(2**attempt)
-    if isinstance(error, OfflineModeIsEnabled):
+    if isinstance(error, (OfflineModeIsEnabled, SilentError)):
         return None
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code

@@ -46,7 +46,7 @@ _SCORES = {
 
 
 def curves_figure(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Draws loss terms and accuracies over the epochs.
+    """Draw loss terms and accuracies over the epochs.
 
     Args:
         rows: One mapping an epoch, as in `summary.csv`: `epoch`, `loss`, `loss_*`, `val_loss`, `top1`, `teacher_top1`,
@@ -80,7 +80,7 @@ def attention_figure(
     titles: Sequence[str],
     path: str | Path,
 ) -> Path:
-    """Draws where student and self-teacher look: their attention maps, side by side, over the images.
+    """Draw where student and self-teacher look: their attention maps, side by side, over the images.
 
     An attention map is the mean over the channels of the squared feature map (what the feature loss compares), here
     scaled to 0..1 for each image and level and laid over the image in grey.

@@ -122,7 +122,7 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Reads a `metrics.json`.
+    """Read a `metrics.json`.
 
     Raises:
         UserError: It cannot be read or is not of this schema.

@@ -16,7 +16,7 @@ TOLERANCE = 1e-4
 
 
 def export_onnx(folder: str | Path, path: str | Path | None = None, *, size: tuple[int, int] | None = None) -> Path:
-    """Writes an exported student as ONNX, with any batch size, and proves it in onnxruntime.
+    """Write an exported student as ONNX, with any batch size, and proves it in onnxruntime.
 
     The file's metadata carry the student's `config.json`: preprocessing and class names travel with it.
 

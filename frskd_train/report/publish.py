@@ -18,6 +18,10 @@ from frskd_train.report.card import EVAL_RESULTS, PLACEHOLDER
 from frskd_train.report.checks import check_folder
 from frskd_train.report.failures import SILENCE, AlteredError, with_retries
 
+INTERRUPTED = (
+    "Publishing was interrupted: the repository holds its old commit or the new one, complete; run the same command "
+    "again to finish."
+)
 # Files of an older push, deleted if the new one lacks them. Other files are the owner's.
 _OPTIONAL = ("attention.png", "curves.png", "segmentation.png", RECIPE, EVAL_RESULTS)
 
@@ -54,7 +58,7 @@ def push_student(
     endpoint: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Published | None:
-    """Uploads a student in one commit and verifies that the Hub returns the same student.
+    """Upload a student in one commit and verifies that the Hub returns the same student.
 
     No commit is made if nothing has changed since the last push. Temporary failures are retried.
 
@@ -82,7 +86,7 @@ def push_student(
     _check_revision(revision, create_pr)
     files = _contents(folder, repo_id)
     size = sum(map(len, files.values()))
-    say(f"{folder} is in order: {student.architecture}, {len(files)} files, {size / 1e6:.1f} MB.")
+    say(f"{folder} is complete: {student.architecture}, {len(files)} files, {size / 1e6:.1f} MB.")
     if not ModelCard(files[CARD].decode()).data.get("license"):
         say(f"The card states no licence: add `license:` at the top of {folder / CARD}, or train with --license.")
     if dry_run:
@@ -122,7 +126,7 @@ class _Hub:
     def commit(
         self, files: Mapping[str, bytes], message: str, private: bool, revision: str | None, create_pr: bool
     ) -> Published:
-        """Makes the commit, unless the repository already holds exactly these files."""
+        """Make the commit, unless the repository already holds exactly these files."""
         head, remote = self._head(private, revision, create_pr)
         self.before = self.before or head
         stale = [name for name in _OPTIONAL if name in remote and name not in files]
@@ -134,14 +138,13 @@ class _Hub:
             revision=revision,
             create_pr=create_pr,
             parent_commit=head,  # a commit by someone else in between makes this one fail
-            num_threads=1,  # so that Ctrl-C ends an upload at once
         )
         changed = made.oid != self.before
         url = f"{self.api.endpoint}/{self.repo_id}/commit/{made.oid}"
         return Published(self.repo_id, made.oid, url, changed, made.pr_url if changed else None)
 
     def compare(self, files: Mapping[str, bytes], student: ExportedStudent, published: Published) -> float:
-        """Downloads the commit to an empty cache and compares files and logits."""
+        """Download the commit to an empty cache and compares files and logits."""
         with TemporaryDirectory() as cache:
             for name, content in files.items():
                 path = self.api.hf_hub_download(self.repo_id, name, revision=published.commit, cache_dir=cache)
@@ -152,7 +155,7 @@ class _Hub:
             return compare_logits(student.load(), load_student(folder), student.probe())
 
     def _head(self, private: bool, revision: str | None, create_pr: bool) -> tuple[str, set[str]]:
-        """Returns the commit to build on and its files; creates the repository and the branch if they are missing."""
+        """Return the commit to build on and its files; creates the repository and the branch if they are missing."""
         try:
             info = self.api.model_info(self.repo_id, revision=revision, timeout=SILENCE)
         except RevisionNotFoundError:
@@ -174,7 +177,7 @@ class _Hub:
 
 
 def check_repo_id(flag: str, repo_id: str) -> None:
-    """Raises UserError if a repository's name is not of the form OWNER/NAME."""
+    """Raise UserError if a repository's name is not of the form OWNER/NAME."""
     try:
         validate_repo_id(repo_id)
         valid = repo_id.count("/") == 1
@@ -192,7 +195,7 @@ def _check_revision(revision: str | None, create_pr: bool) -> None:
 
 
 def _contents(folder: Path, repo_id: str) -> dict[str, bytes]:
-    """Returns the files to publish, with the repository's name in the card."""
+    """Return the files to publish, with the repository's name in the card."""
     files = {name: (folder / name).read_bytes() for name in check_folder(folder)}
     files[CARD] = files[CARD].replace(PLACEHOLDER.encode(), repo_id.encode())
     return files

@@ -1,6 +1,7 @@
 """The end of a run: the exported student, metrics, pictures and card, and the summary that the user reads."""
 
 import platform
+import signal
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ from frskd_timm.export.load import read_student
 from frskd_timm.task import StudentTask
 from frskd_train.data import TrainingData
 from frskd_train.device import machine_name
+from frskd_train.errors import exit_interrupted
 from frskd_train.evaluate import Scores
 from frskd_train.progress import duration
 from frskd_train.recipe import write_recipe
@@ -53,7 +55,7 @@ def preflight(settings: Settings, score: str) -> None:
 
 
 def export_run(folder: RunFolder, job: Job, data: TrainingData, student: nn.Module) -> None:
-    """Writes the student's folder with its recipe, before anything else at the end of a run can fail."""
+    """Write the student's folder with its recipe, before anything else at the end of a run can fail."""
     heading = f"The settings that made {job.about_student(student)['model']}, tag {job.tag(data)}."
     recipe = write_recipe(job.settings, heading, portable=True)
     with folder.writing():
@@ -68,7 +70,7 @@ def finish_run(
     metrics: Metrics,
     history: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Writes metrics, pictures, cards and other formats beside the exported student; main process only."""
+    """Write metrics, pictures, cards and other formats beside the exported student; main process only."""
     with folder.writing():
         folder.write("metrics.json", metrics.to_json())
         pictures = [curves_figure(history, folder.path / "curves.png")]
@@ -89,7 +91,7 @@ def make_metrics(
     scores: Scores,
     state: RunState,
 ) -> Metrics:
-    """Collects what is known of a finished run."""
+    """Collect what is known of a finished run."""
     settings = job.settings
     rounded = {name: _rounded(found, data.class_names) for name, found in scores.items()}
     speeds = [row["images_per_second"] for row in state.history]
@@ -143,7 +145,7 @@ def make_metrics(
 
 
 def _rounded(scores: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
-    """Rounds the scores of one network and names those of each class."""
+    """Round the scores of one network and names those of each class."""
     found: dict[str, Any] = {}
     for name, value in scores.items():
         if isinstance(value, list):
@@ -155,21 +157,25 @@ def _rounded(scores: Mapping[str, Any], class_names: Sequence[str]) -> dict[str,
 
 
 def publish(folder: RunFolder, run: RunSettings) -> None:
-    """Pushes the student if `--push-to-hub` was given.
+    """Push the student if `--push-to-hub` was given.
 
     Raises:
         UserError: It failed; the run is finished anyway, and the message says how to push again.
     """
-    if run.push_to_hub is not None:
-        try:
-            push_student(folder.student, run.push_to_hub, private=run.hub_private)
-        except UserError as error:
-            again = f"python hub/push.py {folder.student} --repo-id {run.push_to_hub}"
-            raise UserError(f"{error} The run is finished; push again with: {again}") from error
+    if run.push_to_hub is None:
+        return
+    again = f"The run is finished; push again with: python hub/push.py {folder.student} --repo-id {run.push_to_hub}"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the trainer's would wait for the end of a step
+    try:
+        push_student(folder.student, run.push_to_hub, private=run.hub_private)
+    except UserError as error:
+        raise UserError(f"{error} {again}") from error
+    except KeyboardInterrupt:
+        exit_interrupted(f"Publishing was interrupted. {again}")
 
 
 def summary(folder: RunFolder, job: Job, metrics: Metrics) -> str:
-    """Returns the last lines of a run."""
+    """Return the last lines of a run."""
     score, name = job.score, job.shown[job.score]
     if metrics.student is None:
         lines = ["", "student       not scored: no validation image could be read"]
@@ -189,13 +195,13 @@ def summary(folder: RunFolder, job: Job, metrics: Metrics) -> str:
 
 
 def load_line(folder: Path) -> str:
-    """Returns the line of Python that loads an exported student."""
+    """Return the line of Python that loads an exported student."""
     student = read_student(folder)
     return f"{student.imports}; {student.load_line(f'local-dir:{folder.as_posix()}')}"
 
 
 def describe(job: Job, data: TrainingData, task: StudentTask, accelerator: Accelerator) -> str:
-    """Returns what the run is going to do, in two lines."""
+    """Return what the run is going to do, in two lines."""
     size = "x".join(map(str, data.preprocessing.input_size[1:]))
     student = sum(p.numel() for p in task.student.parameters()) / 1e6
     rest = sum(p.numel() for p in task.parameters()) / 1e6 - student

@@ -25,7 +25,7 @@ def segmentation_figure(
     *,
     ignored: int = 255,
 ) -> Path:
-    """Draws what two networks see in images, beside what is there.
+    """Draw what two networks see in images, beside what is there.
 
     Args:
         images: [N, H, W, 1 or 3].

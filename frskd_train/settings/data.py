@@ -133,4 +133,4 @@ class EvaluationSettings:
     threads: Annotated[int | None, Count] = None
     """CPU threads; all cores by default."""
     output: str | None = None
-    """JSON file for the scores; by default evaluation-DATASET.json next to a local model, else none."""
+    """JSON file for the scores; by default evaluation-DATASET.json in the folder of a run, none for other models."""

@@ -12,7 +12,7 @@ __all__ = ["Job", "choose_job", "job_of"]
 
 
 def choose_job(settings: Settings) -> Job:
-    """Returns the job of a run.
+    """Return the job of a run.
 
     Raises:
         UserError: timm has no such model, or it has no weights to start from.
@@ -21,5 +21,5 @@ def choose_job(settings: Settings) -> Job:
 
 
 def job_of(student: nn.Module) -> type[Job]:
-    """Returns the job that scores a trained student."""
+    """Return the job that scores a trained student."""
     return SegmentationJob if isinstance(student, SegmentationStudent) else ClassificationJob

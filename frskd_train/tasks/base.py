@@ -39,14 +39,14 @@ class Job(ABC):
 
     @abstractmethod
     def load_data(self, progress: bool) -> Any:
-        """Returns the run's `TrainingData`; raises UserError if it cannot be trained on."""
+        """Return the run's `TrainingData`; raises UserError if it cannot be trained on."""
 
     @abstractmethod
     def build_student(self, data: Any) -> nn.Module:
-        """Returns the student for these data; raises UserError if the settings do not fit it."""
+        """Return the student for these data; raises UserError if the settings do not fit it."""
 
     def build_task(self, student: nn.Module, data: Any) -> StudentTask:
-        """Returns the method around the student.
+        """Return the method around the student.
 
         Raises:
             UserError: The student has no feature maps for it, or batches are too small for batch normalisation.
@@ -60,12 +60,12 @@ class Job(ABC):
 
     @abstractmethod
     def make_task(self, student: nn.Module, data: Any) -> StudentTask:
-        """Returns the method around the student; raises UserError if the student has no feature maps for it."""
+        """Return the method around the student; raises UserError if the student has no feature maps for it."""
 
     @classmethod
     @abstractmethod
     def load_validation(cls, data: DataSettings, fit: FitSettings, student: nn.Module, progress: bool) -> Any:
-        """Returns validation data for a trained student; raises UserError if they do not fit it."""
+        """Return validation data for a trained student; raises UserError if they do not fit it."""
 
     @classmethod
     def evaluate(
@@ -74,20 +74,20 @@ class Job(ABC):
         batches: Iterable[tuple[Tensor, Tensor]],
         accelerator: Accelerator,
     ) -> Scores:
-        """Scores networks on the validation images of all processes; see `frskd_train.evaluate`."""
+        """Score networks on the validation images of all processes; see `frskd_train.evaluate`."""
         return evaluate(cls.measure, predict, batches, accelerator)
 
     @abstractmethod
     def about_student(self, student: nn.Module) -> dict[str, str]:
-        """Returns `model`, the name that was asked for, and `architecture`, timm's name of the network."""
+        """Return `model`, the name that was asked for, and `architecture`, timm's name of the network."""
 
     @abstractmethod
     def draw(self, folder: Path, data: Any, task: StudentTask) -> list[Path]:
-        """Draws what the networks see in a few validation images; returns the paths of the pictures."""
+        """Draw what the networks see in a few validation images; returns the paths of the pictures."""
 
     @abstractmethod
     def export(self, folder: RunFolder, data: Any, student: nn.Module, finish: Callable[[Path], Any]) -> None:
-        """Writes the student's folder, and others that can be used without this package.
+        """Write the student's folder, and others that can be used without this package.
 
         Args:
             folder: The run's folder.
@@ -97,15 +97,15 @@ class Job(ABC):
         """
 
     def write_cards(self, folder: RunFolder, metrics: Metrics) -> None:
-        """Writes the model cards of the exported folders."""
+        """Write the model cards of the exported folders."""
         write_card(folder.student, metrics)
 
     def tag(self, data: Any) -> str:
-        """Returns the tag of the exported weights."""
+        """Return the tag of the exported weights."""
         return self.settings.run.tag or str(data.name)
 
     def columns(self, scores: Scores) -> dict[str, float]:
-        """Returns scores by their names in `summary.csv`; those of the self-teacher begin with `teacher_`."""
+        """Return scores by their names in `summary.csv`; those of the self-teacher begin with `teacher_`."""
         if not scores:
             return {}
         found = {name: scores["student"][name] for name in self.shown} | {"val_loss": scores["student"]["loss"]}

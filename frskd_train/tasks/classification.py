@@ -111,7 +111,7 @@ class ClassificationJob(Job):
         return [draw_attention(folder / "attention.png", data, task)]
 
     def export(self, folder: RunFolder, data: TrainingData, student: nn.Module, finish: Callable[[Path], Any]) -> None:
-        """Writes a timm checkpoint, under timm's own name of the architecture if it has one."""
+        """Write a timm checkpoint, under timm's own name of the architecture if it has one."""
         pre = data.preprocessing
         export_student(
             student,
@@ -133,7 +133,7 @@ class ClassificationJob(Job):
 
 @torch.no_grad()
 def draw_attention(path: Path, data: TrainingData, task: FRSKDTask) -> Path:
-    """Draws attention maps of student and self-teacher for a few validation images of different classes."""
+    """Draw attention maps of student and self-teacher for a few validation images of different classes."""
     task.eval()
     device = next(task.parameters()).device
     found: dict[int, Tensor] = {}

@@ -29,7 +29,7 @@ class LinearProbeTask(CrossEntropyTask):
             raise UserError(f"--linear-probe needs a student with a classifier; {type(student).__name__} has none.")
 
     def train(self, mode: bool = True) -> "LinearProbeTask":
-        """Sets the classifier's mode; all else stays as in evaluation."""
+        """Set the classifier's mode; all else stays as in evaluation."""
         super().train(mode)
         self.student.eval()
         for classifier in self._classifiers:

@@ -151,7 +151,7 @@ class SegmentationJob(Job):
         ]
 
     def export(self, folder: RunFolder, data: TrainingData, student: nn.Module, finish: Callable[[Path], Any]) -> None:
-        """Writes the student, and beside it its backbone as a timm checkpoint in `backbone/`."""
+        """Write the student, and beside it its backbone as a timm checkpoint in `backbone/`."""
         export_segmentation(student, folder.student, finish=finish)
         export_backbone(
             student,

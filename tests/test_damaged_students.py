@@ -1,0 +1,128 @@
+"""A damaged `config.json` ends in a result or one sentence, whoever reads it: load, validate, push or train."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from published import REPO, make_student
+from runs import evaluate_here
+
+from frskd_timm.errors import UserError
+from frskd_timm.export.folder import replacing
+from frskd_timm.export.load import load_student
+from frskd_timm.export.segmentation import export_segmentation
+from frskd_timm.segmentation import create_segmentation_student
+from frskd_train.report.publish import push_student
+from frskd_train.settings import ModelSettings
+from frskd_train.students import default_cfg
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 40),
+    st.sampled_from([10**5, 10**9, 10**30, -(10**9), "", "abc", "resnet18"]),
+    st.floats(), st.lists(st.one_of(st.integers(-1, 300), st.floats(0, 1), st.text(max_size=2)), max_size=4),
+    st.dictionaries(st.sampled_from(["img_size", "num_classes", "depths", "x"]), st.integers(-1, 10**9), max_size=2),
+)  # fmt: skip
+
+
+def paths(value: Any, path: tuple = ()) -> list[tuple]:
+    """Every key of nested objects, and every place of a list."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [found for key, item in items for found in ((*path, key), *paths(item, (*path, key)))]
+
+
+def damaged(config: dict[str, Any], changes: list[tuple[int, Any]]) -> dict[str, Any]:
+    config = json.loads(json.dumps(config))
+    for place, value in changes:
+        *parents, last = (found := paths(config))[place % len(found)]
+        target = config
+        for key in parents:
+            target = target[key]
+        target[last] = value
+    return config
+
+
+@pytest.fixture(scope="module", params=["classifier", "segmenter"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("damaged") / "student"
+    if request.param == "classifier":
+        return make_student(place, "test_resnet", 32)
+    torch.manual_seed(0)
+    return export_segmentation(create_segmentation_student("test_resnet", 3, channels=8, layers=1), place)
+
+
+@given(changes=st.lists(st.tuples(st.integers(0, 10**6), VALUES), min_size=1, max_size=2))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_random_damage(folder: Path, changes: list[tuple[int, Any]]) -> None:
+    good = (folder / "config.json").read_bytes()
+    try:
+        (folder / "config.json").write_text(json.dumps(damaged(json.loads(good), changes)))
+        outcomes = []
+        for use in (
+            lambda: load_student(folder)(torch.zeros(1, 3, 32, 32)),
+            lambda: push_student(folder, REPO, dry_run=True, say=lambda _: None),
+            lambda: default_cfg(ModelSettings(model=f"local-dir:{folder}")),
+        ):
+            try:
+                use()
+                outcomes.append("")
+            except UserError as error:
+                outcomes.append(str(error))
+        assert all(len(said.splitlines()) <= 1 for said in outcomes)
+    finally:
+        (folder / "config.json").write_bytes(good)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pretrained_cfg": []}, {"pretrained_cfg": "x"}, {"crop_pct": "1"}, {"mean": "0.5"}, {"interpolation": "best"},
+        {"model_args": [1]}, {"input_size": [3, -32, 32]}, {"input_size": [3, 10**6, 10**6]}, {"num_classes": 10**12},
+        {"model_args": {"in_chans": 10**6}}, {"std": [0.0, 0.2, 0.2]}, {"std": [float("nan")] * 3},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_validate_names_what_is_wrong(student: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    folder = tmp_path / "student"
+    shutil.copytree(student, folder)
+    config = json.loads((folder / "config.json").read_text())
+    ((key, value),) = change.items()
+    (config if key in config else config["pretrained_cfg"])[key] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config\.json") as caught:
+        evaluate_here("--model", folder, "--threads", 1)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_interrupted_replacement_is_found_again(student: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "student"
+    shutil.copytree(student, folder)
+    (folder / "evaluation-test.json").write_text("{}")  # as earlier versions of validate.py left it
+    folder.rename(tmp_path / ".student.previous")  # killed between the two renames
+    load_student(folder)
+    folder.rename(tmp_path / ".student.previous")
+    with pytest.raises(ZeroDivisionError), replacing(folder):
+        raise ZeroDivisionError
+    load_student(folder)
+    with replacing(folder) as aside:
+        shutil.copytree(student, aside, dirs_exist_ok=True)
+    assert not (folder / "evaluation-test.json").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"student", "evaluation-test.json"}
+
+
+def test_where_validate_writes(places: Path, whole: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in (whole / "student").rglob("*") if path.is_file()}
+    data = ["--dataset", places / "data", "--threads", 1]
+    evaluate_here("--model", whole / "student", *data)
+    assert (whole / "evaluation-data.json").is_file()
+    (whole / "evaluation-data.json").unlink()
+    assert {path: path.read_bytes() for path in (whole / "student").rglob("*") if path.is_file()} == before
+    for output in (tmp_path, tmp_path / "missing" / "scores.json"):
+        with pytest.raises(UserError, match=r"--output"):
+            evaluate_here("--model", whole, *data, "--output", output)
+    evaluate_here("--model", whole, *data, "--output", tmp_path / "scores.json")
+    assert json.loads((tmp_path / "scores.json").read_text())["images"] == 9
