@@ -193,7 +193,7 @@ def test_the_readmes_table_is_the_results() -> None:
 
 @pytest.mark.long
 def test_weights_travel_in_the_wheel(tmp_path: Path) -> None:
-    """Built, installed into an empty place, used from there with no repository about."""
+    """Build the wheel, install it into an empty folder, and use its weights and commands from there."""
     source = tmp_path / "source"
     for part in ("frskd_timm", "frskd_train"):
         shutil.copytree(ROOT / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
@@ -215,3 +215,7 @@ def test_weights_travel_in_the_wheel(tmp_path: Path) -> None:
     path = {"PYTHONPATH": str(tmp_path / "site"), "PATH": os.environ["PATH"]}
     done = run_script(sys.executable, "-c", probe, tmp_path / "site", cwd=tmp_path, **path)
     assert done.stdout.split() == [folder.name for folder in SHIPPED]
+    command = [sys.executable, tmp_path / "site" / "bin" / "frskd"]
+    flags = ["--config", "finetune", "--dataset", "fashion_mnist_sample", *TINY, "--output-dir", "run"]
+    run_script(*command, "train", *flags, cwd=tmp_path, **path)
+    run_script(*command, "push", "run", "--repo-id", "me/student", "--dry-run", cwd=tmp_path, **path)
