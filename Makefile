@@ -1,6 +1,7 @@
 # Common commands. Run `make setup` first; PYTHON selects the interpreter of the environment.
 PYTHON ?= python3
 BIN := .venv/bin
+QUICK := layers card changed_settings checkpoints data data_faults data_sources segmentation method
 
 .PHONY: setup quick test long style quality train check build
 
@@ -8,7 +9,7 @@ setup:  ## create the development environment
 	$(PYTHON) -m venv .venv && $(BIN)/pip install -e '.[dev]' && $(BIN)/pre-commit install
 
 quick:  ## tests for the inner loop, under a minute
-	$(BIN)/python -m pytest -m quick
+	$(BIN)/python -m pytest $(QUICK:%=tests/test_%.py) -k "not trajectory"
 
 test:  ## the default test suite
 	$(BIN)/python -m pytest
