@@ -19,7 +19,6 @@ from timm.data import create_transform, resolve_data_config
 from frskd_timm.errors import UserError
 from frskd_train.data import load_data, load_validation
 from frskd_train.data.files import SAMPLE_FOLDER
-from frskd_train.data.images import Images
 from frskd_train.data.source import find_source
 from frskd_train.data.targets.class_label import read_labels
 from frskd_train.settings import DataSettings, PreprocessingSettings
@@ -202,15 +201,16 @@ def test_epochs_go_through_all_rows_each_in_another_order(small: Path) -> None:
     assert len(rows[0]) == 37
 
 
-def test_an_epoch_entered_late_decodes_nothing_before(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = load(small, data_mode="stream", workers=0)
-    decoded: list[int] = []
-    original = Images.load_many
-    monkeypatch.setattr(
-        Images, "load_many", lambda self, rows, decode: decoded.extend(rows) or original(self, rows, decode)
-    )
-    list(data.train_batches(6).epoch(0, start=5))
-    assert len(decoded) == 6
+def test_an_epoch_entered_late_decodes_nothing_before(small: Path, tmp_path: Path) -> None:
+    order = load(small).train_batches(6).order
+    rows = [encoded(picture(k)) for k in range(37)]
+    for row in order.permutation(0)[: 5 * 6]:
+        rows[row] = {"bytes": b"not an image", "path": None}
+    damaged = save(tmp_path / "data", train=split(rows, [k % 3 for k in range(37)]), test=pictures(9))
+    batches = load(damaged, data_mode="stream", workers=0, img_size=12, mean=(0.5,), std=(0.2,)).train_batches(6)
+    assert len(list(batches.epoch(0, start=5))) == 1
+    with pytest.raises(UserError, match="cannot be read"):
+        next(batches.epoch(0, start=4))
 
 
 def test_streaming_gives_the_bits_that_memory_gives(small: Path) -> None:

@@ -1,7 +1,7 @@
 """Settings, model and data to one fixed preprocessing: the one that validates, trains and is exported."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,15 +51,9 @@ class Preprocessing:
     @classmethod
     def from_timm(cls, config: Mapping[str, Any]) -> "Preprocessing":
         """Takes the data configuration of a model, as timm's `resolve_data_config` gives it."""
-        channels, height, width = config["input_size"]
-        return cls(
-            (int(channels), int(height), int(width)),
-            tuple(config["mean"]),
-            tuple(config["std"]),
-            config["interpolation"],
-            config["crop_pct"],
-            config["crop_mode"],
-        )
+        channels, height, width = map(int, config["input_size"])
+        others = config["interpolation"], config["crop_pct"], config["crop_mode"]
+        return cls((channels, height, width), tuple(config["mean"]), tuple(config["std"]), *others)
 
     def fitted(self, settings: FitSettings) -> "Preprocessing":
         """The same with another size, filter or crop where the settings give one."""
@@ -69,14 +63,7 @@ class Preprocessing:
 
     def as_timm(self) -> dict[str, Any]:
         """The keys as `config.json` and `create_transform` take them."""
-        return {
-            "input_size": list(self.input_size),
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "interpolation": self.interpolation,
-            "crop_pct": self.crop_pct,
-            "crop_mode": self.crop_mode,
-        }
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     def to_bytes(self, images: Tensor) -> npt.NDArray[np.uint8]:
         """Normalised images [B, C, H, W] back as pictures, [B, H, W, C]."""
