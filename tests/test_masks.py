@@ -1,13 +1,7 @@
-"""Segmentation, data side: scenes, VOC folders, mask columns, joint transforms, bad data, scores."""
+"""Segmentation, data side: scenes, VOC folders, mask columns, joint transforms, bad data."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -285,84 +279,3 @@ def test_mistakes(tmp_path: Path) -> None:
     masked(4, image="a", mask="b").to_parquet(tmp_path / "unknown" / "train.parquet")
     with pytest.raises(UserError, match="unclear which of the columns a, b"):
         load(tmp_path / "unknown")
-
-
-# --- Scores ----------------------------------------------------------------------------------------------------------
-
-
-def guesses() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Batches of images, logits and labels; class 3 occurs nowhere, some pixels have no class."""
-    generator = torch.Generator().manual_seed(0)
-    batches = []
-    for number, (height, width) in enumerate([(8, 9), (5, 4), (6, 6)]):
-        logits = torch.randn(number + 1, 4, height, width, generator=generator)
-        logits[:, 3] -= 100
-        target = torch.randint(0, 3, (number + 1, height, width), generator=generator)
-        target[:, :2] = 255
-        batches.append((torch.full((number + 1, 1, 1, 1), float(number)), logits, target))
-    return batches
-
-
-def score(batches: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> dict[str, dict[str, Any]]:
-    by_number = {float(images[0]): logits for images, logits, _ in guesses()}
-    predict = lambda images: {
-        "self_teacher": -by_number[float(images[0])],
-        "student": by_number[float(images[0])],
-    }
-    return evaluate(SEGMENTATION, predict, ((images, target) for images, _, target in batches), Accelerator(cpu=True))
-
-
-def test_scores_by_hand() -> None:
-    scores = score(guesses())
-    assert list(scores) == ["student", "self_teacher"]
-    predicted = torch.cat([logits.argmax(1).flatten() for _, logits, _ in guesses()])
-    target = torch.cat([target.flatten() for _, _, target in guesses()])
-    logits = torch.cat([logits.flatten(2).transpose(1, 2).flatten(0, 1) for _, logits, _ in guesses()])
-    labelled = target != 255
-    predicted, target, logits = predicted[labelled], target[labelled], logits[labelled]
-    iou = [
-        100 * float(((predicted == k) & (target == k)).sum() / ((predicted == k) | (target == k)).sum())
-        for k in range(3)
-    ]
-    found = scores["student"]
-    assert found["iou"][:3] == pytest.approx(iou, rel=1e-6)
-    assert found["iou"][3] is None
-    assert found["miou"] == pytest.approx(sum(iou) / 3, rel=1e-6)
-    assert found["pixel_accuracy"] == pytest.approx(100 * float((predicted == target).float().mean()), rel=1e-6)
-    assert found["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, target)), rel=1e-5)
-    assert found["images"] == 6
-    json.dumps(scores, allow_nan=False)
-
-
-def test_scores_of_several_processes() -> None:
-    """Two processes, of which one has no image at all, or each its own: the scores of one process."""
-    expected = score(guesses())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    code = (
-        "import json, os, test_masks as t; rank = int(os.environ['RANK']); all = t.guesses();"
-        "print(json.dumps([t.score(all if rank else []), t.score(all[:2] if rank else all[2:])]), flush=True);"
-        "t.torch.distributed.barrier(); os._exit(0)"  # torch may abort while it takes gloo's threads down
-    )
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    common["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        output, _ = process.communicate(timeout=600)
-        assert process.returncode == 0
-        for found in json.loads(output.splitlines()[-1]):
-            assert list(found) == list(expected)
-            for name, scores in expected.items():
-                assert found[name]["iou"] == pytest.approx(scores["iou"])
-                assert [found[name][key] for key in ("miou", "pixel_accuracy", "loss", "images")] == pytest.approx(
-                    [scores[key] for key in ("miou", "pixel_accuracy", "loss", "images")]
-                )
