@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, set_seed
 from timm.utils import ModelEmaV3, dispatch_clip_grad
-from torch import Tensor
+from torch import Tensor, nn
 
 from frskd_timm.errors import UserError
 from frskd_train.checkpoint import checkpoint_name, load_state, prune, restore, save_checkpoint, set_aside_after
@@ -64,11 +64,7 @@ class Trainer:
         self.accelerator.init_trackers("frskd_timm", {name: str(value) for name, value in flat(settings).items()})
 
     def run(self) -> None:
-        """Train the epochs that are left, then score, export and publish the student.
-
-        Raises:
-            UserError: Training cannot go on, or something cannot be written.
-        """
+        """Train the epochs that are left, then score, export and publish; raises UserError if that fails."""
         scaled = self.accelerator.mixed_precision == "fp16"
         self.guard = NonfiniteGuard(self.task, scaled) if self.settings.loop.skip_nonfinite else None
         self.interruptions = Interruptions(self.accelerator)
@@ -112,10 +108,11 @@ class Trainer:
         self.model, self.optimizer = self.accelerator.prepare(self.task, optimizer)
         keep_until_exit(self.model)
         self.ema: ModelEmaV3 | None = None
+        self.exported: nn.Module = self.student
         self.saved_modules = {"task": self.task}
         if loop.model_ema:
             self.ema = ModelEmaV3(self.student, decay=loop.model_ema_decay, use_warmup=loop.model_ema_warmup)
-            self.saved_modules["ema"] = self.ema.module
+            self.exported = self.saved_modules["ema"] = self.ema.module
 
     def _open_folder(self, resume: Resume | None) -> None:
         """Claim the run's folder and start counting."""
@@ -235,6 +232,8 @@ class Trainer:
         except UserError:
             if accelerator.num_processes == 1:  # several may disagree on the failure
                 self.save()
+                if is_last:
+                    self.export()
             raise
         row = {"lr": self.optimizer.param_groups[0]["lr"], **meter.means(accelerator), **self.job.columns(scores)}
         self.refuse_nonfinite()
@@ -283,15 +282,18 @@ class Trainer:
 
     # The end
 
+    def export(self) -> None:
+        """Write the folder of the student, or of its average if there is one."""
+        if self.is_main:
+            report.export_run(self.folder, self.job, self.data, self.exported)
+
     def finish(self, scores: Scores) -> None:
         """Export the student, write the run's report and publish."""
         self.progress.say(*self.data.bad_images())
-        kept = self.ema.module if self.ema is not None else self.student
-        if self.is_main:
-            report.export_run(self.folder, self.job, self.data, kept)
+        self.export()
         scores = scores or self.validate()  # no scores yet if a finished run was resumed
         if self.is_main:
-            metrics = report.make_metrics(self.job, self.data, kept, self.accelerator, scores, self.state)
+            metrics = report.make_metrics(self.job, self.data, self.exported, self.accelerator, scores, self.state)
             report.finish_run(self.folder, self.job, self.data, self.task, metrics, self.state.history)
             self.progress.say(report.summary(self.folder, self.job, metrics))
             report.publish(self.folder, self.settings.run)

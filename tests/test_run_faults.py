@@ -1,5 +1,6 @@
 """Folders and images that a run cannot use: one sentence, and nothing lost."""
 
+import json
 import os
 from pathlib import Path
 
@@ -60,8 +61,18 @@ def test_a_run_whose_validation_fails_keeps_its_epoch(tmp_path: Path) -> None:
         train_here(*small(tmp_path, *flags, "--output-dir", run))
     state = load_state(latest_checkpoint(run / "checkpoints"))  # type: ignore[arg-type]
     assert (state["epoch"], state["step"]) == (1, 6)
-    train_here("--resume", run, "--bad-images", "skip")
     assert (run / "student" / "model.safetensors").is_file()
+    train_here("--resume", run, "--bad-images", "skip")
+    assert json.loads((run / "metrics.json").read_text())["dataset"]["val_images"] == 6
+
+
+def test_a_run_that_cannot_be_scored_exports_its_student(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    save(tmp_path / "data", train=pictures(24), test=broken(9))
+    flags = ["--dataset", tmp_path / "data", "--data-mode", "stream", "--bad-images", "skip", "--model-ema"]
+    train_here(*small(tmp_path, *flags, "--output-dir", tmp_path / "run"))
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["student"] is None
+    assert (tmp_path / "run" / "student" / "model.safetensors").is_file()
+    assert "not scored" in capsys.readouterr().out
 
 
 def test_training_images_that_vanish_stop_the_run_without_a_checkpoint(tmp_path: Path) -> None:
