@@ -21,7 +21,7 @@ ATTEMPTS = 10  # boxes that are tried for an image before the largest one in the
 
 
 def crop_padded(images: Tensor, offsets: Rows, padding: int) -> Tensor:
-    """Pads images uint8 [B, C, H, W] with black and crops each at its own row and column in the result, [2, B]."""
+    """Pad images uint8 [B, C, H, W] with black and crop each at its own row and column in the result, [2, B]."""
     height, width = images.shape[-2:]
     windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
     rows, columns = torch.from_numpy(offsets).to(images.device, non_blocking=True)
@@ -29,7 +29,7 @@ def crop_padded(images: Tensor, offsets: Rows, padding: int) -> Tensor:
 
 
 def flip(images: Tensor, flips: npt.NDArray[np.bool_]) -> Tensor:
-    """Mirrors images [B, C, H, W] from left to right and from top to bottom as booleans [2, B] say."""
+    """Mirror images [B, C, H, W] from left to right and from top to bottom as booleans [2, B] say."""
     for chosen, axis in zip(flips, (3, 2), strict=True):
         if chosen.any():
             mask = torch.from_numpy(chosen).to(images.device, non_blocking=True)
@@ -40,7 +40,7 @@ def flip(images: Tensor, flips: npt.NDArray[np.bool_]) -> Tensor:
 def draw_boxes(
     generator: np.random.Generator, aspect: Floats, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Floats:
-    """Draws the boxes of RandomResizedCrop (Inception's augmentation, arXiv 1409.4842).
+    """Draw the boxes of RandomResizedCrop (Inception's augmentation, arXiv 1409.4842).
 
     Args:
         generator: Of this step.
@@ -66,7 +66,7 @@ def draw_boxes(
 
 
 def crop_resized(images: Tensor, boxes: Floats, size: int, interpolation: str) -> Tensor:
-    """Cuts the boxes of `draw_boxes` out of images uint8 [B, C, H, W]; gives float32 [B, C, size, size] in 0..255."""
+    """Cut the boxes of `draw_boxes` out of images uint8 [B, C, H, W]; return float32 [B, C, size, size] in 0..255."""
     top, left, height, width = torch.from_numpy(boxes).float().to(images.device, non_blocking=True)
     middle = (torch.arange(size, device=images.device) + 0.5) / size
     rows = (top[:, None] + height[:, None] * middle) * 2 - 1
@@ -77,7 +77,7 @@ def crop_resized(images: Tensor, boxes: Floats, size: int, interpolation: str) -
 
 
 def draw_erased(generator: np.random.Generator, count: int, chance: float, size: int) -> Rows:
-    """Draws the boxes of random erasing (arXiv 1708.04896): 2 % to 33 % of the area, aspect ratio 0.3 to 3.3.
+    """Draw the boxes of random erasing (arXiv 1708.04896): 2 % to 33 % of the area, aspect ratio 0.3 to 3.3.
 
     Returns:
         First row, row after the last, first column, column after the last, [4, B]; empty boxes for images left whole.
@@ -92,7 +92,7 @@ def draw_erased(generator: np.random.Generator, count: int, chance: float, size:
 
 
 def erase(images: Tensor, boxes: Rows) -> Tensor:
-    """Sets a box of each normalised image [B, C, H, W] to 0, the mean colour. `boxes` is as `draw_erased` gives it."""
+    """Set a box of each normalised image [B, C, H, W] to 0, the mean colour. `boxes` is as `draw_erased` gives it."""
     if not boxes.any():
         return images
     top, bottom, left, right = torch.from_numpy(boxes).to(images.device, non_blocking=True)[:, :, None]
@@ -115,7 +115,7 @@ class Normalize(torch.nn.Module):
         self.register_buffer("shift", (-centre / deviation).float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Takes [B, C or 1, H, W] of bytes 0..255 in any number type; one gray channel becomes all channels."""
+        """Take [B, C or 1, H, W] of bytes 0..255 in any number type; one gray channel becomes all channels."""
         count, _, height, width = images.shape
         out = torch.empty(
             count, len(self.scale), height, width, device=images.device, memory_format=self.format, dtype=torch.float32
@@ -141,7 +141,7 @@ class Mix:
         return self.mixup > 0 or self.cutmix > 0
 
     def __call__(self, images: Tensor, labels: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Mixes images [B, C, H, W]; makes class numbers [B] probabilities [B, num_classes]."""
+        """Mix images [B, C, H, W]; turn class numbers [B] into probabilities [B, num_classes]."""
         target = torch.zeros(len(labels), self.num_classes, device=images.device).scatter_(1, labels[:, None], 1.0)
         takes_mixup = generator.random() < 0.5 if self.mixup > 0 and self.cutmix > 0 else self.mixup > 0
         alpha = self.mixup if takes_mixup else self.cutmix
@@ -188,7 +188,7 @@ class BatchAugmentation:
     def __call__(
         self, images: Tensor, targets: Tensor, normalize: Normalize, order: Order, epoch: int, step: int
     ) -> tuple[Tensor, Tensor]:
-        """Augments and normalises the batch of one process; what is drawn follows from the place in the run alone."""
+        """Augment and normalise the batch of one process; what is drawn follows from the place in the run alone."""
         count, share = order.global_batch, order.share
         if self.resized is not None:
             # Drawn for the whole global batch, whose aspect ratios every process knows.

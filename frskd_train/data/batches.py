@@ -48,7 +48,7 @@ class TrainBatches:
         return self.order.per_process
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Gives the batches of an epoch.
+        """Yield the batches of an epoch.
 
         Args:
             epoch: Counted from 0.

@@ -45,16 +45,16 @@ class Cache:
         return len(self.rows)
 
     def sizes(self) -> list[tuple[int, int]]:
-        """Height and width of each image before it was resized."""
+        """Return the height and width of each image before it was resized."""
         return [(height, width) for height, width in self.original_sizes.tolist()]
 
     def read(self, places: list[int]) -> Iterator[Sample]:
-        """Gives samples one by one."""
+        """Yield samples one by one."""
         for place in places:
             yield Sample(self.images[place], self.targets[place])
 
     def batch(self, places: Rows, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Images and targets of one size as a batch on a device, to which all are moved only once."""
+        """Return images and targets of one size as a batch on a device, to which all are moved only once."""
         assert isinstance(self.images, Tensor)
         assert isinstance(self.targets, Tensor)
         if device not in self._resident:
@@ -65,7 +65,7 @@ class Cache:
 
 
 def decode_all(split: Split, transform: SampleTransform, bad_images: Literal["stop", "skip"], progress: bool) -> Cache:
-    """Decodes all samples of a split in threads; `transform` gives them one size unless targets are dense.
+    """Decode all samples of a split in threads; `transform` gives them one size unless targets are dense.
 
     Raises:
         UserError: An image that cannot be used if those stop, or none that can.

@@ -19,7 +19,7 @@ FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM",
 
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Silences Pillow's warnings: sizes are checked here, damaged EXIF data is harmless. Not for use in threads."""
+    """Silence Pillow's warnings: sizes are checked here, damaged EXIF data is harmless. Not for use in threads."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -27,7 +27,7 @@ def quiet_pillow() -> Iterator[None]:
 
 
 def open_image(content: bytes | None, path: str | None) -> Image.Image:
-    """Opens an encoded image without decoding it; whatever Pillow raises passes through."""
+    """Open an encoded image without decoding it; whatever Pillow raises passes through."""
     if content is None and not path:
         raise ValueError("the row is empty")
     if content is None and os.path.exists(str(path)) and not os.path.isfile(str(path)):
@@ -42,24 +42,24 @@ def open_image(content: bytes | None, path: str | None) -> Image.Image:
 
 @cache
 def _formats() -> list[str]:
-    """The formats that this Pillow can read of those used for photographs; others may start programs (EPS)."""
+    """Return the formats that this Pillow can read of those used for photographs; others may start programs (EPS)."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
 def is_gray(image: Image.Image) -> bool:
-    """Whether an opened image has no colours."""
+    """Return whether an opened image has no colours."""
     return image.mode in GRAY_MODES
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Height and width of an opened image as its EXIF orientation says."""
+    """Return the height and width of an opened image as its EXIF orientation says."""
     turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def to_8_bits(image: Image.Image, mode: Literal["L", "RGB"] | None = None) -> Image.Image:
-    """Decodes an image, turns it upright and converts it. Transparency is dropped, as timm does.
+    """Decode an image, turn it upright and convert it. Transparency is dropped, as timm does.
 
     Args:
         image: An opened image.

@@ -61,28 +61,28 @@ class Source:
 
 
 def read_sample() -> Source:
-    """The sample of Fashion-MNIST that ships."""
+    """Return the sample of Fashion-MNIST that ships."""
     return Source(SAMPLE_INFO, read_files(SAMPLE_FOLDER))
 
 
 def slug(name: str) -> str:
-    """A name that folders and tags can have."""
+    """Return a name that folders and tags can have."""
     return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-._").lower() or "dataset"
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether datasets' `save_to_disk` wrote a folder."""
+    """Return whether datasets' `save_to_disk` wrote a folder."""
     return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
 
 
 def has_metadata(folder: Path) -> bool:
-    """Whether a folder of images describes them in a metadata file."""
+    """Return whether a folder of images describes them in a metadata file."""
     endings = (".csv", ".jsonl", ".parquet")
     return any((sub / f"metadata{ending}").exists() for sub in (folder, *folders_in(folder)) for ending in endings)
 
 
 def read_files(folder: Path) -> dict[str, datasets.Dataset]:
-    """Reads a folder of tables: saved by datasets, images with a metadata file, parquet or arrow files."""
+    """Read a folder of tables: saved by datasets, images with a metadata file, parquet or arrow files."""
     if is_saved(folder):
         with _refusal(f"--dataset {folder} was saved by datasets but does not load"):
             loaded = datasets.load_from_disk(str(folder))
@@ -103,7 +103,7 @@ def read_files(folder: Path) -> dict[str, datasets.Dataset]:
 
 @contextmanager
 def _refusal(sentence: str) -> Iterator[None]:
-    """Turns whatever datasets and pyarrow stumble over in the user's files into a UserError."""
+    """Turn whatever datasets and pyarrow stumble over in the user's files into a UserError."""
     try:
         yield
     except Exception as error:
@@ -124,7 +124,7 @@ def _read_arrow(by_split: Files) -> dict[str, datasets.Dataset]:
 
 
 def _by_split(folder: Path, files: list[Path]) -> Files:
-    """Sorts files by the split that their path names; files without one are training files."""
+    """Sort files by the split that their path names; files without one are training files."""
     by_split: Files = {}
     for file in files:
         named = SPLIT_IN_FILE_NAME.search(file.relative_to(folder).with_suffix("").as_posix().lower())
@@ -133,5 +133,5 @@ def _by_split(folder: Path, files: list[Path]) -> Files:
 
 
 def brief(error: Exception) -> str:
-    """Class and first line of an inner error."""
+    """Return the class and first line of an inner error."""
     return f"{type(error).__name__}: {first_line(error)[:300]}" if str(error).strip() else type(error).__name__

@@ -21,12 +21,12 @@ ESCAPED = re.compile(r"%(?:2F|5C|3A|2A|3F|22|3C|3E|7C|25|2E)", re.IGNORECASE)
 
 
 def is_image_folder(folder: Path) -> bool:
-    """Whether there is an image somewhere below one of its folders."""
+    """Return whether there is an image somewhere below one of its folders."""
     return any(_has_images(sub) for sub in folders_in(folder))
 
 
 def read_image_folder(folder: Path) -> tuple[dict[str, datasets.Dataset], list[str]]:
-    """Lists the images of class folders as datasets of paths; no image is opened and nothing is written.
+    """List the images of class folders as datasets of paths; no image is opened and nothing is written.
 
     Folders that are named like splits and hold folders are splits if one of them is a training split or if all folders
     are named like splits; otherwise every folder is a class. The images of a class may be in folders below it, links
@@ -58,12 +58,12 @@ def read_image_folder(folder: Path) -> tuple[dict[str, datasets.Dataset], list[s
 
 
 def class_name(folder: Path) -> str:
-    """The class that a folder's name spells: `T-shirt%2Ftop` is `T-shirt/top`, `%25` a percent sign."""
+    """Return the class that a folder's name spells: `T-shirt%2Ftop` is `T-shirt/top`, `%25` a percent sign."""
     return ESCAPED.sub(lambda found: unquote(found[0]), printable(folder.name))
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """The folders in a folder, links included, sorted, without hidden ones.
+    """Return the folders in a folder, links included, sorted, without hidden ones.
 
     Raises:
         UserError: It cannot be listed.
@@ -76,7 +76,7 @@ def folders_in(folder: Path) -> list[Path]:
 
 
 def _split_folders(folder: Path) -> dict[str, Path]:
-    """The folders that are splits, by name; none where all folders are classes."""
+    """Return the folders that are splits, by name; none where all folders are classes."""
     folders = folders_in(folder)
     named = [sub for sub in folders if sub.name.lower() in SPLIT_NAMES]
     roots = {sub.name.lower(): sub for sub in named if any(_has_images(below) for below in folders_in(sub))}
@@ -104,7 +104,7 @@ def _split_folders(folder: Path) -> dict[str, Path]:
 
 
 def _nested(roots: dict[str, Path]) -> list[str]:
-    """A sentence about class folders that only hold folders, which may be the ones that were meant as classes."""
+    """Return a sentence about class folders that only hold folders, which may be the real classes."""
     folders = [sub for root in roots.values() for sub in folders_in(root)]
     nested = [sub for sub in folders if len(folders_in(sub)) > 1 and next(_images_in(sub), None) is None]
     if not nested or len(nested) < len(folders):
@@ -131,7 +131,7 @@ def _images_in(folder: Path) -> Iterator[str]:
 
 
 def _images_below(folder: Path) -> Iterator[str]:
-    """Paths of the regular files below a folder that are named like images; each folder once, even where links loop."""
+    """Yield the paths of image files below a folder; each folder is visited once, even if links loop."""
     seen = set()
     for parent, below, _ in os.walk(folder.absolute(), followlinks=True):
         place = os.stat(parent)

@@ -58,14 +58,14 @@ class Images:
 
     @classmethod
     def of(cls, dataset: datasets.Dataset, split: str, column: str, noun: str = "image") -> "Images":
-        """Takes the column of a split, which may hold images or encoded bytes; copies and writes nothing."""
+        """Take the column of a split, which may hold images or encoded bytes; copy and write nothing."""
         only = dataset.select_columns([column]).with_format(None)
         if isinstance(only.features[column], datasets.Image):
             only = only.cast_column(column, datasets.Image(decode=False))
         return cls(only, split, column, noun)
 
     def headers(self, rows: Rows) -> list[Header | None]:
-        """Reads the headers of images, each only once; None for an image whose header cannot be read."""
+        """Read the headers of images, each only once; None for an image whose header cannot be read."""
         missing = [row for row in rows.tolist() if row not in self._headers]
         with quiet_pillow():
             found = in_blocks(self._read_headers, missing, f"headers of {self.split}", False)
@@ -79,7 +79,7 @@ class Images:
         return [None if isinstance(found, BadImageError) else found for found in self.load_many(rows, read)]
 
     def load_many(self, rows: list[int], decode: Callable[[Image.Image], T]) -> Iterator[T | BadImageError]:
-        """Opens images and decodes each with `decode`; gives the errors of bad ones instead of raising them."""
+        """Open images and decode each with `decode`; yield the errors of bad ones instead of raising them."""
         for row, value in zip(rows, self.dataset[rows][self.column], strict=True):
             try:
                 yield decode(open_image(*_content(value)))
@@ -89,7 +89,7 @@ class Images:
                 yield BadImageError(f"{self._describe(row, value)} cannot be read: {reason}")
 
     def describe(self, row: int) -> str:
-        """Row and file of an image, for a message."""
+        """Return the row and file of an image, for a message."""
         return self._describe(row, self.dataset[row][self.column])
 
     def _describe(self, row: int, value: Any) -> str:
@@ -98,7 +98,7 @@ class Images:
         return f"{self.noun.capitalize()} {row} of split {self.split}{where}"
 
     def digest(self, rows: Rows) -> bytes:
-        """Hashes the encoded images, wherever they are stored: of large splits all lengths and some images' bytes."""
+        """Hash the encoded images, wherever they are stored: of large splits all lengths and some images' bytes."""
         lengths = self._lengths()[rows]
         digest = hashlib.sha256(lengths.astype("<i8").tobytes())
         chosen = rows if lengths.sum() <= HASHED_WHOLE else rows[spread(len(rows), HASHED)]
@@ -110,7 +110,7 @@ class Images:
         return [_digest(*_content(value)) for value in self.dataset[rows][self.column]]
 
     def _lengths(self) -> Rows:
-        """Encoded bytes of each row of the split, -1 where the file is missing; no image is read."""
+        """Return the length of each row of the split, -1 where the file is missing; no image is read."""
         found = []
         for first in range(0, len(self.dataset), LENGTHS_AT_ONCE):
             table = self.dataset.with_format("arrow")[first : first + LENGTHS_AT_ONCE]
@@ -127,7 +127,7 @@ class Images:
 
 
 def stored_path(path: str) -> str:
-    """A path as Arrow can store it."""
+    """Return a path as Arrow can store it."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -136,18 +136,18 @@ def stored_path(path: str) -> str:
 
 
 def local_path(stored: str | None) -> str | None:
-    """The path that `stored_path` was given."""
+    """Return the path that `stored_path` was given."""
     return os.fsdecode(unquote_to_bytes(stored[len(QUOTED) :])) if stored and stored.startswith(QUOTED) else stored
 
 
 def printable(text: str) -> str:
-    """Text that any output can take: bytes of file names that are not valid UTF-8 become escapes such as `\\xff`."""
+    """Return text that any output can take: bytes of file names that are not UTF-8 become escapes such as `\\xff`."""
     text = re.sub(r"[\ud800-\udc7f\udd00-\udfff]", "?", text)
     return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 def _content(value: Any) -> tuple[bytes | None, str | None]:
-    """An image's bytes, or the path of its file."""
+    """Return an image's bytes, or the path of its file."""
     return (value.get("bytes"), local_path(value.get("path"))) if isinstance(value, dict) else (value, None)
 
 

@@ -32,7 +32,7 @@ def load_data(
     resize_range: tuple[float, float] = (0.5, 2.0),
     progress: bool = False,
 ) -> TrainingData:
-    """Loads a dataset to train and validate on.
+    """Load a dataset to train and validate on.
 
     The same rows are trained on and validated on whatever the seed of the run, so this takes none.
 
@@ -94,7 +94,7 @@ def load_validation(
     class_names: Sequence[str] | None = None,
     progress: bool = False,
 ) -> ValidationData:
-    """Loads a dataset to evaluate a trained model on; no training image is decoded, nor is a training split needed.
+    """Load a dataset to evaluate a trained model on; no training image is decoded, nor is a training split needed.
 
     Args:
         data: Where the images come from: the rows that training would validate on, or all of `--val-split`.
@@ -139,7 +139,7 @@ def _samples(
 
 
 def _measured(samples: Samples, plan: Plan, progress: bool) -> Iterator[Tensor]:
-    """Training images, as uint8 [N, C, H, W], whose mean and standard deviation are measured."""
+    """Yield training images, as uint8 [N, C, H, W], whose mean and standard deviation are measured."""
     source = samples.source
     if isinstance(source, Split):
         source = decode_all(plan.in_memory(source.sample(plan.num_measured)), plan.evaluated, "skip", progress)
@@ -150,5 +150,5 @@ def _measured(samples: Samples, plan: Plan, progress: bool) -> Iterator[Tensor]:
 
 
 def _in_memory(samples: Samples) -> list[str]:
-    """A sentence about the images that were left out when all were decoded."""
+    """Return a sentence about the images that were left out when all were decoded."""
     return left_out(samples, samples.source.bad) if isinstance(samples.source, Cache) else []

@@ -98,7 +98,7 @@ class SampleDataset(Dataset):
         return torch.stack(images), torch.stack(targets), bad
 
     def _other(self, place: int, bad: dict[int, str]) -> Sample | None:
-        """The sample that always stands in for one that cannot be used.
+        """Return the sample that always stands in for one that cannot be used.
 
         Candidates are far apart, so that a damaged stretch of the dataset is not replaced by one and the same sample.
         """
@@ -146,7 +146,7 @@ class Reader:
             )
 
     def run(self, requests: Requests) -> Iterator[tuple[Tensor, Tensor]]:
-        """Gives images uint8 [B, C, H, W] and targets of each request; none of a request without a usable sample.
+        """Yield images uint8 [B, C, H, W] and targets of each request; none of a request without a usable sample.
 
         Raises:
             UserError: A sample that cannot be used if those stop, or a worker that died.
@@ -183,12 +183,12 @@ class Reader:
 
 
 def is_loss_of_a_worker(error: BaseException) -> bool:
-    """Whether a decoding process died, which torch may raise at any place of the training process."""
+    """Return whether a decoding process died, which torch may raise at any place of the training process."""
     return isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
 
 
 def loss_of_a_worker(error: BaseException) -> str:
-    """The sentence about a decoding process that died."""
+    """Return the sentence about a decoding process that died."""
     return f"A process that decodes images died ({first_line(error)}); try --workers 0."
 
 
@@ -201,7 +201,7 @@ def _worker_ending() -> Event:
 
 
 def _start_worker(ending: Event, _: int) -> None:
-    """What a worker does first; `ending` is that of `_worker_ending`."""
+    """Prepare a worker process; `ending` is that of `_worker_ending`."""
 
     # Ctrl-C and a scheduler's SIGTERM reach the workers too. The training process decides what follows, and needs them
     # to finish its step; but at its end, and for a worker that hangs, SIGTERM is meant.

@@ -13,7 +13,7 @@ BLOCK = 32  # items that a thread takes at a time
 
 
 def in_blocks(work: Callable[[list[int]], Sequence[T]], items: list[int], title: str, progress: bool) -> Iterator[T]:
-    """Runs `work` on blocks of items in threads; gives a result per item in order, with a progress bar if slow."""
+    """Run `work` on blocks of items in threads; yield a result per item in order, with a progress bar if slow."""
     bar = tqdm(total=len(items), desc=title, unit=" images", delay=3, disable=not progress)
     with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for first in range(0, len(items), CHUNK):

@@ -63,11 +63,11 @@ class WholeImagePlan:
 
     @staticmethod
     def in_memory(split: Split) -> Split:
-        """The split as it is decoded for memory: gray images take a third there."""
+        """Return the split as it is decoded for memory: gray images take a third there."""
         return replace(split, mode="L" if split.mode == "L" else None)
 
     def choose_mode(self, data: DataSettings) -> Mode:
-        """Chooses `memory` or `stream`; raises UserError if an augmentation of single images is to work in memory."""
+        """Choose `memory` or `stream`; raise UserError if an augmentation of single images is to work in memory."""
         settings = self._settings
         one_by_one = "--aa" if settings.aa else "--color-jitter" if settings.color_jitter else None
         if data.data_mode == "memory" and one_by_one:
@@ -80,7 +80,7 @@ class WholeImagePlan:
     def augmentation(
         self, preprocessing: Preprocessing, num_outputs: int, cache: Cache | None
     ) -> tuple[SampleTransform, BatchAugmentation]:
-        """What is done to each training sample, decoded already if there is a cache, and then to each batch."""
+        """Return what is done to each training sample, decoded already if there is a cache, and then to each batch."""
         settings, crops_resized = self._settings, self._crop_mode == "rrc"
         streamed = PolicyTransform.of(settings, preprocessing, crops_resized)  # in any case, to check the policy
         resized = None
@@ -116,17 +116,17 @@ class DensePlan:
 
     @staticmethod
     def in_memory(split: Split) -> Split:
-        """The split as it is decoded for memory."""
+        """Return the split as it is decoded for memory."""
         return split
 
     def choose_mode(self, data: DataSettings) -> Mode:
-        """Chooses `memory` or `stream`."""
+        """Choose `memory` or `stream`."""
         return choose_mode(data, dense_bytes(*self._splits) if data.data_mode == "auto" else 0)
 
     def augmentation(
         self, preprocessing: Preprocessing, num_outputs: int, cache: Cache | None
     ) -> tuple[SampleTransform, BatchAugmentation]:
-        """What is done to each training sample, and then to each batch."""
+        """Return what is done to each training sample, and then to each batch."""
         settings = self._settings
         fill = tuple(round(255 * value) for value in preprocessing.mean)
         others = settings.hflip, settings.vflip, settings.color_jitter, fill, settings.interpolation
@@ -144,12 +144,12 @@ def choose_mode(data: DataSettings, size: float) -> Mode:
 
 
 def dense_bytes(*splits: Split) -> int:
-    """Bytes of the decoded images and masks of splits."""
+    """Return the bytes of the decoded images and masks of splits."""
     return sum(h * w * (2 if split.mode == "L" else 4) for split in splits for h, w in split.sizes())
 
 
 def _input_size(wanted: int | None, sizes: set[tuple[int, int]], model_cfg: Mapping[str, Any]) -> int:
-    """The side as given, or the data's own if all are alike and small, or the model's; a fixed one is kept."""
+    """Return the side as given, or the data's own if all are alike and small, or the model's; a fixed one is kept."""
     if wanted is not None:
         return wanted
     if len(sizes) == 1 and not model_cfg.get("fixed_input_size"):

@@ -42,7 +42,7 @@ class Preprocessing:
         size: tuple[int, int],
         statistics: tuple[tuple[float, ...] | None, tuple[float, ...] | None],
     ) -> "Preprocessing":
-        """Takes the settings' filter and crop, and height and width; statistics not known yet are 0 and 1."""
+        """Take the settings' filter and crop, and height and width; statistics not known yet are 0 and 1."""
         mean, std = (
             given or (neutral,) * settings.in_chans for given, neutral in zip(statistics, (0.0, 1.0), strict=True)
         )
@@ -50,19 +50,19 @@ class Preprocessing:
 
     @classmethod
     def from_timm(cls, config: Mapping[str, Any]) -> "Preprocessing":
-        """Takes the data configuration of a model, as timm's `resolve_data_config` gives it."""
+        """Take the data configuration of a model, as timm's `resolve_data_config` gives it."""
         channels, height, width = map(int, config["input_size"])
         others = config["interpolation"], config["crop_pct"], config["crop_mode"]
         return cls((channels, height, width), tuple(config["mean"]), tuple(config["std"]), *others)
 
     def fitted(self, settings: FitSettings) -> "Preprocessing":
-        """The same with another size, filter or crop where the settings give one."""
+        """Return the same with another size, filter or crop where the settings give one."""
         given = settings.given()
         size = given.pop("img_size", None)
         return replace(self, **given, input_size=(self.input_size[0], size, size) if size else self.input_size)
 
     def as_timm(self) -> dict[str, Any]:
-        """The keys as `config.json` and `create_transform` take them."""
+        """Return the keys as `config.json` and `create_transform` take them."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     def to_bytes(self, images: Tensor) -> npt.NDArray[np.uint8]:
@@ -75,7 +75,7 @@ class Preprocessing:
 def given_statistics(
     settings: PreprocessingSettings, model_cfg: Mapping[str, Any], use_model_stats: bool
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Mean and standard deviation: as given, else the model's own if they are to be used, else None, each.
+    """Return the mean and standard deviation: as given, else the model's own if they are to be used, else None, each.
 
     Raises:
         UserError: Not one number per channel, or numbers of images in 0..255.
@@ -104,7 +104,7 @@ def given_statistics(
 
 
 def measure(images: Iterable[Tensor], in_chans: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Measures mean and standard deviation of images, exactly and in the same way on every machine.
+    """Measure mean and standard deviation of images, exactly and in the same way on every machine.
 
     Args:
         images: Batches of uint8 [N, C, H, W]; C is 1 or `in_chans`.

@@ -25,7 +25,7 @@ class Draw(IntEnum):
 
 
 def generator_for(purpose: Draw, *key: int) -> np.random.Generator:
-    """The generator of one purpose at one place, independent of all others."""
+    """Return the generator of one purpose at one place, independent of all others."""
     return np.random.default_rng(np.random.SeedSequence([purpose, len(key), *key]))
 
 
@@ -49,7 +49,7 @@ class Order:
 
     @classmethod
     def of(cls, num_samples: int, batch_size: int, rank: int, world_size: int, seed: int) -> "Order":
-        """Makes batches smaller where the dataset is smaller than one global batch.
+        """Make batches smaller where the dataset is smaller than one global batch.
 
         Raises:
             UserError: There are fewer images than processes.
@@ -77,11 +77,11 @@ class Order:
         return slice(self.rank * self.per_process, (self.rank + 1) * self.per_process)
 
     def permutation(self, epoch: int) -> Rows:
-        """All samples in the order of an epoch, the same in all processes; not to be changed."""
+        """Return all samples in the order of an epoch, the same in all processes; not to be changed."""
         return _permutation(self.num_samples, self.seed, epoch)
 
     def places(self, step: int) -> slice:
-        """The places in an epoch's permutation that this process takes at a step."""
+        """Return the places in an epoch's permutation that this process takes at a step."""
         first = step * self.global_batch + self.share.start
         return slice(first, first + self.per_process)
 
@@ -92,15 +92,15 @@ def _permutation(num_samples: int, seed: int, epoch: int) -> Rows:
 
 
 def validation_share(num_samples: int, rank: int, world_size: int) -> slice:
-    """The rows that a process validates on: all processes together take each once."""
+    """Return the rows that a process validates on: all processes together take each once."""
     return slice(num_samples * rank // world_size, num_samples * (rank + 1) // world_size)
 
 
 def shuffled(count: int) -> Rows:
-    """The numbers 0 to `count` - 1 in a fixed random order, which no seed of a run changes."""
+    """Return the numbers 0 to `count` - 1 in a fixed random order, which no seed of a run changes."""
     return np.random.default_rng(FIXED).permutation(count)
 
 
 def spread(count: int, wanted: int) -> Rows:
-    """At most `wanted` of the numbers 0 to `count` - 1, evenly spread."""
+    """Return at most `wanted` of the numbers 0 to `count` - 1, evenly spread."""
     return np.unique(np.linspace(0, count - 1, min(count, wanted)).astype(np.int64))

@@ -38,7 +38,7 @@ class Scenes:
 
 
 def composed_source(train_num_samples: int | None) -> Source:
-    """The scenes as a dataset with the columns `image` and `mask`; a split is composed when it is asked for."""
+    """Return the scenes as a dataset with the columns `image` and `mask`; a split is composed when it is asked for."""
     class_names = [BACKGROUND, *read_sample().splits["train"].features["label"].names]
     splits = _ComposedSplits(COUNTS | {"train": train_num_samples or COUNTS["train"]})
     return Source(SCENES_INFO, splits, class_names)
@@ -58,14 +58,14 @@ class _ComposedSplits(UserDict[str, Any]):
 
 
 def _uncompressed(pixels: Bytes) -> dict[str, Any]:
-    """An image [H, W, 3] or [H, W] in the simplest format of all (PPM, PGM)."""
+    """Return an image [H, W, 3] or [H, W] in the simplest format of all (PPM, PGM)."""
     header = f"P{6 if pixels.ndim == 3 else 5} {pixels.shape[1]} {pixels.shape[0]} 255\n"
     return {"bytes": header.encode() + pixels.tobytes(), "path": None}
 
 
 @lru_cache(maxsize=2)
 def garments(split: str) -> tuple[Bytes, npt.NDArray[np.bool_], npt.NDArray[np.int64], tuple[str, ...]]:
-    """The sample's garments.
+    """Return the sample's garments.
 
     Args:
         split: train or test.
@@ -81,7 +81,7 @@ def garments(split: str) -> tuple[Bytes, npt.NDArray[np.bool_], npt.NDArray[np.i
 
 
 def cloth_of(images: Bytes) -> npt.NDArray[np.bool_]:
-    """Tells cloth from what is around it: dark pixels that are joined to the border by dark pixels are outside.
+    """Tell cloth from what is around it: dark pixels that are joined to the border by dark pixels are outside.
 
     Args:
         images: Gray, [M, H, W].
@@ -97,7 +97,7 @@ def cloth_of(images: Bytes) -> npt.NDArray[np.bool_]:
 
 
 def compose(split: str, count: int, size: int = SIZE, seed: int = FIXED) -> tuple[Scenes, list[str]]:
-    """Composes scenes of the garments of a split; the first ones do not depend on how many are wanted.
+    """Compose scenes of the garments of a split; the first ones do not depend on how many are wanted.
 
     Args:
         split: train or test: no garment is in the scenes of both.
@@ -125,7 +125,7 @@ def compose(split: str, count: int, size: int = SIZE, seed: int = FIXED) -> tupl
 
 
 def _background(rng: np.random.Generator, size: int) -> npt.NDArray[np.float64]:
-    """Two colours mixed by noise of several scales and, half of the time, by stripes: [size, size, 3] in 0..255."""
+    """Mix two colours by noise of several scales and, half of the time, by stripes: [size, size, 3] in 0..255."""
     mixture = np.zeros((size, size))
     for cells, weight in ((3, 1.0), (8, 0.6), (24, 0.4)):
         noise = Image.fromarray(rng.random((cells, cells)).astype(np.float32))
@@ -147,7 +147,7 @@ def _lay(
     cloth: npt.NDArray[np.bool_],
     target: int,
 ) -> None:
-    """Lays a garment of random size, tilt, colour and place over a picture [S, S, 3] and its mask [S, S], in place."""
+    """Lay a garment of random size, tilt, colour and place over a picture [S, S, 3] and its mask [S, S], in place."""
     scene = len(mask)
     side = round(scene * rng.uniform(*EXTENT))
     tilt, mirrored = rng.uniform(-TILT, TILT), rng.random() < 0.5

@@ -29,7 +29,7 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def find_source(settings: DataSettings) -> Source:
-    """Finds the dataset that the settings name.
+    """Find the dataset that the settings name.
 
     In this order: the sample that ships and the scenes composed from it, a folder (in Pascal VOC's layout, saved by
     datasets, of parquet or arrow files, of images), a dataset on the Hub. Nothing is written but datasets' own cache,
@@ -90,6 +90,6 @@ def _load_from_hub(settings: DataSettings) -> Source:
 
 
 def _similar(folder: Path) -> str:
-    """The folder that a mistyped one may have been, as the end of a sentence."""
+    """Return the folder that a mistyped one may have been, as the end of a sentence."""
     beside = folders_in(folder.parent) if folder.parent.is_dir() else []
     return suggest(folder.name, [found.name for found in beside], within=folder.parent)

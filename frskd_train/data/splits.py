@@ -59,15 +59,15 @@ class Split:
         return self.images.headers(self.rows)
 
     def sizes(self) -> list[tuple[int, int]]:
-        """Height and width of each image; (0, 0) where its header cannot be read."""
+        """Return the height and width of each image; (0, 0) where its header cannot be read."""
         return [(0, 0) if header is None else header.size for header in self.headers()]
 
     def sample(self, wanted: int) -> "Split":
-        """At most `wanted` of the rows, evenly spread."""
+        """Return at most `wanted` of the rows, evenly spread."""
         return replace(self, rows=self.rows[spread(len(self), wanted)])
 
     def read(self, places: list[int]) -> Iterator[Sample | BadImageError]:
-        """Decodes images and targets; gives the errors of those that cannot be used."""
+        """Decode images and targets; yield the errors of those that cannot be used."""
         rows = self.rows[places].tolist()
         images = self.images.load_many(rows, partial(to_8_bits, mode=self.mode))
         for row, image, target in zip(rows, images, self.targets.load_many(self.name, rows), strict=True):
@@ -79,13 +79,13 @@ class Split:
                 yield self.targets.check(self.name, row, image.size, target) or Sample(image, target)
 
     def digest(self) -> bytes:
-        """Hashes rows, images and targets."""
+        """Hash rows, images and targets."""
         parts = self.rows.astype("<i8").tobytes(), self.images.digest(self.rows)
         return hashlib.sha256(b"".join([*parts, self.targets.digest(self.name, self.rows)])).digest()
 
 
 def choose_splits(names: Collection[str], train: str | None, val: str | None) -> tuple[str, str | None]:
-    """Chooses among the names of a dataset's splits the one to train on and the one to validate on.
+    """Choose among the names of a dataset's splits the one to train on and the one to validate on.
 
     Args:
         names: The splits that the dataset has.
@@ -126,7 +126,7 @@ class Choice:
     mode: Literal["L", "RGB"]
 
     def training(self) -> tuple[Split, Split]:
-        """Chooses the rows to train on and those to validate on, before an image is decoded; raises UserError."""
+        """Choose the rows to train on and those to validate on, before an image is decoded; raise UserError."""
         train, val = choose_splits(self.splits, self.data.train_split, self.data.val_split)
         targets = self._targets([train] if val is None else [train, val])
         if val is None:
@@ -138,7 +138,7 @@ class Choice:
         return self._split(train, targets, rows), self._split(val or train, targets, val_rows)
 
     def validation(self, known_classes: Sequence[str] | None) -> Split:
-        """Chooses the rows that training would validate on, or all of `--val-split`, for a model of known classes."""
+        """Choose the rows that training would validate on, or all of `--val-split`, for a model of known classes."""
         name, train = self.data.val_split, None
         if name not in self.splits:
             train, name = choose_splits(self.splits, self.data.train_split, name)

@@ -57,7 +57,7 @@ class ValidationData:
         device: torch.device | str = "cpu",
         channels_last: bool = True,
     ) -> ValBatches:
-        """Makes the validation batches of one process: its share, each image once, the last batch may be smaller."""
+        """Make the validation batches of one process: its share, each image once, the last batch may be smaller."""
         process = rank, world_size, torch.device(device)
         return ValBatches(self.val, self.preprocessing, batch_size, *process, channels_last)
 
@@ -108,7 +108,7 @@ class TrainingData(ValidationData):
         device: torch.device | str = "cpu",
         channels_last: bool = True,
     ) -> TrainBatches:
-        """Makes the training batches of one process, of `batch_size` images each, on a device.
+        """Make the training batches of one process, of `batch_size` images each, on a device.
 
         Order and augmentation follow from the seed. Raises UserError if there are fewer images than processes.
         """
@@ -118,14 +118,14 @@ class TrainingData(ValidationData):
 
 
 def left_out(samples: Samples, bad: dict[int, str]) -> list[str]:
-    """A sentence about the images of a split that were left out, if any."""
+    """Return a sentence about the images of a split that were left out, if any."""
     split = samples.split
     first = next(iter(bad.values()), None)
     return [f"Left out {len(bad)} of {len(split)} image(s) of split {split.name}. {first}."] if first else []
 
 
 def _of_all_processes(bad: dict[int, str]) -> dict[int, str]:
-    """What each process found, put together."""
+    """Return what each process found, put together."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return bad
     found: list[Any] = [None] * distributed.get_world_size()

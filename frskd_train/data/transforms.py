@@ -30,7 +30,7 @@ FILTERS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.
 
 
 def pixels_of(image: Image.Image | Tensor) -> Tensor:
-    """An image of mode L or RGB as uint8 [C, H, W]; tensors stay as they are."""
+    """Return an image of mode L or RGB as uint8 [C, H, W]; tensors stay as they are."""
     if isinstance(image, Tensor):
         return image
     array = np.asarray(image)
@@ -38,7 +38,7 @@ def pixels_of(image: Image.Image | Tensor) -> Tensor:
 
 
 def as_is(sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
-    """The sample at its own size."""
+    """Return the sample at its own size."""
     return pixels_of(sample.image), sample.target
 
 
@@ -56,7 +56,7 @@ class EvalTransform:
         return self.fit(sample.image), sample.target
 
     def fit(self, image: Image.Image | Tensor) -> Tensor:
-        """Resizes and crops one image."""
+        """Resize and crop one image."""
         assert isinstance(image, Image.Image)
         if self.is_whole and image.size == self.size:
             return pixels_of(image)
@@ -92,7 +92,7 @@ class PolicyTransform:
 
     @classmethod
     def of(cls, settings: PreprocessingSettings, preprocessing: Preprocessing, resized_crop: bool) -> "PolicyTransform":
-        """Makes the transform of streamed training images; flips, padded crops and erasing follow on the batch.
+        """Make the transform of streamed training images; flips, padded crops and erasing follow on the batch.
 
         Raises:
             UserError: Timm does not know the policy.
@@ -127,7 +127,7 @@ class PolicyTransform:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seeds the global generators that transforms draw from, and puts them back: a run's must not be disturbed."""
+    """Seed the global generators that transforms draw from, and put them back: a run's must not be disturbed."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)

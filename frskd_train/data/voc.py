@@ -17,12 +17,12 @@ VOC_CLASSES = (
 
 
 def is_voc_folder(folder: Path) -> bool:
-    """Whether a folder has one of the layout's own folders, even if others are missing."""
+    """Return whether a folder has one of the layout's own folders, even if others are missing."""
     return (folder / MASKS).is_dir() or (folder / LISTS).is_dir()
 
 
 def read_voc(folder: Path) -> tuple[dict[str, datasets.Dataset], list[str] | None]:
-    """Lists images and masks of a VOC folder as datasets of paths; no image is opened.
+    """List images and masks of a VOC folder as datasets of paths; no image is opened.
 
     The names in `ImageSets/Segmentation/SPLIT.txt` are those of `JPEGImages/NAME.jpg` and `SegmentationClass/NAME.png`.
 

@@ -35,7 +35,7 @@ class Targets(ABC):
     def __init__(
         self, splits: Mapping[str, datasets.Dataset], data: DataSettings, class_names: list[str] | None
     ) -> None:
-        """Finds the columns and checks what can be checked without decoding; raises UserError.
+        """Find the columns and check what can be checked without decoding; raise UserError.
 
         Args:
             splits: The splits in use, the one that knows the classes first.
@@ -45,54 +45,54 @@ class Targets(ABC):
 
     @abstractmethod
     def load_many(self, split: str, rows: list[int]) -> Iterator[Tensor | BadImageError]:
-        """Decodes the targets of rows."""
+        """Decode the targets of rows."""
 
     @abstractmethod
     def hold_out(self, split: str, fraction: float) -> tuple[Rows, Rows]:
-        """Divides the rows of a split into rows to train and to validate on, always the same ones, both ascending.
+        """Divide the rows of a split into rows to train and to validate on, always the same ones, both ascending.
 
-        Raises UserError if nothing is left for one of the two.
+        Raise UserError if nothing is left for one of the two.
         """
 
     @abstractmethod
     def subset(self, split: str, rows: Rows, count: int) -> Rows:
-        """Chooses `count` of the rows, always the same ones, ascending; raises UserError if there are too few."""
+        """Choose `count` of the rows, always the same ones, ascending; raise UserError if there are too few."""
 
     @abstractmethod
     def digest(self, split: str, rows: Rows) -> bytes:
-        """Hashes the targets of rows."""
+        """Hash the targets of rows."""
 
     @abstractmethod
     def match(self, split: str, rows: Rows, known: Sequence[str] | None) -> None:
-        """Renumbers the classes of the rows as a trained model knows them, in the order of its outputs, if it does.
+        """Renumber the classes of the rows as a trained model knows them, in the order of its outputs, if it does.
 
-        Raises UserError for a class that the model does not know.
+        Raise UserError for a class that the model does not know.
         """
 
     def check(self, split: str, row: int, image_size: tuple[int, int], target: Tensor) -> BadImageError | None:
-        """Compares a target with the width and height of its image."""
+        """Compare a target with the width and height of its image."""
         return None
 
     def find_classes(self, split: str, rows: Rows, progress: bool) -> None:  # noqa: B027
-        """Names the classes by the targets of the training rows where nothing else does."""
+        """Name the classes by the targets of the training rows where nothing else does."""
 
     def lost_classes(self, split: str, rows: Rows, kept: Rows) -> str | None:
-        """A sentence about classes without a row among `kept`, the rows in use whose images can be read, or None."""
+        """Return a sentence about classes without a row among `kept`, those of the rows that can be read, or None."""
         return None
 
 
 def columns_named(features: datasets.Features) -> str:
-    """A dataset's columns for a sentence."""
+    """Return a dataset's columns for a sentence."""
     return "the columns " + ", ".join(f"{name} ({kind_of(feature)})" for name, feature in features.items())
 
 
 def kind_of(feature: Any) -> str:
-    """What a column holds, for a sentence."""
+    """Return what a column holds, for a sentence."""
     return str(feature.dtype) if isinstance(feature, datasets.Value) else type(feature).__name__
 
 
 def holds_images(feature: Any) -> bool:
-    """Whether a column holds images, or encoded bytes, which files without metadata only show by their form."""
+    """Return whether a column holds images, or encoded bytes, which files without metadata only show by their form."""
     if isinstance(feature, dict):
         return set(feature) == {"bytes", "path"}
     is_binary = isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
@@ -100,7 +100,7 @@ def holds_images(feature: Any) -> bool:
 
 
 def check_columns(splits: Splits, *columns: str) -> None:
-    """Raises UserError where a split lacks a column, or both columns are the same one."""
+    """Raise UserError where a split lacks a column, or both columns are the same one."""
     if len(set(columns)) < len(columns):
         raise UserError(f"--input-key and --target-key both name the column {columns[0]}.")
     for split, dataset in splits.items():
@@ -110,7 +110,7 @@ def check_columns(splits: Splits, *columns: str) -> None:
 
 
 def given_column(features: datasets.Features, setting: str, wanted: str, must_hold_images: bool = True) -> str:
-    """A column that the user named; raises UserError where there is none, or it does not hold images."""
+    """Return a column that the user named; raise UserError where there is none, or it does not hold images."""
     if wanted not in features:
         raise UserError(f"--{setting} {wanted}: the dataset has no such column, but {columns_named(features)}.")
     if must_hold_images and not holds_images(features[wanted]):
@@ -119,7 +119,7 @@ def given_column(features: datasets.Features, setting: str, wanted: str, must_ho
 
 
 def read_class_map(path: str) -> dict[str, int]:
-    """Reads `--class-map`: one class name per line in the order of the numbers, or a name and a number per line."""
+    """Read `--class-map`: one class name per line in the order of the numbers, or a name and a number per line."""
     try:
         lines = [line.strip() for line in Path(path).expanduser().read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
@@ -134,17 +134,17 @@ def read_class_map(path: str) -> dict[str, int]:
 
 
 def names_of(class_map: Mapping[str, int]) -> list[str]:
-    """Class names in the order of a map's numbers, the first one where several names have one number."""
+    """Return the class names in the order of a map's numbers, the first one where several names have one number."""
     first = {number: name for name, number in reversed(list(class_map.items()))}
     return [first[number] for number in range(len(first))]
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first names, for a sentence."""
+    """Return the first names, for a sentence."""
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def check_count(rows: Rows, count: int) -> None:
-    """Raises UserError where fewer rows than `--train-num-samples` are there."""
+    """Raise UserError where fewer rows than `--train-num-samples` are there."""
     if count > len(rows):
         raise UserError(f"--train-num-samples {count}: there are only {len(rows)} training images.")

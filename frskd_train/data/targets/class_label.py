@@ -94,7 +94,7 @@ class ClassLabels(Targets):
 
 
 def _find_image_column(features: datasets.Features, wanted: str | None) -> str:
-    """The wanted column, or the only image column, or the only one of encoded bytes."""
+    """Return the wanted column, or the only image column, or the only one of encoded bytes."""
     if wanted is not None:
         return given_column(features, "input-key", wanted)
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
@@ -107,7 +107,7 @@ def _find_image_column(features: datasets.Features, wanted: str | None) -> str:
 
 
 def _find_label_column(features: datasets.Features, wanted: str | None) -> str:
-    """The wanted column, or the only class column, or one that is named as labels often are."""
+    """Return the wanted column, or the only class column, or one that is named as labels often are."""
     if wanted is not None:
         return given_column(features, "target-key", wanted, must_hold_images=False)
     classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
@@ -120,7 +120,7 @@ def _find_label_column(features: datasets.Features, wanted: str | None) -> str:
 
 
 def read_labels(splits: Splits, column: str) -> tuple[dict[str, Rows], list[str]]:
-    """Reads the labels of all splits as class numbers.
+    """Read the labels of all splits as class numbers.
 
     Class columns keep their numbers, matched by name between splits. Whole numbers, strings and booleans become
     classes in sorted order of the values that the first split, the training one, has.
@@ -154,7 +154,7 @@ def read_labels(splits: Splits, column: str) -> tuple[dict[str, Rows], list[str]
 
 
 def _read_column(dataset: datasets.Dataset, split: str, column: str) -> tuple[Rows, list[Any]]:
-    """A code for each row, and what each code stands for: the name of a class, or a value."""
+    """Return a code for each row, and what each code stands for: the name of a class, or a value."""
     feature = dataset.features[column]
     kind = dataset.data.schema.field(column).type
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
@@ -181,7 +181,7 @@ def _read_column(dataset: datasets.Dataset, split: str, column: str) -> tuple[Ro
 
 
 def hold_out(labels: Rows, fraction: float) -> tuple[Rows, Rows]:
-    """Divides rows by their labels, class by class; a class with one image is trained on. See `Targets.hold_out`."""
+    """Divide rows by their labels, class by class; a class with one image is trained on. See `Targets.hold_out`."""
     rank, size = _rank_in_class(labels)
     held = np.maximum(np.round(size * fraction), 1) if fraction > 0 else np.zeros_like(size)
     is_held = rank < np.minimum(held, size - 1)
@@ -196,7 +196,7 @@ def hold_out(labels: Rows, fraction: float) -> tuple[Rows, Rows]:
 
 
 def balanced_subset(labels: Rows, count: int, num_classes: int) -> Rows:
-    """Chooses `count` rows by their labels, balanced over the classes as far as possible. See `Targets.subset`."""
+    """Choose `count` rows by their labels, balanced over the classes as far as possible. See `Targets.subset`."""
     check_count(labels, count)
     if count < num_classes:
         raise UserError(f"--train-num-samples {count} is less than one image for each of the {num_classes} classes.")
@@ -205,7 +205,7 @@ def balanced_subset(labels: Rows, count: int, num_classes: int) -> Rows:
 
 
 def _rank_in_class(labels: Rows) -> tuple[Rows, Rows]:
-    """Each row's place in a fixed random order of its class, and the size of its class."""
+    """Return each row's place in a fixed random order of its class, and the size of its class."""
     order = shuffled(len(labels))
     grouped = order[np.argsort(labels[order], kind="stable")]
     size = np.bincount(labels)

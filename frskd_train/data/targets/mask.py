@@ -113,7 +113,7 @@ class Masks(Targets):
             )
 
     def _highest(self, split: str, rows: list[int]) -> list[int]:
-        """The highest label of each mask, -1 where it has none or cannot be read."""
+        """Return the highest label of each mask, -1 where it has none or cannot be read."""
         highest = []
         for mask in self.load_many(split, rows):
             labels = mask[mask != IGNORED] if isinstance(mask, Tensor) else torch.empty(0)
@@ -122,7 +122,7 @@ class Masks(Targets):
 
 
 def find_pair_columns(features: datasets.Features, image: str | None, mask: str | None) -> tuple[str, str]:
-    """Finds the columns of images and of masks.
+    """Find the columns of images and of masks.
 
     Args:
         features: The dataset's columns and their types.
