@@ -73,7 +73,7 @@ Count = Range(low=1)
 
 
 def _pairs(words: list[str]) -> dict[str, str]:
-    wrong = next((word for word in words if not re.match(r"[^\W\d]\w*=", word)), None)
+    wrong = next((word for word in words if not re.match(r"[^\W\d]\w*=.", word)), None)
     if wrong is not None:
         raise ValueError(f"takes words of the form NAME=VALUE, not {wrong}")
     return dict(word.split("=", 1) for word in words)

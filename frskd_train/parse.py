@@ -17,7 +17,7 @@ from frskd_train.settings import EvaluationSettings, Settings, declared, default
 from frskd_train.suggest import suggest
 from frskd_train.timm_flags import TRAIN, VALIDATE
 
-DESCRIPTION = "Trains a timm model with FRSKD, or its cross-entropy baseline, and exports the student."
+FLAT = (tyro.conf.OmitArgPrefixes,)  # --lr, not --optimizer.lr
 # Arguments of timm.create_model that have their own setting, or that change what it returns.
 REFUSED_KWARGS = {
     "cache_dir", "checkpoint_path", "drop_path_rate", "drop_rate", "exportable", "feature_cls", "features_only",
@@ -54,13 +54,8 @@ def parse_evaluation(args: Sequence[str]) -> EvaluationSettings:
         SystemExit: `--help`, or a value that cannot be parsed.
     """
     _refuse_unknown(args, "validate.py", EvaluationSettings, VALIDATE)
-    settings = tyro.cli(
-        EvaluationSettings,
-        args=list(args),
-        prog="validate.py",
-        description="Scores a model on a dataset: top-1, top-5 and loss, or mean IoU, pixel accuracy and loss.",
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    description = "Scores a model on a dataset: top-1, top-5 and loss, or mean IoU, pixel accuracy and loss."
+    settings = tyro.cli(EvaluationSettings, args=list(args), prog="validate.py", description=description, config=FLAT)
     for group in (settings, settings.data, settings.fit):
         check_group(group)
     return settings
@@ -156,8 +151,8 @@ def check_group(group: object) -> None:
 
 
 def _cli(args: Sequence[str], default: Settings) -> Settings:
-    options: dict[str, Any] = {"prog": "train.py", "description": DESCRIPTION, "config": (tyro.conf.OmitArgPrefixes,)}
-    return tyro.cli(Settings, args=list(args), default=default, **options)
+    description = "Trains a timm model with FRSKD, or its cross-entropy baseline, and exports the student."
+    return tyro.cli(Settings, args=list(args), default=default, prog="train.py", description=description, config=FLAT)
 
 
 def _resumed_config(args: Sequence[str]) -> str | None:

@@ -17,7 +17,6 @@ from frskd_train.settings import Settings, declared, fields, flag, flat, foreign
 from frskd_train.suggest import suggest
 
 RECIPES = Path(__file__).parent / "recipes"
-_PLAIN = str | int | float | datetime.date | None  # what YAML makes of one word
 
 
 def find_recipe(name: str) -> str:
@@ -50,10 +49,16 @@ def read_yaml(path: str) -> dict[str, Any]:
     if not isinstance(content, dict | None) or not all(isinstance(key, str) for key in content or ()):
         raise SettingsError(f"The recipe {path} must contain one setting per line, such as `batch_size: 128`.")
     for key, value in (content or {}).items():
-        words = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else [value]
-        if not all(isinstance(word, _PLAIN) for word in words):
+        words = [*value, *value.values()] if isinstance(value, dict) else [value]
+        if not all(_is_plain(word) for word in words):
             raise SettingsError(f"The recipe {path} has a nested value for '{key}'; a word or a list is right.")
     return {key.replace("-", "_"): value for key, value in (content or {}).items()}
+
+
+def _is_plain(value: Any, lists: int = 2) -> bool:
+    if isinstance(value, list):
+        return lists > 0 and all(_is_plain(part, lists - 1) for part in value)
+    return isinstance(value, str | int | float | datetime.date | None)  # what YAML makes of one word
 
 
 def as_flags(content: Mapping[str, Any]) -> list[str]:
@@ -62,9 +67,7 @@ def as_flags(content: Mapping[str, Any]) -> list[str]:
     Raises:
         SettingsError: A word of a list could be taken for a flag.
     """
-    switches = {
-        setting.name for _, setting in fields() if setting.type is bool or bool in typing.get_args(setting.type)
-    }
+    switches = {setting.name for _, setting in fields() if isinstance(setting.default, bool)}
     tokens: list[str] = []
     for name, value in content.items():
         if isinstance(value, bool) and name in switches:
