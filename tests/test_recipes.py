@@ -163,10 +163,10 @@ def test_a_recipe_says_what_it_needs_and_where_it_leaves_the_paper() -> None:
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
-    [([], {"ns_steps": "3"}), (["--opt-kwargs", "eps=1e-6"], {"eps": "1e-6"}), (["--opt-kwargs"], {})],
+    [([], {"ns_steps": "[3, 4]"}), (["--opt-kwargs", "eps=1e-6"], {"eps": "1e-6"}), (["--opt-kwargs"], {})],
 )
 def test_a_flag_replaces_the_pairs_of_a_recipe(flags: list[str], expected: dict[str, str], tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text("opt: nmuon\nopt_kwargs: {ns_steps: 3}\n")
+    (tmp_path / "recipe.yaml").write_text("opt: nmuon\nopt_kwargs: {ns_steps: [3, 4]}\n")
     settings = parse_settings(["--config", str(tmp_path / "recipe.yaml"), *flags, "--lr", "0.2"])
     assert (settings.optimizer.opt_kwargs, settings.optimizer.lr) == (expected, 0.2)
 
