@@ -23,8 +23,8 @@ class DataSettings:
     """Where the images come from."""
 
     dataset: Annotated[str, LOCAL] = "fashion_mnist_sample"
-    """The included sample, a folder of class folders, a folder written by datasets' save_to_disk, or a Hub id. For
-    segmentation fashion_mnist_scenes (composed on the fly), a folder like Pascal VOC's, or a dataset of masks."""
+    """The included sample, a folder of class folders, a folder written by datasets' save_to_disk, or a Hub id.
+    For segmentation fashion_mnist_scenes (composed on the fly), a folder like Pascal VOC's, or a dataset of masks."""
     dataset_config: str | None = None
     """Configuration name of a Hub dataset that has several."""
     dataset_revision: str | None = None
@@ -38,11 +38,11 @@ class DataSettings:
     input_key: str | None = None
     """Column of the images; by default the only image column."""
     target_key: str | None = None
-    """Column of the labels; by default the only class column, or label, labels, class, fine_label, target. For
-    segmentation the column of the masks."""
+    """Column of the labels; by default the only class column, or label, labels, class, fine_label, target.
+    For segmentation the column of the masks."""
     class_map: Annotated[str | None, LOCAL] = None
-    """File that maps the classes of the data to the outputs of the model: one name per line in the order of the
-    outputs, or a name and a number per line. For segmentation it names the labels."""
+    """File that maps the classes of the data to the outputs of the model (for segmentation: that names the labels).
+    One name per line in the order of the outputs, or a name and a number per line."""
     train_num_samples: Annotated[int | None, Count] = None
     """Train on this many images only, balanced over the classes as far as possible, always the same ones."""
     data_mode: Literal["auto", "memory", "stream"] = "auto"
@@ -60,8 +60,8 @@ class PreprocessingSettings:
     """Size, colours and augmentation of the images."""
 
     img_size: Annotated[int | None, Range(low=8, high=4096), FIXED] = None
-    """Height and width in pixels; by default the size of the data if all images share one of at most 64, else the
-    model's. For segmentation the size of the training crops, by default that of the data up to 512."""
+    """Height and width in pixels; by default those of the data if all are alike and at most 64, else the model's.
+    For segmentation the size of the training crops, by default that of the data up to 512."""
     in_chans: Annotated[Literal[1, 3], FIXED] = 3
     """Input channels of the student; gray images are repeated to 3."""
     mean: Annotated[tuple[float, ...] | None, Fraction] = None

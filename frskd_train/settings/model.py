@@ -44,8 +44,8 @@ class ModelSettings:
     task: Annotated[Literal["classification", "segmentation"], FIXED] = "classification"
     """What the student predicts: the class of an image, or of each of its pixels. Each has its own defaults."""
     model: Annotated[str, FIXED, LOCAL] = "wide_resnet16_2_frskd"
-    """Name of the student: any of timm.list_models(), or a `local-dir:` / `hf-hub:` name. For segmentation the name
-    of the backbone, or efficientdet_d0 / efficientdet_d1."""
+    """Name of the student: any of timm.list_models(), or a `local-dir:` / `hf-hub:` name.
+    For segmentation the name of the backbone, or efficientdet_d0 / efficientdet_d1."""
     pretrained: Annotated[bool, FIXED] = False
     """Start from timm's pretrained weights for this name (the classifier is replaced if the classes differ)."""
     initial_checkpoint: Annotated[str | None, FIXED, LOCAL, CLASSIFICATION] = None
@@ -73,8 +73,8 @@ class MethodSettings:
     alpha: Annotated[float, NotNegative] = 2.0
     """Weight of the soft-label loss KL(self-teacher, student)."""
     beta: Annotated[float | None, NotNegative] = None
-    """Weight of the feature-map loss; 0 disables it. By default 100 for attention, 1 for fitnet, 1e-4 for overhaul;
-    half of that for segmentation."""
+    """Weight of the feature-map loss; 0 disables it.
+    By default 100 for attention, 1 for fitnet, 1e-4 for overhaul; half of that for segmentation."""
     temperature: Annotated[float, Positive] = 4.0
     """Softmax temperature T of the soft labels; the loss is multiplied by T squared."""
     distill_schedule: Literal["constant", "ramp"] = "ramp"
