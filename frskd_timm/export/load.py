@@ -146,7 +146,7 @@ class ExportedClassifier(ExportedStudent):
         self.architecture = entry(config, "architecture", str, where)
         if not is_model(self.architecture):
             raise UserError(f"{where} names the architecture '{self.architecture}', which timm does not know.")
-        self.arguments = entry(config, "model_args", dict, where, default={})
+        self.arguments = entry(config, "model_args", dict, where, default=config.get("model_args", {}))
         refuse_huge(self.arguments, where)
         classes = entry(config, "num_classes", int, where, default=cfg.get("num_classes", 1000))
         if not 0 <= classes <= 1 << 20:
