@@ -4,19 +4,14 @@ Repositories are kept as git keeps them, commits that name whole trees and branc
 can ask what a repository holds after a push that failed. The clients are the genuine ones.
 """
 
-import base64
 import hashlib
-import itertools
 import json
 import re
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
-
-import yaml
 
 TOKEN = "hf_loopbackSecretToken0123456789"
 USER = "tester"
@@ -81,13 +76,8 @@ class LoopbackHub:
         self.stopped = False
         self.gone = threading.Event()
         self.lock = threading.RLock()
-        hub = self
-
-        class Handler(_Handler):
-            pass
-
-        Handler.hub = hub
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        handler = type("BoundHandler", (Handler,), {"hub": self})
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
 
@@ -121,7 +111,7 @@ class LoopbackHub:
         return None
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     hub: LoopbackHub
     protocol_version = "HTTP/1.1"
 
@@ -151,7 +141,9 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if isinstance(what, int):
                 raise Answer(what, b"<html>an injected fault</html>", **fault.headers)  # as proxies answer
-            for method, pattern, action in _ROUTES:
+            from hub_routes import ROUTES  # which needs this module
+
+            for method, pattern, action in ROUTES:
                 match = re.fullmatch(pattern, url.path)
                 if match and self.command in method:
                     with self.hub.lock:
@@ -193,19 +185,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     # what the routes below ask first
 
-    @property
-    def known(self) -> bool:
+    def known(self, *, required: bool = False) -> bool:
         given = self.headers.get("Authorization")
         if given not in (None, f"Bearer {TOKEN}"):
             raise Answer(401, {}, X_Error_Message="Invalid credentials in Authorization header")
+        if required and given is None:
+            raise Answer(401, {"error": "Unauthorized"})
         return given is not None
 
     def repo(self, repo_id: str, *, write: bool = False) -> Repo:
-        known, repo = self.known, self.hub.repos.get(repo_id)
+        known, repo = self.known(required=write), self.hub.repos.get(repo_id)
         if repo is None or (repo.private and not known):
             raise Answer(404 if known else 401, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
-        if write and not known:
-            raise Answer(401, {"error": "Unauthorized"})
         if write and not repo_id.startswith(f"{USER}/") and "create_pr" not in self.query:
             raise Answer(403, {"error": "Forbidden"}, X_Error_Message="you may not write here")
         return repo
@@ -218,172 +209,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def json(self) -> Any:
         return json.loads(self.body)
-
-
-def _is_lfs(path: str) -> bool:
-    return path.endswith((".safetensors", ".png", ".onnx"))
-
-
-def _oid(hub: LoopbackHub, path: str, sha: str) -> str:
-    blob = hub.blobs[sha]
-    return sha if _is_lfs(path) else hashlib.sha1(b"blob %d\0" % len(blob) + blob).hexdigest()
-
-
-def whoami(request: _Handler) -> None:
-    if not request.known:
-        raise Answer(401, {"error": "Unauthorized"})
-    raise Answer(200, {"type": "user", "name": USER, "orgs": [], "auth": {"type": "access_token"}})
-
-
-def create(request: _Handler) -> None:
-    asked = request.json()
-    if not request.known:
-        raise Answer(401, {"error": "Unauthorized"})
-    owner = asked.get("organization") or USER
-    repo_id = f"{owner}/{asked['name']}"
-    if owner != USER:
-        raise Answer(403, {"error": "Forbidden"}, X_Error_Message="you may not create here")
-    if repo_id in request.hub.repos:
-        raise Answer(409, {"error": "You already created this model repo"})
-    repo = Repo(private=asked.get("visibility") == "private" or bool(asked.get("private")))
-    repo.refs["main"] = repo.commit(None, "initial commit", {})
-    request.hub.repos[repo_id] = repo
-    raise Answer(200, {"url": f"{request.hub.endpoint}/{repo_id}"})
-
-
-def info(request: _Handler, repo: str, revision: str = "main") -> None:
-    found = request.repo(repo)
-    oid, tree = request.tree(found, revision)
-    siblings = [{"rfilename": path} for path in tree]
-    raise Answer(200, {"id": repo, "sha": oid, "private": found.private, "siblings": siblings, "tags": []})
-
-
-def list_tree(request: _Handler, repo: str, revision: str, folder: str | None = None) -> None:
-    _, tree = request.tree(request.repo(repo), revision)
-    rows = []
-    for path, sha in tree.items():
-        size = len(request.hub.blobs[sha])
-        row = {"type": "file", "path": path, "size": size, "oid": _oid(request.hub, path, sha)}
-        if _is_lfs(path):
-            row["lfs"] = {"oid": sha, "size": size, "pointerSize": 130}
-        if not folder or path.startswith(f"{folder}/"):
-            rows.append(row)
-    raise Answer(200, rows)
-
-
-def refs(request: _Handler, repo: str) -> None:
-    branches = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": o} for n, o in request.repo(repo).refs.items()]
-    raise Answer(200, {"branches": branches, "tags": [], "converts": []})
-
-
-def branch(request: _Handler, repo: str, name: str) -> None:
-    found = request.repo(repo, write=True)
-    if unquote(name) in found.refs:
-        raise Answer(409, {"error": "Reference already exists"})
-    found.refs[unquote(name)] = found.resolve(request.json().get("startingPoint", "main"))
-    raise Answer(200, {})
-
-
-def validate_yaml(request: _Handler) -> None:
-    block = re.match(r"---\n(.*?)\n---", request.json()["content"], re.DOTALL)
-    try:
-        good = isinstance(yaml.safe_load(block[1]), dict) if block else True
-    except yaml.YAMLError:
-        good = False
-    raise Answer(200, {"errors": [], "warnings": []}) if good else Answer(400, {"errors": [{"message": "bad YAML"}]})
-
-
-def preupload(request: _Handler, repo: str, revision: str) -> None:
-    _, tree = request.tree(request.repo(repo, write=True), revision)
-    rows = []
-    for file in request.json()["files"]:
-        path = file["path"]
-        row = {"path": path, "uploadMode": "lfs" if _is_lfs(path) else "regular", "shouldIgnore": False}
-        rows.append(row | ({"oid": _oid(request.hub, path, tree[path])} if path in tree else {}))
-    raise Answer(200, {"files": rows})
-
-
-def batch(request: _Handler, repo: str) -> None:
-    request.repo(repo)
-    if not request.known:
-        raise Answer(401, {"error": "Unauthorized"})
-    objects = []
-    for item in request.json()["objects"]:
-        row = {"oid": item["oid"], "size": item["size"]}
-        if item["oid"] not in request.hub.blobs:
-            row["actions"] = {"upload": {"href": f"{request.hub.endpoint}/lfs/{item['oid']}"}}
-        objects.append(row)
-    raise Answer(200, {"transfer": "basic", "objects": objects})
-
-
-def put(request: _Handler, sha: str) -> None:
-    if hashlib.sha256(request.body).hexdigest() != sha:
-        raise Answer(400, {"error": "the content does not match its sha256"})
-    request.hub.blobs[sha] = request.body
-    raise Answer(200, {})
-
-
-def commit(request: _Handler, repo: str, revision: str) -> None:
-    found = request.repo(repo, write=True)
-    parent, tree = request.tree(found, revision)
-    tree, header = dict(tree), {}
-    for line in request.body.splitlines():
-        item = json.loads(line)
-        value = item["value"]
-        if item["key"] == "header":
-            header = value
-        elif item["key"] == "file":
-            content = base64.b64decode(value["content"])
-            tree[value["path"]] = hashlib.sha256(content).hexdigest()
-            request.hub.blobs[tree[value["path"]]] = content
-        elif item["key"] == "lfsFile":
-            if value["oid"] not in request.hub.blobs:
-                raise Answer(400, {"error": f"LFS object of {value['path']} was never uploaded"})
-            tree[value["path"]] = value["oid"]
-        elif item["key"] == "deletedFile":
-            del tree[value["path"]]
-    if header.get("parentCommit", parent) != parent:
-        raise Answer(412, {"error": "A commit has happened since. Please refresh and try again."})
-    oid = found.commit(parent, header["summary"], tree)
-    answer = {"commitUrl": f"{request.hub.endpoint}/{repo}/commit/{oid}", "commitOid": oid, "success": True}
-    if "create_pr" in request.query:
-        number = next(n for n in itertools.count(1) if f"refs/pr/{n}" not in found.refs)
-        found.refs[f"refs/pr/{number}"] = oid
-        answer["pullRequestUrl"] = f"{request.hub.endpoint}/{repo}/discussions/{number}"
-    else:
-        found.refs[unquote(revision)] = oid
-    raise Answer(200, answer)
-
-
-def resolve(request: _Handler, repo: str, revision: str, path: str) -> None:
-    oid, tree = request.tree(request.repo(repo), revision)
-    path = unquote(path)
-    if path not in tree:
-        raise Answer(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound", X_Repo_Commit=oid)
-    blob, start = request.hub.blobs[tree[path]], 0
-    if match := re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", "")):
-        start = int(match[1])
-    etag = f'"{_oid(request.hub, path, tree[path])}"'
-    extra = {"Content_Range": f"bytes {start}-{len(blob) - 1}/{len(blob)}"} if start else {}
-    raise Answer(
-        206 if start else 200, blob[start:], ETag=etag, X_Repo_Commit=oid, X_Linked_Size=str(len(blob)), **extra
-    )
-
-
-_REPO = r"(?P<repo>[^/]+/[^/]+)"
-_API = rf"/api/models/{_REPO}"
-_ROUTES: list[tuple[tuple[str, ...], str, Callable[..., None]]] = [
-    (("GET",), r"/api/whoami-v2", whoami),
-    (("POST",), r"/api/repos/create", create),
-    (("POST",), r"/api/validate-yaml", validate_yaml),
-    (("GET",), _API, info),
-    (("GET",), rf"{_API}/revision/(?P<revision>[^/]+)", info),
-    (("GET",), rf"{_API}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", list_tree),
-    (("GET",), rf"{_API}/refs", refs),
-    (("POST",), rf"{_API}/branch/(?P<name>[^/]+)", branch),
-    (("POST",), rf"{_API}/preupload/(?P<revision>[^/]+)", preupload),
-    (("POST",), rf"{_API}/commit/(?P<revision>[^/]+)", commit),
-    (("POST",), rf"/{_REPO}\.git/info/lfs/objects/batch", batch),
-    (("PUT",), r"/lfs/(?P<sha>[0-9a-f]{64})", put),
-    (("GET", "HEAD"), rf"/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", resolve),
-]
