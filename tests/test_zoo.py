@@ -115,7 +115,7 @@ def test_shipped_figures_are_measured_on_what_ships(repository) -> None:
 
 def test_shipping_refuses_what_is_not_so(repository, tmp_path: Path) -> None:
     _, run, plain = repository
-    with pytest.raises(UserError, match="no finished run"):
+    with pytest.raises(UserError, match="not a finished run"):
         ship(tmp_path, root=tmp_path)
     other = tmp_path / "other"
     shutil.copytree(plain, other, ignore=shutil.ignore_patterns("checkpoints"))

@@ -128,7 +128,7 @@ def ship(
 def _finished(run: Path) -> tuple[Settings, Metrics]:
     for name in ("metrics.json", "config.yaml", "student/config.json"):
         if not (run / name).is_file():
-            raise UserError(f"{run} is no finished run: it has no {name}.")
+            raise UserError(f"{run} is not a finished run: it has no {name}.")
     return read_recipe(str(run / "config.yaml")), read_metrics(run / "metrics.json")
 
 

@@ -85,7 +85,7 @@ def zoo_card(results: Sequence[Mapping[str, str]], recipes: Path | None = None) 
 
 
 def results_table(results: Sequence[Mapping[str, str]]) -> str:
-    """The results as a Markdown table, scores in percent; a sentence where there are none."""
+    """Return the results as a Markdown table, scores in percent; a sentence if there are none."""
     if not results:
         return "No weights ship yet; `timm.list_pretrained('*frskd*')` lists them once they do."
     names = {

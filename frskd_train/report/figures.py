@@ -1,4 +1,4 @@
-"""The pictures of a run: curves over the epochs, attention maps over images. Pure functions from numbers to PNGs."""
+"""The pictures of a run: curves over the epochs and attention maps over images, from numbers to PNG files."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 8,
 }
-# Okabe and Ito's colours, which the colour-blind tell apart too.
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
 _BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#777777"
 _TERMS = {
     "loss_ce": ("cross-entropy, student", _BLUE),
@@ -49,7 +49,7 @@ def curves_figure(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     """Draw loss terms and accuracies over the epochs.
 
     Args:
-        rows: One mapping an epoch, as in `summary.csv`: `epoch`, `loss`, `loss_*`, `val_loss`, `top1`, `teacher_top1`,
+        rows: One mapping per epoch, as in `summary.csv`: `epoch`, `loss`, `loss_*`, `val_loss`, `top1`, `teacher_top1`,
             or `miou`, `teacher_miou` (percent). Numbers may be text; any may be missing or empty.
         path: The PNG to write.
 
@@ -80,17 +80,17 @@ def attention_figure(
     titles: Sequence[str],
     path: str | Path,
 ) -> Path:
-    """Draw where student and self-teacher look: their attention maps, side by side, over the images.
+    """Draw attention maps of student and self-teacher over the images, side by side.
 
-    An attention map is the mean over the channels of the squared feature map (what the feature loss compares), here
-    scaled to 0..1 for each image and level and laid over the image in grey.
+    An attention map is the mean over the channels of the squared feature map, which the feature loss compares. It is
+    scaled to 0..1 per image and level and laid over the grey image.
 
     Args:
         images: [N, H, W, 1 or 3].
-        student_maps: One array a level, fine to coarse: attention maps [N, H_i, W_i], or the feature maps
+        student_maps: One array per level, fine to coarse: attention maps [N, H_i, W_i], or the feature maps
             [N, C_i, H_i, W_i] to make them from.
         teacher_maps: The same of the self-teacher's refined maps.
-        titles: One an image, its class for instance.
+        titles: One per image, its class for instance.
         path: The PNG to write.
 
     Returns:
@@ -121,7 +121,7 @@ def attention_figure(
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.float64]]:
-    """The rows' numbers by column, NaN where there is none; columns without any number are left out."""
+    """Return the numbers by column, NaN where one is missing, without columns that have none."""
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: np.array([_number(row.get(name)) for row in rows]) for name in names}
     return {name: values for name, values in columns.items() if np.isfinite(values).any()}
@@ -167,7 +167,7 @@ def _draw_scores(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray
         axes.plot(epochs[known[-1]], final, "o", color=colour, markersize=4)
         last.append(columns[name][known])
     if last:
-        # the first epochs of a longer run must not squeeze the rest, which is where the lines are compared
+        # the first epochs of a long run would squeeze the rest, where the lines are compared
         low = np.percentile(np.concatenate(last), 8 if len(epochs) >= 10 else 0)
         high = max(values.max() for values in last)
         margin = max((high - low) * 0.12, 0.5)
@@ -176,7 +176,7 @@ def _draw_scores(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray
 
 
 def _legend_below(axes: Axes) -> None:
-    """Under the axes, since long runs leave no corner free of lines."""
+    """Put the legend under the axes, since long runs leave no corner free."""
     axes.legend(loc="upper left", bbox_to_anchor=(0, -0.15), ncols=2, borderaxespad=0)
 
 
@@ -213,7 +213,7 @@ def _overlay(image: NDArray[np.uint8], features: NDArray[Any]) -> NDArray[np.uin
 def _unit(features: NDArray[Any]) -> NDArray[np.float32]:
     """An attention map, or the feature map [C, H, W] that it is made from, scaled to 0..1.
 
-    A run that diverges can end with values that are no numbers: infinity is drawn as the most there is, NaN as nothing.
+    A run that diverged has values that are not finite: infinity is drawn as the maximum, NaN as zero.
     """
     attention = features.astype(np.float64)
     if attention.ndim == 3:

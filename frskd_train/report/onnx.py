@@ -16,20 +16,20 @@ TOLERANCE = 1e-4
 
 
 def export_onnx(folder: str | Path, path: str | Path | None = None, *, size: tuple[int, int] | None = None) -> Path:
-    """Write an exported student as ONNX, with any batch size, and proves it in onnxruntime.
+    """Write an exported student as ONNX for any batch size, and verify it in onnxruntime.
 
-    The file's metadata carry the student's `config.json`: preprocessing and class names travel with it.
+    The metadata of the file contain the student's `config.json` with preprocessing and class names.
 
     Args:
         folder: An exported student.
         path: The file to write; `model.onnx` in the folder otherwise.
-        size: Height and width of the images, for segmentation students; a classifier has its own.
+        size: Height and width of the images, for segmentation students; classifiers have their own.
 
     Returns:
         The path: input `images` [B, C, H, W], normalised; output `logits` [B, classes], or [B, classes, H, W].
 
     Raises:
-        UserError: The extra is not installed, the folder is not in order, the architecture cannot be exported, or
+        UserError: The extra is not installed, the folder does not load, the architecture cannot be exported, or
             onnxruntime's logits differ.
     """
     student = read_student(folder)

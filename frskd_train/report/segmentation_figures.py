@@ -1,4 +1,4 @@
-"""The picture of a segmentation run: image, truth, student and self-teacher side by side."""
+"""The picture of a segmentation run: image, truth, student and self-teacher, side by side."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,14 +25,14 @@ def segmentation_figure(
     *,
     ignored: int = 255,
 ) -> Path:
-    """Draw what two networks see in images, beside what is there.
+    """Draw images with their truth and the predictions of two networks.
 
     Args:
         images: [N, H, W, 1 or 3].
         truth: Classes [N, H, W].
         student: Predicted classes [N, H, W].
         self_teacher: Predicted classes [N, H, W]; None leaves the column out.
-        class_names: One a class; the first is drawn in light grey.
+        class_names: One per class; the first is drawn in light grey.
         path: The PNG to write.
         ignored: Label of pixels without a class; they are white in every column.
 
@@ -73,7 +73,7 @@ def segmentation_figure(
 
 
 def class_colours(count: int) -> NDArray[np.float64]:
-    """One colour a class, [count, 3] in 0..1: light grey for the first, then colours far apart."""
+    """Return one colour per class, [count, 3] in 0..1: light grey for the first, then distinct colours."""
     palette = [*matplotlib.color_sequences["tab10"], *matplotlib.color_sequences["Dark2"]]
     palette += [colour for place, colour in enumerate(matplotlib.color_sequences["tab20b"]) if place % 4 != 3]
     colours = [BACKGROUND_COLOUR, *(palette[index % len(palette)] for index in range(count - 1))]
