@@ -49,7 +49,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def _eval(model: nn.Module) -> Iterator[None]:
-    """Set eval mode and restores each module's own mode afterwards."""
+    """Set eval mode and restore each module's own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -151,7 +151,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _put_in_place(new: Path, folder: Path) -> None:
-    """Rename `new` to `folder` and deletes what stood there afterwards; evaluations are moved beside the folder."""
+    """Rename `new` to `folder` and delete what stood there afterwards; evaluations are moved beside the folder."""
     previous = _previous(folder)
     shutil.rmtree(previous, ignore_errors=True)
     if folder.exists():

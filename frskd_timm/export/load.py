@@ -251,7 +251,7 @@ def load_student(folder: str | Path) -> nn.Module:
 
 
 def check_student(folder: str | Path) -> dict[str, Tensor]:
-    """Check an exported student and returns its weights.
+    """Check an exported student and return its weights.
 
     Raises:
         UserError: As `load_student`.
@@ -260,7 +260,7 @@ def check_student(folder: str | Path) -> dict[str, Tensor]:
 
 
 def verify_export(folder: str | Path, model: nn.Module, *, tolerance: float = 1e-4) -> float:
-    """Load an exported student and compares its logits with those of the model it was exported from.
+    """Load an exported student and compare its logits with those of the model it was exported from.
 
     Args:
         folder: The export.

@@ -17,7 +17,7 @@ from frskd_timm.segmentation.student import SegmentationStudent
 
 
 def export_segmentation(student: nn.Module, folder: str | Path, *, finish: Callable[[Path], Any] | None = None) -> Path:
-    """Write a student to a folder that `SegmentationStudent.from_pretrained` loads, and verifies it by loading it.
+    """Write a student to a folder that `SegmentationStudent.from_pretrained` loads, and verify it by loading it.
 
     Everything is written and verified in a temporary folder, which then replaces `folder`.
 
@@ -53,7 +53,7 @@ def export_backbone(
     method: str = "frskd",
     finish: Callable[[Path], Any] | None = None,
 ) -> Path:
-    """Write a student's backbone as a timm checkpoint, and verifies that it gives the same feature maps.
+    """Write a student's backbone as a timm checkpoint, and verify that it gives the same feature maps.
 
         timm.create_model('local-dir:FOLDER', pretrained=True, features_only=True)
 

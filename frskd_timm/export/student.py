@@ -47,7 +47,7 @@ def export_student(
     half: bool = False,
     finish: Callable[[Path], Any] | None = None,
 ) -> Path:
-    """Write the student to a folder that timm and transformers load, and verifies it by loading it.
+    """Write the student to a folder that timm and transformers load, and verify it by loading it.
 
     Everything is written and verified in a temporary folder, which then replaces `folder`: an older export stays whole
     until the new one is.

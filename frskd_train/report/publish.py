@@ -58,7 +58,7 @@ def push_student(
     endpoint: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Published | None:
-    """Upload a student in one commit and verifies that the Hub returns the same student.
+    """Upload a student in one commit and verify that the Hub returns the same student.
 
     No commit is made if nothing has changed since the last push. Temporary failures are retried.
 
@@ -144,7 +144,7 @@ class _Hub:
         return Published(self.repo_id, made.oid, url, changed, made.pr_url if changed else None)
 
     def compare(self, files: Mapping[str, bytes], student: ExportedStudent, published: Published) -> float:
-        """Download the commit to an empty cache and compares files and logits."""
+        """Download the commit to an empty cache and compare files and logits."""
         with TemporaryDirectory() as cache:
             for name, content in files.items():
                 path = self.api.hf_hub_download(self.repo_id, name, revision=published.commit, cache_dir=cache)

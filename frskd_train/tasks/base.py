@@ -83,7 +83,7 @@ class Job(ABC):
 
     @abstractmethod
     def draw(self, folder: Path, data: Any, task: StudentTask) -> list[Path]:
-        """Draw what the networks see in a few validation images; returns the paths of the pictures."""
+        """Draw what the networks see in a few validation images; return the paths of the pictures."""
 
     @abstractmethod
     def export(self, folder: RunFolder, data: Any, student: nn.Module, finish: Callable[[Path], Any]) -> None:
