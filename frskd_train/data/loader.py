@@ -21,7 +21,7 @@ from frskd_train.data.decode import quiet_pillow
 from frskd_train.data.images import BadImageError
 from frskd_train.data.sampler import Rows
 from frskd_train.data.splits import Sample, Split
-from frskd_train.data.transforms import SampleTransform, as_is
+from frskd_train.data.transforms import SampleTransform, as_is, untouched_randomness
 
 GRACE = 60  # seconds that a worker lives on after SIGTERM, so that the step under way can be finished
 Batch = tuple[Tensor | None, Tensor, dict[int, str]]  # images, targets, messages about samples that cannot be used
@@ -83,7 +83,7 @@ class SampleDataset(Dataset):
         images, targets = [], []
         bad: dict[int, str] = {}
         places = request.places.tolist()
-        with quiet_pillow():
+        with quiet_pillow(), untouched_randomness():
             for place, seed, found in zip(places, request.seeds.tolist(), self._source.read(places), strict=True):
                 sample = None if isinstance(found, BadImageError) else found
                 if isinstance(found, BadImageError):

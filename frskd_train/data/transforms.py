@@ -6,7 +6,7 @@ A transform takes a sample and a seed, from which all that is random in it follo
 import math
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,19 +119,19 @@ class PolicyTransform:
 
     def __call__(self, sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
         """See the module."""
-        with _seeded(seed) if self.is_random else nullcontext():
-            if self.crop is not None:
-                return pixels_of(self.colours(self.crop(sample.image))), sample.target
-            return self.fit(self.colours(sample.image)), sample.target
+        if self.is_random:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.default_generator.manual_seed(seed)
+        if self.crop is not None:
+            return pixels_of(self.colours(self.crop(sample.image))), sample.target
+        return self.fit(self.colours(sample.image)), sample.target
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators that transforms draw from, and put them back: a run's must not be disturbed."""
+def untouched_randomness() -> Iterator[None]:
+    """Put the global generators that transforms seed and draw from back as they were: a run's must not be disturbed."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
@@ -163,9 +163,9 @@ class DenseTransform:
 
     def __call__(self, sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
         """See the module; gives an image uint8 [C, *crop] and a mask uint8 [*crop]."""
-        random = np.random.default_rng(seed)
-        factor = np.exp(random.uniform(*np.log(self.resize)))
-        places, flips, strengths = random.random(2), random.random(2), random.uniform(-1, 1, 3)
+        generator = np.random.default_rng(seed)
+        factor = np.exp(generator.uniform(*np.log(self.resize)))
+        places, flips, strengths = generator.random(2), generator.random(2), generator.uniform(-1, 1, 3)
 
         def move(layer: Tensor, interpolation: InterpolationMode, fill: Any) -> Tensor:
             if factor != 1:
