@@ -14,6 +14,7 @@ import torch
 import yaml
 from conftest import ROOT, SMALL, run_script
 from hub_server import TOKEN, USER, LoopbackHub
+from pictures import pictures, save
 from runs import assert_same, small, train_here
 from safetensors.torch import load_file
 
@@ -93,7 +94,7 @@ def test_config_runs_it_again_to_the_same_weights(finished, tmp_path: Path) -> N
 def test_two_processes_equal_one(train, tmp_path: Path) -> None:
     """Same global batch, BN over both; and each of 101 validation images counts once."""
     flags = ["--model", "wide_resnet16_2_frskd", "--no-amp", "--epochs", 1, "--train-num-samples", 64, "--lr", 0.002]
-    flags += ["--dataset", odd_sized_dataset(tmp_path / "data")]
+    flags += ["--dataset", save(tmp_path / "data", train=pictures(64), test=pictures(101))]
     train(*flags, "--batch-size", 32, "--output-dir", tmp_path / "one")
     train(*flags, "--batch-size", 16, "--sync-bn", "--output-dir", tmp_path / "two", processes=2)
     one, two = rows(tmp_path / "one")[0], rows(tmp_path / "two")[0]
@@ -104,20 +105,6 @@ def test_two_processes_equal_one(train, tmp_path: Path) -> None:
     for network in ("student", "self_teacher"):
         hits = metrics[network]["top1"] * 101 / 100
         assert hits == pytest.approx(round(hits), abs=1e-3)
-
-
-def odd_sized_dataset(folder: Path) -> Path:
-    from datasets import DatasetDict, load_dataset
-
-    sample = load_dataset("parquet", data_files=sample_files(), cache_dir=str(folder / "cache"))
-    cut = {"train": sample["train"], "test": sample["test"].shuffle(seed=1).select(range(101))}
-    DatasetDict(cut).save_to_disk(folder / "odd")
-    return folder / "odd"
-
-
-def sample_files() -> dict[str, str]:
-    folder = ROOT / "frskd_train" / "data" / "fashion_mnist_sample"
-    return {split: str(folder / f"{split}.parquet") for split in ("train", "test")}
 
 
 def test_cross_entropy_alone_is_the_same_recipe_without_self_teacher(tmp_path: Path) -> None:
