@@ -62,6 +62,10 @@ def test_commands_exist_and_take_the_flags_that_are_named(document: Path) -> Non
     text = document.read_text(encoding="utf-8").replace("\\\n", " ")
     for script in re.findall(r"python ([\w/]+\.py)", text):
         assert (ROOT / script).exists(), f"{document.name}: {script}"
+    for name in re.findall(r"`([\w/]+\.(?:py|yaml))`", text):
+        folders = (ROOT, ROOT / "frskd_timm", ROOT / "frskd_train", ROOT / "frskd_train" / "recipes")
+        example = name in ("config.yaml", "recipe.yaml")
+        assert example or any((folder / name).exists() for folder in folders), f"{document.name}: {name}"
     for module in re.findall(r"python -m ((?:tools|frskd_\w+)[\w.]*)", text):
         assert importlib.util.find_spec(module), f"{document.name}: {module}"
     train = {flag(prefix + field.name) for _, field in fields() for prefix in ("", "no_")} | {"--help"}
