@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from frskd_timm.errors import UserError
-from frskd_train.data.files import SAMPLE_FOLDER, SAMPLE_INFO
+from frskd_train.data.files import SAMPLE_FOLDER, SAMPLE_HOMEPAGE, SAMPLE_LICENSE
 from tools.idx import read_idx
 
 CLASSES = (
@@ -61,8 +61,8 @@ def to_dataset(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]) -> 
     """Create a dataset with the columns `image` and `label` from images [N, H, W] and labels [N]."""
     info = datasets.DatasetInfo(
         features=datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list(CLASSES))),
-        license=SAMPLE_INFO.license,
-        homepage=SAMPLE_INFO.homepage,
+        license=SAMPLE_LICENSE,
+        homepage=SAMPLE_HOMEPAGE,
     )
     rows = {"image": [{"bytes": encode_png(image), "path": None} for image in images], "label": labels.astype(np.int64)}
     return datasets.Dataset.from_dict(rows, info=info)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -16,31 +17,11 @@ from frskd_train.data.folder import folders_in
 
 SAMPLE_NAME = "fashion_mnist_sample"
 SAMPLE_FOLDER = Path(__file__).parent / SAMPLE_NAME
+SAMPLE_ID = "zalando-datasets/fashion_mnist"
+SAMPLE_LICENSE, SAMPLE_HOMEPAGE = "mit", "https://github.com/zalandoresearch/fashion-mnist"
 READ_WHOLE = 2**30  # bytes of parquet files up to which they are read at once, past datasets' cache
 Files = dict[str, list[Path]]  # by split
 SPLIT_IN_FILE_NAME = re.compile(r"(?:^|[^a-z])(train|training|validation|valid|val|dev|test|testing)(?:[^a-z]|$)")
-
-
-@dataclass(frozen=True)
-class SourceInfo:
-    """What is known of a dataset beside its rows.
-
-    Attributes:
-        name: For folders and tags: letters, digits, `_`, `-` and `.` only.
-        id: How to find it: its id on the Hub, or its folder's name.
-        license: Identifier such as `mit`, if known.
-        homepage: If known.
-    """
-
-    name: str
-    id: str
-    license: str | None = None
-    homepage: str | None = None
-
-
-SAMPLE_INFO = SourceInfo(
-    SAMPLE_NAME, "zalando-datasets/fashion_mnist", "mit", "https://github.com/zalandoresearch/fashion-mnist"
-)
 
 
 @dataclass(frozen=True)
@@ -48,21 +29,33 @@ class Source:
     """A dataset that was found.
 
     Attributes:
-        info: What is known of it beside its rows.
+        name: For folders and tags: letters, digits, `_`, `-` and `.` only.
+        id: How to find it: its id on the Hub, or its folder's name.
         splits: By name.
+        license: Identifier such as `mit`, if known.
+        homepage: If known.
         class_names: Where the rows do not tell.
         notes: Sentences that the user should see.
     """
 
-    info: SourceInfo
+    name: str
+    id: str
     splits: Mapping[str, datasets.Dataset]
+    license: str | None = None
+    homepage: str | None = None
     class_names: list[str] | None = None
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, identifier: str, splits: Mapping[str, datasets.Dataset], **others: Any) -> "Source":
+        """Take licence and homepage from the splits, which may know them."""
+        known = next(iter(splits.values())).info
+        return cls(slug(identifier), identifier, splits, known.license or None, known.homepage or None, **others)
 
 
 def read_sample() -> Source:
     """Return the sample of Fashion-MNIST that ships."""
-    return Source(SAMPLE_INFO, read_files(SAMPLE_FOLDER))
+    return Source(SAMPLE_NAME, SAMPLE_ID, read_files(SAMPLE_FOLDER), SAMPLE_LICENSE, SAMPLE_HOMEPAGE)
 
 
 def slug(name: str) -> str:

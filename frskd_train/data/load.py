@@ -69,10 +69,10 @@ def load_data(
     digest = hashlib.sha256("\0".join(targets.class_names).encode() + train.digest() + val.digest())
     lost = targets.lost_classes(train.name, train.rows, train_samples.source.rows)
     return TrainingData(
-        name=source.info.name,
-        id=source.info.id,
-        license=source.info.license,
-        homepage=source.info.homepage,
+        name=source.name,
+        id=source.id,
+        license=source.license,
+        homepage=source.homepage,
         train_split=train.name,
         val_split=val.name,
         class_names=targets.class_names,
@@ -121,7 +121,7 @@ def load_validation(
     if is_dense:
         preprocessing = replace(preprocessing, input_size=(channels, *samples.source.sizes()[0]))
     return ValidationData(
-        name=source.info.name,
+        name=source.name,
         val_split=split.name,
         class_names=split.targets.class_names,
         preprocessing=preprocessing,

@@ -1,7 +1,7 @@
 """Scenes to segment, composed on the spot from the garments of the Fashion-MNIST sample; their masks are exact."""
 
 from collections import UserDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -11,12 +11,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from frskd_train.data.decode import to_8_bits
-from frskd_train.data.files import SAMPLE_INFO, Source, SourceInfo, read_sample
+from frskd_train.data.files import Source, read_sample
 from frskd_train.data.images import Images
 from frskd_train.data.sampler import FIXED
 
 SCENES_NAME = "fashion_mnist_scenes"
-SCENES_INFO = SourceInfo(SCENES_NAME, SAMPLE_INFO.id, SAMPLE_INFO.license, SAMPLE_INFO.homepage)
 BACKGROUND = "background"
 COUNTS = {"train": 1200, "test": 300}
 SIZE = 64  # height and width of a scene in pixels
@@ -39,9 +38,10 @@ class Scenes:
 
 def composed_source(train_num_samples: int | None) -> Source:
     """Return the scenes as a dataset with the columns `image` and `mask`; a split is composed when it is asked for."""
-    class_names = [BACKGROUND, *read_sample().splits["train"].features["label"].names]
+    sample = read_sample()
+    class_names = [BACKGROUND, *sample.splits["train"].features["label"].names]
     splits = _ComposedSplits(COUNTS | {"train": train_num_samples or COUNTS["train"]})
-    return Source(SCENES_INFO, splits, class_names)
+    return replace(sample, name=SCENES_NAME, splits=splits, class_names=class_names)
 
 
 class _ComposedSplits(UserDict[str, Any]):

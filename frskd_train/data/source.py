@@ -10,13 +10,11 @@ from frskd_timm.errors import UserError
 from frskd_train.data.files import (
     SAMPLE_NAME,
     Source,
-    SourceInfo,
     brief,
     has_metadata,
     is_saved,
     read_files,
     read_sample,
-    slug,
 )
 from frskd_train.data.folder import folders_in, is_image_folder, read_image_folder
 from frskd_train.data.images import printable
@@ -68,10 +66,7 @@ def _from_folder(folder: Path, settings: DataSettings) -> Source:
         splits, notes = read_image_folder(folder)
     else:
         splits = read_files(folder)
-    known = next(iter(splits.values())).info
-    name = printable(folder.resolve().name)
-    info = SourceInfo(slug(name), name, known.license or None, known.homepage or None)
-    return Source(info, splits, class_names, tuple(notes))
+    return Source.of(printable(folder.resolve().name), splits, class_names=class_names, notes=tuple(notes))
 
 
 def _load_from_hub(settings: DataSettings) -> Source:
@@ -84,9 +79,7 @@ def _load_from_hub(settings: DataSettings) -> Source:
             f"--dataset {wanted} is not a folder here, and no dataset with this id could be loaded from the "
             f"Hub{offline} ({brief(error)}){_similar(Path(wanted))}"
         ) from error
-    splits = dict(loaded)
-    known = next(iter(splits.values())).info
-    return Source(SourceInfo(slug(wanted), wanted, known.license or None, known.homepage or None), splits)
+    return Source.of(wanted, dict(loaded))
 
 
 def _similar(folder: Path) -> str:
