@@ -146,13 +146,7 @@ def restore(
     modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Load a checkpoint's tensors into modules and optimizer.
-
-    Args:
-        checkpoint: The checkpoint's folder.
-        state: Its JSON part.
-        modules: The modules to load, by file name.
-        optimizer: An optimizer of the same kind over the same parameters.
+    """Load a checkpoint's tensors, with its JSON part `state`, into the modules and the optimizer that it was made of.
 
     Raises:
         UserError: A file is missing or damaged, or the modules have other parameters.

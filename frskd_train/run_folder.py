@@ -1,6 +1,7 @@
 """A run's folder: who owns it, and the small files in it. Only the main process writes."""
 
 import csv
+import itertools
 import os
 import re
 import time
@@ -127,13 +128,12 @@ def choose_folder(output_dir: str | None, model: str, dataset: str) -> Path:
     if output_dir is not None:
         return Path(output_dir)
     slug = "".join(c if c.isalnum() or c in "._-" else "_" for c in model.split(":")[-1].strip("/").split("/")[-1])
-    name = f"{slug}-{dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return next(path for path in (Path("runs") / f"{name}{end}" for end in _endings()) if not path.exists())
-
-
-def _endings() -> Iterator[str]:
-    yield ""
-    yield from (f"-{number}" for number in range(2, 1000))
+    path = wanted = Path("runs") / f"{slug}-{dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in itertools.count(2):
+        if not path.exists():
+            break
+        path = wanted.with_name(f"{wanted.name}-{number}")
+    return path
 
 
 def find_resume(resume: str | None, output_dir: str | None) -> Resume | None:
