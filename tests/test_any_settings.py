@@ -40,6 +40,7 @@ WORDS: dict[str, st.SearchStrategy] = {
     "val_split": st.sampled_from(["train", "test", "nowhere"]),
     "input_key": st.sampled_from(["image", "label"]),
     "target_key": st.sampled_from(["label", "image", "x"]),
+    "class_map": st.sampled_from(["nowhere.txt", str(ROOT / "LICENSE")]),
     "initial_checkpoint": st.sampled_from(["nowhere.pth", str(ROOT / "LICENSE")]),
     "report_to": st.lists(st.sampled_from(["nonsense", "wandb,", "tensorboard"]), min_size=1),
     "mean": st.lists(st.floats(0, 1), min_size=1, max_size=3).map(lambda values: list(map(str, values))),
