@@ -7,7 +7,6 @@ the prefix of a wrapper gets through.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -40,6 +39,7 @@ class ExportedStudent(ABC):
     """
 
     libraries: ClassVar[tuple[str, ...]]
+    imports: str
     architecture: str
     in_chans: int
     class_names: list[str]
@@ -81,10 +81,6 @@ class ExportedStudent(ABC):
         package = model_entrypoint(self.architecture).__module__.split(".")[0]
         return None if package == "timm" else package
 
-    @property
-    @abstractmethod
-    def imports(self) -> str: ...
-
     @abstractmethod
     def load_line(self, name: str) -> str:
         """Return the Python expression that loads it.
@@ -111,18 +107,13 @@ class ExportedStudent(ABC):
                 f"{first_line(error)}."
             ) from None
 
-    @cached_property
-    def plain_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the architecture's tensors."""
+    def _compare_shapes(self, found: dict[str, tuple[int, ...]]) -> None:
         try:
             with torch.device("meta"):  # takes no memory, whatever sizes the config asks for
-                plain = self._build()
+                model = self._build()
         except Exception:  # some architectures compute with values while they are built
-            plain = self._guarded(self._build)
-        return {name: tuple(tensor.shape) for name, tensor in plain.state_dict().items()}
-
-    def _compare_shapes(self, found: dict[str, tuple[int, ...]]) -> None:
-        plain = self.plain_shapes
+            model = self._guarded(self._build)
+        plain = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         different = {name for name in found.keys() & plain.keys() if found[name] != plain[name]}
         for keys, problem in (
             (found.keys() - plain.keys(), "keys that the plain {} does not have"),
@@ -146,6 +137,7 @@ class ExportedClassifier(ExportedStudent):
         self.architecture = entry(config, "architecture", str, where)
         if not is_model(self.architecture):
             raise UserError(f"{where} names the architecture '{self.architecture}', which timm does not know.")
+        self.imports = f"import timm, {self.package}" if self.package else "import timm"
         self.arguments = entry(config, "model_args", dict, where, default=config.get("model_args", {}))
         refuse_huge(self.arguments, where)
         classes = entry(config, "num_classes", int, where, default=cfg.get("num_classes", 1000))
@@ -159,11 +151,6 @@ class ExportedClassifier(ExportedStudent):
             len(self.class_names) != classes or not all(isinstance(name, str) for name in self.class_names)
         ):
             raise UserError(f"'label_names' in {where} is not a list of {classes} names.")
-
-    @property
-    def imports(self) -> str:
-        """Python imports that loading it needs."""
-        return f"import timm, {self.package}" if self.package else "import timm"
 
     def load_line(self, name: str) -> str:
         """See `ExportedStudent`."""

@@ -31,14 +31,12 @@ class Published:
     """Where a student has been published.
 
     Attributes:
-        repo_id: Owner and name.
         commit: The commit that holds it.
         url: Its address.
         changed: Whether this push made that commit.
         pull_request: Address of the pull request, if one was asked for and made.
     """
 
-    repo_id: str
     commit: str
     url: str
     changed: bool
@@ -141,7 +139,7 @@ class _Hub:
         )
         changed = made.oid != self.before
         url = f"{self.api.endpoint}/{self.repo_id}/commit/{made.oid}"
-        return Published(self.repo_id, made.oid, url, changed, made.pr_url if changed else None)
+        return Published(made.oid, url, changed, made.pr_url if changed else None)
 
     def compare(self, files: Mapping[str, bytes], student: ExportedStudent, published: Published) -> float:
         """Download the commit to an empty cache and compare files and logits."""
