@@ -59,7 +59,7 @@ VARIANTS: dict[str, list[str]] = {
     "ramp-beta0": ["--distill-schedule", "ramp", "--beta", "0"],
     "ramp-beta1000": ["--distill-schedule", "ramp", "--beta", "1000"],
     "ramp-late": ["--distill-schedule", "ramp", "--distill-start", "13"],  # 2/3 of 20 epochs, as in the paper on VOC
-    "ramp-detach": ["--distill-schedule", "ramp", "--teacher-detach"],
+    "ramp-detach": ["--distill-schedule", "ramp", "--teacher-gradient", "0"],
     "ramp-teacher-lr2": ["--distill-schedule", "ramp", "--teacher-lr-scale", "2"],
     "no-distillation": ["--alpha", "0", "--beta", "0"],
 }

@@ -5,15 +5,18 @@ weighted and 'loss' is their sum, so the training loop does not need to know the
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
 from timm.task import TrainingTask
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from frskd_timm.losses import FeatureLoss
-from frskd_timm.losses.functional import cross_entropy, soft_label_loss
+from frskd_timm.losses.functional import IGNORED, cross_entropy
+from frskd_timm.losses.logits import LOGIT_LOSSES
 from frskd_timm.schedule import distillation_weight
 from frskd_timm.teachers import SelfTeacher
 
@@ -92,10 +95,21 @@ class DistillationTask(StudentTask):
         smoothing: Label smoothing of the cross-entropy terms.
         schedule: Name of the schedule of alpha and beta.
         start: Fraction of the run before distillation starts.
-        detach: Give the self-teacher detached maps (not in the paper).
+        logit_loss: A name in `losses.logits.LOGIT_LOSSES`.
+        gate: 'none', or 'advantage' to take the soft labels only of those images or pixels whose cross-entropy is
+            lower for the self-teacher than for the student; the loss is their mean, so its scale does not change.
+        teacher_gradient: Factor of the gradient that flows from the self-teacher into the student, 1 in the paper.
+        teacher_ema: Decay per update of a moving average of both networks that gives the soft labels and the refined
+            maps instead of the self-teacher; 0 for none. It normalises with the statistics of the batch.
+        teacher_interval: Run the self-teacher in every so many updates only; the others learn from the labels alone.
+
+    With the schedule 'lead', r is a moving average of how far the self-teacher's cross-entropy is below the student's,
+    relative to the student's.
     """
 
     distill_weight: Tensor
+    lead: Tensor | None
+    clock: Tensor | None
 
     def __init__(
         self,
@@ -109,24 +123,59 @@ class DistillationTask(StudentTask):
         smoothing: float = 0.0,
         schedule: str = "constant",
         start: float = 0.0,
-        detach: bool = False,
+        logit_loss: str = "kl",
+        gate: str = "none",
+        teacher_gradient: float = 1.0,
+        teacher_ema: float = 0.0,
+        teacher_interval: int = 1,
     ) -> None:
         super().__init__(student, smoothing)
         self.self_teacher = self_teacher
         self.feature_loss = feature_loss
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
-        self.schedule, self.start, self.detach = schedule, start, detach
+        self.schedule, self.start, self.gate = schedule, start, gate
+        self.teacher_gradient, self.teacher_ema, self.teacher_interval = teacher_gradient, teacher_ema, teacher_interval
+        self.logit_loss = LOGIT_LOSSES.get(logit_loss)
+        self.average: nn.ModuleDict | None = None
+        if teacher_ema:
+            networks = {"student": deepcopy(student), "self_teacher": deepcopy(self_teacher)}
+            self.average = nn.ModuleDict(networks).requires_grad_(False)
+        # Progress at the last update and number of updates. Saved with the lead, so that a resumed run is the same.
+        counts = bool(teacher_ema) or teacher_interval > 1
+        self.register_buffer("clock", torch.zeros(2) if counts else None)
+        self.register_buffer("lead", torch.zeros(()) if schedule == "lead" else None)
         # A tensor, so that its change does not recompile a compiled step. Not saved: it follows from the progress.
         self.register_buffer("distill_weight", torch.ones(()), persistent=False)
         self.set_progress(0.0)
 
     def set_progress(self, progress: float) -> None:
-        """Set r for the next step."""
+        """Set r for the next step; where the last one updated the weights, the average follows."""
         self.distill_weight.fill_(distillation_weight(self.schedule, progress, self.start))
+        if self.clock is not None and bool(self.clock[0] != torch.tensor(progress, device=self.clock.device)):
+            self.clock[0] = progress
+            self.clock[1] += 1
+            if self.average is not None:
+                self._update_average(float(self.clock[1]))
+
+    @torch.no_grad()
+    def _update_average(self, updates: float) -> None:
+        assert self.average is not None
+        decay = min(self.teacher_ema, (1 + updates) / (10 + updates))  # so that the random beginning is soon forgotten
+        for name, average in self.average.items():
+            network = self.get_submodule(name)
+            for kept, new in zip(average.parameters(), network.parameters(), strict=True):
+                kept.lerp_(new, 1 - decay)
+            for buffer, current in zip(average.buffers(), network.buffers(), strict=True):
+                buffer.copy_(current)
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks that are trained."""
+        return {"student": self.student, "self_teacher": self.self_teacher}
 
     @abstractmethod
-    def observe(self, images: Tensor) -> Views:
-        """Run student and self-teacher on images [B, C, H, W]."""
+    def observe(self, images: Tensor, networks: Mapping[str, nn.Module]) -> Views:
+        """Run a 'student' and a 'self_teacher' on images [B, C, H, W]."""
 
     def extend(self, views: Views, images: Tensor) -> Views:
         """Add what only training looks at."""
@@ -144,16 +193,37 @@ class DistillationTask(StudentTask):
             self-teacher's), and the weighted terms: loss_ce, loss_ce_teacher, loss_kl, loss_feature, and with SLA
             loss_sla, loss_sla_teacher, loss_sla_kl.
         """
-        views = self.extend(self.observe(input), input)
+        if self.clock is not None and int(self.clock[1]) % self.teacher_interval:
+            return self._labels_only(input, target)
+        views = self.extend(self.observe(input, self.networks), input)
+        advice = views
+        if self.average is not None:
+            with torch.no_grad():
+                _, _, refined, teacher_logits, _ = self.observe(input, dict(self.average.items()))
+            advice = views._replace(refined=refined, teacher_logits=teacher_logits)
+        weight = self.distill_weight if self.lead is None else self.distill_weight * self.lead
         with torch.autocast(input.device.type, enabled=False):
             terms = self.label_terms(views, target)
-            terms["loss_kl"] = self.distill_weight * self.alpha * self.soft_labels(views, target)
+            terms["loss_kl"] = weight * self.alpha * self.soft_labels(advice, target)
         if self.feature_loss is not None:
-            distance = self.feature_loss(views.maps, views.refined, self.valid_positions(views, target))
-            terms["loss_feature"] = self.distill_weight * self.beta * distance
+            distance = self.feature_loss(advice.maps, advice.refined, self.valid_positions(advice, target))
+            terms["loss_feature"] = weight * self.beta * distance
+        if self.lead is not None and self.training:
+            own, other = terms["loss_ce"].detach(), terms["loss_ce_teacher"].detach()
+            self.lead.lerp_((1 - other / own.clamp_min(1e-6)).clamp(0, 1), 0.01)
         loss = torch.stack(list(terms.values())).sum()
         logged = {name: term.detach() for name, term in terms.items()}
         return {"loss": loss, "output": views.logits, "teacher_output": views.teacher_logits, **logged}
+
+    def _labels_only(self, images: Tensor, target: Tensor) -> Terms:
+        """Compute a step without the self-teacher; every parameter gets a gradient, which DDP waits for."""
+        logits = self.student(images)
+        with torch.autocast(images.device.type, enabled=False):
+            loss = self.cross_entropy(logits, target)
+        idle = [parameter.flatten()[0].float() for parameter in self.parameters() if parameter.requires_grad]
+        names = ["loss_ce_teacher", "loss_kl", *(["loss_feature"] if self.feature_loss is not None else [])]
+        terms = {"loss_ce": loss.detach(), **{name: torch.zeros_like(loss) for name in names}}
+        return {"loss": loss + 0 * torch.stack(idle).sum(), "output": logits, **terms}
 
     def label_terms(self, views: Views, target: Tensor) -> Terms:
         """Return the terms that compare with the labels."""
@@ -164,7 +234,20 @@ class DistillationTask(StudentTask):
 
     def soft_labels(self, views: Views, target: Tensor) -> Tensor:
         """Return the soft-label loss, without its weight."""
-        return soft_label_loss(views.teacher_logits, views.logits, self.temperature)
+        weight = self.gate_weights(views, target)
+        return self.logit_loss(views.teacher_logits, views.logits, target, self.temperature, weight)
+
+    def gate_weights(self, views: Views, target: Tensor) -> Tensor | None:
+        """Return 1 for images or pixels whose soft labels count and 0 for the others; None if all count."""
+        if self.gate == "none":
+            return None
+        ignored = IGNORED if target.ndim == 3 else -100  # torch's default
+        with torch.no_grad():
+            own, other = (
+                F.cross_entropy(logits.float(), target, ignore_index=ignored, reduction="none")
+                for logits in (views.logits, views.teacher_logits)
+            )
+            return (other < own).float()
 
     def valid_positions(self, views: Views, target: Tensor) -> list[Tensor] | None:
         """Return which positions [B, H_i, W_i] of each map the feature loss compares; None for all."""
@@ -172,9 +255,11 @@ class DistillationTask(StudentTask):
 
     def entering(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Return the maps as they enter the self-teacher."""
-        return [map_.detach() for map_ in maps] if self.detach else list(maps)
+        if self.teacher_gradient == 1:
+            return list(maps)
+        return [torch.lerp(map_.detach(), map_, self.teacher_gradient) for map_ in maps]
 
     def predict(self, images: Tensor) -> dict[str, Tensor]:
         """Return the logits of 'student' and 'self_teacher'."""
-        views = self.observe(images)
+        views = self.observe(images, self.networks)
         return {"student": views.logits, "self_teacher": views.teacher_logits}

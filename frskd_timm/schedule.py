@@ -1,4 +1,4 @@
-"""How the weight of distillation goes over a run."""
+"""Schedules of the weight of distillation over a run."""
 
 import math
 from collections.abc import Callable
@@ -7,25 +7,35 @@ from frskd_timm.errors import UserError
 
 
 def constant(t: float) -> float:
-    """1 from the first step to the last, as in the paper's classification experiments."""
+    """Return 1 from the first step to the last, as in the paper's classification experiments."""
     return 1.0
 
 
 def ramp(t: float) -> float:
-    """exp(-5 (1 - t)^2) for t in 0..1: from 0.007 to 1, as in the authors' segmentation code."""
+    """Return exp(-5 (1 - t)^2) for t in 0..1: from 0.007 to 1, as in the authors' segmentation code."""
     return math.exp(-5 * (1 - t) ** 2)
 
 
-SCHEDULES: dict[str, Callable[[float], float]] = {"constant": constant, "ramp": ramp}
+def warmup(t: float) -> float:
+    """Rise linearly to 1 over the first tenth and stay there, so that most of the learning rate sees full weight."""
+    return min(1.0, 10 * t)
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": constant,
+    "lead": constant,  # times the lead of the self-teacher, which the task measures
+    "ramp": ramp,
+    "warmup": warmup,
+}
 
 
 def distillation_weight(name: str, progress: float, start: float = 0.0) -> float:
-    """Factor of alpha and beta at a moment of the run.
+    """Return the factor of alpha and beta at a moment of the run.
 
     Args:
         name: A key of `SCHEDULES`.
-        progress: Share of the run that is over, 0..1.
-        start: Share of the run before distillation starts, 0..1; the schedule's t counts from there.
+        progress: Fraction of the run that is over, 0..1.
+        start: Fraction of the run before distillation starts, 0..1; the schedule's t counts from there.
 
     Raises:
         UserError: Unknown name.

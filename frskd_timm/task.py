@@ -1,5 +1,6 @@
 """FRSKD for classification, with self-supervised label augmentation (SLA) as an option."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -81,6 +82,8 @@ class FRSKDTask(DistillationTask):
         **options: Any,
     ) -> None:
         super().__init__(student, self_teacher, feature_loss, **options)
+        if sla is not None and self.clock is not None:
+            raise UserError("SLA does not go with --teacher-ema or --teacher-interval; leave one of them out.")
         self.pyramid = pyramid
         self.sla = sla
         self.sla_weight = sla_weight
@@ -132,11 +135,13 @@ class FRSKDTask(DistillationTask):
         feature = loss_class(pyramid.channels, teacher) if beta else None
         return cls(student, pyramid, teacher, feature, beta=beta, sla=heads, **options)
 
-    def observe(self, images: Tensor) -> Views:
-        """Run student and self-teacher on images [B, C, H, W]."""
-        maps, logits = self.pyramid(self.student, images)
-        refined, teacher_logits = self.refine(maps)
+    def observe(self, images: Tensor, networks: Mapping[str, nn.Module]) -> Views:
+        """Run a student and a self-teacher on images [B, C, H, W]."""
+        maps, logits = self.pyramid(networks["student"], images)
+        refined, teacher_logits = self.refine(maps, networks)
         assert logits is not None
+        if self.self_teacher.residual:
+            teacher_logits = logits.detach() + teacher_logits
         return Views(maps, logits, refined, teacher_logits)
 
     def extend(self, views: Views, images: Tensor) -> Views:
@@ -181,9 +186,12 @@ class FRSKDTask(DistillationTask):
         )
         return super().soft_labels(both, torch.cat([target, target]))
 
-    def refine(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    def refine(
+        self, maps: list[Tensor], networks: Mapping[str, nn.Module] | None = None
+    ) -> tuple[list[Tensor], Tensor]:
         """Run the self-teacher on the student's maps, which enter it after their activation for every feature loss."""
-        return self.self_teacher(self.entering(self.pyramid.activate(self.student, maps)))
+        networks = networks or self.networks
+        return networks["self_teacher"](self.entering(self.pyramid.activate(networks["student"], maps)))
 
     def _rectified(self, refined: Tensor) -> Tensor:
         """Return a refined map after its ReLU, which maps for a pre-activation loss have not had."""

@@ -15,7 +15,9 @@ from conftest import ROOT, run_script
 from PIL import Image
 
 from frskd_timm.losses import FEATURE_LOSSES
+from frskd_timm.losses.logits import LOGIT_LOSSES
 from frskd_timm.segmentation import SegmentationStudent
+from frskd_timm.segmentation.teacher import SEGMENTATION_TEACHERS
 from frskd_timm.teachers import SELF_TEACHERS
 from frskd_train import settings
 from frskd_train.errors import SettingsError
@@ -157,6 +159,8 @@ def test_help_offers_what_is_registered() -> None:
     """The parser lists names as text and the library registers them: both have to agree."""
     assert list(settings.SELF_TEACHERS) == SELF_TEACHERS.names()
     assert list(settings.FEATURE_LOSSES) == FEATURE_LOSSES.names()
+    assert list(settings.LOGIT_LOSSES) == LOGIT_LOSSES.names()
+    assert list(settings.PIXEL_TEACHERS) == SEGMENTATION_TEACHERS.names()
 
 
 def test_a_new_self_teacher_is_one_file(tmp_path) -> None:

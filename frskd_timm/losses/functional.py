@@ -3,6 +3,8 @@
 from torch import Tensor
 from torch.nn import functional as F
 
+IGNORED = 255  # the label of pixels that belong to no class
+
 
 def cross_entropy(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
     """Compute the cross-entropy, mean over the batch.

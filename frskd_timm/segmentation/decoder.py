@@ -1,6 +1,6 @@
 """The decoder of FRSKD's segmentation networks: a feature pyramid, BiFPN layers of plain sums, and a head of pixels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -92,19 +92,22 @@ class FeaturePyramid(nn.Module):
 
 
 class SumBiFPN(nn.Module):
-    """One top-down and one bottom-up pass; what meets at a level is summed, then goes through a depthwise 1x1 block.
+    """One top-down and one bottom-up pass; the maps that meet at a level are summed and go through a block.
 
     Args:
         levels: Number of maps.
         channels: Channels of each.
-        bottom_up: Leave the second pass out with False.
+        bottom_up: False leaves the second pass out.
+        block: What each sum goes through, created with the number of channels.
     """
 
-    def __init__(self, levels: int, channels: int, bottom_up: bool = True) -> None:
+    def __init__(
+        self, levels: int, channels: int, bottom_up: bool = True, block: Callable[[int], nn.Module] = DepthwiseNorm
+    ) -> None:
         super().__init__()
-        self.up = nn.ModuleList(DepthwiseNorm(channels) for _ in range(levels))
+        self.up = nn.ModuleList(block(channels) for _ in range(levels))
         # Starts at the second level.
-        self.down = nn.ModuleList(DepthwiseNorm(channels) for _ in range(levels - 1 if bottom_up else 0))
+        self.down = nn.ModuleList(block(channels) for _ in range(levels - 1 if bottom_up else 0))
 
     def forward(self, maps: Sequence[Tensor], finest_only: bool = False) -> list[Tensor]:
         """Refines maps.

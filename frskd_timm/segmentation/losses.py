@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORED = 255  # the label of pixels that belong to no class
+from frskd_timm.losses.functional import IGNORED
 
 
 def pixel_cross_entropy(

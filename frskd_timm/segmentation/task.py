@@ -1,19 +1,19 @@
 """Training tasks of segmentation, for the same loop as those of classification (see `frskd_timm.distillation`)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frskd_timm.distillation import CrossEntropyTask, DistillationTask, StudentTask, Views
 from frskd_timm.errors import UserError
 from frskd_timm.losses import FEATURE_LOSSES, FeatureLoss
-from frskd_timm.losses.functional import soft_label_loss
-from frskd_timm.segmentation.losses import IGNORED, pixel_cross_entropy
+from frskd_timm.losses.functional import IGNORED
+from frskd_timm.segmentation.losses import pixel_cross_entropy
 from frskd_timm.segmentation.student import SegmentationStudent
-from frskd_timm.segmentation.teacher import SegmentationTeacher
+from frskd_timm.segmentation.teacher import SEGMENTATION_TEACHERS
 from frskd_timm.teachers import SelfTeacher
 
 
@@ -89,7 +89,7 @@ class SegmentationTask(_PixelTask, DistillationTask):
         super().__init__(student, self_teacher, feature_loss, **(defaults | options))
         self.set_class_weights(class_weights)
         self.distill_unlabelled = distill_unlabelled
-        if self.detach and self.feature_loss is None:
+        if self.teacher_gradient == 0 and self.feature_loss is None:
             _freeze_unused(student)
 
     @classmethod
@@ -97,6 +97,7 @@ class SegmentationTask(_PixelTask, DistillationTask):
         cls,
         student: SegmentationStudent,
         *,
+        self_teacher: str = "sum",
         teacher_layers: int = 2,
         feature_loss: str = "attention",
         beta: float | None = None,
@@ -106,6 +107,7 @@ class SegmentationTask(_PixelTask, DistillationTask):
 
         Args:
             student: The network that is kept.
+            self_teacher: A name in `teacher.SEGMENTATION_TEACHERS`.
             teacher_layers: BiFPN layers of the self-teacher.
             feature_loss: A name in `losses.FEATURE_LOSSES`, of one that compares maps after their activation.
             beta: Weight of the feature loss; 0 leaves it out, None takes half its `default_beta`.
@@ -114,7 +116,8 @@ class SegmentationTask(_PixelTask, DistillationTask):
         Raises:
             UserError: Unknown names, or a feature loss that needs maps before their activation.
         """
-        teacher = SegmentationTeacher(student.channels, student.num_levels, student.num_classes, teacher_layers)
+        teacher_class: Any = SEGMENTATION_TEACHERS.get(self_teacher)
+        teacher = teacher_class(student.channels, student.num_levels, student.num_classes, teacher_layers)
         loss_class: Any = None if beta == 0 else FEATURE_LOSSES.get(feature_loss)
         if getattr(loss_class, "preactivation", False):
             raise UserError(
@@ -125,18 +128,21 @@ class SegmentationTask(_PixelTask, DistillationTask):
         feature = loss_class([student.channels] * student.num_levels, teacher) if beta else None
         return cls(student, teacher, feature, beta=beta, **options)
 
-    def observe(self, images: Tensor) -> Views:
-        """Run student and self-teacher on images [B, C, H, W]; logits are [B, K, H, W]."""
-        maps = self.student.forward_features(images)
-        refined, teacher_logits = self.self_teacher(self.entering(maps))
+    def observe(self, images: Tensor, networks: Mapping[str, nn.Module]) -> Views:
+        """Run a student and a self-teacher on images [B, C, H, W]; logits are [B, K, H, W]."""
+        student: Any = networks["student"]
+        maps = student.forward_features(images)
+        refined, teacher_logits = networks["self_teacher"](self.entering(maps))
         size = images.shape[-2:]
-        logits = self.student.forward_head(maps, size)
-        return Views(maps, logits, refined, self.student.to_pixels(teacher_logits, size))
+        logits = student.forward_head(maps, size)
+        return Views(maps, logits, refined, student.to_pixels(teacher_logits, size))
 
     def soft_labels(self, views: Views, target: Tensor) -> Tensor:
         """Return the soft-label loss, mean over the labelled pixels."""
-        weight = self._labelled(target).flatten().float()
-        return soft_label_loss(_rows(views.teacher_logits), _rows(views.logits), self.temperature, weight)
+        weight, gate = self._labelled(target).float(), self.gate_weights(views, target)
+        weight = weight if gate is None else weight * gate
+        rows = (_rows(views.teacher_logits), _rows(views.logits), target.flatten())
+        return self.logit_loss(*rows, self.temperature, weight.flatten())
 
     def valid_positions(self, views: Views, target: Tensor) -> list[Tensor]:
         """Return the positions of each map at least half of whose pixels are labelled."""

@@ -1,15 +1,20 @@
-"""The self-teacher of segmentation: two more BiFPN layers on the student's maps, and a head of its own."""
+"""Self-teachers of segmentation: more BiFPN layers on the student's maps, and a head of their own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from frskd_timm.segmentation.decoder import PixelHead, SumBiFPN
+from frskd_timm.registry import Registry
+from frskd_timm.segmentation.decoder import ConvNorm, DepthwiseNorm, PixelHead, SumBiFPN
 from frskd_timm.teachers import SelfTeacher
+from frskd_timm.teachers.blocks import Depthwise, Pointwise
+
+SEGMENTATION_TEACHERS: Registry[SelfTeacher] = Registry("segmentation self-teacher", "frskd_timm.segmentation")
 
 
+@SEGMENTATION_TEACHERS.register("sum")
 class SegmentationTeacher(SelfTeacher):
-    """Refines the maps of a segmentation student (FRSKD, section 4.3).
+    """Refines the maps of a segmentation student as in the paper (FRSKD, section 4.3).
 
     Args:
         channels: Channels of each of the student's maps.
@@ -18,15 +23,44 @@ class SegmentationTeacher(SelfTeacher):
         layers: BiFPN layers; the last one only goes top-down.
     """
 
+    block: Callable[[int], nn.Module] = DepthwiseNorm
+
     def __init__(self, channels: int, num_levels: int, num_classes: int, layers: int = 2) -> None:
         super().__init__()
         self.channels = [channels] * num_levels
-        self.bifpn = nn.ModuleList(SumBiFPN(num_levels, channels, bottom_up=i + 1 < layers) for i in range(layers))
-        self.head = PixelHead(channels, num_classes)
+        self.bifpn = nn.ModuleList(
+            SumBiFPN(num_levels, channels, bottom_up=i + 1 < layers, block=type(self).block) for i in range(layers)
+        )
+        self.head: nn.Module = PixelHead(channels, num_classes)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Refined maps of the same shapes, and logits [B, num_classes, H_1, W_1] at the size of the finest."""
+        """Return refined maps of the same shapes, and logits [B, num_classes, h, w] at the size of the finest map."""
         maps = list(features)
         for layer in self.bifpn:
             maps = layer(maps)
         return maps, self.head(maps[0])
+
+
+class MixingNorm(nn.Sequential):
+    """Depthwise 3x3 and pointwise convolution, batch normalisation, ReLU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(
+            Depthwise(channels), Pointwise(channels, channels), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
+        )
+
+
+@SEGMENTATION_TEACHERS.register("mixing")
+class MixingTeacher(SegmentationTeacher):
+    """Mixes channels and neighbouring pixels at every level, and classifies at twice the finest resolution."""
+
+    block = MixingNorm
+
+    def __init__(self, channels: int, num_levels: int, num_classes: int, layers: int = 2) -> None:
+        super().__init__(channels, num_levels, num_classes, layers)
+        self.head = nn.Sequential(
+            nn.Upsample(scale_factor=2, mode="bilinear"),
+            MixingNorm(channels),
+            ConvNorm(channels, 2 * channels, 1),
+            nn.Conv2d(2 * channels, num_classes, 3, padding=1),
+        )

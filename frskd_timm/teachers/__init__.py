@@ -18,9 +18,11 @@ class SelfTeacher(nn.Module, ABC):
 
     Attributes:
         channels: Channels of each refined map, fine to coarse.
+        residual: Whether the logits are a correction that is added to the student's.
     """
 
     channels: list[int]
+    residual = False
 
     @abstractmethod
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:

@@ -128,3 +128,13 @@ def bifpnc(channels: Sequence[int], num_classes: int, *, width: int = 2, **optio
 def bifpn(channels: Sequence[int], num_classes: int, *, width: int = 256, **options: int | bool) -> BiFPN:
     """Every level has `width` channels."""
     return BiFPN(channels, [width] * len(channels), num_classes, **options)  # type: ignore[arg-type]
+
+
+@SELF_TEACHERS.register("residual")
+def residual(channels: Sequence[int], num_classes: int, *, width: int = 2, **options: int | bool) -> BiFPN:
+    """Like bifpnc with at most 256 channels; its logits correct the student's and start at 0 (not in the paper)."""
+    teacher = BiFPN(channels, [min(width * c, 256) for c in channels], num_classes, **options)  # type: ignore[arg-type]
+    teacher.residual = True
+    nn.init.zeros_(teacher.fc.weight)
+    nn.init.zeros_(teacher.fc.bias)
+    return teacher

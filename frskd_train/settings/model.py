@@ -14,6 +14,7 @@ from frskd_train.constraints import (
     LOCAL,
     SEGMENTATION,
     Count,
+    Fraction,
     KeywordArguments,
     NotNegative,
     Positive,
@@ -33,8 +34,12 @@ def registered(folder: str) -> tuple[str, ...]:
 
 SELF_TEACHERS = registered("teachers")
 FEATURE_LOSSES = registered("losses")
+LOGIT_LOSSES = registered("losses/logits")
+PIXEL_TEACHERS = registered("segmentation")
 SelfTeacher = Annotated[str, arg(metavar="|".join(SELF_TEACHERS)), one_of(SELF_TEACHERS)]
 FeatureLoss = Annotated[str, arg(metavar="|".join(FEATURE_LOSSES)), one_of(FEATURE_LOSSES)]
+LogitLoss = Annotated[str, arg(metavar="|".join(LOGIT_LOSSES)), one_of(LOGIT_LOSSES)]
+PixelTeacher = Annotated[str, arg(metavar="|".join(PIXEL_TEACHERS)), one_of(PIXEL_TEACHERS)]
 
 
 @dataclass(frozen=True)
@@ -77,12 +82,18 @@ class MethodSettings:
     By default 100 for attention, 1 for fitnet, 1e-4 for overhaul; half of that for segmentation."""
     temperature: Annotated[float, Positive] = 4.0
     """Softmax temperature T of the soft labels; the loss is multiplied by T squared."""
-    distill_schedule: Literal["constant", "ramp"] = "ramp"
-    """constant: as in the paper. ramp: alpha and beta times exp(-5 (1 - t)^2), with t from 0 to 1 over the run."""
+    logit_loss: LogitLoss = "kl"
+    """The soft-label loss. kl: the paper's. standardised: of z-scored logits. dkd: decoupled. dist: of correlations."""
+    gate: Literal["none", "advantage"] = "none"
+    """advantage: take the soft labels only of images (or pixels) that the self-teacher classifies better."""
+    distill_schedule: Annotated[Literal["constant", "lead", "ramp", "warmup"], FIXED] = "ramp"
+    """constant: as in the paper. ramp: alpha and beta times exp(-5 (1 - t)^2), with t from 0 to 1 over the run.
+    warmup: rising linearly over the first tenth. lead: times the self-teacher's relative lead in cross-entropy."""
     distill_start: Annotated[float, Range(low=0)] = 0.0
     """Epoch at which distillation starts; before it alpha and beta are 0, and t counts from it."""
     self_teacher: Annotated[SelfTeacher, FIXED, CLASSIFICATION] = "bifpnc"
-    """The self-teacher. bifpnc: channels follow the student's levels. bifpn: the same width at all levels."""
+    """The self-teacher. bifpnc: channels follow the student's levels. bifpn: the same width at all levels. residual:
+    bifpnc with at most 256 channels, whose logits correct the student's."""
     teacher_width: Annotated[int | None, Count, FIXED, CLASSIFICATION] = None
     """bifpnc: multiple of each level's channels (default 2). bifpn: number of channels (default 256)."""
     teacher_depth: Annotated[int, Count, FIXED, CLASSIFICATION] = 2
@@ -91,8 +102,12 @@ class MethodSettings:
     """Consecutive BiFPN layers of the self-teacher (for segmentation on top of those of the decoder)."""
     teacher_lr_scale: Annotated[float, Positive] = 1.0
     """Learning rate of the self-teacher as a multiple of the student's."""
-    teacher_detach: Annotated[bool, FIXED] = False
-    """Detach the feature maps given to the self-teacher, so that its cross-entropy does not train the backbone."""
+    teacher_gradient: Annotated[float, Fraction] = 1.0
+    """Factor of the gradient from the self-teacher into the backbone; 0 detaches the feature maps."""
+    teacher_ema: Annotated[float, Range(low=0, high=0.9999), FIXED] = 0.0
+    """Decay of a moving average of student and self-teacher that gives the soft labels and maps; 0 for none."""
+    teacher_interval: Annotated[int, Count, FIXED] = 1
+    """Run the self-teacher in every so many updates only; the others train the student on the labels alone."""
     feature_loss: Annotated[FeatureLoss, FIXED] = "attention"
     """The feature-map loss."""
     feature_levels: Annotated[int, Count, FIXED, CLASSIFICATION] = 4
@@ -111,6 +126,8 @@ class SegmentationSettings:
     """Channels of all levels of the decoder; 64 by default (efficientdet_d1: 88)."""
     decoder_layers: Annotated[int, Count, FIXED, SEGMENTATION] = 3
     """BiFPN layers of the decoder."""
+    pixel_teacher: Annotated[PixelTeacher, FIXED, SEGMENTATION] = "sum"
+    """The self-teacher. sum: as in the paper. mixing: mixes channels, and classifies at twice the resolution."""
     class_weights: Annotated[tuple[float, ...], NotNegative, SEGMENTATION] = ()
     """Weight of each class in the cross-entropy, in the order of the labels; equal by default."""
     resize_range: Annotated[tuple[float, float], Positive, SEGMENTATION] = (0.5, 2.0)

@@ -58,6 +58,21 @@ class Job(ABC):
             refuse_single_values(task, data.preprocessing.input_size)
         return task
 
+    def distillation_options(self) -> dict[str, Any]:
+        """Return the arguments of `DistillationTask` that follow from the settings in the same way for every task."""
+        method = self.settings.method
+        return {
+            "alpha": method.alpha,
+            "temperature": method.temperature,
+            "schedule": method.distill_schedule,
+            "start": method.distill_start / self.settings.optimizer.epochs,
+            "logit_loss": method.logit_loss,
+            "gate": method.gate,
+            "teacher_gradient": method.teacher_gradient,
+            "teacher_ema": method.teacher_ema,
+            "teacher_interval": method.teacher_interval,
+        }
+
     @abstractmethod
     def make_task(self, student: nn.Module, data: Any) -> StudentTask:
         """Return the method around the student; raises UserError if the student has no feature maps for it."""

@@ -78,13 +78,9 @@ class ClassificationJob(Job):
                 "depth": method.teacher_depth,
                 "repeats": method.teacher_repeats,
             },
-            alpha=method.alpha,
-            temperature=method.temperature,
             smoothing=smoothing,
-            schedule=method.distill_schedule,
-            start=method.distill_start / self.settings.optimizer.epochs,
             sla_weight=method.sla_weight,
-            detach=method.teacher_detach,
+            **self.distillation_options(),
         )
 
     @classmethod

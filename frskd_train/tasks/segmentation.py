@@ -97,15 +97,12 @@ class SegmentationJob(Job):
             return SegmentationCrossEntropyTask(student, **common)
         return SegmentationTask.create(
             student,
+            self_teacher=self.settings.segmentation.pixel_teacher,
             teacher_layers=method.teacher_repeats,
             feature_loss=method.feature_loss,
-            alpha=method.alpha,
             beta=method.beta,
-            temperature=method.temperature,
-            schedule=method.distill_schedule,
-            start=method.distill_start / self.settings.optimizer.epochs,
-            detach=method.teacher_detach,
             **common,
+            **self.distillation_options(),
         )
 
     @classmethod

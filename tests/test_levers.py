@@ -1,0 +1,202 @@
+"""What each option of distillation beyond the paper's does."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from golden_names import assert_close
+from runs import assert_same, small, train_here
+from torch import Tensor
+
+from frskd_timm.distillation import DistillationTask, Views
+from frskd_timm.errors import UserError
+from frskd_timm.losses.functional import soft_label_loss
+from frskd_timm.losses.logits import LOGIT_LOSSES
+from frskd_timm.schedule import distillation_weight
+from frskd_timm.segmentation import SegmentationTask, create_segmentation_student
+from frskd_timm.task import FRSKDTask
+
+TARGET = torch.tensor([0, 1, 2, 3])
+MASKS = TARGET.view(4, 1, 1).expand(4, 64, 64)
+
+
+def create(**options: Any) -> FRSKDTask:
+    torch.manual_seed(0)
+    student = timm.create_model("test_resnet", num_classes=5)
+    return FRSKDTask.create(student, (3, 64, 64), 5, **options).train()
+
+
+def images() -> Tensor:
+    return torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def logits(*shape: int, seed: int) -> Tensor:
+    return 3 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", LOGIT_LOSSES.names())
+def test_logit_losses(name: str) -> None:
+    loss: Any = LOGIT_LOSSES.get(name)
+    teacher, student = logits(4, 5, seed=1).requires_grad_(), logits(4, 5, seed=2).requires_grad_()
+    value = loss(teacher, student, TARGET, 4.0, None)
+    value.backward()
+    assert value > 0
+    assert teacher.grad is None
+    assert student.grad.any()
+    assert abs(loss(teacher, teacher, TARGET, 4.0, None)) < 1e-4
+    assert_close(loss(teacher, student, TARGET, 4.0, torch.ones(4)), value, 1e-5, "equal weights")
+    assert_close(loss(teacher, student, torch.eye(5)[TARGET], 4.0, None), value, 1e-5, "probabilities")
+    some = loss(teacher, student, TARGET, 4.0, torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    assert_close(some, loss(teacher[:3], student[:3], TARGET[:3], 4.0, None), 1e-4, "a row of weight 0")
+    assert loss(teacher, student, torch.full((4,), 255), 4.0, torch.zeros(4)) == 0
+    if name in ("standardised", "dist"):  # neither sees a shift of the logits, one of them no scale
+        scale = 2.0 if name == "standardised" else 1.0
+        assert_close(loss(scale * teacher + 7, student, TARGET, 4.0, None), value, 1e-4, "shift and scale")
+
+
+def test_dkd_splits_the_divergence() -> None:
+    """KL = KL(target against the rest) + (1 - p_t) KL(among the others), in each row."""
+    loss: Any = LOGIT_LOSSES.get("dkd")
+    for row in range(4):
+        teacher, student = logits(4, 5, seed=1)[row : row + 1], logits(4, 5, seed=2)[row : row + 1]
+        p, q = (float(z.softmax(dim=1)[0, row]) for z in (teacher, student))
+        two = torch.tensor([[p, 1 - p]]), torch.tensor([[q, 1 - q]])
+        binary = float(soft_label_loss(two[0].log(), two[1].log(), 1.0))
+        others = (float(soft_label_loss(teacher, student, 1.0)) - binary) / (1 - p)
+        assert float(loss(teacher, student, TARGET[row : row + 1], 1.0)) == pytest.approx(binary + 8 * others, rel=1e-3)
+
+
+def test_the_gate_takes_advice_from_the_better_one() -> None:
+    task = create(gate="advantage", temperature=1.0)
+    own, other = torch.zeros(2, 4, 5)
+    other[0, 0] = other[1, 2] = 4.0  # right about the first image, wrong about the second, no better on the others
+    views = Views([], own, [], other)
+    expected = soft_label_loss(other[:1], own[:1], 1.0)
+    assert_close(task.soft_labels(views, TARGET), expected, 1e-6, "one image")
+    assert_close(task.soft_labels(views, torch.eye(5)[TARGET]), expected, 1e-6, "probabilities")
+    assert task.soft_labels(views._replace(teacher_logits=own), TARGET) == 0
+    pixels = SegmentationTask.create(create_segmentation_student("test_resnet", 5, channels=8), gate="advantage")
+    maps = Views([], own.T.reshape(1, 5, 2, 2), [], other.T.reshape(1, 5, 2, 2))
+    assert_close(pixels.soft_labels(maps, TARGET.view(1, 2, 2)), expected, 1e-6, "one pixel")
+    assert pixels.soft_labels(maps, torch.full((1, 2, 2), 255)) == 0
+
+
+def test_the_self_teachers_gradient_is_scaled() -> None:
+    gradients = []
+    for factor in (0.0, 0.25, 1.0):
+        task = create(alpha=0.0, beta=0.0, teacher_gradient=factor)
+        task(images(), TARGET)["loss"].backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in task.student.parameters()]))
+    assert_close(gradients[1], 0.75 * gradients[0] + 0.25 * gradients[2], 1e-4, "gradient of the student")
+    assert not torch.allclose(gradients[0], gradients[2], rtol=1e-2)
+
+
+def test_the_residual_self_teacher_starts_as_its_student() -> None:
+    task = create(self_teacher="residual", beta=0.0)
+    result = task(images(), TARGET)
+    assert torch.equal(result["output"], result["teacher_output"])
+    assert result["loss_kl"] == pytest.approx(0, abs=1e-6)
+    assert max(task.self_teacher.channels) <= 256
+    result["loss"].backward()
+    assert task.self_teacher.get_submodule("fc").weight.grad.any()
+
+
+def train(task: DistillationTask, steps: range, target: Tensor = TARGET) -> list[Tensor]:
+    optimizer = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr=0.05)
+    losses = []
+    for step in steps:
+        task.set_progress(step / 10)
+        optimizer.zero_grad()
+        result = task(images(), target)
+        result["loss"].backward()
+        assert not [name for name, p in task.named_parameters() if p.requires_grad and p.grad is None]
+        optimizer.step()
+        losses.append(result["loss"].detach())
+    return losses
+
+
+@pytest.mark.parametrize("options", [{"teacher_ema": 0.9}, {"teacher_interval": 2}, {"schedule": "lead"}])
+@pytest.mark.parametrize("kind", ["classification", "segmentation"])
+def test_state_goes_into_a_checkpoint(kind: str, options: dict[str, Any]) -> None:
+    def make() -> DistillationTask:
+        torch.manual_seed(0)
+        if kind == "classification":
+            return create(**options)
+        return SegmentationTask.create(create_segmentation_student("test_resnet", 4, channels=8), **options)
+
+    target = TARGET if kind == "classification" else MASKS
+    whole, first, second = make(), make(), make()
+    losses = train(whole, range(6), target)
+    train(first, range(3), target)
+    second.load_state_dict(first.state_dict())
+    assert train(second, range(3, 6), target) == losses[3:]
+    assert all(torch.equal(value, second.state_dict()[key]) for key, value in whole.state_dict().items())
+    assert not [key for key in whole.student.state_dict() if "average" in key]
+
+
+def test_the_average_follows_updates_and_gives_the_advice() -> None:
+    task = create(teacher_ema=0.5)
+    assert task.average is not None
+    assert all(not p.requires_grad for p in task.average.parameters())
+    name = "fc.bias"
+    train(task, range(1))
+    old, new = task.average["self_teacher"].get_parameter(name).clone(), task.self_teacher.get_parameter(name)
+    task.set_progress(0.0)  # the next batch of an accumulation
+    assert torch.equal(task.average["self_teacher"].get_parameter(name), old)
+    task.set_progress(0.1)
+    decay = 2 / 11  # at the first update
+    assert_close(task.average["self_teacher"].get_parameter(name), decay * old + (1 - decay) * new, 1e-5, "average")
+    with torch.no_grad():
+        task.average["self_teacher"].get_parameter(name).add_(torch.arange(5.0))
+        soft = task.observe(images(), dict(task.average.items())).teacher_logits
+        result = task(images(), TARGET)
+        expected = task.distill_weight * 2 * soft_label_loss(soft, result["output"], 4.0)
+    assert_close(result["loss_kl"], expected, 1e-4, "soft labels")
+    with pytest.raises(UserError, match="SLA"):
+        create(teacher_ema=0.5, sla=True)
+
+
+def test_the_self_teacher_runs_in_every_second_update() -> None:
+    task = create(teacher_interval=2)
+    runs: list[int] = []
+    task.self_teacher.register_forward_hook(lambda *_: runs.append(1))
+    for step, count in enumerate([1, 1, 2, 2]):
+        train(task, range(step, step + 1))
+        assert len(runs) == count
+
+
+def test_schedules_of_full_weight() -> None:
+    assert [distillation_weight("warmup", t) for t in (0, 0.05, 0.1, 1)] == [0, 0.5, 1, 1]
+    task = create(schedule="lead")
+    assert task.lead == 0
+    with torch.no_grad():
+        task.student.get_submodule("fc").weight.mul_(30)  # badly wrong, so that the self-teacher leads
+    first = task(images(), TARGET)
+    assert first["loss_kl"] == 0
+    lead = 1 - float(first["loss_ce_teacher"] / first["loss_ce"])
+    assert 0 < lead < 1
+    assert float(task.lead) == pytest.approx(0.01 * lead, rel=1e-4)
+    assert task(images(), TARGET)["loss_kl"] > 0
+
+
+def test_mixing_self_teacher() -> None:
+    student = create_segmentation_student("test_resnet", 4, channels=8)
+    task = SegmentationTask.create(student, self_teacher="mixing").train()
+    result = task(images(), MASKS)
+    assert result["teacher_output"].shape == (4, 4, 64, 64)
+    result["loss"].backward()
+    assert not [name for name, p in task.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def test_a_run_with_every_lever_resumes_exactly(places: Path, tmp_path: Path) -> None:
+    levers = ["--teacher-ema", 0.9, "--teacher-interval", 2, "--distill-schedule", "lead", "--gate", "advantage"]
+    more = ["--logit-loss", "dkd", "--teacher-gradient", 0.5, "--self-teacher", "residual", "--checkpoint-hist", 9]
+    flags = small(places, *levers, *more)
+    train_here(*flags, "--output-dir", tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    first = sorted((tmp_path / "resumed" / "checkpoints").glob("step-*"))[0]
+    train_here(*flags, "--resume", first)
+    assert_same(tmp_path / "whole", tmp_path / "resumed")
