@@ -17,7 +17,7 @@ ACTIVATION_SOURCES = ("torch.nn.modules.activation", "timm.layers.activations")
 
 
 def find_activations(model: nn.Module, forward: Callable[[], list[Tensor]]) -> list[Place]:
-    """Finds the activations whose outputs a model's feature maps are.
+    """Find the activations whose outputs a model's feature maps are.
 
     Args:
         model: The model.
@@ -55,14 +55,14 @@ def find_activations(model: nn.Module, forward: Callable[[], list[Tensor]]) -> l
     if missing:
         raise UserError(
             f"{type(model).__name__} has no activation right before its feature map {' and '.join(missing)} of "
-            f"{len(maps)}, so a feature loss that compares maps before their activation cannot be had: "
-            "take --feature-loss attention or fitnet."
+            f"{len(maps)}, so a feature loss that compares maps before their activation is not possible: "
+            "use --feature-loss attention or fitnet."
         )
     return [producers[id(map_)] for map_ in maps]
 
 
 def keep_inputs(model: nn.Module, places: Sequence[Place]) -> None:
-    """Switches off the in-place mode of activations, which would overwrite the very maps that are to be read.
+    """Switch off the in-place mode of activations, which would overwrite the maps that are to be read.
 
     The model's function stays as it is.
     """
@@ -74,7 +74,7 @@ def keep_inputs(model: nn.Module, places: Sequence[Place]) -> None:
 
 @contextmanager
 def catch_inputs(model: nn.Module, places: Sequence[Place]) -> Iterator[dict[Place, Tensor]]:
-    """Within it a forward of the model files the inputs of activations under their places."""
+    """Collect the inputs of activations during a forward of the model, by place."""
     caught: dict[Place, Tensor] = {}
     calls: Counter[str] = Counter()
 

@@ -89,7 +89,7 @@ def _intermediates(model: nn.Module, images: Tensor, indices: list[int] | None =
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within it a forward leaves no trace: no gradients, no random numbers, no running statistics."""
+    """Let a forward leave no trace in the model: no gradients, no random numbers, no running statistics."""
     training = {module: module.training for module in model.modules()}
     was_training = model.training
     model.eval()
@@ -123,27 +123,27 @@ def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[int
             final, maps = _intermediates(model, images)
         except UserError:
             raise
-        except Exception as error:  # whatever a model's own code says of a size that it can't take
+        except Exception as error:  # the model's own complaint about a size that it does not take
             raise UserError(_size_message(model, input_size, error)) from error
         if not all(isinstance(map_, Tensor) and map_.ndim == 4 for map_ in maps):
-            raise UserError(f"{name} gives feature maps that are no [B, C, H, W] tensors.")
+            raise UserError(f"{name} returns feature maps that are not [B, C, H, W] tensors.")
         if getattr(model, "num_classes", 0):
             _check_logits(model, logits, final)
     return [(map_.shape[1], (map_.shape[2], map_.shape[3])) for map_ in maps]
 
 
 def _check_logits(model: nn.Module, logits: Tensor, final: Tensor) -> None:
-    """Holds that one forward is enough: the head on the last map gives what the model gives."""
+    """Check that one forward is enough: the head on the last map must return what the model returns."""
     name = type(model).__name__
     if not isinstance(logits, Tensor) or logits.shape != (1, model.num_classes):
-        raise UserError(f"{name} does not give one row of {model.num_classes} logits an image, so it is no classifier.")
+        raise UserError(f"{name} is not a classifier: it does not return {model.num_classes} logits per image.")
     again = model.forward_head(final)  # type: ignore[operator]
     if not torch.allclose(again.float(), logits.float(), rtol=1e-3, atol=1e-4, equal_nan=True):
         raise UserError(f"{name} classifies from more than its last feature map, so maps and logits need two forwards.")
 
 
 def _size_message(model: nn.Module, input_size: tuple[int, int, int], error: Exception) -> str:
-    """One sentence that names the size that failed and, where there is one near, a size that works."""
+    """Name the size that failed and, if there is one, a similar size that works."""
     channels, height, width = input_size
     reason = str(error).strip().split("\n")[0].rstrip(".")
     message = f"{type(model).__name__} does not run on {channels}x{height}x{width} images"

@@ -132,7 +132,7 @@ def test_without_a_network_a_backbone_begins_at_random_and_says_so(
     flags = small(places, "--model", "resnet10t", "--pretrained", "--epochs", 1, task="segmentation")
     train_here(*flags, "--output-dir", tmp_path / "run")
     said = capsys.readouterr().out
-    assert "The weights of 'resnet10t' cannot be had" in said
+    assert "'resnet10t' could not be loaded" in said
     assert "starts from random weights" in said
 
 

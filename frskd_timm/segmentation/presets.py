@@ -19,7 +19,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class WeightsUnavailableError(UserError):
-    """Weights that exist, but cannot be had now, without a network for instance."""
+    """Weights that exist but could not be loaded, without a network for instance."""
 
 
 _ELSEWHERE = ("local-dir:", "hf-hub:")
@@ -28,7 +28,7 @@ _ELSEWHERE = ("local-dir:", "hf-hub:")
 def create_segmentation_student(
     name: str, num_classes: int, *, pretrained: bool = False, **arguments: Any
 ) -> SegmentationStudent:
-    """Makes a student.
+    """Create a student.
 
     Args:
         name: A key of `PRESETS`, or a timm model to be the backbone; a `local-dir:` or `hf-hub:` name of one also
@@ -53,7 +53,7 @@ def create_segmentation_student(
 
 
 def load_backbone(student: SegmentationStudent, name: str | None = None) -> None:
-    """Loads a backbone's weights into a student.
+    """Load a backbone's weights into a student.
 
     Args:
         student: The student.
@@ -61,7 +61,7 @@ def load_backbone(student: SegmentationStudent, name: str | None = None) -> None
             the backbone's own name.
 
     Raises:
-        WeightsUnavailableError: The weights cannot be had now.
+        WeightsUnavailableError: The weights could not be loaded.
         UserError: There are none, or they are another architecture's.
     """
     name = name or student.backbone_name
@@ -70,7 +70,7 @@ def load_backbone(student: SegmentationStudent, name: str | None = None) -> None
     try:
         model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0, in_chans=student.in_chans)
     except Exception as error:  # no network, no such folder, damaged files: the Hub and timm say which
-        raise WeightsUnavailableError(f"The weights of '{name}' cannot be had: {first_line(error)}") from error
+        raise WeightsUnavailableError(f"The weights of '{name}' could not be loaded: {first_line(error)}.") from error
     own, found = student.backbone.state_dict(), model.state_dict()
     missing = sorted(key for key, value in own.items() if key not in found or found[key].shape != value.shape)
     if missing:
@@ -87,4 +87,4 @@ def _architecture(name: str) -> str:
     try:
         return str(load(place)[1])
     except Exception as error:
-        raise UserError(f"{name} is no exported model: {first_line(error)}.") from error
+        raise UserError(f"{name} is not an exported model: {first_line(error)}.") from error
