@@ -164,7 +164,7 @@ def test_a_bad_mask_is_named_before_training(places: Path, tmp_path: Path) -> No
     uniform = lambda number: np.full((30, 40), 77 if number == 3 else number % 2, np.uint8)
     folder = voc(tmp_path / "VOC", uniform)
     flags = small(places, "--dataset", folder, "--epochs", 1, task="segmentation")
-    with pytest.raises(UserError, match=r"mask 3 of split train .* has label 77"):
+    with pytest.raises(UserError, match=r"Mask 3 of split train .* has label 77"):
         train_here(*flags, "--output-dir", tmp_path / "run")
     train_here(*flags, "--bad-images", "skip", "--output-dir", tmp_path / "run")
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["dataset"]["train_images"] == 5
