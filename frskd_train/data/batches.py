@@ -1,6 +1,7 @@
 """A process's batches: what the training loop iterates over."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 
@@ -11,10 +12,10 @@ from torch import Tensor
 from frskd_timm.errors import UserError
 from frskd_train.data.augment import BatchAugmentation, Normalize
 from frskd_train.data.loader import BatchRequest, Reader, Samples
-from frskd_train.data.preprocessing import Preprocessing
 from frskd_train.data.sampler import Draw, Order, Rows, generator_for, validation_share
 
 
+@dataclass(eq=False)
 class TrainBatches:
     """The training batches of one process; `len()` is the number of steps per epoch.
 
@@ -24,28 +25,14 @@ class TrainBatches:
     full batch, so that processes never disagree: another image stands in for one that is left out.
     """
 
-    def __init__(
-        self,
-        samples: Samples,
-        order: Order,
-        augmentation: BatchAugmentation,
-        preprocessing: Preprocessing,
-        device: torch.device,
-        channels_last: bool,
-    ) -> None:
-        self.order = order
-        self._samples = samples
-        self._augmentation = augmentation
-        self._device = device
-        self._normalize = Normalize(preprocessing.mean, preprocessing.std, channels_last).to(device)
+    samples: Samples
+    order: Order
+    augmentation: BatchAugmentation
+    normalize: Normalize
+    device: torch.device
 
     def __len__(self) -> int:
         return self.order.steps
-
-    @property
-    def batch_size(self) -> int:
-        """Images of each batch of this process."""
-        return self.order.per_process
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of an epoch.
@@ -76,17 +63,17 @@ class TrainBatches:
             yield self._augment(images, targets, epoch, step)
             step += 1
         if step < order.steps:
-            first = next(iter(self._samples.bad.values()))
+            first = next(iter(self.samples.bad.values()))
             raise UserError(
-                f"None of the {len(self._samples)} images of split {self._samples.split.name} can be used. {first}."
+                f"None of the {len(self.samples)} images of split {self.samples.split.name} can be used. {first}."
             )
 
     @cached_property
     def _reader(self) -> Reader:
-        return Reader(self._samples, self._device, is_training=True)
+        return Reader(self.samples, self.device, is_training=True)
 
     def _augment(self, images: Tensor, targets: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        return self._augmentation(images, targets.long(), self._normalize, self.order, epoch, step)
+        return self.augmentation(images, targets.long(), self.normalize, self.order, epoch, step)
 
 
 class ValBatches:
@@ -98,14 +85,13 @@ class ValBatches:
     def __init__(
         self,
         samples: Samples,
-        preprocessing: Preprocessing,
+        normalize: Normalize,
         batch_size: int,
         rank: int,
         world_size: int,
         device: torch.device,
-        channels_last: bool,
     ) -> None:
-        self._normalize = Normalize(preprocessing.mean, preprocessing.std, channels_last).to(device)
+        self._normalize = normalize
         self._read = lambda: Reader(samples, device, is_training=False)
         sizes = samples.source.sizes() if samples.split.targets.is_dense else [(0, 0)] * len(samples)
         by_size = sorted(range(len(sizes)), key=lambda place: sizes[place])

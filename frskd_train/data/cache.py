@@ -10,9 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from frskd_timm.errors import UserError
-from frskd_train.data.decode import quiet_pillow
-from frskd_train.data.images import BadImageError
-from frskd_train.data.parallel import in_blocks
+from frskd_train.data.images import BadImageError, in_blocks, quiet_pillow
 from frskd_train.data.sampler import Rows
 from frskd_train.data.splits import Sample, Split
 from frskd_train.data.transforms import SampleTransform
@@ -71,15 +69,14 @@ def decode_all(split: Split, transform: SampleTransform, bad_images: Literal["st
         UserError: An image that cannot be used if those stop, or none that can.
     """
 
-    def decode(places: list[int]) -> list[tuple[Tensor, Tensor, tuple[int, int]] | BadImageError]:
-        results: list[tuple[Tensor, Tensor, tuple[int, int]] | BadImageError] = []
-        for sample in split.read(places):
-            if isinstance(sample, BadImageError):
-                results.append(sample)
-            else:
-                assert isinstance(sample.image, Image.Image)
-                results.append((*transform(sample, 0), (sample.image.height, sample.image.width)))
-        return results
+    def decode(sample: Sample | BadImageError) -> tuple[Tensor, Tensor, tuple[int, int]] | BadImageError:
+        if isinstance(sample, BadImageError):
+            return sample
+        assert isinstance(sample.image, Image.Image)
+        return *transform(sample, 0), (sample.image.height, sample.image.width)
+
+    def decode_many(places: list[int]) -> list[tuple[Tensor, Tensor, tuple[int, int]] | BadImageError]:
+        return [decode(sample) for sample in split.read(places)]
 
     count = len(split)
     pixels: Tensor | None = None
@@ -89,7 +86,7 @@ def decode_all(split: Split, transform: SampleTransform, bad_images: Literal["st
     kept: list[int] = []
     bad: dict[int, str] = {}
     with quiet_pillow():
-        results = in_blocks(decode, list(range(count)), f"decoding {split.name}", progress)
+        results = in_blocks(decode_many, list(range(count)), f"decoding {split.name}", progress)
         for place, result in enumerate(results):
             if isinstance(result, BadImageError):
                 if bad_images == "stop":

@@ -1,23 +1,27 @@
 """Encoded images of a dataset: their headers, pixels and hashes. Bad images are told apart from errors in this code."""
 
 import hashlib
+import io
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote, unquote_to_bytes
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
+from tqdm import tqdm
 
 from frskd_timm.errors import UserError
-from frskd_train.data.decode import is_gray, open_image, quiet_pillow, upright_size
-from frskd_train.data.parallel import in_blocks
 from frskd_train.data.sampler import Rows, spread
 
 T = TypeVar("T")
@@ -25,6 +29,12 @@ QUOTED = "file://"  # prefix of a path that is not valid UTF-8, percent-encoded:
 HASHED_WHOLE = 2**30  # encoded bytes up to which the fingerprint covers every byte
 HASHED = 4096  # images of a larger split whose bytes it covers; of the others it covers the length
 LENGTHS_AT_ONCE = 4096
+GRAY_MODES = frozenset(("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"))
+MAX_PIXELS = 89_478_485  # Pillow's own bound, above which it warns of decompression bombs
+MAX_ASPECT = 100  # a thinner image, with its short side resized to the network's input, could fill the memory
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+CHUNK = 1024  # items in flight, which bounds the memory that results take
+BLOCK = 32  # items that a thread takes at a time
 
 
 class BadImageError(UserError):
@@ -73,10 +83,7 @@ class Images:
         return [self._headers[row] for row in rows.tolist()]
 
     def _read_headers(self, rows: list[int]) -> list[Header | None]:
-        def read(image: Image.Image) -> Header:
-            return Header(upright_size(image), is_gray(image))
-
-        return [None if isinstance(found, BadImageError) else found for found in self.load_many(rows, read)]
+        return [None if isinstance(found, BadImageError) else found for found in self.load_many(rows, read_header)]
 
     def load_many(self, rows: list[int], decode: Callable[[Image.Image], T]) -> Iterator[T | BadImageError]:
         """Open images and decode each with `decode`; yield the errors of bad ones instead of raising them."""
@@ -166,3 +173,68 @@ def _digest(content: bytes | None, path: str | None) -> bytes:
         with open(str(path), "rb") as file:
             content = file.read()
     return hashlib.sha256(content).digest()
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Silence Pillow's warnings: sizes are checked here, damaged EXIF data is harmless. Not for use in threads."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
+def open_image(content: bytes | None, path: str | None) -> Image.Image:
+    """Open an encoded image without decoding it; whatever Pillow raises passes through."""
+    if content is None and not path:
+        raise ValueError("the row is empty")
+    if content is None and os.path.exists(str(path)) and not os.path.isfile(str(path)):
+        raise ValueError("it is not a regular file")  # reading from a pipe would block for ever
+    image = Image.open(io.BytesIO(content) if content is not None else str(path), formats=_formats())
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS:,}, make it smaller first")
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise ValueError(f"its aspect ratio, {image.width}x{image.height} pixels, is above {MAX_ASPECT} to 1")
+    return image
+
+
+@cache
+def _formats() -> list[str]:
+    """Return the formats that this Pillow can read of those used for photographs; others may start programs (EPS)."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def read_header(image: Image.Image) -> Header:
+    """Describe an opened image; its EXIF orientation says which side is up."""
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return Header(image.size if turned else image.size[::-1], image.mode in GRAY_MODES)
+
+
+def to_8_bits(image: Image.Image, mode: Literal["L", "RGB"] | None = None) -> Image.Image:
+    """Decode an opened image, turn it upright and convert it; without a mode to L if it is gray, to RGB otherwise.
+
+    Transparency is dropped, as timm does.
+    """
+    mode = mode or ("L" if image.mode in GRAY_MODES else "RGB")
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of an unknown range")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        wide = np.asarray(image).astype(np.int64)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise ValueError("its pixels have more than 16 bits")
+        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    return image if image.mode == mode else image.convert(mode)
+
+
+def in_blocks(work: Callable[[list[int]], Sequence[T]], items: list[int], title: str, progress: bool) -> Iterator[T]:
+    """Run `work` on blocks of items in threads; yield a result per item in order, with a progress bar if slow."""
+    bar = tqdm(total=len(items), desc=title, unit=" images", delay=3, disable=not progress)
+    with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for first in range(0, len(items), CHUNK):
+            chunk = items[first : first + CHUNK]
+            for results in pool.map(work, [chunk[start : start + BLOCK] for start in range(0, len(chunk), BLOCK)]):
+                yield from results
+            bar.update(len(chunk))

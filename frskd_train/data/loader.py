@@ -17,8 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from frskd_timm.errors import UserError, first_line
 from frskd_train.data.cache import SKIP, Cache
-from frskd_train.data.decode import quiet_pillow
-from frskd_train.data.images import BadImageError
+from frskd_train.data.images import BadImageError, quiet_pillow
 from frskd_train.data.sampler import Rows
 from frskd_train.data.splits import Sample, Split
 from frskd_train.data.transforms import SampleTransform, as_is, untouched_randomness

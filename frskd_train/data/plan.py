@@ -99,12 +99,7 @@ class DensePlan:
     evaluated = kept = staticmethod(as_is)
 
     def __init__(
-        self,
-        settings: PreprocessingSettings,
-        train: Split,
-        val: Split,
-        model_cfg: Mapping[str, Any],
-        resize: tuple[float, float],
+        self, settings: PreprocessingSettings, train: Split, val: Split, model_cfg: object, resize: tuple[float, float]
     ) -> None:
         self._settings, self._resize, self._splits = settings, resize, (train, val)
         self.input_size = settings.img_size or CROP, settings.img_size or CROP

@@ -86,14 +86,13 @@ def given_statistics(
         if values is None and use_model_stats and model_cfg.get(name) is not None:
             values = tuple(float(value) for value in model_cfg[name])
             if len(values) != settings.in_chans:
-                values = (sum(values) / len(values),) * settings.in_chans
+                values = (sum(values) / len(values),)
         if values is not None:
-            if len(values) == 1:
-                values = values * settings.in_chans
-            if len(values) != settings.in_chans:
+            if len(values) not in (1, settings.in_chans):
                 raise UserError(
                     f"--{name} has {len(values)} numbers, but the input has {settings.in_chans} channel(s)."
                 )
+            values = values * settings.in_chans if len(values) == 1 else values
             if not all(0 <= value <= 1 for value in values) or (name == "std" and not all(values)):
                 wanted = "from 0 to 1" if name == "mean" else "above 0 and at most 1"
                 raise UserError(

@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from frskd_train.data.decode import to_8_bits
 from frskd_train.data.files import Source, read_sample
-from frskd_train.data.images import Images
+from frskd_train.data.images import Images, to_8_bits
 from frskd_train.data.sampler import FIXED
 
 SCENES_NAME = "fashion_mnist_scenes"
@@ -65,14 +64,7 @@ def _uncompressed(pixels: Bytes) -> dict[str, Any]:
 
 @lru_cache(maxsize=2)
 def garments(split: str) -> tuple[Bytes, npt.NDArray[np.bool_], npt.NDArray[np.int64], tuple[str, ...]]:
-    """Return the sample's garments.
-
-    Args:
-        split: train or test.
-
-    Returns:
-        Gray images [M, 28, 28], which of their pixels are cloth, their classes [M], and the classes' names.
-    """
+    """Return gray images [M, 28, 28], which of their pixels are cloth, their classes [M], and the classes' names."""
     dataset = read_sample().splits[split]
     rows = list(range(len(dataset)))
     decoded = Images.of(dataset, split, "image").load_many(rows, lambda image: to_8_bits(image, "L"))
@@ -81,11 +73,7 @@ def garments(split: str) -> tuple[Bytes, npt.NDArray[np.bool_], npt.NDArray[np.i
 
 
 def cloth_of(images: Bytes) -> npt.NDArray[np.bool_]:
-    """Tell cloth from what is around it: dark pixels that are joined to the border by dark pixels are outside.
-
-    Args:
-        images: Gray, [M, H, W].
-    """
+    """Tell cloth in gray images [M, H, W] from what is around it: dark pixels joined to the border by dark pixels."""
     dark = np.pad(images <= DARK, ((0, 0), (1, 1), (1, 1)), constant_values=True)
     outside = np.zeros_like(dark)
     outside[:, 0, :] = True
@@ -97,16 +85,9 @@ def cloth_of(images: Bytes) -> npt.NDArray[np.bool_]:
 
 
 def compose(split: str, count: int, size: int = SIZE, seed: int = FIXED) -> tuple[Scenes, list[str]]:
-    """Compose scenes of the garments of a split; the first ones do not depend on how many are wanted.
+    """Compose scenes of the garments of a split (train or test, which share none); name the classes, background first.
 
-    Args:
-        split: train or test: no garment is in the scenes of both.
-        count: How many scenes.
-        size: Their height and width.
-        seed: Other scenes for another one.
-
-    Returns:
-        The scenes, and the classes' names, background first.
+    The first scenes do not depend on how many are wanted.
     """
     images, cloth, labels, names = garments(split)
     scenes = Scenes(np.empty((count, 3, size, size), np.uint8), np.zeros((count, size, size), np.uint8))

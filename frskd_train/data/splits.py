@@ -11,8 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from frskd_timm.errors import UserError
-from frskd_train.data.decode import to_8_bits
-from frskd_train.data.images import BadImageError, Header, Images
+from frskd_train.data.images import BadImageError, Header, Images, to_8_bits
 from frskd_train.data.sampler import Rows, spread
 from frskd_train.data.targets import Targets
 from frskd_train.data.targets.base import Splits
@@ -87,16 +86,8 @@ class Split:
 def choose_splits(names: Collection[str], train: str | None, val: str | None) -> tuple[str, str | None]:
     """Choose among the names of a dataset's splits the one to train on and the one to validate on.
 
-    Args:
-        names: The splits that the dataset has.
-        train: `--train-split`, if given.
-        val: `--val-split`, if given.
-
-    Returns:
-        Both names; None for the second means that a part of the first is to be held out.
-
-    Raises:
-        UserError: A split that is not there, the same one twice, or none to train on.
+    `train` and `val` are what the user asked for, if anything. Without a validation split (None is returned for it)
+    a part of the training split is to be held out. Raises UserError.
     """
     listed = ", ".join(names)
     for setting, wanted in (("train", train), ("val", val)):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-from frskd_train.data.augment import BatchAugmentation
+from frskd_train.data.augment import BatchAugmentation, Normalize
 from frskd_train.data.batches import TrainBatches, ValBatches
 from frskd_train.data.loader import Samples
 from frskd_train.data.preprocessing import Preprocessing
@@ -58,8 +58,11 @@ class ValidationData:
         channels_last: bool = True,
     ) -> ValBatches:
         """Make the validation batches of one process: its share, each image once, the last batch may be smaller."""
-        process = rank, world_size, torch.device(device)
-        return ValBatches(self.val, self.preprocessing, batch_size, *process, channels_last)
+        device = torch.device(device)
+        return ValBatches(self.val, self._normalize(channels_last, device), batch_size, rank, world_size, device)
+
+    def _normalize(self, channels_last: bool, device: torch.device) -> Normalize:
+        return Normalize(self.preprocessing.mean, self.preprocessing.std, channels_last).to(device)
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,6 @@ class TrainingData(ValidationData):
         return len(self.train)
 
     def bad_images(self) -> list[str]:
-        """See `ValidationData`."""
         bad, split = _of_all_processes(self.train.bad), self.train.split
         kept = np.delete(split.rows, list(bad))
         lost = split.targets.lost_classes(split.name, split.rows, kept) if bad else None
@@ -114,7 +116,7 @@ class TrainingData(ValidationData):
         """
         order = Order.of(self.num_train, batch_size, rank, world_size, seed)
         device = torch.device(device)
-        return TrainBatches(self.train, order, self.augmentation, self.preprocessing, device, channels_last)
+        return TrainBatches(self.train, order, self.augmentation, self._normalize(channels_last, device), device)
 
 
 def left_out(samples: Samples, bad: dict[int, str]) -> list[str]:

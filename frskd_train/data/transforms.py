@@ -52,7 +52,6 @@ class EvalTransform:
         self.timm_transform = create_transform(**preprocessing.as_timm(), normalize=False)
 
     def __call__(self, sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
-        """See the module."""
         return self.fit(sample.image), sample.target
 
     def fit(self, image: Image.Image | Tensor) -> Tensor:
@@ -73,7 +72,6 @@ class Squash:
     interpolation: str
 
     def __call__(self, sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
-        """See the module."""
         image = sample.image
         assert isinstance(image, Image.Image)
         if image.size != (self.width, self.height):
@@ -118,7 +116,6 @@ class PolicyTransform:
         return cls(crop if resized_crop else None, colours, EvalTransform(preprocessing).fit, is_random)
 
     def __call__(self, sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
-        """See the module."""
         if self.is_random:
             random.seed(seed)
             np.random.seed(seed % 2**32)

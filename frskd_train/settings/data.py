@@ -5,17 +5,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from frskd_train.constraints import (
-    CLASSIFICATION,
-    FIXED,
-    LOCAL,
-    PRIVATE,
-    Count,
-    Fraction,
-    NotNegative,
-    Positive,
-    Range,
-)
+from frskd_train.constraints import CLASSIFICATION, FIXED, LOCAL, PRIVATE, Count, Fraction, NotNegative, Positive, Range
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from frskd_train.constraints import (
-    FIXED,
-    FREE,
-    PRIVATE,
-    Count,
-    KeywordArguments,
-    NotNegative,
-    Pattern,
-    Positive,
-    Range,
-)
+from frskd_train.constraints import FIXED, FREE, PRIVATE, Count, KeywordArguments, NotNegative, Pattern, Positive, Range
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,7 @@ class Targets(ABC):
     class_names: list[str]
 
     @abstractmethod
-    def __init__(
-        self, splits: Mapping[str, datasets.Dataset], data: DataSettings, class_names: list[str] | None
-    ) -> None:
+    def __init__(self, splits: Splits, data: DataSettings, class_names: list[str] | None) -> None:
         """Find the columns and check what can be checked without decoding; raise UserError.
 
         Args:

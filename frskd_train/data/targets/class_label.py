@@ -47,19 +47,15 @@ class ClassLabels(Targets):
             self.class_names = names_of(self._map)
 
     def load_many(self, split: str, rows: list[int]) -> Iterator[Tensor]:
-        """See `Targets`."""
         yield from torch.from_numpy(self.labels[split][rows])
 
     def hold_out(self, split: str, fraction: float) -> tuple[Rows, Rows]:
-        """See `Targets`."""
         return hold_out(self.labels[split], fraction)
 
     def subset(self, split: str, rows: Rows, count: int) -> Rows:
-        """See `Targets`."""
         return rows[balanced_subset(self.labels[split][rows], count, len(self.class_names))]
 
     def digest(self, split: str, rows: Rows) -> bytes:
-        """See `Targets`."""
         return self.labels[split][rows].astype("<i8").tobytes()
 
     def match(self, split: str, rows: Rows, known: Sequence[str] | None) -> None:
@@ -74,7 +70,6 @@ class ClassLabels(Targets):
         self.class_names = list(known)
 
     def lost_classes(self, split: str, rows: Rows, kept: Rows) -> str | None:
-        """See `Targets`."""
         labels = self.labels[split]
         empty = sorted(set(range(len(self.class_names))) - set(labels[kept].tolist()))
         if not empty:
@@ -124,10 +119,6 @@ def read_labels(splits: Splits, column: str) -> tuple[dict[str, Rows], list[str]
 
     Class columns keep their numbers, matched by name between splits. Whole numbers, strings and booleans become
     classes in sorted order of the values that the first split, the training one, has.
-
-    Args:
-        splits: The splits to read, the training split first.
-        column: The column of the labels.
 
     Returns:
         Class numbers of each split's rows, and the classes' names.

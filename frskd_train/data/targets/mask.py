@@ -1,6 +1,6 @@
 """Masks: one class per pixel, from a second column of images."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from frskd_timm.errors import UserError
 from frskd_timm.segmentation.losses import IGNORED
-from frskd_train.data.images import BadImageError, Images
-from frskd_train.data.parallel import in_blocks
+from frskd_train.data.images import BadImageError, Images, in_blocks
 from frskd_train.data.sampler import Rows, shuffled
 from frskd_train.data.targets.base import (
+    Splits,
     Targets,
     check_columns,
     check_count,
@@ -37,9 +37,7 @@ class Masks(Targets):
 
     is_dense: ClassVar = True
 
-    def __init__(
-        self, splits: Mapping[str, datasets.Dataset], data: DataSettings, class_names: list[str] | None
-    ) -> None:
+    def __init__(self, splits: Splits, data: DataSettings, class_names: list[str] | None) -> None:
         features = next(iter(splits.values())).features
         self.image_column, column = find_pair_columns(features, data.input_key, data.target_key)
         check_columns(splits, self.image_column, column)
@@ -47,7 +45,6 @@ class Masks(Targets):
         self.class_names = names_of(read_class_map(data.class_map)) if data.class_map is not None else class_names or []
 
     def load_many(self, split: str, rows: list[int]) -> Iterator[Tensor | BadImageError]:
-        """See `Targets`."""
         return self._masks[split].load_many(rows, self._decode)
 
     def _decode(self, image: Image.Image) -> Tensor:
@@ -62,7 +59,6 @@ class Masks(Targets):
         return torch.from_numpy(labels.astype(np.uint8))
 
     def check(self, split: str, row: int, image_size: tuple[int, int], target: Tensor) -> BadImageError | None:
-        """See `Targets`."""
         size = target.shape[1], target.shape[0]
         if size == image_size:
             return None
@@ -72,7 +68,6 @@ class Masks(Targets):
         )
 
     def hold_out(self, split: str, fraction: float) -> tuple[Rows, Rows]:
-        """See `Targets`."""
         count = len(self._masks[split].dataset)
         held = round(count * fraction)
         if not 0 < held < count:
@@ -84,12 +79,10 @@ class Masks(Targets):
         return np.sort(order[held:]), np.sort(order[:held])
 
     def subset(self, split: str, rows: Rows, count: int) -> Rows:
-        """See `Targets`."""
         check_count(rows, count)
         return np.sort(rows[shuffled(len(rows))[:count]])
 
     def digest(self, split: str, rows: Rows) -> bytes:
-        """See `Targets`."""
         return self._masks[split].digest(rows)
 
     def match(self, split: str, rows: Rows, known: Sequence[str] | None) -> None:
@@ -103,10 +96,8 @@ class Masks(Targets):
     def find_classes(self, split: str, rows: Rows, progress: bool) -> None:
         """See `Targets`; classes without names are numbered up to the highest label. Decodes masks only, in threads."""
         if not self.class_names:
-            highest = max(
-                in_blocks(partial(self._highest, split), rows.tolist(), f"labels of {split}", progress), default=-1
-            )
-            self.class_names = [f"class {label}" for label in range(highest + 1)]
+            highest = in_blocks(partial(self._highest, split), rows.tolist(), f"labels of {split}", progress)
+            self.class_names = [f"class {label}" for label in range(max(highest, default=-1) + 1)]
         if not 2 <= len(self.class_names) <= IGNORED:
             raise UserError(
                 f"The masks of split {split} have {len(self.class_names)} class(es); 2 to {IGNORED} can be trained on."
@@ -122,12 +113,7 @@ class Masks(Targets):
 
 
 def find_pair_columns(features: datasets.Features, image: str | None, mask: str | None) -> tuple[str, str]:
-    """Find the columns of images and of masks.
-
-    Args:
-        features: The dataset's columns and their types.
-        image: `--input-key`; None takes the one that is named as images often are.
-        mask: `--target-key`, likewise.
+    """Find the columns of images and of masks: those given, else those that are named as images and masks often are.
 
     Raises:
         UserError: There are no two image columns, or it is unclear which is which.
