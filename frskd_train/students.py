@@ -21,11 +21,7 @@ from frskd_train.settings import ModelSettings
 
 
 def default_cfg(settings: ModelSettings, name: str | None = None) -> Mapping[str, Any]:
-    """Return what timm knows about the student's input before it is built.
-
-    Args:
-        settings: Settings of the student.
-        name: timm's name of the student, if it differs from that in the settings.
+    """Return what timm knows about the student's input before it is built; `name` is timm's, if it differs.
 
     Raises:
         UserError: timm has no such model or tag, or the folder or repository cannot be read.

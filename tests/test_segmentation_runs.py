@@ -22,7 +22,7 @@ from frskd_timm.errors import UserError
 from frskd_timm.export.load import read_student
 from frskd_timm.segmentation import SegmentationStudent
 from frskd_train import parse
-from frskd_train.data.voc import VOC_CLASSES
+from frskd_train.data.folder import VOC_CLASSES
 from frskd_train.errors import SettingsError
 from frskd_train.recipe import write_recipe
 from frskd_train.settings import flat

@@ -1,9 +1,8 @@
 """Datasets of images with classes or masks as batches, the same ones whatever the number of processes or workers."""
 
 from frskd_train.data.batches import TrainBatches, ValBatches
-from frskd_train.data.load import load_data, load_validation
+from frskd_train.data.load import TrainingData, ValidationData, load_data, load_validation
 from frskd_train.data.preprocessing import Preprocessing
-from frskd_train.data.training_data import TrainingData, ValidationData
 
 __all__ = [
     "Preprocessing",

@@ -40,13 +40,7 @@ def flip(images: Tensor, flips: npt.NDArray[np.bool_]) -> Tensor:
 def draw_boxes(
     generator: np.random.Generator, aspect: Floats, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Floats:
-    """Draw the boxes of RandomResizedCrop (Inception's augmentation, arXiv 1409.4842).
-
-    Args:
-        generator: Of this step.
-        aspect: Width over height of each original image, [B].
-        scale: Smallest and largest share of the area.
-        ratio: Smallest and largest aspect ratio of a box, in the original's pixels.
+    """Draw the boxes of RandomResizedCrop (arXiv 1409.4842) for images of any width over height, `aspect` [B].
 
     Returns:
         Top, left, height and width in shares of the image's height and width, [4, B].

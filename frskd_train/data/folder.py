@@ -1,4 +1,4 @@
-"""Folders of images: one folder per class, under train/ and val/ or directly."""
+"""Folders of images: one folder per class, under train/ and val/ or directly; images and masks as in Pascal VOC."""
 
 import os
 import re
@@ -11,6 +11,7 @@ import datasets
 from frskd_timm.errors import UserError
 from frskd_train.data.images import printable, stored_path
 from frskd_train.data.splits import TRAIN_SPLITS, VALIDATION_SPLITS
+from frskd_train.data.targets.base import listed
 
 IMAGE_ENDINGS = frozenset(
     (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
@@ -18,6 +19,13 @@ IMAGE_ENDINGS = frozenset(
 SPLIT_NAMES = frozenset((*TRAIN_SPLITS, *VALIDATION_SPLITS))
 # What file systems cannot hold in a name, and the percent sign itself; a leading dot would hide the folder.
 ESCAPED = re.compile(r"%(?:2F|5C|3A|2A|3F|22|3C|3E|7C|25|2E)", re.IGNORECASE)
+IMAGES, MASKS, LISTS = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"
+VOC_ENDINGS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
+NAMES_FILE = "labels.txt"
+VOC_CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
 
 
 def is_image_folder(folder: Path) -> bool:
@@ -47,13 +55,9 @@ def read_image_folder(folder: Path) -> tuple[dict[str, datasets.Dataset], list[s
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=classes))
     splits = {}
     for split, root in roots.items():
-        paths: list[str] = []
-        labels: list[int] = []
-        for sub in folders_in(root):
-            found = list(_images_below(sub))
-            paths += found
-            labels += [number[class_name(sub)]] * len(found)
-        splits[split] = datasets.Dataset.from_dict({"image": paths, "label": labels}, features=features)
+        found = [(path, number[class_name(sub)]) for sub in folders_in(root) for path in _images_below(sub)]
+        columns = {"image": [path for path, _ in found], "label": [label for _, label in found]}
+        splits[split] = datasets.Dataset.from_dict(columns, features=features)
     return splits, _nested(roots)
 
 
@@ -114,8 +118,7 @@ def _nested(roots: dict[str, Path]) -> list[str]:
 
 
 def _listed(folders: list[Path]) -> str:
-    names = [printable(sub.name) for sub in folders]
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return listed([printable(sub.name) for sub in folders])
 
 
 def _has_images(folder: Path) -> bool:
@@ -142,3 +145,62 @@ def _images_below(folder: Path) -> Iterator[str]:
         below[:] = sorted(name for name in below if not name.startswith("."))
         for file in sorted(_images_in(Path(parent))):
             yield stored_path(os.path.join(parent, file))
+
+
+def is_voc_folder(folder: Path) -> bool:
+    """Return whether a folder has one of the layout's own folders, even if others are missing."""
+    return (folder / MASKS).is_dir() or (folder / LISTS).is_dir()
+
+
+def read_voc(folder: Path) -> tuple[dict[str, datasets.Dataset], list[str] | None]:
+    """List images and masks of a VOC folder as datasets of paths; no image is opened.
+
+    The names in `ImageSets/Segmentation/SPLIT.txt` are those of `JPEGImages/NAME.jpg` and `SegmentationClass/NAME.png`.
+
+    Returns:
+        Splits by name with the columns `image` and `mask`, and the classes' names: those of `labels.txt`, one per line,
+        else VOC's own where the folder or the one around it is called VOC..., else None.
+
+    Raises:
+        UserError: A folder, a list, an image or a mask is missing.
+    """
+    lists = sorted((folder / LISTS).glob("*.txt"))
+    if not lists:
+        raise UserError(f"--dataset {folder} has {MASKS}, but no list of a split such as {LISTS}/train.txt.")
+    splits = {}
+    for file in lists:
+        names = [line.split()[0] for line in _lines(file) if line.strip()]
+        if not names:
+            continue
+        rows: dict[str, list[str]] = {"image": [], "mask": []}
+        for name in names:
+            rows["image"].append(_find(folder / IMAGES, name, VOC_ENDINGS, file))
+            rows["mask"].append(_find(folder / MASKS, name, (".png",), file))
+        features = datasets.Features(image=datasets.Image(), mask=datasets.Image())
+        splits[file.stem] = datasets.Dataset.from_dict(rows, features=features)
+    if not splits:
+        raise UserError(f"--dataset {folder}: the lists in {LISTS} name no image.")
+    return splits, _class_names(folder)
+
+
+def _class_names(folder: Path) -> list[str] | None:
+    if (folder / NAMES_FILE).is_file():
+        return [line.strip() for line in _lines(folder / NAMES_FILE) if line.strip()]
+    place = folder.resolve()
+    if any(name.upper().startswith("VOC") for name in (place.name, place.parent.name)):
+        return list(VOC_CLASSES)
+    return None
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as text ({error}).") from error
+
+
+def _find(folder: Path, name: str, endings: tuple[str, ...], named_in: Path) -> str:
+    for ending in endings:
+        if (folder / f"{name}{ending}").is_file():
+            return stored_path(str((folder / f"{name}{ending}").absolute()))
+    raise UserError(f"{named_in} names {name}, but there is no {folder / name}{endings[0]}.")

@@ -2,23 +2,131 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from torch import Tensor
+import numpy as np
+import torch
+from torch import Tensor, distributed
 
 from frskd_timm.errors import UserError
+from frskd_train.data.augment import BatchAugmentation, Normalize
+from frskd_train.data.batches import TrainBatches, ValBatches
 from frskd_train.data.cache import Cache, decode_all
 from frskd_train.data.loader import Samples
 from frskd_train.data.plan import DensePlan, Mode, Plan, WholeImagePlan, choose_mode, dense_bytes
 from frskd_train.data.preprocessing import Preprocessing, given_statistics, measure
-from frskd_train.data.sampler import spread
+from frskd_train.data.sampler import Order, spread
 from frskd_train.data.source import find_source
 from frskd_train.data.splits import Choice, Split
 from frskd_train.data.targets import TARGETS
-from frskd_train.data.training_data import TrainingData, ValidationData, left_out
 from frskd_train.data.transforms import EvalTransform, SampleTransform, as_is
 from frskd_train.settings import DataSettings, PreprocessingSettings
+
+
+@dataclass(frozen=True)
+class ValidationData:
+    """Data to evaluate a trained network on.
+
+    Attributes:
+        name: For folders and tags.
+        val_split: Name of the split; the training split's where a part of it is held out.
+        class_names: Name of each class, in the order of the network's outputs.
+        preprocessing: What the network's input goes through, in validation and after export.
+        notes: Sentences that the user should see before training, such as how many images were left out.
+        val: The validation images.
+    """
+
+    name: str
+    val_split: str
+    class_names: list[str]
+    preprocessing: Preprocessing
+    notes: tuple[str, ...]
+    val: Samples = field(repr=False)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, empty ones included."""
+        return len(self.class_names)
+
+    @property
+    def num_val(self) -> int:
+        """Number of validation images; streamed ones that cannot be read included."""
+        return len(self.val)
+
+    def bad_images(self) -> list[str]:
+        """Sentences about the images that were left out while streaming so far; all processes have to call this."""
+        return _left_out(self.val, _of_all_processes(self.val.bad))
+
+    def val_batches(
+        self,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
+        channels_last: bool = True,
+    ) -> ValBatches:
+        """Make the validation batches of one process: its share, each image once, the last batch may be smaller."""
+        device = torch.device(device)
+        return ValBatches(self.val, self._normalize(channels_last, device), batch_size, rank, world_size, device)
+
+    def _normalize(self, channels_last: bool, device: torch.device) -> Normalize:
+        return Normalize(self.preprocessing.mean, self.preprocessing.std, channels_last).to(device)
+
+
+@dataclass(frozen=True)
+class TrainingData(ValidationData):
+    """Data to train and validate on.
+
+    Attributes:
+        train_split: Name of the split that is trained on.
+        id: The dataset's id on the Hub, or its folder's name.
+        license: Identifier such as `mit`, if known.
+        homepage: If known.
+        fingerprint: Changes when images, targets, classes or the choice of rows change; the same on every machine.
+        mode: `memory` or `stream`.
+        train: The training images.
+        augmentation: What is done to batches of them.
+    """
+
+    train_split: str
+    id: str
+    license: str | None
+    homepage: str | None
+    fingerprint: str
+    mode: str
+    train: Samples = field(repr=False)
+    augmentation: BatchAugmentation = field(repr=False)
+
+    @property
+    def num_train(self) -> int:
+        """Number of training images."""
+        return len(self.train)
+
+    def bad_images(self) -> list[str]:
+        bad, split = _of_all_processes(self.train.bad), self.train.split
+        kept = np.delete(split.rows, list(bad))
+        lost = split.targets.lost_classes(split.name, split.rows, kept) if bad else None
+        return [*_left_out(self.train, bad), *([lost] if lost else []), *super().bad_images()]
+
+    def train_batches(
+        self,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        channels_last: bool = True,
+    ) -> TrainBatches:
+        """Make the training batches of one process, of `batch_size` images each, on a device.
+
+        Order and augmentation follow from the seed. Raises UserError if there are fewer images than processes.
+        """
+        order = Order.of(self.num_train, batch_size, rank, world_size, seed)
+        device = torch.device(device)
+        return TrainBatches(self.train, order, self.augmentation, self._normalize(channels_last, device), device)
 
 
 def load_data(
@@ -51,8 +159,7 @@ def load_data(
     """
     statistics = given_statistics(preprocessing, model_cfg, use_model_stats)
     source = find_source(data)
-    pillow_mode: Literal["L", "RGB"] = "L" if preprocessing.in_chans == 1 else "RGB"
-    train, val = Choice(source.splits, data, TARGETS[task], source.class_names, pillow_mode).training()
+    train, val = Choice(source.splits, data, TARGETS[task], source.class_names, preprocessing.in_chans == 1).training()
     targets = train.targets
     targets.find_classes(train.name, train.rows, progress)
 
@@ -79,7 +186,7 @@ def load_data(
         fingerprint=digest.hexdigest()[:16],
         preprocessing=resolved,
         mode=mode,
-        notes=(*source.notes, *([lost] if lost else []), *_in_memory(train_samples), *_in_memory(val_samples)),
+        notes=(*source.notes, *([lost] if lost else []), *_left_out(train_samples), *_left_out(val_samples)),
         train=replace(train_samples, transform=transform),
         val=val_samples,
         augmentation=augmentation,
@@ -112,8 +219,7 @@ def load_validation(
     channels, height, width = preprocessing.input_size
     if channels not in (1, 3):
         raise UserError(f"The model takes images of {channels} channels; only 1 (gray) and 3 (RGB) are supported.")
-    pillow_mode: Literal["L", "RGB"] = "L" if channels == 1 else "RGB"
-    split = Choice(source.splits, data, TARGETS[task], source.class_names, pillow_mode).validation(class_names)
+    split = Choice(source.splits, data, TARGETS[task], source.class_names, channels == 1).validation(class_names)
     is_dense = split.targets.is_dense
     transform: SampleTransform = as_is if is_dense else EvalTransform(preprocessing)
     mode = choose_mode(data, dense_bytes(split) if is_dense else len(split) * channels * height * width)
@@ -125,7 +231,7 @@ def load_validation(
         val_split=split.name,
         class_names=split.targets.class_names,
         preprocessing=preprocessing,
-        notes=(*source.notes, *_in_memory(samples)),
+        notes=(*source.notes, *_left_out(samples)),
         val=samples,
     )
 
@@ -149,6 +255,18 @@ def _measured(samples: Samples, plan: Plan, progress: bool) -> Iterator[Tensor]:
         yield from (source.images[place][None] for place in spread(len(source), plan.num_measured).tolist())
 
 
-def _in_memory(samples: Samples) -> list[str]:
-    """Return a sentence about the images that were left out when all were decoded."""
-    return left_out(samples, samples.source.bad) if isinstance(samples.source, Cache) else []
+def _left_out(samples: Samples, bad: dict[int, str] | None = None) -> list[str]:
+    """Return a sentence about the bad images of a split, those found when all were decoded by default, if any."""
+    if bad is None:
+        bad = samples.source.bad if isinstance(samples.source, Cache) else {}
+    first, split = next(iter(bad.values()), None), samples.split
+    return [f"Left out {len(bad)} of {len(split)} image(s) of split {split.name}. {first}."] if first else []
+
+
+def _of_all_processes(bad: dict[int, str]) -> dict[int, str]:
+    """Return what each process found, put together."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return bad
+    found: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(found, bad)
+    return {place: message for part in found for place, message in part.items()}

@@ -166,19 +166,14 @@ class Reader:
             yield from (self._dataset[request] for request in requests())
             return
         self._loader.sampler.make = requests  # type: ignore[attr-defined]
-        batches = iter(self._loader)
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except (RuntimeError, OSError, EOFError) as error:
-                # A dead worker also shows as a lost connection; what a worker itself raised is "Caught ... in" it.
-                is_lost = isinstance(error, OSError | EOFError) and "Caught" not in str(error)
-                if not is_lost and not is_loss_of_a_worker(error):
-                    raise
-                raise UserError(loss_of_a_worker(error)) from error
-            yield batch
+        try:
+            yield from self._loader
+        except (RuntimeError, OSError, EOFError) as error:
+            # A dead worker also shows as a lost connection; what a worker itself raised is "Caught ... in" it.
+            is_lost = isinstance(error, OSError | EOFError) and "Caught" not in str(error)
+            if not is_lost and not is_loss_of_a_worker(error):
+                raise
+            raise UserError(loss_of_a_worker(error)) from error
 
 
 def is_loss_of_a_worker(error: BaseException) -> bool:

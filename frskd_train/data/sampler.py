@@ -31,15 +31,7 @@ def generator_for(purpose: Draw, *key: int) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class Order:
-    """Shares out the rows of each epoch's permutation among steps and processes.
-
-    Attributes:
-        num_samples: Samples of the dataset.
-        per_process: Rows that a process takes each step.
-        rank: This process.
-        world_size: Number of processes.
-        seed: The run's.
-    """
+    """Shares out the rows of each epoch's permutation among steps and processes; each takes `per_process` a step."""
 
     num_samples: int
     per_process: int

@@ -8,10 +8,9 @@ import datasets
 
 from frskd_timm.errors import UserError
 from frskd_train.data.files import SAMPLE_NAME, Source, brief, has_metadata, is_saved, read_files, read_sample
-from frskd_train.data.folder import folders_in, is_image_folder, read_image_folder
+from frskd_train.data.folder import folders_in, is_image_folder, is_voc_folder, read_image_folder, read_voc
 from frskd_train.data.images import printable
 from frskd_train.data.scenes import SCENES_NAME, composed_source
-from frskd_train.data.voc import is_voc_folder, read_voc
 from frskd_train.settings import DataSettings
 from frskd_train.suggest import suggest
 

@@ -108,13 +108,13 @@ def choose_splits(names: Collection[str], train: str | None, val: str | None) ->
 
 @dataclass(frozen=True)
 class Choice:
-    """What splits are made of: a dataset's, its settings, its kind of targets, its class names, the images' mode."""
+    """What splits are made of: a dataset's, its settings, its kind of targets, its class names, the images' colours."""
 
     splits: Splits
     data: DataSettings
     kind: type[Targets]
     class_names: list[str] | None
-    mode: Literal["L", "RGB"]
+    is_gray: bool
 
     def training(self) -> tuple[Split, Split]:
         """Choose the rows to train on and those to validate on, before an image is decoded; raise UserError."""
@@ -147,4 +147,5 @@ class Choice:
         return self.kind(used, self.data, self.class_names)
 
     def _split(self, name: str, targets: Targets, rows: Rows) -> Split:
-        return Split(Images.of(self.splits[name], name, targets.image_column), targets, rows, self.mode)
+        images = Images.of(self.splits[name], name, targets.image_column)
+        return Split(images, targets, rows, "L" if self.is_gray else "RGB")
