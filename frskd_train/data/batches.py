@@ -83,13 +83,7 @@ class ValBatches:
     """
 
     def __init__(
-        self,
-        samples: Samples,
-        normalize: Normalize,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        device: torch.device,
+        self, samples: Samples, normalize: Normalize, batch_size: int, rank: int, world_size: int, device: torch.device
     ) -> None:
         self._normalize = normalize
         self._read = lambda: Reader(samples, device, is_training=False)

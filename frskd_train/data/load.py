@@ -14,7 +14,7 @@ from frskd_train.data.augment import BatchAugmentation, Normalize
 from frskd_train.data.batches import TrainBatches, ValBatches
 from frskd_train.data.cache import Cache, decode_all
 from frskd_train.data.loader import Samples
-from frskd_train.data.plan import DensePlan, Mode, Plan, WholeImagePlan, choose_mode, dense_bytes
+from frskd_train.data.plan import DensePlan, Mode, Plan, WholeImagePlan, choose_mode, dense_bytes, in_memory
 from frskd_train.data.preprocessing import Preprocessing, given_statistics, measure
 from frskd_train.data.sampler import Order, spread
 from frskd_train.data.source import find_source
@@ -165,8 +165,8 @@ def load_data(
 
     plan = (DensePlan if targets.is_dense else WholeImagePlan)(preprocessing, train, val, model_cfg, resize_range)
     mode = plan.choose_mode(data)
-    train_samples = _samples(train, mode, plan, plan.kept, data, progress)
-    val_samples = _samples(val, mode, plan, plan.evaluated, data, progress)
+    train_samples = _samples(train, mode, plan.kept, data, progress)
+    val_samples = _samples(val, mode, plan.evaluated, data, progress)
     if None in statistics:
         mean, std = measure(_measured(train_samples, plan, progress), preprocessing.in_chans)
         statistics = statistics[0] or mean, statistics[1] or std
@@ -223,7 +223,7 @@ def load_validation(
     is_dense = split.targets.is_dense
     transform: SampleTransform = as_is if is_dense else EvalTransform(preprocessing)
     mode = choose_mode(data, dense_bytes(split) if is_dense else len(split) * channels * height * width)
-    samples = _samples(split, mode, DensePlan if is_dense else WholeImagePlan, transform, data, progress)
+    samples = _samples(split, mode, transform, data, progress)
     if is_dense:
         preprocessing = replace(preprocessing, input_size=(channels, *samples.source.sizes()[0]))
     return ValidationData(
@@ -236,19 +236,17 @@ def load_validation(
     )
 
 
-def _samples(
-    split: Split, mode: Mode, plan: Plan | type[Plan], kept: SampleTransform, data: DataSettings, progress: bool
-) -> Samples:
+def _samples(split: Split, mode: Mode, kept: SampleTransform, data: DataSettings, progress: bool) -> Samples:
     if mode == "stream":
         return Samples(split, kept, data.workers, data.bad_images)
-    return Samples(decode_all(plan.in_memory(split), kept, data.bad_images, progress), as_is, 0, data.bad_images)
+    return Samples(decode_all(in_memory(split), kept, data.bad_images, progress), as_is, 0, data.bad_images)
 
 
 def _measured(samples: Samples, plan: Plan, progress: bool) -> Iterator[Tensor]:
     """Yield training images, as uint8 [N, C, H, W], whose mean and standard deviation are measured."""
     source = samples.source
     if isinstance(source, Split):
-        source = decode_all(plan.in_memory(source.sample(plan.num_measured)), plan.evaluated, "skip", progress)
+        source = decode_all(in_memory(source.sample(plan.num_measured)), plan.evaluated, "skip", progress)
     if isinstance(source.images, Tensor):
         yield source.images
     else:

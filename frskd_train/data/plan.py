@@ -61,11 +61,6 @@ class WholeImagePlan:
             height, width = self._kept_size
             self.kept = Squash(width, height, settings.interpolation)
 
-    @staticmethod
-    def in_memory(split: Split) -> Split:
-        """Return the split as it is decoded for memory: gray images take a third there."""
-        return replace(split, mode="L" if split.mode == "L" else None)
-
     def choose_mode(self, data: DataSettings) -> Mode:
         """Choose `memory` or `stream`; raise UserError if an augmentation of single images is to work in memory."""
         settings = self._settings
@@ -109,11 +104,6 @@ class DensePlan:
                 ((height, width),) = sizes
                 self.input_size = min(height, CROP), min(width, CROP)
 
-    @staticmethod
-    def in_memory(split: Split) -> Split:
-        """Return the split as it is decoded for memory."""
-        return split
-
     def choose_mode(self, data: DataSettings) -> Mode:
         """Choose `memory` or `stream`."""
         return choose_mode(data, dense_bytes(*self._splits) if data.data_mode == "auto" else 0)
@@ -129,6 +119,11 @@ class DensePlan:
 
 
 Plan = WholeImagePlan | DensePlan
+
+
+def in_memory(split: Split) -> Split:
+    """Return a split as it is decoded for memory: gray images take a third there, unless masks belong to them."""
+    return split if split.targets.is_dense or split.mode == "L" else replace(split, mode=None)
 
 
 def choose_mode(data: DataSettings, size: float) -> Mode:

@@ -172,7 +172,7 @@ def _read_column(dataset: datasets.Dataset, split: str, column: str) -> tuple[Ro
 
 
 def hold_out(labels: Rows, fraction: float) -> tuple[Rows, Rows]:
-    """Divide rows by their labels, class by class; a class with one image is trained on. See `Targets.hold_out`."""
+    """Divide rows by their labels, class by class; a class with one image is trained on."""
     rank, size = _rank_in_class(labels)
     held = np.maximum(np.round(size * fraction), 1) if fraction > 0 else np.zeros_like(size)
     is_held = rank < np.minimum(held, size - 1)
