@@ -17,13 +17,10 @@ class Progress:
         steps: Steps per epoch.
         images: Images per step, over all processes.
         shown: Names of the scores by their columns; the first one is printed.
-
-    Attributes:
-        closed: Whether nobody reads standard output any more.
     """
 
     def __init__(self, enabled: bool, epochs: int, steps: int, images: int, shown: Mapping[str, str]) -> None:
-        self.enabled, self.closed = enabled, False
+        self.enabled, self.closed = enabled, False  # closed: nobody reads standard output any more
         self.score, self.score_name = next(iter(shown.items()))
         self.epochs, self.steps, self.images = epochs, steps, images
         self._live = enabled and sys.stdout.isatty()

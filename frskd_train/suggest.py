@@ -8,11 +8,7 @@ from pathlib import Path
 def suggest(name: str, known: Iterable[str], otherwise: str = "", within: Path = Path()) -> str:
     """Return the end of a sentence about an unknown name: `; did you mean A or B?`, else `; OTHERWISE.` or `.`.
 
-    Args:
-        name: The unknown name.
-        known: The names that exist.
-        otherwise: What to say if no name is close.
-        within: Folder that holds the names.
+    `within` is the folder that holds the names, if they are files.
     """
     close = difflib.get_close_matches(name, list(known), n=3)
     if close:

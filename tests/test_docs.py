@@ -157,10 +157,10 @@ def test_tables_show_the_measurements(document: str, results: str) -> None:
 
 def test_help_offers_what_is_registered() -> None:
     """The parser lists names as text and the library registers them: both have to agree."""
-    assert list(settings.SELF_TEACHERS) == SELF_TEACHERS.names()
-    assert list(settings.FEATURE_LOSSES) == FEATURE_LOSSES.names()
-    assert list(settings.LOGIT_LOSSES) == LOGIT_LOSSES.names()
-    assert list(settings.PIXEL_TEACHERS) == SEGMENTATION_TEACHERS.names()
+    assert list(settings.model.SELF_TEACHERS) == SELF_TEACHERS.names()
+    assert list(settings.model.FEATURE_LOSSES) == FEATURE_LOSSES.names()
+    assert list(settings.model.LOGIT_LOSSES) == LOGIT_LOSSES.names()
+    assert list(settings.model.PIXEL_TEACHERS) == SEGMENTATION_TEACHERS.names()
 
 
 def test_a_new_self_teacher_is_one_file(tmp_path) -> None:

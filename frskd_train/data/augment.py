@@ -119,12 +119,9 @@ class Normalize(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Mix:
-    """Mixup and CutMix: one lambda and one permutation for the batch of each process.
+    """Mixup and CutMix by the alphas of their Beta distributions, 0 is off; with both a fair coin decides.
 
-    Attributes:
-        mixup: Alpha of Mixup's Beta distribution; 0 is off.
-        cutmix: Alpha of CutMix's; 0 is off. With both, a fair coin decides for each batch.
-        num_classes: Columns of the mixed targets.
+    The batch of each process has one lambda and one permutation.
     """
 
     mixup: float
@@ -160,16 +157,7 @@ class ResizedCrop:
 
 @dataclass(frozen=True)
 class BatchAugmentation:
-    """What is done to a training batch; nothing by default.
-
-    Attributes:
-        resized: Random resized crops of images in memory, if wanted.
-        padding: Pixels of padding of the random crop; 0 is no crop.
-        hflip: Chance of a horizontal flip.
-        vflip: Chance of a vertical flip.
-        reprob: Chance of random erasing.
-        mix: Mixup and CutMix, if wanted.
-    """
+    """What is done to a training batch: `padding` (of random crops) in pixels, flips and erasing as chances."""
 
     resized: ResizedCrop | None = None
     padding: int = 0

@@ -1,4 +1,7 @@
-"""Encoded images of a dataset: their headers, pixels and hashes. Bad images are told apart from errors in this code."""
+"""Encoded images of a dataset: headers, 8-bit pixels and hashes. Bad images are told apart from errors in this code.
+
+Many rows are read in threads: Pillow and hashing release the interpreter's lock.
+"""
 
 import hashlib
 import io
@@ -51,14 +54,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Images:
-    """A column of encoded images of one split, addressed by row.
-
-    Attributes:
-        dataset: The split; `column` gives bytes and paths, not decoded images.
-        split: Its name, for messages.
-        column: The column of the images.
-        noun: What an image is called in messages.
-    """
+    """A column of encoded images of one split, addressed by row; `split` and `noun` name them in messages."""
 
     dataset: datasets.Dataset
     split: str

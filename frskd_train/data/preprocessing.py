@@ -103,11 +103,7 @@ def given_statistics(
 
 
 def measure(images: Iterable[Tensor], in_chans: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Measure mean and standard deviation of images, exactly and in the same way on every machine.
-
-    Args:
-        images: Batches of uint8 [N, C, H, W]; C is 1 or `in_chans`.
-        in_chans: Channels of the network's input.
+    """Measure mean and standard deviation of batches uint8 [N, 1 or in_chans, H, W], exactly, alike on every machine.
 
     Returns:
         Mean and standard deviation of each channel for images in 0..1, to four decimals, as timm writes them.

@@ -26,7 +26,6 @@ from frskd_train.data.splits import Sample
 from frskd_train.settings import PreprocessingSettings
 
 SampleTransform = Callable[[Sample, int], tuple[Tensor, Tensor]]
-FILTERS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 
 
 def pixels_of(image: Image.Image | Tensor) -> Tensor:
@@ -181,7 +180,7 @@ class DenseTransform:
             layer = F.horizontal_flip(layer) if flips[0] < self.hflip else layer
             return F.vertical_flip(layer) if flips[1] < self.vflip else layer
 
-        image = move(pixels_of(sample.image), FILTERS[self.interpolation], list(self.fill))
+        image = move(pixels_of(sample.image), InterpolationMode(self.interpolation), list(self.fill))
         mask = move(sample.target[None], InterpolationMode.NEAREST_EXACT, IGNORED)
         if self.color_jitter:
             changes = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)

@@ -16,10 +16,6 @@ from frskd_train.constraints import CLASSIFICATION, SEGMENTATION
 from frskd_train.settings.data import DataSettings, PreprocessingSettings
 from frskd_train.settings.data import EvaluationSettings as EvaluationSettings
 from frskd_train.settings.data import FitSettings as FitSettings
-from frskd_train.settings.model import FEATURE_LOSSES as FEATURE_LOSSES
-from frskd_train.settings.model import LOGIT_LOSSES as LOGIT_LOSSES
-from frskd_train.settings.model import PIXEL_TEACHERS as PIXEL_TEACHERS
-from frskd_train.settings.model import SELF_TEACHERS as SELF_TEACHERS
 from frskd_train.settings.model import MethodSettings, ModelSettings, SegmentationSettings
 from frskd_train.settings.training import LoopSettings, OptimizerSettings, RunSettings
 
