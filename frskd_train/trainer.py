@@ -12,7 +12,7 @@ from frskd_timm.errors import UserError
 from frskd_train.checkpoint import checkpoint_name, load_state, prune, restore, save_checkpoint, set_aside_after
 from frskd_train.device import start_accelerator, step_seed, to_channels_last
 from frskd_train.errors import exit_process, keep_until_exit
-from frskd_train.evaluate import Scores
+from frskd_train.evaluate import Scores, evaluate
 from frskd_train.meter import TrainMeter, learning_note
 from frskd_train.nonfinite import NonfiniteGuard, refuse_nonfinite
 from frskd_train.optim import check_optimizer, create_optimizer, create_scheduler
@@ -254,12 +254,12 @@ class Trainer:
         """Score student and self-teacher on the validation images; the student's average if there is one."""
         broadcast_buffers(self.task)
         self.task.eval()
-        scores: Scores = self.job.evaluate(self.task.predict, self.val_batches, self.accelerator)
+        measure, batches = self.job.measure, self.val_batches
+        scores = evaluate(measure, self.task.predict, batches, self.accelerator)
         if self.ema is not None:
-            average = self.ema.module
+            average = self.ema.module.eval()
             broadcast_buffers(average)
-            average.eval()
-            scores |= self.job.evaluate(lambda images: {"student": average(images)}, self.val_batches, self.accelerator)
+            scores |= evaluate(measure, lambda images: {"student": average(images)}, batches, self.accelerator)
         return scores
 
     def save(self) -> None:

@@ -36,6 +36,7 @@ def evaluate(settings: EvaluationSettings) -> None:
     """
     # Imported here, so that --help and a wrong flag answer at once.
     from frskd_train.device import start_accelerator
+    from frskd_train.evaluate import evaluate as score
     from frskd_train.evaluate import refuse_nonfinite, storable
     from frskd_train.students import load_for_evaluation
     from frskd_train.tasks import job_of
@@ -53,7 +54,7 @@ def evaluate(settings: EvaluationSettings) -> None:
         world_size=accelerator.num_processes,
         device=accelerator.device,
     )
-    scores = job.evaluate(lambda images: {"student": model(images)}, batches, accelerator)
+    scores = score(job.measure, lambda images: {"student": model(images)}, batches, accelerator)
     notes = *data.notes, *data.bad_images()  # all processes know of images that were left out
     if not accelerator.is_main_process:
         return

@@ -1,16 +1,17 @@
 """The interface of a job: what trainer, report and `validate.py` need of a task."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from accelerate import Accelerator, PartialState
-from torch import Tensor, nn
+from accelerate import PartialState
+from torch import nn
 
 from frskd_timm.task import StudentTask
+from frskd_train.data import TrainingData, ValidationData, load_data
 from frskd_train.data.sampler import Order
-from frskd_train.evaluate import Measure, Scores, evaluate
+from frskd_train.evaluate import Measure, Scores
 from frskd_train.report.card import write_card
 from frskd_train.report.metrics import Metrics
 from frskd_train.run_folder import RunFolder
@@ -23,6 +24,7 @@ class Job(ABC):
 
     Attributes:
         settings: Settings of the run.
+        model_cfg: What timm knows about the student's input.
         measure: How networks are scored.
         score: Name of the score, in percent, that decides which epoch is the best.
         shown: Labels of the scores that are shown, by their names; `score` first.
@@ -33,19 +35,30 @@ class Job(ABC):
     score: ClassVar[str]
     shown: ClassVar[Mapping[str, str]]
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, model_cfg: Mapping[str, Any]) -> None:
         self.settings = settings
+        self.model_cfg = model_cfg
         self.notes: list[str] = []
 
-    @abstractmethod
-    def load_data(self, progress: bool) -> Any:
-        """Return the run's `TrainingData`; raises UserError if it cannot be trained on."""
+    def load_data(self, progress: bool) -> TrainingData:
+        """Return images and targets of the run; raises UserError if they cannot be trained on."""
+        model = self.settings.model
+        return load_data(
+            self.settings.data,
+            self.settings.preprocessing,
+            task=model.task,
+            model_cfg=self.model_cfg,
+            use_model_stats=model.pretrained,
+            num_outputs=model.num_classes,
+            resize_range=self.settings.segmentation.resize_range,
+            progress=progress,
+        )
 
     @abstractmethod
-    def build_student(self, data: Any) -> nn.Module:
+    def build_student(self, data: TrainingData) -> nn.Module:
         """Return the student for these data; raises UserError if the settings do not fit it."""
 
-    def build_task(self, student: nn.Module, data: Any) -> StudentTask:
+    def build_task(self, student: nn.Module, data: TrainingData) -> StudentTask:
         """Return the method around the student.
 
         Raises:
@@ -62,6 +75,8 @@ class Job(ABC):
         """Return the arguments of `DistillationTask` that follow from the settings in the same way for every task."""
         method = self.settings.method
         return {
+            "feature_loss": method.feature_loss,
+            "beta": method.beta,
             "alpha": method.alpha,
             "temperature": method.temperature,
             "schedule": method.distill_schedule,
@@ -74,50 +89,35 @@ class Job(ABC):
         }
 
     @abstractmethod
-    def make_task(self, student: nn.Module, data: Any) -> StudentTask:
+    def make_task(self, student: nn.Module, data: TrainingData) -> StudentTask:
         """Return the method around the student; raises UserError if the student has no feature maps for it."""
 
     @classmethod
     @abstractmethod
-    def load_validation(cls, data: DataSettings, fit: FitSettings, student: nn.Module, progress: bool) -> Any:
+    def load_validation(
+        cls, data: DataSettings, fit: FitSettings, student: nn.Module, progress: bool
+    ) -> ValidationData:
         """Return validation data for a trained student; raises UserError if they do not fit it."""
-
-    @classmethod
-    def evaluate(
-        cls,
-        predict: Callable[[Tensor], Mapping[str, Tensor]],
-        batches: Iterable[tuple[Tensor, Tensor]],
-        accelerator: Accelerator,
-    ) -> Scores:
-        """Score networks on the validation images of all processes; see `frskd_train.evaluate`."""
-        return evaluate(cls.measure, predict, batches, accelerator)
 
     @abstractmethod
     def about_student(self, student: nn.Module) -> dict[str, str]:
         """Return `model`, the name that was asked for, and `architecture`, timm's name of the network."""
 
     @abstractmethod
-    def draw(self, folder: Path, data: Any, task: StudentTask) -> list[Path]:
+    def draw(self, folder: Path, data: TrainingData, task: StudentTask) -> list[Path]:
         """Draw what the networks see in a few validation images; return the paths of the pictures."""
 
     @abstractmethod
-    def export(self, folder: RunFolder, data: Any, student: nn.Module, finish: Callable[[Path], Any]) -> None:
-        """Write the student's folder, and others that can be used without this package.
-
-        Args:
-            folder: The run's folder.
-            data: What the student was trained on.
-            student: The trained student.
-            finish: Called with the student's folder before it is put in place.
-        """
+    def export(self, folder: RunFolder, data: TrainingData, student: nn.Module, finish: Callable[[Path], Any]) -> None:
+        """Write the student's folder, after calling `finish` with it, and others that do not need this package."""
 
     def write_cards(self, folder: RunFolder, metrics: Metrics) -> None:
         """Write the model cards of the exported folders."""
         write_card(folder.student, metrics)
 
-    def tag(self, data: Any) -> str:
+    def tag(self, data: TrainingData) -> str:
         """Return the tag of the exported weights."""
-        return self.settings.run.tag or str(data.name)
+        return self.settings.run.tag or data.name
 
     def columns(self, scores: Scores) -> dict[str, float]:
         """Return scores by their names in `summary.csv`; those of the self-teacher begin with `teacher_`."""

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from timm.data import resolve_data_config
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from frskd_timm.errors import UserError
 from frskd_timm.export.student import export_student
 from frskd_timm.models import stock_name
 from frskd_timm.task import CrossEntropyTask, FRSKDTask, StudentTask
-from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_data, load_validation
+from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_validation
 from frskd_train.evaluate import CLASSIFICATION
 from frskd_train.report.figures import attention_figure
 from frskd_train.run_folder import RunFolder
@@ -26,34 +25,19 @@ PICTURED = 5  # validation images on the attention picture
 
 
 class ClassificationJob(Job):
-    """See `Job`; raises UserError if timm has no such model, or no weights of it to start from."""
+    """Raises UserError if timm has no such model, or no weights of it to start from."""
 
     score = "top1"
     shown: ClassVar = {"top1": "top-1", "top5": "top-5"}
     measure = CLASSIFICATION
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self.model_cfg = default_cfg(settings.model)
-
-    def load_data(self, progress: bool) -> TrainingData:
-        """Images and their classes."""
-        model = self.settings.model
-        return load_data(
-            self.settings.data,
-            self.settings.preprocessing,
-            model_cfg=self.model_cfg,
-            use_model_stats=model.pretrained,
-            num_outputs=model.num_classes,
-            progress=progress,
-        )
+        super().__init__(settings, default_cfg(settings.model))
 
     def build_student(self, data: TrainingData) -> nn.Module:
-        """A timm model."""
         return build_student(self.settings.model, self.model_cfg, data)
 
     def make_task(self, student: nn.Module, data: TrainingData) -> StudentTask:
-        """FRSKD, cross-entropy alone, or a linear probe."""
         method, smoothing = self.settings.method, self.settings.preprocessing.smoothing
         if self.settings.model.linear_probe:
             if method.method != "ce":
@@ -69,8 +53,6 @@ class ClassificationJob(Job):
             data.preprocessing.input_size,
             student.num_classes,  # type: ignore[arg-type]
             self_teacher=method.self_teacher,
-            feature_loss=method.feature_loss,
-            beta=method.beta,
             max_levels=method.feature_levels,
             sla=method.sla,
             teacher_options={
@@ -87,7 +69,6 @@ class ClassificationJob(Job):
     def load_validation(
         cls, data: DataSettings, fit: FitSettings, student: nn.Module, progress: bool
     ) -> ValidationData:
-        """Images prepared as the student's config says but for `fit`, labels matched to its classes by name."""
         preprocessing = Preprocessing.from_timm(resolve_data_config({}, model=student)).fitted(fit)
         if fit.img_size is not None:
             refuse_size(student, preprocessing.input_size)
@@ -95,13 +76,12 @@ class ClassificationJob(Job):
         return load_validation(data, preprocessing, class_names=names, progress=progress)
 
     def about_student(self, student: nn.Module) -> dict[str, str]:
-        """See `Job`; the config of a local folder or a repository names what it holds."""
-        asked = self.settings.model.model
-        model = asked if ":" not in asked else str(student.pretrained_cfg["architecture"])  # type: ignore[index]
+        model = self.settings.model.model
+        if ":" in model:  # the config of a local folder or a repository names what it holds
+            model = str(student.pretrained_cfg["architecture"])  # type: ignore[index]
         return {"model": model, "architecture": stock_name(model.split(".")[0]) or model.split(".")[0]}
 
     def draw(self, folder: Path, data: TrainingData, task: StudentTask) -> list[Path]:
-        """Attention maps of student and self-teacher."""
         if not isinstance(task, FRSKDTask):
             return []
         return [draw_attention(folder / "attention.png", data, task)]
@@ -144,13 +124,8 @@ def draw_attention(path: Path, data: TrainingData, task: FRSKDTask) -> Path:
     refined, _ = task.refine(maps)
     return attention_figure(
         data.preprocessing.to_bytes(images),
-        [_attention(m) for m in maps],
-        [_attention(m) for m in refined],
+        [m.float().cpu().numpy() for m in maps],
+        [m.float().cpu().numpy() for m in refined],
         [data.class_names[label] for label in labels],
         path,
     )
-
-
-def _attention(maps: Tensor) -> np.ndarray:
-    """[B, C, H, W] to the [B, H, W] that the feature loss compares, but for its length."""
-    return maps.float().square().mean(dim=1).cpu().numpy()

@@ -20,7 +20,7 @@ from frskd_timm.segmentation import (
 )
 from frskd_timm.task import StudentTask
 from frskd_train.constraints import keyword_arguments
-from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_data, load_validation
+from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_validation
 from frskd_train.evaluate import SEGMENTATION
 from frskd_train.report.card import write_backbone_card
 from frskd_train.report.metrics import Metrics
@@ -34,31 +34,17 @@ PICTURED = 5  # validation images on the picture
 
 
 class SegmentationJob(Job):
-    """See `Job`; raises UserError if timm has no such backbone, or no weights of it to start from."""
+    """Raises UserError if timm has no such backbone, or no weights of it to start from."""
 
     score = "miou"
     shown: ClassVar = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
     measure = SEGMENTATION
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
         preset = PRESETS.get(settings.model.model, {})
-        self.model_cfg = default_cfg(settings.model, preset.get("backbone"))
-
-    def load_data(self, progress: bool) -> TrainingData:
-        """Images and their masks."""
-        return load_data(
-            self.settings.data,
-            self.settings.preprocessing,
-            task="segmentation",
-            model_cfg=self.model_cfg,
-            use_model_stats=self.settings.model.pretrained,
-            resize_range=self.settings.segmentation.resize_range,
-            progress=progress,
-        )
+        super().__init__(settings, default_cfg(settings.model, preset.get("backbone")))
 
     def build_student(self, data: TrainingData) -> SegmentationStudent:
-        """A backbone under the decoder."""
         model, own = self.settings.model, self.settings.segmentation
         arguments = keyword_arguments(model.model_kwargs)
         if model.drop_path is not None:
@@ -86,7 +72,6 @@ class SegmentationJob(Job):
         return student
 
     def make_task(self, student: nn.Module, data: TrainingData) -> StudentTask:
-        """FRSKD, or cross-entropy alone."""
         assert isinstance(student, SegmentationStudent)
         method = self.settings.method
         common: dict[str, Any] = {
@@ -99,8 +84,6 @@ class SegmentationJob(Job):
             student,
             self_teacher=self.settings.segmentation.pixel_teacher,
             teacher_layers=method.teacher_repeats,
-            feature_loss=method.feature_loss,
-            beta=method.beta,
             **common,
             **self.distillation_options(),
         )
@@ -109,7 +92,6 @@ class SegmentationJob(Job):
     def load_validation(
         cls, data: DataSettings, fit: FitSettings, student: nn.Module, progress: bool
     ) -> ValidationData:
-        """Images at their own size, normalised as the student's config says."""
         assert isinstance(student, SegmentationStudent)
         if fit.given():
             raise UserError(
@@ -123,14 +105,12 @@ class SegmentationJob(Job):
         return load_validation(data, preprocessing, task="segmentation", class_names=names, progress=progress)
 
     def about_student(self, student: nn.Module) -> dict[str, str]:
-        """See `Job`; the config of a local folder or a repository names what it holds."""
         assert isinstance(student, SegmentationStudent)
         asked = self.settings.model.model
         return {"model": asked if ":" not in asked else student.backbone_name, "architecture": student.backbone_name}
 
     @torch.no_grad()
     def draw(self, folder: Path, data: TrainingData, task: StudentTask) -> list[Path]:
-        """Image, truth, student and self-teacher, side by side."""
         task.eval()
         device = next(task.parameters()).device
         images, truth = next(iter(data.val_batches(PICTURED, device=device)))
@@ -148,7 +128,6 @@ class SegmentationJob(Job):
         ]
 
     def export(self, folder: RunFolder, data: TrainingData, student: nn.Module, finish: Callable[[Path], Any]) -> None:
-        """Write the student, and beside it its backbone as a timm checkpoint in `backbone/`."""
         export_segmentation(student, folder.student, finish=finish)
         export_backbone(
             student,
@@ -160,6 +139,5 @@ class SegmentationJob(Job):
         )
 
     def write_cards(self, folder: RunFolder, metrics: Metrics) -> None:
-        """See `Job`."""
         super().write_cards(folder, metrics)
         write_backbone_card(folder.path / "backbone", metrics)
