@@ -1,7 +1,8 @@
 """The model card: from `metrics.json` and the exported config, through `huggingface_hub`'s card classes."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,8 @@ import huggingface_hub
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from frskd_timm.export.folder import CARD
+from frskd_timm.export.folder import CARD, RECIPE
 from frskd_timm.export.load import ExportedStudent, read_student
-from frskd_train.report.card_text import FORMS, card_title, text_facts
 from frskd_train.report.metrics import DatasetFacts, Metrics
 
 EVAL_RESULTS = ".eval_results/frskd.yaml"
@@ -22,17 +22,50 @@ PLACEHOLDER = "OWNER/NAME"
 _LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
-def write_card(folder: str | Path, metrics: Metrics) -> Path:
-    """Write the card of an exported student beside its weights, with the pictures and the recipe that are there.
+@dataclass(frozen=True)
+class Form:
+    """How a card presents the scores of one task.
 
-    Args:
-        folder: An exported student, with `curves.png`, `attention.png` and `recipe.yaml` if there are any.
-        metrics: The run's metrics.
-
-    Returns:
-        The path of the card.
+    Attributes:
+        pipeline: The Hub's name of the task.
+        columns: Heading and number format of the result table's columns, by name of the score.
+        results: The Hub's metric type and readable name, by name of the score; models are compared by the first.
+        leaderboard: Name of the first score on the Hub's leaderboards.
     """
-    folder = Path(folder)
+
+    pipeline: str
+    columns: Mapping[str, tuple[str, str]]
+    results: Mapping[str, tuple[str, str]]
+    leaderboard: str
+
+    @property
+    def score(self) -> str:
+        """Name of the score that models are compared by."""
+        return next(iter(self.results))
+
+
+FORMS = {
+    "classification": Form(
+        "image-classification",
+        {"top1": ("top-1 (%)", "{:.2f}"), "top5": ("top-5 (%)", "{:.2f}"), "loss": ("loss", "{:.3f}")},
+        {"top1": ("accuracy", "Top-1 accuracy (%)"), "top5": ("top_5_accuracy", "Top-5 accuracy (%)")},
+        "top-1 accuracy in percent",
+    ),
+    "segmentation": Form(
+        "image-segmentation",
+        {
+            "miou": ("mIoU (%)", "{:.2f}"),
+            "pixel_accuracy": ("pixel accuracy (%)", "{:.2f}"),
+            "loss": ("loss per pixel", "{:.3f}"),
+        },
+        {"miou": ("mean_iou", "Mean IoU (%)"), "pixel_accuracy": ("accuracy", "Pixel accuracy (%)")},
+        "mean IoU in percent",
+    ),
+}
+
+
+def write_card(folder: Path, metrics: Metrics) -> None:
+    """Write the card of an exported student beside its weights, with the pictures and the recipe that are there."""
     names = {path.name for path in folder.iterdir()}
     model_card(metrics, read_student(folder), names).save(folder / CARD)
     entries = eval_result_entries(metrics)
@@ -40,17 +73,10 @@ def write_card(folder: str | Path, metrics: Metrics) -> Path:
         target = folder / EVAL_RESULTS
         target.parent.mkdir(exist_ok=True)
         target.write_text(yaml.safe_dump(entries, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    return folder / CARD
 
 
 def model_card(metrics: Metrics, student: ExportedStudent, names: Collection[str] = ()) -> ModelCard:
-    """Return the card of one student.
-
-    Args:
-        metrics: The run's metrics.
-        student: The exported student.
-        names: File names beside the card; pictures and recipe are mentioned if they are among them.
-    """
+    """Return the card of one student; it mentions pictures and recipe if they are among `names`, the files beside it."""
     form = FORMS[metrics.task]
     tags = [form.pipeline, *student.libraries, "self-distillation", "knowledge-distillation"]
     if metrics.method == "frskd":
@@ -67,23 +93,14 @@ def model_card(metrics: Metrics, student: ExportedStudent, names: Collection[str
         datasets=[name] if (name := hub_dataset(metrics.dataset)) else None,
         base_architecture=student.architecture,
         metrics=[form.results[form.score][0]] if results else None,
-        model_name=card_title(metrics, student),
+        model_name=_card_title(metrics, student),
         eval_results=results or None,
     )
-    return _fill("card_template.md", data, text_facts(metrics, student, names))
+    return _fill("card_template.md", data, _text_facts(metrics, student, names))
 
 
-def write_backbone_card(folder: str | Path, metrics: Metrics) -> Path:
-    """Write the card of a segmentation student's backbone, exported as a timm checkpoint.
-
-    Args:
-        folder: The checkpoint's folder.
-        metrics: Metrics of the run that trained it.
-
-    Returns:
-        The path of the card.
-    """
-    folder = Path(folder)
+def write_backbone_card(folder: Path, metrics: Metrics) -> None:
+    """Write the card of a segmentation student's backbone, exported as a timm checkpoint."""
     architecture = read_student(folder).architecture
     data = ModelCardData(
         license=(metrics.license or "").lower() or None,
@@ -94,7 +111,6 @@ def write_backbone_card(folder: str | Path, metrics: Metrics) -> Path:
     )
     card = _fill("backbone_template.md", data, {"title": f"{architecture}.{metrics.tag}", "run": metrics})
     card.save(folder / CARD)
-    return folder / CARD
 
 
 def tidy(card: ModelCard) -> ModelCard:
@@ -154,3 +170,100 @@ def _eval_results(metrics: Metrics) -> list[EvalResult]:
         for key, (kind, label) in form.results.items()
         if scores.get(key) is not None
     ]
+
+
+def _card_title(metrics: Metrics, student: ExportedStudent) -> str:
+    """Return the name of the weights: ARCHITECTURE.TAG, or MODEL.TAG of a segmentation network."""
+    return f"{metrics.model if metrics.task == 'segmentation' else student.architecture}.{metrics.tag}"
+
+
+def _text_facts(metrics: Metrics, student: ExportedStudent, names: Collection[str]) -> dict[str, Any]:
+    """Return the variables of the template; lists are empty and values None where there is nothing to say."""
+    form, baseline = FORMS[metrics.task], metrics.baseline
+    columns, results = _result_table(metrics)
+    score = (metrics.student or {}).get(form.score)
+    return {
+        "run": metrics,
+        "title": _card_title(metrics, student),
+        "architecture": student.architecture,
+        "package": student.package,
+        "pictures": [name for name in ("attention.png", "segmentation.png", "curves.png") if name in names],
+        "recipe": RECIPE if RECIPE in names else None,
+        "columns": columns,
+        "results": results,
+        "score": form.columns[form.score][0].removesuffix(" (%)"),
+        "classes": _with_value((metrics.student or {}).get("iou", {})),
+        "gain": f"{score - baseline.mean:+.2f}" if score is not None and baseline else None,
+        "baseline_seeds": ", ".join(str(run["seed"]) for run in baseline.runs) if baseline else "",
+        "mode": "L" if student.in_chans == 1 else "RGB",
+        "has_labels": bool(student.class_names),
+        "settings": _settings(metrics),
+        "data_facts": _data_facts(metrics.dataset),
+        "single_seed": score is not None,
+    }
+
+
+def _result_table(metrics: Metrics) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return column headings and rows, without rows and columns that have no figure."""
+    form = FORMS[metrics.task]
+    rows = {
+        f"**this model** ({'FRSKD student' if metrics.method == 'frskd' else 'student'})": metrics.student,
+        "its self-teacher (not in this repository)": metrics.self_teacher,
+    }
+    table = {
+        name: {key: text.format(scores[key]) for key, (_, text) in form.columns.items() if scores[key] is not None}
+        for name, scores in rows.items()
+        if scores
+    }
+    if metrics.baseline:
+        mean, spread, count = metrics.baseline.mean, metrics.baseline.std, len(metrics.baseline.runs)
+        name = f"cross-entropy alone, same recipe, {count} seed{'s' if count > 1 else ''}"
+        table[name] = {form.score: f"{mean:.2f}" + (f" ± {spread:.2f}" if spread is not None else "")}
+    columns = [key for key in form.columns if any(key in row for row in table.values())]
+    cells = [{"name": name, "cells": [row.get(key, "") for key in columns]} for name, row in table.items() if row]
+    return [form.columns[key][0] for key in columns], cells
+
+
+def _settings(metrics: Metrics) -> list[tuple[str, str]]:
+    machine = metrics.machine
+    where = [machine.name or machine.device]
+    where += [f"{machine.cores} core{'s' if machine.cores > 1 else ''}"] if machine.cores else []
+    where += [f"{machine.processes} processes"] if machine.processes > 1 else []
+    speed = metrics.images_per_second
+    rows = {
+        "Method": {"frskd": "FRSKD", "ce": "cross-entropy"}[metrics.method],
+        "Weights": "exponential moving average" if metrics.weights == "ema" else "the student's own",
+        "Parameters": f"{metrics.param_count:,}",
+        "Image size": metrics.img_size,
+        "Epochs": metrics.epochs,
+        "Seed": metrics.seed,
+        "Precision": machine.precision,
+        "Parameters stored in": metrics.stored_in,
+        "Machine": ", ".join(where),
+        "Training time": _duration(metrics.seconds),
+        "Images per second": f"{speed:,.0f}" if speed is not None else None,
+        "Versions": ", ".join(f"{name} {version}" for name, version in metrics.versions.items()),
+    }
+    # a line break or a bar in a value would end the table's cell
+    cells = {name: re.sub(r"\s+", " ", str(value)).replace("|", "\\|") for name, value in _with_value(rows).items()}
+    return list(cells.items())
+
+
+def _data_facts(dataset: DatasetFacts) -> list[str]:
+    counts = f"{dataset.train_images:,} training images, {dataset.val_images:,} validation images"
+    facts = [
+        f"[{dataset.name}]({dataset.homepage})" if dataset.homepage else dataset.name,
+        f"{counts}, {dataset.num_classes:,} classes",
+    ]
+    return facts + ([f"Licence of the data: {dataset.license}"] if dataset.license else [])
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _with_value(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value not in (None, "")}
