@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from frskd_train.data.scenes import compose
-from frskd_train.report.figures import attention_figure, curves_figure
-from frskd_train.report.segmentation_figures import class_colours, segmentation_figure
+from frskd_train.report.figures import attention_figure, class_colours, curves_figure, segmentation_figure
 
 KEYS = ["epoch", "lr", "loss", "loss_ce", "loss_ce_teacher", "loss_kl", "loss_feature", "loss_sla", "val_loss"]
 KEYS += ["top1", "teacher_top1", "images_per_second"]

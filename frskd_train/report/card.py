@@ -76,7 +76,7 @@ def write_card(folder: Path, metrics: Metrics) -> None:
 
 
 def model_card(metrics: Metrics, student: ExportedStudent, names: Collection[str] = ()) -> ModelCard:
-    """Return the card of one student; it mentions pictures and recipe if they are among `names`, the files beside it."""
+    """Return the card of one student; it mentions pictures and recipe that are among `names`, the files beside it."""
     form = FORMS[metrics.task]
     tags = [form.pipeline, *student.libraries, "self-distillation", "knowledge-distillation"]
     if metrics.method == "frskd":

@@ -1,4 +1,4 @@
-"""The pictures of a run: curves over the epochs and attention maps over images, from numbers to PNG files."""
+"""The pictures of a run: curves over the epochs, attention maps over images, and predicted masks."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
@@ -38,29 +39,29 @@ _TERMS = {
     "loss_feature": ("feature maps", _PURPLE),
 }
 _SCORES = {
-    "top1": ("student", _BLUE, "-"),
-    "teacher_top1": ("self-teacher", _ORANGE, "-"),
-    "miou": ("student", _BLUE, "-"),
-    "teacher_miou": ("self-teacher", _ORANGE, "-"),
+    "top1": ("student", _BLUE),
+    "teacher_top1": ("self-teacher", _ORANGE),
+    "miou": ("student", _BLUE),
+    "teacher_miou": ("self-teacher", _ORANGE),
 }
+_IGNORED_COLOUR = (1.0, 1.0, 1.0)
+_BACKGROUND_COLOUR = (0.88, 0.88, 0.88)
+_LEGEND_CLASSES = 24  # with more the legend is left out
 
 
 def curves_figure(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Draw loss terms and accuracies over the epochs.
+    """Draw loss terms and accuracies over the epochs; returns the path.
 
     Args:
         rows: One mapping per epoch, as in `summary.csv`: `epoch`, `loss`, `loss_*`, `val_loss`, `top1`, `teacher_top1`,
             or `miou`, `teacher_miou` (percent). Numbers may be text; any may be missing or empty.
         path: The PNG to write.
-
-    Returns:
-        The path.
     """
     columns = _columns(rows)
     epochs = columns.pop("epoch", np.arange(1, len(rows) + 1, dtype=float))
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(9, 4), layout="constrained")
-        losses, scores = figure.subplots(1, 2, width_ratios=(1, 1))
+        losses, scores = figure.subplots(1, 2)
         _draw_losses(losses, epochs, columns)
         _draw_scores(scores, epochs, columns)
         for axes in (losses, scores):
@@ -80,7 +81,7 @@ def attention_figure(
     titles: Sequence[str],
     path: str | Path,
 ) -> Path:
-    """Draw attention maps of student and self-teacher over the images, side by side.
+    """Draw attention maps of student and self-teacher over the images, side by side; returns the path.
 
     An attention map is the mean over the channels of the squared feature map, which the feature loss compares. It is
     scaled to 0..1 per image and level and laid over the grey image.
@@ -92,9 +93,6 @@ def attention_figure(
         teacher_maps: The same of the self-teacher's refined maps.
         titles: One per image, its class for instance.
         path: The PNG to write.
-
-    Returns:
-        The path.
     """
     levels = len(student_maps)
     columns = 1 + levels + len(teacher_maps)
@@ -118,6 +116,64 @@ def attention_figure(
                     _cell(figure, grid[row, first + level], _overlay(image, features[row]), head if row == 0 else "")
         figure.savefig(path, dpi=160)
     return Path(path)
+
+
+def segmentation_figure(
+    images: NDArray[np.uint8],
+    truth: NDArray[Any],
+    student: NDArray[Any],
+    self_teacher: NDArray[Any] | None,
+    class_names: Sequence[str],
+    path: str | Path,
+    *,
+    ignored: int = 255,
+) -> Path:
+    """Draw images with their truth and the predictions of two networks; returns the path.
+
+    Args:
+        images: [N, H, W, 1 or 3].
+        truth: Classes [N, H, W].
+        student: Predicted classes [N, H, W].
+        self_teacher: Predicted classes [N, H, W]; None leaves the column out.
+        class_names: One per class; the first is drawn in light grey.
+        path: The PNG to write.
+        ignored: Label of pixels without a class; they are white in every column.
+    """
+    columns: list[tuple[str, NDArray[Any]]] = [("image", images), ("truth", truth), ("student", student)]
+    if self_teacher is not None:
+        columns.append(("self-teacher", self_teacher))
+    colours = class_colours(len(class_names))
+    shown = sorted({int(label) for _, labels in columns[1:] for label in np.unique(labels)} - {ignored})
+    cell = 1.5
+    tall = cell * images.shape[1] / images.shape[2]
+    legend_rows = -(-len(shown) // 4) if len(shown) <= _LEGEND_CLASSES else 0
+    below = 0.2 * legend_rows + 0.1
+    height = tall * len(images) + 0.3 + below
+    figure = Figure(figsize=(cell * len(columns), height))
+    grid = figure.add_gridspec(
+        len(images), len(columns), wspace=0.03, hspace=0.03, left=0.01, right=0.99,
+        bottom=below / height, top=1 - 0.3 / height,
+    )  # fmt: skip
+    for row in range(len(images)):
+        hidden = truth[row] == ignored
+        for column, (title, content) in enumerate(columns):
+            picture = content[row].squeeze() if column == 0 else _painted(content[row], hidden, colours)
+            _cell(figure, grid[row, column], picture, title if row == 0 else "", fontsize=9)
+    if legend_rows:
+        patches = [Patch(color=tuple(colours[label]), label=class_names[label]) for label in shown]
+        figure.legend(
+            handles=patches, ncols=4, loc="lower center", frameon=False, fontsize=7, handlelength=1, columnspacing=1
+        )
+    figure.savefig(path, dpi=160)
+    return Path(path)
+
+
+def class_colours(count: int) -> NDArray[np.float64]:
+    """Return one colour per class, [count, 3] in 0..1: light grey for the first, then distinct colours."""
+    palette = [*matplotlib.color_sequences["tab10"], *matplotlib.color_sequences["Dark2"]]
+    palette += [colour for place, colour in enumerate(matplotlib.color_sequences["tab20b"]) if place % 4 != 3]
+    colours = [_BACKGROUND_COLOUR, *(palette[index % len(palette)] for index in range(count - 1))]
+    return np.array(colours[:count])
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.float64]]:
@@ -158,12 +214,12 @@ def _draw_losses(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray
 def _draw_scores(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray[np.float64]]) -> None:
     axes.set_title("mean IoU, validation (%)" if "miou" in columns else "top-1 accuracy, validation (%)")
     last = []
-    for name, (label, colour, style) in _SCORES.items():
+    for name, (label, colour) in _SCORES.items():
         if name not in columns:
             continue
         known = np.flatnonzero(np.isfinite(columns[name]))
         final = columns[name][known[-1]]
-        _line(axes, epochs, columns[name], label=f"{label}: {final:.2f}", color=colour, linestyle=style)
+        _line(axes, epochs, columns[name], label=f"{label}: {final:.2f}", color=colour)
         axes.plot(epochs[known[-1]], final, "o", color=colour, markersize=4)
         last.append(columns[name][known])
     if last:
@@ -186,14 +242,13 @@ def _line(axes: Axes, epochs: NDArray[Any], values: NDArray[np.float64], **style
     axes.plot(epochs[known], values[known], **({"linewidth": 1.6} | style | marker))
 
 
-def _cell(figure: Figure, place: Any, picture: NDArray[Any], title: str) -> Axes:
+def _cell(figure: Figure, place: Any, picture: NDArray[Any], title: str, fontsize: float = 7.5) -> Axes:
     axes = figure.add_subplot(place)
     axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
     axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
     if title:
-        axes.set_title(title, fontsize=7.5, fontweight="normal", color="#333333", pad=3, loc="center")
+        axes.set_title(title, fontsize=fontsize, fontweight="normal", color="#333333", pad=3, loc="center")
     return axes
 
 
@@ -221,3 +276,9 @@ def _unit(features: NDArray[Any]) -> NDArray[np.float32]:
     known = attention[np.isfinite(attention)]
     low, span = (known.min(), max(np.ptp(known), 1e-12)) if known.size else (0.0, 1.0)
     return np.nan_to_num((attention - low) / span, nan=0.0, posinf=1.0, neginf=0.0).astype(np.float32)
+
+
+def _painted(labels: NDArray[Any], hidden: NDArray[Any], colours: NDArray[np.float64]) -> NDArray[np.float64]:
+    painted = colours[np.clip(labels, 0, len(colours) - 1)]
+    painted[hidden] = _IGNORED_COLOUR
+    return painted

@@ -23,8 +23,8 @@ from frskd_train.constraints import keyword_arguments
 from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_validation
 from frskd_train.evaluate import SEGMENTATION
 from frskd_train.report.card import write_backbone_card
+from frskd_train.report.figures import segmentation_figure
 from frskd_train.report.metrics import Metrics
-from frskd_train.report.segmentation_figures import segmentation_figure
 from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, Settings, default_settings
 from frskd_train.students import default_cfg, refuse_nonfinite_weights
