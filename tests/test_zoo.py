@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from frskd_timm.errors import UserError
 from frskd_timm.export.load import load_student
 from frskd_timm.models._pretrained import DEFAULT_TAGS, WEIGHTS, with_weights
-from frskd_train.report.checks import check_folder
+from frskd_train.report.publish import check_folder
 from tools.ship import ship
 from tools.zoo import read_results, results_table, with_table
 

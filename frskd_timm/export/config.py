@@ -13,11 +13,7 @@ CROP_MODES = {"center", "squash", "border"}
 
 
 def check_pretrained_cfg(cfg: dict[str, Any], where: object) -> None:
-    """Check what a pretrained configuration says of images.
-
-    Args:
-        cfg: A timm configuration; what it does not say is not checked.
-        where: The file or name to mention in messages.
+    """Check what a timm configuration says of images; `where` it stands is for messages.
 
     Raises:
         UserError: A value of the wrong type or out of range.

@@ -67,12 +67,7 @@ class ExportedStudent(ABC):
         return self._guarded(self._load).eval()
 
     def probe(self, batch: int = 2, size: tuple[int, int] | None = None) -> Tensor:
-        """Return the fixed input of all comparisons: normalised noise [batch, C, H, W].
-
-        Args:
-            batch: Number of images.
-            size: Height and width; ignored by classifiers, which have their own.
-        """
+        """Return the fixed input of all comparisons: noise [batch, C, H, W]; classifiers have a size of their own."""
         return torch.randn(batch, self.in_chans, *self._size(size), generator=torch.Generator().manual_seed(0))
 
     @property
@@ -153,7 +148,6 @@ class ExportedClassifier(ExportedStudent):
             raise UserError(f"'label_names' in {where} is not a list of {classes} names.")
 
     def load_line(self, name: str) -> str:
-        """See `ExportedStudent`."""
         place = name if name.startswith("local-dir:") else f"hf-hub:{name}"
         return f'timm.create_model("{place}", pretrained=True)'
 
@@ -191,10 +185,13 @@ class ExportedSegmenter(ExportedStudent):
                 check_statistics(name, config[name], self.in_chans, where)
         self.class_names = entry(config, "class_names", list, where, default=[])
         self.arguments = entry(config, "backbone_args", dict, where, default={})
-        check_size([self.in_chans, *self._guarded_size()], where)
+        try:
+            height, width = probe_size(self.arguments)
+        except (TypeError, LookupError):
+            raise UserError(f"'img_size' in {where} is not a size in pixels.") from None
+        check_size([self.in_chans, height, width], where)
 
     def load_line(self, name: str) -> str:
-        """See `ExportedStudent`."""
         place, _, revision = name.removeprefix("local-dir:").partition("@")
         more = f', revision="{revision}"' if revision else ""
         return f'SegmentationStudent.from_pretrained("{place}"{more})'
@@ -205,12 +202,6 @@ class ExportedSegmenter(ExportedStudent):
     def _load(self) -> nn.Module:
         with redirect_stdout(None):  # huggingface_hub prints what it does
             return SegmentationStudent.from_pretrained(self.path)
-
-    def _guarded_size(self) -> tuple[Any, Any]:
-        try:
-            return probe_size(self.arguments)
-        except (TypeError, LookupError):
-            raise UserError(f"'img_size' in {self.path / CONFIG} is not a size in pixels.") from None
 
     def _size(self, size: tuple[int, int] | None) -> tuple[int, int]:
         return size or probe_size(self.arguments)
@@ -237,28 +228,11 @@ def load_student(folder: str | Path) -> nn.Module:
     return read_student(folder).load()
 
 
-def check_student(folder: str | Path) -> dict[str, Tensor]:
-    """Check an exported student and return its weights.
-
-    Raises:
-        UserError: As `load_student`.
-    """
-    return read_student(folder).check()
-
-
 def verify_export(folder: str | Path, model: nn.Module, *, tolerance: float = 1e-4) -> float:
     """Load an exported student and compare its logits with those of the model it was exported from.
 
-    Args:
-        folder: The export.
-        model: The trained student; its mode and device are restored.
-        tolerance: Largest difference allowed, as a share of the largest logit.
-
-    Returns:
-        The largest absolute difference.
-
     Raises:
-        UserError: The folder does not load, or its logits differ.
+        UserError: The folder does not load, or its logits differ; see `compare_logits`.
     """
     student = read_student(folder)
     return compare_logits(model, student.load(), student.probe(), tolerance=tolerance)

@@ -51,7 +51,6 @@ def export_backbone(
     license: str | None = None,
     dataset: str | None = None,
     method: str = "frskd",
-    finish: Callable[[Path], Any] | None = None,
 ) -> Path:
     """Write a student's backbone as a timm checkpoint, and verify that it gives the same feature maps.
 
@@ -67,7 +66,6 @@ def export_backbone(
         license: Licence of the weights, as the Hub spells it.
         dataset: Readable name of the training data.
         method: `frskd`, or `ce` for a student trained without the self-teacher; its config does not cite the paper.
-        finish: Called with the temporary folder once the weights are verified, to add a card.
 
     Returns:
         The folder: `model.safetensors` and `config.json`.
@@ -100,8 +98,6 @@ def export_backbone(
         config = timm_config(whole, aside / CONFIG, architecture, data_config, facts, None)
         write_json(aside / CONFIG, config)
         _compare_maps(student, aside)
-        if finish is not None:
-            finish(aside)
     return Path(folder)
 
 
@@ -128,15 +124,12 @@ def _compare_maps(student: SegmentationStudent, folder: Path) -> None:
     arguments = {**student.backbone_args, "features_only": True, "out_indices": student.levels}
     try:
         loaded: Any = timm.create_model(f"local-dir:{folder}", pretrained=True, **arguments)
-        channels_first = getattr(loaded, "output_fmt", None)
+        channels_last = str(getattr(loaded, "output_fmt", None)).endswith("NHWC")
     except Exception as error:  # timm's own complaint
         raise UserError(f"The backbone {name} does not load with features_only: {first_line(error)}.") from error
 
     def maps(images: torch.Tensor) -> list[torch.Tensor]:
-        found = loaded(images)
-        if str(channels_first).endswith("NHWC"):
-            return [map_.permute(0, 3, 1, 2) for map_ in found]
-        return list(found)
+        return [map_.permute(0, 3, 1, 2) if channels_last else map_ for map_ in loaded(images)]
 
     images = torch.randn(2, student.in_chans, *student.probe, generator=torch.Generator().manual_seed(0))
     compare_logits(_Maps(student.backbone, student.backbone_maps), _Maps(loaded, maps), images)

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, get_session, set_client_factory
@@ -59,13 +60,8 @@ def with_retries(call: Callable[[], T], repo_id: str, api: HfApi, once: bool = F
     """Call a function again while its failure may be temporary.
 
     huggingface_hub itself retries uploads and downloads; this retries the rest, up to four times. A Hub that does not
-    answer is given up after two minutes. The call runs in a thread, so that Ctrl-C does not have to wait for it.
-
-    Args:
-        call: What to do; it must be safe to repeat.
-        repo_id: The repository, for messages.
-        api: The client.
-        once: Do not repeat it after the commit was sent and no answer came.
+    answer is given up after two minutes. With `once` a commit that was sent but not answered is not sent again. The
+    call runs in a thread, so that Ctrl-C does not have to wait for it.
 
     Raises:
         UserError: What went wrong and what to do next.
@@ -87,22 +83,16 @@ def with_retries(call: Callable[[], T], repo_id: str, api: HfApi, once: bool = F
 
 
 def _in_thread(call: Callable[[], T]) -> T:
-    results: list[T] = []
-    errors: list[BaseException] = []
+    future: Future[T] = Future()
 
     def run() -> None:
         try:
-            results.append(call())
+            future.set_result(call())
         except BaseException as error:
-            errors.append(error)
+            future.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.2)
-    if errors:
-        raise errors[0]
-    return results[0]
+    threading.Thread(target=run, daemon=True).start()
+    return future.result()
 
 
 def _sentence(error: BaseException, repo_id: str, api: HfApi, unknown: bool) -> str:
@@ -135,9 +125,8 @@ def _status_sentence(error: HfHubHTTPError, repo_id: str) -> str:
         413: "The Hub refuses files of this size (413): export the student in half precision, or make it smaller.",
         429: f"The Hub asks to slow down (429): wait {_retry_after(error) or 'a few minutes'}, then {_AGAIN}.",
     }
-    sentences |= dict.fromkeys(
-        (401, 404), f"{repo_id} was not found ({status}): check its name, and that the token may see it."
-    )
+    unseen = f"{repo_id} was not found ({status}): check its name, and that the token may see it."
+    sentences |= dict.fromkeys((401, 404), unseen)
     sentences |= dict.fromkeys((409, 412), f"{repo_id} was changed by someone else meanwhile ({status}): {_AGAIN}.")
     refused = f"The Hub refuses the upload to {repo_id} ({status}): check the folder and the name, then {_AGAIN}."
     return sentences.get(status, f"The Hub has problems of its own ({status}): {_AGAIN}." if status >= 500 else refused)

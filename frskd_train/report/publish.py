@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from frskd_timm.errors import UserError
 from frskd_timm.export.compare import compare_logits
-from frskd_timm.export.folder import CARD, CONFIG, RECIPE
+from frskd_timm.export.folder import CARD, CONFIG, RECIPE, WEIGHTS
 from frskd_timm.export.load import ExportedStudent, load_student, read_student
 from frskd_train.report.card import EVAL_RESULTS, PLACEHOLDER
-from frskd_train.report.checks import check_folder
 from frskd_train.report.failures import SILENCE, AlteredError, with_retries
 
 INTERRUPTED = (
@@ -24,6 +24,8 @@ INTERRUPTED = (
 )
 # Files of an older push, deleted if the new one lacks them. Other files are the owner's.
 _OPTIONAL = ("attention.png", "curves.png", "segmentation.png", RECIPE, EVAL_RESULTS)
+_PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ def push_student(
     student = read_student(folder)
     check_repo_id("--repo-id", repo_id)
     _check_revision(revision, create_pr)
-    files = _contents(folder, repo_id)
+    files = {name: (folder / name).read_bytes() for name in check_folder(folder)}
+    files[CARD] = files[CARD].replace(PLACEHOLDER.encode(), repo_id.encode())
     size = sum(map(len, files.values()))
     say(f"{folder} is complete: {student.architecture}, {len(files)} files, {size / 1e6:.1f} MB.")
     if not ModelCard(files[CARD].decode()).data.get("license"):
@@ -113,13 +116,13 @@ def push_student(
     return published
 
 
+@dataclass
 class _Hub:
     """One repository, asked through the genuine client."""
 
-    def __init__(self, api: HfApi, repo_id: str) -> None:
-        self.api = api
-        self.repo_id = repo_id
-        self.before: str | None = None  # the commit that was found first; a repeated attempt may find its own
+    api: HfApi
+    repo_id: str
+    before: str | None = None  # the commit that was found first; a repeated attempt may find its own
 
     def commit(
         self, files: Mapping[str, bytes], message: str, private: bool, revision: str | None, create_pr: bool
@@ -192,8 +195,55 @@ def _check_revision(revision: str | None, create_pr: bool) -> None:
         raise UserError("--revision and --create-pr cannot be given together: a pull request is made from main.")
 
 
-def _contents(folder: Path, repo_id: str) -> dict[str, bytes]:
-    """Return the files to publish, with the repository's name in the card."""
-    files = {name: (folder / name).read_bytes() for name in check_folder(folder)}
-    files[CARD] = files[CARD].replace(PLACEHOLDER.encode(), repo_id.encode())
-    return files
+def check_folder(folder: Path) -> list[str]:
+    """Return the names of the files to publish, after checking that a folder is a loadable student with a valid card.
+
+    They are weights, config, card, the pictures in the card, and recipe and evaluation results if there are any.
+
+    Raises:
+        UserError: What is wrong first.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: give the student/ folder of a finished run.")
+    student = read_student(folder)
+    student.check()
+    names = [WEIGHTS, CONFIG, CARD, *_card_pictures(folder, student.libraries[0])]
+    names += [name for name in (RECIPE, EVAL_RESULTS) if (folder / name).is_file()]
+    for name in names:
+        if Path(name).suffix in (".json", ".md", ".yaml"):
+            _check_text(folder / name)
+    return names
+
+
+def _card_pictures(folder: Path, library: str) -> list[str]:
+    """Return the pictures that the card shows, after checking the card itself."""
+    path = folder / CARD
+    try:
+        card = ModelCard(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: write the card first (frskd_train.report.card.write_card).") from None
+    except (UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is not a valid card ({' '.join(str(error).split())}): write it again.") from None
+    if card.data.get("library_name") != library:
+        raise UserError(
+            f"{path} must contain 'library_name: {library}' between its '---' lines, or the Hub cannot load it."
+        )
+    pictures = []
+    for name in dict.fromkeys(_PICTURE.findall(card.text)):
+        if "://" in name:
+            continue
+        if not (folder / name).resolve().is_relative_to(folder.resolve()) or not (folder / name).is_file():
+            raise UserError(f"{path} shows {name}, which is not in the folder: add the picture or remove the line.")
+        pictures.append(name)
+    return pictures
+
+
+def _check_text(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    if _TOKEN.search(text):
+        raise UserError(f"{path} contains what looks like a Hugging Face token: remove it before publishing.")
+    if path.suffix == ".yaml":
+        try:
+            yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}): correct it first.") from None
