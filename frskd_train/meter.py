@@ -51,8 +51,8 @@ class TrainMeter:
         """Return the first term that was not finite and its step within the epoch, or None. Synchronises."""
         if not self.names or bool(torch.isinf(self._first_bad).all()):
             return None
-        order = sorted(range(len(self.names)), key=lambda i: (float(self._first_bad[i]), self.names[i] == "loss"))
-        return self.names[order[0]], int(self._first_bad[order[0]])
+        first = min(range(len(self.names)), key=lambda i: (float(self._first_bad[i]), self.names[i] == "loss"))
+        return self.names[first], int(self._first_bad[first])
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         """Return the mean of each term over the finite steps so far and over all processes. Synchronises."""
@@ -94,12 +94,8 @@ def learning_note(
 ) -> str | None:
     """Return a sentence about a student that has stopped learning, which the other falling terms would hide.
 
-    Args:
-        history: One row per finished epoch.
-        recent: The loss terms of the last steps.
-        shown: Labels of the scores by name of their column; the first one is looked at.
-        num_classes: Number of classes.
-        updates: Optimizer updates so far; there is no note within the first 100.
+    It looks at the rows of the finished epochs, at the loss terms of the last steps and at the first score shown, once
+    there were 100 updates of the optimizer.
     """
     if updates < 100:
         return None

@@ -1,9 +1,10 @@
-"""Comparing the outputs of two models, whatever DDP or `torch.compile` has put around them."""
+"""Comparing the outputs of two models."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from frskd_timm.errors import UserError
@@ -18,7 +19,7 @@ def compare_logits(model: nn.Module, other: nn.Module, images: Tensor, *, tolera
     Raises:
         UserError: It exceeds `tolerance` times the largest logit, or is NaN.
     """
-    model = unwrap(model)
+    model = unwrap_model(model)
     parameter = next(model.parameters())
     images = images.to(parameter.device)
     other = other.to(parameter.device)
@@ -34,17 +35,6 @@ def compare_logits(model: nn.Module, other: nn.Module, images: Tensor, *, tolera
             f"The exported student's logits differ from the trained one's by {difference:.3g} > {limit:.3g}."
         )
     return difference
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model without the wrappers of DDP and `torch.compile`."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
 
 
 @contextmanager

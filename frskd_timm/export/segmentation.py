@@ -6,10 +6,11 @@ from typing import Any
 
 import timm
 import torch
+from timm.utils import unwrap_model
 from torch import nn
 
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.export.compare import compare_logits, unwrap
+from frskd_timm.export.compare import compare_logits
 from frskd_timm.export.folder import CONFIG, plain_state_dict, replacing, write_json, write_weights
 from frskd_timm.export.load import verify_export
 from frskd_timm.export.student import architecture_name, timm_config, weights_facts
@@ -102,7 +103,7 @@ def export_backbone(
 
 
 def _plain(student: nn.Module) -> SegmentationStudent:
-    student = unwrap(student)
+    student = unwrap_model(student)
     if not isinstance(student, SegmentationStudent):
         raise UserError(f"{type(student).__name__} is not a SegmentationStudent.")
     return student
@@ -111,9 +112,9 @@ def _plain(student: nn.Module) -> SegmentationStudent:
 class _Maps(nn.Module):
     """All feature maps of a backbone, concatenated per image for `compare_logits`."""
 
-    def __init__(self, module: nn.Module, forward: Callable[[Any], Any]) -> None:
+    def __init__(self, backbone: nn.Module, maps: Callable[[Any], Any]) -> None:
         super().__init__()
-        self.module, self.maps = module, forward
+        self.backbone, self.maps = backbone, maps
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return torch.cat([maps.flatten(1) for maps in self.maps(images)], dim=1)

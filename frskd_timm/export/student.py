@@ -12,10 +12,10 @@ from typing import Any
 
 from timm.models import is_model
 from timm.models._hub import save_config_for_hf
+from timm.utils import unwrap_model
 from torch import nn
 
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.export.compare import unwrap
 from frskd_timm.export.folder import CONFIG, replacing, write_json, write_weights
 from frskd_timm.export.load import verify_export
 from frskd_timm.models import stock_name
@@ -79,7 +79,7 @@ def export_student(
             finite; the names or sizes do not fit it; or the folder holds something else.
     """
     folder = Path(folder).resolve()
-    model = unwrap(model)
+    model = unwrap_model(model)
     architecture = architecture_name(model, model_name)
     if label_names is not None and len(label_names) != model.num_classes:
         raise UserError(f"label_names has {len(label_names)} names, but the student has {model.num_classes} classes.")

@@ -30,12 +30,7 @@ def main() -> None:
 
 
 def run(command: str, arguments: Sequence[str] | None = None) -> None:
-    """Run a subcommand; if a package is missing, exit with one sentence that says how to install it.
-
-    Args:
-        command: A key of `COMMANDS`.
-        arguments: Its flags; those of the process by default.
-    """
+    """Run a subcommand of `COMMANDS`; if a package is missing, exit with one sentence that says how to install it."""
     try:
         import_module(COMMANDS[command][0]).main(arguments)
     except ModuleNotFoundError as error:

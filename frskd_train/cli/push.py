@@ -8,11 +8,7 @@ from frskd_train.errors import exit_interrupted, exit_with_error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the arguments and publish; exit with status 2 after an error that the user can fix.
-
-    Args:
-        arguments: Flags; those of the process by default.
-    """
+    """Parse the arguments and publish; exit with status 2 after an error that the user can fix."""
     parser = argparse.ArgumentParser(
         None if arguments is None else "frskd push",
         description="Publish a trained student on the Hugging Face Hub, in one commit.",

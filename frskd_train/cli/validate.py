@@ -10,11 +10,7 @@ from frskd_train.settings import EvaluationSettings, LoopSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one evaluation; exit with status 2 after an error that the user can fix.
-
-    Args:
-        arguments: Flags; those of the process by default.
-    """
+    """Run one evaluation; exit with status 2 after an error that the user can fix."""
     try:
         settings = parse_evaluation(sys.argv[1:] if arguments is None else arguments)
     except SettingsError as error:

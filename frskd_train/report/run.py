@@ -5,7 +5,6 @@ import signal
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -186,18 +185,13 @@ def summary(folder: RunFolder, job: Job, metrics: Metrics) -> str:
     if metrics.baseline:
         lines.append(f"baseline      {name} {metrics.baseline.mean:.2f}%   (cross-entropy alone)")
     speed = f"{metrics.images_per_second:.0f} images/s" if metrics.images_per_second else ""
+    exported = read_student(folder.student)
     lines += [
         f"took          {duration(metrics.seconds)}   {speed}",
         f"student in    {folder.student}",
-        "load it       " + load_line(folder.student),
+        f"load it       {exported.imports}; {exported.load_line(f'local-dir:{folder.student.as_posix()}')}",
     ]
     return "\n".join(lines)
-
-
-def load_line(folder: Path) -> str:
-    """Return the line of Python that loads an exported student."""
-    student = read_student(folder)
-    return f"{student.imports}; {student.load_line(f'local-dir:{folder.as_posix()}')}"
 
 
 def describe(job: Job, data: TrainingData, task: StudentTask, accelerator: Accelerator) -> str:

@@ -12,11 +12,7 @@ __all__ = ["Job", "choose_job", "job_of"]
 
 
 def choose_job(settings: Settings) -> Job:
-    """Return the job of a run.
-
-    Raises:
-        UserError: timm has no such model, or it has no weights to start from.
-    """
+    """Return the job of a run; raises UserError if timm has no such model, or no weights of it to start from."""
     return SegmentationJob(settings) if settings.model.task == "segmentation" else ClassificationJob(settings)
 
 

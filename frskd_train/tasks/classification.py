@@ -25,7 +25,7 @@ PICTURED = 5  # validation images on the attention picture
 
 
 class ClassificationJob(Job):
-    """Raises UserError if timm has no such model, or no weights of it to start from."""
+    """Any timm model, one class per image."""
 
     score = "top1"
     shown: ClassVar = {"top1": "top-1", "top5": "top-5"}

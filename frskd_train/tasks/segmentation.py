@@ -34,7 +34,7 @@ PICTURED = 5  # validation images on the picture
 
 
 class SegmentationJob(Job):
-    """Raises UserError if timm has no such backbone, or no weights of it to start from."""
+    """A decoder on any timm backbone, one class per pixel."""
 
     score = "miou"
     shown: ClassVar = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
