@@ -15,7 +15,7 @@ from runs import evaluate_here
 from frskd_timm.errors import UserError
 from frskd_timm.export.folder import replacing
 from frskd_timm.export.load import load_student
-from frskd_timm.export.segmentation import export_segmentation
+from frskd_timm.export.student import export_segmentation
 from frskd_timm.segmentation import create_segmentation_student
 from frskd_train.report.publish import push_student
 from frskd_train.settings import ModelSettings

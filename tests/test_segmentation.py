@@ -14,7 +14,7 @@ from torch import Tensor
 
 import frskd_timm  # noqa: F401 registers the students
 from frskd_timm.errors import UserError
-from frskd_timm.export.segmentation import export_backbone, export_segmentation
+from frskd_timm.export.student import export_backbone, export_segmentation
 from frskd_timm.segmentation import (
     SegmentationCrossEntropyTask,
     SegmentationStudent,

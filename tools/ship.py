@@ -20,8 +20,7 @@ from timm.models import is_model, model_entrypoint
 from torch import nn
 
 from frskd_timm.errors import UserError
-from frskd_timm.export.compare import compare_logits
-from frskd_timm.export.load import load_student, read_student
+from frskd_timm.export.load import compare_logits, load_student, read_student
 from frskd_timm.export.student import export_student
 from frskd_timm.models._pretrained import shipped_cfg
 from frskd_train.data import Preprocessing, load_validation

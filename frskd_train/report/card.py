@@ -11,7 +11,7 @@ import huggingface_hub
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from frskd_timm.export.folder import CARD, RECIPE
+from frskd_timm.export.folder import CARD
 from frskd_timm.export.load import ExportedStudent, read_student
 from frskd_train.report.metrics import DatasetFacts, Metrics
 
@@ -185,10 +185,8 @@ def _text_facts(metrics: Metrics, student: ExportedStudent, names: Collection[st
     return {
         "run": metrics,
         "title": _card_title(metrics, student),
-        "architecture": student.architecture,
-        "package": student.package,
-        "pictures": [name for name in ("attention.png", "segmentation.png", "curves.png") if name in names],
-        "recipe": RECIPE if RECIPE in names else None,
+        "student": student,
+        "files": names,
         "columns": columns,
         "results": results,
         "score": form.columns[form.score][0].removesuffix(" (%)"),
@@ -196,9 +194,7 @@ def _text_facts(metrics: Metrics, student: ExportedStudent, names: Collection[st
         "gain": f"{score - baseline.mean:+.2f}" if score is not None and baseline else None,
         "baseline_seeds": ", ".join(str(run["seed"]) for run in baseline.runs) if baseline else "",
         "mode": "L" if student.in_chans == 1 else "RGB",
-        "has_labels": bool(student.class_names),
         "settings": _settings(metrics),
-        "data_facts": _data_facts(metrics.dataset),
         "single_seed": score is not None,
     }
 
@@ -247,15 +243,6 @@ def _settings(metrics: Metrics) -> list[tuple[str, str]]:
     # a line break or a bar in a value would end the table's cell
     cells = {name: re.sub(r"\s+", " ", str(value)).replace("|", "\\|") for name, value in _with_value(rows).items()}
     return list(cells.items())
-
-
-def _data_facts(dataset: DatasetFacts) -> list[str]:
-    counts = f"{dataset.train_images:,} training images, {dataset.val_images:,} validation images"
-    facts = [
-        f"[{dataset.name}]({dataset.homepage})" if dataset.homepage else dataset.name,
-        f"{counts}, {dataset.num_classes:,} classes",
-    ]
-    return facts + ([f"Licence of the data: {dataset.license}"] if dataset.license else [])
 
 
 def _duration(seconds: float) -> str:

@@ -1,7 +1,6 @@
 """What is known of a finished run: the schema of `metrics.json`, which card, tables and baselines read."""
 
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -118,7 +117,8 @@ class Metrics:
 
     def to_json(self) -> str:
         """The text of `metrics.json`; numbers that are not finite become null."""
-        return json.dumps(_finite(asdict(self)), indent=2, ensure_ascii=False) + "\n"
+        finite = json.loads(json.dumps(asdict(self)), parse_constant=lambda _: None)
+        return json.dumps(finite, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_metrics(path: Path) -> Metrics:
@@ -131,11 +131,3 @@ def read_metrics(path: Path) -> Metrics:
         return Metrics.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not the metrics.json of a finished run ({first_line(error)}).") from None
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -12,9 +12,8 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, R
 from huggingface_hub.utils import validate_repo_id
 
 from frskd_timm.errors import UserError
-from frskd_timm.export.compare import compare_logits
 from frskd_timm.export.folder import CARD, CONFIG, RECIPE, WEIGHTS
-from frskd_timm.export.load import ExportedStudent, load_student, read_student
+from frskd_timm.export.load import ExportedStudent, compare_logits, load_student, read_student
 from frskd_train.report.card import EVAL_RESULTS, PLACEHOLDER
 from frskd_train.report.failures import SILENCE, AlteredError, with_retries
 

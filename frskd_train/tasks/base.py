@@ -18,6 +18,8 @@ from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, Settings
 from frskd_train.sync_batchnorm import refuse_single_values
 
+PICTURED = 5  # validation images on the picture of what the networks see
+
 
 class Job(ABC):
     """Data, student, method, scores and export of one task.

@@ -18,10 +18,8 @@ from frskd_train.report.figures import attention_figure
 from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, Settings
 from frskd_train.students import build_student, default_cfg, refuse_size
-from frskd_train.tasks.base import Job
+from frskd_train.tasks.base import PICTURED, Job
 from frskd_train.tasks.linear_probe import LinearProbeTask
-
-PICTURED = 5  # validation images on the attention picture
 
 
 class ClassificationJob(Job):
@@ -81,10 +79,30 @@ class ClassificationJob(Job):
             model = str(student.pretrained_cfg["architecture"])  # type: ignore[index]
         return {"model": model, "architecture": stock_name(model.split(".")[0]) or model.split(".")[0]}
 
+    @torch.no_grad()
     def draw(self, folder: Path, data: TrainingData, task: StudentTask) -> list[Path]:
         if not isinstance(task, FRSKDTask):
             return []
-        return [draw_attention(folder / "attention.png", data, task)]
+        task.eval()
+        device = next(task.parameters()).device
+        found: dict[int, Tensor] = {}
+        for images, target in data.val_batches(256, device=device):
+            for image, label in zip(images, target.tolist(), strict=True):
+                found.setdefault(label, image)
+            if len(found) >= PICTURED:
+                break
+        labels = sorted(found)[:PICTURED]
+        images = torch.stack([found[label] for label in labels])
+        maps, _ = task.pyramid(task.student, images)
+        refined, _ = task.refine(maps)
+        picture = attention_figure(
+            data.preprocessing.to_bytes(images),
+            [m.float().cpu().numpy() for m in maps],
+            [m.float().cpu().numpy() for m in refined],
+            [data.class_names[label] for label in labels],
+            folder / "attention.png",
+        )
+        return [picture]
 
     def export(self, folder: RunFolder, data: TrainingData, student: nn.Module, finish: Callable[[Path], Any]) -> None:
         """Write a timm checkpoint, under timm's own name of the architecture if it has one."""
@@ -105,27 +123,3 @@ class ClassificationJob(Job):
             method=self.settings.method.method,
             finish=finish,
         )
-
-
-@torch.no_grad()
-def draw_attention(path: Path, data: TrainingData, task: FRSKDTask) -> Path:
-    """Draw attention maps of student and self-teacher for a few validation images of different classes."""
-    task.eval()
-    device = next(task.parameters()).device
-    found: dict[int, Tensor] = {}
-    for images, target in data.val_batches(256, device=device):
-        for image, label in zip(images, target.tolist(), strict=True):
-            found.setdefault(label, image)
-        if len(found) >= PICTURED:
-            break
-    labels = sorted(found)[:PICTURED]
-    images = torch.stack([found[label] for label in labels])
-    maps, _ = task.pyramid(task.student, images)
-    refined, _ = task.refine(maps)
-    return attention_figure(
-        data.preprocessing.to_bytes(images),
-        [m.float().cpu().numpy() for m in maps],
-        [m.float().cpu().numpy() for m in refined],
-        [data.class_names[label] for label in labels],
-        path,
-    )

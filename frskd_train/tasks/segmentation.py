@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from frskd_timm.errors import UserError
-from frskd_timm.export.segmentation import export_backbone, export_segmentation
+from frskd_timm.export.student import export_backbone, export_segmentation
 from frskd_timm.segmentation import (
     PRESETS,
     SegmentationCrossEntropyTask,
@@ -28,9 +28,7 @@ from frskd_train.report.metrics import Metrics
 from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, Settings, default_settings
 from frskd_train.students import default_cfg, refuse_nonfinite_weights
-from frskd_train.tasks.base import Job
-
-PICTURED = 5  # validation images on the picture
+from frskd_train.tasks.base import PICTURED, Job
 
 
 class SegmentationJob(Job):
