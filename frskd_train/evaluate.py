@@ -116,11 +116,7 @@ def evaluate(
 
 
 def refuse_nonfinite(scores: Scores, model: str) -> dict[str, Any]:
-    """Return the scores of the student.
-
-    Raises:
-        UserError: No image was scored, or the model's outputs are not finite.
-    """
+    """Return the scores of the student; raises UserError if no image was scored or its outputs are not finite."""
     if "student" not in scores:
         raise UserError(f"{model} was not scored: no validation image could be read.")
     if not math.isfinite(scores["student"]["loss"]):
@@ -129,11 +125,7 @@ def refuse_nonfinite(scores: Scores, model: str) -> dict[str, Any]:
 
 
 def storable(output: str | Path | None) -> Path | None:
-    """Return the path of a file of scores after checking, before the scoring, that it can be written.
-
-    Raises:
-        UserError: It is a folder, or its folder does not exist or cannot be written.
-    """
+    """Return the path of a file of scores; raises UserError, before the scoring, if it cannot be written."""
     if output is None:
         return None
     path = Path(output)

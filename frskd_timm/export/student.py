@@ -5,7 +5,6 @@ A classifier's folder holds `model.safetensors` and `config.json` as timm (`loca
 there is one, without the metadata of timm's default weights.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.export.folder import CONFIG, plain_state_dict, replacing, write_json, write_weights
+from frskd_timm.export.folder import CONFIG, plain_state_dict, read_json, replacing, write_json, write_weights
 from frskd_timm.export.load import compare_logits, verify_export
 from frskd_timm.models import stock_name
 from frskd_timm.segmentation.student import SegmentationStudent
@@ -83,7 +82,7 @@ def export_student(
     """
     folder = Path(folder).resolve()
     model = unwrap_model(model)
-    architecture = architecture_name(model, model_name)
+    architecture = _architecture_name(model, model_name)
     if label_names is not None and len(label_names) != model.num_classes:
         raise UserError(f"label_names has {len(label_names)} names, but the student has {model.num_classes} classes.")
     with replacing(folder) as aside:
@@ -96,8 +95,8 @@ def export_student(
             "crop_pct": crop_pct,
             "crop_mode": crop_mode,
         }
-        facts = weights_facts(tag, license, f"Trained on {dataset}." if dataset else None, method)
-        config = timm_config(model, aside / CONFIG, architecture, data_config, facts, label_names)
+        facts = _weights_facts(tag, license, f"Trained on {dataset}." if dataset else None, method)
+        config = _timm_config(model, aside, architecture, data_config, facts, label_names)
         if half:
             config["dtype"] = "float32"  # transformers would otherwise compute in the precision of the file
         write_json(aside / CONFIG, config)
@@ -107,7 +106,7 @@ def export_student(
     return folder
 
 
-def architecture_name(model: nn.Module, model_name: str | None) -> str:
+def _architecture_name(model: nn.Module, model_name: str | None) -> str:
     """Return the name that plain timm, or else this package, builds the model by.
 
     Raises:
@@ -122,33 +121,25 @@ def architecture_name(model: nn.Module, model_name: str | None) -> str:
     return stock_name(name) or name
 
 
-def timm_config(
+def _timm_config(
     model: nn.Module,
-    path: Path,
+    folder: Path,
     architecture: str,
     data_config: dict[str, Any],
     facts: dict[str, Any],
-    label_names: Sequence[str] | None,
+    label_names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Return timm's config of the model, with the metadata of these weights instead of timm's default weights'.
-
-    Args:
-        model: The model to describe.
-        path: Where timm writes its own version.
-        architecture: Name to build it by.
-        data_config: Input size and preprocessing.
-        facts: See `weights_facts`.
-        label_names: One name per class, if known.
 
     Raises:
         UserError: Sizes that contradict the model, or arguments that JSON cannot hold.
     """
     model_config = {"pretrained_cfg": {"architecture": architecture}, "label_names": list(label_names or ())}
     try:
-        save_config_for_hf(model, str(path), model_config=model_config, data_config=data_config)
+        save_config_for_hf(model, str(folder / CONFIG), model_config=model_config, data_config=data_config)
     except ValueError as error:
         raise UserError(f"The student could not be described in {CONFIG}: {first_line(error)}.") from None
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(folder / CONFIG)
     found = config["pretrained_cfg"]
     kept = {key: found[key] for key in (*_ARCHITECTURE_FIELDS, *_DATA_FIELDS) if key in found}
     config["pretrained_cfg"] = {key: value for key, value in facts.items() if value is not None} | kept
@@ -157,7 +148,7 @@ def timm_config(
     return config
 
 
-def weights_facts(tag: str, license: str | None, description: str | None, method: str) -> dict[str, Any]:
+def _weights_facts(tag: str, license: str | None, description: str | None, method: str) -> dict[str, Any]:
     """Return what a timm config says about the weights; with method `ce` it does not cite the paper."""
     facts: dict[str, Any] = {"tag": tag, "license": license, "description": description}
     return facts | ({"paper_name": PAPER_NAME, "paper_ids": PAPER_ID} if method == "frskd" else {})
@@ -222,7 +213,7 @@ def export_backbone(
             not give the maps it was trained with, or the folder holds something else.
     """
     student = _plain(student)
-    architecture = architecture_name(student.backbone, student.backbone_name)
+    architecture = _architecture_name(student.backbone, student.backbone_name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         whole: Any = timm.create_model(
@@ -239,11 +230,10 @@ def export_backbone(
         "crop_mode": "center",
     }
     about = f"Backbone of a network for semantic segmentation, trained on {dataset}." if dataset else None
-    facts = weights_facts(tag, license, about, method)
+    facts = _weights_facts(tag, license, about, method)
     with replacing(Path(folder)) as aside:
         write_weights(aside, whole)
-        config = timm_config(whole, aside / CONFIG, architecture, data_config, facts, None)
-        write_json(aside / CONFIG, config)
+        write_json(aside / CONFIG, _timm_config(whole, aside, architecture, data_config, facts))
         _compare_maps(student, aside)
     return Path(folder)
 

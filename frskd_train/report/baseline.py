@@ -13,12 +13,7 @@ from frskd_train.settings import Settings, declared, flat
 
 
 def read_baseline(folders: Sequence[str | Path], settings: Settings, score: str) -> Baseline:
-    """Read the scores of `--method ce` runs of the same data, model and recipe.
-
-    Args:
-        folders: The runs; their seeds may differ.
-        settings: Settings of the run that is compared with them.
-        score: Name of the score.
+    """Read the scores of `--method ce` runs of the same data, model and recipe as in `settings`, but for the seed.
 
     Raises:
         UserError: A folder does not hold a finished cross-entropy run with these settings.
@@ -40,14 +35,10 @@ def _refuse_other_recipe(folder: Path, settings: Settings) -> None:
         other = read_recipe(str(folder / "config.yaml"))
     except SettingsError as error:
         raise UserError(f"--baseline {folder} cannot be compared: {error}") from None
-    own, others = flat(settings), flat(other)
-    same_path = Path(own["dataset"]).resolve() == Path(others["dataset"]).resolve()
-    facts = declared(Settings)
-    different = [
-        name
-        for name in differences(settings, other)
-        if FREE not in facts[name] and not (name == "dataset" and same_path)
-    ]
+    own, others, facts = flat(settings), flat(other), declared(Settings)
+    different = [name for name in differences(settings, other) if FREE not in facts[name]]
+    if "dataset" in different and Path(own["dataset"]).resolve() == Path(others["dataset"]).resolve():
+        different.remove("dataset")
     named = [f"{name} is {others[name]} there and {own[name]} here" for name in different[:5]]
     if named:
         raise UserError(f"--baseline {folder} is a run of another recipe: {', '.join(named)}.")

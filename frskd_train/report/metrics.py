@@ -122,11 +122,7 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Read a `metrics.json`.
-
-    Raises:
-        UserError: It cannot be read or is not of this schema.
-    """
+    """Read a `metrics.json`; raises UserError if it cannot be read or is not of this schema."""
     try:
         return Metrics.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, AttributeError) as error:

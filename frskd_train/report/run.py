@@ -34,12 +34,7 @@ from frskd_train.tasks import Job
 
 
 def preflight(settings: Settings, score: str) -> None:
-    """Checks, before training, that everything asked for at the end of the run is possible.
-
-    Raises:
-        UserError: The baseline is not a finished run of this recipe, a package for the export is missing, or nobody is
-            logged in.
-    """
+    """Raise UserError, before training, if something that was asked for at the end of the run is impossible."""
     run = settings.run
     if run.baseline:
         read_baseline(run.baseline, settings, score)
