@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frskd_timm.errors import UserError, first_line
+from frskd_timm.teachers.blocks import CentredConv2d
 from frskd_train.distributed import refuse_missing_processes
 from frskd_train.settings import LoopSettings
 from frskd_train.suggest import suggest
@@ -113,6 +114,16 @@ def to_channels_last(module: nn.Module) -> None:
         if strided and child.in_channels < 16 and child.groups == 1 and child.padding in ((0, 0), "valid"):
             child.__class__ = SlicedConv2d
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def centre_strided_convolutions(module: nn.Module) -> None:
+    """Let padded strided convolutions avoid a fault of torch on maps one pixel wide or high (`CentredConv2d`)."""
+    for child in module.modules():
+        if type(child) is not nn.Conv2d or child.stride == (1, 1) or child.kernel_size == (1, 1):
+            continue
+        halves = tuple(size // 2 for size in child.kernel_size if size % 2)  # an even kernel has no centre
+        if child.padding == halves and child.padding_mode == "zeros" and child.dilation == (1, 1):
+            child.__class__ = CentredConv2d
 
 
 def step_seed(*parts: int) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from frskd_timm.errors import UserError
 from frskd_train.checkpoint import checkpoint_name, load_state, prune, restore, save_checkpoint, set_aside_after
-from frskd_train.device import start_accelerator, step_seed, to_channels_last
+from frskd_train.device import centre_strided_convolutions, start_accelerator, step_seed, to_channels_last
 from frskd_train.errors import exit_process, keep_until_exit
 from frskd_train.evaluate import Scores, evaluate
 from frskd_train.meter import TrainMeter, learning_note
@@ -82,6 +82,7 @@ class Trainer:
         self.data = self.job.load_data(progress=self.is_main)
         self.student = self.job.build_student(self.data)
         self.task = self.job.build_task(self.student, self.data)
+        centre_strided_convolutions(self.task)
         if loop.channels_last:
             to_channels_last(self.task)
         if loop.sync_bn:
@@ -122,8 +123,7 @@ class Trainer:
         if self.is_main:
             self.folder.claim(resuming=resume is not None)
         accelerator.wait_for_everyone()
-        global_batch = self.train_batches.order.global_batch
-        epochs = self.settings.optimizer.epochs
+        epochs, global_batch = self.settings.optimizer.epochs, self.train_batches.order.global_batch
         self.state, self.meter = RunState(self.job.score), TrainMeter(accelerator.device)
         self.progress = Progress(self.is_main, epochs, self.steps_per_epoch, global_batch, self.job.shown)
         description = report.describe(self.job, self.data, self.task, accelerator)

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import math
 import socket
 from typing import Any
 
@@ -15,7 +16,7 @@ import frskd_timm  # noqa: F401  (registers the students)
 from frskd_timm.errors import UserError
 from frskd_timm.pyramid import Pyramid, choose_levels
 from frskd_timm.task import FRSKDTask
-from frskd_train.device import to_channels_last
+from frskd_train.device import centre_strided_convolutions, to_channels_last
 
 TYPICAL = (
     "test_resnet test_vit test_convnext swin_tiny_patch4_window7_224 test_efficientnet mobilenetv4_conv_small",
@@ -97,6 +98,23 @@ def test_strided_pointwise_convolutions_survive_channels_last(channels: int, str
         assert outputs[1].is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(*outputs)
         torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("sides", [(1, 1), (2, 1), (1, 3), (4, 4)])
+@pytest.mark.parametrize("groups", [1, 64])
+def test_strided_convolutions_of_single_pixels_have_right_gradients(groups: int, sides: tuple[int, int]) -> None:
+    """In bfloat16, torch 2.13's CPU gradient has memory that nobody wrote in it."""
+    plain = nn.Sequential(nn.Conv2d(64, 64, 3, 2, padding=1, groups=groups, bias=False))
+    inputs = torch.randn(8, 64, *sides)
+    (right,) = torch.autograd.grad(plain(inputs).square().sum(), plain[0].weight)
+    centre_strided_convolutions(plain.to(memory_format=torch.channels_last))
+    for _ in range(4):
+        unwritten = [torch.full(plain[0].weight.shape, math.nan, dtype=dtype) for dtype in (torch.bfloat16, None)]
+        del unwritten
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = plain(inputs.contiguous(memory_format=torch.channels_last)).float()
+        (grad,) = torch.autograd.grad(outputs.square().sum(), plain[0].weight)
+        torch.testing.assert_close(grad, right, rtol=0.05, atol=0.05 * float(right.abs().max()))
 
 
 @pytest.mark.parametrize(

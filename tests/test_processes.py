@@ -1,6 +1,7 @@
 """Several processes, their signals and their ends."""
 
 import os
+import re
 import signal
 import sys
 import time
@@ -45,7 +46,7 @@ def test_a_dead_process_ends_the_others_and_is_named(places: Path) -> None:
         kill_all(launcher)
     said = log.read_text()
     assert "error: " not in said, said  # torch's launcher says it
-    assert "SIGKILL" in said
+    assert re.search(r"Root Cause.*rank +: 1 .*Signal 9 \(SIGKILL\)", said, re.DOTALL), said
     assert "trainer.py" not in said
 
 

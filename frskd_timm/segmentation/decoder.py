@@ -5,23 +5,12 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from frskd_timm.teachers.blocks import CentredConv2d
+
 EPS = 1e-4
 MOMENTUM = 0.997  # PyTorch's sense: the newest batch makes up nearly all of the running statistics
 HEAD_CHANNELS = 256
 EXTRA_LEVELS = 2  # p6 and p7, made from the coarsest map of the backbone
-
-
-class _Conv(nn.Conv2d):
-    """A convolution that looks at a single pixel with the kernel's centre alone, since all around it is padding.
-
-    With stride 2 the CPU's bfloat16 gradient of the kernel's rim is uninitialised memory there (torch 2.13).
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        if input.shape[-2:] != (1, 1) or self.kernel_size == (1, 1):
-            return super().forward(input)
-        row, column = (size // 2 for size in self.kernel_size)
-        return F.conv2d(input, self.weight[:, :, row : row + 1, column : column + 1], self.bias)
 
 
 class ConvNorm(nn.Sequential):
@@ -36,7 +25,7 @@ class ConvNorm(nn.Sequential):
 
     def __init__(self, in_channels: int, channels: int, kernel_size: int, stride: int = 1) -> None:
         super().__init__(
-            _Conv(in_channels, channels, kernel_size, stride, padding=kernel_size // 2),
+            CentredConv2d(in_channels, channels, kernel_size, stride, padding=kernel_size // 2),
             nn.BatchNorm2d(channels, eps=EPS, momentum=MOMENTUM),
             nn.ReLU(inplace=True),
         )

@@ -34,6 +34,23 @@ class Depthwise(nn.Conv2d):
         return super().forward(x)
 
 
+class CentredConv2d(nn.Conv2d):
+    """Convolution, padded by half its kernel, that looks at a side of one pixel with the kernel's centre alone.
+
+    All around that pixel is padding. With a stride, the CPU's bfloat16 gradient of the kernel's rim is uninitialised
+    memory there (torch 2.13): not deterministic, and sometimes not finite.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Takes [B, C, H, W]."""
+        weight, stride, padding = self.weight, list(self.stride), [size // 2 for size in self.kernel_size]
+        for axis in (0, 1):
+            if x.shape[2 + axis] == 1:
+                weight = weight.narrow(2 + axis, self.kernel_size[axis] // 2, 1)
+                stride[axis], padding[axis] = 1, 0
+        return F.conv2d(x, weight, self.bias, stride, padding, self.dilation, self.groups)
+
+
 class Lateral(nn.Sequential):
     """1x1 convolution, batch normalisation, ReLU: brings a map to another number of channels."""
 
