@@ -52,7 +52,6 @@ class CrossEntropyTask(StudentTask):
     """The baseline: the student alone."""
 
     def forward(self, input: Tensor, target: Tensor) -> Terms:
-        """See `DistillationTask.forward`; the only term is 'loss_ce'."""
         logits = self.student(input)
         with torch.autocast(input.device.type, enabled=False):
             loss = self.cross_entropy(logits, target)

@@ -110,11 +110,7 @@ def _sample(model: nn.Module, input_size: tuple[int, int, int]) -> Tensor:
 
 
 def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[int, Size]]:
-    """(channels, (height, width)) of every intermediate map, measured: feature_info has no sizes.
-
-    Raises:
-        UserError: The model does not run on such images, or its logits can't be had together with its maps.
-    """
+    """Measure (channels, (height, width)) of every intermediate map: feature_info has no sizes."""
     name = type(model).__name__
     images = _sample(model, input_size)
     with evaluating(model):

@@ -34,7 +34,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
 ) -> Path:
-    """Write one checkpoint.
+    """Write a checkpoint into a run's `checkpoints/` and return its path.
 
     Args:
         folder: The run's `checkpoints/`.
@@ -42,9 +42,6 @@ def save_checkpoint(
         modules: Modules to save, by file name ('task', 'ema').
         optimizer: The optimizer.
         state: Everything else, as JSON values.
-
-    Returns:
-        The checkpoint's folder.
 
     Raises:
         UserError: The disk is full or cannot be written, or weights are not finite; older checkpoints stay untouched.
@@ -88,11 +85,7 @@ def checkpoint_name(step: int) -> str:
 
 
 def refuse_bad_weights(modules: Mapping[str, nn.Module], folder: Path) -> None:
-    """Refuse to save weights that are not finite.
-
-    Raises:
-        UserError: A parameter or running statistic is not finite.
-    """
+    """Raise UserError if a parameter or running statistic is not finite."""
     for module in modules.values():
         # Infinite buffers may be intended, for example attention masks.
         bad = [name for name, tensor in module.named_parameters() if not bool(torch.isfinite(tensor).all())]
@@ -105,11 +98,7 @@ def refuse_bad_weights(modules: Mapping[str, nn.Module], folder: Path) -> None:
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
-    """Read the JSON part of a checkpoint.
-
-    Raises:
-        UserError: It is not a checkpoint of this version, or it is damaged.
-    """
+    """Return the JSON part of a checkpoint; raises UserError if it is damaged or of another version."""
     path = checkpoint / "state.json"
     if not path.is_file():
         raise UserError(f"{checkpoint} is not a checkpoint: it has no state.json.")
@@ -146,11 +135,7 @@ def restore(
     modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Load a checkpoint's tensors, with its JSON part `state`, into the modules and the optimizer that it was made of.
-
-    Raises:
-        UserError: A file is missing or damaged, or the modules have other parameters.
-    """
+    """Load a checkpoint, with its JSON part `state`, into modules and optimizer; UserError if they do not fit."""
     for name, module in modules.items():
         tensors = _read(checkpoint / f"{name}.safetensors")
         try:
@@ -185,7 +170,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return next((path for path in reversed(all_checkpoints(folder)) if find_damage(path) is None), None)
 
 
-def set_aside_after(checkpoint: Path) -> list[Path]:
+def set_aside_after(checkpoint: Path) -> None:
     """Rename the checkpoints newer than this one to `abandoned-step-...`; earlier abandoned ones are deleted."""
     newer = [path for path in all_checkpoints(checkpoint.parent) if path.name > checkpoint.name]
     if newer:
@@ -193,7 +178,6 @@ def set_aside_after(checkpoint: Path) -> list[Path]:
             shutil.rmtree(old, ignore_errors=True)
     for path in newer:
         os.replace(path, path.with_name(f"abandoned-{path.name}"))
-    return newer
 
 
 def prune(folder: Path, keep: int, best: str | None) -> None:

@@ -19,9 +19,11 @@ from torch.nn import functional as F
 
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.teachers.blocks import CentredConv2d
-from frskd_train.distributed import refuse_missing_processes
 from frskd_train.settings import LoopSettings
 from frskd_train.suggest import suggest
+
+# Set for every process by the launchers that start several.
+_STARTED = ("WORLD_SIZE", "RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 def start_accelerator(
@@ -62,6 +64,17 @@ def start_accelerator(
         )
     except (ValueError, ImportError) as error:
         raise UserError(f"Accelerate could not start: {first_line(error)}.") from error
+
+
+def refuse_missing_processes() -> None:
+    """Raise UserError if `accelerate launch` was asked for several processes on the CPU but started only this one."""
+    # Accelerate sets a meeting point only for more than one process, and starts them on CPUs only through MPI.
+    asked = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
+    if asked and not any(name in os.environ for name in _STARTED):
+        raise UserError(
+            "accelerate launch starts only one process on a CPU; start N processes with torchrun --nproc_per_node N "
+            "train.py."
+        )
 
 
 def cores() -> int:

@@ -11,15 +11,7 @@ from frskd_timm.errors import UserError
 
 @contextmanager
 def disk_errors(place: Path, last: Callable[[], Path | None]) -> Iterator[None]:
-    """Turn the errors of a full or broken disk into a UserError.
-
-    Args:
-        place: What is written.
-        last: Finds the last good checkpoint, for the message.
-
-    Raises:
-        UserError: Something could not be written.
-    """
+    """Turn errors of a full or broken disk into a UserError about `place`; `last` finds the last good checkpoint."""
     try:
         yield
     except Exception as error:

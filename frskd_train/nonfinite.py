@@ -11,16 +11,7 @@ from frskd_train.run_state import RunState
 
 
 def refuse_nonfinite(meter: TrainMeter, state: RunState, allowed: int) -> None:
-    """Stop a run whose loss is not finite. Synchronises.
-
-    Args:
-        meter: The epoch's meter.
-        state: Where the run is, for the message.
-        allowed: Number of such steps that an epoch may have.
-
-    Raises:
-        UserError: There are more of them; the first one is named.
-    """
+    """Raise UserError if more than `allowed` steps of an epoch had a loss that is not finite. Synchronises."""
     bad = meter.first_bad()
     if bad is None or meter.bad_steps() <= allowed:
         return

@@ -23,10 +23,6 @@ FUSED = {"sgd", "momentum", "adam", "adamw"}
 def check_optimizer(settings: OptimizerSettings, device: torch.device | str = "cpu") -> None:
     """Try the optimizer on two tiny parameters, before any data are read.
 
-    Args:
-        settings: Optimizer and its arguments.
-        device: The device of the run.
-
     Raises:
         UserError: timm has no such optimizer, or it cannot be created, stepped or saved here.
     """
@@ -46,15 +42,9 @@ def check_optimizer(settings: OptimizerSettings, device: torch.device | str = "c
 def create_optimizer(
     settings: OptimizerSettings, task: StudentTask, teacher_lr_scale: float = 1.0
 ) -> torch.optim.Optimizer:
-    """Create a timm optimizer over all trainable parameters of a task.
+    """Create a timm optimizer over all trainable parameters of a task; raises UserError as `check_optimizer` does.
 
-    Args:
-        settings: Optimizer and its arguments.
-        task: Student and self-teacher.
-        teacher_lr_scale: Learning rate of everything but the student, as a multiple of the student's.
-
-    Raises:
-        UserError: As `check_optimizer`.
+    The learning rate of everything but the student is `teacher_lr_scale` times the student's.
     """
     parameters = [
         *_groups(settings, task.student),

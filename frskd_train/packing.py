@@ -8,18 +8,10 @@ from torch import Tensor
 
 
 def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
-    """Convert a value to JSON, moving its tensors to `tensors`.
+    """Convert a value to JSON, moving its tensors to `tensors` under names that begin with `name`.
 
-    Args:
-        value: Tensors, dtypes, numbers, text, None, and dictionaries, lists and tuples of these.
-        tensors: Takes the tensors, by their place in the value.
-        name: Prefix of their names.
-
-    Returns:
-        What `unpack` reads.
-
-    Raises:
-        TypeError: The value holds something else.
+    The value may consist of tensors, dtypes, numbers, text, None, and dictionaries, lists and tuples of these; anything
+    else raises TypeError.
     """
     if isinstance(value, Tensor):
         tensors[name] = value

@@ -37,11 +37,7 @@ class Resume:
 
 
 class RunFolder:
-    """`config.yaml`, `summary.csv`, `metrics.json`, `curves.png`, `checkpoints/`, `student/`.
-
-    Args:
-        path: The folder.
-    """
+    """`config.yaml`, `summary.csv`, `metrics.json`, `curves.png`, `checkpoints/`, `student/`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -50,11 +46,7 @@ class RunFolder:
         self._lock: int | None = None
 
     def refuse_if_taken(self) -> None:
-        """Make sure that a new run can use the folder.
-
-        Raises:
-            UserError: It holds another run or other files, or it cannot be a folder that is written to.
-        """
+        """Raise UserError if a new run cannot use the folder: it holds other files, or is not writable."""
         try:
             present = [name for name in os.listdir(self.path) if not _LEFTOVER.fullmatch(name)]
         except FileNotFoundError:
@@ -72,11 +64,7 @@ class RunFolder:
             raise UserError(f"--output-dir {self.path} is not empty (it holds {present[0]}); choose a new folder.")
 
     def claim(self, resuming: bool) -> None:
-        """Create the folder and lock it for this process until the process ends.
-
-        Raises:
-            UserError: It cannot be written to, holds another run or other files, or another process is training in it.
-        """
+        """Create the folder and lock it until this process ends; raises UserError if it cannot be used."""
         if not resuming:
             self.refuse_if_taken()
         try:
@@ -96,20 +84,12 @@ class RunFolder:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Turn errors of writing into this folder into a UserError.
-
-        Raises:
-            UserError: The disk is full or cannot be written.
-        """
+        """Turn errors of writing into this folder into a UserError."""
         with disk_errors(self.path, lambda: latest_checkpoint(self.checkpoints)):
             yield
 
     def write(self, name: str, text: str) -> None:
-        """Replace one small text file.
-
-        Raises:
-            UserError: The disk is full or cannot be written; the file keeps its old content.
-        """
+        """Replace one small text file; raises UserError if that fails, and the file keeps its old content."""
         with self.writing():
             write_atomically(self.path / name, text)
 
@@ -137,14 +117,7 @@ def choose_folder(output_dir: str | None, model: str, dataset: str) -> Path:
 
 
 def find_resume(resume: str | None, output_dir: str | None) -> Resume | None:
-    """Find what `--resume` refers to.
-
-    Returns:
-        The newest intact checkpoint of a run, or the given one; None to start a new run.
-
-    Raises:
-        UserError: There is no such run or checkpoint, or none that is intact.
-    """
+    """Find the checkpoint that `--resume` refers to; None to start a new run. Raises UserError if there is none."""
     if resume is None:
         return None
     if resume == "auto":

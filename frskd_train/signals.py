@@ -1,13 +1,15 @@
 """Interruptions of the loop: signals that save and stop, and checkpoints by the clock."""
 
+import ctypes
+import os
 import signal
+import sys
 import time
+from contextlib import suppress
 from types import FrameType
 
 import torch
 from accelerate import Accelerator
-
-from frskd_train.distributed import has_torch_launcher, on_launcher_death
 
 # Processes have to agree on the step at which they stop. Asking costs a round trip, so they ask about this often.
 # Launchers wait 30 seconds before they kill.
@@ -24,9 +26,6 @@ class Interruptions:
     """Turns the first signal into a request that the loop checks for; a second one ends the process at once.
 
     SIGUSR1 is such a request too, but never a second one. SIGHUP stays ignored under `nohup`.
-
-    Args:
-        accelerator: Knows how many processes have to agree.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -56,14 +55,9 @@ class Interruptions:
             self._requested, self.exit_code = True, 141  # as if SIGPIPE had ended the process
 
     def due(self, updates: int, checkpoint: bool) -> tuple[bool, bool]:
-        """Decide what happens after this update; all processes call it at the same one and get the same answer.
+        """Return whether to stop and whether to save after this update; all processes call it at the same one.
 
-        Args:
-            updates: Number of updates so far.
-            checkpoint: Whether this process's clock asks for a checkpoint.
-
-        Returns:
-            Whether to stop, and whether to save (stopping saves too).
+        `checkpoint` says whether this process's clock asks for one. All processes get the same answer.
         """
         stop = self._requested
         if self.accelerator.num_processes > 1:
@@ -79,3 +73,15 @@ class Interruptions:
             wait = min(_MAX_UPDATES_BETWEEN, int(_SECONDS_BETWEEN_AGREEMENTS / max(pace, 1e-6)))
             self._next = updates + max(1, wait)
         return stop, stop or checkpoint
+
+
+def on_launcher_death(number: int) -> None:
+    """Let the system send this process a signal when the launcher that started it dies; Linux only."""
+    if sys.platform == "linux" and ("ACCELERATE_MIXED_PRECISION" in os.environ or has_torch_launcher()):
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
+
+
+def has_torch_launcher() -> bool:
+    """Return whether torch's launcher started this process: it passes signals on and reports processes that die."""
+    return "TORCHELASTIC_RUN_ID" in os.environ

@@ -84,14 +84,11 @@ def synchronise_norms(module: nn.Module, device: torch.device) -> None:
 
 
 def refuse_single_values(task: StudentTask, input_size: tuple[int, int, int]) -> None:
-    """Make sure that a batch of one image can be trained on.
+    """Raise UserError if a batch of one image gives batch normalisation a single value per channel: no variance.
 
     Args:
         task: The student's task.
         input_size: (channels, height, width) of the images.
-
-    Raises:
-        UserError: A batch normalisation layer would see a single value per channel, which has no variance.
     """
     task.train()
     names: dict[nn.Module, str] = {module: name for name, module in task.named_modules()}

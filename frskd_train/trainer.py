@@ -32,13 +32,7 @@ class Trainer:
     """One training run.
 
     The constructor sets everything up and resumes; `run` trains and finishes. Everything random follows from the seed
-    and the step alone, so that a resumed run needs no generator state.
-
-    Args:
-        settings: All settings of the run.
-
-    Raises:
-        UserError: A setting or the data cannot be used.
+    and the step alone, so that a resumed run needs no generator state. Raises UserError if settings or data are unfit.
     """
 
     def __init__(self, settings: Settings) -> None:

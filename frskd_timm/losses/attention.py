@@ -61,7 +61,6 @@ class AttentionLoss(FeatureLoss):
     def forward(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], valid: Sequence[Tensor] | None = None
     ) -> Tensor:
-        """See `FeatureLoss.forward`."""
         terms = []
         for i, (f, t) in enumerate(zip(student, teacher, strict=True)):
             counts = None if valid is None else valid[i]

@@ -27,7 +27,6 @@ class FitNetLoss(FeatureLoss):
     def forward(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], valid: Sequence[Tensor] | None = None
     ) -> Tensor:
-        """See `FeatureLoss.forward`."""
         terms = []
         for i, (project, f, t) in enumerate(zip(self.projections, student, teacher, strict=True)):
             source, target = project(f).float(), t.detach().float()

@@ -51,7 +51,6 @@ class OverhaulLoss(FeatureLoss):
     def forward(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], valid: Sequence[Tensor] | None = None
     ) -> Tensor:
-        """See `FeatureLoss.forward`."""
         n = len(student)
         terms = []
         for i, (project, f, t) in enumerate(zip(self.projections, student, teacher, strict=True)):

@@ -4,11 +4,24 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import is_model, model_entrypoint, resolve_pretrained_cfg, split_model_name_tag
 from torch import nn
 
 from frskd_timm.errors import UserError
 from frskd_timm.models._pretrained import with_default_classes
+
+
+def imagenet_cfg(**changes: Any) -> dict[str, Any]:
+    """Return the configuration of an architecture without weights, for ImageNet apart from the changes."""
+    return {
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        **changes,
+    }
 
 
 def stock_topology(stock: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:

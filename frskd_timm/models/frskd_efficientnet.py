@@ -2,33 +2,21 @@
 
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import EfficientNet, efficientnet, generate_default_cfgs, register_model
 
 from frskd_timm.models._pretrained import with_weights
-from frskd_timm.models._stock import stock_topology
+from frskd_timm.models._stock import imagenet_cfg, stock_topology
 
 __all__: list[str] = []  # register_model adds each student
 
 
-def _cfg(**changes: Any) -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "conv_stem",
-        "classifier": "classifier",
-        **changes,
-    }
-
+_NAMES = {"first_conv": "conv_stem", "classifier": "classifier"}
 
 default_cfgs = generate_default_cfgs(
     with_weights(
         {
-            "efficientnet_b0_frskd": _cfg(),
-            "efficientnet_b1_frskd": _cfg(input_size=(3, 240, 240), pool_size=(8, 8)),
+            "efficientnet_b0_frskd": imagenet_cfg(**_NAMES),
+            "efficientnet_b1_frskd": imagenet_cfg(input_size=(3, 240, 240), pool_size=(8, 8), **_NAMES),
         }
     )
 )

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import ResNet, build_model_with_cfg, generate_default_cfgs, register_model, resnet
 from timm.models.resnet import BasicBlock
 from torch import nn
 
 from frskd_timm.models._pretrained import with_default_classes, with_weights
-from frskd_timm.models._stock import stock_topology
+from frskd_timm.models._stock import imagenet_cfg, stock_topology
 
 __all__ = ["CifarResNet"]  # register_model adds each student
 
@@ -39,31 +38,7 @@ class CifarResNet(ResNet):
 
 
 def _cfg(**changes: Any) -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "interpolation": "bilinear",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "conv1",
-        "classifier": "fc",
-        **changes,
-    }
-
-
-def _small_cfg(**changes: Any) -> dict[str, Any]:
-    """For 32x32 images: CIFAR-100's statistics, and no crop, which would cut 4 of 32 pixels."""
-    return _cfg(
-        **{
-            "input_size": (3, 32, 32),
-            "pool_size": (4, 4),
-            "crop_pct": 1.0,
-            "mean": (0.5071, 0.4865, 0.4409),
-            "std": (0.2673, 0.2564, 0.2762),
-            **changes,
-        }
-    )
+    return imagenet_cfg(**{"interpolation": "bilinear", "first_conv": "conv1", "classifier": "fc", **changes})
 
 
 default_cfgs = generate_default_cfgs(
@@ -72,7 +47,13 @@ default_cfgs = generate_default_cfgs(
             "resnet18_frskd": _cfg(),
             "resnet34_frskd": _cfg(),
             "resnet50_frskd": _cfg(interpolation="bicubic"),
-            "resnet18_cifar_frskd": _small_cfg(),
+            "resnet18_cifar_frskd": _cfg(
+                input_size=(3, 32, 32),
+                pool_size=(4, 4),
+                crop_pct=1.0,  # a crop would cut 4 of 32 pixels
+                mean=(0.5071, 0.4865, 0.4409),  # CIFAR-100's
+                std=(0.2673, 0.2564, 0.2762),
+            ),
         }
     )
 )

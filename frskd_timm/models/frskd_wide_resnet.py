@@ -136,11 +136,7 @@ class WideResNet(nn.Module):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that assign parameters to depths, for layer-wise learning rates.
-
-        Args:
-            coarse: One depth for a group of blocks instead of one for a block.
-        """
+        """Return patterns that assign parameters to depths; `coarse` gives one depth per group, not per block."""
         if coarse:
             return {"stem": r"^conv1", "blocks": r"^(?:layer|norm)(\d+)"}
         return {"stem": r"^conv1", "blocks": [(r"^layer(\d+)\.(\d+)", None), (r"^norm(\d+)", (99999,))]}
@@ -156,12 +152,7 @@ class WideResNet(nn.Module):
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the classifier.
-
-        Args:
-            num_classes: New number of classes; 0 for none.
-            global_pool: New pooling; None keeps the present one.
-        """
+        """Replace the classifier (0 classes for none) and, unless `global_pool` is None, the pooling."""
         dd = get_device_dtype(self)
         self.num_classes = num_classes
         if global_pool is None:
@@ -180,18 +171,9 @@ class WideResNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The last map together with those of the groups.
+        """Return the last map that was computed and the list of the groups' maps, as every timm model does.
 
-        Args:
-            x: Images, [batch, in_chans, height, width].
-            indices: Groups to return: the last so many, a list of their numbers (from 0), or None for all three.
-            norm: Without meaning here: every map is normalised.
-            stop_early: Leave out the groups behind the last one asked for.
-            output_fmt: Only 'NCHW'.
-            intermediates_only: Return the list of maps alone.
-
-        Returns:
-            The last map that was computed and the list of maps, each [batch, channels, height, width].
+        `norm` has no effect, since every map is normalised; `output_fmt` can only be 'NCHW'.
         """
         assert output_fmt == "NCHW", "Output format must be NCHW."
         take_indices, max_index = feature_take_indices(3, indices)
@@ -208,15 +190,9 @@ class WideResNet(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Removes what the maps asked for do not need.
+        """Remove what these maps do not need and return their numbers, as every timm model does.
 
-        Args:
-            indices: As for `forward_intermediates`.
-            prune_norm: Without meaning here: every BN belongs to a map.
-            prune_head: Remove the classifier; it goes in any case with the last group.
-
-        Returns:
-            Numbers of the maps, counted from 0.
+        `prune_norm` has no effect, since every BN belongs to a map; the classifier always goes with the last group.
         """
         take_indices, max_index = feature_take_indices(3, indices)
         for group in range(max_index + 2, 4):

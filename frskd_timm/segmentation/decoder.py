@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from frskd_timm.teachers.blocks import CentredConv2d
+from frskd_timm.teachers.blocks import CentredConv2d, upsample
 
 EPS = 1e-4
 MOMENTUM = 0.997  # PyTorch's sense: the newest batch makes up nearly all of the running statistics
@@ -45,13 +45,6 @@ def resize_bilinear(maps: Tensor, like: Tensor) -> Tensor:
     if maps.shape[-2:] == like.shape[-2:]:
         return maps
     return F.interpolate(maps, like.shape[-2:], mode="bilinear", align_corners=False)
-
-
-def resize_nearest(maps: Tensor, like: Tensor) -> Tensor:
-    """Resizes maps [B, C, H, W] to the height and width of `like` by taking the nearest pixel."""
-    if maps.shape[-2:] == like.shape[-2:]:
-        return maps
-    return F.interpolate(maps, like.shape[-2:], mode="nearest")
 
 
 class FeaturePyramid(nn.Module):
@@ -117,7 +110,7 @@ class SumBiFPN(nn.Module):
             return refined
         out = [refined[0]]
         for i, block in enumerate(self.down, 1):
-            out.append(block(maps[i] + refined[i] + resize_nearest(out[-1], maps[i])))
+            out.append(block(maps[i] + refined[i] + upsample(out[-1], maps[i].shape[-2:])))
         return out
 
 

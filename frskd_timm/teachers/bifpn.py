@@ -70,7 +70,7 @@ class BiFPNLayer(nn.Module):
 
     def output_norms(self) -> list[nn.BatchNorm2d]:
         """The normalisation that each outgoing map comes out of, fine to coarse."""
-        return [cast(Fuse, fuse).output_norm for fuse in (self.top_down[0], *self.bottom_up)]
+        return [cast(nn.BatchNorm2d, cast(Fuse, fuse).blocks[-1]) for fuse in (self.top_down[0], *self.bottom_up)]
 
 
 class BiFPN(SelfTeacher):
@@ -103,7 +103,6 @@ class BiFPN(SelfTeacher):
         self.fc = nn.Linear(self.channels[-1], num_classes)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """See `SelfTeacher.forward`; equations in the module's classes."""
         maps = list(features)
         for layer in self.layers[:-1]:
             maps = layer(maps)[1]
@@ -112,10 +111,7 @@ class BiFPN(SelfTeacher):
         return refined, logits
 
     def output_norms(self) -> list[nn.BatchNorm2d]:
-        """The normalisation before each refined map, fine to coarse."""
-        last = self.layers[-1]
-        assert isinstance(last, BiFPNLayer)
-        return last.output_norms()
+        return cast(BiFPNLayer, self.layers[-1]).output_norms()
 
 
 @SELF_TEACHERS.register("bifpnc")

@@ -97,19 +97,8 @@ class Fuse(nn.Module):
         for i in range(depth):
             if i:
                 blocks.append(nn.ReLU(inplace=True))
-            blocks += [
-                Depthwise(channels),
-                Pointwise(channels, channels),
-                nn.BatchNorm2d(channels),
-            ]
+            blocks += [Depthwise(channels), Pointwise(channels, channels), nn.BatchNorm2d(channels)]
         self.blocks = nn.Sequential(*blocks)
-
-    @property
-    def output_norm(self) -> nn.BatchNorm2d:
-        """The normalisation that the output comes out of."""
-        norm = self.blocks[-1]
-        assert isinstance(norm, nn.BatchNorm2d)
-        return norm
 
     def fusion_weights(self) -> Tensor:
         """Return each map's weight in the sum, [inputs]; whoever makes a map multiplies it, where that costs least."""
@@ -128,7 +117,7 @@ def add_upsampled(x: Tensor, coarser: Tensor) -> Tensor:
     return x + up if up is coarser else up.add_(x)
 
 
-def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
+def upsample(x: Tensor, size: tuple[int, ...]) -> Tensor:
     """Nearest-neighbour resizing of [B, C, h, w] to [B, C, *size]; the same map where the size fits already."""
     return x if x.shape[-2:] == size else F.interpolate(x, size=size, mode="nearest")
 
