@@ -1,6 +1,6 @@
-"""One FRSKD step of one small architecture of every timm module, and the document that tells what came out.
+"""Run one FRSKD step of one small architecture per timm module, and write the results to the documentation.
 
-`python tests/backbones.py` writes the tables of docs/backbones.md anew (10 minutes); the tests compare them.
+`python tests/backbones.py` rewrites the tables of docs/backbones.md (10 minutes); the tests compare them.
 """
 
 import gc
@@ -21,11 +21,11 @@ from frskd_train.device import to_channels_last
 DOCUMENT = Path(__file__).parents[1] / "docs" / "backbones.md"
 BEGIN, END = "<!-- {} begin -->", "<!-- {} end -->"
 CLASSES = 5
-SIDES = (64, 84, 128)  # pixels that are tried before a model's own size; 84 is for patches of 14
+SIDES = (64, 84, 128)  # pixels, tried before the default size of a model; 84 suits patches of 14
 
 
 class Row(NamedTuple):
-    """What the document says of a module."""
+    """A row of the documentation's table."""
 
     module: str
     architecture: str
@@ -41,12 +41,12 @@ HEADER = "| module | architecture | image | levels: channels at size | `overhaul
 
 
 def modules() -> list[str]:
-    """timm's modules; those that this package registers have tests of their own."""
+    """List timm's modules; the students of this package have their own tests."""
     return [module for module in timm.list_modules() if not module.startswith("frskd_")]
 
 
 def smallest(module: str) -> str:
-    """The architecture of a module with the fewest parameters, the first by name among equals."""
+    """Return the architecture of a module with the fewest parameters, the first by name among equals."""
 
     def parameters(name: str) -> int:
         with torch.device("meta"):
@@ -56,10 +56,10 @@ def smallest(module: str) -> str:
 
 
 def build(architecture: str) -> tuple[nn.Module, int]:
-    """A model, and the smallest of a few image sizes at which FRSKD takes it.
+    """Create a model and find the smallest of a few image sizes at which FRSKD accepts it.
 
     Raises:
-        UserError: It takes none of them; what it said of its own size.
+        UserError: No size is accepted; the message is the one for the default size.
     """
     cfg = timm.get_pretrained_cfg(architecture)
     own = cfg.input_size[-1]
@@ -80,9 +80,9 @@ def build(architecture: str) -> tuple[nn.Module, int]:
 
 
 def reached(model: nn.Module, loss: Tensor, least: float = 0.0) -> tuple[set[str], set[str]]:
-    """Names of the parameters that a loss gives a gradient, and of those whose gradient is not zero.
+    """Return the names of parameters that a loss gives a gradient, and of those whose gradient is not zero.
 
-    Gradients up to `least` times the largest count as zero: what is left by rounding where a BN cancels a scale.
+    Gradients up to `least` times the largest count as zero: rounding errors where a BN cancels a scale.
     """
     model.zero_grad(set_to_none=True)
     loss.backward()
@@ -92,7 +92,7 @@ def reached(model: nn.Module, loss: Tensor, least: float = 0.0) -> tuple[set[str
 
 
 class Step(NamedTuple):
-    """What one FRSKD step of a model showed.
+    """The results of one FRSKD step.
 
     Attributes:
         side: Height and width of the images.
@@ -102,7 +102,7 @@ class Step(NamedTuple):
         missed: Parameters that cross-entropy reaches and FRSKD does not.
         unreached: Parameters that neither reaches.
         idle: Parameters outside the student that FRSKD does not reach.
-        before: The pyramid before the activations can be had.
+        before: Whether the maps before their activations are available.
     """
 
     side: int
@@ -116,7 +116,7 @@ class Step(NamedTuple):
 
 
 def step(architecture: str) -> Step:
-    """One FRSKD step on two random images, in the memory format that training uses."""
+    """Run one FRSKD step on two random images, in the memory format that training uses."""
     model, side = build(architecture)
     task = FRSKDTask.create(model, (3, side, side), CLASSES)
     to_channels_last(task)
@@ -158,7 +158,7 @@ def step(architecture: str) -> Step:
 
 
 def row(module: str, architecture: str, done: Step) -> Row:
-    """The document's row of a module."""
+    """Return the row of a module."""
     pyramid = done.task.pyramid
     levels = zip(pyramid.channels, pyramid.sizes, strict=True)
     return Row(
@@ -171,7 +171,7 @@ def row(module: str, architecture: str, done: Step) -> Row:
 
 
 def documented(kind: str) -> list[list[str]]:
-    """Cells of a generated table of the document: 'works' or 'refused'."""
+    """Return the cells of a generated table: 'works' or 'refused'."""
     text = DOCUMENT.read_text(encoding="utf-8")
     table = text.split(BEGIN.format(kind))[1].split(END.format(kind))[0]
     lines = [line for line in table.splitlines() if line.startswith("| ")][1:]
@@ -179,7 +179,7 @@ def documented(kind: str) -> list[list[str]]:
 
 
 def sweep() -> Iterator[tuple[str, Row | list[Any]]]:
-    """What the tables are made of: ('works', row) or ('refused', [module, architecture, reason]) for every module."""
+    """Yield ('works', row) or ('refused', [module, architecture, reason]) for every module."""
     for module in modules():
         architecture = smallest(module)
         try:
@@ -190,7 +190,7 @@ def sweep() -> Iterator[tuple[str, Row | list[Any]]]:
 
 
 def write() -> None:
-    """Writes the document's tables anew."""
+    """Rewrite the tables of the documentation."""
     tables = {"works": [HEADER], "refused": ["| module | architecture | reason |\n|---|---|---|"]}
     for kind, cells in sweep():
         line = str(cells) if isinstance(cells, Row) else f"| {' | '.join(cells)} |"

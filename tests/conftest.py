@@ -1,6 +1,7 @@
-"""Shared by all tests: no network, and runs of the real command."""
+"""Shared by all tests: no network access, and fixtures that run the real command."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -14,17 +15,17 @@ if TYPE_CHECKING:
     from hub_server import LoopbackHub
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="0")
-# Small tensors: more threads only wait for each other, above all beside other processes.
+# With small tensors, more threads only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# A stock topology of 0.4 million parameters that comes with timm: a run takes seconds.
+# A stock timm architecture with 0.4 million parameters: a run takes seconds.
 SMALL = ["--model", "test_resnet", "--train-num-samples", "160", "--batch-size", "32", "--epochs", "2", "--no-amp"]
 
 
 def run_script(*command: object, check: bool = True, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess:
-    """Runs a command as a user would, and shows what it said if it fails."""
+    """Run a command as a user would; if it fails, show its output."""
     done = subprocess.run(
         [str(part) for part in command],
         capture_output=True,
@@ -38,7 +39,7 @@ def run_script(*command: object, check: bool = True, cwd: Path = ROOT, **env: st
 
 
 def launch_command(processes: int) -> list[object]:
-    """The command before `train.py`: Python for 0, `accelerate launch` for 1, torchrun for more."""
+    """Return the launcher of `train.py`: Python for 0, `accelerate launch` for 1, torchrun for more processes."""
     if processes == 1:
         command = ["-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--quiet", "--num_processes", 1]
     else:
@@ -46,9 +47,16 @@ def launch_command(processes: int) -> list[object]:
     return [sys.executable, *command]
 
 
+def free_port() -> int:
+    """Return an unused port of 127.0.0.1."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @pytest.fixture(scope="session")
 def train() -> Callable[..., subprocess.CompletedProcess]:
-    """`train.py` in a process of its own: train(*flags, processes=1, check=True)."""
+    """Run `train.py` in its own process: train(*flags, processes=1, check=True)."""
 
     def call(*flags: object, processes: int = 0, check: bool = True, **env: str) -> subprocess.CompletedProcess:
         return run_script(*launch_command(processes), ROOT / "train.py", "--threads", 1, *flags, check=check, **env)
@@ -60,14 +68,14 @@ def train() -> Callable[..., subprocess.CompletedProcess]:
 def finished(
     train: Callable[..., subprocess.CompletedProcess], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, subprocess.CompletedProcess]:
-    """A finished run of the real launcher, and what it printed."""
+    """Return the folder of a finished run under the real launcher, and the completed process."""
     run = tmp_path_factory.mktemp("finished") / "run"
     return run, train(*SMALL, "--output-dir", run, "--model-ema", "--clip-grad", 5, processes=1)
 
 
 @pytest.fixture(scope="session")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where small runs lie that tests of reliability look at; a dataset of 24 + 9 pictures is in `data`."""
+    """Return a folder for small runs, with datasets of 24 + 9 images in `data` and `masks`."""
     from pictures import masked, pictures, save
 
     place = tmp_path_factory.mktemp("reliability")
@@ -78,7 +86,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def whole(places: Path) -> Path:
-    """A run that nothing happened to."""
+    """Return the folder of an uninterrupted run."""
     from runs import METHOD, small, train_here
 
     train_here(*small(places, *METHOD), "--output-dir", places / "whole")
@@ -87,7 +95,7 @@ def whole(places: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def whole_masks(places: Path) -> Path:
-    """The same with --task segmentation."""
+    """Return the folder of an uninterrupted segmentation run."""
     from runs import METHODS, small, train_here
 
     train_here(*small(places, *METHODS["segmentation"], task="segmentation"), "--output-dir", places / "whole masks")
@@ -96,7 +104,7 @@ def whole_masks(places: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An exported student of 0.4 million parameters."""
+    """Return the folder of an exported student with 0.4 million parameters."""
     from published import make_student
 
     return make_student(tmp_path_factory.mktemp("exported") / "student", "test_resnet", 64)
@@ -104,7 +112,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator["LoopbackHub"]:
-    """A Hub on 127.0.0.1, the only one that this process's client may ask."""
+    """Start a Hub on 127.0.0.1 and let the client of this process reach it."""
     from hub_server import LoopbackHub
     from huggingface_hub import constants
 
@@ -117,6 +125,6 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator["LoopbackHub"]:
 
 @pytest.fixture
 def quick_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waiting takes a hundredth of its time."""
+    """Shorten every sleep to a hundredth."""
     sleep = time.sleep
     monkeypatch.setattr(time, "sleep", lambda seconds: sleep(seconds / 100))

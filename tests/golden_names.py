@@ -1,4 +1,4 @@
-"""The authors' parameter names, mapped to ours; only the golden tests need them."""
+"""Map the authors' parameter names to ours, for the golden tests."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -27,19 +27,19 @@ _STUDENT = [
 
 
 def read(name: str) -> dict[str, Tensor]:
-    """Reads one golden file."""
+    """Read one golden file."""
     return load_file(GOLDEN / f"{name}.safetensors")
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The entries below `prefix.`, without it."""
+    """Return the entries whose names start with `prefix.`, without the prefix."""
     return {key[len(prefix) + 1 :]: value for key, value in tensors.items() if key.startswith(prefix + ".")}
 
 
 def self_teacher(name: str) -> str:
-    """Our name of a parameter of the authors' BiFPN or BiFPNc."""
+    """Return our name for a parameter of the authors' BiFPN or BiFPNc."""
     fuse = re.match(r"layers\.(\d+)\.(up|down)_conv\.(\d+)\.conv\.(\d)\.(\d)\.(\w+)", name)
-    if fuse:  # a Sequential a repetition there, one flat Sequential here; a ReLU opens the second
+    if fuse:  # one Sequential per repetition there, one flat Sequential here; the second starts with a ReLU
         layer, way, level, repetition, place, what = fuse.groups()
         blocks = {"up": "top_down", "down": "bottom_up"}[way]
         index = int(place) + (3 if repetition == "1" else 0)
@@ -50,19 +50,19 @@ def self_teacher(name: str) -> str:
 
 
 def student(name: str) -> str:
-    """Our name of a parameter of the authors' wide ResNet."""
+    """Return our name for a parameter of the authors' wide ResNet."""
     for pattern, ours in _STUDENT:
         name = re.sub(pattern, ours, name)
     return name
 
 
 def renamed(tensors: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
-    """The same tensors under our names."""
+    """Rename the keys of a state dict."""
     return {rename(key): value for key, value in tensors.items()}
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
-    """Compares by the largest difference relative to the largest expected number."""
+    """Compare the largest difference with the largest expected value."""
     actual, expected = actual.detach().double(), expected.detach().double()
     difference = float((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
     assert difference <= tolerance, f"{what}: relative difference {difference:.2e} above {tolerance:g}"

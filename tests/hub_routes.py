@@ -1,4 +1,4 @@
-"""The addresses that the loopback Hub answers, as the genuine Hub does."""
+"""The routes of the loopback Hub, which answer as the real Hub does."""
 
 import base64
 import hashlib

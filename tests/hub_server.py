@@ -1,4 +1,4 @@
-"""A Hub on 127.0.0.1: the parts of the protocol that pushing and loading a model use, and faults on demand.
+"""A Hub on 127.0.0.1: the part of the protocol that pushing and loading a model use, with faults on demand.
 
 Repositories are kept as git keeps them, commits that name whole trees and branches that name commits, so that a test
 can ask what a repository holds after a push that failed. The clients are the genuine ones.
@@ -10,6 +10,7 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -19,7 +20,7 @@ USER = "tester"
 
 @dataclass
 class Fault:
-    """Something that goes wrong with the requests whose `METHOD path` the pattern finds.
+    """A failure of requests whose `METHOD path` matches the pattern.
 
     `what` is a status code, `cut` (connection closed before the request is acted on), `lost` (acted on, but the answer
     never arrives), `half` (an answer's body ends in the middle), `corrupt` (an upload arrives, or a download leaves,
@@ -58,7 +59,7 @@ class Repo:
 
 
 class Answer(Exception):
-    """An answer that ends the handling of a request."""
+    """A response that ends the handling of a request."""
 
     def __init__(self, status: int, body: Any = None, **headers: str) -> None:
         self.status, self.body = status, body
@@ -93,6 +94,11 @@ class LoopbackHub:
         self.stopped = True  # connections kept alive are closed by their own threads
         self.server.shutdown()
         self.server.server_close()
+
+    def environment(self, home: Path, token: str = "") -> dict[str, str]:
+        """Return variables for a process that uses this Hub only, a cache in `home` and no login but `token`."""
+        names = {"HF_ENDPOINT": self.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": token}
+        return names | {"HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub")}
 
     def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
         repo = self.repos[repo_id]

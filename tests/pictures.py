@@ -1,6 +1,7 @@
-"""Small datasets of made-up pictures for the tests of data."""
+"""Small synthetic datasets for the tests."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ PREPROCESSING = set(PreprocessingSettings.__dataclass_fields__)
 
 
 def load(dataset: object, **chosen: Any) -> TrainingData:
-    """load_data with settings of both groups by name."""
+    """Call `load_data` with settings of both groups by name."""
     pre = {name: chosen.pop(name) for name in set(chosen) & PREPROCESSING}
     others = {name: chosen.pop(name) for name in set(chosen) & {"num_outputs", "task", "resize_range"}}
     data, preprocessing = DataSettings(dataset=str(dataset), **chosen), PreprocessingSettings(**pre)
@@ -25,12 +26,12 @@ def load(dataset: object, **chosen: Any) -> TrainingData:
 
 
 def load_masks(dataset: object, **chosen: Any) -> TrainingData:
-    """The same for segmentation."""
+    """Call `load` for segmentation."""
     return load(dataset, task="segmentation", **{"mean": (0.5,), "std": (0.2,)} | chosen)
 
 
 def picture(number: int, width: int = 12, height: int = 12, mode: str = "RGB") -> Image.Image:
-    """A smooth coloured picture, another one for each number."""
+    """Draw a smooth coloured image, a different one for each number."""
     y, x = np.mgrid[0:height, 0:width] / max(width, height)
     waves = [np.sin(3 * x * (1 + number % 5) + 2 * y * channel + number) for channel in range(3)]
     return Image.fromarray(((np.stack(waves, -1) + 1) * 127).astype(np.uint8)).convert(mode)
@@ -54,7 +55,7 @@ def pictures(count: int, mode: str = "RGB", **size: int) -> datasets.Dataset:
 
 
 def labels_of(number: int, width: int, height: int, classes: int = 3) -> np.ndarray:
-    """A mask of slanted stripes; the first row has no class."""
+    """Draw a mask of diagonal stripes; the first row is unlabelled."""
     rows = np.arange(height)[:, None] + np.arange(width) + number
     labels = ((rows // 5) % classes).astype(np.uint8)
     labels[0] = 255
@@ -62,7 +63,7 @@ def labels_of(number: int, width: int, height: int, classes: int = 3) -> np.ndar
 
 
 def masked(count: int, **names: str) -> datasets.Dataset:
-    """Pictures of 40x30 pixels with masks of three classes."""
+    """Return images of 40x30 pixels with masks of three classes."""
     image, mask = names.get("image", "image"), names.get("mask", "mask")
     rows = {
         image: [encoded(picture(number, 40, 30)) for number in range(count)],
@@ -72,8 +73,24 @@ def masked(count: int, **names: str) -> datasets.Dataset:
     return datasets.Dataset.from_dict(rows, features=features)
 
 
+def voc_folder(folder: Path, labels: Callable[[int, int, int], np.ndarray] = labels_of) -> Path:
+    """Write a folder in VOC's layout with images of two sizes: six for training, four for validation."""
+    lists = folder / "ImageSets" / "Segmentation"
+    for below in (folder / "JPEGImages", folder / "SegmentationClass", lists):
+        below.mkdir(parents=True)
+    for number in range(10):
+        width, height = (40, 30) if number % 3 else (36, 44)
+        picture(number, width, height).save(folder / "JPEGImages" / f"p_{number}.jpg", quality=95)
+        mask = Image.fromarray(labels(number, width, height))
+        mask.putpalette([value for colour in range(256) for value in (colour, 255 - colour, 7)])
+        mask.save(folder / "SegmentationClass" / f"p_{number}.png")
+    for split, numbers in (("train", range(6)), ("val", range(6, 10))):
+        (lists / f"{split}.txt").write_text("".join(f"p_{number}\n" for number in numbers))
+    return folder
+
+
 def save(folder: Path, **splits: datasets.Dataset) -> Path:
-    """Parquet files, one a split."""
+    """Write one Parquet file per split."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, dataset in splits.items():
         pq.write_table(dataset.data.table, folder / f"{name}.parquet")

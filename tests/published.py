@@ -1,4 +1,4 @@
-"""A small exported student, and pushing it to the loopback Hub."""
+"""Export a small student and push it to the loopback Hub."""
 
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,10 @@ METRICS = Metrics.from_json(
 
 
 def make_student(folder: Path, name: str, size: int = 32, seed: int = 0) -> Path:
-    """A student with random weights everywhere, its card, pictures and recipe."""
+    """Export a student with random weights, a card, figures and a recipe."""
     torch.manual_seed(seed)
     model = timm.create_model(name, num_classes=10)
-    for parameter in model.parameters():  # heads start at zero, which would make every comparison easy
+    for parameter in model.parameters():  # a head that starts at zero would make every comparison trivial
         torch.nn.init.normal_(parameter, std=0.05)
 
     def finish(aside: Path) -> None:
@@ -76,7 +76,7 @@ def make_student(folder: Path, name: str, size: int = 32, seed: int = 0) -> Path
 
 
 def push(hub: LoopbackHub, folder: Path, repo_id: str = REPO, **options: Any) -> Any:
-    """`push_student` to the loopback Hub, whose token no line may show."""
+    """Push a student to the loopback Hub; no message may show the token."""
     lines: list[str] = []
     published = push_student(
         folder, repo_id, **{"token": TOKEN, "endpoint": hub.endpoint, "say": lines.append} | options

@@ -23,7 +23,7 @@ from frskd_train import parse
 from frskd_train.checkpoint import all_checkpoints, latest_checkpoint, load_state, save_checkpoint
 from frskd_train.trainer import Trainer
 
-MARKER = "hf_tHiSiSaSeCrEtMaRkEr"  # the access token of all these runs: it must turn up nowhere
+MARKER = "hf_tHiSiSaSeCrEtMaRkEr"  # the access token of these runs; it must not be written anywhere
 METHOD = ["--sla", "--cutmix", 1, "--mixup", 0.2, "--model-ema", "--grad-accum-steps", 2, "--drop", 0.1]
 
 
@@ -41,7 +41,7 @@ def small(places: Path, *flags: object, task: str = "classification") -> list[st
 
 
 def evaluate_here(*flags: object) -> None:
-    """`validate.py` in this process."""
+    """Run `validate.py` in this process."""
     from accelerate.state import AcceleratorState
 
     from frskd_train.cli.validate import evaluate
@@ -53,7 +53,7 @@ def evaluate_here(*flags: object) -> None:
 
 
 def train_here(*flags: object) -> None:
-    """`train.py` in this process: a second or so, where a process of its own takes ten."""
+    """Run `train.py` in this process: about one second instead of ten."""
     from accelerate.state import AcceleratorState, GradientState
 
     token = os.environ.get("HF_TOKEN")
@@ -61,7 +61,7 @@ def train_here(*flags: object) -> None:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     handlers = [signal.getsignal(number) for number in numbers]
     try:
-        # One thread: where others compute too, several wait for each other.
+        # One thread: on a busy machine several would wait for each other.
         Trainer(parse.parse_settings(["--threads", "1", *map(str, flags)])).run()
     finally:
         for number, handler in zip(numbers, handlers, strict=True):
@@ -73,7 +73,7 @@ def train_here(*flags: object) -> None:
 
 
 def start(*flags: object, processes: int = 0, log: Path, **env: str) -> subprocess.Popen:
-    """`train.py`, under the real launcher if `processes`, in a process group of its own."""
+    """Start `train.py` in its own process group, under the real launcher if `processes` is not 0."""
     command = [*launch_command(processes), ROOT / "train.py", *flags]
     with log.open("a") as file:
         output = {"stdout": file, "stderr": subprocess.STDOUT}
@@ -84,17 +84,17 @@ def start(*flags: object, processes: int = 0, log: Path, **env: str) -> subproce
 def wait_for(
     condition: Callable[[], Any], process: subprocess.Popen | None = None, seconds: float = 240, pause: float = 0.05
 ) -> Any:
-    """Polls until something is so, or the process has ended; gives what the condition gave last."""
+    """Poll until the condition holds or the process ends; return the last result of the condition."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if (found := condition()) or (process is not None and process.poll() is not None):
             return found
         time.sleep(pause)
-    raise AssertionError("waited in vain")
+    raise AssertionError("The condition was never met.")
 
 
 def family(launcher: subprocess.Popen) -> list[Any]:
-    """A launcher and all under it, which torch's launcher puts into sessions of their own; children first."""
+    """Return a launcher and its descendants, which torch's launcher puts into their own sessions; children first."""
     import psutil
 
     if launcher.poll() is not None:
@@ -104,7 +104,7 @@ def family(launcher: subprocess.Popen) -> list[Any]:
 
 
 def kill_all(launcher: subprocess.Popen, members: list[Any] | None = None) -> None:
-    """kill -9 of a launcher and all under it; at once where they are known already."""
+    """Send kill -9 to a launcher and its descendants; `members` saves looking them up."""
     import psutil
 
     for member in family(launcher) if members is None else members:
@@ -114,10 +114,10 @@ def kill_all(launcher: subprocess.Popen, members: list[Any] | None = None) -> No
 
 
 def fork(call: Callable[[], object], dies_at: int = 0) -> int:
-    """A call in a fork of this process, which has imported everything already; gives its id.
+    """Run a call in a fork of this process, which has imported everything already; return its process ID.
 
     Args:
-        call: What the fork does, `train_here` for instance.
+        call: What the fork does, for instance `train_here`.
         dies_at: The fork kills itself, as kill -9 does, before this file operation (counted from 1) of those that
             write or delete checkpoints; each checkpoint takes twelve or more. 0 is never.
     """
@@ -144,7 +144,7 @@ def fork(call: Callable[[], object], dies_at: int = 0) -> int:
 
 
 def end_of(child: int, seconds: float = 300) -> int:
-    """Waits for a fork; gives its exit status, or minus the signal that ended it."""
+    """Wait for a fork; return its exit status, or minus the signal that ended it."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found, status = os.waitpid(child, os.WNOHANG)
@@ -153,16 +153,16 @@ def end_of(child: int, seconds: float = 300) -> int:
         time.sleep(0.01)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    raise AssertionError("the fork hangs")
+    raise AssertionError("The fork hangs.")
 
 
 def half_written(run: Path) -> list[Path]:
-    """What a checkpoint is being written to, or deleted from."""
+    """Return the temporary folders of checkpoints that are being written or deleted."""
     return list(run.glob("checkpoints/.writing-*"))
 
 
 def tensors(run: Path) -> dict[str, Tensor]:
-    """All that a run ended with: its last checkpoint and its student."""
+    """Return every tensor of the last checkpoint and of the student."""
     last = latest_checkpoint(run / "checkpoints")
     assert last is not None
     files = [*last.glob("*.safetensors"), run / "student" / "model.safetensors"]
@@ -175,13 +175,13 @@ def assert_same(one: Path, other: Path) -> None:
     different = [key for key in a if not torch.equal(a[key], b[key])]
     assert not different, different[:5]
     histories = [load_state(latest_checkpoint(run / "checkpoints"))["history"] for run in (one, other)]  # type: ignore[arg-type]
-    for x, y in zip(*histories, strict=True):  # several processes' sums are added up in another order
+    for x, y in zip(*histories, strict=True):  # several processes add up sums in a different order
         wanted = {k: v for k, v in y.items() if k != "images_per_second"}
         assert {k: v for k, v in x.items() if k != "images_per_second"} == pytest.approx(wanted, rel=1e-12)
 
 
 def assert_resumes(run: Path, copy: Path) -> None:
-    """Resumes a copy of a finished run from the older one of its two checkpoints, to the same end."""
+    """Resume a copy of a finished run from the older of its two checkpoints and check that the results are equal."""
     shutil.copytree(run, copy)
     first, last = all_checkpoints(copy / "checkpoints")
     shutil.rmtree(last)
@@ -189,7 +189,7 @@ def assert_resumes(run: Path, copy: Path) -> None:
     assert_same(run, copy)
 
 
-# What a run keeps beside its tensors.
+# The state of a checkpoint other than its tensors.
 STATE = {
     "epoch": 0, "step": 0, "updates": 0, "history": [], "best": None, "seconds": 0.0, "meter": {}, "settings": {},
     "fingerprint": "f", "global_batch": 8, "processes": 1,
@@ -197,7 +197,7 @@ STATE = {
 
 
 def checkpoints(folder: Path, *steps: int) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Writes checkpoints of a single layer; gives it and its optimizer."""
+    """Write checkpoints of a single layer; return the layer and its optimizer."""
     module = nn.Linear(4, 3)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
     module(torch.ones(2, 4)).sum().backward()

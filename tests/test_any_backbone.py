@@ -1,15 +1,16 @@
-"""Any timm model as a student: the pyramid, one FRSKD step of every timm module, and DDP."""
+"""Any timm model as a student: the pyramid, one FRSKD step per timm module, DDP and torch.compile."""
 
 import copy
 import gc
 import math
-import socket
 from typing import Any
 
 import backbones
 import pytest
 import timm
 import torch
+from conftest import free_port
+from networks import create, images
 from torch import Tensor, nn
 
 import frskd_timm  # noqa: F401  (registers the students)
@@ -24,15 +25,6 @@ TYPICAL = (
 )
 WORKS = [backbones.Row(*cells) for cells in backbones.documented("works")]
 REFUSED = backbones.documented("refused")
-
-
-def create(name: str, **options: Any) -> nn.Module:
-    torch.manual_seed(0)
-    return timm.create_model(name, **{"num_classes": 5, **options})
-
-
-def images(side: int = 64, batch: int = 2) -> Tensor:
-    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
 def check(done: backbones.Step) -> None:
@@ -70,15 +62,6 @@ def test_the_document_covers_every_module() -> None:
     assert sorted(told) == sorted(backbones.modules()), "timm has changed: run python tests/backbones.py"
     assert all(name in timm.list_models(module=module) for module, name in told.items())
     assert len(REFUSED) <= 3
-
-
-def test_the_document_s_example() -> None:
-    text = backbones.DOCUMENT.read_text(encoding="utf-8")
-    code = text.split("```python\n")[1].split("```")[0]
-    names: dict[str, Any] = {}
-    exec(code, names)
-    pyramid = names["task"].pyramid
-    assert code.rstrip().endswith(f"# {(pyramid.channels, pyramid.sizes)}")
 
 
 @pytest.mark.parametrize(("channels", "stride"), [(3, 2), (15, (2, 3)), (2, 2)])
@@ -156,101 +139,6 @@ def test_a_pyramid_leaves_no_trace(name: str) -> None:
         torch.testing.assert_close(model(images()), fresh(images()), rtol=0, atol=0)
 
 
-def lively(model: nn.Module) -> nn.Module:
-    """Scales of normalisations that are not zero: a block whose branch is off at first has no negative sums."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-    return model
-
-
-class Tap(nn.Module):
-    """Stands for an activation, out of place, and remembers what went in."""
-
-    def __init__(self, activation: nn.Module) -> None:
-        super().__init__()
-        self.activation = copy.deepcopy(activation)
-        if hasattr(self.activation, "inplace"):
-            self.activation.inplace = False
-        self.inputs: list[Tensor] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.inputs.append(x)
-        return self.activation(x)
-
-
-def tapped(model: nn.Module, names: list[str]) -> nn.Module:
-    """A copy of a model in which no activation works in place, with taps for some."""
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        if hasattr(module, "inplace"):
-            module.inplace = False
-    for name in names:
-        model.set_submodule(name, Tap(model.get_submodule(name)))
-    return model
-
-
-def gradients(model: nn.Module, maps: list[Tensor], logits: Tensor) -> dict[str, Tensor]:
-    loss = sum((map_.square() - map_).mean() for map_ in maps) + logits.square().mean()
-    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
-    return {name.replace(".activation", ""): g for (name, _), g in zip(model.named_parameters(), found, strict=True)}
-
-
-@pytest.mark.parametrize(
-    ("name", "checkpointing"),
-    [
-        ("test_resnet", True),
-        ("wide_resnet16_2_frskd", True),
-        ("regnetx_002", True),
-        ("lcnet_035", True),
-        ("repvgg_a0", False),
-        ("legacy_seresnext26_32x4d", False),  # calls one activation several times
-    ],
-)
-def test_maps_before_their_activation(name: str, checkpointing: bool) -> None:
-    model = lively(create(name))
-    pristine = copy.deepcopy(model)
-    pyramid = Pyramid(model, (3, 64, 64), preactivation=True)
-    places = pyramid._before
-    reference = tapped(pristine, sorted({place for place, _ in places}))
-    if checkpointing:
-        model.set_grad_checkpointing(True)
-
-    batch = images()
-    torch.manual_seed(0)  # the same dropout in both
-    maps, logits = pyramid(model, batch)
-    torch.manual_seed(0)
-    expected_logits = reference(batch)
-    expected = [reference.get_submodule(place).inputs[call] for place, call in places]
-    assert [(m.shape[1], m.shape[2:]) for m in maps] == list(zip(pyramid.channels, pyramid.sizes, strict=True))
-    for map_, right in zip(maps, expected, strict=True):
-        torch.testing.assert_close(map_, right, rtol=0, atol=0)
-        assert map_.min() < 0
-    torch.testing.assert_close(logits, expected_logits, rtol=0, atol=0)
-    ours, right = gradients(model, maps, logits), gradients(reference, expected, expected_logits)
-    assert ours.keys() == right.keys()
-    for key, gradient in right.items():
-        torch.testing.assert_close(ours[key], gradient, msg=lambda text, key=key: f"{key}: {text}")
-
-    # The plain maps are these after the activation, and the student is the function that it was.
-    plain = Pyramid(pristine, (3, 64, 64))
-    pristine.load_state_dict(model.state_dict())
-    after, again = plain(pristine.eval(), batch)
-    maps, logits = pyramid(model.eval(), batch)
-    for map_, activated in zip(pyramid.activate(model, maps), after, strict=True):
-        torch.testing.assert_close(map_, activated, rtol=0, atol=0)
-    assert all(map_ is same for map_, same in zip(after, plain.activate(pristine, after), strict=True))
-    torch.testing.assert_close(logits, again, rtol=0, atol=0)
-    torch.testing.assert_close(logits, model(batch), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("name", ["test_vit", "test_efficientnet", "vgg11"])
-def test_no_map_before_an_activation(name: str) -> None:
-    """ViT blocks and inverted bottlenecks end without one; VGG's maps come out of poolings."""
-    with pytest.raises(UserError, match=r"has no activation right before its feature map .* attention or fitnet\.$"):
-        Pyramid(create(name), (3, 64, 64), preactivation=True)
-
-
 class TwoHeads(nn.Module):
     """Classifies from more than the last map."""
 
@@ -319,10 +207,7 @@ def one_of_two(rank: int, port: int) -> None:
 
 
 def test_two_processes_without_unused_parameters() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(one_of_two, (port,), nprocs=2)
+    torch.multiprocessing.spawn(one_of_two, (free_port(),), nprocs=2)
 
 
 @pytest.mark.parametrize(

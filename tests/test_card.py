@@ -95,12 +95,7 @@ def test_metrics_are_read_as_they_were_written(tmp_path, path):
     metrics = METRICS if path is None else read_metrics(path)
     (tmp_path / "metrics.json").write_text(metrics.to_json(), encoding="utf-8")
     assert read_metrics(tmp_path / "metrics.json") == metrics
-    for damage in (
-        '{"schema": 1}',
-        "[]",
-        "{",
-        metrics.to_json().replace('"tag"', '"gat"'),
-    ):
+    for damage in ('{"schema": 1}', "[]", "{", metrics.to_json().replace('"tag"', '"gat"')):
         (tmp_path / "metrics.json").write_text(damage, encoding="utf-8")
         with pytest.raises(UserError, match=r"metrics\.json"):
             read_metrics(tmp_path / "metrics.json")

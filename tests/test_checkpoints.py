@@ -107,7 +107,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path: Path)
 
 @contextmanager
 def small_disk(place: Path, size: int) -> Iterator[Callable[[int], None]]:
-    """A file system of so many bytes; gives what changes its size."""
+    """Mount a file system of `size` bytes; yield a function that changes its size."""
     place.mkdir()
     mount = lambda *options: subprocess.run(["mount", *options, str(place)], capture_output=True).returncode
     if os.geteuid() != 0 or mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs"):
@@ -119,7 +119,7 @@ def small_disk(place: Path, size: int) -> Iterator[Callable[[int], None]]:
 
 
 def fill_up(places: Path, whole: Path, disk: Path, sizes: list[int]) -> set[str]:
-    """Lets a run meet full disks of growing size, each time resumed; gives what was said."""
+    """Run and resume on full disks of growing size; return what could not be written."""
     said = set()
     with small_disk(disk, sizes[0]) as resize:
         for size in sizes:

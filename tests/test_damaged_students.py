@@ -30,7 +30,7 @@ VALUES = st.one_of(
 
 
 def paths(value: Any, path: tuple = ()) -> list[tuple]:
-    """Every key of nested objects, and every place of a list."""
+    """Return the path of every key of nested objects and of every list item."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [found for key, item in items for found in ((*path, key), *paths(item, (*path, key)))]
 

@@ -1,4 +1,4 @@
-"""Images that cannot be read: named, left out or replaced, with every step of every process a whole one."""
+"""Unreadable images are named, left out or replaced, and every batch of every process stays full."""
 
 import multiprocessing
 import os
@@ -55,7 +55,7 @@ def mostly_broken(bad: range, count: int = 24) -> datasets.Dataset:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_stream_fills_every_batch_of_every_process(workers: int, tmp_path: Path) -> None:
-    """Whole batches are unreadable, and more images in a row than a batch or a class has."""
+    """More consecutive images are unreadable than a batch or a class has."""
     data = load(save(tmp_path / "data", train=mostly_broken(range(2, 22)), test=mostly_broken(range(9), 9)), **STREAM)
     whole = list(data.train_batches(8, seed=1).epoch(0))
     assert [len(images) for images, _ in whole] == [8, 8, 8]
@@ -126,7 +126,7 @@ def test_a_worker_that_dies_ends_the_run_with_a_sentence(tmp_path: Path) -> None
 
 @pytest.mark.long
 def test_a_run_whose_worker_dies_says_so(tmp_path: Path) -> None:
-    """Torch may notice it at any place of the training process."""
+    """Torch may notice it anywhere in the training process."""
     save(tmp_path / "data", train=mostly_broken(range(0)), test=mostly_broken(range(0), 9))
     flags = ["--data-mode", "stream", "--workers", 1, "--epochs", 10**6, "--output-dir", tmp_path / "run"]
     run = start(*small(tmp_path, *flags), log=tmp_path / "log")

@@ -100,8 +100,8 @@ def test_code_blocks_run(code: str, student: Path, tmp_path: Path) -> None:
     exec(code, scope)
     if promised := re.search(r"# (loss, output.*)", code):
         assert set(promised[1].split(", ")) <= set(scope["result"])
-    if promised := re.search(r"pyramid\.sizes  # (.*)", code):
-        assert str((scope["task"].pyramid.channels, scope["task"].pyramid.sizes)) == promised[1]
+    if "pyramid.sizes" in code:
+        assert f"pyramid.sizes  # {(scope['task'].pyramid.channels, scope['task'].pyramid.sizes)}\n" in code
 
 
 def own_fields(group: object) -> tuple[dataclasses.Field, ...]:
@@ -123,11 +123,6 @@ def test_timm_flags_are_answered_with_flags_that_exist(read, table) -> None:
                 read([*model, *args])
     with pytest.raises(SettingsError, match=r"path/to/images.* --dataset"):
         read(["path/to/images", *model])
-
-
-def test_recipes_are_valid() -> None:
-    for recipe in sorted((ROOT / "frskd_train" / "recipes").glob("*.yaml")):
-        parse_settings(["--config", str(recipe)])
 
 
 def test_help_states_the_weight_of_each_feature_loss() -> None:

@@ -1,4 +1,4 @@
-"""A student's folder: what it holds, that it loads anywhere, and that a good one is never lost."""
+"""Exported students: the files, loading them with timm and transformers, and never losing an older export."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ NAMES = [f"class {index}" for index in range(7)]
 
 
 def make(name, seed=0, **kwargs):
-    """A model with random weights everywhere, so that no zero-initialised head makes a comparison easy."""
+    """Create a model with random weights everywhere; a head of zeros would make every comparison trivial."""
     torch.manual_seed(seed)
     model = timm.create_model(name, **kwargs)
     with torch.no_grad():

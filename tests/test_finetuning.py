@@ -1,10 +1,9 @@
-"""Students as a start for other tasks: the documents' code as it stands, the benchmark behind their figures."""
+"""Students as a start for other tasks: the code of the documentation and its benchmark."""
 
-import importlib.util
 import re
 from pathlib import Path
-from types import ModuleType
 
+import finetune
 import pytest
 import timm
 import torch
@@ -14,16 +13,6 @@ from datasets import load_from_disk
 import frskd_timm  # noqa: F401  registers the students
 
 DOCUMENT = (ROOT / "docs" / "finetuning.md").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("finetune", ROOT / "benchmarks" / "finetune.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def code_block(text: str, word: str) -> str:
@@ -72,17 +61,17 @@ def test_every_student_fits_a_feature_pyramid(name: str) -> None:
     assert [tuple(m.shape) for m in maps.values()] == [(1, 64, 64 // r, 64 // r) for r in reductions]
 
 
-def test_the_benchmarks_data_are_disjoint_and_drawn_by_seed(benchmark: ModuleType, tmp_path: Path) -> None:
-    folder = benchmark.make("digits", tmp_path / "digits")
+def test_the_benchmarks_data_are_disjoint_and_drawn_by_seed(tmp_path: Path) -> None:
+    folder = finetune.make("digits", tmp_path / "digits")
     data = load_from_disk(str(folder))
     images = {split: [image.tobytes() for image in data[split]["image"]] for split in data}
     assert len(images["train"]) + len(images["test"]) == 1797
     assert not set(images["train"]) & set(images["test"])
-    draws = [images[f"seed{seed}_{count}"] for seed in benchmark.SEEDS for count in (10, 100)]
+    draws = [images[f"seed{seed}_{count}"] for seed in finetune.SEEDS for count in (10, 100)]
     for draw in draws:
         assert set(draw) <= set(images["train"])
     assert len({frozenset(draw) for draw in draws}) == len(draws)
-    for seed in benchmark.SEEDS:
+    for seed in finetune.SEEDS:
         for count in (10, 100):
             labels = data[f"seed{seed}_{count}"]["label"]
             assert [labels.count(target) for target in range(10)] == [count] * 10
@@ -93,7 +82,7 @@ def test_the_benchmarks_data_are_disjoint_and_drawn_by_seed(benchmark: ModuleTyp
 @pytest.mark.parametrize(
     ("results", "weights"), [("finetune", {"frskd", "ce", "random"}), ("finetune_layer_decay", {"frskd", "random"})]
 )
-def test_the_document_shows_what_was_measured(benchmark: ModuleType, results: str, weights: set[str]) -> None:
-    rows = benchmark.read(ROOT / "benchmarks" / "results" / f"{results}.csv")
+def test_the_document_shows_what_was_measured(results: str, weights: set[str]) -> None:
+    rows = finetune.read(ROOT / "benchmarks" / "results" / f"{results}.csv")
     assert {row["weights"] for row in rows} == weights
-    assert benchmark.table(rows) in DOCUMENT
+    assert finetune.table(rows) in DOCUMENT

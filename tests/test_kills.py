@@ -83,9 +83,9 @@ def test_what_is_no_run_is_not_begun_again(whole: Path, tmp_path: Path) -> None:
     ("task", "processes", "kills"), [("classification", 1, 10), ("classification", 2, 4), ("segmentation", 2, 2)]
 )
 def test_killed_again_and_again_it_ends_with_the_same_bits(task: str, processes: int, kills: int, places: Path) -> None:
-    """kill -9 of everything, every other time while a checkpoint is being written, under the real launcher.
+    """Kill all processes under the real launcher, every other time while a checkpoint is being written.
 
-    The run's schedules do not depend on --epochs, so that it has no end until there were kills enough, however fast
+    The schedules do not depend on --epochs, so that the run does not end before there were enough kills, however fast
     the machine.
     """
     flags = [*small(places, *METHODS[task], task=task), "--distill-start", 0, "--distill-schedule", "constant"]
@@ -123,7 +123,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(task: str, processes:
 
 
 def finish(flags: list[object], processes: int, log: Path) -> None:
-    """Lets a run under the real launcher come to its end."""
+    """Let a run under the real launcher finish."""
     launcher = start(*flags, processes=processes, log=log)
     try:
         assert launcher.wait(900) == 0, log.read_text()
@@ -134,10 +134,10 @@ def finish(flags: list[object], processes: int, log: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("task", WHOLE)
 def test_killed_anywhere_it_ends_with_the_same_bits(task: str, places: Path) -> None:
-    """Sixteen times kill -9 of a fork: at random file operations of writing, and at random times, start-up included.
+    """Kill a fork sixteen times: at random file operations of writing, and at random times including start-up.
 
-    No life gets further than four updates, so that all sixteen fit into the run on any machine; the times are shares of
-    what a life takes on this one.
+    No fork gets further than four updates, so that all sixteen fit into the run; the times are fractions of the
+    lifetime of a fork on this machine.
     """
     flags, run, longest = small(places, *METHODS[task], "--epochs", 22, task=task), places / f"forks {task}", 45
     resumed = ["--output-dir", run, "--resume", "auto", "--checkpoint-minutes", 1e-6]

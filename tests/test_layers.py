@@ -59,7 +59,7 @@ def test_settings_and_parsing_need_no_torch() -> None:
             assert top != "torch" or module.startswith("torch.distributed"), f"{path.name}: {module}"  # in a function
 
 
-@pytest.mark.parametrize("folder", ["frskd_timm", "frskd_train", "hub", "benchmarks", "tools"])
+@pytest.mark.parametrize("folder", ["frskd_timm", "frskd_train", "hub", "benchmarks", "tools", "tests"])
 def test_files_are_short(folder: str) -> None:
     for path in (ROOT / folder).rglob("*.py"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 300, path

@@ -1,11 +1,12 @@
 """What each option of distillation beyond the paper's does."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import networks
 import pytest
-import timm
 import torch
 from golden_names import assert_close
 from runs import assert_same, small, train_here
@@ -24,13 +25,10 @@ MASKS = TARGET.view(4, 1, 1).expand(4, 64, 64)
 
 
 def create(**options: Any) -> FRSKDTask:
-    torch.manual_seed(0)
-    student = timm.create_model("test_resnet", num_classes=5)
-    return FRSKDTask.create(student, (3, 64, 64), 5, **options).train()
+    return FRSKDTask.create(networks.create("test_resnet"), (3, 64, 64), 5, **options).train()
 
 
-def images() -> Tensor:
-    return torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+images = partial(networks.images, batch=4)
 
 
 def logits(*shape: int, seed: int) -> Tensor:

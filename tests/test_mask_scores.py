@@ -1,8 +1,7 @@
-"""Scores of segmentation: by hand, and the same ones for several processes."""
+"""Segmentation scores compared with values computed by hand, in one process and in two."""
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import free_port
 
 from frskd_train.evaluate import SEGMENTATION, evaluate
 
 
 def guesses() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Batches of images, logits and labels; class 3 occurs nowhere, some pixels have no class."""
+    """Return batches of images, logits and labels; class 3 never occurs, some pixels are unlabelled."""
     generator = torch.Generator().manual_seed(0)
     batches = []
     for number, (height, width) in enumerate([(8, 9), (5, 4), (6, 6)]):
@@ -30,10 +30,7 @@ def guesses() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
 
 def score(batches: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> dict[str, dict[str, Any]]:
     by_number = {float(images[0]): logits for images, logits, _ in guesses()}
-    predict = lambda images: {
-        "self_teacher": -by_number[float(images[0])],
-        "student": by_number[float(images[0])],
-    }
+    predict = lambda images: {"self_teacher": -by_number[float(images[0])], "student": by_number[float(images[0])]}
     return evaluate(SEGMENTATION, predict, ((images, target) for images, _, target in batches), Accelerator(cpu=True))
 
 
@@ -60,17 +57,20 @@ def test_scores_by_hand() -> None:
 
 
 def test_scores_of_several_processes() -> None:
-    """Two processes, of which one has no image at all, or each its own: the scores of one process."""
+    """Two processes give the scores of one, also where one of them has no image."""
     expected = score(guesses())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     code = (
         "import json, os, test_mask_scores as t; rank = int(os.environ['RANK']); all = t.guesses();"
         "print(json.dumps([t.score(all if rank else []), t.score(all[:2] if rank else all[2:])]), flush=True);"
         "t.torch.distributed.barrier(); os._exit(0)"  # torch may abort while it takes gloo's threads down
     )
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    common = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
     common["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
     processes = [
         subprocess.Popen(

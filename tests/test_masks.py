@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from pictures import labels_of, masked, picture
+from pictures import labels_of, masked, picture, voc_folder
 from pictures import load_masks as load
 from PIL import Image
 
@@ -60,7 +60,7 @@ def test_scenes_are_the_default_data() -> None:
 
 
 def test_it_learns() -> None:
-    """Forty steps on sixteen scenes by the loop's own calls: the loss falls, and scores come of it."""
+    """Forty steps on sixteen scenes reduce the loss and give scores."""
     data = load(SCENES, train_num_samples=16, resize_range=(1, 1), hflip=0)
     torch.manual_seed(0)
     task = SegmentationTask.create(create_segmentation_student(SMALL, data.num_classes, channels=16))
@@ -101,7 +101,7 @@ def test_batches_follow_from_seed_epoch_and_place() -> None:
 
 @pytest.mark.parametrize("resize", [(1.0, 1.0), (0.5, 2.0)], ids=["own size", "resized"])
 def test_image_and_mask_go_together(resize: tuple[float, float]) -> None:
-    """The image's colour tells the label, and does so afterwards: through crops, padding and flips of both."""
+    """The colour encodes the label and still does after crops, padding and flips of both."""
     rng = np.random.default_rng(0)
     mask = torch.from_numpy(np.kron(rng.integers(0, 9, (4, 5)), np.ones((16, 16))).astype(np.uint8))
     pair = Sample((mask * 20)[None].expand(3, -1, -1).contiguous(), mask)
@@ -124,29 +124,8 @@ def test_image_and_mask_go_together(resize: tuple[float, float]) -> None:
 # --- Folders and datasets --------------------------------------------------------------------------------------------
 
 
-def palette_png(labels: np.ndarray) -> Image.Image:
-    image = Image.fromarray(labels)
-    image.putpalette([value for colour in range(256) for value in (colour, 255 - colour, 7)])
-    return image
-
-
-def voc_folder(root: Path, name: str = "garden", count: int = 10) -> Path:
-    """A folder in VOC's layout with images of two sizes; eight train, the rest validate."""
-    folder = root / name
-    for below in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (folder / below).mkdir(parents=True)
-    for number in range(count):
-        width, height = (40, 30) if number % 3 else (36, 44)
-        picture(number, width, height).save(folder / "JPEGImages" / f"p_{number}.jpg", quality=95)
-        palette_png(labels_of(number, width, height)).save(folder / "SegmentationClass" / f"p_{number}.png")
-    lists = folder / "ImageSets" / "Segmentation"
-    (lists / "train.txt").write_text("".join(f"p_{number}\n" for number in range(count - 4)))
-    (lists / "val.txt").write_text("".join(f"p_{number}\n" for number in range(count - 4, count)))
-    return folder
-
-
 def test_voc_folder(tmp_path: Path) -> None:
-    folder = voc_folder(tmp_path)
+    folder = voc_folder(tmp_path / "garden")
     (folder / "labels.txt").write_text("lawn\nroses\npond\n")
     data = load(folder, img_size=32)
     assert (data.name, data.class_names, data.num_train, data.num_val) == ("garden", ["lawn", "roses", "pond"], 6, 4)
@@ -163,14 +142,14 @@ def test_voc_folder(tmp_path: Path) -> None:
     assert sorted(a.tobytes() for a in found) == sorted(a.tobytes() for a in expected)
     assert sorted(len(images) for images, _ in data.val_batches(8)) == [2, 2]
 
-    assert len(load(voc_folder(tmp_path / "VOCdevkit", "VOC2012")).class_names) == 21
-    unnamed = load(voc_folder(tmp_path, "unnamed"))
+    assert len(load(voc_folder(tmp_path / "VOCdevkit" / "VOC2012")).class_names) == 21
+    unnamed = load(voc_folder(tmp_path / "unnamed"))
     assert unnamed.class_names == ["class 0", "class 1", "class 2"]
     assert unnamed.preprocessing.input_size == (3, 512, 512)
 
 
 def test_streaming_gives_the_same_batches(tmp_path: Path) -> None:
-    folder = voc_folder(tmp_path)
+    folder = voc_folder(tmp_path / "garden")
     kept = load(folder, img_size=32)
     for workers in (0, 1):
         streamed = load(folder, img_size=32, data_mode="stream", workers=workers)
@@ -240,7 +219,7 @@ def truncated_image(folder: Path) -> None:
     ],
 )
 def test_a_bad_pair_is_named_or_left_out(damage: Callable[[Path], None], message: str, tmp_path: Path) -> None:
-    folder = voc_folder(tmp_path)
+    folder = voc_folder(tmp_path / "garden")
     damage(folder)
     with pytest.raises(UserError, match=f"^{message}.*--bad-images skip") as caught:
         load(folder, img_size=32)
@@ -257,7 +236,7 @@ def test_a_bad_pair_is_named_or_left_out(damage: Callable[[Path], None], message
 
 
 def test_mistakes(tmp_path: Path) -> None:
-    folder = voc_folder(tmp_path)
+    folder = voc_folder(tmp_path / "garden")
     label_out_of_range(folder)
     with pytest.raises(UserError, match=r"Mask 0 of split train .* has label 2; labels must be 0 to 1, or 255"):
         load(folder)

@@ -1,4 +1,4 @@
-"""Numbers that go wrong in training are said."""
+"""Numerical problems in training are reported."""
 
 import copy
 import json
@@ -36,7 +36,7 @@ def test_a_loss_that_is_no_number_is_named(places: Path, monkeypatch: pytest.Mon
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int) -> None:
-    """Puts a NaN into the images of one step."""
+    """Put NaN into the images of one step."""
     augment = TrainBatches._augment
 
     def spoilt(self: TrainBatches, images: Tensor, labels: Tensor, at: int, number: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The pictures of a run: they show the numbers they are given, whatever is missing among them."""
+"""The figures of a run show the numbers they are given, whatever is missing."""
 
 import math
 from pathlib import Path
@@ -31,17 +31,9 @@ def has_colour(picture, colour):
 
 
 def test_curves_show_every_term_and_both_scores(tmp_path):
-    rows = [
-        {
-            "epoch": epoch,
-            "loss": 3 / epoch,
-            "loss_ce": 2 / epoch,
-            "loss_kl": 0.1 * epoch,
-            "top1": 80 + epoch,
-            "teacher_top1": 82 + epoch,
-        }
-        for epoch in range(1, 13)
-    ]
+    scores = lambda epoch: {"top1": 80 + epoch, "teacher_top1": 82 + epoch}
+    losses = lambda epoch: {"loss": 3 / epoch, "loss_ce": 2 / epoch, "loss_kl": 0.1 * epoch}
+    rows = [{"epoch": epoch, **losses(epoch), **scores(epoch)} for epoch in range(1, 13)]
     full = pixels(curves_figure(rows, tmp_path / "curves.png"))
     half = full.shape[1] // 2
     for colour, side in (("#0072B2", 0), ("#009E73", 0), ("#222222", 0), ("#0072B2", 1), ("#E69F00", 1)):
@@ -86,7 +78,7 @@ def test_attention_is_where_the_maps_are_large(tmp_path, channels, reduced):
 
 @pytest.mark.filterwarnings("error")
 def test_attention_of_a_run_that_diverged(tmp_path):
-    """Infinity is drawn as the most there is and NaN as nothing; the rest looks as it does without them."""
+    """Infinity is drawn as the maximum and NaN as the minimum; the rest of the figure is unchanged."""
     images = np.full((1, 28, 28, 3), 128, np.uint8)
     usual = np.random.default_rng(0).random((1, 7, 7), np.float32)
     diverged = usual.copy()

@@ -20,7 +20,7 @@ from frskd_train.checkpoint import latest_checkpoint, load_state
 from frskd_train.data.batches import TrainBatches
 from frskd_train.run_folder import RunFolder
 
-ENDLESS = 10**6  # epochs: such a run does not end by itself before a test has found it
+ENDLESS = 10**6  # epochs: the run does not end before the test stops it
 
 
 def environment(process: Any) -> dict[str, str]:
@@ -54,7 +54,7 @@ def test_a_dead_process_ends_the_others_and_is_named(places: Path) -> None:
 def test_stopped_in_an_epoch_and_resumed_it_ends_with_the_same_bits(
     number: int | None, places: Path, whole: Path, capfd: pytest.CaptureFixture
 ) -> None:
-    """By a scheduler, by a terminal that closes, and by the end of a reader such as `head`."""
+    """Stop by a scheduler, by a closing terminal, and by the end of a reader such as `head`."""
     augment, run = TrainBatches._augment, places / f"stopped by {number}"
 
     def signalled(self: TrainBatches, images: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
@@ -78,7 +78,7 @@ def test_stopped_in_an_epoch_and_resumed_it_ends_with_the_same_bits(
 
 
 def close_output() -> None:
-    """Makes standard output a pipe that nobody reads."""
+    """Make standard output a pipe without a reader."""
     reading, writing = os.pipe()
     os.close(reading)
     os.dup2(writing, 1)
@@ -86,7 +86,7 @@ def close_output() -> None:
 
 
 def test_the_second_signal_ends_a_run_at_once(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first one waits for the end of a step, which is made endless here."""
+    """The first signal waits for the end of the step, which never ends here."""
     hangs = places / "hangs"
 
     def hang(*_: object) -> None:
@@ -109,7 +109,7 @@ def test_the_second_signal_ends_a_run_at_once(places: Path, monkeypatch: pytest.
 @pytest.mark.long
 @pytest.mark.parametrize(("number", "everybody"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
 def test_two_processes_stop_together_and_go_on(number: int, everybody: bool, places: Path) -> None:
-    """As a terminal's Ctrl-C (to all processes) and a scheduler's SIGTERM (to the launcher alone) reach them."""
+    """Ctrl-C in a terminal reaches all processes, a scheduler's SIGTERM only the launcher."""
     name = f"stopped by {number}"
     log, run = places / f"{name}.log", places / name
     launcher = start(*small(places, "--epochs", ENDLESS, "--output-dir", run), processes=2, log=log)

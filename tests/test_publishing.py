@@ -1,10 +1,8 @@
 """Publishing to a Hub and loading from it: genuine clients, a loopback server, fresh processes."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -12,7 +10,7 @@ import huggingface_hub
 import pytest
 import timm
 import torch
-from conftest import ROOT
+from conftest import ROOT, run_script
 from hub_server import TOKEN, USER
 from published import METRICS, REPO, make_student, push
 from safetensors.torch import load_file, save_file
@@ -23,18 +21,10 @@ from frskd_train.report.card import write_card
 from frskd_train.report.publish import push_student
 
 
-def run(hub, cache, *command, **environment):
-    """A fresh process whose Hub is the loopback one; it may not see any cache or login of this machine."""
-    names = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        env=inherited | names | environment,
-        cwd=cache,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+def run(hub, cache, *command, token="", **environment):
+    """Run Python in a process whose Hub is the loopback one."""
+    environment = hub.environment(cache, token) | environment
+    done = run_script(sys.executable, *command, check=False, cwd=cache, **environment)
     assert TOKEN not in done.stdout + done.stderr
     return done
 
@@ -81,7 +71,7 @@ def test_push_then_load_in_fresh_processes(hub, tmp_path):
     cache = tmp_path / "cache"
     cache.mkdir()
     script = ROOT / "hub" / "push.py"
-    done = run(hub, cache, script, stock, "--repo-id", REPO, HF_TOKEN=TOKEN)
+    done = run(hub, cache, script, stock, "--repo-id", REPO, token=TOKEN)
     assert done.returncode == 0, done.stderr
     assert "every file is the same" in done.stdout
     assert f'timm.create_model("hf-hub:{REPO}", pretrained=True)' in done.stdout
@@ -105,7 +95,7 @@ def test_push_then_load_in_fresh_processes(hub, tmp_path):
     assert label == "class 3"
 
     # a new topology, private, with the package and a token
-    done = run(hub, cache, "-c", LOAD.format(package=True, names=names[2:], images=str(images)), HF_TOKEN=TOKEN)
+    done = run(hub, cache, "-c", LOAD.format(package=True, names=names[2:], images=str(images)), token=TOKEN)
     torch.testing.assert_close(torch.tensor(json.loads(done.stdout)[f"{USER}/new"]), expected(new))
 
     # offline, from the cache, with the server gone
@@ -180,7 +170,7 @@ def test_no_network_no_token_no_name(hub, student, tmp_path, quick_clock, monkey
         push(hub, student, endpoint="http://127.0.0.1:9")
     assert hub.repos == {}
     script = ROOT / "hub" / "push.py"
-    done = run(hub, tmp_path, script, student, "--repo-id", REPO, HF_TOKEN=TOKEN, HF_HUB_OFFLINE="1")
+    done = run(hub, tmp_path, script, student, "--repo-id", REPO, token=TOKEN, HF_HUB_OFFLINE="1")
     assert done.returncode == 2
     assert re.fullmatch(r"error: HF_HUB_OFFLINE is set.*\n", done.stderr)
 

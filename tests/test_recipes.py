@@ -1,4 +1,4 @@
-"""Every recipe end to end: made-up data of the form that it asks for, the real train.py, flags that make it small."""
+"""Every recipe end to end with the real train.py, on small synthetic data in the layout that it needs."""
 
 import gzip
 import json
@@ -39,7 +39,7 @@ def pictures(count: int, width: int, height: int, mode: str = "RGB") -> Iterator
 
 
 def saved(folder: Path, splits: dict[str, int], size: tuple[int, int], image: str, **labels: int) -> Path:
-    """What the Hub gives: an image column, class columns. A split called `test` beside `validation` has no labels."""
+    """Save a dataset as from the Hub; a split `test` beside `validation` has no labels."""
     import datasets
 
     features = {key: datasets.ClassLabel(names=[f"{key}_{i}" for i in range(n)]) for key, n in labels.items()}
@@ -54,7 +54,7 @@ def saved(folder: Path, splits: dict[str, int], size: tuple[int, int], image: st
 
 
 def fashion_mnist(folder: Path) -> Path:
-    """The four original files, then the recipe's own command."""
+    """Write the four original files and run the recipe's own command."""
     idx = folder.with_name("idx")
     idx.mkdir()
     for prefix, count in (("train", 20), ("t10k", 10)):
@@ -68,7 +68,7 @@ def fashion_mnist(folder: Path) -> Path:
 
 
 def official(form: str, folder: Path) -> Path:
-    """The unpacked archive, then the recipe's own command."""
+    """Write the unpacked archive and run the recipe's own command."""
     root = folder.with_name("archive")
     rows = [("train" if i < 4 else "test", f"{c:03}.Some_{name}", i) for c, name in enumerate("ABC") for i in range(6)]
     images = {"cub200": "images", "stanford40": "JPEGImages"}.get(form, "Images")
@@ -85,10 +85,10 @@ def official(form: str, folder: Path) -> Path:
         (root / "train_test_split.txt").write_text("".join(f"{i + 1} {train}\n" for i, (_, train) in enumerate(cub)))
     elif form == "mit67":
         for split, name in (("train", "TrainImages.txt"), ("test", "TestImages.txt")):
-            (root / name).write_text("\n".join(lists[split]))  # as given out: no newline at the end
+            (root / name).write_text("\n".join(lists[split]))  # as published: no newline at the end
     elif form == "stanford40":
         (root / "ImageSplits").mkdir()
-        for name in (*lists, "train", "test"):  # the last two name all images, which are there once already
+        for name in (*lists, "train", "test"):  # the last two list all images again
             (root / "ImageSplits" / f"{name}.txt").write_text("\n".join(lists.get(name, ["x.jpg"])))
     else:
         scipy_io = pytest.importorskip("scipy.io")
@@ -212,11 +212,10 @@ def test_a_published_recipe_holds_nothing_of_one_machine(tmp_path: Path) -> None
     assert "dataset: me/images\n" in write_recipe(parse_settings(["--dataset", "me/images"]), "", portable=True)
 
 
-def test_a_recipe_is_found_by_name() -> None:
+def test_a_recipe_is_found_by_name_and_by_path() -> None:
     for recipe in ALL:
-        assert flat(parse_settings(["--config", recipe.stem])) == flat(read_recipe(str(recipe))) | {
-            "config": recipe.stem
-        }
+        for config in (recipe.stem, str(recipe)):
+            assert flat(parse_settings(["--config", config])) == flat(read_recipe(str(recipe))) | {"config": config}
     with pytest.raises(SettingsError, match=r"cifar100_resnet9 .*cifar100_resnet18"):
         parse_settings(["--config", "cifar100_resnet9"])
 

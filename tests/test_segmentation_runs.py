@@ -1,9 +1,9 @@
 """Segmentation as a user runs it: `train.py --task segmentation`, `validate.py`, `hub/push.py`."""
 
 import csv
+import functools
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,7 @@ import timm
 import torch
 from conftest import ROOT, run_script
 from hub_server import USER
-from pictures import labels_of, picture
-from PIL import Image
+from pictures import labels_of, picture, voc_folder
 from published import push
 from runs import METHODS, evaluate_here, small, train_here
 from safetensors.torch import load_file
@@ -103,8 +102,7 @@ def test_publishing(hub, whole_masks: Path, tmp_path: Path) -> None:
     student = read_student(whole_masks / "student")
     images = tmp_path / "images.pt"
     torch.save(student.probe(), images)
-    env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    run_script(sys.executable, "-c", LOAD.format(repo=repo, images=images), **env)
+    run_script(sys.executable, "-c", LOAD.format(repo=repo, images=images), **hub.environment(tmp_path))
     with torch.inference_mode():
         torch.testing.assert_close(torch.load(images), student.load()(student.probe()))
 
@@ -136,21 +134,9 @@ def test_without_a_network_a_backbone_begins_at_random_and_says_so(
     assert "starts from random weights" in said
 
 
-def voc(folder: Path, labels: Callable[[int], np.ndarray]) -> Path:
-    """VOC's layout: six pictures to train on, two to validate."""
-    for below in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (folder / below).mkdir(parents=True)
-    for number in range(8):
-        picture(number, 40, 30).save(folder / "JPEGImages" / f"{number}.jpg")
-        Image.fromarray(labels(number)).save(folder / "SegmentationClass" / f"{number}.png")
-    for split, names in (("train", range(6)), ("val", (6, 7))):
-        (folder / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(map(str, names)))
-    return folder
-
-
 def test_the_recipe_for_voc(tmp_path: Path) -> None:
     recipe = ROOT / "frskd_train" / "recipes" / "voc_efficientdet_d0.yaml"
-    folder = voc(tmp_path / "VOC2012", lambda number: labels_of(number, 40, 30, classes=21))
+    folder = voc_folder(tmp_path / "VOC2012", functools.partial(labels_of, classes=21))
     flags = ["--epochs", 3, "--distill-start", 1, "--batch-size", 2, "--img-size", 64, "--no-amp", "--threads", 1]
     train_here("--config", recipe, "--dataset", folder, *flags, "--output-dir", tmp_path / "run")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
@@ -161,8 +147,8 @@ def test_the_recipe_for_voc(tmp_path: Path) -> None:
 
 
 def test_a_bad_mask_is_named_before_training(places: Path, tmp_path: Path) -> None:
-    uniform = lambda number: np.full((30, 40), 77 if number == 3 else number % 2, np.uint8)
-    folder = voc(tmp_path / "VOC", uniform)
+    uniform = lambda number, width, height: np.full((height, width), 77 if number == 3 else number % 2, np.uint8)
+    folder = voc_folder(tmp_path / "VOC", uniform)
     flags = small(places, "--dataset", folder, "--epochs", 1, task="segmentation")
     with pytest.raises(UserError, match=r"Mask 3 of split train .* has label 77"):
         train_here(*flags, "--output-dir", tmp_path / "run")

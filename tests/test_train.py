@@ -1,4 +1,4 @@
-"""The main job as a user runs it: `train.py` in its own process, on the data that ships."""
+"""Training as a user runs it: `train.py` on the sample that ships."""
 
 import csv
 import functools
@@ -252,9 +252,8 @@ def test_muon_does_not_emulate_bfloat16(monkeypatch) -> None:
 
 def test_pushed_at_the_end_of_training(train, tmp_path: Path) -> None:
     with LoopbackHub() as hub:
-        env = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "hf")}
         flags = [*SMALL, "--epochs", 1, "--push-to-hub", f"{USER}/pushed"]
-        done = train(*flags, "--output-dir", tmp_path / "run", HF_HUB_DISABLE_XET="1", **env)
+        done = train(*flags, "--output-dir", tmp_path / "run", **hub.environment(tmp_path / "hf", TOKEN))
         assert TOKEN not in done.stdout + done.stderr
         files = hub.files(f"{USER}/pushed")
     assert files["model.safetensors"] == (tmp_path / "run" / "student" / "model.safetensors").read_bytes()

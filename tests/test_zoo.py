@@ -1,4 +1,4 @@
-"""What ships: weights that anybody can load and check, and the way from a run to them."""
+"""Shipped weights load, score what is stated, and come from a run by `tools/ship.py`."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, run_script
 from huggingface_hub import ModelCard
 from PIL import Image
-from runs import train_here
+from runs import evaluate_here, train_here
 from safetensors.torch import load_file
 
 from frskd_timm.errors import UserError
@@ -49,7 +49,7 @@ assert model.pretrained_cfg["label_names"][9] == "Ankle boot" and model.pretrain
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory) -> tuple[Path, Path, Path]:
-    """A copy of the repository without weights, into which a run of seconds has been shipped; run and baseline."""
+    """Ship a short run into a copy of the repository without weights; return the copy, the run and its baseline."""
     home = tmp_path_factory.mktemp("zoo")
     root, run, plain = home / "copy", home / "run", home / "ce"
     for part in ("frskd_timm", "frskd_train", "tools"):
@@ -156,14 +156,13 @@ def test_adding_weights_does_not_change_the_default(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
-def test_what_ships_scores_what_is_stated(folder: Path, tmp_path: Path) -> None:
+def test_what_ships_scores_what_is_stated(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """On the sample in the repository; loaded by name, as a user does."""
     (row,) = [row for row in read_results() if row["model"] == folder.name]
-    command = [sys.executable, ROOT / "validate.py", "--model", folder.name, "--threads", 1]
-    done = run_script(*command, "--output", tmp_path / "found.json")
+    evaluate_here("--model", folder.name, "--threads", 1, "--output", tmp_path / "found.json")
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    assert "(1000 images)" in done.stdout
+    assert "(1000 images)" in capsys.readouterr().out
     # Another CPU's arithmetic may turn the odd image over.
     assert found["top1"] == pytest.approx(float(row["sample_top1"]), abs=0.21)
     assert found["loss"] == pytest.approx(metrics["sample"]["loss"], abs=2e-3)

@@ -1,0 +1,106 @@
+"""Segmentation students and their backbones as folders, and as ONNX."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from golden_names import assert_close
+
+from frskd_timm.errors import UserError
+from frskd_timm.export.student import export_backbone, export_segmentation
+from frskd_timm.segmentation import SegmentationStudent, SegmentationTask, create_segmentation_student
+
+SMALL = "mobilenetv3_small_050"
+
+
+@pytest.fixture
+def trained() -> SegmentationStudent:
+    """A student with settled running statistics, and names for its classes."""
+    torch.manual_seed(1)
+    student = create_segmentation_student(
+        SMALL, 3, channels=8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.3), class_names=["sky", "Straße", "tree"]
+    )
+    task = SegmentationTask.create(student)
+    task(torch.randn(4, 3, 64, 64), torch.randint(0, 3, (4, 64, 64)))["loss"].backward()
+    return student
+
+
+def test_student_comes_back(trained: SegmentationStudent, tmp_path: Path) -> None:
+    folder = export_segmentation(trained, tmp_path / "student")
+    assert trained.training
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+    loaded = SegmentationStudent.from_pretrained(folder)
+    images = torch.randn(2, 3, 50, 61)
+    with torch.no_grad():
+        assert torch.equal(trained.eval()(images), loaded(images))
+    assert loaded.class_names == ["sky", "Straße", "tree"]
+    assert loaded.mean == (0.4, 0.5, 0.6)
+
+    pixels = torch.randint(0, 256, (50, 61, 3), dtype=torch.uint8)
+    by_hand = (pixels.permute(2, 0, 1)[None] / 255 - torch.tensor(loaded.mean).view(1, 3, 1, 1)) / torch.tensor(
+        loaded.std
+    ).view(1, 3, 1, 1)
+    with torch.no_grad():
+        assert torch.equal(loaded.segment(pixels.numpy()), loaded(by_hand).argmax(1)[0])
+
+    loaded.save_pretrained(tmp_path / "again")  # huggingface_hub's own way
+    assert "SegmentationStudent.from_pretrained" in (tmp_path / "again" / "README.md").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "again" / "config.json").read_text()) == json.loads(
+        (folder / "config.json").read_text()
+    )
+
+
+def test_what_cannot_be_exported_or_loaded(trained: SegmentationStudent, tmp_path: Path) -> None:
+    folder = export_segmentation(trained, tmp_path / "student")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").write_text("")
+    with pytest.raises(UserError, match=r"thesis\.txt"):
+        export_segmentation(trained, tmp_path / "notes")
+    with torch.no_grad():
+        trained.head[-1].bias.fill_(float("nan"))
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="not finite"):
+        export_segmentation(trained, folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "student"]
+
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "layers": 4}))  # more layers than there are weights for
+    with pytest.raises(RuntimeError, match=r"bifpn\.3"):
+        SegmentationStudent.from_pretrained(folder)
+
+
+def test_backbone_is_a_timm_checkpoint(trained: SegmentationStudent, tmp_path: Path) -> None:
+    folder = export_backbone(trained, tmp_path / "backbone", tag="scenes", license="mit", dataset="scenes")
+    features = timm.create_model(
+        f"local-dir:{folder}", pretrained=True, features_only=True, out_indices=trained.levels
+    ).eval()
+    images = torch.randn(2, 3, 64, 80)
+    with torch.no_grad():
+        for found, expected in zip(features(images), trained.eval().backbone_maps(images), strict=True):
+            assert torch.allclose(found, expected, atol=1e-5)
+    assert timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=7)(images).shape == (2, 7)
+    assert features.feature_info.reduction() == [4, 8, 16, 32]
+
+    # And back: another student starts from it, or from a classifier.
+    torch.manual_seed(2)
+    other = create_segmentation_student(f"local-dir:{folder}", 9, channels=8)
+    assert other.backbone_name == SMALL
+    assert torch.equal(other.backbone.conv_stem.weight, trained.backbone.conv_stem.weight)
+
+
+@pytest.mark.long
+def test_onnx(trained: SegmentationStudent, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra frskd-timm[onnx]")
+    from frskd_train.report.onnx import export_onnx
+
+    path = export_onnx(export_segmentation(trained, tmp_path / "student"), size=(50, 61))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    images = torch.randn(5, 3, 50, 61)
+    with torch.no_grad():
+        expected = trained.eval()(images)
+    (found,) = session.run(["logits"], {"images": images.numpy()})
+    assert_close(torch.from_numpy(found), expected, 1e-4, "logits")
+    assert json.loads(session.get_modelmeta().custom_metadata_map["config"])["class_names"][1] == "Straße"
