@@ -3,6 +3,7 @@
 import copy
 import gc
 import math
+from functools import partial
 from typing import Any
 
 import backbones
@@ -11,6 +12,7 @@ import timm
 import torch
 from conftest import free_port
 from networks import create, images
+from runs import end_of, fork
 from torch import Tensor, nn
 
 import frskd_timm  # noqa: F401  (registers the students)
@@ -207,7 +209,9 @@ def one_of_two(rank: int, port: int) -> None:
 
 
 def test_two_processes_without_unused_parameters() -> None:
-    torch.multiprocessing.spawn(one_of_two, (free_port(),), nprocs=2)
+    port = free_port()
+    processes = [fork(partial(one_of_two, rank, port)) for rank in range(2)]
+    assert [end_of(process) for process in processes] == [0, 0]
 
 
 @pytest.mark.parametrize(
