@@ -1,6 +1,7 @@
 """Shared by all tests: no network access, and fixtures that run the real command."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,11 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HUB_DISABLE_TE
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# A test run in the background ignores these, which its child processes would inherit; a handler is not inherited.
+for _number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda *_: None)
 
 # A stock timm architecture with 0.4 million parameters: a run takes seconds.
 SMALL = ["--model", "test_resnet", "--train-num-samples", "160", "--batch-size", "32", "--epochs", "2", "--no-amp"]
