@@ -1,7 +1,7 @@
 # Common commands. Run `make setup` first; PYTHON selects the interpreter of the environment.
 PYTHON ?= python3
 BIN := .venv/bin
-QUICK := layers card changed_settings checkpoints data data_faults data_sources segmentation method
+QUICK := layers card changed_settings checkpoints data data_faults data_sources numbers run_faults segmentation method
 
 .PHONY: setup quick test long style quality train check build
 

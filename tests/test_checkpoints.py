@@ -24,7 +24,6 @@ from frskd_train.checkpoint import (
 from frskd_train.run_folder import find_resume
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     "harm",
     [
@@ -55,7 +54,6 @@ def test_the_newest_whole_checkpoint_is_found(harm: Callable[[Path], object], tm
         find_resume("auto", str(tmp_path))
 
 
-@pytest.mark.quick
 def test_a_single_wrong_bit_in_any_file_is_found(tmp_path: Path) -> None:
     checkpoints(tmp_path, 1)
     (checkpoint,) = all_checkpoints(tmp_path)
@@ -91,7 +89,6 @@ def file_size_limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.quick
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path: Path) -> None:
     module, optimizer = checkpoints(tmp_path, 1)
     for size in (0, 100, 300):  # fails at one file or another

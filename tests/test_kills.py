@@ -31,7 +31,7 @@ from frskd_train.run_folder import find_resume
 WHOLE = {"classification": "whole", "segmentation": "whole_masks"}
 
 
-@pytest.mark.parametrize("task", [pytest.param("classification", marks=pytest.mark.quick), "segmentation"])
+@pytest.mark.parametrize("task", ["classification", "segmentation"])
 def test_killed_while_it_writes_a_checkpoint_it_ends_with_the_same_bits(
     task: str, places: Path, request: pytest.FixtureRequest
 ) -> None:

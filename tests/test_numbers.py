@@ -52,7 +52,6 @@ def task_of(run: Path) -> Path:
     return last / "task.safetensors"
 
 
-@pytest.mark.quick
 def test_a_student_that_learns_nothing_is_noticed() -> None:
     class Alone:
         def reduce(self, tensor: Tensor, reduction: str) -> Tensor:

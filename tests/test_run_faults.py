@@ -36,7 +36,6 @@ def test_a_folder_that_cannot_be_used_is_refused_before_training(
     assert (tmp_path / "file").read_text() == (tmp_path / "full" / "notes.txt").read_text() == "mine"
 
 
-@pytest.mark.quick
 def test_what_a_killed_run_leaves_does_not_take_the_folder(tmp_path: Path) -> None:
     names = {".lock", f".config.yaml.{os.getpid() + 1}", ".student.partial", ".student.previous"}
     for name in names:
