@@ -1,7 +1,7 @@
 """Feature refinement via self-knowledge distillation (FRSKD, arXiv 2103.08273) for timm backbones.
 
-Importing this package registers its students with timm, and nothing more: `timm.create_model('resnet18_frskd')`.
-What trains or exports a student is imported when it is first asked for.
+Importing this package only registers its students with timm: `timm.create_model('resnet18_frskd')`.
+The parts that train or export a student are imported on first access.
 """
 
 from importlib import import_module
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["FRSKDTask", "UserError", "__version__", "create_self_teacher", "export_student"]
 
 try:
-    __version__ = version("frskd-timm")  # pyproject.toml is where it is written
+    __version__ = version("frskd-timm")  # written in pyproject.toml
 except PackageNotFoundError:  # a source tree on the path, not installed
     __version__ = "0+unknown"
 

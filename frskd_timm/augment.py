@@ -10,12 +10,12 @@ Box = tuple[int, int, int, int]
 
 
 def mixup(images: Tensor, target: Tensor, lam: float, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Mixes every image with another of its batch (Mixup, arXiv 1710.09412).
+    """Mix each image with another one of the batch (Mixup, arXiv 1710.09412).
 
     Args:
         images: [B, C, H, W], floating point.
         target: Probabilities [B, K].
-        lam: Share of the image itself, 0..1.
+        lam: Weight of the image itself, 0..1.
         index: Each image's partner, a permutation [B].
 
     Returns:
@@ -25,17 +25,17 @@ def mixup(images: Tensor, target: Tensor, lam: float, index: Tensor) -> tuple[Te
 
 
 def cutmix(images: Tensor, target: Tensor, lam: float, index: Tensor, box: Box) -> tuple[Tensor, Tensor]:
-    """Pastes a box of another image into every image (CutMix, arXiv 1905.04899).
+    """Paste a box from another image of the batch into each image (CutMix, arXiv 1905.04899).
 
     Args:
         images: [B, C, H, W].
         target: Probabilities [B, K].
-        lam: Share of the image itself in the target, 0..1: 1 minus the box's share of the area.
+        lam: Weight of the image's own target, 0..1: 1 minus the fraction of the area that the box covers.
         index: Each image's partner, a permutation [B].
-        box: Rows from, to and columns from, to; ends exclusive.
+        box: Start and end row, start and end column; ends are exclusive.
 
     Returns:
-        New images and mixed probabilities.
+        Images with pasted boxes and mixed probabilities.
     """
     top, bottom, left, right = box
     images = images.clone(memory_format=torch.preserve_format)
@@ -44,10 +44,10 @@ def cutmix(images: Tensor, target: Tensor, lam: float, index: Tensor, box: Box) 
 
 
 def cutmix_box(height: int, width: int, lam: float, generator: np.random.Generator) -> tuple[Box, float]:
-    """Draws CutMix's box: its area is about 1 - lam of the image's, its centre anywhere, cut at the edges.
+    """Draw the box of CutMix: about 1 - lam of the image's area, centred anywhere, clipped at the image's edges.
 
     Returns:
-        The box, and lambda corrected to the area that is really left.
+        The box, and lambda corrected for the clipped area.
     """
     side = math.sqrt(1 - lam)
     half_height, half_width = int(height * side) // 2, int(width * side) // 2
@@ -58,13 +58,13 @@ def cutmix_box(height: int, width: int, lam: float, generator: np.random.Generat
 
 
 def rotations(images: Tensor) -> Tensor:
-    """The four rotations by 0, 90, 180 and 270 degrees of square images, image-major.
+    """Rotate square images by 0, 90, 180 and 270 degrees.
 
     Args:
         images: [B, C, S, S].
 
     Returns:
-        [4 B, C, S, S]; image k's rotations are rows 4 k to 4 k + 3.
+        [4 B, C, S, S], image-major: the rotations of image k are rows 4 k to 4 k + 3.
     """
     turned = torch.stack([torch.rot90(images, r, (2, 3)) for r in range(4)], dim=1).flatten(0, 1)
     if images.is_contiguous(memory_format=torch.channels_last):

@@ -1,4 +1,4 @@
-"""What the training tasks share: `task(input, target) -> {'loss', 'output', one entry per loss term}`.
+"""Base classes of the training tasks: `task(input, target) -> {'loss', 'output', one entry per loss term}`.
 
 Everything trainable is in one `forward`, so that DDP, autocast and compile see one module. The terms are already
 weighted and 'loss' is their sum, so the training loop does not need to know the method.
@@ -27,7 +27,7 @@ class StudentTask(TrainingTask):
     """Base class of every task.
 
     Attributes:
-        student: The network that is kept: any timm model.
+        student: The network that is kept after training: any timm model.
         smoothing: Label smoothing of the cross-entropy terms, 0..1.
     """
 
@@ -59,7 +59,7 @@ class CrossEntropyTask(StudentTask):
 
 
 class Views(NamedTuple):
-    """What student and self-teacher make of a batch.
+    """Outputs of student and self-teacher for a batch.
 
     Attributes:
         maps: The student's feature maps, fine to coarse.
@@ -81,11 +81,11 @@ class DistillationTask(StudentTask):
 
         loss = CE(z_s, y) + CE(z_t, y) + r (alpha KL_T(z_t, z_s) + beta sum_i D(F_i, T_i))
 
-    r is the weight given by the schedule, 1 in the paper. The maps F_i enter the self-teacher undetached: CE(z_t, y)
-    also trains the student's backbone.
+    r is the weight given by the schedule, 1 in the paper. The maps F_i enter the self-teacher without detaching, so
+    CE(z_t, y) also trains the student's backbone.
 
     Args:
-        student: The network that is kept.
+        student: The network that is kept after training.
         self_teacher: Refines the student's maps and classifies from them.
         feature_loss: D; None leaves the term out.
         alpha: Weight of the soft labels.
@@ -95,15 +95,15 @@ class DistillationTask(StudentTask):
         schedule: Name of the schedule of alpha and beta.
         start: Fraction of the run before distillation starts.
         logit_loss: A name in `losses.logits.LOGIT_LOSSES`.
-        gate: 'none', or 'advantage' to take the soft labels only of those images or pixels whose cross-entropy is
-            lower for the self-teacher than for the student; the loss is their mean, so its scale does not change.
+        gate: 'none', or 'advantage' to use the soft labels only for images or pixels whose cross-entropy is lower for
+            the self-teacher than for the student; the loss is the mean over these, so its scale does not change.
         teacher_gradient: Factor of the gradient that flows from the self-teacher into the student, 1 in the paper.
-        teacher_ema: Decay per update of a moving average of both networks that gives the soft labels and the refined
-            maps instead of the self-teacher; 0 for none. It normalises with the statistics of the batch.
-        teacher_interval: Run the self-teacher in every so many updates only; the others learn from the labels alone.
+        teacher_ema: Decay per update of a moving average of both networks that replaces the self-teacher as source of
+            soft labels and refined maps; 0 for none. It normalises with the statistics of the batch.
+        teacher_interval: Number of updates per run of the self-teacher; the other updates use the labels only.
 
-    With the schedule 'lead', r is a moving average of how far the self-teacher's cross-entropy is below the student's,
-    relative to the student's.
+    With the schedule 'lead', r is a moving average of the relative lead of the self-teacher: how far its cross-entropy
+    is below the student's, divided by the student's.
     """
 
     distill_weight: Tensor
@@ -139,16 +139,16 @@ class DistillationTask(StudentTask):
         if teacher_ema:
             networks = {"student": deepcopy(student), "self_teacher": deepcopy(self_teacher)}
             self.average = nn.ModuleDict(networks).requires_grad_(False)
-        # Progress at the last update and number of updates. Saved with the lead, so that a resumed run is the same.
+        # Progress at the last update and number of updates. Saved with the lead, so that a resumed run is identical.
         counts = bool(teacher_ema) or teacher_interval > 1
         self.register_buffer("clock", torch.zeros(2) if counts else None)
         self.register_buffer("lead", torch.zeros(()) if schedule == "lead" else None)
-        # A tensor, so that its change does not recompile a compiled step. Not saved: it follows from the progress.
+        # A tensor, so that a change does not recompile a compiled step. Not saved: it follows from the progress.
         self.register_buffer("distill_weight", torch.ones(()), persistent=False)
         self.set_progress(0.0)
 
     def set_progress(self, progress: float) -> None:
-        """Set r for the next step; where the last one updated the weights, the average follows."""
+        """Set r for the next step, and update the moving average if the last step updated the weights."""
         self.distill_weight.fill_(distillation_weight(self.schedule, progress, self.start))
         if self.clock is not None and bool(self.clock[0] != torch.tensor(progress, device=self.clock.device)):
             self.clock[0] = progress
@@ -159,7 +159,7 @@ class DistillationTask(StudentTask):
     @torch.no_grad()
     def _update_average(self, updates: float) -> None:
         assert self.average is not None
-        decay = min(self.teacher_ema, (1 + updates) / (10 + updates))  # so that the random beginning is soon forgotten
+        decay = min(self.teacher_ema, (1 + updates) / (10 + updates))  # forgets the random initial weights sooner
         for name, average in self.average.items():
             network = self.get_submodule(name)
             for kept, new in zip(average.parameters(), network.parameters(), strict=True):
@@ -169,7 +169,7 @@ class DistillationTask(StudentTask):
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """The networks that are trained."""
+        """The trained networks by name."""
         return {"student": self.student, "self_teacher": self.self_teacher}
 
     @abstractmethod
@@ -177,11 +177,11 @@ class DistillationTask(StudentTask):
         """Run a 'student' and a 'self_teacher' on images [B, C, H, W]."""
 
     def extend(self, views: Views, images: Tensor) -> Views:
-        """Add what only training looks at."""
+        """Add outputs that only training needs."""
         return views
 
     def forward(self, input: Tensor, target: Tensor) -> Terms:
-        """Compute one training step's loss.
+        """Compute the loss of one training step.
 
         Args:
             input: Images [B, C, H, W].
@@ -215,7 +215,7 @@ class DistillationTask(StudentTask):
         return {"loss": loss, "output": views.logits, "teacher_output": views.teacher_logits, **logged}
 
     def _labels_only(self, images: Tensor, target: Tensor) -> Terms:
-        """Compute a step without the self-teacher; every parameter gets a gradient, which DDP waits for."""
+        """Compute a step without the self-teacher; every parameter still gets a gradient, as DDP requires."""
         logits = self.student(images)
         with torch.autocast(images.device.type, enabled=False):
             loss = self.cross_entropy(logits, target)
@@ -225,14 +225,14 @@ class DistillationTask(StudentTask):
         return {"loss": loss + 0 * torch.stack(idle).sum(), "output": logits, **terms}
 
     def label_terms(self, views: Views, target: Tensor) -> Terms:
-        """Return the terms that compare with the labels."""
+        """Return the loss terms that use the labels."""
         return {
             "loss_ce": self.cross_entropy(views.logits, target),
             "loss_ce_teacher": self.cross_entropy(views.teacher_logits, target),
         }
 
     def soft_labels(self, views: Views, target: Tensor) -> Tensor:
-        """Return the soft-label loss, without its weight."""
+        """Return the unweighted soft-label loss."""
         weight = self.gate_weights(views, target)
         return self.logit_loss(views.teacher_logits, views.logits, target, self.temperature, weight)
 
@@ -249,11 +249,11 @@ class DistillationTask(StudentTask):
             return (other < own).float()
 
     def valid_positions(self, views: Views, target: Tensor) -> list[Tensor] | None:
-        """Return which positions [B, H_i, W_i] of each map the feature loss compares; None for all."""
+        """Return masks [B, H_i, W_i] of the positions that the feature loss compares, one per map; None for all."""
         return None
 
     def entering(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Return the maps as they enter the self-teacher."""
+        """Return the maps that the self-teacher takes as input."""
         if self.teacher_gradient == 1:
             return list(maps)
         return [torch.lerp(map_.detach(), map_, self.teacher_gradient) for map_ in maps]

@@ -2,13 +2,13 @@
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: settings, data, files, names.
+    """An error in the user's input: settings, data, files or names.
 
-    The message is one sentence that names what is wrong and what would be right. Scripts print it without a
-    traceback and exit with status 2.
+    The message is one sentence that says what is wrong and how to fix it. Scripts print it without a traceback and exit
+    with status 2.
     """
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another error's message without a closing full stop; its class where it says nothing."""
+    """Return the first line of an error's message without the full stop, or its class if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(". ")

@@ -1,4 +1,4 @@
-"""What timm knows of a model by its name; a name that it does not know is answered with those that it does."""
+"""Look up models and weights in timm's registry, with suggestions for unknown names."""
 
 import difflib
 
@@ -9,17 +9,17 @@ from frskd_timm.errors import UserError
 
 
 def known_cfg(name: str, *, weights: bool = False) -> PretrainedCfg | None:
-    """timm's default cfg of a registered model.
+    """Return timm's default configuration of a registered model.
 
     Args:
         name: `architecture` or `architecture.tag`.
         weights: Whether pretrained weights are asked for.
 
     Returns:
-        The cfg, or None where the model has none.
+        The configuration, or None if the model has none.
 
     Raises:
-        UserError: timm has no such model, no such tag of it, or no weights where they are asked for.
+        UserError: timm has no such model, no such tag, or no weights although they are asked for.
     """
     architecture = name.split(".")[0]
     if not timm.is_model(name):

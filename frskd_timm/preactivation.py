@@ -1,4 +1,4 @@
-"""Feature maps before the activation that they come out of, read from any model by hooks."""
+"""Feature maps before their activation, read from any model with hooks."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -10,27 +10,27 @@ from torch import Tensor, nn
 from frskd_timm.errors import UserError
 
 Place = tuple[str, int]
-"""A module's name, and which of its calls within one forward: some models call one activation many times."""
+"""A module's name and the number of its call within a forward, because some models reuse one activation."""
 
-# Where torch and timm define their activation functions; a pooling or dropout in front of a map is none.
+# Where torch and timm define activations; pooling or dropout before a map is not one.
 ACTIVATION_SOURCES = ("torch.nn.modules.activation", "timm.layers.activations")
 
 
 def find_activations(model: nn.Module, forward: Callable[[], list[Tensor]]) -> list[Place]:
-    """Find the activations whose outputs a model's feature maps are.
+    """Find the activations that output a model's feature maps.
 
     Args:
         model: The model.
-        forward: Runs it once and returns its maps.
+        forward: Runs the model once and returns its maps.
 
     Returns:
-        For each map the call of the activation that it comes out of.
+        For each map, the call of the activation that outputs it.
 
     Raises:
-        UserError: A map comes out of something else.
+        UserError: A map is not the output of an activation.
     """
     producers: dict[int, Place] = {}
-    alive: list[Any] = []  # an id means nothing once its object is gone
+    alive: list[Any] = []  # keeps ids valid: they are reused after an object is freed
     calls: Counter[str] = Counter()
 
     def note(name: str) -> Callable[..., None]:
@@ -62,9 +62,9 @@ def find_activations(model: nn.Module, forward: Callable[[], list[Tensor]]) -> l
 
 
 def keep_inputs(model: nn.Module, places: Sequence[Place]) -> None:
-    """Switch off the in-place mode of activations, which would overwrite the maps that are to be read.
+    """Disable the in-place mode of activations, which would overwrite the maps before they are read.
 
-    The model's function stays as it is.
+    The model's outputs do not change.
     """
     for name, _ in places:
         activation: Any = model.get_submodule(name)
@@ -74,7 +74,7 @@ def keep_inputs(model: nn.Module, places: Sequence[Place]) -> None:
 
 @contextmanager
 def catch_inputs(model: nn.Module, places: Sequence[Place]) -> Iterator[dict[Place, Tensor]]:
-    """Collect the inputs of activations during a forward of the model, by place."""
+    """Collect the inputs of activations by place while the model runs."""
     caught: dict[Place, Tensor] = {}
     calls: Counter[str] = Counter()
 

@@ -1,4 +1,4 @@
-"""The feature pyramid of any timm model: which levels, and one forward that gives maps and logits together."""
+"""Feature pyramid of any timm model: choice of levels, and maps and logits from one forward."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,23 +15,23 @@ OTHER_SIZES = (28, 32, 42, 64, 84, 96, 112, 128, 160, 168, 192, 224, 240, 256, 2
 
 
 class Pyramid:
-    """Chosen levels of a model, and how to read them.
+    """The chosen levels of a model, and one forward that returns their maps.
 
-    It holds no module: the model is handed in at each call, so that one copy of the student exists.
+    It holds no module: the model is passed to each call, so that only one copy of the student exists.
 
     Args:
         model: Any timm model.
         input_size: (channels, height, width) of its images.
-        max_levels: At most this many levels, the coarsest ones.
-        preactivation: Read each map before the activation that it comes out of.
+        max_levels: Maximum number of levels; the coarsest ones are used.
+        preactivation: Read each map before its activation.
 
     Attributes:
-        indices: Levels, as `forward_intermediates` counts them, fine to coarse.
+        indices: Indices of the levels in `forward_intermediates`, fine to coarse.
         channels: Channels of each level.
         sizes: (height, width) of each level at `input_size`.
 
     Raises:
-        UserError: The model gives no usable maps; the message says why.
+        UserError: The model has no usable maps; the message gives the reason.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class Pyramid:
             keep_inputs(model, self._before)
 
     def __call__(self, model: nn.Module, images: Tensor, head: bool = True) -> tuple[list[Tensor], Tensor | None]:
-        """One forward of the model.
+        """Run the model once.
 
         Args:
-            model: The model that the pyramid was made for.
+            model: The model that the pyramid was created for.
             images: [B, C, H, W].
-            head: Compute the logits too.
+            head: Also compute the logits.
 
         Returns:
             Maps [B, C_i, H_i, W_i], fine to coarse, and logits [B, num_classes], equal to `model(images)`.
@@ -77,7 +77,7 @@ class Pyramid:
         return maps, (model.forward_head(final) if head else None)  # type: ignore[operator]
 
     def activate(self, model: nn.Module, maps: Sequence[Tensor]) -> list[Tensor]:
-        """The maps after the activation that `preactivation` left out; else the maps as they are."""
+        """Apply the activations that `preactivation` left out; without it, return the maps unchanged."""
         if not self._before:
             return list(maps)
         return [model.get_submodule(name)(map_) for (name, _), map_ in zip(self._before, maps, strict=True)]
@@ -89,7 +89,7 @@ def _intermediates(model: nn.Module, images: Tensor, indices: list[int] | None =
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Let a forward leave no trace in the model: no gradients, no random numbers, no running statistics."""
+    """Run forwards without side effects: no gradients, random numbers or updates of running statistics."""
     training = {module: module.training for module in model.modules()}
     was_training = model.training
     model.eval()
@@ -97,7 +97,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             yield
     finally:
-        model.train(was_training)  # some models drop here what they cached for evaluation
+        model.train(was_training)  # some models clear here what they cached for evaluation
         for module, mode in training.items():
             module.training = mode
 
@@ -119,7 +119,7 @@ def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[int
             final, maps = _intermediates(model, images)
         except UserError:
             raise
-        except Exception as error:  # the model's own complaint about a size that it does not take
+        except Exception as error:  # models raise various errors for a size that they do not accept
             raise UserError(_size_message(model, input_size, error)) from error
         if not all(isinstance(map_, Tensor) and map_.ndim == 4 for map_ in maps):
             raise UserError(f"{name} returns feature maps that are not [B, C, H, W] tensors.")
@@ -129,7 +129,7 @@ def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[int
 
 
 def _check_logits(model: nn.Module, logits: Tensor, final: Tensor) -> None:
-    """Check that one forward is enough: the head on the last map must return what the model returns."""
+    """Check that one forward is enough: the head applied to the last map must return the model's logits."""
     name = type(model).__name__
     if not isinstance(logits, Tensor) or logits.shape != (1, model.num_classes):
         raise UserError(f"{name} is not a classifier: it does not return {model.num_classes} logits per image.")
@@ -139,7 +139,7 @@ def _check_logits(model: nn.Module, logits: Tensor, final: Tensor) -> None:
 
 
 def _size_message(model: nn.Module, input_size: tuple[int, int, int], error: Exception) -> str:
-    """Name the size that failed and, if there is one, a similar size that works."""
+    """Return a message about the size that failed, with a similar size that works if there is one."""
     channels, height, width = input_size
     reason = str(error).strip().split("\n")[0].rstrip(".")
     message = f"{type(model).__name__} does not run on {channels}x{height}x{width} images"
@@ -149,24 +149,24 @@ def _size_message(model: nn.Module, input_size: tuple[int, int, int], error: Exc
             _intermediates(model, _sample(model, (channels, side, side)))
         except Exception:  # as above
             continue
-        return f"{message}, but on {channels}x{side}x{side} it does."
-    # What was built for one size runs on no other; what it was designed for is the next best hint.
+        return f"{message}, but runs on {channels}x{side}x{side}."
+    # A model created for one size may accept no other; the size it was designed for is the next best hint.
     own: Any = getattr(model, "pretrained_cfg", None) or {}
     return message + (f"; it was made for {'x'.join(map(str, own['input_size']))}." if "input_size" in own else ".")
 
 
 def choose_levels(sizes: Sequence[Size], max_levels: int) -> list[int]:
-    """Chooses levels for a pyramid out of all intermediate maps.
+    """Choose the levels of a pyramid from all intermediate maps.
 
-    Where the maps have at least two sizes, the last map of each size, the coarsest `max_levels` of them. Where all are
-    alike, as in a plain ViT, `max_levels` maps spread evenly over the depth, the last one among them.
+    If the maps have at least two sizes, the last map of each size is used, up to the coarsest `max_levels`. If all have
+    the same size, as in a plain ViT, `max_levels` maps evenly spread over the depth are used, including the last one.
 
     Args:
         sizes: (height, width) of every map, in the order of the forward pass.
-        max_levels: Upper bound of the number of levels.
+        max_levels: Maximum number of levels.
 
     Returns:
-        Indices into `sizes`, rising.
+        Indices into `sizes`, ascending.
     """
     last_of_size = [i for i in range(len(sizes)) if i + 1 == len(sizes) or sizes[i + 1] != sizes[i]]
     if len(last_of_size) > 1:

@@ -1,4 +1,4 @@
-"""Names for interchangeable parts: one decorator registers, every file of the folder is found by itself."""
+"""Registry of interchangeable parts by name; the files of a folder are imported automatically."""
 
 import importlib
 import pkgutil
@@ -15,7 +15,7 @@ class Registry(Generic[T]):
 
     Args:
         kind: What the parts are, for messages ('self-teacher').
-        package: Package whose modules register the parts; they are imported at the first look-up.
+        package: Package whose modules register the parts; they are imported at the first lookup.
     """
 
     def __init__(self, kind: str, package: str) -> None:
@@ -24,10 +24,10 @@ class Registry(Generic[T]):
         self._builders: dict[str, Callable[..., T]] = {}
 
     def register(self, name: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
-        """Decorator that files a builder (a class or a function) under `name`.
+        """Return a decorator that registers a builder (a class or a function) under `name`.
 
         Raises:
-            ValueError: The name is taken.
+            ValueError: The name is already registered.
         """
 
         def decorate(builder: Callable[..., T]) -> Callable[..., T]:
@@ -39,17 +39,17 @@ class Registry(Generic[T]):
         return decorate
 
     def names(self) -> list[str]:
-        """Every registered name, sorted."""
+        """Return all registered names, sorted."""
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self.package}.{module.name}")
         return sorted(self._builders)
 
     def get(self, name: str) -> Callable[..., T]:
-        """The builder called `name`.
+        """Return the builder registered under `name`.
 
         Raises:
-            UserError: There is none; the message lists those that exist.
+            UserError: The name is unknown; the message lists the known names.
         """
         names = self.names()
         if name not in self._builders:

@@ -1,4 +1,4 @@
-"""Schedules of the weight of distillation over a run."""
+"""Schedules of the distillation weight over a run."""
 
 import math
 from collections.abc import Callable
@@ -17,28 +17,28 @@ def ramp(t: float) -> float:
 
 
 def warmup(t: float) -> float:
-    """Rise linearly to 1 over the first tenth and stay there, so that most of the learning rate sees full weight."""
+    """Return min(10 t, 1): a linear rise over the first tenth, so that most of the run has full weight."""
     return min(1.0, 10 * t)
 
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": constant,
-    "lead": constant,  # times the lead of the self-teacher, which the task measures
+    "lead": constant,  # the task multiplies it by the measured lead of the self-teacher
     "ramp": ramp,
     "warmup": warmup,
 }
 
 
 def distillation_weight(name: str, progress: float, start: float = 0.0) -> float:
-    """Return the factor of alpha and beta at a moment of the run.
+    """Return the factor of alpha and beta at a point of the run.
 
     Args:
         name: A key of `SCHEDULES`.
-        progress: Fraction of the run that is over, 0..1.
+        progress: Completed fraction of the run, 0..1.
         start: Fraction of the run before distillation starts, 0..1; the schedule's t counts from there.
 
     Raises:
-        UserError: Unknown name.
+        UserError: The name is unknown.
     """
     if name not in SCHEDULES:
         raise UserError(f"There is no distillation schedule '{name}'; there are: {', '.join(SCHEDULES)}.")

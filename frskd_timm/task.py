@@ -1,4 +1,4 @@
-"""FRSKD for classification, with self-supervised label augmentation (SLA) as an option."""
+"""FRSKD for classification, with optional self-supervised label augmentation (SLA)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +25,7 @@ class SLAHeads(nn.Module):
     Args:
         student_channels: Channels of the student's last map.
         teacher_channels: Channels of the self-teacher's last map.
-        num_classes: Number of classes; each head has four times as many outputs, class-major.
+        num_classes: Number of classes; each head has four outputs per class, class-major.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int) -> None:
@@ -35,7 +35,7 @@ class SLAHeads(nn.Module):
 
 
 def joint_target(target: Tensor) -> Tensor:
-    """Return the labels of class and rotation, 4 y + r, for the output of `augment.rotations`.
+    """Return the joint labels of class and rotation, 4 y + r, for the output of `augment.rotations`.
 
     Args:
         target: Classes [B], or probabilities [B, K].
@@ -51,7 +51,7 @@ def joint_target(target: Tensor) -> Tensor:
 
 
 def aggregate(joint_logits: Tensor) -> Tensor:
-    """Average the logits that belong to each image's four rotations: [4 B, 4 K] -> [B, K]."""
+    """Average the logits of the four rotations of each image: [4 B, 4 K] -> [B, K]."""
     batch, outputs = len(joint_logits) // 4, joint_logits.shape[1]
     by_rotation = joint_logits.view(batch, 4, outputs // 4, 4)
     return torch.diagonal(by_rotation, dim1=1, dim2=3).mean(dim=-1)
@@ -65,8 +65,8 @@ class FRSKDTask(DistillationTask):
         pyramid: Levels of the student.
         self_teacher: Refines the maps and classifies.
         feature_loss: D; None leaves the term out.
-        sla: Heads for self-supervised label augmentation; None leaves it out.
-        sla_weight: Weight of the terms that teach the plain classifiers from the aggregated ones.
+        sla: Heads for self-supervised label augmentation; None for no SLA.
+        sla_weight: Weight of the terms that distill the aggregated classifiers into the plain ones.
         **options: Further arguments of `DistillationTask`.
     """
 
@@ -83,7 +83,7 @@ class FRSKDTask(DistillationTask):
     ) -> None:
         super().__init__(student, self_teacher, feature_loss, **options)
         if sla is not None and self.clock is not None:
-            raise UserError("SLA does not go with --teacher-ema or --teacher-interval; leave one of them out.")
+            raise UserError("SLA cannot be combined with --teacher-ema or --teacher-interval; leave one of them out.")
         self.pyramid = pyramid
         self.sla = sla
         self.sla_weight = sla_weight
@@ -103,7 +103,7 @@ class FRSKDTask(DistillationTask):
         teacher_options: dict[str, Any] | None = None,
         **options: Any,
     ) -> "FRSKDTask":
-        """Create the parts around a student by their names.
+        """Create the self-teacher and the losses around a student by their names.
 
         Args:
             student: Any timm model with a pyramid of features.
@@ -111,14 +111,14 @@ class FRSKDTask(DistillationTask):
             num_classes: Number of classes.
             self_teacher: A name in `teachers.SELF_TEACHERS`.
             feature_loss: A name in `losses.FEATURE_LOSSES`.
-            beta: Weight of the feature loss; 0 leaves it out, None takes its `default_beta`.
-            max_levels: Use at most this many levels of the student, the coarsest ones.
+            beta: Weight of the feature loss; 0 disables it, None uses its `default_beta`.
+            max_levels: Maximum number of levels of the student; the coarsest ones are used.
             sla: Add the heads of self-supervised label augmentation.
-            teacher_options: The self-teacher's own arguments (width, depth, repeats).
+            teacher_options: Further arguments of the self-teacher (width, depth, repeats).
             **options: Further arguments of the task.
 
         Raises:
-            UserError: Unknown names, or a student without the feature maps that are needed.
+            UserError: A name is unknown, or the student lacks the required feature maps.
         """
         loss_class: Any = None if beta == 0 else FEATURE_LOSSES.get(feature_loss)
         if beta is None:
@@ -145,11 +145,11 @@ class FRSKDTask(DistillationTask):
         return Views(maps, logits, refined, teacher_logits)
 
     def extend(self, views: Views, images: Tensor) -> Views:
-        """With SLA, add both networks' maps and joint logits of the four rotations."""
+        """With SLA, add maps and joint logits of the four rotations from both networks."""
         if self.sla is None:
             return views
-        # The unrotated images are among the rotated ones, but cannot be taken from the first forward: each batch has
-        # its own normalisation statistics.
+        # The rotated images include the unrotated ones, which still need a second forward: each batch has its own
+        # normalisation statistics.
         turned_maps, _ = self.pyramid(self.student, rotations(images), head=False)
         turned_refined, _ = self.refine(turned_maps)
         joint = self.sla.student(global_average(self.pyramid.activate(self.student, turned_maps)[-1]))
@@ -161,7 +161,7 @@ class FRSKDTask(DistillationTask):
         )
 
     def label_terms(self, views: Views, target: Tensor) -> Terms:
-        """Return both cross-entropy terms, and with SLA those of the joint labels."""
+        """Return both cross-entropy terms, and with SLA also those of the joint labels."""
         terms = super().label_terms(views, target)
         if views.joint is not None:
             labels = joint_target(target)
@@ -176,7 +176,7 @@ class FRSKDTask(DistillationTask):
         return terms
 
     def soft_labels(self, views: Views, target: Tensor) -> Tensor:
-        """Return the soft-label loss, with SLA of the aggregated logits too."""
+        """Return the soft-label loss, and with SLA also that of the aggregated logits."""
         if views.joint is None:
             return super().soft_labels(views, target)
         aggregated, teacher_aggregated = map(aggregate, views.joint)
@@ -189,10 +189,10 @@ class FRSKDTask(DistillationTask):
     def refine(
         self, maps: list[Tensor], networks: Mapping[str, nn.Module] | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """Run the self-teacher on the student's maps, which enter it after their activation for every feature loss."""
+        """Run the self-teacher on the student's maps after their activation, whatever the feature loss."""
         networks = networks or self.networks
         return networks["self_teacher"](self.entering(self.pyramid.activate(networks["student"], maps)))
 
     def _rectified(self, refined: Tensor) -> Tensor:
-        """Return a refined map after its ReLU, which maps for a pre-activation loss have not had."""
+        """Return a refined map after its ReLU, which is missing in the maps for a pre-activation loss."""
         return F.relu(refined) if self.feature_loss is not None and self.feature_loss.preactivation else refined

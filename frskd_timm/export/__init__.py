@@ -1,1 +1,1 @@
-"""A trained student to a folder, and back: what timm, transformers and the Hub load, proven by loading it."""
+"""Export trained students to folders that timm, transformers and the Hub can load, and load them again."""

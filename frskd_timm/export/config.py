@@ -7,13 +7,13 @@ from typing import Any
 from frskd_timm.errors import UserError
 
 MAX_SIDE = 4096  # pixels
-MAX_ARGUMENT = 1 << 16  # of a model; larger numbers would exhaust the memory before anything could be compared
+MAX_ARGUMENT = 1 << 16  # of a model; larger values would exhaust the memory before the weights are checked
 INTERPOLATIONS = {"nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", "random"}
 CROP_MODES = {"center", "squash", "border"}
 
 
 def check_pretrained_cfg(cfg: dict[str, Any], where: object) -> None:
-    """Check what a timm configuration says of images; `where` it stands is for messages.
+    """Check the image settings of a timm configuration; `where` names its source in messages.
 
     Raises:
         UserError: A value of the wrong type or out of range.
@@ -31,7 +31,7 @@ def check_pretrained_cfg(cfg: dict[str, Any], where: object) -> None:
 
 
 def entry(config: dict[str, Any], name: str, kind: type, where: Path, default: Any = None) -> Any:
-    """A config's value of the type that it must have; `default` where the key is missing or null."""
+    """Return a value of the config after checking its type; `default` if the key is missing or null."""
     value = config.get(name)
     value = default if value is None else value
     if not isinstance(value, kind) or isinstance(value, bool):
@@ -58,7 +58,7 @@ def _is_number(value: Any) -> bool:
 
 
 def refuse_huge(value: Any, where: Path) -> None:
-    """Refuse numbers in a model's arguments that no network has."""
+    """Raise UserError for model arguments that are larger than in any network."""
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     for item in items:
         refuse_huge(item, where)

@@ -1,4 +1,4 @@
-"""A student's folder on disk: names of its files, weights and JSON, and replacing it as a whole."""
+"""The folder of an exported student: file names, weights, JSON, and atomic replacement."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 CARD = "README.md"
 RECIPE = "recipe.yaml"
-# Files of an export beside weights and config; pictures and ONNX files are recognised by their suffix.
+# Files of an export besides weights and config; pictures and ONNX files are recognised by their suffix.
 _OWN = {WEIGHTS, CONFIG, CARD, RECIPE, "metrics.json", ".eval_results"}
 # Written into student folders by earlier versions of validate.py; moved out of the folder when it is replaced.
 _EVALUATIONS = "evaluation-*.json"
@@ -76,7 +76,7 @@ def write_json(path: Path, content: Any) -> None:
 def write_weights(folder: Path, model: nn.Module, *, half: bool = False) -> None:
     """Write a model's tensors as `model.safetensors`; see `plain_state_dict`."""
     save_file(plain_state_dict(model, half=half), folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / WEIGHTS).chmod(0o644)  # safetensors makes it readable for its owner only
+    (folder / WEIGHTS).chmod(0o644)  # safetensors makes the file readable by its owner only
 
 
 def plain_state_dict(model: nn.Module, *, half: bool = False) -> dict[str, Tensor]:
@@ -95,7 +95,7 @@ def plain_state_dict(model: nn.Module, *, half: bool = False) -> dict[str, Tenso
         tensor = tensor.detach().cpu()
         if tensor.is_floating_point():
             tensor = tensor.to(torch.float16 if half and name in parameters else torch.float32)
-        plain = name.replace("_orig_mod.", "")  # compile also wraps single blocks, in the middle of a key
+        plain = name.replace("_orig_mod.", "")  # torch.compile may also wrap single blocks, in the middle of a key
         state[plain] = tensor.clone(memory_format=torch.contiguous_format)
     refuse_nonfinite(state)
     return state
@@ -114,7 +114,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Read the names and shapes of `model.safetensors` without its values; raises as `read_weights`."""
+    """Read the names and shapes of `model.safetensors` without the values; raises like `read_weights`."""
     with _weights_errors(folder / WEIGHTS), safe_open(folder / WEIGHTS, framework="pt") as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 not a dict
 
@@ -137,7 +137,7 @@ def _weights_errors(path: Path) -> Iterator[None]:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Allow an empty place or an older export to be replaced, so that a mistyped path costs nobody their files."""
+    """Raise UserError unless `folder` is missing, empty or an older export, so that a typo cannot delete files."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give a folder for the student.")
     names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
@@ -151,7 +151,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _put_in_place(new: Path, folder: Path) -> None:
-    """Rename `new` to `folder` and delete what stood there afterwards; evaluations are moved beside the folder."""
+    """Rename `new` to `folder`, then delete the old folder; evaluations in it are moved beside the folder."""
     previous = _previous(folder)
     shutil.rmtree(previous, ignore_errors=True)
     if folder.exists():

@@ -1,7 +1,7 @@
-"""Reading an exported student: its config, its weights, its logits.
+"""Load exported students: config, weights and logits.
 
-The weights are compared with the plain architecture that the config names, so that neither parts of a self-teacher nor
-the prefix of a wrapper gets through.
+The weights are compared with the plain architecture named in the config, which detects parts of a self-teacher and
+prefixes of wrappers.
 """
 
 from abc import ABC, abstractmethod
@@ -23,7 +23,7 @@ from frskd_timm.segmentation.student import SegmentationStudent, probe_size
 
 
 class ExportedStudent(ABC):
-    """A student's folder, whichever task the student is for.
+    """The folder of an exported student of any task.
 
     Args:
         path: The folder.
@@ -49,10 +49,10 @@ class ExportedStudent(ABC):
         self.config = config
 
     def check(self) -> dict[str, Tensor]:
-        """Return the weights after checking that they are the architecture's, complete and finite.
+        """Return the weights after checking that they fit the architecture and are complete and finite.
 
         Raises:
-            UserError: They are not; the message names the first keys.
+            UserError: A check failed; the message names the first keys.
         """
         self._compare_shapes(read_shapes(self.path))
         return read_weights(self.path)
@@ -67,18 +67,18 @@ class ExportedStudent(ABC):
         return self._guarded(self._load).eval()
 
     def probe(self, batch: int = 2, size: tuple[int, int] | None = None) -> Tensor:
-        """Return the fixed input of all comparisons: noise [batch, C, H, W]; classifiers have a size of their own."""
+        """Return the fixed noise [batch, C, H, W] used in all comparisons; classifiers have their own size."""
         return torch.randn(batch, self.in_chans, *self._size(size), generator=torch.Generator().manual_seed(0))
 
     @property
     def package(self) -> str | None:
-        """The package that registers the architecture with timm; None if timm has it."""
+        """Package that registers the architecture with timm; None if it is part of timm."""
         package = model_entrypoint(self.architecture).__module__.split(".")[0]
         return None if package == "timm" else package
 
     @abstractmethod
     def load_line(self, name: str) -> str:
-        """Return the Python expression that loads it.
+        """Return the Python expression that loads the student.
 
         Args:
             name: OWNER/NAME on the Hub, with or without @REVISION, or `local-dir:FOLDER`.
@@ -96,7 +96,7 @@ class ExportedStudent(ABC):
     def _guarded(self, make: Callable[[], nn.Module]) -> nn.Module:
         try:
             return make()
-        except Exception as error:  # a model's own complaint about its arguments
+        except Exception as error:  # models raise various errors for unsuitable arguments
             raise UserError(
                 f"The architecture '{self.architecture}' of {self.path / CONFIG} could not be built: "
                 f"{first_line(error)}."
@@ -104,9 +104,9 @@ class ExportedStudent(ABC):
 
     def _compare_shapes(self, found: dict[str, tuple[int, ...]]) -> None:
         try:
-            with torch.device("meta"):  # takes no memory, whatever sizes the config asks for
+            with torch.device("meta"):  # takes no memory, whatever sizes the config contains
                 model = self._build()
-        except Exception:  # some architectures compute with values while they are built
+        except Exception:  # some architectures compute with tensor values in their constructor
             model = self._guarded(self._build)
         plain = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         different = {name for name in found.keys() & plain.keys() if found[name] != plain[name]}
@@ -200,7 +200,7 @@ class ExportedSegmenter(ExportedStudent):
         return SegmentationStudent(**self.config)
 
     def _load(self) -> nn.Module:
-        with redirect_stdout(None):  # huggingface_hub prints what it does
+        with redirect_stdout(None):  # huggingface_hub prints messages
             return SegmentationStudent.from_pretrained(self.path)
 
     def _size(self, size: tuple[int, int] | None) -> tuple[int, int]:
@@ -245,7 +245,7 @@ def compare_logits(model: nn.Module, other: nn.Module, images: Tensor, *, tolera
         The largest absolute difference.
 
     Raises:
-        UserError: It exceeds `tolerance` times the largest logit, or is NaN.
+        UserError: The difference exceeds `tolerance` times the largest logit, or is NaN.
     """
     model = unwrap_model(model)
     parameter = next(model.parameters())
@@ -255,10 +255,10 @@ def compare_logits(model: nn.Module, other: nn.Module, images: Tensor, *, tolera
         expected = model(images.to(parameter.dtype)).float()
         found = other(images).float()
     if expected.shape != found.shape:
-        raise UserError(f"The exported student answers with shape {tuple(found.shape)}, not {tuple(expected.shape)}.")
+        raise UserError(f"The exported student returns shape {tuple(found.shape)}, not {tuple(expected.shape)}.")
     difference = (expected - found).abs().max().item() if expected.numel() else 0.0
     limit = tolerance * max(1.0, expected.abs().max().item() if expected.numel() else 0.0)
-    if not difference <= limit:  # also when it is NaN
+    if not difference <= limit:  # also true for NaN
         raise UserError(
             f"The exported student's logits differ from the trained one's by {difference:.3g} > {limit:.3g}."
         )

@@ -1,8 +1,8 @@
-"""Writing a trained student to a Hub-ready folder; `load` reads it.
+"""Export a trained student to a folder that can be published on the Hub; `load` reads it.
 
 A classifier's folder holds `model.safetensors` and `config.json` as timm (`local-dir:`, `hf-hub:`) and transformers
-(`AutoModelForImageClassification`) read them: the student alone, under an architecture name that plain timm knows where
-there is one, without the metadata of timm's default weights.
+(`AutoModelForImageClassification`) read them: the student only, under timm's own name of the architecture if it has
+one, without the metadata of timm's default weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,21 +51,21 @@ def export_student(
 ) -> Path:
     """Write the student to a folder that timm and transformers load, and verify it by loading it.
 
-    Everything is written and verified in a temporary folder, which then replaces `folder`: an older export stays whole
-    until the new one is.
+    Everything is written and verified in a temporary folder, which then replaces `folder`: an older export stays intact
+    until the new one is complete.
 
     Args:
         model: The student, any timm model; wrappers of DDP and `torch.compile` are removed. Its mode and device are
             restored.
-        folder: Where the export goes. An older export there is replaced.
-        tag: Name of these weights, usually the dataset's: `resnet18.<tag>`.
-        input_size: Channels, height and width of an image in validation.
-        mean: Mean per channel, of images in 0..1.
-        std: Standard deviation per channel, of images in 0..1.
-        model_name: Name that the student was created by, if its own configuration lacks it.
-        interpolation: Resizing in validation: `bicubic`, `bilinear` or `nearest`.
-        crop_pct: Share of the resized image that validation keeps.
-        crop_mode: Where validation crops: `center`, `squash` or `border`.
+        folder: Destination. An older export there is replaced.
+        tag: Name of these weights, usually that of the dataset: `resnet18.<tag>`.
+        input_size: Channels, height and width of validation images.
+        mean: Mean per channel for images in 0..1.
+        std: Standard deviation per channel for images in 0..1.
+        model_name: Name that the student was created with, if its own configuration lacks it.
+        interpolation: Resizing filter in validation: `bicubic`, `bilinear` or `nearest`.
+        crop_pct: Fraction of the resized image's side that validation keeps.
+        crop_mode: Crop mode in validation: `center`, `squash` or `border`.
         label_names: One name per class, in the order of the logits.
         license: Licence of the weights, as the Hub spells it (`mit`, `apache-2.0`).
         dataset: Readable name of the training data.
@@ -78,7 +78,7 @@ def export_student(
 
     Raises:
         UserError: The model is not a timm model, has keys that the plain architecture lacks or values that are not
-            finite; the names or sizes do not fit it; or the folder holds something else.
+            finite; the names or sizes do not fit it; or the folder holds something other than an export.
     """
     folder = Path(folder).resolve()
     model = unwrap_model(model)
@@ -98,7 +98,7 @@ def export_student(
         facts = _weights_facts(tag, license, f"Trained on {dataset}." if dataset else None, method)
         config = _timm_config(model, aside, architecture, data_config, facts, label_names)
         if half:
-            config["dtype"] = "float32"  # transformers would otherwise compute in the precision of the file
+            config["dtype"] = "float32"  # otherwise transformers would compute in the precision of the file
         write_json(aside / CONFIG, config)
         verify_export(aside, model, tolerance=2e-2 if half else 1e-4)
         if finish is not None:
@@ -107,7 +107,7 @@ def export_student(
 
 
 def _architecture_name(model: nn.Module, model_name: str | None) -> str:
-    """Return the name that plain timm, or else this package, builds the model by.
+    """Return the name under which plain timm, or else this package, creates the model.
 
     Raises:
         UserError: The model was not made by timm, or timm does not know the name.
@@ -129,10 +129,10 @@ def _timm_config(
     facts: dict[str, Any],
     label_names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Return timm's config of the model, with the metadata of these weights instead of timm's default weights'.
+    """Return timm's config of the model, with the metadata of these weights instead of those of timm's default weights.
 
     Raises:
-        UserError: Sizes that contradict the model, or arguments that JSON cannot hold.
+        UserError: Sizes contradict the model, or arguments cannot be stored as JSON.
     """
     model_config = {"pretrained_cfg": {"architecture": architecture}, "label_names": list(label_names or ())}
     try:
@@ -143,13 +143,13 @@ def _timm_config(
     found = config["pretrained_cfg"]
     kept = {key: found[key] for key in (*_ARCHITECTURE_FIELDS, *_DATA_FIELDS) if key in found}
     config["pretrained_cfg"] = {key: value for key, value in facts.items() if value is not None} | kept
-    # transformers would pass num_classes twice, since it is at the top too
+    # transformers would pass num_classes twice, because it is also at the top level
     config.get("model_args", {}).pop("num_classes", None)
     return config
 
 
 def _weights_facts(tag: str, license: str | None, description: str | None, method: str) -> dict[str, Any]:
-    """Return what a timm config says about the weights; with method `ce` it does not cite the paper."""
+    """Return the fields of a timm config that describe the weights; with method `ce` the paper is not cited."""
     facts: dict[str, Any] = {"tag": tag, "license": license, "description": description}
     return facts | ({"paper_name": PAPER_NAME, "paper_ids": PAPER_ID} if method == "frskd" else {})
 
@@ -161,11 +161,11 @@ def export_segmentation(student: nn.Module, folder: str | Path, *, finish: Calla
 
     Args:
         student: The student; wrappers of DDP and `torch.compile` are removed. Its mode and device are restored.
-        folder: Where the export goes. An older export there is replaced.
+        folder: Destination. An older export there is replaced.
         finish: Called with the temporary folder once the weights are verified, to add card, pictures and recipe.
 
     Returns:
-        The folder: `model.safetensors` and `config.json`, the student alone.
+        The folder with `model.safetensors` and `config.json`, the student only.
 
     Raises:
         UserError: The model is not a segmentation student, has values that are not finite, or the folder holds
@@ -194,23 +194,23 @@ def export_backbone(
 
         timm.create_model('local-dir:FOLDER', pretrained=True, features_only=True)
 
-    It loads without `features_only` too, for a new classifier. Layers after the maps (the last convolution of an
+    It also loads without `features_only`, for a new classifier. Layers after the maps (the last convolution of an
     EfficientNet, a final norm) were not trained and keep timm's initial weights.
 
     Args:
         student: The student; wrappers of DDP and `torch.compile` are removed. Its mode and device are restored.
-        folder: Where the checkpoint goes. An older export there is replaced.
-        tag: Name of these weights, usually the dataset's.
+        folder: Destination. An older export there is replaced.
+        tag: Name of these weights, usually that of the dataset.
         license: Licence of the weights, as the Hub spells it.
         dataset: Readable name of the training data.
         method: `frskd`, or `ce` for a student trained without the self-teacher; its config does not cite the paper.
 
     Returns:
-        The folder: `model.safetensors` and `config.json`.
+        The folder with `model.safetensors` and `config.json`.
 
     Raises:
         UserError: The model is not a segmentation student, has values that are not finite, timm's `features_only` does
-            not give the maps it was trained with, or the folder holds something else.
+            not give the maps it was trained with, or the folder holds something other than an export.
     """
     student = _plain(student)
     architecture = _architecture_name(student.backbone, student.backbone_name)
@@ -262,7 +262,7 @@ def _compare_maps(student: SegmentationStudent, folder: Path) -> None:
     try:
         loaded: Any = timm.create_model(f"local-dir:{folder}", pretrained=True, **arguments)
         channels_last = str(getattr(loaded, "output_fmt", None)).endswith("NHWC")
-    except Exception as error:  # timm's own complaint
+    except Exception as error:  # timm raises various errors
         raise UserError(f"The backbone {name} does not load with features_only: {first_line(error)}.") from error
 
     def maps(images: torch.Tensor) -> list[torch.Tensor]:

@@ -1,8 +1,8 @@
-"""Losses: those of logits in `functional`, and one feature-map loss per other file.
+"""Losses: those on logits in `functional` and `logits`, and one feature-map loss per other file.
 
 To add a feature-map loss, put a `FeatureLoss` into a file of this folder and decorate it with
 `@FEATURE_LOSSES.register(name)`. It is called as `builder(student_channels, teacher)`; flags, help and tests find it
-by its name.
+through the registry.
 """
 
 from abc import ABC, abstractmethod
@@ -14,14 +14,14 @@ from frskd_timm.registry import Registry
 
 
 class FeatureLoss(nn.Module, ABC):
-    """Distance D between a student's maps and a self-teacher's refined ones (FRSKD, section 3.2).
+    """Distance D between the student's maps and the refined maps of the self-teacher (FRSKD, section 3.2).
 
-    Gradients reach the student's maps and the loss's own projections, never the self-teacher's maps. Everything is
-    computed in float32.
+    Gradients flow to the student's maps and the projections of the loss, never to the self-teacher's maps. Everything
+    is computed in float32.
 
     Attributes:
         preactivation: Whether the maps on both sides are taken before their activation.
-        default_beta: Default weight in the total loss for classification; segmentation takes half of it.
+        default_beta: Default weight in the total loss for classification; segmentation uses half of it.
     """
 
     preactivation = False
@@ -36,10 +36,10 @@ class FeatureLoss(nn.Module, ABC):
         Args:
             student: Maps [B, C_i, H_i, W_i], fine to coarse.
             teacher: Refined maps [B, C'_i, H_i, W_i].
-            valid: Which positions [B, H_i, W_i] to compare, as booleans; None for all.
+            valid: Boolean masks [B, H_i, W_i] of the positions to compare; None for all.
 
         Returns:
-            A scalar.
+            Scalar loss.
         """
 
 

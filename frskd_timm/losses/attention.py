@@ -15,14 +15,14 @@ from frskd_timm.teachers import SelfTeacher
 class _MeanSquare(torch.autograd.Function):
     """Mean over channels of the squares, [B, C, H, W] to [B, H, W], in float32 without a float32 copy of the maps.
 
-    One reduction forward and one product backward; the same by autograd alone takes ten times as long on a CPU.
+    One reduction forward and one product backward; plain autograd takes ten times as long on a CPU.
     """
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor) -> Tensor:
         ctx.save_for_backward(maps)
         precise = torch.promote_types(maps.dtype, torch.float32)
-        # A CPU converts maps before it reduces them, so reduce slices that fit into its cache.
+        # On a CPU, maps are converted before they are reduced, so reduce slices that fit into the cache.
         images = max(1, 2**20 // maps.shape[1:].numel()) if maps.device.type == "cpu" else len(maps)
         norms = [torch.linalg.vector_norm(part, dim=1, dtype=precise) for part in maps.split(images)]
         return torch.cat(norms).square_().div_(maps.shape[1])
@@ -39,10 +39,10 @@ def attention_map(features: Tensor, valid: Tensor | None = None) -> Tensor:
 
     Args:
         features: [B, C, H, W].
-        valid: Positions [B, H, W] that count, as booleans; the others become 0.
+        valid: Boolean mask [B, H, W] of the positions that count; the others become 0.
 
     Returns:
-        [B, H * W] in float32 or better, of length 1 in each row.
+        [B, H * W] in float32 or higher precision, with rows of length 1.
     """
     means = _MeanSquare.apply(features)
     return F.normalize((means if valid is None else means * valid).flatten(1), dim=1)
@@ -52,7 +52,7 @@ def attention_map(features: Tensor, valid: Tensor | None = None) -> Tensor:
 class AttentionLoss(FeatureLoss):
     """D = sum over levels of the mean over batch and positions of (A(F) - A(T))^2.
 
-    It has no parameters, and the maps of a level may differ in channels.
+    It has no parameters, and both maps of a level may have different numbers of channels.
     """
 
     def __init__(self, student_channels: Sequence[int], teacher: SelfTeacher) -> None:
@@ -69,6 +69,6 @@ class AttentionLoss(FeatureLoss):
             if counts is None:
                 terms.append(F.mse_loss(attention_map(f), target))
             else:
-                squared = (attention_map(f, counts) - target).square()  # 0 where nothing is compared
+                squared = (attention_map(f, counts) - target).square()  # 0 at positions that are not compared
                 terms.append(squared.sum() / counts.sum().clamp_min(1))
         return torch.stack(terms).sum()

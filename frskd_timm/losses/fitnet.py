@@ -13,7 +13,7 @@ from frskd_timm.teachers import SelfTeacher
 
 @FEATURE_LOSSES.register("fitnet")
 class FitNetLoss(FeatureLoss):
-    """Mean squared error between a refined map and a learned 1x1 convolution, BN, ReLU of the student's map."""
+    """Mean squared error between a refined map and the student's map after a learned 1x1 convolution, BN and ReLU."""
 
     default_beta = 1.0
 

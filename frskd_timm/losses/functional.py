@@ -1,4 +1,4 @@
-"""Losses of logits, in float32 whatever the precision of their input."""
+"""Losses on logits, computed in float32 whatever the precision of the input."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -7,12 +7,12 @@ IGNORED = 255  # the label of pixels that belong to no class
 
 
 def cross_entropy(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Compute the cross-entropy, mean over the batch.
+    """Compute the mean cross-entropy over the batch.
 
     Args:
         logits: [B, K].
         target: Classes [B], or probabilities [B, K] (Mixup, CutMix).
-        smoothing: Share of the probability spread evenly over all classes, 0..1.
+        smoothing: Probability mass spread evenly over all classes, 0..1.
     """
     return F.cross_entropy(logits.float(), target, label_smoothing=smoothing)
 
@@ -22,13 +22,13 @@ def soft_label_loss(
 ) -> Tensor:
     """Compute T^2 * KL(softmax(z_t / T) || softmax(z_s / T)), summed over classes (FRSKD, eq. 4).
 
-    The gradient reaches the student's logits only.
+    The gradient flows to the student's logits only.
 
     Args:
         teacher_logits: z_t, [N, K].
         student_logits: z_s, [N, K].
         temperature: T, above 0.
-        weight: Weight of each row in the mean, [N]; None for equal weights. The loss is 0 where all are 0.
+        weight: Weight of each row in the mean, [N]; None for equal weights. The loss is 0 if all are 0.
     """
     log_teacher = F.log_softmax(teacher_logits.detach().float() / temperature, dim=1)
     log_student = F.log_softmax(student_logits.float() / temperature, dim=1)
@@ -39,6 +39,6 @@ def soft_label_loss(
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Average values with weights of the same shape; 0 where all weights are 0."""
+    """Compute the mean of values with weights of the same shape; 0 if all weights are 0."""
     total = weight.sum()
     return (values * weight).sum() / total.where(total > 0, 1)

@@ -13,8 +13,8 @@ from frskd_timm.teachers import SelfTeacher
 def expected_negative_response(norm: nn.BatchNorm2d) -> Tensor:
     """Compute the mean of the negative part of each output channel of a batch normalisation (OFD, eq. 6).
 
-    With scale s = |weight| and shift m = bias the channel is taken as normal(m, s). Channels that are almost never
-    negative (probability up to 0.001) get -3 s.
+    With scale s = |weight| and shift m = bias, the channel is assumed to be distributed as normal(m, s). Channels that
+    are almost never negative (probability up to 0.001) get -3 s.
 
     Returns:
         Margins [1, C, 1, 1], all negative.
@@ -29,15 +29,15 @@ def expected_negative_response(norm: nn.BatchNorm2d) -> Tensor:
 
 @FEATURE_LOSSES.register("overhaul")
 class OverhaulLoss(FeatureLoss):
-    """Partial L2 distance of maps before their activation.
+    """Partial L2 distance between maps before their activation.
 
-    The student's map goes through a learned 1x1 convolution and BN, the refined one is clipped below by a margin, read
-    once from the self-teacher's last BN of that level. Squared errors count where the source exceeds the target or the
-    target is positive; their sum is divided by the batch size, and level i of n weighs 1 / 2^(n - i).
+    The student's map goes through a learned 1x1 convolution and BN; the refined map is clipped below at a margin, which
+    is read once from the self-teacher's last BN of that level. Squared errors count where the source exceeds the target
+    or the target is positive; their sum is divided by the batch size, and level i of n has weight 1 / 2^(n - i).
     """
 
     preactivation = True
-    default_beta = 1e-4  # a sum that starts in the thousands
+    default_beta = 1e-4  # small, because the sum starts in the thousands
 
     def __init__(self, student_channels: Sequence[int], teacher: SelfTeacher) -> None:
         super().__init__()

@@ -1,14 +1,14 @@
 """The students: timm models, registered with timm when this package is imported.
 
-A student knows nothing of FRSKD, so any timm model can be one. Those registered here are the paper's.
+A student has no code specific to FRSKD, so any timm model can be one. Those of the paper are registered here.
 
 To add a student, put a file `frskd_<family>.py` in this folder with
 
 - `default_cfgs = generate_default_cfgs(with_weights({'<name>_frskd': {...}}))`, above the functions, and
 - one function `<name>_frskd` under `@register_model` (and `@stock_topology('<name>')` if timm has that network).
 
-The file is found by itself, and `tests/test_students.py` runs over every registered name. The prefix `frskd_`
-keeps the file out of timm's module of the same family, under which timm would list it.
+The file is found automatically, and `tests/test_students.py` covers every registered name. Because of the prefix
+`frskd_`, timm does not list the student under its own module of the same family.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Students that are timm's own networks under a name of ours, and the name that timm knows them by."""
+"""Students that are timm's own networks registered under another name, and timm's name of each network."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -13,7 +13,7 @@ from frskd_timm.models._pretrained import with_default_classes
 
 
 def imagenet_cfg(**changes: Any) -> dict[str, Any]:
-    """Return the configuration of an architecture without weights, for ImageNet apart from the changes."""
+    """Return the ImageNet configuration of an architecture without weights, with some entries changed."""
     return {
         "num_classes": 1000,
         "input_size": (3, 224, 224),
@@ -25,13 +25,13 @@ def imagenet_cfg(**changes: Any) -> dict[str, Any]:
 
 
 def stock_topology(stock: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
-    """Marks a registered function as timm's network `stock` with the pretrained configurations of our name.
+    """Mark a registered function as timm's network `stock` with the pretrained configurations of the registered name.
 
-    The function may hand its arguments to timm's own function unchanged: the configuration of our name, or of
-    the tag asked for, is resolved here, before timm could look up its own.
+    The function may pass its arguments to timm's own function unchanged: the configuration of the registered name, or
+    of the requested tag, is resolved here before timm looks up its own.
 
     Args:
-        stock: Name under which timm builds the same network; exported checkpoints carry it.
+        stock: Name under which timm creates the same network; exported checkpoints use it.
     """
 
     def decorate(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
@@ -53,7 +53,7 @@ def stock_topology(stock: str) -> Callable[[Callable[..., nn.Module]], Callable[
 
 
 def stock_name(model_name: str) -> str | None:
-    """The name under which plain timm builds this network, or None where it needs an import besides timm.
+    """Return the name under which plain timm creates this network, or None if it needs an import besides timm.
 
     Args:
         model_name: A registered name, with or without a tag: `resnet18_frskd` gives `resnet18`, `resnet18` itself,
@@ -64,7 +64,7 @@ def stock_name(model_name: str) -> str | None:
     """
     architecture, _ = split_model_name_tag(model_name)
     if not is_model(architecture):
-        raise UserError(f"Unknown model '{model_name}': timm.list_models() gives the names there are.")
+        raise UserError(f"Unknown model '{model_name}': timm.list_models() lists the names.")
     entrypoint = model_entrypoint(architecture)
     if entrypoint.__module__.partition(".")[0] == "timm":
         return architecture

@@ -1,4 +1,4 @@
-"""EfficientNet-B0 and B1, the paper's backbones for segmentation: timm's own networks under our names."""
+"""EfficientNet-B0 and B1, the paper's backbones for segmentation: timm's own networks under other names."""
 
 from typing import Any
 

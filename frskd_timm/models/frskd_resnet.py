@@ -1,4 +1,4 @@
-"""ResNets: timm's own under our names, and the one with a stem for 32x32 images."""
+"""ResNets: timm's own under other names, and one with a stem for 32x32 images."""
 
 from typing import Any
 
@@ -15,16 +15,16 @@ __all__ = ["CifarResNet"]  # register_model adds each student
 class CifarResNet(ResNet):
     """timm's ResNet with a 3x3 stride-1 stem and no max-pooling, for images of about 32x32 pixels.
 
-    Its four stages have strides 1, 2, 4, 8 where the ImageNet form has 4, 8, 16, 32.
+    Its four stages have strides 1, 2, 4, 8 instead of 4, 8, 16, 32.
     """
 
     def __init__(self, *, in_chans: int = 3, output_stride: int = 8, **kwargs: Any) -> None:
-        """Builds the network.
+        """Create the network.
 
         Args:
-            in_chans: Channels of the image.
-            output_stride: Stride of the last stage: 8, 4 or 2; below 8 later stages dilate instead.
-            **kwargs: Whatever else timm's ResNet takes, but for the options of its stem.
+            in_chans: Number of image channels.
+            output_stride: Stride of the last stage: 8, 4 or 2; below 8, later stages are dilated instead.
+            **kwargs: Further arguments of timm's ResNet, except those of the stem.
         """
         super().__init__(in_chans=in_chans, output_stride=4 * output_stride, **kwargs)
         dd = {key: kwargs.get(key) for key in ("device", "dtype")}
@@ -50,7 +50,7 @@ default_cfgs = generate_default_cfgs(
             "resnet18_cifar_frskd": _cfg(
                 input_size=(3, 32, 32),
                 pool_size=(4, 4),
-                crop_pct=1.0,  # a crop would cut 4 of 32 pixels
+                crop_pct=1.0,  # a crop would cut off 4 of 32 pixels
                 mean=(0.5071, 0.4865, 0.4409),  # CIFAR-100's
                 std=(0.2673, 0.2564, 0.2762),
             ),

@@ -1,4 +1,4 @@
-"""Wide ResNet (arXiv 1605.07146) in the form that FRSKD's authors train at 32x32."""
+"""Wide ResNet (arXiv 1605.07146) as trained by the authors of FRSKD at 32x32."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ __all__ = ["WideResNet"]  # register_model adds each student
 class WideBlock(nn.Module):
     """relu - conv3x3 - BN - relu - conv3x3 beside a shortcut; no BN before the first convolution.
 
-    The shortcut is the input itself, or a 1x1 convolution of the activated input where shapes differ.
+    The shortcut is the input itself, or a 1x1 convolution of the activated input if the shapes differ.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class WideBlock(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        # Not in place: the input may be a feature map that was handed out, and the identity shortcut needs it too.
+        # Not in place: the input may be a returned feature map, and the identity shortcut needs it too.
         self.act1 = nn.Identity() if activated else nn.ReLU()
         self.conv1 = nn.Conv2d(in_chs, out_chs, 3, stride, 1, bias=False, **dd)
         self.norm = nn.BatchNorm2d(out_chs, **dd)
@@ -51,7 +51,7 @@ class WideBlock(nn.Module):
 
 
 def _group(in_chs: int, out_chs: int, stride: int, drop_path_rates: list[float], **dd: Any) -> nn.Sequential:
-    """Blocks of which the first has the stride; where it strides, its input has been activated before."""
+    """Create a group of blocks; the first one has the stride, and its input is already activated if it strides."""
     first, *others = drop_path_rates
     return nn.Sequential(
         WideBlock(in_chs, out_chs, stride, activated=stride > 1, drop_path=first, **dd),
@@ -60,10 +60,10 @@ def _group(in_chs: int, out_chs: int, stride: int, drop_path_rates: list[float],
 
 
 class WideResNet(nn.Module):
-    """Three groups of pre-activation blocks at strides 1, 2, 4, each closed by BN and ReLU.
+    """Three groups of pre-activation blocks at strides 1, 2, 4, each followed by BN and ReLU.
 
-    A feature map is that ReLU's output. It is also what goes on to the next group, and the last one is what the
-    head pools, so that `forward_head(forward_intermediates(x)[0])` is `forward(x)`.
+    The outputs of these ReLUs are the feature maps. They are also the inputs of the next group and of the head, so that
+    `forward_head(forward_intermediates(x)[0])` is `forward(x)`.
     """
 
     def __init__(
@@ -78,21 +78,21 @@ class WideResNet(nn.Module):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        """Builds the network.
+        """Create the network.
 
         Args:
-            depth: Convolutions on the longest path, 6n + 4 for n blocks in each group.
-            widen_factor: The groups have 16, 32, 64 channels times this.
-            num_classes: Classes; 0 for none, then `forward` returns the pooled features.
-            in_chans: Channels of the image.
-            global_pool: timm's name of a pooling; '' for none.
-            drop_rate: Dropout before the classifier.
-            drop_path_rate: Stochastic depth of the last block; earlier ones have less, linearly.
-            device: Where parameters are made.
-            dtype: Type of the parameters.
+            depth: Convolutions on the longest path, 6n + 4 for n blocks per group.
+            widen_factor: Factor of the groups' 16, 32 and 64 channels.
+            num_classes: Number of classes; with 0, `forward` returns the pooled features.
+            in_chans: Number of image channels.
+            global_pool: timm's name of the pooling; '' for none.
+            drop_rate: Dropout rate before the classifier.
+            drop_path_rate: Stochastic depth rate of the last block; it rises linearly over the blocks.
+            device: Device of the parameters.
+            dtype: Data type of the parameters.
 
         Raises:
-            UserError: No such depth.
+            UserError: The depth is not of the form 6n + 4.
         """
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
@@ -108,7 +108,7 @@ class WideResNet(nn.Module):
         chs1, chs2, chs3 = (chs * widen_factor for chs in (16, 32, 64))
         self.conv1 = nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False, **dd)
         self.layer1 = _group(16, chs1, 1, rates[:blocks], **dd)
-        # The activations are not in place: BN's output is the map before its activation, which some losses compare.
+        # The activations are not in place, because some losses compare BN's output, the map before its activation.
         self.norm1, self.act1 = nn.BatchNorm2d(chs1, **dd), nn.ReLU()
         self.layer2 = _group(chs1, chs2, 2, rates[blocks:-blocks], **dd)
         self.norm2, self.act2 = nn.BatchNorm2d(chs2, **dd), nn.ReLU()
@@ -127,7 +127,7 @@ class WideResNet(nn.Module):
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """Draws the convolutions by He's rule for their outputs and sets the classifier's bias to zero."""
+        """Initialise the convolutions with He's method (fan-out) and the classifier's bias with zero."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -143,12 +143,12 @@ class WideResNet(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Switches the recomputation of blocks in the backward pass on or off."""
+        """Enable or disable the recomputation of blocks in the backward pass."""
         self.grad_checkpointing = enable
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """The last linear layer, an identity where there are no classes."""
+        """Return the last linear layer, or an identity if there are no classes."""
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -171,9 +171,9 @@ class WideResNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the last map that was computed and the list of the groups' maps, as every timm model does.
+        """Return the last computed map and the list of the groups' maps, like every timm model.
 
-        `norm` has no effect, since every map is normalised; `output_fmt` can only be 'NCHW'.
+        `norm` has no effect, because every map is normalised; `output_fmt` must be 'NCHW'.
         """
         assert output_fmt == "NCHW", "Output format must be NCHW."
         take_indices, max_index = feature_take_indices(3, indices)
@@ -190,9 +190,9 @@ class WideResNet(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove what these maps do not need and return their numbers, as every timm model does.
+        """Remove layers that these maps do not need and return the maps' indices, like every timm model.
 
-        `prune_norm` has no effect, since every BN belongs to a map; the classifier always goes with the last group.
+        `prune_norm` has no effect, because every BN belongs to a map; removing the last group removes the classifier.
         """
         take_indices, max_index = feature_take_indices(3, indices)
         for group in range(max_index + 2, 4):
@@ -206,7 +206,7 @@ class WideResNet(nn.Module):
         return take_indices
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last group's map, [batch, 64 * widen_factor, height / 4, width / 4]."""
+        """Return the last group's map, [batch, 64 * widen_factor, height / 4, width / 4]."""
         x = self.conv1(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
             x = self.act1(self.norm1(checkpoint_seq(self.layer1, x)))
@@ -217,14 +217,14 @@ class WideResNet(nn.Module):
         return self.act3(self.norm3(self.layer3(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pools the last map, drops out, and classifies unless `pre_logits`."""
+        """Pool the last map, apply dropout, and classify unless `pre_logits`."""
         x = self.global_pool(x)
         if self.drop_rate > 0.0:
             x = F.dropout(x, p=self.drop_rate, training=self.training)
         return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits, [batch, num_classes]."""
+        """Return logits [batch, num_classes]."""
         return self.forward_head(self.forward_features(x))
 
 

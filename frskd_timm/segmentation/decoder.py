@@ -1,4 +1,4 @@
-"""The decoder of FRSKD's segmentation networks: a feature pyramid, BiFPN layers of plain sums, and a head of pixels."""
+"""The decoder of FRSKD's segmentation networks: a feature pyramid, BiFPN layers of plain sums, and a pixel head."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,19 +8,19 @@ from torch.nn import functional as F
 from frskd_timm.teachers.blocks import CentredConv2d, upsample
 
 EPS = 1e-4
-MOMENTUM = 0.997  # PyTorch's sense: the newest batch makes up nearly all of the running statistics
+MOMENTUM = 0.997  # in PyTorch's sense: the latest batch makes up nearly all of the running statistics
 HEAD_CHANNELS = 256
-EXTRA_LEVELS = 2  # p6 and p7, made from the coarsest map of the backbone
+EXTRA_LEVELS = 2  # p6 and p7, computed from the coarsest map of the backbone
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution with bias, batch normalisation, ReLU; padded so that stride 1 keeps the size.
+    """Convolution with bias, batch normalisation and ReLU; padded to keep the size at stride 1.
 
     Args:
         in_channels: Channels of the input.
         channels: Channels of the output.
         kernel_size: Height and width of the kernel.
-        stride: Of the convolution.
+        stride: Stride of the convolution.
     """
 
     def __init__(self, in_channels: int, channels: int, kernel_size: int, stride: int = 1) -> None:
@@ -32,7 +32,7 @@ class ConvNorm(nn.Sequential):
 
 
 class DepthwiseNorm(nn.Sequential):
-    """One weight and bias a channel, batch normalisation with PyTorch's own constants, ReLU."""
+    """One weight and bias per channel, batch normalisation with PyTorch's default constants, ReLU."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(
@@ -41,18 +41,18 @@ class DepthwiseNorm(nn.Sequential):
 
 
 def resize_bilinear(maps: Tensor, like: Tensor) -> Tensor:
-    """Resizes maps [B, C, H, W] to the height and width of `like`, with pixels' centres aligned (half-pixel)."""
+    """Resize maps [B, C, H, W] bilinearly to the height and width of `like`, with half-pixel centres."""
     if maps.shape[-2:] == like.shape[-2:]:
         return maps
     return F.interpolate(maps, like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 class FeaturePyramid(nn.Module):
-    """Maps of a backbone to maps of one width, with two coarser levels on top.
+    """Convert the maps of a backbone to maps of equal width, and add two coarser levels.
 
     Args:
         in_channels: Channels of the backbone's maps, fine to coarse (p2..p5 in the paper).
-        channels: Channels of every level of the result.
+        channels: Channels of all output levels.
     """
 
     def __init__(self, in_channels: Sequence[int], channels: int) -> None:
@@ -62,7 +62,7 @@ class FeaturePyramid(nn.Module):
         self.coarser = nn.ModuleList(ConvNorm(c, channels, 3, stride=2) for c in sources)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """[B, C_i, H_i, W_i] fine to coarse, to two maps more, all [B, channels, H_i, W_i]."""
+        """Convert maps [B, C_i, H_i, W_i], fine to coarse, to two more maps, all [B, channels, H_i, W_i]."""
         extra, last = [], features[-1]
         for block in self.coarser:
             last = block(last)
@@ -74,13 +74,13 @@ class FeaturePyramid(nn.Module):
 
 
 class SumBiFPN(nn.Module):
-    """One top-down and one bottom-up pass; the maps that meet at a level are summed and go through a block.
+    """One top-down and one bottom-up pass; the maps that meet at a level are summed and passed through a block.
 
     Args:
         levels: Number of maps.
-        channels: Channels of each.
-        bottom_up: False leaves the second pass out.
-        block: What each sum goes through, created with the number of channels.
+        channels: Channels of each map.
+        bottom_up: Whether to run the bottom-up pass.
+        block: Builder of the block after each sum; takes the number of channels.
     """
 
     def __init__(
@@ -92,14 +92,14 @@ class SumBiFPN(nn.Module):
         self.down = nn.ModuleList(block(channels) for _ in range(levels - 1 if bottom_up else 0))
 
     def forward(self, maps: Sequence[Tensor], finest_only: bool = False) -> list[Tensor]:
-        """Refines maps.
+        """Refine maps.
 
         Args:
             maps: [B, channels, H_i, W_i], fine to coarse, of any sizes.
-            finest_only: Leave out what the finest map does not depend on.
+            finest_only: Compute only what the finest map depends on.
 
         Returns:
-            As many maps of the same sizes; one with `finest_only`.
+            The same number of maps of the same sizes; only the finest with `finest_only`.
         """
         refined = [self.up[-1](maps[-1])]
         for block, map_ in zip(reversed(self.up[:-1]), reversed(maps[:-1]), strict=True):
@@ -115,7 +115,7 @@ class SumBiFPN(nn.Module):
 
 
 class PixelHead(nn.Sequential):
-    """Class logits of each position of the finest map: [B, channels, H, W] to [B, num_classes, H, W]."""
+    """Classifier of each position of the finest map: [B, channels, H, W] to [B, num_classes, H, W]."""
 
     def __init__(self, channels: int, num_classes: int) -> None:
         block = ConvNorm(channels, HEAD_CHANNELS, 3)

@@ -1,4 +1,4 @@
-"""The cross-entropy of every pixel, in float32 whatever the precision of its input."""
+"""Pixel-wise cross-entropy, computed in float32 whatever the precision of the input."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,14 +9,14 @@ from frskd_timm.losses.functional import IGNORED
 def pixel_cross_entropy(
     logits: Tensor, target: Tensor, class_weights: Tensor | None = None, smoothing: float = 0.0, ignored: int = IGNORED
 ) -> Tensor:
-    """Compute the cross-entropy, mean over the pixels of the batch that count; 0 where none does.
+    """Compute the mean cross-entropy over the counted pixels of the batch; 0 if there are none.
 
     Args:
         logits: [B, K, H, W].
         target: Classes [B, H, W].
-        class_weights: [K]; the mean is then a weighted one, and pixels of a class of weight 0 do not count at all.
-        smoothing: Share of the probability spread evenly over all classes, 0..1.
-        ignored: Label of the pixels that do not count.
+        class_weights: Weights [K] of a weighted mean; pixels of a class with weight 0 do not count.
+        smoothing: Probability mass spread evenly over all classes, 0..1.
+        ignored: Label of pixels that do not count.
     """
     counts = target != ignored
     total = counts.sum()

@@ -1,10 +1,10 @@
-"""Segmentation students by name, and weights to start their backbones from."""
+"""Segmentation students by name, and initial weights of their backbones."""
 
 from typing import Any
 
 import timm
 import timm.models
-from timm.models._hub import load_model_config_from_path  # how timm itself reads 'local-dir:'
+from timm.models._hub import load_model_config_from_path  # timm's own reader of 'local-dir:'
 from torch import nn
 
 from frskd_timm.errors import UserError, first_line
@@ -15,11 +15,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "efficientdet_d0": {"backbone": "efficientnet_b0", "channels": 64},
     "efficientdet_d1": {"backbone": "efficientnet_b1", "channels": 88},
 }
-"""The networks of the paper: EfficientDet's backbones and widths (arXiv 1911.09070)."""
+"""Networks of the paper: backbones and widths of EfficientDet (arXiv 1911.09070)."""
 
 
 class WeightsUnavailableError(UserError):
-    """Weights that exist but could not be loaded, without a network for instance."""
+    """Weights that exist but could not be loaded, for example without network access."""
 
 
 _ELSEWHERE = ("local-dir:", "hf-hub:")
@@ -31,15 +31,15 @@ def create_segmentation_student(
     """Create a student.
 
     Args:
-        name: A key of `PRESETS`, or a timm model to be the backbone; a `local-dir:` or `hf-hub:` name of one also
-            gives the weights to start from.
+        name: A key of `PRESETS`, or the name of a timm model as backbone; a `local-dir:` or `hf-hub:` name also selects
+            the initial weights.
         num_classes: Number of classes.
-        pretrained: Start from the weights that timm knows for the backbone.
-        **arguments: Further arguments of `SegmentationStudent`; `channels` is 64 where neither they nor the preset
-            say it.
+        pretrained: Start from timm's pretrained weights of the backbone.
+        **arguments: Further arguments of `SegmentationStudent`; `channels` is 64 if neither they nor the preset
+            set it.
 
     Raises:
-        UserError: No such model, no usable maps in it, or no weights to be had.
+        UserError: The model is unknown, has no usable maps, or its weights are not available.
     """
     arguments = {**PRESETS.get(name, {"backbone": name}), **arguments}
     weights = arguments["backbone"]
@@ -53,23 +53,23 @@ def create_segmentation_student(
 
 
 def load_backbone(student: SegmentationStudent, name: str | None = None) -> None:
-    """Load a backbone's weights into a student.
+    """Load the weights of a backbone into a student.
 
     Args:
         student: The student.
-        name: A timm model of the same architecture: a name with weights, a `local-dir:` or `hf-hub:` name. By default
-            the backbone's own name.
+        name: Name of a timm model with weights of the same architecture, or a `local-dir:` or `hf-hub:` name. By
+            default the backbone's own name.
 
     Raises:
         WeightsUnavailableError: The weights could not be loaded.
-        UserError: There are none, or they are another architecture's.
+        UserError: There are no weights, or they belong to another architecture.
     """
     name = name or student.backbone_name
     if not name.startswith(_ELSEWHERE):
         known_cfg(name, weights=True)
     try:
         model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0, in_chans=student.in_chans)
-    except Exception as error:  # no network, no such folder, damaged files: the Hub and timm say which
+    except Exception as error:  # no network, no such folder, damaged files: the error of the Hub or timm says which
         raise WeightsUnavailableError(f"The weights of '{name}' could not be loaded: {first_line(error)}.") from error
     own, found = student.backbone.state_dict(), model.state_dict()
     missing = sorted(key for key, value in own.items() if key not in found or found[key].shape != value.shape)

@@ -1,4 +1,4 @@
-"""Segmentation students: any timm backbone with the decoder of FRSKD's segmentation experiments."""
+"""Segmentation students: any timm backbone with the decoder of the segmentation experiments of FRSKD."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,8 +18,8 @@ from frskd_timm.pyramid import Pyramid, evaluating
 from frskd_timm.segmentation.decoder import FeaturePyramid, PixelHead, SumBiFPN
 
 MAX_LEVELS = 4  # p2..p5
-PROBES = (128, 224)  # sides of the images that find out a backbone's levels; 224 suits every patch size in use
-# What a backbone's input must be a multiple of: the first whose odd multiples work.
+PROBES = (128, 224)  # image sides for probing a backbone; 224 fits all common patch sizes
+# Candidates for the required multiple of a backbone's input size: the first whose odd multiples work.
 MULTIPLES = {1: (97, 113), 4: (100, 116), 14: (98, 126), 16: (112, 80), 32: (96, 160), 128: (128, 384)}
 
 CARD = """---
@@ -49,16 +49,16 @@ class SegmentationStudent(
 ):
     """Backbone, feature pyramid, BiFPN layers, and a head on the finest map (FRSKD, section 4.3).
 
-    `save_pretrained`, `from_pretrained` and `push_to_hub` are huggingface_hub's: `config.json` holds the arguments
+    `save_pretrained`, `from_pretrained` and `push_to_hub` come from huggingface_hub: `config.json` holds the arguments
     below, `model.safetensors` the weights.
 
     Args:
-        backbone: Name of any timm model with feature maps (`forward_intermediates`); it gets random weights.
+        backbone: Name of any timm model with feature maps (`forward_intermediates`); its weights are random.
         num_classes: Number of classes.
         channels: Channels of all levels of the decoder.
-        layers: BiFPN layers.
-        in_chans: Channels of the images.
-        mean: Mean per channel that the images are normalised with, for images in 0..1.
+        layers: Number of BiFPN layers.
+        in_chans: Number of image channels.
+        mean: Mean per channel for normalising images in 0..1.
         std: Standard deviation per channel.
         class_names: One name per class, in the order of the logits.
         backbone_args: Further arguments of `timm.create_model`.
@@ -66,14 +66,14 @@ class SegmentationStudent(
     Attributes:
         backbone: The timm model without its head.
         backbone_args: The arguments of `timm.create_model` other than name, classes and channels.
-        levels: Indices of the backbone's maps that the decoder takes, fine to coarse.
-        probe: Height and width of a small image that the backbone takes without padding.
-        num_levels: Number of maps that `forward_features` returns: two more than the backbone's.
+        levels: Indices of the backbone's maps that the decoder uses, fine to coarse.
+        probe: Height and width of a small image that the backbone accepts without padding.
+        num_levels: Number of maps that `forward_features` returns: two more than `levels`.
         multiple: Images are padded to a multiple of this many pixels, 1 for convolutional backbones.
-        fixed_size: (height, width) of the only images that the backbone takes; None where it takes others too.
+        fixed_size: (height, width) of the only images that the backbone accepts; None if it accepts others.
 
     Raises:
-        UserError: timm has no such model, or it offers no usable maps.
+        UserError: timm has no such model, or it has no usable maps.
     """
 
     def __init__(
@@ -115,11 +115,11 @@ class SegmentationStudent(
 
     @classmethod
     def _load_as_safetensor(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
-        # huggingface_hub's default would leave weights that are missing from the file at their random values.
+        # By default, huggingface_hub would leave weights that are missing in the file at their random values.
         return super()._load_as_safetensor(model, model_file, map_location, strict=True)
 
     def backbone_maps(self, images: Tensor) -> list[Tensor]:
-        """Return the backbone's maps [B, C_i, H_i, W_i] that the decoder takes, of images that need no padding."""
+        """Return the backbone's maps [B, C_i, H_i, W_i] for the decoder, from images that need no padding."""
         return self.backbone.forward_intermediates(images, indices=self.levels, intermediates_only=True)  # type: ignore[operator]
 
     def forward_features(self, images: Tensor, finest_only: bool = False) -> list[Tensor]:
@@ -127,13 +127,13 @@ class SegmentationStudent(
 
         Args:
             images: Normalised images [B, in_chans, H, W] of any size.
-            finest_only: Leave out what the logits do not need.
+            finest_only: Compute only what the logits depend on.
 
         Returns:
             `num_levels` maps [B, channels, H_i, W_i], fine to coarse; only the first one with `finest_only`.
 
         Raises:
-            UserError: The backbone does not take images of this size.
+            UserError: The backbone does not accept images of this size.
         """
         height, width = self.padded_size(images.shape[-2:])
         if (height, width) != tuple(images.shape[-2:]):
@@ -144,16 +144,16 @@ class SegmentationStudent(
         return maps
 
     def forward_head(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        """Return logits [B, num_classes, *size] from the finest of the decoder's maps of images of that size."""
+        """Return logits [B, num_classes, *size] from the decoder's finest map for images of that size."""
         return self.to_pixels(self.head(maps[0]), size)
 
     def to_pixels(self, logits: Tensor, size: Sequence[int]) -> Tensor:
-        """Resize logits [B, K, h, w] of the finest map to [B, K, *size], bilinearly (half-pixel), in float32."""
+        """Resize logits [B, K, h, w] of the finest map to [B, K, *size] in float32 (bilinear, half-pixel centres)."""
         whole = F.interpolate(logits.float(), self.padded_size(size), mode="bilinear", align_corners=False)
         return whole[..., : size[0], : size[1]]
 
     def padded_size(self, size: Sequence[int]) -> tuple[int, int]:
-        """Return the height and width that images of this size are padded to at the bottom and right."""
+        """Return the height and width of images of this size after padding at the bottom and right."""
         if self.fixed_size is not None and tuple(size) != self.fixed_size:
             height, width = self.fixed_size
             raise UserError(
@@ -163,15 +163,15 @@ class SegmentationStudent(
         return -(-size[0] // self.multiple) * self.multiple, -(-size[1] // self.multiple) * self.multiple
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits [B, num_classes, H, W] of images [B, in_chans, H, W]."""
+        """Return logits [B, num_classes, H, W] for images [B, in_chans, H, W]."""
         return self.forward_head(self.forward_features(images, finest_only=True), images.shape[-2:])
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory in the backbone's backward pass."""
+        """Recompute the backbone's activations in the backward pass, which saves memory and costs time."""
         self.backbone.set_grad_checkpointing(enable)  # type: ignore[operator]
 
     def segment(self, image: Any) -> Tensor:
-        """Segment one image as in validation: at its own size, normalised with `mean` and `std`.
+        """Segment one image at its own size, normalised with `mean` and `std`, as in validation.
 
         Args:
             image: A PIL image, or a uint8 array [H, W] or [H, W, C]; an alpha channel is ignored.
@@ -200,9 +200,9 @@ class SegmentationStudent(
 
 
 def _make_backbone(name: str, in_chans: int, arguments: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-    """Create a timm model without its head; returns it and the arguments that it was created with."""
+    """Create a timm model without its head; return it with the arguments that it was created with."""
     cfg = known_cfg(name)
-    # Transformers refuse images of another size than their own unless they are told.
+    # Without this argument, transformers accept only images of their own size.
     freedoms: list[dict[str, Any]] = [{}]
     if cfg is not None and cfg.fixed_input_size:
         freedoms = [{"dynamic_img_size": True}, {"strict_img_size": False}, {}]
@@ -210,25 +210,25 @@ def _make_backbone(name: str, in_chans: int, arguments: dict[str, Any]) -> tuple
         given = {**freedom, **arguments}
         try:
             return timm.create_model(name, num_classes=0, in_chans=in_chans, **given), given
-        except Exception as error:  # an unknown argument, or the model's own complaint about its arguments
+        except Exception as error:  # unknown or unsuitable arguments
             if not isinstance(error, TypeError) or freedom is freedoms[-1]:
                 raise UserError(f"Could not create the backbone '{name}': {first_line(error)}.") from error
     raise AssertionError("not reached")
 
 
 def _make_pyramid(model: nn.Module, in_chans: int, probe: tuple[int, int]) -> tuple[Pyramid, tuple[int, int]]:
-    """Choose the levels of a backbone; returns them and a size of images that it takes."""
+    """Choose the levels of a backbone; return them with an image size that it accepts."""
     try:
         return Pyramid(model, (in_chans, *probe), MAX_LEVELS), probe
     except UserError:
-        if probe != (PROBES[0], PROBES[0]):  # the user's own size
+        if probe != (PROBES[0], PROBES[0]):  # given by the user
             raise
     probe = (PROBES[1], PROBES[1])
     return Pyramid(model, (in_chans, *probe), MAX_LEVELS), probe
 
 
 def probe_size(backbone_args: Mapping[str, Any] | None) -> tuple[int, int]:
-    """Return the height and width of a small image to try a backbone with these arguments on."""
+    """Return the height and width of a small image for probing a backbone with these arguments."""
     size = (backbone_args or {}).get("img_size", PROBES[0])
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
@@ -239,20 +239,20 @@ def _blank(model: nn.Module, in_chans: int, size: tuple[int, int]) -> Tensor:
 
 
 def _find_multiple(model: nn.Module, in_chans: int) -> int | None:
-    """Find what height and width of the input must be a multiple of; None if the model takes one size only."""
+    """Find the number that input height and width must be a multiple of; None if the model accepts only one size."""
     run: Any = model.forward_intermediates
     with evaluating(model):
         for multiple, size in MULTIPLES.items():
             try:
                 run(_blank(model, in_chans, size), intermediates_only=True)
-            except (AssertionError, RuntimeError, ValueError):  # what models raise for a size they do not take
+            except (AssertionError, RuntimeError, ValueError):  # raised by models for sizes that they do not accept
                 continue
             return multiple
     return None
 
 
 def _freeze_unreached(module: nn.Module, forward: Any) -> None:
-    """Freeze parameters that no output depends on, so that DDP does not wait for their gradients."""
+    """Freeze parameters that no output depends on, because DDP would wait for their gradients."""
     with evaluating(module), torch.enable_grad():
         nodes = [output.grad_fn for output in forward()]
     reached, seen = set(), set(nodes)

@@ -1,4 +1,4 @@
-"""Training tasks of segmentation, for the same loop as those of classification (see `frskd_timm.distillation`)."""
+"""Training tasks of segmentation, for the same training loop as classification (see `frskd_timm.distillation`)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,16 +18,16 @@ from frskd_timm.teachers import SelfTeacher
 
 
 class _PixelTask(StudentTask):
-    """A task with a class for each pixel, and weights of the classes in the cross-entropy."""
+    """Base class of tasks with one class per pixel and class weights in the cross-entropy."""
 
     student: SegmentationStudent
     class_weights: Tensor | None
 
     def set_class_weights(self, class_weights: Sequence[float] | None) -> None:
-        """Set one weight per class; None weighs all classes alike.
+        """Set one weight per class; None for equal weights.
 
         Raises:
-            UserError: There is not one weight per class, or one is negative, or all are 0.
+            UserError: The number of weights is wrong, a weight is negative, or all are 0.
         """
         weights, classes = class_weights, self.student.num_classes
         if weights is not None and (len(weights) != classes or min(weights) < 0 or max(weights) == 0):
@@ -44,11 +44,11 @@ class _PixelTask(StudentTask):
 
 
 class SegmentationCrossEntropyTask(_PixelTask, CrossEntropyTask):
-    """The baseline: the student alone. The parts of it that only a self-teacher would use are frozen.
+    """The baseline: the student alone, with the parts that only a self-teacher would use frozen.
 
     Args:
         student: The network.
-        class_weights: Weight of each class in the cross-entropy; None weighs all alike.
+        class_weights: Weight of each class in the cross-entropy; None for equal weights.
         smoothing: Label smoothing, 0..1.
     """
 
@@ -63,15 +63,15 @@ class SegmentationCrossEntropyTask(_PixelTask, CrossEntropyTask):
 class SegmentationTask(_PixelTask, DistillationTask):
     """FRSKD for semantic segmentation (arXiv 2103.08273, section 4.3); see `DistillationTask`.
 
-    Pixels labelled 255, such as those of padding, count in none of the terms: a position of a feature map is compared
-    where at least half of its pixels are labelled.
+    Pixels labelled 255, such as padding, do not count in any term: a position of a feature map is compared if at least
+    half of its pixels are labelled.
 
     Args:
-        student: The network that is kept.
+        student: The network that is kept after training.
         self_teacher: Refines the student's maps and classifies pixels.
         feature_loss: D; None leaves the term out.
-        class_weights: Weight of each class in both cross-entropy terms; None weighs all alike.
-        distill_unlabelled: Count every pixel in KL and D, as the authors' code does.
+        class_weights: Weight of each class in both cross-entropy terms; None for equal weights.
+        distill_unlabelled: Count all pixels in KL and D, as the authors' code does.
         **options: Further arguments of `DistillationTask`.
     """
 
@@ -106,15 +106,15 @@ class SegmentationTask(_PixelTask, DistillationTask):
         """Create the self-teacher and the feature loss around a student.
 
         Args:
-            student: The network that is kept.
+            student: The network that is kept after training.
             self_teacher: A name in `teacher.SEGMENTATION_TEACHERS`.
             teacher_layers: BiFPN layers of the self-teacher.
-            feature_loss: A name in `losses.FEATURE_LOSSES`, of one that compares maps after their activation.
-            beta: Weight of the feature loss; 0 leaves it out, None takes half its `default_beta`.
+            feature_loss: Name in `losses.FEATURE_LOSSES` of a loss that compares maps after their activation.
+            beta: Weight of the feature loss; 0 disables it, None uses half its `default_beta`.
             **options: Further arguments of the task.
 
         Raises:
-            UserError: Unknown names, or a feature loss that needs maps before their activation.
+            UserError: A name is unknown, or the feature loss needs maps before their activation.
         """
         teacher_class: Any = SEGMENTATION_TEACHERS.get(self_teacher)
         teacher = teacher_class(student.channels, student.num_levels, student.num_classes, teacher_layers)
@@ -138,14 +138,14 @@ class SegmentationTask(_PixelTask, DistillationTask):
         return Views(maps, logits, refined, student.to_pixels(teacher_logits, size))
 
     def soft_labels(self, views: Views, target: Tensor) -> Tensor:
-        """Return the soft-label loss, mean over the labelled pixels."""
+        """Return the mean soft-label loss over the labelled pixels."""
         weight, gate = self._labelled(target).float(), self.gate_weights(views, target)
         weight = weight if gate is None else weight * gate
         rows = (_rows(views.teacher_logits), _rows(views.logits), target.flatten())
         return self.logit_loss(*rows, self.temperature, weight.flatten())
 
     def valid_positions(self, views: Views, target: Tensor) -> list[Tensor]:
-        """Return the positions of each map at least half of whose pixels are labelled."""
+        """Return a mask per map of the positions with at least half of their pixels labelled."""
         height, width = self.student.padded_size(target.shape[-2:])
         padding = (0, width - target.shape[-1], 0, height - target.shape[-2])
         labelled = F.pad(self._labelled(target).float(), padding)
@@ -161,6 +161,6 @@ def _rows(logits: Tensor) -> Tensor:
 
 
 def _freeze_unused(student: SegmentationStudent) -> None:
-    """Freeze the parts of the student that its own logits do not depend on: DDP would wait for their gradients."""
+    """Freeze the parts of the student that its logits do not depend on, because DDP would wait for their gradients."""
     last: Any = student.bifpn[-1]
     last.down.requires_grad_(False)

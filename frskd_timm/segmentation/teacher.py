@@ -1,4 +1,4 @@
-"""Self-teachers of segmentation: more BiFPN layers on the student's maps, and a head of their own."""
+"""Self-teachers of segmentation: additional BiFPN layers on the student's maps, and their own head."""
 
 from collections.abc import Callable, Sequence
 
@@ -18,9 +18,9 @@ class SegmentationTeacher(SelfTeacher):
 
     Args:
         channels: Channels of each of the student's maps.
-        num_levels: Number of those maps.
+        num_levels: Number of maps.
         num_classes: Number of classes.
-        layers: BiFPN layers; the last one only goes top-down.
+        layers: Number of BiFPN layers; the last one is only top-down.
     """
 
     block: Callable[[int], nn.Module] = DepthwiseNorm
@@ -34,7 +34,7 @@ class SegmentationTeacher(SelfTeacher):
         self.head: nn.Module = PixelHead(channels, num_classes)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Return refined maps of the same shapes, and logits [B, num_classes, h, w] at the size of the finest map."""
+        """Return refined maps of the same shapes, and logits [B, num_classes, h, w] of the size of the finest map."""
         maps = list(features)
         for layer in self.bifpn:
             maps = layer(maps)
@@ -52,7 +52,7 @@ class MixingNorm(nn.Sequential):
 
 @SEGMENTATION_TEACHERS.register("mixing")
 class MixingTeacher(SegmentationTeacher):
-    """Mixes channels and neighbouring pixels at every level, and classifies at twice the finest resolution."""
+    """Self-teacher that mixes channels and neighbouring pixels and classifies at twice the finest resolution."""
 
     block = MixingNorm
 

@@ -1,7 +1,7 @@
 """Self-teachers: `teacher(features) -> (refined_features, logits)`.
 
-A new one is a function or class in a file of this folder, decorated with `@SELF_TEACHERS.register(name)`. It is called
-as `builder(channels, num_classes, **options)` and returns a `SelfTeacher`; flags, help and tests find it by its name.
+To add one, put a function or class into a file of this folder and decorate it with `@SELF_TEACHERS.register(name)`. It
+is called as `builder(channels, num_classes, **options)` and returns a `SelfTeacher`; flags, help and tests find it.
 """
 
 from abc import ABC, abstractmethod
@@ -14,11 +14,11 @@ from frskd_timm.registry import Registry
 
 
 class SelfTeacher(nn.Module, ABC):
-    """Refines a student's feature maps and classifies from them.
+    """Network that refines a student's feature maps and classifies from them.
 
     Attributes:
         channels: Channels of each refined map, fine to coarse.
-        residual: Whether the logits are a correction that is added to the student's.
+        residual: Whether the logits are added to those of the student as a correction.
     """
 
     channels: list[int]
@@ -26,7 +26,7 @@ class SelfTeacher(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Refines the maps.
+        """Refine the maps.
 
         Args:
             features: Maps [B, C_i, H_i, W_i], fine to coarse, after their activation.
@@ -36,7 +36,7 @@ class SelfTeacher(nn.Module, ABC):
         """
 
     def output_norms(self) -> list[nn.BatchNorm2d]:
-        """The last batch normalisation before each refined map, for losses that read its statistics."""
+        """Return the last batch normalisation before each refined map, for losses that read its statistics."""
         raise TypeError(f"{type(self).__name__} does not end in batch normalisations, which this feature loss reads.")
 
 
@@ -44,16 +44,16 @@ SELF_TEACHERS: Registry[SelfTeacher] = Registry("self-teacher", __name__)
 
 
 def create_self_teacher(name: str, channels: Sequence[int], num_classes: int, **options: Any) -> SelfTeacher:
-    """Builds the self-teacher called `name`.
+    """Create the self-teacher registered under `name`.
 
     Args:
         name: A registered name, such as 'bifpnc'.
         channels: Channels of the student's maps, fine to coarse.
         num_classes: Number of classes.
-        **options: The self-teacher's own arguments (width, depth, repeats, preactivation); None means its default.
+        **options: Further arguments of the self-teacher (width, depth, repeats, preactivation); None for its default.
 
     Raises:
-        UserError: Unknown name.
+        UserError: The name is unknown.
     """
     options = {key: value for key, value in options.items() if value is not None}
     return SELF_TEACHERS.get(name)(list(channels), num_classes, **options)

@@ -1,4 +1,4 @@
-"""The BiFPN self-teachers of FRSKD (section 3.1): `bifpnc` with channels by level, `bifpn` with one width."""
+"""The BiFPN self-teachers of FRSKD (section 3.1): `bifpnc` with channels per level, `bifpn` with one width."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -15,8 +15,8 @@ class BiFPNLayer(nn.Module):
 
     Args:
         in_channels: Channels of each incoming map.
-        channels: Channels of each outgoing map. Unless all are equal, a lateral block stands between all neighbours.
-        depth: Repetitions in each fusion.
+        channels: Channels of each outgoing map. Unless all are equal, neighbours are connected by lateral blocks.
+        depth: Repetitions in each fusion block.
     """
 
     def __init__(self, in_channels: Sequence[int], channels: Sequence[int], depth: int) -> None:
@@ -34,18 +34,18 @@ class BiFPNLayer(nn.Module):
         )
 
     def forward(self, features: Sequence[Tensor], preactivation: bool = False) -> tuple[list[Tensor], list[Tensor]]:
-        """Refines maps [B, in_channels[i], H_i, W_i] to [B, channels[i], H_i, W_i].
+        """Refine maps [B, in_channels[i], H_i, W_i] to [B, channels[i], H_i, W_i].
 
         Returns:
-            The refined maps as the caller wants them, before or after their ReLU, and after it.
+            The refined maps, before their ReLU with `preactivation`, and the refined maps after their ReLU.
         """
         n = len(features)
         sizes = [(f.shape[-2], f.shape[-1]) for f in features]
         rectify = F.relu if preactivation else F.relu_
 
         # Top-down: P_n, ..., P_1. The 1x1 lateral block runs before the nearest-neighbour upsampling, not after it as
-        # in the authors' code: repeating pixels changes neither a pointwise convolution nor a batch's mean and
-        # (biased) variance, and a quarter of the pixels is a quarter of the work.
+        # in the authors' code: repeating pixels changes neither a pointwise convolution nor the mean and (biased)
+        # variance of a batch, and a quarter of the pixels takes a quarter of the work.
         out = coarser = self.lateral[-1](features[-1])
         rectified: list[Tensor] = [coarser] * n  # relu(P_i)
         for i in range(n - 2, -1, -1):
@@ -69,20 +69,20 @@ class BiFPNLayer(nn.Module):
         return refined, rectified
 
     def output_norms(self) -> list[nn.BatchNorm2d]:
-        """The normalisation that each outgoing map comes out of, fine to coarse."""
+        """Return the normalisation that outputs each outgoing map, fine to coarse."""
         return [cast(nn.BatchNorm2d, cast(Fuse, fuse).blocks[-1]) for fuse in (self.top_down[0], *self.bottom_up)]
 
 
 class BiFPN(SelfTeacher):
-    """BiFPN layers over the student's maps and a linear classifier on the coarsest refined one.
+    """BiFPN layers on the student's maps and a linear classifier on the coarsest refined map.
 
     Args:
         in_channels: Channels of the student's maps, fine to coarse; at least two levels.
         channels: Channels of the refined maps.
         num_classes: Number of classes.
-        depth: Depthwise-pointwise repetitions in each fusion.
-        repeats: BiFPN layers, each on the rectified output of the one before.
-        preactivation: Hand the refined maps on before their ReLU, as the `overhaul` loss wants them.
+        depth: Depthwise-pointwise repetitions in each fusion block.
+        repeats: Number of BiFPN layers, each on the rectified output of the previous one.
+        preactivation: Return the refined maps before their ReLU, as required by the `overhaul` loss.
     """
 
     def __init__(
@@ -116,19 +116,19 @@ class BiFPN(SelfTeacher):
 
 @SELF_TEACHERS.register("bifpnc")
 def bifpnc(channels: Sequence[int], num_classes: int, *, width: int = 2, **options: int | bool) -> BiFPN:
-    """The default: level i has width * c_i channels, lateral blocks change them between levels."""
+    """Create the default: level i has width * c_i channels, and lateral blocks convert them between levels."""
     return BiFPN(channels, [width * c for c in channels], num_classes, **options)  # type: ignore[arg-type]
 
 
 @SELF_TEACHERS.register("bifpn")
 def bifpn(channels: Sequence[int], num_classes: int, *, width: int = 256, **options: int | bool) -> BiFPN:
-    """Every level has `width` channels."""
+    """Create a BiFPN with `width` channels at every level."""
     return BiFPN(channels, [width] * len(channels), num_classes, **options)  # type: ignore[arg-type]
 
 
 @SELF_TEACHERS.register("residual")
 def residual(channels: Sequence[int], num_classes: int, *, width: int = 2, **options: int | bool) -> BiFPN:
-    """Like bifpnc with at most 256 channels; its logits correct the student's and start at 0 (not in the paper)."""
+    """Create bifpnc with at most 256 channels, whose logits correct the student's from 0 on (not in the paper)."""
     teacher = BiFPN(channels, [min(width * c, 256) for c in channels], num_classes, **options)  # type: ignore[arg-type]
     teacher.residual = True
     nn.init.zeros_(teacher.fc.weight)

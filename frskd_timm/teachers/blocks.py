@@ -13,8 +13,8 @@ class Pointwise(nn.Conv2d):
         super().__init__(in_channels, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Takes [B, in_channels, H, W]."""
-        # Few pixels and many channels, the coarsest level's case: as a matrix product it takes half the time on a CPU.
+        """Convolve maps [B, in_channels, H, W]."""
+        # For few pixels and many channels, as at the coarsest level, a matrix product takes half the time on a CPU.
         if x.device.type == "cpu" and x.shape[-2:].numel() <= 16 and x.is_contiguous(memory_format=torch.channels_last):
             return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1)).permute(0, 3, 1, 2)
         return super().forward(x)
@@ -27,22 +27,22 @@ class Depthwise(nn.Conv2d):
         super().__init__(channels, channels, 3, padding=1, groups=channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Takes [B, channels, H, W]."""
-        # On a CPU, oneDNN's gradient takes 40 times as long where the map is smaller than the kernel.
+        """Convolve maps [B, channels, H, W]."""
+        # On a CPU, oneDNN's gradient takes 40 times as long if the map is smaller than the kernel.
         if x.device.type == "cpu" and min(x.shape[-2:]) < 3:
             return F.conv2d(F.pad(x, (1, 1, 1, 1)), self.weight, groups=self.groups)
         return super().forward(x)
 
 
 class CentredConv2d(nn.Conv2d):
-    """Convolution, padded by half its kernel, that looks at a side of one pixel with the kernel's centre alone.
+    """Convolution padded by half its kernel that uses only the kernel's centre along a side of one pixel.
 
-    All around that pixel is padding. With a stride, the CPU's bfloat16 gradient of the kernel's rim is uninitialised
-    memory there (torch 2.13): not deterministic, and sometimes not finite.
+    That pixel is surrounded by padding. With a stride, the CPU's bfloat16 gradient of the kernel's border is
+    uninitialised memory there (torch 2.13): not deterministic, and sometimes not finite.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Takes [B, C, H, W]."""
+        """Convolve maps [B, C, H, W]."""
         weight, stride, padding = self.weight, list(self.stride), [size // 2 for size in self.kernel_size]
         for axis in (0, 1):
             if x.shape[2 + axis] == 1:
@@ -52,16 +52,16 @@ class CentredConv2d(nn.Conv2d):
 
 
 class Lateral(nn.Sequential):
-    """1x1 convolution, batch normalisation, ReLU: brings a map to another number of channels."""
+    """1x1 convolution, batch normalisation and ReLU, which change the number of channels of a map."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(Pointwise(in_channels, out_channels), nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
     def forward(self, x: Tensor, fusion_weight: Tensor | None = None) -> Tensor:
-        """Return the block's output, times `fusion_weight` if given, a scalar w that is not negative.
+        """Return the block's output, multiplied by the nonnegative scalar `fusion_weight` w if given.
 
-        w * relu(scale * x + bias) is relu(w * scale * x + w * bias), so the product costs no pass over the map, and
-        its gradient comes from the normalisation's.
+        w * relu(scale * x + bias) is relu(w * scale * x + w * bias), so the product needs no pass over the map, and
+        its gradient follows from that of the normalisation.
         """
         if fusion_weight is None:
             return super().forward(x)
@@ -71,23 +71,22 @@ class Lateral(nn.Sequential):
 
 
 class Same(nn.Module):
-    """Stands for a lateral block where the channels agree."""
+    """Replacement of a lateral block if the numbers of channels are equal."""
 
     def forward(self, x: Tensor, fusion_weight: Tensor) -> Tensor:
-        """Return the map times `fusion_weight`."""
+        """Return the map multiplied by `fusion_weight`."""
         return x * fusion_weight.to(x.dtype)
 
 
 class Fuse(nn.Module):
-    """Weighted sum of maps, then `depth` times depthwise 3x3, pointwise 1x1, batch normalisation.
+    """Weighted sum of maps, followed by `depth` times depthwise 3x3, pointwise 1x1 and batch normalisation.
 
-    A ReLU stands between the repetitions but not after the last. The weights are relu(a_j) / sum relu(a), with a
-    learned from 1 on.
+    A ReLU follows every repetition but the last. The weights are relu(a_j) / sum relu(a) with learned a, initially 1.
 
     Args:
-        inputs: Number of maps that are summed.
-        channels: Their channels.
-        depth: Repetitions.
+        inputs: Number of summed maps.
+        channels: Channels of the maps.
+        depth: Number of repetitions.
     """
 
     def __init__(self, inputs: int, channels: int, depth: int) -> None:
@@ -101,33 +100,33 @@ class Fuse(nn.Module):
         self.blocks = nn.Sequential(*blocks)
 
     def fusion_weights(self) -> Tensor:
-        """Return each map's weight in the sum, [inputs]; whoever makes a map multiplies it, where that costs least."""
+        """Return the weight of each map in the sum, [inputs]; the caller multiplies the maps, where it is cheapest."""
         positive = F.relu(self.weights)
         return positive / (positive.sum() + 1e-6)
 
     def forward(self, total: Tensor) -> Tensor:
-        """The weighted sum [B, C, H, W] of maps after their ReLU, to [B, C, H, W] before its ReLU."""
+        """Convert the weighted sum [B, C, H, W] of maps after their ReLU to a map [B, C, H, W] before its ReLU."""
         return self.blocks(total)
 
 
 def add_upsampled(x: Tensor, coarser: Tensor) -> Tensor:
-    """Adds a map [B, C, h, w], brought to the size of `x` by nearest-neighbour resizing, to x [B, C, H, W]."""
+    """Resize a map [B, C, h, w] to the size of x [B, C, H, W] (nearest neighbour) and add it to x."""
     up = upsample(coarser, (x.shape[-2], x.shape[-1]))
-    # The resized map is nobody else's, and no gradient needs it: no third map is written.
+    # In place, because the resized map is not used elsewhere and no gradient needs it.
     return x + up if up is coarser else up.add_(x)
 
 
 def upsample(x: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Nearest-neighbour resizing of [B, C, h, w] to [B, C, *size]; the same map where the size fits already."""
+    """Resize [B, C, h, w] to [B, C, *size] (nearest neighbour); return the same map if the size already fits."""
     return x if x.shape[-2:] == size else F.interpolate(x, size=size, mode="nearest")
 
 
 def downsample(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Max-pooling of a map that holds no negative numbers, to [B, C, *size].
+    """Max-pool a map without negative numbers to [B, C, *size].
 
-    Half the size, rounded up, is the authors' zero-padded 3x3 stride-2 pooling: without negative numbers no padding
-    value can win, so padding and windows that hang over the edge are equal to it. Other sizes, which the authors' code
-    does not meet, are pooled adaptively, or repeated where the next level is larger.
+    Half the size, rounded up, is the authors' zero-padded 3x3 pooling with stride 2: without negative numbers, padding
+    never wins, so windows that extend over the edge give the same result. Other sizes, which do not occur in the
+    authors' code, are pooled adaptively, or repeated if the next level is larger.
     """
     height, width = x.shape[-2:]
     if (height, width) == size:
@@ -140,6 +139,6 @@ def downsample(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def global_average(x: Tensor) -> Tensor:
-    """Mean over the pixels of a map [B, C, H, W], to [B, C]."""
-    # Not `mean`: its gradient is laid out channels first, which slows what a CPU does with it more than tenfold.
+    """Compute the mean over the pixels of a map [B, C, H, W], [B, C]."""
+    # Not `mean`: its gradient is laid out channels first, which slows a CPU down more than tenfold.
     return F.avg_pool2d(x, x.shape[-2:]).flatten(1)

@@ -10,7 +10,7 @@ from frskd_timm.losses.logits import LOGIT_LOSSES
 
 @LOGIT_LOSSES.register("dist")
 def dist(teacher: Tensor, student: Tensor, target: Tensor, temperature: float, weight: Tensor | None = None) -> Tensor:
-    """Compute T^2 times the mean of 1 - Pearson correlation, over classes in each row plus over rows in each class."""
+    """Compute T^2 times the mean of 1 - Pearson correlation, over the classes of each row plus over rows per class."""
     t, s = (F.softmax(z.float() / temperature, dim=1) for z in (teacher.detach(), student))
     weight = torch.ones_like(s[:, 0]) if weight is None else weight
     within_rows = weighted_mean(1 - F.cosine_similarity(_centred(t), _centred(s), dim=1), weight)

@@ -1,4 +1,4 @@
-"""Kullback-Leibler divergence of softened probabilities, FRSKD's own, and of standardised logits."""
+"""Kullback-Leibler divergence of softened probabilities, as in FRSKD, and of standardised logits."""
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ def kl(teacher: Tensor, student: Tensor, target: Tensor, temperature: float, wei
 def standardised(
     teacher: Tensor, student: Tensor, target: Tensor, temperature: float, weight: Tensor | None = None
 ) -> Tensor:
-    """Compute `kl` of logits with mean 0 and standard deviation 1 in each row (arXiv 2403.01427)."""
+    """Compute `kl` of logits scaled to mean 0 and standard deviation 1 per row (arXiv 2403.01427)."""
     return soft_label_loss(_standardise(teacher), _standardise(student), temperature, weight)
 
 
