@@ -100,7 +100,7 @@ class DistillationTask(StudentTask):
         teacher_gradient: Factor of the gradient that flows from the self-teacher into the student, 1 in the paper.
         teacher_ema: Decay per update of a moving average of both networks that replaces the self-teacher as source of
             soft labels and refined maps; 0 for none. It normalises with the statistics of the batch.
-        teacher_interval: Number of updates per run of the self-teacher; the other updates use the labels only.
+        teacher_interval: Run the self-teacher only in every Nth update; the other updates use the labels only.
 
     With the schedule 'lead', r is a moving average of the relative lead of the self-teacher: how far its cross-entropy
     is below the student's, divided by the student's.

@@ -1,1 +1,1 @@
-"""What `train.py` is made of: settings, data, checkpoints, the run's folder. The library itself is `frskd_timm`."""
+"""Training scripts: settings, data, checkpoints and run folders. The library itself is `frskd_timm`."""

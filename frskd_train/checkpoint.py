@@ -1,8 +1,8 @@
-"""Checkpoints for resuming: everything a run needs to go on, written atomically and without pickle.
+"""Checkpoints for resuming a run, written atomically and without pickle.
 
-A checkpoint is a folder `checkpoints/step-00000042/` of safetensors and JSON. It is written under another name, synced
-and renamed, so that a folder of that name is complete; checksums detect later damage. The trained student for use is
-in `student/`.
+A checkpoint is a folder `checkpoints/step-00000042/` of safetensors and JSON files. It is written under another name,
+synced and renamed, so that a folder with that name is complete; checksums detect later damage. The trained student is
+exported to `student/`.
 """
 
 import json
@@ -22,8 +22,8 @@ from frskd_train.disk import disk_errors, size_and_checksum, sync
 from frskd_train.packing import pack, unpack
 
 FORMAT = 1
-ASIDE = ".writing-"  # prefix of folders that are being written or deleted
-# Values of parameter groups that follow the settings; all others are the optimizer's own state.
+ASIDE = ".writing-"  # prefix of folders being written or deleted
+# Values of parameter groups that follow from the settings; all others are state of the optimizer.
 _FROM_SETTINGS = ("lr", "initial_lr", "max_lr_snapshot", "lr_scale", "weight_decay", "momentum")
 
 
@@ -41,7 +41,7 @@ def save_checkpoint(
         step: Number of updates so far, which names the checkpoint.
         modules: Modules to save, by file name ('task', 'ema').
         optimizer: The optimizer.
-        state: Everything else, as JSON values.
+        state: All other state, as JSON values.
 
     Raises:
         UserError: The disk is full or cannot be written, or weights are not finite; older checkpoints stay untouched.
@@ -59,7 +59,7 @@ def save_checkpoint(
             tensors: dict[str, Tensor] = {}
             packed = pack(optimizer.state_dict(), tensors, "optimizer")
             save_file(_independent(tensors), aside / "optimizer.safetensors")
-            scaler = getattr(optimizer, "scaler", None)  # of float16
+            scaler = getattr(optimizer, "scaler", None)  # with float16
             content = {
                 **state,
                 "format": FORMAT,
@@ -98,7 +98,7 @@ def refuse_bad_weights(modules: Mapping[str, nn.Module], folder: Path) -> None:
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
-    """Return the JSON part of a checkpoint; raises UserError if it is damaged or of another version."""
+    """Return the JSON part of a checkpoint; raise UserError if it is damaged or has another format version."""
     path = checkpoint / "state.json"
     if not path.is_file():
         raise UserError(f"{checkpoint} is not a checkpoint: it has no state.json.")
@@ -123,7 +123,7 @@ def find_damage(checkpoint: Path) -> str | None:
             if not path.is_file():
                 return f"{path} is missing."
             if size_and_checksum(path) != expected:
-                return f"{path} is damaged: its size or checksum is not the one noted when it was written."
+                return f"{path} is damaged: its size or checksum is not the one recorded when it was written."
     except UserError as error:
         return str(error)
     return None
@@ -135,7 +135,7 @@ def restore(
     modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Load a checkpoint, with its JSON part `state`, into modules and optimizer; UserError if they do not fit."""
+    """Load a checkpoint with JSON part `state` into modules and optimizer; raise UserError if they do not fit."""
     for name, module in modules.items():
         tensors = _read(checkpoint / f"{name}.safetensors")
         try:
@@ -152,7 +152,7 @@ def restore(
     scaler = getattr(optimizer, "scaler", None)
     if scaler is not None and state.get("scaler"):
         scaler.load_state_dict(state["scaler"])
-    # Restore the parameters' memory format: mixed strides cost speed.
+    # Restore the parameters' memory format, because mixed strides are slower.
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             for key, value in optimizer.state.get(parameter, {}).items():
@@ -171,7 +171,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def set_aside_after(checkpoint: Path) -> None:
-    """Rename the checkpoints newer than this one to `abandoned-step-...`; earlier abandoned ones are deleted."""
+    """Rename checkpoints newer than this one to `abandoned-step-...`; delete those abandoned earlier."""
     newer = [path for path in all_checkpoints(checkpoint.parent) if path.name > checkpoint.name]
     if newer:
         for old in checkpoint.parent.glob("abandoned-*"):
@@ -185,7 +185,7 @@ def prune(folder: Path, keep: int, best: str | None) -> None:
     _clear(folder)
     for old in all_checkpoints(folder)[:-keep]:
         if old.name != best:
-            # Renamed first: a half-deleted folder must not look like a checkpoint.
+            # Renamed first, so that a partly deleted folder does not look like a checkpoint.
             os.replace(old, folder / f"{ASIDE}{old.name}")
     _clear(folder)
 
@@ -208,5 +208,5 @@ def _independent(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _with_checksum(content: Mapping[str, Any]) -> str:
-    """Write JSON with a CRC-32 of its own text; any text that differs from this one is damaged."""
+    """Convert to JSON that contains a CRC-32 of its own text, to detect damage."""
     return json.dumps({**content, "checksum": zlib.crc32(json.dumps(content).encode())})

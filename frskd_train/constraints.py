@@ -1,4 +1,4 @@
-"""What settings declare beside their type: bounds, allowed words, and facts. Needs no torch."""
+"""Declarations of settings besides their type: bounds, allowed words, and facts. Needs no torch."""
 
 import ast
 import math
@@ -12,9 +12,9 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 
 class Fact(Enum):
-    """What has to be known of a setting; one without facts belongs to both tasks and is published in recipes.
+    """A property of a setting.
 
-    A change of it at resume is honoured and reported.
+    A setting without facts belongs to both tasks, is published in recipes, and may change at resume with a message.
     """
 
     FIXED = "may not change at resume: with another value the checkpoint's numbers mean something else"
@@ -30,7 +30,7 @@ FIXED, FREE, PRIVATE, LOCAL, CLASSIFICATION, SEGMENTATION = Fact
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a number, or of each number of a tuple; `above` is exclusive, `low` and `high` are inclusive."""
+    """Bounds of a number or of each number in a tuple; `above` is exclusive, `low` and `high` are inclusive."""
 
     low: float | None = None
     high: float | None = None
@@ -51,7 +51,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Pattern:
-    """A regular expression that a text has to match as a whole, and what it means in words."""
+    """A regular expression that the whole text must match, and its meaning in words."""
 
     regex: str
     words: str
@@ -81,7 +81,7 @@ def _pairs(words: list[str]) -> dict[str, str]:
 
 KeywordArguments = Annotated[
     dict[str, str],
-    # Without this tyro turns the keys of a dictionary from a recipe into flags, and no flag could replace it.
+    # Otherwise tyro turns the keys of a dictionary from a recipe into flags, and no flag could replace the dictionary.
     PrimitiveConstructorSpec(
         nargs="*",
         metavar="[NAME=VALUE ...]",
@@ -93,9 +93,9 @@ KeywordArguments = Annotated[
 
 
 def keyword_arguments(pairs: Mapping[str, str]) -> dict[str, Any]:
-    """Return the arguments to call with: Python literals are evaluated, other values stay text, as in timm.
+    """Return keyword arguments: Python literals are evaluated, other values remain text, as in timm.
 
-    `true` and `false` become bools as well; timm passes them on as text, which is truthy in both cases.
+    `true` and `false` also become bools; timm passes them as text, which is truthy in both cases.
     """
     return {name: _literal(value) for name, value in pairs.items()}
 

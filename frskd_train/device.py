@@ -1,4 +1,4 @@
-"""Device, cores and precision of this machine."""
+"""Device, CPU cores and precision of this machine."""
 
 import ctypes
 import functools
@@ -22,21 +22,21 @@ from frskd_timm.teachers.blocks import CentredConv2d
 from frskd_train.settings import LoopSettings
 from frskd_train.suggest import suggest
 
-# Set for every process by the launchers that start several.
+# Set for every process by launchers of several processes.
 _STARTED = ("WORLD_SIZE", "RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 def start_accelerator(
     settings: LoopSettings, report_to: Sequence[str] = (), project_dir: str | None = None
 ) -> Accelerator:
-    """Create the accelerator in the right precision, and give this process its share of the cores.
+    """Create the accelerator with the right precision, and give this process its share of the cores.
 
-    `accelerate launch` allows each process one thread by default; here the cores are divided evenly.
+    `accelerate launch` allows one thread per process by default; here the cores are divided evenly.
 
     Raises:
         UserError: The device cannot use the precision, or a tracker is unknown or not installed.
     """
-    # Accelerate has to be told that several processes without an accelerator belong together.
+    # Accelerate has to be told that several processes without a GPU belong together.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     if cpu:
         refuse_missing_processes()
@@ -67,8 +67,8 @@ def start_accelerator(
 
 
 def refuse_missing_processes() -> None:
-    """Raise UserError if `accelerate launch` was asked for several processes on the CPU but started only this one."""
-    # Accelerate sets a meeting point only for more than one process, and starts them on CPUs only through MPI.
+    """Raise UserError if `accelerate launch` should have started several processes on the CPU but started only one."""
+    # Accelerate sets a master address only for several processes, and starts them on CPUs only through MPI.
     asked = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
     if asked and not any(name in os.environ for name in _STARTED):
         raise UserError(
@@ -85,7 +85,7 @@ def cores() -> int:
 def keep_freed_memory() -> None:
     """Let glibc keep the memory of large tensors for the next step instead of returning it to the system.
 
-    Clearing and mapping fresh pages takes a tenth of a training step on a CPU. Nothing is changed if glibc's own
+    Mapping and clearing new pages takes a tenth of a training step on a CPU. Nothing is changed if glibc's own
     environment variables are set, or with another C library.
     """
     chosen = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"} & os.environ.keys()
@@ -98,16 +98,16 @@ def keep_freed_memory() -> None:
 
 
 def muon_in_float32() -> None:
-    """Let timm's Muon orthogonalise its updates in float32 instead of bfloat16, for which it has no argument.
+    """Let timm's Muon orthogonalise its updates in float32 instead of bfloat16, which it offers no argument for.
 
     A CPU without bfloat16 instructions emulates them at a quarter of the speed of float32; the optimizer would then
-    take more time than the rest of an FRSKD step of ResNet-18.
+    take longer than the rest of an FRSKD step of ResNet-18.
     """
     muon.zeropower_via_newtonschulz = functools.partial(muon.zeropower_via_newtonschulz, dtype=torch.float32)
 
 
 class SlicedConv2d(nn.Conv2d):
-    """A strided 1x1 convolution that leaves the unused pixels out first."""
+    """A strided 1x1 convolution that first removes the unused pixels."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve [B, C, H, W]."""
@@ -118,8 +118,8 @@ class SlicedConv2d(nn.Conv2d):
 def to_channels_last(module: nn.Module) -> None:
     """Convert a module to the channels-last memory format, in place.
 
-    On a CPU, oneDNN's gradient of a strided 1x1 convolution of fewer channels than a vector register holds writes past
-    its memory in this format (torch 2.13), as in the stems of FastViT, MobileOne and RepVGG. Slicing avoids it.
+    On a CPU, oneDNN's gradient of a strided 1x1 convolution with fewer channels than a vector register holds writes out
+    of bounds in this format (torch 2.13), as in the stems of FastViT, MobileOne and RepVGG. Slicing avoids this.
     """
     child: Any
     for child in module.modules():
@@ -130,7 +130,7 @@ def to_channels_last(module: nn.Module) -> None:
 
 
 def centre_strided_convolutions(module: nn.Module) -> None:
-    """Let padded strided convolutions avoid a fault of torch on maps one pixel wide or high (`CentredConv2d`)."""
+    """Avoid a bug of torch in padded strided convolutions of maps one pixel wide or high (`CentredConv2d`)."""
     for child in module.modules():
         if type(child) is not nn.Conv2d or child.stride == (1, 1) or child.kernel_size == (1, 1):
             continue
@@ -156,7 +156,7 @@ def machine_name() -> str:
 
 
 def precision(settings: LoopSettings, device: torch.device) -> str:
-    """Return Accelerate's name of the precision: 'bf16' if the hardware supports it, 'fp16' on request, else 'no'.
+    """Return Accelerate's name of the precision: 'bf16' on hardware that supports it, 'fp16' on request, else 'no'.
 
     Raises:
         UserError: float16 was requested on a CPU.

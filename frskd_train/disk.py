@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, and errors of full disks as sentences."""
+"""Atomic writing of files, and clear messages for disk errors."""
 
 import os
 import zlib
@@ -15,7 +15,7 @@ def disk_errors(place: Path, last: Callable[[], Path | None]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # safetensors has its own error type, which holds the system's reason only as text.
+        # safetensors has its own error type, which contains the system's reason only as text.
         if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
             raise
         checkpoint = last()
@@ -24,12 +24,12 @@ def disk_errors(place: Path, last: Callable[[], Path | None]) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """Return why an operation on files failed, on one line."""
+    """Return the reason of a failed file operation on one line."""
     return error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file in one step, UTF-8."""
+    """Replace a small UTF-8 text file atomically."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         aside.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Errors of settings, and how a process ends. Needs no heavy import."""
+"""Errors in settings, and ways to end a process. Needs no heavy imports."""
 
 import os
 import signal
@@ -13,18 +13,18 @@ _KEPT: list[object] = []
 
 
 class SettingsError(ValueError):
-    """A setting that cannot be used; the message is one sentence for the user."""
+    """An unusable setting; the message is one sentence for the user."""
 
 
 def exit_with_error(message: object) -> NoReturn:
-    """End the process with one sentence and status 2; of several processes on a machine only the first one prints."""
+    """End the process with a message and status 2; of several processes on a machine only the first one prints it."""
     if _is_first_to_complain():
         _print_error(message)
     exit_process(2)
 
 
 def exit_interrupted(message: str) -> NoReturn:
-    """End the process after Ctrl-C with one sentence and status 130, without waiting for threads that are stuck."""
+    """End the process after Ctrl-C with a message and status 130, without waiting for blocked threads."""
     _print_error(message)
     with suppress(OSError):
         sys.stdout.flush()
@@ -38,16 +38,16 @@ def keep_until_exit(wrapped: object) -> None:
 
 
 def discard_output() -> None:
-    """Send standard output to nowhere after its reader has gone, so that later writes do not fail."""
+    """Redirect standard output to the null device after its reader has closed it, so that writes do not fail."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def exit_process(status: int) -> NoReturn:
-    """End the process; one of several without tearing down its communication.
+    """End the process; with several processes, skip the teardown of communication.
 
-    Otherwise torch can hang: the main thread joins gloo's threads while it holds the interpreter's lock, which a thread
-    of gloo that drops its last tensor waits for.
+    Otherwise torch can hang: the main thread joins gloo's threads while it holds the GIL, which a gloo thread needs to
+    free its last tensor.
     """
     try:
         sys.stdout.flush()
@@ -60,13 +60,13 @@ def exit_process(status: int) -> NoReturn:
 
 
 def exit_after_another(message: object) -> NoReturn:
-    """End a process that cannot go on because another one ended, silently if the launcher reports which one."""
+    """End a process that cannot continue because another one ended; silently if the launcher reports which one."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    time.sleep(2)  # lets the launcher find the other one first
+    time.sleep(2)  # lets the launcher notice the other one first
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         _print_error(message)
-    os._exit(1)  # communication that waits for the other would delay an orderly end
+    os._exit(1)  # a regular exit would wait for communication with the other process
 
 
 def _print_error(message: object) -> None:
@@ -75,12 +75,12 @@ def _print_error(message: object) -> None:
 
 
 def _is_first_to_complain() -> bool:
-    """Return whether no other process of the same launcher has printed an error; an empty file records it."""
+    """Return whether this is the first process of its launcher to print an error; an empty file records it."""
     if "RANK" not in os.environ:
         return True
     claim = Path(tempfile.gettempdir()) / f"frskd-complaint-{os.getppid()}-{os.environ.get('MASTER_PORT', '')}"
     with suppress(OSError):
-        if time.time() - claim.stat().st_mtime > 60:  # left by an earlier run with the same numbers
+        if time.time() - claim.stat().st_mtime > 60:  # left over from an earlier run with the same ids
             claim.unlink()
     try:
         claim.open("x").close()

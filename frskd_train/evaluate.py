@@ -1,4 +1,4 @@
-"""Scores of networks on validation images: over all processes, each image once."""
+"""Score networks on the validation images of all processes, each image once."""
 
 import math
 import tempfile
@@ -21,11 +21,11 @@ Scores = dict[str, dict[str, Any]]  # by network and name; percent, except losse
 
 @dataclass(frozen=True)
 class Measure:
-    """How one task is scored: sums over images, which processes add up, and the scores made of them.
+    """Scoring of one task: sums over images, added up over processes, and the scores computed from them.
 
     Attributes:
-        count: Logits in float32 and targets of a batch to a vector of sums in float64.
-        scores: The vector of sums over all images to scores.
+        count: Function from float32 logits and targets of a batch to a float64 vector of sums.
+        scores: Function from the vector of sums over all images to scores.
     """
 
     count: Callable[[Tensor, Tensor], Tensor]
@@ -33,7 +33,7 @@ class Measure:
 
 
 def _count_hits(logits: Tensor, target: Tensor) -> Tensor:
-    """Logits [B, K] and classes [B] to top-1 hits, top-5 hits, loss and images."""
+    """Count top-1 hits, top-5 hits, loss and images from logits [B, K] and classes [B]."""
     ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
     hits = ranked == target[:, None]
     loss = F.cross_entropy(logits, target, reduction="sum")
@@ -47,7 +47,7 @@ def _accuracies(sums: Tensor) -> dict[str, Any]:
 
 
 def _count_pixels(logits: Tensor, target: Tensor) -> Tensor:
-    """Logits [B, K, H, W] and classes [B, H, W] to hits, predictions and labels per class, loss and images.
+    """Count hits, predictions and labels per class, loss and images from logits [B, K, H, W] and classes [B, H, W].
 
     Pixels of class `IGNORED` do not count.
     """
@@ -61,7 +61,7 @@ def _count_pixels(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _overlaps(sums: Tensor) -> dict[str, Any]:
-    """Mean IoU over the classes among the labels or the predictions; the IoU of other classes is None."""
+    """Compute the mean IoU over classes that occur in labels or predictions; the IoU of other classes is None."""
     (hits, predicted, truth), (loss, images) = sums[:-2].reshape(3, -1), sums[-2:].tolist()
     union = predicted + truth - hits
     present = union > 0
@@ -91,12 +91,12 @@ def evaluate(
 
     Args:
         measure: `CLASSIFICATION` or `SEGMENTATION`.
-        predict: Images to logits by name of the network.
+        predict: Function from images to logits by name of the network.
         batches: This process's share of the images, with their targets.
-        accelerator: Adds up the sums of the processes.
+        accelerator: Adds up the sums of all processes.
 
     Returns:
-        Scores by name of the network, `student` first; empty if there was no image.
+        Scores by name of the network, `student` first; empty if there are no images.
     """
     sums: dict[str, Tensor] = {}
     for images, target in batches:
@@ -105,7 +105,7 @@ def evaluate(
         for name, logits in outputs.items():
             counts = measure.count(logits.float(), target)
             sums[name] = sums[name] + counts if name in sums else counts
-    if accelerator.num_processes > 1:  # a process without images has to take part in the sums
+    if accelerator.num_processes > 1:  # a process without images also has to take part in the sums
         sizes: dict[str, int] = {}
         for found in gather_object([{name: len(counts) for name, counts in sums.items()}]):
             sizes |= found
@@ -116,16 +116,16 @@ def evaluate(
 
 
 def refuse_nonfinite(scores: Scores, model: str) -> dict[str, Any]:
-    """Return the scores of the student; raises UserError if no image was scored or its outputs are not finite."""
+    """Return the student's scores; raise UserError if no image was scored or its outputs are not finite."""
     if "student" not in scores:
         raise UserError(f"{model} was not scored: no validation image could be read.")
     if not math.isfinite(scores["student"]["loss"]):
-        raise UserError(f"{model} gives outputs that are not finite: its weights or the 'std' in its config are wrong.")
+        raise UserError(f"The outputs of {model} are not finite: its weights or the 'std' in its config are wrong.")
     return scores["student"]
 
 
 def storable(output: str | Path | None) -> Path | None:
-    """Return the path of a file of scores; raises UserError, before the scoring, if it cannot be written."""
+    """Return the path of the scores file; raise UserError, before scoring, if it cannot be written."""
     if output is None:
         return None
     path = Path(output)

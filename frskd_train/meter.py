@@ -1,4 +1,4 @@
-"""Running means of the loss terms during training, and what they say about a student that does not learn."""
+"""Running means of the loss terms during training, and a note about a student that does not learn."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,14 +8,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-RECENT = 50  # steps that progress within an epoch averages: the epoch's mean would hide what happened last
+RECENT = 50  # steps averaged for progress lines within an epoch; the epoch's mean would hide recent changes
 
 
 class TrainMeter:
     """Running sums over the steps of an epoch, kept on the device; only reading them synchronises.
 
     Sums are in float64, so that an epoch resumed at a checkpoint continues with exactly the same numbers. Steps with a
-    term that is not finite are counted and left out of the sums.
+    term that is not finite are counted and excluded from the sums.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -62,12 +62,12 @@ class TrainMeter:
         return {name: value / good for name, value in zip(self.names, sums, strict=True)} if good else {}
 
     def recent(self, accelerator: Accelerator) -> dict[str, float]:
-        """Return the same over about the last `RECENT` steps. Synchronises."""
+        """Return the means over about the last `RECENT` steps. Synchronises."""
         values = accelerator.reduce(self._recent.clone(), reduction="mean").tolist() if self.steps else []
         return dict(zip(self.names, values, strict=bool(self.steps)))
 
     def state(self, accelerator: Accelerator) -> dict[str, object]:
-        """Return what a checkpoint keeps, the mean over all processes; all of them have to call this."""
+        """Return the state for a checkpoint, averaged over all processes; all of them have to call this."""
         values = accelerator.reduce(torch.cat([self._sums, self._recent, self._good]), reduction="mean").tolist()
         count = len(self.names)
         bad = [None if step == float("inf") else step for step in self._first_bad.tolist()]
@@ -92,10 +92,10 @@ def learning_note(
     num_classes: int,
     updates: int,
 ) -> str | None:
-    """Return a sentence about a student that has stopped learning, which the other falling terms would hide.
+    """Return a note about a student that has stopped learning, which other falling loss terms could hide.
 
-    It looks at the rows of the finished epochs, at the loss terms of the last steps and at the first score shown, once
-    there were 100 updates of the optimizer.
+    After 100 optimizer updates, check the rows of the finished epochs, the loss terms of the last steps and the first
+    score shown.
     """
     if updates < 100:
         return None

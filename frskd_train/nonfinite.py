@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: they stop the run, or their updates are skipped (`--skip-nonfinite`)."""
+"""Handling of losses and gradients that are not finite: stop the run, or skip the update (`--skip-nonfinite`)."""
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
@@ -24,13 +24,13 @@ def refuse_nonfinite(meter: TrainMeter, state: RunState, allowed: int) -> None:
 
 
 class NonfiniteGuard:
-    """Skips an update whose gradients are not finite, and everything that its forward passes changed.
+    """Skip updates whose gradients are not finite, and undo everything that their forward passes changed.
 
-    All processes hold the same gradients, so they decide the same without communication.
+    All processes hold the same gradients, so they make the same decision without communication.
 
     Args:
-        module: Everything trainable.
-        scaled: Whether the gradient scaler of float16 skips such updates by itself.
+        module: Module that contains everything trainable.
+        scaled: Whether the gradient scaler of float16 already skips such updates.
     """
 
     def __init__(self, module: nn.Module, scaled: bool) -> None:
@@ -40,7 +40,7 @@ class NonfiniteGuard:
 
     @torch.no_grad()
     def check(self, optimizer: AcceleratedOptimizer) -> None:
-        """Check complete gradients before they are clipped and used. Synchronises."""
+        """Check the complete gradients before they are clipped and applied. Synchronises."""
         bad = any(bool(buffer.isnan().any()) for buffer in self.module.buffers())
         if not self.scaled:
             gradients = [p.grad for p in self.module.parameters() if p.grad is not None]

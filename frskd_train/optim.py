@@ -16,17 +16,17 @@ from frskd_train.packing import pack
 from frskd_train.settings import OptimizerSettings
 from frskd_train.suggest import suggest
 
-# torch optimizers that can update all weights in one pass over memory, which takes a third of the time on a CPU.
+# torch optimizers with a fused update of all weights, which takes a third of the time on a CPU.
 FUSED = {"sgd", "momentum", "adam", "adamw"}
 
 
 def check_optimizer(settings: OptimizerSettings, device: torch.device | str = "cpu") -> None:
-    """Try the optimizer on two tiny parameters, before any data are read.
+    """Try the optimizer on two tiny parameters before any data are read.
 
     Raises:
         UserError: timm has no such optimizer, or it cannot be created, stepped or saved here.
     """
-    # Zeros, so that the generator that the student's weights come from is not advanced.
+    # Zeros, which do not advance the random generator of the student's weights.
     parameters = [nn.Parameter(torch.zeros(shape, device=device)) for shape in ((2, 2), (2,))]
     optimizer = _create(settings, [{"params": parameters}])
     for parameter in parameters:
@@ -42,9 +42,9 @@ def check_optimizer(settings: OptimizerSettings, device: torch.device | str = "c
 def create_optimizer(
     settings: OptimizerSettings, task: StudentTask, teacher_lr_scale: float = 1.0
 ) -> torch.optim.Optimizer:
-    """Create a timm optimizer over all trainable parameters of a task; raises UserError as `check_optimizer` does.
+    """Create a timm optimizer for all trainable parameters of a task; raises UserError like `check_optimizer`.
 
-    The learning rate of everything but the student is `teacher_lr_scale` times the student's.
+    The learning rate of all parameters outside the student is `teacher_lr_scale` times the student's.
     """
     parameters = [
         *_groups(settings, task.student),
@@ -75,7 +75,7 @@ def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]]) -> to
 
 
 def _groups(settings: OptimizerSettings, module: nn.Module, without: nn.Module | None = None) -> list[dict[str, Any]]:
-    """Split parameters into timm's groups: by weight decay, and for the student by layer with `--layer-decay`."""
+    """Split parameters into timm's groups by weight decay, and with `--layer-decay` also by layer of the student."""
     if settings.layer_decay is not None and without is None:
         return param_groups_layer_decay(module, settings.weight_decay, layer_decay=settings.layer_decay)
     excluded = set() if without is None else {id(p) for p in without.parameters()}
@@ -93,7 +93,7 @@ def _groups(settings: OptimizerSettings, module: nn.Module, without: nn.Module |
 def create_scheduler(
     settings: OptimizerSettings, optimizer: torch.optim.Optimizer, updates_per_epoch: int
 ) -> Scheduler | None:
-    """Create a timm schedule that depends only on the number of updates; None for a constant rate."""
+    """Create a timm scheduler that depends only on the number of updates; None for a constant learning rate."""
     if settings.sched == "none":
         return None
     return create_scheduler_v2(

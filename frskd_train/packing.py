@@ -1,4 +1,4 @@
-"""Nested Python values to tensors and JSON, and back: what a checkpoint needs instead of pickle."""
+"""Conversion of nested Python values to tensors and JSON and back, used in checkpoints instead of pickle."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
-    """Convert a value to JSON, moving its tensors to `tensors` under names that begin with `name`.
+    """Convert a value to JSON, and move its tensors to `tensors` under names that begin with `name`.
 
     The value may consist of tensors, dtypes, numbers, text, None, and dictionaries, lists and tuples of these; anything
     else raises TypeError.
@@ -30,7 +30,7 @@ def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
 
 
 def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Restore a value from what `pack` made of it."""
+    """Restore a value from the output of `pack`."""
     if isinstance(packed, list):
         return [unpack(item, tensors) for item in packed]
     if not isinstance(packed, dict):

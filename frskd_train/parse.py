@@ -1,4 +1,4 @@
-"""Parses flags and recipes into settings and checks them. Imports neither torch nor timm."""
+"""Parse flags and recipes into settings and check them. Imports neither torch nor timm."""
 
 import dataclasses
 import re
@@ -18,7 +18,7 @@ from frskd_train.suggest import suggest
 from frskd_train.timm_flags import TRAIN, VALIDATE
 
 FLAT = (tyro.conf.OmitArgPrefixes,)  # --lr, not --optimizer.lr
-# Arguments of timm.create_model that have their own setting, or that change what it returns.
+# Arguments of timm.create_model that have their own setting or change what it returns.
 REFUSED_KWARGS = {
     "cache_dir", "checkpoint_path", "drop_path_rate", "drop_rate", "exportable", "feature_cls", "features_only",
     "in_chans", "no_jit", "num_classes", "out_indices", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay",
@@ -30,8 +30,8 @@ def parse_settings(args: Sequence[str]) -> Settings:
     """Read settings: the defaults of the task, then those of a resumed run, then the `--config` recipe, then flags.
 
     Raises:
-        SettingsError: A recipe that cannot be read, an unknown name, or a value out of range.
-        SystemExit: `--help`, or a value that cannot be parsed (the message has been printed).
+        SettingsError: A recipe cannot be read, a name is unknown, or a value is out of range.
+        SystemExit: `--help` was given, or a value cannot be parsed (the message has been printed).
     """
     config = _last_value(args, "--config")
     paths = [path for path in (_resumed_config(args), find_recipe(config) if config is not None else None) if path]
@@ -50,8 +50,8 @@ def parse_evaluation(args: Sequence[str]) -> EvaluationSettings:
     """Read the settings of `validate.py`.
 
     Raises:
-        SettingsError: An unknown flag, or a value out of range.
-        SystemExit: `--help`, or a value that cannot be parsed.
+        SettingsError: A flag is unknown, or a value is out of range.
+        SystemExit: `--help` was given, or a value cannot be parsed.
     """
     _refuse_unknown(args, "validate.py", EvaluationSettings, VALIDATE)
     description = "Scores a model on a dataset: top-1, top-5 and loss, or mean IoU, pixel accuracy and loss."
@@ -66,7 +66,7 @@ def read_recipe(path: str) -> Settings:
 
     Raises:
         SettingsError: The file cannot be read, or a key is unknown.
-        SystemExit: A value cannot be parsed; the message has been printed, with the recipe's name.
+        SystemExit: A value cannot be parsed; the message with the recipe's name has been printed.
     """
     content = read_yaml(path)
     return _overlay(path, content, default_settings(str(content.get("task"))))
@@ -84,7 +84,7 @@ def _overlay(path: str, content: Mapping[str, Any], settings: Settings) -> Setti
 
 
 def _hint(name: str, kind: type, table: Mapping[str, str]) -> str:
-    """What to use instead of an unknown setting, as the end of a sentence."""
+    """Return what to use instead of an unknown setting, as the end of a sentence."""
     if name in table:
         return f" (here: {table[name]})."
     return suggest(flag(name), map(flag, _names(kind)), "--help lists all settings")
@@ -108,7 +108,7 @@ def check_settings(settings: Settings) -> None:
     """Check every setting against its declared range, and settings against each other.
 
     Raises:
-        SettingsError: The first setting that cannot be used, with its flag, its value and what would be right.
+        SettingsError: A setting cannot be used; the message has its flag, its value and what would be right.
     """
     for group in dataclasses.fields(settings):
         check_group(getattr(settings, group.name))
@@ -134,10 +134,10 @@ def check_settings(settings: Settings) -> None:
 
 
 def check_group(group: object) -> None:
-    """Check every setting of one group against what it declares.
+    """Check every setting of one group against its declared constraints.
 
     Raises:
-        SettingsError: The first one that is out of range.
+        SettingsError: A setting is out of range.
     """
     for name, facts in declared(type(group)).items():
         value = getattr(group, name)

@@ -1,4 +1,4 @@
-"""The lines that a run prints while it trains."""
+"""Progress output of a training run."""
 
 import sys
 import time
@@ -9,31 +9,31 @@ from frskd_train.errors import discard_output
 
 
 class Progress:
-    """Prints progress on the main process; on a terminal the current line is overwritten.
+    """Print progress on the main process; on a terminal the current line is overwritten.
 
     Args:
         enabled: Whether this process prints.
-        epochs: Epochs of the run.
+        epochs: Number of epochs of the run.
         steps: Steps per epoch.
-        images: Images per step, over all processes.
-        shown: Names of the scores by their columns; the first one is printed.
+        images: Images per step over all processes.
+        shown: Names of the scores by column; the first one is printed.
     """
 
     def __init__(self, enabled: bool, epochs: int, steps: int, images: int, shown: Mapping[str, str]) -> None:
-        self.enabled, self.closed = enabled, False  # closed: nobody reads standard output any more
+        self.enabled, self.closed = enabled, False  # closed: the reader of standard output is gone
         self.score, self.score_name = next(iter(shown.items()))
         self.epochs, self.steps, self.images = epochs, steps, images
         self._live = enabled and sys.stdout.isatty()
         self._start, self._done_before, self._step_count = time.perf_counter(), 0, 0
-        self._training = 0.0  # seconds spent in training steps
+        self._training = 0.0  # seconds in training steps
         self._epoch_start: float | None = None
 
     def skip(self, steps: int) -> None:
-        """Exclude the steps of an earlier part of the run from the time that is left."""
+        """Exclude the steps of an earlier part of the run from the estimate of the remaining time."""
         self._done_before = steps
 
     def start_epoch(self) -> None:
-        """Start the clock of training steps."""
+        """Start the timer of training steps."""
         self._epoch_start = time.perf_counter()
 
     def step(self) -> None:
@@ -41,7 +41,7 @@ class Progress:
         self._step_count += 1
 
     def stop_epoch(self) -> None:
-        """Stop the clock: validation and saving do not count as training."""
+        """Stop the timer, because validation and saving do not count as training."""
         self._training, self._epoch_start = self._training_seconds(), None
 
     def _training_seconds(self) -> float:
@@ -54,7 +54,7 @@ class Progress:
         return self._step_count * self.images / seconds if seconds else 0.0
 
     def show(self, epoch: int, step: int, terms: Mapping[str, float], lr: float) -> None:
-        """Print a line within an epoch."""
+        """Print a progress line within an epoch."""
         line = self._line(f"{epoch + 1}/{self.epochs} step {step}/{self.steps}", terms, lr, self.images_per_second)
         if self._live:
             self._print(f"\r\033[K{line}", end="")
@@ -77,7 +77,7 @@ class Progress:
         return f"epoch {place}  {format_terms(terms)}  {scores}lr {lr:.4g}  {speed:.0f} images/s  {left} left"
 
     def say(self, *lines: str) -> None:
-        """Print lines that stay."""
+        """Print lines that are not overwritten."""
         for line in lines if self.enabled else ():
             self._print(f"\r\033[K{line}" if self._live else line)
 

@@ -1,4 +1,4 @@
-"""Recipes: YAML files with one setting per line, read into flags and written from settings."""
+"""Recipes: YAML files with one setting per line, converted to flags and written from settings."""
 
 import dataclasses
 import datetime
@@ -20,7 +20,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 def find_recipe(name: str) -> str:
-    """Return the path of a recipe: that of a file, or of an included recipe by its name.
+    """Return the path of a recipe, given as a file or as the name of an included recipe.
 
     Raises:
         SettingsError: There is no such recipe.
@@ -35,7 +35,7 @@ def find_recipe(name: str) -> str:
 
 
 def read_yaml(path: str) -> dict[str, Any]:
-    """Read the settings of a recipe by their names; `-` and `_` are the same.
+    """Read the settings of a recipe by name; `-` and `_` are equivalent.
 
     Raises:
         SettingsError: The file cannot be read, is not YAML, or does not hold one plain value per setting.
@@ -44,7 +44,7 @@ def read_yaml(path: str) -> dict[str, Any]:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"The recipe {path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # no UTF-8, impossible dates, too deep
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # not UTF-8, impossible dates, too deeply nested
         raise SettingsError(f"The recipe {path} is not valid YAML: {' '.join(str(error).split())[:300]}.") from error
     if not isinstance(content, dict | None) or not all(isinstance(key, str) for key in content or ()):
         raise SettingsError(f"The recipe {path} must contain one setting per line, such as `batch_size: 128`.")
@@ -58,14 +58,14 @@ def read_yaml(path: str) -> dict[str, Any]:
 def _is_plain(value: Any, lists: int = 2) -> bool:
     if isinstance(value, list):
         return lists > 0 and all(_is_plain(part, lists - 1) for part in value)
-    return isinstance(value, str | int | float | datetime.date | None)  # what YAML makes of one word
+    return isinstance(value, str | int | float | datetime.date | None)  # types of plain YAML values
 
 
 def as_flags(content: Mapping[str, Any]) -> list[str]:
     """Return the settings of a recipe as flags, so that recipes and command lines are parsed and checked alike.
 
     Raises:
-        SettingsError: A word of a list could be taken for a flag.
+        SettingsError: A word of a list could be mistaken for a flag.
     """
     switches = {setting.name for _, setting in fields() if isinstance(setting.default, bool)}
     tokens: list[str] = []
@@ -84,13 +84,13 @@ def as_flags(content: Mapping[str, Any]) -> list[str]:
 
 
 def write_recipe(settings: Settings, heading: str, portable: bool = False) -> str:
-    """Write settings as a recipe; `train.py --config` reads the same settings from it.
+    """Format settings as a recipe, from which `train.py --config` reads the same settings.
 
     Args:
-        settings: The settings of a run. Its folder and whether it was resumed are left out.
-        heading: First line, a comment.
-        portable: Leave out what belongs to one machine or account, so that others can use the recipe. Local paths
-            are replaced by a comment.
+        settings: The settings of a run. Its folder and whether it was resumed are omitted.
+        heading: Comment in the first line.
+        portable: Omit what belongs to one machine or account, so that others can use the recipe. Local paths are
+            replaced by a comment.
     """
     values, facts = flat(settings), declared(Settings)
     left_out = {"config", "output_dir", "resume", *foreign(settings.model.task)}
@@ -112,7 +112,7 @@ def write_recipe(settings: Settings, heading: str, portable: bool = False) -> st
 
 
 def differences(own: Settings, other: Settings) -> list[str]:
-    """Name the settings that make two recipes different: all but the method, the seed and what is private."""
+    """Return the names of settings that differ between two recipes, except method, seed and private settings."""
     mine, theirs, facts = flat(own), flat(other), declared(Settings)
     compared = [setting.name for group, setting in fields() if group not in ("method", "run")]
     different = [name for name in compared if mine[name] != theirs[name]]

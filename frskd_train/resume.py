@@ -1,4 +1,4 @@
-"""Whether a run may be resumed with the settings, data and processes of now."""
+"""Check whether a run can be resumed with the current settings, data and processes."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -10,19 +10,19 @@ from frskd_train.settings import DataSettings, Settings, declared, flag
 
 
 def check_resume(state: Mapping[str, Any], settings: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
-    """Compare the run of a checkpoint with the one that is requested now.
+    """Compare the run of a checkpoint with the current one.
 
     Args:
         state: The JSON part of the checkpoint.
         settings: All current settings by name.
-        facts: What else a run depends on, as it is now: `fingerprint`, `train_rows` and `data_mode` of the data,
+        facts: Other current values that a run depends on: `fingerprint`, `train_rows` and `data_mode` of the data,
             `global_batch` (images per step over all processes), `processes`.
 
     Returns:
-        One sentence for each change that is honoured.
+        One sentence for each change that is applied.
 
     Raises:
-        UserError: A change that cannot be honoured; both values are named.
+        UserError: A change is not possible; the message has both values.
     """
     before = state["settings"]
     changed = {name: value for name, value in before.items() if name in settings and settings[name] != value}
@@ -66,7 +66,7 @@ def check_resume(state: Mapping[str, Any], settings: Mapping[str, Any], facts: M
 
 
 def _same_batch(images: int, processes: int) -> str:
-    """Say how the same number of images per step is reached."""
+    """Describe how to get the same number of images per step."""
     if images % processes == 0:
         return f"set --batch-size {images // processes}"
     possible = max(count for count in range(1, processes) if images % count == 0)

@@ -1,4 +1,4 @@
-"""A run's folder: who owns it, and the small files in it. Only the main process writes."""
+"""The folder of a run: its lock and its small files. Only the main process writes."""
 
 import csv
 import itertools
@@ -17,7 +17,7 @@ from frskd_train.checkpoint import all_checkpoints, find_damage, latest_checkpoi
 from frskd_train.disk import disk_errors, reason, write_atomically
 
 LOCK = ".lock"
-# What a run that was killed may leave beside its files: the lock, and files and folders that were being replaced.
+# What a killed run may leave beside its files: the lock, and files and folders that were being replaced.
 _LEFTOVER = re.compile(r"\.(lock|(config\.yaml|summary\.csv|metrics\.json)\.\d+|.+\.(partial|previous))")
 
 
@@ -28,7 +28,7 @@ class Resume:
     Attributes:
         run: The run's folder.
         checkpoint: The checkpoint; None if the run was stopped before its first one and starts again.
-        notes: What the user should know about the choice.
+        notes: Sentences for the user about the choice.
     """
 
     run: Path
@@ -46,7 +46,7 @@ class RunFolder:
         self._lock: int | None = None
 
     def refuse_if_taken(self) -> None:
-        """Raise UserError if a new run cannot use the folder: it holds other files, or is not writable."""
+        """Raise UserError if a new run cannot use the folder because it holds other files or is not writable."""
         try:
             present = [name for name in os.listdir(self.path) if not _LEFTOVER.fullmatch(name)]
         except FileNotFoundError:
@@ -64,7 +64,7 @@ class RunFolder:
             raise UserError(f"--output-dir {self.path} is not empty (it holds {present[0]}); choose a new folder.")
 
     def claim(self, resuming: bool) -> None:
-        """Create the folder and lock it until this process ends; raises UserError if it cannot be used."""
+        """Create the folder and lock it until this process ends; raise UserError if it cannot be used."""
         if not resuming:
             self.refuse_if_taken()
         try:
@@ -77,19 +77,19 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"Another process is training in {self.path}; choose another --output-dir.") from error
         if not resuming:
-            self.refuse_if_taken()  # another run may have started and ended in between
+            self.refuse_if_taken()  # another run may have started and finished in between
         for entry in self.path.iterdir():
             if entry.suffix[1:].isdigit() and _LEFTOVER.fullmatch(entry.name):
                 entry.unlink(missing_ok=True)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Turn errors of writing into this folder into a UserError."""
+        """Convert errors in writing to this folder into a UserError."""
         with disk_errors(self.path, lambda: latest_checkpoint(self.checkpoints)):
             yield
 
     def write(self, name: str, text: str) -> None:
-        """Replace one small text file; raises UserError if that fails, and the file keeps its old content."""
+        """Replace a small text file; if that fails, raise UserError and keep the old content."""
         with self.writing():
             write_atomically(self.path / name, text)
 
@@ -167,5 +167,5 @@ def _lock(descriptor: int) -> None:
     else:
         import fcntl
 
-        # Not flock: worker processes would inherit it and hold it after this process was killed.
+        # Not flock, which worker processes would inherit and hold after this process is killed.
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Where a run is and what it has seen."""
+"""Progress of a run and its results so far."""
 
 import time
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ class RunState:
     """The progress of a run, as a checkpoint stores it.
 
     Attributes:
-        score: Name of the score, in percent, that decides which epoch is the best.
+        score: Name of the score, in percent, that determines the best epoch.
         epoch: Number of finished epochs.
         step: Number of finished steps of the current epoch.
         updates: Number of optimizer updates so far.
         history: One row per finished epoch.
         best: Score and checkpoint of the best epoch.
         earlier_seconds: Duration of the run before it was resumed.
-        last_checkpoint: The checkpoint that was written or loaded last.
+        last_checkpoint: The last written or loaded checkpoint.
     """
 
     score: str
@@ -40,17 +40,17 @@ class RunState:
         """Restore the state that a checkpoint holds."""
         kept = {name: state[name] for name in ("epoch", "step", "updates", "history", "best")}
         if kept["best"] and not (checkpoint.parent / kept["best"]["checkpoint"]).is_dir():
-            kept["best"] = None  # pruned after a better one that this run has now abandoned
+            kept["best"] = None  # pruned in favour of a better one that this run has now abandoned
         return cls(score, **kept, earlier_seconds=state["seconds"], last_checkpoint=checkpoint)
 
     def to_saved(self) -> dict[str, Any]:
-        """Return what a checkpoint stores."""
+        """Return the state to store in a checkpoint."""
         names = ("epoch", "step", "updates", "history", "best", "seconds")
         return {name: getattr(self, name) for name in names}
 
     @property
     def place(self) -> str:
-        """Epoch, counted from 1, and step in words."""
+        """Epoch (counted from 1) and step in words."""
         return f"epoch {self.epoch + 1}, step {self.step}"
 
     @property
@@ -59,19 +59,19 @@ class RunState:
         return self.earlier_seconds + time.perf_counter() - self._began
 
     def minutes_since_checkpoint(self) -> float:
-        """Return the minutes since this process saved its last checkpoint."""
+        """Return the minutes since the last checkpoint of this process."""
         return (time.perf_counter() - self._saved) / 60
 
     def note_checkpoint(self, checkpoint: Path) -> None:
-        """Record that a checkpoint was written."""
+        """Record a written checkpoint."""
         self._saved = time.perf_counter()
         self.last_checkpoint = checkpoint
 
     def finish_epoch(self, row: Mapping[str, Any]) -> None:
-        """Close the current epoch with its row of results."""
+        """Complete the current epoch with its row of results."""
         self.epoch += 1
         self.step = 0
         self.history.append({"epoch": self.epoch, **row})
         if self.score in row and (self.best is None or row[self.score] > self.best[self.score]):
-            # Names the checkpoint that is written next.
+            # Name of the next checkpoint.
             self.best = {self.score: row[self.score], "epoch": self.epoch, "checkpoint": checkpoint_name(self.updates)}

@@ -1,4 +1,4 @@
-"""The command `frskd`, also `python -m frskd_train`: one module per subcommand, imported when it is used."""
+"""The command `frskd`, also `python -m frskd_train`: one module per subcommand, imported on use."""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""`frskd list`: the registered students with their pretrained weights, and the included recipes."""
+"""`frskd list`: list the registered students with their pretrained weights, and the included recipes."""
 
 from collections.abc import Sequence
 from importlib.resources import files

@@ -1,1 +1,1 @@
-"""What a finished run leaves behind: metrics, pictures, the model card, other formats, a repository on the Hub."""
+"""Outputs of a finished run: metrics, pictures, model card, other formats, and a repository on the Hub."""

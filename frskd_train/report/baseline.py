@@ -1,4 +1,4 @@
-"""Cross-entropy runs that a run is compared with."""
+"""Cross-entropy runs as the baseline of a run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +13,10 @@ from frskd_train.settings import Settings, declared, flat
 
 
 def read_baseline(folders: Sequence[str | Path], settings: Settings, score: str) -> Baseline:
-    """Read the scores of `--method ce` runs of the same data, model and recipe as in `settings`, but for the seed.
+    """Read the scores of `--method ce` runs with the same data, model and recipe as `settings`, apart from the seed.
 
     Raises:
-        UserError: A folder does not hold a finished cross-entropy run with these settings.
+        UserError: A folder does not contain a finished cross-entropy run with these settings.
     """
     runs = []
     for folder in map(Path, folders):
@@ -41,4 +41,4 @@ def _refuse_other_recipe(folder: Path, settings: Settings) -> None:
         different.remove("dataset")
     named = [f"{name} is {others[name]} there and {own[name]} here" for name in different[:5]]
     if named:
-        raise UserError(f"--baseline {folder} is a run of another recipe: {', '.join(named)}.")
+        raise UserError(f"--baseline {folder} was trained with another recipe: {', '.join(named)}.")

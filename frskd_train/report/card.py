@@ -1,4 +1,4 @@
-"""The model card: from `metrics.json` and the exported config, through `huggingface_hub`'s card classes."""
+"""Model cards, created from `metrics.json` and the exported config with `huggingface_hub`'s card classes."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -16,7 +16,7 @@ from frskd_timm.export.load import ExportedStudent, read_student
 from frskd_train.report.metrics import DatasetFacts, Metrics
 
 EVAL_RESULTS = ".eval_results/frskd.yaml"
-# Stands for the repository's name until the student is published.
+# Placeholder of the repository's name until the student is published.
 PLACEHOLDER = "OWNER/NAME"
 
 _LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
@@ -24,11 +24,11 @@ _LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 @dataclass(frozen=True)
 class Form:
-    """How a card presents the scores of one task.
+    """Presentation of the scores of one task.
 
     Attributes:
         pipeline: The Hub's name of the task.
-        columns: Heading and number format of the result table's columns, by name of the score.
+        columns: Heading and number format of the columns of the result table, by name of the score.
         results: The Hub's metric type and readable name, by name of the score; models are compared by the first.
         leaderboard: Name of the first score on the Hub's leaderboards.
     """
@@ -65,7 +65,7 @@ FORMS = {
 
 
 def write_card(folder: Path, metrics: Metrics) -> None:
-    """Write the card of an exported student beside its weights, with the pictures and the recipe that are there."""
+    """Write the card of an exported student beside its weights, with the pictures and the recipe in the folder."""
     names = {path.name for path in folder.iterdir()}
     model_card(metrics, read_student(folder), names).save(folder / CARD)
     entries = eval_result_entries(metrics)
@@ -76,7 +76,7 @@ def write_card(folder: Path, metrics: Metrics) -> None:
 
 
 def model_card(metrics: Metrics, student: ExportedStudent, names: Collection[str] = ()) -> ModelCard:
-    """Return the card of one student; it mentions pictures and recipe that are among `names`, the files beside it."""
+    """Return the card of a student; it refers to the pictures and the recipe among `names`, the files beside it."""
     form = FORMS[metrics.task]
     tags = [form.pipeline, *student.libraries, "self-distillation", "knowledge-distillation"]
     if metrics.method == "frskd":
@@ -114,16 +114,16 @@ def write_backbone_card(folder: Path, metrics: Metrics) -> None:
 
 
 def tidy(card: ModelCard) -> ModelCard:
-    """Remove the blank lines that conditions in a template leave."""
+    """Remove blank lines left by conditions in a template."""
     card.text = re.sub(r"\n{3,}", "\n\n", card.text).rstrip() + "\n"
     return card
 
 
 def eval_result_entries(metrics: Metrics) -> list[dict[str, Any]]:
-    """Return the scores in the Hub's newer form, one YAML file under `.eval_results/`.
+    """Return the scores in the Hub's newer format, one YAML file under `.eval_results/`.
 
-    They enter the dataset's leaderboard, so the list is empty unless the run was tested on a whole split of a dataset
-    on the Hub (`whole_split`). It is also empty with clients that do not know the form.
+    They appear on the dataset's leaderboard, so the list is empty unless the run was tested on a whole split of a
+    dataset on the Hub (`whole_split`). It is also empty with clients that do not support the format.
     """
     form, dataset = FORMS[metrics.task], metrics.dataset
     score = (metrics.student or {}).get(form.score)
@@ -140,7 +140,7 @@ def eval_result_entries(metrics: Metrics) -> list[dict[str, Any]]:
 
 
 def hub_dataset(dataset: DatasetFacts) -> str | None:
-    """Return the dataset's id on the Hub, if it has one: `hub_id`, or an `id` of the form OWNER/NAME."""
+    """Return the dataset's id on the Hub, or None: `hub_id`, or an `id` of the form OWNER/NAME."""
     name = dataset.hub_id or dataset.id
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "frskd/")):
         return None  # a folder, or the sample that ships with this package
@@ -154,7 +154,7 @@ def _fill(template: str, data: ModelCardData, variables: dict[str, Any]) -> Mode
 
 def _eval_results(metrics: Metrics) -> list[EvalResult]:
     form, dataset = FORMS[metrics.task], metrics.dataset
-    whole = hub_dataset(dataset) if dataset.whole_split else None  # a sample's scores are not the dataset's
+    whole = hub_dataset(dataset) if dataset.whole_split else None  # scores on a sample are not those of the dataset
     scores = metrics.student or {}
     return [
         EvalResult(
@@ -178,7 +178,7 @@ def _card_title(metrics: Metrics, student: ExportedStudent) -> str:
 
 
 def _text_facts(metrics: Metrics, student: ExportedStudent, names: Collection[str]) -> dict[str, Any]:
-    """Return the variables of the template; lists are empty and values None where there is nothing to say."""
+    """Return the variables of the template; lists are empty and values None if there is no information."""
     form, baseline = FORMS[metrics.task], metrics.baseline
     columns, results = _result_table(metrics)
     score = (metrics.student or {}).get(form.score)
@@ -200,7 +200,7 @@ def _text_facts(metrics: Metrics, student: ExportedStudent, names: Collection[st
 
 
 def _result_table(metrics: Metrics) -> tuple[list[str], list[dict[str, Any]]]:
-    """Return column headings and rows, without rows and columns that have no figure."""
+    """Return column headings and rows, without empty rows and columns."""
     form = FORMS[metrics.task]
     rows = {
         f"**this model** ({'FRSKD student' if metrics.method == 'frskd' else 'student'})": metrics.student,
@@ -240,7 +240,7 @@ def _settings(metrics: Metrics) -> list[tuple[str, str]]:
         "Images per second": f"{speed:,.0f}" if speed is not None else None,
         "Versions": ", ".join(f"{name} {version}" for name, version in metrics.versions.items()),
     }
-    # a line break or a bar in a value would end the table's cell
+    # a line break or a vertical bar in a value would end the table cell
     cells = {name: re.sub(r"\s+", " ", str(value)).replace("|", "\\|") for name, value in _with_value(rows).items()}
     return list(cells.items())
 

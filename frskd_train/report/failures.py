@@ -1,4 +1,4 @@
-"""Failures between here and the Hub: temporary ones are retried, others end in one sentence."""
+"""Failures of the connection to the Hub: temporary ones are retried, others end with one sentence."""
 
 import json
 import threading
@@ -16,23 +16,23 @@ T = TypeVar("T")
 
 SILENCE = 30.0  # seconds without an answer after which a request has failed
 _ATTEMPTS = 4
-PATIENCE = 120  # seconds without an answer after which nothing is tried again
-_LONGEST_WAIT = 300  # seconds that a server may ask for before the user is told to come back later
-# Base of all errors of the HTTP library that huggingface_hub is built on; which library depends on its version.
+PATIENCE = 120  # seconds without an answer after which there are no more retries
+_LONGEST_WAIT = 300  # longest wait in seconds at the request of a server
+# Base class of errors of the HTTP library in huggingface_hub; which library depends on its version.
 _TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
 _AGAIN = "run the same command again later, it continues where it stopped"
 
 
 class AlteredError(Exception):
-    """A file came back different from what was sent."""
+    """A downloaded file differs from the uploaded one."""
 
 
 class SilentError(Exception):
-    """The Hub has given no answer for `PATIENCE` seconds."""
+    """The Hub has not answered for `PATIENCE` seconds."""
 
 
 class _Patience:
-    """End requests once the Hub has been silent for too long, as hooks of huggingface_hub's client."""
+    """Hooks of huggingface_hub's client that end requests after the Hub has not answered for too long."""
 
     last_answer = 0.0
 
@@ -47,7 +47,7 @@ class _Patience:
 
 
 def _limit_silence() -> None:
-    """Give huggingface_hub's client time limits: its own waits forever, and retries a request several times."""
+    """Set time limits in huggingface_hub's client, which by default waits forever and retries several times."""
     _Patience.after()
     client = get_session()
     hooks: Any = client.event_hooks
@@ -57,14 +57,14 @@ def _limit_silence() -> None:
 
 
 def with_retries(call: Callable[[], T], repo_id: str, api: HfApi, once: bool = False) -> T:
-    """Call a function again while its failure may be temporary.
+    """Call a function, and retry after failures that may be temporary.
 
-    huggingface_hub itself retries uploads and downloads; this retries the rest, up to four times. A Hub that does not
-    answer is given up after two minutes. With `once` a commit that was sent but not answered is not sent again. The
-    call runs in a thread, so that Ctrl-C does not have to wait for it.
+    huggingface_hub itself retries uploads and downloads; this retries other requests, up to four times. If the Hub does
+    not answer, it gives up after two minutes. With `once`, a commit that was sent but not answered is not sent again.
+    The call runs in a thread, so that Ctrl-C takes effect immediately.
 
     Raises:
-        UserError: What went wrong and what to do next.
+        UserError: The call failed; the message says what went wrong and what to do next.
     """
     _limit_silence()
     for attempt in range(_ATTEMPTS):
@@ -96,7 +96,7 @@ def _in_thread(call: Callable[[], T]) -> T:
 
 
 def _sentence(error: BaseException, repo_id: str, api: HfApi, unknown: bool) -> str:
-    """Say what went wrong and what to do next, without the client's words, which may quote headers."""
+    """Describe what went wrong and what to do next, without the client's message, which may quote headers."""
     if unknown:
         return f"The pull request for {repo_id} was not confirmed: look at its discussions before trying again."
     if isinstance(error, AlteredError):
@@ -133,7 +133,7 @@ def _status_sentence(error: HfHubHTTPError, repo_id: str) -> str:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The response or the broken connection behind the error that the client made of it."""
+    """Return the response or connection error that caused an error of the client."""
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, (HfHubHTTPError, OfflineModeIsEnabled, SilentError, _TransportError)):
@@ -143,13 +143,13 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _wait(error: BaseException, attempt: int) -> float | None:
-    """Seconds to wait before the next attempt; None if another one would not help."""
+    """Return the seconds to wait before the next attempt, or None if another one would not help."""
     pause = float(2**attempt)
     if isinstance(error, (OfflineModeIsEnabled, SilentError)):
         return None
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
-        if status == 400 and error.response.request.method == "PUT":  # the upload arrived damaged
+        if status == 400 and error.response.request.method == "PUT":  # the upload was damaged
             return pause
         temporary = status in (408, 409, 412, 425, 429) or status >= 500
         return max(pause, _retry_after(error) or 0) if temporary else None

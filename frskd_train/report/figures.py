@@ -1,4 +1,4 @@
-"""The pictures of a run: curves over the epochs, attention maps over images, and predicted masks."""
+"""Figures of a run: curves over the epochs, attention maps over images, and predicted masks."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 8,
 }
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
+# Colours of Okabe and Ito, which colour-blind readers can distinguish.
 _BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#777777"
 _TERMS = {
     "loss_ce": ("cross-entropy, student", _BLUE),
@@ -46,16 +46,16 @@ _SCORES = {
 }
 _IGNORED_COLOUR = (1.0, 1.0, 1.0)
 _BACKGROUND_COLOUR = (0.88, 0.88, 0.88)
-_LEGEND_CLASSES = 24  # with more the legend is left out
+_LEGEND_CLASSES = 24  # with more classes the legend is omitted
 
 
 def curves_figure(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Draw loss terms and accuracies over the epochs; returns the path.
+    """Draw loss terms and accuracies over the epochs; return the path.
 
     Args:
         rows: One mapping per epoch, as in `summary.csv`: `epoch`, `loss`, `loss_*`, `val_loss`, `top1`, `teacher_top1`,
-            or `miou`, `teacher_miou` (percent). Numbers may be text; any may be missing or empty.
-        path: The PNG to write.
+            or `miou`, `teacher_miou` (percent). Numbers may be text, missing or empty.
+        path: The PNG file to write.
     """
     columns = _columns(rows)
     epochs = columns.pop("epoch", np.arange(1, len(rows) + 1, dtype=float))
@@ -81,18 +81,18 @@ def attention_figure(
     titles: Sequence[str],
     path: str | Path,
 ) -> Path:
-    """Draw attention maps of student and self-teacher over the images, side by side; returns the path.
+    """Draw attention maps of student and self-teacher over the images, side by side; return the path.
 
     An attention map is the mean over the channels of the squared feature map, which the feature loss compares. It is
-    scaled to 0..1 per image and level and laid over the grey image.
+    scaled to 0..1 per image and level and overlaid on the grey image.
 
     Args:
         images: [N, H, W, 1 or 3].
         student_maps: One array per level, fine to coarse: attention maps [N, H_i, W_i], or the feature maps
-            [N, C_i, H_i, W_i] to make them from.
-        teacher_maps: The same of the self-teacher's refined maps.
-        titles: One per image, its class for instance.
-        path: The PNG to write.
+            [N, C_i, H_i, W_i] to compute them from.
+        teacher_maps: The same for the self-teacher's refined maps.
+        titles: One per image, for example its class.
+        path: The PNG file to write.
     """
     levels = len(student_maps)
     columns = 1 + levels + len(teacher_maps)
@@ -100,7 +100,7 @@ def attention_figure(
     tall = cell * images.shape[1] / images.shape[2]
     with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(cell * columns + 0.4, tall * len(images) + 0.45))
-        # an empty column sets image, student and self-teacher apart
+        # empty columns separate image, student and self-teacher
         gap = 0.18
         widths = [1, gap, *[1] * levels, gap, *[1] * len(teacher_maps)]
         grid = figure.add_gridspec(
@@ -128,15 +128,15 @@ def segmentation_figure(
     *,
     ignored: int = 255,
 ) -> Path:
-    """Draw images with their truth and the predictions of two networks; returns the path.
+    """Draw images with the ground truth and the predictions of two networks; return the path.
 
     Args:
         images: [N, H, W, 1 or 3].
         truth: Classes [N, H, W].
         student: Predicted classes [N, H, W].
-        self_teacher: Predicted classes [N, H, W]; None leaves the column out.
+        self_teacher: Predicted classes [N, H, W]; None omits the column.
         class_names: One per class; the first is drawn in light grey.
-        path: The PNG to write.
+        path: The PNG file to write.
         ignored: Label of pixels without a class; they are white in every column.
     """
     columns: list[tuple[str, NDArray[Any]]] = [("image", images), ("truth", truth), ("student", student)]
@@ -177,7 +177,7 @@ def class_colours(count: int) -> NDArray[np.float64]:
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.float64]]:
-    """Return the numbers by column, NaN where one is missing, without columns that have none."""
+    """Return the numbers by column, NaN for missing ones, without columns that have none."""
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: np.array([_number(row.get(name)) for row in rows]) for name in names}
     return {name: values for name, values in columns.items() if np.isfinite(values).any()}
@@ -223,7 +223,7 @@ def _draw_scores(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray
         axes.plot(epochs[known[-1]], final, "o", color=colour, markersize=4)
         last.append(columns[name][known])
     if last:
-        # the first epochs of a long run would squeeze the rest, where the lines are compared
+        # the first epochs of a long run would compress the rest, where the lines are compared
         low = np.percentile(np.concatenate(last), 8 if len(epochs) >= 10 else 0)
         high = max(values.max() for values in last)
         margin = max((high - low) * 0.12, 0.5)
@@ -232,12 +232,12 @@ def _draw_scores(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray
 
 
 def _legend_below(axes: Axes) -> None:
-    """Put the legend under the axes, since long runs leave no corner free."""
+    """Put the legend below the axes, because long runs leave no free corner."""
     axes.legend(loc="upper left", bbox_to_anchor=(0, -0.15), ncols=2, borderaxespad=0)
 
 
 def _line(axes: Axes, epochs: NDArray[Any], values: NDArray[np.float64], **style: Any) -> None:
-    known = np.isfinite(values)  # not every epoch need have been validated
+    known = np.isfinite(values)  # some epochs may not have been validated
     marker = {"marker": "o", "markersize": 3} if known.sum() == 1 else {}
     axes.plot(epochs[known], values[known], **({"linewidth": 1.6} | style | marker))
 
@@ -253,7 +253,7 @@ def _cell(figure: Figure, place: Any, picture: NDArray[Any], title: str, fontsiz
 
 
 def _overlay(image: NDArray[np.uint8], features: NDArray[Any]) -> NDArray[np.uint8]:
-    """One attention map in colour over one image [H, W, C] in grey, at least 112 pixels wide."""
+    """Overlay an attention map in colour on an image [H, W, C] in grey, at least 112 pixels wide."""
     attention = _unit(features)
     height, width = image.shape[:2]
     factor = max(1, math.ceil(112 / width))
@@ -266,9 +266,9 @@ def _overlay(image: NDArray[np.uint8], features: NDArray[Any]) -> NDArray[np.uin
 
 
 def _unit(features: NDArray[Any]) -> NDArray[np.float32]:
-    """An attention map, or the feature map [C, H, W] that it is made from, scaled to 0..1.
+    """Return an attention map, computed from a feature map [C, H, W] if necessary, scaled to 0..1.
 
-    A run that diverged has values that are not finite: infinity is drawn as the maximum, NaN as zero.
+    Values of a diverged run may not be finite: infinity is drawn as the maximum, NaN as zero.
     """
     attention = features.astype(np.float64)
     if attention.ndim == 3:

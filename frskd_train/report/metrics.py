@@ -1,4 +1,4 @@
-"""What is known of a finished run: the schema of `metrics.json`, which card, tables and baselines read."""
+"""Schema of `metrics.json`, the facts about a finished run for card, tables and baselines."""
 
 import json
 import statistics
@@ -9,20 +9,20 @@ from typing import Any
 
 from frskd_timm.errors import UserError, first_line
 
-# A network's scores by name: percent, and `loss`; in segmentation also `iou`, a mapping from class names to percent
+# Scores of a network by name: percent, and `loss`; in segmentation also `iou`, a mapping from class names to percent
 # or None. None stands for a number that is not finite.
 NetworkScores = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """The data that a run trained and validated on.
+    """The training and validation data of a run.
 
     Attributes:
-        id: What `--dataset` named.
-        split: The split that was validated on.
-        whole_split: Whether the scores are those of a whole split of the dataset, not of a sample or held-out images.
-        hub_id: OWNER/NAME on the Hub where `id` is another name.
+        id: The name given as `--dataset`.
+        split: The validation split.
+        whole_split: Whether the scores are for a whole split of the dataset, not for a sample or held-out images.
+        hub_id: OWNER/NAME on the Hub if `id` is another name.
     """
 
     name: str
@@ -39,7 +39,7 @@ class DatasetFacts:
 
 @dataclass(frozen=True)
 class MachineFacts:
-    """The machine that trained."""
+    """The machine of the training run."""
 
     device: str
     name: str
@@ -50,7 +50,7 @@ class MachineFacts:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Cross-entropy runs of the same recipe: `runs` holds seed and score of each."""
+    """Cross-entropy runs of the same recipe; `runs` holds seed and score of each."""
 
     method: str
     runs: list[dict[str, Any]]
@@ -59,7 +59,7 @@ class Baseline:
 
     @classmethod
     def of(cls, runs: Sequence[Mapping[str, Any]], score: str) -> "Baseline":
-        """From seed and score of each run."""
+        """Create it from seed and score of each run."""
         scores = [run[score] for run in runs]
         spread = statistics.stdev(scores) if len(scores) > 1 else None
         return cls("ce", [dict(run) for run in runs], statistics.mean(scores), spread)
@@ -71,12 +71,12 @@ class Metrics:
 
     Attributes:
         student: Scores of the exported weights; None if no validation image could be read.
-        self_teacher: Scores of its self-teacher, if it had one.
+        self_teacher: Scores of the self-teacher, if there was one.
         weights: `ema` or `student`.
-        epochs: Epochs that were planned.
-        epoch: Epochs that were trained.
-        stored_in: Precision of parameters in the weights file, where it is not float32 (shipped weights).
-        shipped_as: Name of weights that ship with the package; also of `crop_pct`, `interpolation` and `sample`.
+        epochs: Number of planned epochs.
+        epoch: Number of completed epochs.
+        stored_in: Precision of the parameters in the weights file if not float32 (shipped weights only).
+        shipped_as: Name of the weights (shipped weights only, like `crop_pct`, `interpolation` and `sample`).
         sample: Scores on the sample in the repository.
     """
 
@@ -109,20 +109,20 @@ class Metrics:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Metrics":
-        """From parsed JSON; raises TypeError for missing and unknown keys."""
+        """Create it from parsed JSON; raise TypeError for missing and unknown keys."""
         parts = {"dataset": DatasetFacts, "machine": MachineFacts, "baseline": Baseline}
         return cls(
             **{name: parts[name](**value) if name in parts and value else value for name, value in content.items()}
         )
 
     def to_json(self) -> str:
-        """The text of `metrics.json`; numbers that are not finite become null."""
+        """Return the text of `metrics.json`; numbers that are not finite become null."""
         finite = json.loads(json.dumps(asdict(self)), parse_constant=lambda _: None)
         return json.dumps(finite, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Read a `metrics.json`; raises UserError if it cannot be read or is not of this schema."""
+    """Read a `metrics.json`; raise UserError if it cannot be read or does not follow this schema."""
     try:
         return Metrics.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""A student as an ONNX file for onnxruntime; needs the extra `frskd-timm[onnx]`."""
+"""Export of students to ONNX for onnxruntime; needs the extra `frskd-timm[onnx]`."""
 
 import json
 import warnings
@@ -18,15 +18,15 @@ TOLERANCE = 1e-4
 def export_onnx(folder: str | Path, path: str | Path | None = None, *, size: tuple[int, int] | None = None) -> Path:
     """Write an exported student as ONNX for any batch size, and verify it in onnxruntime.
 
-    The metadata of the file contain the student's `config.json` with preprocessing and class names.
+    The metadata of the file contains the student's `config.json` with preprocessing and class names.
 
     Args:
         folder: An exported student.
-        path: The file to write; `model.onnx` in the folder otherwise.
-        size: Height and width of the images, for segmentation students; classifiers have their own.
+        path: The file to write; `model.onnx` in the folder by default.
+        size: Height and width of the images for segmentation students; classifiers have their own size.
 
     Returns:
-        The path: input `images` [B, C, H, W], normalised; output `logits` [B, classes], or [B, classes, H, W].
+        The path. Input: normalised `images` [B, C, H, W]; output: `logits` [B, classes] or [B, classes, H, W].
 
     Raises:
         UserError: The extra is not installed, the folder does not load, the architecture cannot be exported, or
@@ -44,7 +44,7 @@ def export_onnx(folder: str | Path, path: str | Path | None = None, *, size: tup
     try:
         _write(model, student, student.probe(size=size), aside)
         session = onnxruntime.InferenceSession(str(aside), providers=["CPUExecutionProvider"])
-        for batch in (1, 3):  # of one, and of more than it was traced with
+        for batch in (1, 3):  # one image, and more images than were traced
             _compare(model, session, student.probe(batch, size))
         aside.replace(path)
     finally:
@@ -55,7 +55,7 @@ def export_onnx(folder: str | Path, path: str | Path | None = None, *, size: tup
 def _write(model: nn.Module, student: ExportedStudent, images: Tensor, path: Path) -> None:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's, about torch's own insides
+            warnings.simplefilter("ignore")  # warnings of the exporter about torch internals
             program = torch.onnx.export(
                 model,
                 (images,),
@@ -65,7 +65,7 @@ def _write(model: nn.Module, student: ExportedStudent, images: Tensor, path: Pat
                 dynamo=True,
                 verbose=False,
             )
-    except Exception as error:  # whatever the exporter makes of an architecture it does not know how to write
+    except Exception as error:  # the exporter raises various errors for unsupported architectures
         raise UserError(f"{student.architecture} cannot be exported to ONNX ({type(error).__name__}).") from error
     assert program is not None
     program.model.metadata_props["config"] = json.dumps(student.config)

@@ -1,4 +1,4 @@
-"""Publishing an exported student in one commit; it is checked before, and downloaded and compared after."""
+"""Publish an exported student in one commit: check it first, then download and compare it."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ INTERRUPTED = (
     "Publishing was interrupted: the repository holds its old commit or the new one, complete; run the same command "
     "again to finish."
 )
-# Files of an older push, deleted if the new one lacks them. Other files are the owner's.
+# Files of an older push, deleted if the new push lacks them. Other files belong to the owner.
 _OPTIONAL = ("attention.png", "curves.png", "segmentation.png", RECIPE, EVAL_RESULTS)
 _PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
@@ -29,13 +29,13 @@ _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 
 @dataclass(frozen=True)
 class Published:
-    """Where a student has been published.
+    """A published student.
 
     Attributes:
-        commit: The commit that holds it.
-        url: Its address.
-        changed: Whether this push made that commit.
-        pull_request: Address of the pull request, if one was asked for and made.
+        commit: The commit that contains it.
+        url: URL of the commit.
+        changed: Whether this push made the commit.
+        pull_request: URL of the pull request, if one was requested and made.
     """
 
     commit: str
@@ -64,20 +64,20 @@ def push_student(
     Args:
         folder: An exported student with its card.
         repo_id: `OWNER/NAME`; created if it does not exist.
-        private: Only the owner sees the repository.
+        private: Whether only the owner can see the repository.
         revision: Branch to commit to, created from main if it does not exist.
         create_pr: Open a pull request instead of committing.
         dry_run: Check the folder and list what would be uploaded, without contacting the Hub.
         token: Access token with write permission; by default that of `hf auth login` or `HF_TOKEN`.
         commit_message: First line of the commit.
-        endpoint: Address of the Hub; by default `HF_ENDPOINT`.
-        say: Gets each line of the report.
+        endpoint: URL of the Hub; by default `HF_ENDPOINT`.
+        say: Called with each line of the report.
 
     Returns:
-        Where it was published; None after a dry run.
+        The published commit; None after a dry run.
 
     Raises:
-        UserError: What is wrong and what to do next. The repository then holds its old commit or the new one, whole.
+        UserError: Publishing failed; the repository then holds either its old commit or the complete new one.
     """
     folder = Path(folder)
     student = read_student(folder)
@@ -109,7 +109,7 @@ def push_student(
         say(f"Nothing has changed since {published.commit[:10]}: no commit was made.")
     difference = with_retries(lambda: hub.compare(files, student, published), repo_id, api)
     say(f"Downloaded that commit again: every file is the same, and the logits differ by {difference:.1g}.")
-    at = revision or (published.commit if create_pr else None)  # a pull request is not on main yet
+    at = revision or (published.commit if create_pr else None)  # a pull request is not on main
     name = f"{repo_id}@{at}" if at else repo_id
     say(f"Load it: {student.load_line(name)}")
     return published
@@ -117,16 +117,16 @@ def push_student(
 
 @dataclass
 class _Hub:
-    """One repository, asked through the genuine client."""
+    """One repository on the Hub."""
 
     api: HfApi
     repo_id: str
-    before: str | None = None  # the commit that was found first; a repeated attempt may find its own
+    before: str | None = None  # the commit found first; a retry may find its own
 
     def commit(
         self, files: Mapping[str, bytes], message: str, private: bool, revision: str | None, create_pr: bool
     ) -> Published:
-        """Make the commit, unless the repository already holds exactly these files."""
+        """Make the commit unless the repository already holds exactly these files."""
         head, remote = self._head(private, revision, create_pr)
         self.before = self.before or head
         stale = [name for name in _OPTIONAL if name in remote and name not in files]
@@ -137,7 +137,7 @@ class _Hub:
             commit_message=message,
             revision=revision,
             create_pr=create_pr,
-            parent_commit=head,  # a commit by someone else in between makes this one fail
+            parent_commit=head,  # fails if someone else has committed in between
         )
         changed = made.oid != self.before
         url = f"{self.api.endpoint}/{self.repo_id}/commit/{made.oid}"
@@ -155,7 +155,7 @@ class _Hub:
             return compare_logits(student.load(), load_student(folder), student.probe())
 
     def _head(self, private: bool, revision: str | None, create_pr: bool) -> tuple[str, set[str]]:
-        """Return the commit to build on and its files; creates the repository and the branch if they are missing."""
+        """Return the parent commit and its files; create the repository and the branch if they are missing."""
         try:
             info = self.api.model_info(self.repo_id, revision=revision, timeout=SILENCE)
         except RevisionNotFoundError:
@@ -177,7 +177,7 @@ class _Hub:
 
 
 def check_repo_id(flag: str, repo_id: str) -> None:
-    """Raise UserError if a repository's name is not of the form OWNER/NAME."""
+    """Raise UserError if the name of a repository is not of the form OWNER/NAME."""
     try:
         validate_repo_id(repo_id)
         valid = repo_id.count("/") == 1
@@ -195,12 +195,12 @@ def _check_revision(revision: str | None, create_pr: bool) -> None:
 
 
 def check_folder(folder: Path) -> list[str]:
-    """Return the names of the files to publish, after checking that a folder is a loadable student with a valid card.
+    """Check that a folder is a loadable student with a valid card, and return the names of the files to publish.
 
-    They are weights, config, card, the pictures in the card, and recipe and evaluation results if there are any.
+    These are weights, config, card, the pictures in the card, and recipe and evaluation results if they exist.
 
     Raises:
-        UserError: What is wrong first.
+        UserError: A check failed; the message names the first problem.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the student/ folder of a finished run.")
@@ -215,7 +215,7 @@ def check_folder(folder: Path) -> list[str]:
 
 
 def _card_pictures(folder: Path, library: str) -> list[str]:
-    """Return the pictures that the card shows, after checking the card itself."""
+    """Check the card, and return the pictures that it shows."""
     path = folder / CARD
     try:
         card = ModelCard(path.read_text(encoding="utf-8"))

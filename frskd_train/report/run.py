@@ -1,4 +1,4 @@
-"""The end of a run: the exported student, metrics, pictures and card, and the summary that the user reads."""
+"""The end of a run: export, metrics, pictures, card, and the summary for the user."""
 
 import platform
 import signal
@@ -34,7 +34,7 @@ from frskd_train.tasks import Job
 
 
 def preflight(settings: Settings, score: str) -> None:
-    """Raise UserError, before training, if something that was asked for at the end of the run is impossible."""
+    """Raise UserError, before training, if something requested for the end of the run is impossible."""
     run = settings.run
     if run.baseline:
         read_baseline(run.baseline, settings, score)
@@ -49,7 +49,7 @@ def preflight(settings: Settings, score: str) -> None:
 
 
 def export_run(folder: RunFolder, job: Job, data: TrainingData, student: nn.Module) -> None:
-    """Write the student's folder with its recipe, before anything else at the end of a run can fail."""
+    """Write the student's folder with its recipe, before any other step at the end of a run can fail."""
     heading = f"The settings that made {job.about_student(student)['model']}, tag {job.tag(data)}."
     recipe = write_recipe(job.settings, heading, portable=True)
     with folder.writing():
@@ -68,7 +68,7 @@ def finish_run(
     with folder.writing():
         folder.write("metrics.json", metrics.to_json())
         pictures = [curves_figure(history, folder.path / "curves.png")]
-        if metrics.student is not None:  # otherwise no validation image could be read
+        if metrics.student is not None:  # None if no validation image could be read
             pictures += job.draw(folder.path, data, task)
         for picture in pictures:
             (folder.student / picture.name).write_bytes(picture.read_bytes())
@@ -85,7 +85,7 @@ def make_metrics(
     scores: Scores,
     state: RunState,
 ) -> Metrics:
-    """Collect what is known of a finished run."""
+    """Collect the facts about a finished run."""
     settings = job.settings
     rounded = {name: _rounded(found, data.class_names) for name, found in scores.items()}
     speeds = [row["images_per_second"] for row in state.history]
@@ -108,7 +108,7 @@ def make_metrics(
             train_images=data.num_train,
             val_images=int(scores["student"]["images"]) if scores else 0,
             num_classes=data.num_classes,
-            # scores on a sample or on held-out training images are not scores on the dataset
+            # scores on a sample or on held-out training images are not scores of the dataset
             whole_split=data.val_split != data.train_split and not on_sample,
         ),
         student=rounded.get("student"),
@@ -139,7 +139,7 @@ def make_metrics(
 
 
 def _rounded(scores: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
-    """Round the scores of one network and names those of each class."""
+    """Round the scores of one network, and name the scores of each class."""
     found: dict[str, Any] = {}
     for name, value in scores.items():
         if isinstance(value, list):
@@ -154,12 +154,12 @@ def publish(folder: RunFolder, run: RunSettings) -> None:
     """Push the student if `--push-to-hub` was given.
 
     Raises:
-        UserError: It failed; the run is finished anyway, and the message says how to push again.
+        UserError: Publishing failed; the run is finished anyway, and the message says how to push again.
     """
     if run.push_to_hub is None:
         return
     again = f"The run is finished; push again with: python hub/push.py {folder.student} --repo-id {run.push_to_hub}"
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the trainer's would wait for the end of a step
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the trainer's handler would wait for the end of a step
     try:
         push_student(folder.student, run.push_to_hub, private=run.hub_private)
     except UserError as error:
@@ -190,7 +190,7 @@ def summary(folder: RunFolder, job: Job, metrics: Metrics) -> str:
 
 
 def describe(job: Job, data: TrainingData, task: StudentTask, accelerator: Accelerator) -> str:
-    """Return what the run is going to do, in two lines."""
+    """Describe the run in two lines."""
     size = "x".join(map(str, data.preprocessing.input_size[1:]))
     student = sum(p.numel() for p in task.student.parameters()) / 1e6
     rest = sum(p.numel() for p in task.parameters()) / 1e6 - student
