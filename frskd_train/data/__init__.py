@@ -1,4 +1,4 @@
-"""Datasets of images with classes or masks as batches, the same ones whatever the number of processes or workers."""
+"""Batches from datasets of images with classes or masks, independent of the number of processes and workers."""
 
 from frskd_train.data.batches import TrainBatches, ValBatches
 from frskd_train.data.load import TrainingData, ValidationData, load_data, load_validation

@@ -1,7 +1,7 @@
 """Augmentation of whole batches: crops, flips, erasing, Mixup and CutMix, without a Python loop over images.
 
-Random numbers are drawn with NumPy for the whole global batch, then each process takes its share; pixels are moved
-with PyTorch on the device where the batch is.
+Random numbers are drawn with NumPy for the whole global batch, then each process takes its share; pixels are processed
+with PyTorch on the device of the batch.
 """
 
 import math
@@ -17,11 +17,11 @@ from frskd_timm.augment import cutmix, cutmix_box, mixup
 from frskd_train.data.sampler import Draw, Order, Rows, generator_for
 
 Floats = npt.NDArray[np.float64]
-ATTEMPTS = 10  # boxes that are tried for an image before the largest one in the middle is taken, as torchvision does
+ATTEMPTS = 10  # boxes tried per image before the largest central one is used, as in torchvision
 
 
 def crop_padded(images: Tensor, offsets: Rows, padding: int) -> Tensor:
-    """Pad images uint8 [B, C, H, W] with black and crop each at its own row and column in the result, [2, B]."""
+    """Pad images uint8 [B, C, H, W] with black, and crop each at its own row and column offset, [2, B]."""
     height, width = images.shape[-2:]
     windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
     rows, columns = torch.from_numpy(offsets).to(images.device, non_blocking=True)
@@ -29,7 +29,7 @@ def crop_padded(images: Tensor, offsets: Rows, padding: int) -> Tensor:
 
 
 def flip(images: Tensor, flips: npt.NDArray[np.bool_]) -> Tensor:
-    """Mirror images [B, C, H, W] from left to right and from top to bottom as booleans [2, B] say."""
+    """Flip images [B, C, H, W] horizontally and vertically where the booleans [2, B] are true."""
     for chosen, axis in zip(flips, (3, 2), strict=True):
         if chosen.any():
             mask = torch.from_numpy(chosen).to(images.device, non_blocking=True)
@@ -40,10 +40,10 @@ def flip(images: Tensor, flips: npt.NDArray[np.bool_]) -> Tensor:
 def draw_boxes(
     generator: np.random.Generator, aspect: Floats, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Floats:
-    """Draw the boxes of RandomResizedCrop (arXiv 1409.4842) for images of any width over height, `aspect` [B].
+    """Draw the boxes of RandomResizedCrop (arXiv 1409.4842) for images with aspect ratio width / height `aspect` [B].
 
     Returns:
-        Top, left, height and width in shares of the image's height and width, [4, B].
+        Top, left, height and width as fractions of the image's height and width, [4, B].
     """
     count = len(aspect)
     area = generator.uniform(*scale, (ATTEMPTS, count))
@@ -60,7 +60,7 @@ def draw_boxes(
 
 
 def crop_resized(images: Tensor, boxes: Floats, size: int, interpolation: str) -> Tensor:
-    """Cut the boxes of `draw_boxes` out of images uint8 [B, C, H, W]; return float32 [B, C, size, size] in 0..255."""
+    """Crop the boxes of `draw_boxes` from images uint8 [B, C, H, W]; return float32 [B, C, size, size] in 0..255."""
     top, left, height, width = torch.from_numpy(boxes).float().to(images.device, non_blocking=True)
     middle = (torch.arange(size, device=images.device) + 0.5) / size
     rows = (top[:, None] + height[:, None] * middle) * 2 - 1
@@ -74,7 +74,7 @@ def draw_erased(generator: np.random.Generator, count: int, chance: float, size:
     """Draw the boxes of random erasing (arXiv 1708.04896): 2 % to 33 % of the area, aspect ratio 0.3 to 3.3.
 
     Returns:
-        First row, row after the last, first column, column after the last, [4, B]; empty boxes for images left whole.
+        Start and end row, start and end column (ends exclusive), [4, B]; empty boxes for images without erasing.
     """
     chosen = generator.random(count) < chance
     area = generator.uniform(0.02, 1 / 3, count) * size * size
@@ -86,7 +86,7 @@ def draw_erased(generator: np.random.Generator, count: int, chance: float, size:
 
 
 def erase(images: Tensor, boxes: Rows) -> Tensor:
-    """Set a box of each normalised image [B, C, H, W] to 0, the mean colour. `boxes` is as `draw_erased` gives it."""
+    """Set a box of each normalised image [B, C, H, W] to 0, the mean colour; `boxes` come from `draw_erased`."""
     if not boxes.any():
         return images
     top, bottom, left, right = torch.from_numpy(boxes).to(images.device, non_blocking=True)[:, :, None]
@@ -96,7 +96,7 @@ def erase(images: Tensor, boxes: Rows) -> Tensor:
 
 
 class Normalize(torch.nn.Module):
-    """Bytes to the numbers that a network takes: scaled to 0..1, minus mean, over deviation; NHWC if channels last."""
+    """Convert bytes to network input: scale to 0..1, subtract mean, divide by deviation; NHWC if channels last."""
 
     scale: Tensor
     shift: Tensor
@@ -109,7 +109,7 @@ class Normalize(torch.nn.Module):
         self.register_buffer("shift", (-centre / deviation).float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Take [B, C or 1, H, W] of bytes 0..255 in any number type; one gray channel becomes all channels."""
+        """Normalise [B, C or 1, H, W] with values 0..255 of any number type; a gray channel is repeated."""
         count, _, height, width = images.shape
         out = torch.empty(
             count, len(self.scale), height, width, device=images.device, memory_format=self.format, dtype=torch.float32
@@ -119,9 +119,9 @@ class Normalize(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Mix:
-    """Mixup and CutMix by the alphas of their Beta distributions, 0 is off; with both a fair coin decides.
+    """Mixup and CutMix with the alphas of their Beta distributions, 0 for none; with both, each has probability 1/2.
 
-    The batch of each process has one lambda and one permutation.
+    Each process's batch has one lambda and one permutation.
     """
 
     mixup: float
@@ -132,7 +132,7 @@ class Mix:
         return self.mixup > 0 or self.cutmix > 0
 
     def __call__(self, images: Tensor, labels: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Mix images [B, C, H, W]; turn class numbers [B] into probabilities [B, num_classes]."""
+        """Mix images [B, C, H, W]; convert class numbers [B] to probabilities [B, num_classes]."""
         target = torch.zeros(len(labels), self.num_classes, device=images.device).scatter_(1, labels[:, None], 1.0)
         takes_mixup = generator.random() < 0.5 if self.mixup > 0 and self.cutmix > 0 else self.mixup > 0
         alpha = self.mixup if takes_mixup else self.cutmix
@@ -146,7 +146,7 @@ class Mix:
 
 @dataclass(frozen=True)
 class ResizedCrop:
-    """RandomResizedCrop of images in memory; `aspect` is width over height of each before it was resized, [N]."""
+    """RandomResizedCrop of images in memory; `aspect` is width / height of each image before resizing, [N]."""
 
     size: int
     scale: tuple[float, float]
@@ -157,7 +157,7 @@ class ResizedCrop:
 
 @dataclass(frozen=True)
 class BatchAugmentation:
-    """What is done to a training batch: `padding` (of random crops) in pixels, flips and erasing as chances."""
+    """Augmentation of training batches: `padding` (of random crops) in pixels, flips and erasing as probabilities."""
 
     resized: ResizedCrop | None = None
     padding: int = 0
@@ -170,10 +170,10 @@ class BatchAugmentation:
     def __call__(
         self, images: Tensor, targets: Tensor, normalize: Normalize, order: Order, epoch: int, step: int
     ) -> tuple[Tensor, Tensor]:
-        """Augment and normalise the batch of one process; what is drawn follows from the place in the run alone."""
+        """Augment and normalise the batch of one process; random numbers depend only on the place in the run."""
         count, share = order.global_batch, order.share
         if self.resized is not None:
-            # Drawn for the whole global batch, whose aspect ratios every process knows.
+            # Drawn for the whole global batch, because every process knows its aspect ratios.
             crop, whole = self.resized, order.permutation(epoch)[step * count :][:count]
             generator = generator_for(Draw.CROP, order.seed, epoch, step)
             boxes = draw_boxes(generator, crop.aspect[whole], crop.scale, crop.ratio)[:, share]

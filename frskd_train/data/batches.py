@@ -1,4 +1,4 @@
-"""A process's batches: what the training loop iterates over."""
+"""Training and validation batches of one process."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ from frskd_train.data.sampler import Draw, Order, Rows, generator_for, validatio
 class TrainBatches:
     """The training batches of one process; `len()` is the number of steps per epoch.
 
-    Every number drawn depends on seed, epoch, step and place in the global batch alone, so that an epoch can be
-    entered at any step, and processes together see what one process with the same global batch sees (Mixup's and
-    CutMix's partners excepted, which come from a process's own batch). An epoch always has all its steps, each with a
-    full batch, so that processes never disagree: another image stands in for one that is left out.
+    All random numbers depend only on seed, epoch, step and place in the global batch, so that an epoch can be entered
+    at any step, and several processes together see what one process with the same global batch sees (except for the
+    partners in Mixup and CutMix, which come from the process's own batch). An epoch always has all its steps with full
+    batches, so that processes never disagree: images that are left out are replaced by others.
     """
 
     samples: Samples
@@ -39,14 +39,14 @@ class TrainBatches:
 
         Args:
             epoch: Counted from 0.
-            start: The step to begin at; batches before it are neither decoded nor drawn.
+            start: First step; batches before it are neither decoded nor drawn.
 
         Yields:
             Normalised float32 images [B, C, H, W], and class numbers [B], or probabilities [B, K] under Mixup/CutMix,
             or masks [B, H, W], 255 where a pixel has no class.
 
         Raises:
-            UserError: A streamed image that cannot be used, if those stop, or no image that can.
+            UserError: A streamed image cannot be used with --bad-images stop, or no image can be used.
         """
         order, permutation = self.order, self.order.permutation(epoch)
 
@@ -79,7 +79,7 @@ class TrainBatches:
 class ValBatches:
     """The validation batches of one process; all processes together take each image exactly once.
 
-    Images that keep their own size are grouped by it.
+    Images that keep their own size are grouped by size.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Small datasets: decoded once and kept as bytes in memory, and on the GPU where there is one."""
+"""Small datasets, decoded once and kept as bytes in memory, and on the GPU if there is one."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,14 +20,14 @@ SKIP = "--bad-images skip leaves such images out"
 
 @dataclass(frozen=True)
 class Cache:
-    """The decoded samples of a split, addressed by their place among those that can be read.
+    """The decoded samples of a split, indexed by their place among the readable ones.
 
     Attributes:
         split: The split that was decoded.
         images: uint8 [N, C, H, W], where C is 1 if all images are gray; a list of [C, H, W] for dense targets.
         targets: [N]; a list of [H, W] for dense targets.
-        original_sizes: Height and width of each image before it was resized, [N, 2].
-        rows: The rows that are kept.
+        original_sizes: Height and width of each image before resizing, [N, 2].
+        rows: Rows of the samples.
         bad: Messages about the images that were left out, by place in the split.
     """
 
@@ -43,7 +43,7 @@ class Cache:
         return len(self.rows)
 
     def sizes(self) -> list[tuple[int, int]]:
-        """Return the height and width of each image before it was resized."""
+        """Return the height and width of each image before resizing."""
         return [(height, width) for height, width in self.original_sizes.tolist()]
 
     def read(self, places: list[int]) -> Iterator[Sample]:
@@ -52,7 +52,7 @@ class Cache:
             yield Sample(self.images[place], self.targets[place])
 
     def batch(self, places: Rows, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return images and targets of one size as a batch on a device, to which all are moved only once."""
+        """Return images and targets of one size as a batch on a device; all are moved there only once."""
         assert isinstance(self.images, Tensor)
         assert isinstance(self.targets, Tensor)
         if device not in self._resident:
@@ -63,10 +63,10 @@ class Cache:
 
 
 def decode_all(split: Split, transform: SampleTransform, bad_images: Literal["stop", "skip"], progress: bool) -> Cache:
-    """Decode all samples of a split in threads; `transform` gives them one size unless targets are dense.
+    """Decode all samples of a split in threads; `transform` resizes them to one size unless targets are dense.
 
     Raises:
-        UserError: An image that cannot be used if those stop, or none that can.
+        UserError: An image cannot be used and `bad_images` is 'stop', or no image can be used.
     """
 
     def decode(sample: Sample | BadImageError) -> tuple[Tensor, Tensor, tuple[int, int]] | BadImageError:
@@ -96,12 +96,12 @@ def decode_all(split: Split, transform: SampleTransform, bad_images: Literal["st
             image, target, size = result
             if split.targets.is_dense:
                 images.append(image)
-            else:  # written to its place at once, so that the images are in memory only once
+            else:  # written to its place immediately, so that the images are in memory only once
                 if pixels is None:
                     pixels = torch.empty(count, *image.shape, dtype=torch.uint8)
                 elif len(image) > pixels.shape[1]:  # the first image with colours
                     pixels = pixels.expand(-1, len(image), -1, -1).contiguous()
-                pixels[len(kept)] = image  # a gray image among coloured ones fills all channels
+                pixels[len(kept)] = image  # a gray image among colour images fills all channels
             targets.append(target)
             sizes.append(size)
             kept.append(place)

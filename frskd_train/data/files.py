@@ -1,4 +1,4 @@
-"""Files of rows: the sample that ships, datasets saved by `datasets`, images with a metadata file, parquet, arrow."""
+"""Tabular files: the included sample, datasets saved by `datasets`, images with a metadata file, parquet, arrow."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -19,22 +19,22 @@ SAMPLE_NAME = "fashion_mnist_sample"
 SAMPLE_FOLDER = Path(__file__).parent / SAMPLE_NAME
 SAMPLE_ID = "zalando-datasets/fashion_mnist"
 SAMPLE_LICENSE, SAMPLE_HOMEPAGE = "mit", "https://github.com/zalandoresearch/fashion-mnist"
-READ_WHOLE = 2**30  # bytes of parquet files up to which they are read at once, past datasets' cache
+READ_WHOLE = 2**30  # size in bytes up to which parquet files are read into memory, without datasets' cache
 Files = dict[str, list[Path]]  # by split
 SPLIT_IN_FILE_NAME = re.compile(r"(?:^|[^a-z])(train|training|validation|valid|val|dev|test|testing)(?:[^a-z]|$)")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset that was found.
+    """A dataset and what is known about it.
 
     Attributes:
-        name: For folders and tags: letters, digits, `_`, `-` and `.` only.
-        id: How to find it: its id on the Hub, or its folder's name.
-        splits: By name.
+        name: Name for folders and tags, of letters, digits, `_`, `-` and `.` only.
+        id: Its id on the Hub, or the name of its folder.
+        splits: Splits by name.
         license: Identifier such as `mit`, if known.
-        homepage: If known.
-        class_names: Where the rows do not tell.
+        homepage: URL, if known.
+        class_names: Class names if the rows do not contain them.
         notes: Sentences that the user should see.
     """
 
@@ -48,23 +48,23 @@ class Source:
 
     @classmethod
     def of(cls, identifier: str, splits: Mapping[str, datasets.Dataset], **others: Any) -> "Source":
-        """Take licence and homepage from the splits, which may know them."""
+        """Create it with licence and homepage from the splits, if they have them."""
         known = next(iter(splits.values())).info
         return cls(slug(identifier), identifier, splits, known.license or None, known.homepage or None, **others)
 
 
 def read_sample() -> Source:
-    """Return the sample of Fashion-MNIST that ships."""
+    """Return the included sample of Fashion-MNIST."""
     return Source(SAMPLE_NAME, SAMPLE_ID, read_files(SAMPLE_FOLDER), SAMPLE_LICENSE, SAMPLE_HOMEPAGE)
 
 
 def slug(name: str) -> str:
-    """Return a name that folders and tags can have."""
+    """Return the name with only characters allowed in folders and tags."""
     return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-._").lower() or "dataset"
 
 
 def is_saved(folder: Path) -> bool:
-    """Return whether datasets' `save_to_disk` wrote a folder."""
+    """Return whether a folder was written by datasets' `save_to_disk`."""
     return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
 
 
@@ -96,7 +96,7 @@ def read_files(folder: Path) -> dict[str, datasets.Dataset]:
 
 @contextmanager
 def _refusal(sentence: str) -> Iterator[None]:
-    """Turn whatever datasets and pyarrow stumble over in the user's files into a UserError."""
+    """Convert errors of datasets and pyarrow in the user's files into a UserError."""
     try:
         yield
     except Exception as error:
@@ -117,7 +117,7 @@ def _read_arrow(by_split: Files) -> dict[str, datasets.Dataset]:
 
 
 def _by_split(folder: Path, files: list[Path]) -> Files:
-    """Sort files by the split that their path names; files without one are training files."""
+    """Group files by the split in their path; files without one are training files."""
     by_split: Files = {}
     for file in files:
         named = SPLIT_IN_FILE_NAME.search(file.relative_to(folder).with_suffix("").as_posix().lower())
@@ -126,5 +126,5 @@ def _by_split(folder: Path, files: list[Path]) -> Files:
 
 
 def brief(error: Exception) -> str:
-    """Return the class and first line of an inner error."""
+    """Return the class and the first line of an error."""
     return f"{type(error).__name__}: {first_line(error)[:300]}" if str(error).strip() else type(error).__name__

@@ -17,7 +17,7 @@ IMAGE_ENDINGS = frozenset(
     (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
 )
 SPLIT_NAMES = frozenset((*TRAIN_SPLITS, *VALIDATION_SPLITS))
-# What file systems cannot hold in a name, and the percent sign itself; a leading dot would hide the folder.
+# Characters that file systems do not allow in names, and the percent sign; a leading dot would hide the folder.
 ESCAPED = re.compile(r"%(?:2F|5C|3A|2A|3F|22|3C|3E|7C|25|2E)", re.IGNORECASE)
 IMAGES, MASKS, LISTS = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"
 VOC_ENDINGS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
@@ -29,23 +29,23 @@ VOC_CLASSES = (
 
 
 def is_image_folder(folder: Path) -> bool:
-    """Return whether there is an image somewhere below one of its folders."""
+    """Return whether a folder contains images in subfolders at any depth."""
     return any(_has_images(sub) for sub in folders_in(folder))
 
 
 def read_image_folder(folder: Path) -> tuple[dict[str, datasets.Dataset], list[str]]:
     """List the images of class folders as datasets of paths; no image is opened and nothing is written.
 
-    Folders that are named like splits and hold folders are splits if one of them is a training split or if all folders
-    are named like splits; otherwise every folder is a class. The images of a class may be in folders below it, links
-    included. Classes are the folders' names over all splits, sorted, in which `%2F` stands for `/` (see `class_name`).
-    Splits without class folders, such as unlabelled test images, are left out.
+    Folders that are named like splits and contain folders are splits if one of them is a training split or if all
+    folders are named like splits; otherwise every folder is a class. The images of a class may be in subfolders,
+    including links. Classes are the sorted folder names of all splits, in which `%2F` stands for `/` (see
+    `class_name`). Splits without class folders, such as unlabelled test images, are left out.
 
     Returns:
-        The splits, and sentences that the user should see.
+        The splits, and notes for the user.
 
     Raises:
-        UserError: There are fewer than two class folders, or it is unclear what is a split and what a class.
+        UserError: There are fewer than two class folders, or it is unclear which folders are splits or classes.
     """
     roots = _split_folders(folder) or {"train": folder}
     classes = sorted({class_name(sub) for root in roots.values() for sub in folders_in(root)})
@@ -62,15 +62,15 @@ def read_image_folder(folder: Path) -> tuple[dict[str, datasets.Dataset], list[s
 
 
 def class_name(folder: Path) -> str:
-    """Return the class that a folder's name spells: `T-shirt%2Ftop` is `T-shirt/top`, `%25` a percent sign."""
+    """Return the class name that a folder stands for: `T-shirt%2Ftop` is `T-shirt/top`, `%25` a percent sign."""
     return ESCAPED.sub(lambda found: unquote(found[0]), printable(folder.name))
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """Return the folders in a folder, links included, sorted, without hidden ones.
+    """Return the sorted subfolders of a folder, including links, without hidden ones.
 
     Raises:
-        UserError: It cannot be listed.
+        UserError: The folder cannot be listed.
     """
     try:
         found = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))]
@@ -80,7 +80,7 @@ def folders_in(folder: Path) -> list[Path]:
 
 
 def _split_folders(folder: Path) -> dict[str, Path]:
-    """Return the folders that are splits, by name; none where all folders are classes."""
+    """Return the folders that are splits, by name; empty if all folders are classes."""
     folders = folders_in(folder)
     named = [sub for sub in folders if sub.name.lower() in SPLIT_NAMES]
     roots = {sub.name.lower(): sub for sub in named if any(_has_images(below) for below in folders_in(sub))}
@@ -108,7 +108,7 @@ def _split_folders(folder: Path) -> dict[str, Path]:
 
 
 def _nested(roots: dict[str, Path]) -> list[str]:
-    """Return a sentence about class folders that only hold folders, which may be the real classes."""
+    """Return a note about class folders that contain only folders, which may be the real classes."""
     folders = [sub for root in roots.values() for sub in folders_in(root)]
     nested = [sub for sub in folders if len(folders_in(sub)) > 1 and next(_images_in(sub), None) is None]
     if not nested or len(nested) < len(folders):
@@ -134,7 +134,7 @@ def _images_in(folder: Path) -> Iterator[str]:
 
 
 def _images_below(folder: Path) -> Iterator[str]:
-    """Yield the paths of image files below a folder; each folder is visited once, even if links loop."""
+    """Yield the paths of image files below a folder; each folder is visited once, even with circular links."""
     seen = set()
     for parent, below, _ in os.walk(folder.absolute(), followlinks=True):
         place = os.stat(parent)
@@ -148,7 +148,7 @@ def _images_below(folder: Path) -> Iterator[str]:
 
 
 def is_voc_folder(folder: Path) -> bool:
-    """Return whether a folder has one of the layout's own folders, even if others are missing."""
+    """Return whether a folder has one of the folders of the VOC layout, even if others are missing."""
     return (folder / MASKS).is_dir() or (folder / LISTS).is_dir()
 
 
@@ -158,8 +158,8 @@ def read_voc(folder: Path) -> tuple[dict[str, datasets.Dataset], list[str] | Non
     The names in `ImageSets/Segmentation/SPLIT.txt` are those of `JPEGImages/NAME.jpg` and `SegmentationClass/NAME.png`.
 
     Returns:
-        Splits by name with the columns `image` and `mask`, and the classes' names: those of `labels.txt`, one per line,
-        else VOC's own where the folder or the one around it is called VOC..., else None.
+        Splits by name with the columns `image` and `mask`, and the class names: those in `labels.txt`, one per line,
+        else those of VOC if the folder or its parent is called VOC..., else None.
 
     Raises:
         UserError: A folder, a list, an image or a mask is missing.

@@ -1,6 +1,6 @@
-"""Encoded images of a dataset: headers, 8-bit pixels and hashes. Bad images are told apart from errors in this code.
+"""Encoded images of a dataset: headers, 8-bit pixels and hashes; bad images are distinguished from bugs.
 
-Many rows are read in threads: Pillow and hashing release the interpreter's lock.
+Many rows are read in threads, because Pillow and hashing release the GIL.
 """
 
 import hashlib
@@ -29,24 +29,24 @@ from frskd_train.data.sampler import Rows, spread
 
 T = TypeVar("T")
 QUOTED = "file://"  # prefix of a path that is not valid UTF-8, percent-encoded: Arrow only stores UTF-8 strings
-HASHED_WHOLE = 2**30  # encoded bytes up to which the fingerprint covers every byte
-HASHED = 4096  # images of a larger split whose bytes it covers; of the others it covers the length
+HASHED_WHOLE = 2**30  # size in encoded bytes up to which the fingerprint covers every byte
+HASHED = 4096  # images of a larger split whose bytes are covered; for the others only the length
 LENGTHS_AT_ONCE = 4096
 GRAY_MODES = frozenset(("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"))
-MAX_PIXELS = 89_478_485  # Pillow's own bound, above which it warns of decompression bombs
+MAX_PIXELS = 89_478_485  # Pillow's own limit, above which it warns about decompression bombs
 MAX_ASPECT = 100  # a thinner image, with its short side resized to the network's input, could fill the memory
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
-CHUNK = 1024  # items in flight, which bounds the memory that results take
-BLOCK = 32  # items that a thread takes at a time
+CHUNK = 1024  # items in flight, which bounds the memory of the results
+BLOCK = 32  # items per task of a thread
 
 
 class BadImageError(UserError):
-    """An image or mask that cannot be used; the message names its row and file."""
+    """An unusable image or mask; the message contains its row and file."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of an image before it is decoded: upright height and width, and whether it has no colours."""
+    """Facts about an image before decoding: upright height and width, and whether it is gray."""
 
     size: tuple[int, int]
     is_gray: bool
@@ -54,7 +54,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Images:
-    """A column of encoded images of one split, addressed by row; `split` and `noun` name them in messages."""
+    """A column of encoded images of one split, indexed by row; `split` and `noun` are for messages."""
 
     dataset: datasets.Dataset
     split: str
@@ -64,14 +64,14 @@ class Images:
 
     @classmethod
     def of(cls, dataset: datasets.Dataset, split: str, column: str, noun: str = "image") -> "Images":
-        """Take the column of a split, which may hold images or encoded bytes; copy and write nothing."""
+        """Create it from a column of images or encoded bytes, without copying or writing anything."""
         only = dataset.select_columns([column]).with_format(None)
         if isinstance(only.features[column], datasets.Image):
             only = only.cast_column(column, datasets.Image(decode=False))
         return cls(only, split, column, noun)
 
     def headers(self, rows: Rows) -> list[Header | None]:
-        """Read the headers of images, each only once; None for an image whose header cannot be read."""
+        """Read the headers of images, each only once; None if a header cannot be read."""
         missing = [row for row in rows.tolist() if row not in self._headers]
         with quiet_pillow():
             found = in_blocks(self._read_headers, missing, f"headers of {self.split}", False)
@@ -82,11 +82,11 @@ class Images:
         return [None if isinstance(found, BadImageError) else found for found in self.load_many(rows, read_header)]
 
     def load_many(self, rows: list[int], decode: Callable[[Image.Image], T]) -> Iterator[T | BadImageError]:
-        """Open images and decode each with `decode`; yield the errors of bad ones instead of raising them."""
+        """Open images and decode each with `decode`; yield errors of bad images instead of raising them."""
         for row, value in zip(rows, self.dataset[rows][self.column], strict=True):
             try:
                 yield decode(open_image(*_content(value)))
-            except Exception as error:  # Pillow's plugins raise nearly everything on damaged files
+            except Exception as error:  # Pillow's plugins raise nearly any exception for damaged files
                 unknown = type(error).__name__ == "UnidentifiedImageError"
                 reason = "it is not an image in a format that Pillow knows" if unknown else printable(str(error))
                 yield BadImageError(f"{self._describe(row, value)} cannot be read: {reason}")
@@ -101,7 +101,7 @@ class Images:
         return f"{self.noun.capitalize()} {row} of split {self.split}{where}"
 
     def digest(self, rows: Rows) -> bytes:
-        """Hash the encoded images, wherever they are stored: of large splits all lengths and some images' bytes."""
+        """Hash the encoded images, wherever they are stored; of large splits, all lengths and some images."""
         lengths = self._lengths()[rows]
         digest = hashlib.sha256(lengths.astype("<i8").tobytes())
         chosen = rows if lengths.sum() <= HASHED_WHOLE else rows[spread(len(rows), HASHED)]
@@ -113,7 +113,7 @@ class Images:
         return [_digest(*_content(value)) for value in self.dataset[rows][self.column]]
 
     def _lengths(self) -> Rows:
-        """Return the length of each row of the split, -1 where the file is missing; no image is read."""
+        """Return the length of each row of the split without reading images; -1 if the file is missing."""
         found = []
         for first in range(0, len(self.dataset), LENGTHS_AT_ONCE):
             table = self.dataset.with_format("arrow")[first : first + LENGTHS_AT_ONCE]
@@ -130,7 +130,7 @@ class Images:
 
 
 def stored_path(path: str) -> str:
-    """Return a path as Arrow can store it."""
+    """Convert a path to a form that Arrow can store."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -139,18 +139,18 @@ def stored_path(path: str) -> str:
 
 
 def local_path(stored: str | None) -> str | None:
-    """Return the path that `stored_path` was given."""
+    """Invert `stored_path`."""
     return os.fsdecode(unquote_to_bytes(stored[len(QUOTED) :])) if stored and stored.startswith(QUOTED) else stored
 
 
 def printable(text: str) -> str:
-    """Return text that any output can take: bytes of file names that are not UTF-8 become escapes such as `\\xff`."""
+    """Return text that can always be printed: bytes of file names that are not UTF-8 become escapes such as `\\xff`."""
     text = re.sub(r"[\ud800-\udc7f\udd00-\udfff]", "?", text)
     return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 def _content(value: Any) -> tuple[bytes | None, str | None]:
-    """Return an image's bytes, or the path of its file."""
+    """Return the bytes of an image, or the path of its file."""
     return (value.get("bytes"), local_path(value.get("path"))) if isinstance(value, dict) else (value, None)
 
 
@@ -164,7 +164,7 @@ def _file_length(path: str | None) -> int:
 
 def _digest(content: bytes | None, path: str | None) -> bytes:
     if content is None:
-        if _file_length(path) < 0:  # missing, or a pipe that would never end
+        if _file_length(path) < 0:  # missing, or a pipe, which would never end
             return b"missing"
         with open(str(path), "rb") as file:
             content = file.read()
@@ -173,7 +173,7 @@ def _digest(content: bytes | None, path: str | None) -> bytes:
 
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Silence Pillow's warnings: sizes are checked here, damaged EXIF data is harmless. Not for use in threads."""
+    """Silence Pillow's warnings: sizes are checked here, and damaged EXIF data is harmless. Not thread-safe."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -181,11 +181,11 @@ def quiet_pillow() -> Iterator[None]:
 
 
 def open_image(content: bytes | None, path: str | None) -> Image.Image:
-    """Open an encoded image without decoding it; whatever Pillow raises passes through."""
+    """Open an encoded image without decoding it; exceptions of Pillow are not caught."""
     if content is None and not path:
         raise ValueError("the row is empty")
     if content is None and os.path.exists(str(path)) and not os.path.isfile(str(path)):
-        raise ValueError("it is not a regular file")  # reading from a pipe would block for ever
+        raise ValueError("it is not a regular file")  # reading from a pipe would block forever
     image = Image.open(io.BytesIO(content) if content is not None else str(path), formats=_formats())
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS:,}, make it smaller first")
@@ -196,21 +196,21 @@ def open_image(content: bytes | None, path: str | None) -> Image.Image:
 
 @cache
 def _formats() -> list[str]:
-    """Return the formats that this Pillow can read of those used for photographs; others may start programs (EPS)."""
+    """Return the photographic formats that this Pillow can read; other formats may start programs (EPS)."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
 def read_header(image: Image.Image) -> Header:
-    """Describe an opened image; its EXIF orientation says which side is up."""
+    """Describe an opened image, taking its EXIF orientation into account."""
     turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
     return Header(image.size if turned else image.size[::-1], image.mode in GRAY_MODES)
 
 
 def to_8_bits(image: Image.Image, mode: Literal["L", "RGB"] | None = None) -> Image.Image:
-    """Decode an opened image, turn it upright and convert it; without a mode to L if it is gray, to RGB otherwise.
+    """Decode an opened image, rotate it upright and convert it to `mode`, by default L for gray images, else RGB.
 
-    Transparency is dropped, as timm does.
+    Transparency is dropped, as in timm.
     """
     mode = mode or ("L" if image.mode in GRAY_MODES else "RGB")
     image.load()
@@ -226,7 +226,7 @@ def to_8_bits(image: Image.Image, mode: Literal["L", "RGB"] | None = None) -> Im
 
 
 def in_blocks(work: Callable[[list[int]], Sequence[T]], items: list[int], title: str, progress: bool) -> Iterator[T]:
-    """Run `work` on blocks of items in threads; yield a result per item in order, with a progress bar if slow."""
+    """Run `work` on blocks of items in threads; yield one result per item in order, with a progress bar if slow."""
     bar = tqdm(total=len(items), desc=title, unit=" images", delay=3, disable=not progress)
     with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for first in range(0, len(items), CHUNK):

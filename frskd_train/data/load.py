@@ -1,4 +1,4 @@
-"""From settings to data: find, check, choose rows, resolve the preprocessing, decode or prepare to stream."""
+"""Loading of data: find and check a dataset, choose rows, resolve the preprocessing, decode or prepare to stream."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,14 +26,14 @@ from frskd_train.settings import DataSettings, PreprocessingSettings
 
 @dataclass(frozen=True)
 class ValidationData:
-    """Data to evaluate a trained network on.
+    """Data for evaluating a trained network.
 
     Attributes:
-        name: For folders and tags.
-        val_split: Name of the split; the training split's where a part of it is held out.
+        name: Name for folders and tags.
+        val_split: Name of the validation split, or of the training split if a part of it is held out.
         class_names: Name of each class, in the order of the network's outputs.
-        preprocessing: What the network's input goes through, in validation and after export.
-        notes: Sentences that the user should see before training, such as how many images were left out.
+        preprocessing: Preprocessing of the network's input, in validation and after export.
+        notes: Notes for the user before training, such as how many images were left out.
         val: The validation images.
     """
 
@@ -46,16 +46,16 @@ class ValidationData:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, empty ones included."""
+        """Number of classes, including empty ones."""
         return len(self.class_names)
 
     @property
     def num_val(self) -> int:
-        """Number of validation images; streamed ones that cannot be read included."""
+        """Number of validation images, including streamed images that cannot be read."""
         return len(self.val)
 
     def bad_images(self) -> list[str]:
-        """Sentences about the images that were left out while streaming so far; all processes have to call this."""
+        """Return notes about images that were left out while streaming so far; all processes have to call this."""
         return _left_out(self.val, _of_all_processes(self.val.bad))
 
     def val_batches(
@@ -67,7 +67,7 @@ class ValidationData:
         device: torch.device | str = "cpu",
         channels_last: bool = True,
     ) -> ValBatches:
-        """Make the validation batches of one process: its share, each image once, the last batch may be smaller."""
+        """Create the validation batches of one process: its share, each image once; the last batch may be smaller."""
         device = torch.device(device)
         return ValBatches(self.val, self._normalize(channels_last, device), batch_size, rank, world_size, device)
 
@@ -77,17 +77,17 @@ class ValidationData:
 
 @dataclass(frozen=True)
 class TrainingData(ValidationData):
-    """Data to train and validate on.
+    """Data for training and validation.
 
     Attributes:
-        train_split: Name of the split that is trained on.
-        id: The dataset's id on the Hub, or its folder's name.
+        train_split: Name of the training split.
+        id: The dataset's id on the Hub, or the name of its folder.
         license: Identifier such as `mit`, if known.
-        homepage: If known.
-        fingerprint: Changes when images, targets, classes or the choice of rows change; the same on every machine.
+        homepage: URL, if known.
+        fingerprint: Hash of images, targets, classes and chosen rows; the same on every machine.
         mode: `memory` or `stream`.
         train: The training images.
-        augmentation: What is done to batches of them.
+        augmentation: Augmentation of the training batches.
     """
 
     train_split: str
@@ -120,9 +120,9 @@ class TrainingData(ValidationData):
         device: torch.device | str = "cpu",
         channels_last: bool = True,
     ) -> TrainBatches:
-        """Make the training batches of one process, of `batch_size` images each, on a device.
+        """Create the training batches of one process, of `batch_size` images each, on a device.
 
-        Order and augmentation follow from the seed. Raises UserError if there are fewer images than processes.
+        Order and augmentation depend on the seed. Raises UserError if there are fewer images than processes.
         """
         order = Order.of(self.num_train, batch_size, rank, world_size, seed)
         device = torch.device(device)
@@ -140,22 +140,22 @@ def load_data(
     resize_range: tuple[float, float] = (0.5, 2.0),
     progress: bool = False,
 ) -> TrainingData:
-    """Load a dataset to train and validate on.
+    """Load a dataset for training and validation.
 
-    The same rows are trained on and validated on whatever the seed of the run, so this takes none.
+    The choice of training and validation rows does not depend on the seed of the run.
 
     Args:
-        data: Where the images come from.
-        preprocessing: Their size, colours and augmentation.
-        task: Which targets: `classification` or `segmentation`.
+        data: Source of the images.
+        preprocessing: Size, colours and augmentation of the images.
+        task: Kind of targets: `classification` or `segmentation`.
         model_cfg: The student's timm configuration (`pretrained_cfg`): input_size, mean, std, fixed_input_size.
-        use_model_stats: Take mean and std from `model_cfg` where the settings give none.
-        num_outputs: The network's outputs, where they are more than the classes of the data.
-        resize_range: Smallest and largest factor by which images with masks are resized before they are cropped.
-        progress: Show a bar while images are decoded.
+        use_model_stats: Take mean and std from `model_cfg` if the settings do not give them.
+        num_outputs: Number of the network's outputs, if larger than the number of classes.
+        resize_range: Smallest and largest factor for resizing images with masks before they are cropped.
+        progress: Show a progress bar while images are decoded.
 
     Raises:
-        UserError: No such dataset, or something in it or in the settings that cannot be trained on.
+        UserError: There is no such dataset, or it cannot be used for training with these settings.
     """
     statistics = given_statistics(preprocessing, model_cfg, use_model_stats)
     source = find_source(data)
@@ -201,19 +201,19 @@ def load_validation(
     class_names: Sequence[str] | None = None,
     progress: bool = False,
 ) -> ValidationData:
-    """Load a dataset to evaluate a trained model on; no training image is decoded, nor is a training split needed.
+    """Load a dataset for evaluating a trained model; training images are not decoded, and no training split is needed.
 
     Args:
-        data: Where the images come from: the rows that training would validate on, or all of `--val-split`.
-        preprocessing: The model's, such as `Preprocessing.from_timm(resolve_data_config({}, model=model))`; in
-            segmentation images keep their own size.
+        data: Source of the images: the rows that training would validate on, or all of `--val-split`.
+        preprocessing: That of the model, such as `Preprocessing.from_timm(resolve_data_config({}, model=model))`; in
+            segmentation, images keep their own size.
         task: As in `load_data`.
-        class_names: The model's classes in the order of its outputs, to which labels are matched by name; None takes
-            the dataset's own order.
-        progress: Show a bar while images are decoded.
+        class_names: The model's classes in the order of its outputs, matched to labels by name; None uses the order
+            of the dataset.
+        progress: Show a progress bar while images are decoded.
 
     Raises:
-        UserError: No such dataset, or something in it that the model cannot be evaluated on.
+        UserError: There is no such dataset, or the model cannot be evaluated on it.
     """
     source = find_source(data)
     channels, height, width = preprocessing.input_size
@@ -243,7 +243,7 @@ def _samples(split: Split, mode: Mode, kept: SampleTransform, data: DataSettings
 
 
 def _measured(samples: Samples, plan: Plan, progress: bool) -> Iterator[Tensor]:
-    """Yield training images, as uint8 [N, C, H, W], whose mean and standard deviation are measured."""
+    """Yield training images, uint8 [N, C, H, W], for measuring mean and standard deviation."""
     source = samples.source
     if isinstance(source, Split):
         source = decode_all(in_memory(source.sample(plan.num_measured)), plan.evaluated, "skip", progress)
@@ -254,7 +254,7 @@ def _measured(samples: Samples, plan: Plan, progress: bool) -> Iterator[Tensor]:
 
 
 def _left_out(samples: Samples, bad: dict[int, str] | None = None) -> list[str]:
-    """Return a sentence about the bad images of a split, those found when all were decoded by default, if any."""
+    """Return a note about the bad images of a split, if any; by default those found while decoding it."""
     if bad is None:
         bad = samples.source.bad if isinstance(samples.source, Cache) else {}
     first, split = next(iter(bad.values()), None), samples.split
@@ -262,7 +262,7 @@ def _left_out(samples: Samples, bad: dict[int, str] | None = None) -> list[str]:
 
 
 def _of_all_processes(bad: dict[int, str]) -> dict[int, str]:
-    """Return what each process found, put together."""
+    """Return the bad images found by all processes."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return bad
     found: list[Any] = [None] * distributed.get_world_size()
