@@ -1,4 +1,4 @@
-"""Interruptions of the loop: signals that save and stop, and checkpoints by the clock."""
+"""Interruptions of the training loop: signals that save and stop, and time-based checkpoints."""
 
 import ctypes
 import os
@@ -11,21 +11,21 @@ from types import FrameType
 import torch
 from accelerate import Accelerator
 
-# Processes have to agree on the step at which they stop. Asking costs a round trip, so they ask about this often.
-# Launchers wait 30 seconds before they kill.
+# Processes have to agree on the step at which they stop. This takes a communication, so they do it about this often.
+# Launchers wait 30 seconds before they kill processes.
 _SECONDS_BETWEEN_AGREEMENTS = 0.5
 _MAX_UPDATES_BETWEEN = 64
-# A terminal's Ctrl-C reaches the processes directly and again through torch's launcher: one request.
+# Ctrl-C in a terminal reaches the processes directly and again through torch's launcher, and counts as one request.
 _ECHO_SECONDS = 2.0
-# Schedulers send it as a warning, and a process gets it here if its launcher dies.
+# Sent by schedulers as a warning, and here if the launcher of a process dies.
 _WARNING: int | None = getattr(signal, "SIGUSR1", None)
 _HANGUP: int | None = getattr(signal, "SIGHUP", None)
 
 
 class Interruptions:
-    """Turns the first signal into a request that the loop checks for; a second one ends the process at once.
+    """Convert the first signal into a request that the loop checks for; a second one ends the process immediately.
 
-    SIGUSR1 is such a request too, but never a second one. SIGHUP stays ignored under `nohup`.
+    SIGUSR1 is also such a request, but never counts as a second signal. SIGHUP stays ignored under `nohup`.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -50,14 +50,14 @@ class Interruptions:
         self._requested, self._requested_at = True, now
 
     def output_closed(self) -> None:
-        """Request a stop because nobody reads the output any more, as after `| head`."""
+        """Request a stop because the reader of the output is gone, as after `| head`."""
         if not self._requested:
-            self._requested, self.exit_code = True, 141  # as if SIGPIPE had ended the process
+            self._requested, self.exit_code = True, 141  # the status of a process ended by SIGPIPE
 
     def due(self, updates: int, checkpoint: bool) -> tuple[bool, bool]:
-        """Return whether to stop and whether to save after this update; all processes call it at the same one.
+        """Return whether to stop and whether to save after this update; the answer is the same in all processes.
 
-        `checkpoint` says whether this process's clock asks for one. All processes get the same answer.
+        All processes call it after the same update; `checkpoint` is whether this process's clock requests a checkpoint.
         """
         stop = self._requested
         if self.accelerator.num_processes > 1:
@@ -76,12 +76,12 @@ class Interruptions:
 
 
 def on_launcher_death(number: int) -> None:
-    """Let the system send this process a signal when the launcher that started it dies; Linux only."""
+    """Have the system send this process a signal when its launcher dies; Linux only."""
     if sys.platform == "linux" and ("ACCELERATE_MIXED_PRECISION" in os.environ or has_torch_launcher()):
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
 
 
 def has_torch_launcher() -> bool:
-    """Return whether torch's launcher started this process: it passes signals on and reports processes that die."""
+    """Return whether torch's launcher, which forwards signals and reports failed processes, started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ

@@ -1,4 +1,4 @@
-"""The student of a run: a timm model by its name, with its initial weights."""
+"""Creation of a run's student: a timm model with its initial weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +21,7 @@ from frskd_train.settings import ModelSettings
 
 
 def default_cfg(settings: ModelSettings, name: str | None = None) -> Mapping[str, Any]:
-    """Return what timm knows about the student's input before it is built; `name` is timm's, if it differs.
+    """Return timm's configuration of the student's input before it is created; `name` is timm's, if it differs.
 
     Raises:
         UserError: timm has no such model or tag, or the folder or repository cannot be read.
@@ -70,7 +70,7 @@ def build_student(settings: ModelSettings, cfg: Mapping[str, Any], data: Trainin
         )
     except UserError:
         raise
-    except Exception as error:  # whatever a model raises for its arguments
+    except Exception as error:  # models raise various errors for unsuitable arguments
         raise UserError(f"timm could not create '{settings.model}': {first_line(error)}.") from error
     if settings.initial_checkpoint is not None:
         _start_from(student, settings.initial_checkpoint)
@@ -84,13 +84,13 @@ def load_for_evaluation(model: str) -> tuple[nn.Module, Path | None]:
     """Load a trained model.
 
     Args:
-        model: Folder of a run or of an exported student, or a name that timm has weights for.
+        model: Folder of a run or of an exported student, or a timm name with weights.
 
     Returns:
-        The model, and the folder of the run that trained it, if it is there.
+        The model, and the folder of the run that trained it, or None.
 
     Raises:
-        UserError: There is no such model, or no weights for it.
+        UserError: There is no such model, or it has no weights.
     """
     path = Path(model.removeprefix("local-dir:"))
     for student in (path / "student", path):
@@ -114,7 +114,7 @@ def refuse_size(student: nn.Module, input_size: tuple[int, int, int]) -> None:
     device = next(student.parameters()).device
     try:
         student(torch.zeros(1, *input_size, device=device))
-    except Exception as error:  # whatever the model raises
+    except Exception as error:  # models raise various errors
         own = student.pretrained_cfg.get("input_size", input_size)[-1]  # type: ignore[union-attr, operator]
         raise UserError(
             f"The model does not accept --img-size {input_size[-1]} ({first_line(error)}); its own size is {own}."
@@ -122,12 +122,12 @@ def refuse_size(student: nn.Module, input_size: tuple[int, int, int]) -> None:
 
 
 def _start_from(student: nn.Module, path: str) -> None:
-    """Load weights into the student; a classifier of another size stays as it is."""
+    """Load weights into the student; a classifier of another size is not changed."""
     if not Path(path).is_file():
         raise UserError(f"--initial-checkpoint {path}: there is no such file.")
     try:
-        weights = load_state_dict(path)  # prefers EMA weights, removes the prefixes of wrappers, executes no pickle
-    except Exception as error:  # not quoted: torch recommends to execute the pickle
+        weights = load_state_dict(path)  # prefers EMA weights, removes prefixes of wrappers, does not execute pickles
+    except Exception as error:  # not quoted, because torch recommends executing the pickle
         raise UserError(
             f"--initial-checkpoint {path} is neither a safetensors file nor a state dict that torch can read without "
             "executing code."
@@ -147,7 +147,7 @@ def _start_from(student: nn.Module, path: str) -> None:
 
 
 def refuse_nonfinite_weights(student: nn.Module, source: str) -> None:
-    """Raise UserError if a weight or running statistic that training starts from is not finite."""
+    """Raise UserError if an initial weight or running statistic is not finite."""
     for name, value in student.state_dict().items():
         if not torch.isfinite(value).all():
             raise UserError(f"The initial weights of {source} contain a number that is not finite, in {name}.")

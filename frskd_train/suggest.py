@@ -1,4 +1,4 @@
-"""Close matches for mistyped names; apart from `frskd_timm.lookup`, so that the parser need not import torch."""
+"""Close matches for mistyped names; not in `frskd_timm.lookup`, so that the parser does not import torch."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from pathlib import Path
 def suggest(name: str, known: Iterable[str], otherwise: str = "", within: Path = Path()) -> str:
     """Return the end of a sentence about an unknown name: `; did you mean A or B?`, else `; OTHERWISE.` or `.`.
 
-    `within` is the folder that holds the names, if they are files.
+    `within` is the folder of the names if they are files.
     """
     close = difflib.get_close_matches(name, list(known), n=3)
     if close:

@@ -1,4 +1,4 @@
-"""Batch normalisation over all processes, and batches that are too small for it."""
+"""Batch normalisation over all processes, and a check for batches that are too small."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from frskd_timm.task import StudentTask
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """A differentiable sum over processes: each process's loss depends on every process's input."""
+    """A differentiable sum over processes, because each loss depends on the inputs of all processes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -31,13 +31,13 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
     """`BatchNorm2d` with the statistics of all processes together, in float32; torch's own needs a GPU."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise [B, C, H, W]; like the plain layer in evaluation or in one process."""
+        """Normalise [B, C, H, W]; like the plain layer in evaluation or with one process."""
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(input)
         with torch.autocast(input.device.type, enabled=False):
             x = input.float()
             channels = x.shape[1]
-            # Mean first, then squared deviations: the difference of two large sums would lose precision.
+            # First the mean, then squared deviations, because the difference of two large sums would lose precision.
             count = torch.full((1,), float(x.numel() // channels), device=x.device)
             total = _SumOverProcesses.apply(torch.cat([x.sum(dim=(0, 2, 3)), count]))
             n = total[-1].detach()
@@ -61,16 +61,16 @@ class SyncedBatchNormAct2d(SyncedBatchNorm2d, BatchNormAct2d):
     """The same for timm's batch normalisation with activation."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise, drop out and activate [B, C, H, W]."""
+        """Normalise [B, C, H, W], then apply dropout and activation."""
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return BatchNormAct2d.forward(self, input)
         return self.act(self.drop(SyncedBatchNorm2d.forward(self, input)))
 
 
 def synchronise_norms(module: nn.Module, device: torch.device) -> None:
-    """Turn every BatchNorm2d of a module into a synchronised one, in place, without touching its state.
+    """Convert every BatchNorm2d of a module to a synchronised one, in place, without changing its state.
 
-    Changing the class, unlike torch's conversion, keeps hooks and references to the layers.
+    Unlike torch's conversion, changing the class keeps hooks and references to the layers.
     """
     on_cpu = device.type == "cpu"
     classes: dict[type, Any] = {
@@ -80,11 +80,11 @@ def synchronise_norms(module: nn.Module, device: torch.device) -> None:
     for child in module.modules():
         if type(child) in classes:
             child.__class__ = classes[type(child)]
-            child.process_group = None  # type: ignore[assignment]  # all processes; torch's layer reads it
+            child.process_group = None  # type: ignore[assignment]  # all processes; torch's layer reads this attribute
 
 
 def refuse_single_values(task: StudentTask, input_size: tuple[int, int, int]) -> None:
-    """Raise UserError if a batch of one image gives batch normalisation a single value per channel: no variance.
+    """Raise UserError if batch normalisation gets a single value per channel, without variance, from a batch of one.
 
     Args:
         task: The student's task.
@@ -115,7 +115,7 @@ def refuse_single_values(task: StudentTask, input_size: tuple[int, int, int]) ->
 
 
 def broadcast_buffers(module: nn.Module) -> None:
-    """Copy the main process's buffers (running statistics) to all processes, before validation and export."""
+    """Copy the buffers (running statistics) of the main process to all processes, before validation and export."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)

@@ -9,12 +9,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one training and end the process.
 
     The exit code is 0 for a finished run, 2 for an error that the user can fix, 130 after a signal that stopped the run
-    with a checkpoint, and 141 if nobody reads the output any more.
+    with a checkpoint, and 141 if the reader of the output is gone.
 
     Args:
         arguments: Flags; those of the command line by default.
     """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until training starts, Ctrl-C ends the process without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # before training starts, Ctrl-C ends the process without a traceback
     from frskd_train.errors import SettingsError, discard_output, exit_after_another, exit_process, exit_with_error
     from frskd_train.parse import parse_settings
 

@@ -31,8 +31,8 @@ from frskd_train.tasks import choose_job
 class Trainer:
     """One training run.
 
-    The constructor sets everything up and resumes; `run` trains and finishes. Everything random follows from the seed
-    and the step alone, so that a resumed run needs no generator state. Raises UserError if settings or data are unfit.
+    The constructor sets everything up and resumes; `run` trains and finishes. All random numbers depend only on the
+    seed and the step, so that a resumed run needs no generator state. Raises UserError for unusable settings or data.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -58,7 +58,7 @@ class Trainer:
         self.accelerator.init_trackers("frskd_timm", {name: str(value) for name, value in flat(settings).items()})
 
     def run(self) -> None:
-        """Train the epochs that are left, then score, export and publish; raises UserError if that fails."""
+        """Train the remaining epochs, then score, export and publish; raise UserError if that fails."""
         scaled = self.accelerator.mixed_precision == "fp16"
         self.guard = NonfiniteGuard(self.task, scaled) if self.settings.loop.skip_nonfinite else None
         self.interruptions = Interruptions(self.accelerator)
@@ -68,10 +68,10 @@ class Trainer:
             scores = self.close_epoch()
         self.finish(scores)
 
-    # Set up
+    # Setup
 
     def _load_data_and_task(self) -> None:
-        """Load the data, build the student that fits them and the method around it, and the batches."""
+        """Load the data, and create the student, the training task around it and the batches."""
         loop, accelerator = self.settings.loop, self.accelerator
         self.data = self.job.load_data(progress=self.is_main)
         self.student = self.job.build_student(self.data)
@@ -94,12 +94,12 @@ class Trainer:
         self.steps_per_epoch = self.updates_per_epoch * accelerator.gradient_accumulation_steps
 
     def _create_optimizer(self) -> None:
-        """Create optimizer, schedule and weight average, and wrap the task for this device and these processes."""
+        """Create optimizer, scheduler and weight average, and wrap the task for the device and the processes."""
         loop, settings = self.settings.loop, self.settings.optimizer
         optimizer = create_optimizer(settings, self.task, self.settings.method.teacher_lr_scale)
         self.scheduler = create_scheduler(settings, optimizer, self.updates_per_epoch)
         if loop.torchcompile:
-            torch.nn.Module.compile(self.task)  # in place: no wrapper, no prefix in the keys
+            torch.nn.Module.compile(self.task)  # in place, without a wrapper and its prefix in the keys
         self.model, self.optimizer = self.accelerator.prepare(self.task, optimizer)
         keep_until_exit(self.model)
         self.ema: ModelEmaV3 | None = None
@@ -113,7 +113,7 @@ class Trainer:
         """Claim the run's folder and start counting."""
         accelerator, output_dir = self.accelerator, self.settings.run.output_dir
         path = resume.run if resume else choose_folder(output_dir, self.settings.model.model, self.data.name)
-        self.folder = RunFolder(broadcast_object_list([path])[0])  # clocks may differ
+        self.folder = RunFolder(broadcast_object_list([path])[0])  # clocks of processes may differ
         if self.is_main:
             self.folder.claim(resuming=resume is not None)
         accelerator.wait_for_everyone()
@@ -131,7 +131,7 @@ class Trainer:
         }
 
     def _resume(self, resume: Resume) -> None:
-        """Go on from a checkpoint, or from the beginning if the run was stopped before its first one."""
+        """Continue from a checkpoint, or from the beginning if the run was stopped before its first one."""
         self.progress.say(*resume.notes)
         if resume.checkpoint is None:
             return
@@ -144,7 +144,7 @@ class Trainer:
         if self.is_main:
             set_aside_after(resume.checkpoint)
             if self.state.history:
-                self.folder.write_summary(self.state.history)  # the run may have been killed before it could
+                self.folder.write_summary(self.state.history)  # the run may have been killed before it wrote the file
         self.progress.say(f"Resuming from {resume.checkpoint}: {self.state.place}.")
 
     # One epoch
@@ -152,7 +152,7 @@ class Trainer:
     def train_epoch(self) -> None:
         """Train until the end of the current epoch, or until a signal stops the run."""
         state = self.state
-        if state.step >= self.steps_per_epoch:  # resumed where validation failed
+        if state.step >= self.steps_per_epoch:  # resumed after a failure in validation
             return
         self.model.train()
         self.progress.start_epoch()
@@ -167,7 +167,7 @@ class Trainer:
             raise UserError(f"The data ended in {state.place} of {self.steps_per_epoch}; images may have disappeared.")
 
     def train_step(self, images: Tensor, target: Tensor) -> bool:
-        """Train on images [B, C, H, W] and their targets; returns whether that completed an update of the weights."""
+        """Train on images [B, C, H, W] and their targets; return whether this completed an update of the weights."""
         state, optim, accelerator = self.state, self.settings.optimizer, self.accelerator
         last_update = max(1, self.updates_per_epoch * optim.epochs - 1)
         torch.manual_seed(step_seed(self.settings.loop.seed, state.updates, state.step, accelerator.process_index))
@@ -189,7 +189,7 @@ class Trainer:
         self.meter.update(result)
         self.progress.step()
         state.step += 1
-        if accelerator.device.type == "cpu":  # on other devices this would force a synchronisation at every step
+        if accelerator.device.type == "cpu":  # on other devices this would synchronise at every step
             self.refuse_nonfinite()
         if not accelerator.sync_gradients:
             return False
@@ -199,7 +199,7 @@ class Trainer:
         return True
 
     def report_and_save(self) -> None:
-        """Print progress, save a checkpoint or stop, as far as each is due after this update."""
+        """Print progress, save a checkpoint or stop, if due after this update."""
         state, run = self.state, self.settings.run
         if state.updates % run.log_interval == 0:
             self.refuse_nonfinite()
@@ -217,14 +217,14 @@ class Trainer:
             exit_process(self.interruptions.exit_code)
 
     def close_epoch(self) -> Scores:
-        """Validate if it is due, log the epoch's row and save a checkpoint; returns the scores, if any."""
+        """Validate if it is due, log the epoch's row and save a checkpoint; return the scores, if any."""
         state, meter, accelerator = self.state, self.meter, self.accelerator
         is_last = state.epoch + 1 == self.settings.optimizer.epochs
         is_due = is_last or (state.epoch + 1) % self.settings.run.val_interval == 0
         try:
             scores = self.validate() if is_due else {}
         except UserError:
-            if accelerator.num_processes == 1:  # several may disagree on the failure
+            if accelerator.num_processes == 1:  # several processes may disagree on the failure
                 self.save()
                 if is_last:
                     self.export()
@@ -234,7 +234,7 @@ class Trainer:
         if self.settings.loop.skip_nonfinite:
             row["skipped_steps"] = meter.bad_steps()
         state.finish_epoch({**row, "images_per_second": round(self.progress.images_per_second, 1)})
-        outputs: Any = self.student.num_classes  # may be more than the data have classes
+        outputs: Any = self.student.num_classes  # may be more than the classes of the data
         note = learning_note(state.history, meter.recent(accelerator), self.job.shown, outputs, state.updates)
         self.meter = TrainMeter(accelerator.device)
         accelerator.log(row, step=state.updates)
@@ -245,7 +245,7 @@ class Trainer:
         return scores
 
     def validate(self) -> Scores:
-        """Score student and self-teacher on the validation images; the student's average if there is one."""
+        """Score student (or its average if there is one) and self-teacher on the validation images."""
         broadcast_buffers(self.task)
         self.task.eval()
         measure, batches = self.job.measure, self.val_batches
@@ -267,17 +267,17 @@ class Trainer:
             best = state.best["checkpoint"] if state.best else None
             prune(folder.checkpoints, self.settings.run.checkpoint_hist, best)
             folder.write_summary(state.history)
-        state.note_checkpoint(folder.checkpoints / checkpoint_name(state.updates))  # restarts every process's clock
+        state.note_checkpoint(folder.checkpoints / checkpoint_name(state.updates))  # restarts all processes' clocks
         self.accelerator.wait_for_everyone()
 
     def refuse_nonfinite(self) -> None:
         """Raise UserError if more steps of this epoch than `--skip-nonfinite` had a loss that is not finite."""
         refuse_nonfinite(self.meter, self.state, self.settings.loop.skip_nonfinite)
 
-    # The end
+    # End of the run
 
     def export(self) -> None:
-        """Write the folder of the student, or of its average if there is one."""
+        """Export the student, or its average if there is one."""
         if self.is_main:
             report.export_run(self.folder, self.job, self.data, self.exported)
 
@@ -285,7 +285,7 @@ class Trainer:
         """Export the student, write the run's report and publish."""
         self.progress.say(*self.data.bad_images())
         self.export()
-        scores = scores or self.validate()  # no scores yet if a finished run was resumed
+        scores = scores or self.validate()  # there are no scores if a finished run was resumed
         if self.is_main:
             metrics = report.make_metrics(self.job, self.data, self.exported, self.accelerator, scores, self.state)
             report.finish_run(self.folder, self.job, self.data, self.task, metrics, self.state.history)

@@ -1,8 +1,8 @@
 """All settings of a training run: typed, grouped, and documented where they are declared.
 
 A setting is a flag (`--batch-size 64`), a key of a recipe (`batch_size: 64`) and a line of a run's `config.yaml`.
-Names follow timm's `train.py`. What else is to be known of a setting stands in its annotation: its bounds, the task it
-belongs to, whether it may change when a run is resumed, and whether it is published (`frskd_train.constraints.Fact`).
+Names follow timm's `train.py`. The annotation of a setting also contains its bounds, the task it belongs to, whether it
+may change when a run is resumed, and whether it is published (`frskd_train.constraints.Fact`).
 This package imports neither torch nor timm, so that `--help` and wrong flags answer immediately.
 """
 
@@ -68,7 +68,7 @@ def flag(name: str) -> str:
 
 
 def declared(group: type) -> dict[str, tuple[Any, ...]]:
-    """Return what each setting of a group (for `Settings`, of all groups) declares beside its type, by its name."""
+    """Return the declarations of each setting of a group (for `Settings`, of all groups) besides its type, by name."""
     hints = typing.get_type_hints(group, include_extras=True)
     if group is Settings:
         return {name: facts for part in hints.values() for name, facts in declared(part).items()}
@@ -76,6 +76,6 @@ def declared(group: type) -> dict[str, tuple[Any, ...]]:
 
 
 def foreign(task: str) -> list[str]:
-    """Return the settings that only another task has."""
+    """Return the settings that belong only to another task."""
     other = SEGMENTATION if task == "classification" else CLASSIFICATION
     return [name for name, facts in declared(Settings).items() if other in facts]

@@ -34,15 +34,15 @@ class DataSettings:
     """File that maps the classes of the data to the outputs of the model (for segmentation: that names the labels).
     One name per line in the order of the outputs, or a name and a number per line."""
     train_num_samples: Annotated[int | None, Count] = None
-    """Train on this many images only, balanced over the classes as far as possible, always the same ones."""
+    """Train on this many images only, always the same ones, balanced over the classes as far as possible."""
     data_mode: Literal["auto", "memory", "stream"] = "auto"
     """memory: decode once, keep as uint8, augment in batches. stream: decode in workers. auto: memory if it fits."""
     memory_limit: Annotated[float, Positive, PRIVATE] = 2.0
-    """GiB of decoded images up to which `auto` keeps a dataset in memory."""
+    """Size in GiB of the decoded images up to which `auto` keeps a dataset in memory."""
     workers: Annotated[int, NotNegative, PRIVATE] = 2
     """Decoding processes per training process when streaming."""
     bad_images: Literal["stop", "skip"] = "stop"
-    """What to do with an unreadable image: stop and name it, or skip it (a stream trains on the next one) and count."""
+    """What to do with an unreadable image: stop and name it, or skip and count it (a stream trains on another one)."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Settings of the student and of the method it is trained with."""
+"""Settings of the student and of its training method."""
 
 import re
 from dataclasses import dataclass, field
@@ -47,16 +47,16 @@ class ModelSettings:
     """The student: any timm model."""
 
     task: Annotated[Literal["classification", "segmentation"], FIXED] = "classification"
-    """What the student predicts: the class of an image, or of each of its pixels. Each has its own defaults."""
+    """What the student predicts: one class per image, or one per pixel. Each task has its own defaults."""
     model: Annotated[str, FIXED, LOCAL] = "wide_resnet16_2_frskd"
     """Name of the student: any of timm.list_models(), or a `local-dir:` / `hf-hub:` name.
-    For segmentation the name of the backbone, or efficientdet_d0 / efficientdet_d1."""
+    For segmentation, the name of the backbone, or efficientdet_d0 / efficientdet_d1."""
     pretrained: Annotated[bool, FIXED] = False
     """Start from timm's pretrained weights for this name (the classifier is replaced if the classes differ)."""
     initial_checkpoint: Annotated[str | None, FIXED, LOCAL, CLASSIFICATION] = None
-    """Start from this file of weights (.safetensors, or what timm's train.py writes), but for another classifier."""
+    """Weights file to start from (.safetensors or a timm checkpoint); a classifier of another size is skipped."""
     linear_probe: Annotated[bool, FIXED, CLASSIFICATION] = False
-    """Train the classifier only, on the frozen rest of the student (running statistics too); needs --method ce."""
+    """Train only the classifier and freeze the rest, including running statistics; needs --method ce."""
     num_classes: Annotated[int | None, Count, FIXED, CLASSIFICATION] = None
     """Number of outputs; by default, and at least, the number of classes in the data."""
     drop: Annotated[float, Range(low=0, high=0.99), CLASSIFICATION] = 0.0
@@ -66,7 +66,7 @@ class ModelSettings:
     model_kwargs: Annotated[KeywordArguments, FIXED] = field(default_factory=dict)
     """Additional arguments of timm.create_model, such as --model-kwargs patch_size=4; no words clear them."""
     grad_checkpointing: bool = False
-    """Trade time for memory in the student's backward pass."""
+    """Recompute activations in the student's backward pass, which saves memory and costs time."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,14 @@ class MethodSettings:
     temperature: Annotated[float, Positive] = 4.0
     """Softmax temperature T of the soft labels; the loss is multiplied by T squared."""
     logit_loss: LogitLoss = "kl"
-    """The soft-label loss. kl: the paper's. standardised: of z-scored logits. dkd: decoupled. dist: of correlations."""
+    """The soft-label loss. kl: as in the paper. standardised: z-scored logits. dkd: decoupled. dist: correlations."""
     gate: Literal["none", "advantage"] = "none"
-    """advantage: take the soft labels only of images (or pixels) that the self-teacher classifies better."""
+    """advantage: use the soft labels only for images (or pixels) that the self-teacher classifies better."""
     distill_schedule: Annotated[Literal["constant", "lead", "ramp", "warmup"], FIXED] = "ramp"
     """constant: as in the paper. ramp: alpha and beta times exp(-5 (1 - t)^2), with t from 0 to 1 over the run.
     warmup: rising linearly over the first tenth. lead: times the self-teacher's relative lead in cross-entropy."""
     distill_start: Annotated[float, Range(low=0)] = 0.0
-    """Epoch at which distillation starts; before it alpha and beta are 0, and t counts from it."""
+    """Epoch at which distillation starts; before it, alpha and beta are 0, and t counts from it."""
     self_teacher: Annotated[SelfTeacher, FIXED, CLASSIFICATION] = "bifpnc"
     """The self-teacher. bifpnc: channels follow the student's levels. bifpn: the same width at all levels. residual:
     bifpnc with at most 256 channels, whose logits correct the student's."""
@@ -105,15 +105,15 @@ class MethodSettings:
     teacher_gradient: Annotated[float, Fraction] = 1.0
     """Factor of the gradient from the self-teacher into the backbone; 0 detaches the feature maps."""
     teacher_ema: Annotated[float, Range(low=0, high=0.9999), FIXED] = 0.0
-    """Decay of a moving average of student and self-teacher that gives the soft labels and maps; 0 for none."""
+    """Decay of a moving average of student and self-teacher that provides soft labels and maps; 0 for none."""
     teacher_interval: Annotated[int, Count, FIXED] = 1
-    """Run the self-teacher in every so many updates only; the others train the student on the labels alone."""
+    """Run the self-teacher only in every Nth update; the other updates train the student on the labels only."""
     feature_loss: Annotated[FeatureLoss, FIXED] = "attention"
     """The feature-map loss."""
     feature_levels: Annotated[int, Count, FIXED, CLASSIFICATION] = 4
-    """Maximum number of levels of the student's pyramid that are used, coarsest first."""
+    """Maximum number of levels of the student's pyramid; the coarsest ones are used."""
     sla: Annotated[bool, FIXED, CLASSIFICATION] = False
-    """Self-supervised label augmentation: classes times four rotations, on both networks."""
+    """Self-supervised label augmentation with four rotations per class, for both networks."""
     sla_weight: Annotated[float, NotNegative, CLASSIFICATION] = 1.0
     """Weight of the SLA terms that distill the aggregated classifiers into the plain ones."""
 

@@ -1,4 +1,4 @@
-"""Settings of the optimizer, the training loop and the run's folder."""
+"""Settings of the optimizer, the training loop and the run folder."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -69,7 +69,7 @@ class LoopSettings:
     sync_bn: bool = False
     """Synchronize batch normalization across processes, also on CPU."""
     skip_nonfinite: Annotated[int, NotNegative] = 0
-    """Steps per epoch that may be skipped because of a loss that is not finite; one more stops. Slightly slower."""
+    """Steps per epoch with a loss that is not finite that are skipped; one more stops the run. Slightly slower."""
     model_ema: Annotated[bool, FIXED] = False
     """Keep an exponential moving average of the student's weights and export the average."""
     model_ema_decay: Annotated[float, Range(low=0, high=0.999999)] = 0.998
@@ -84,7 +84,7 @@ class LoopSettings:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """The run's folder, its checkpoints, and what is done with the student at the end."""
+    """The run folder, its checkpoints, and what happens to the student at the end."""
 
     config: Annotated[str | None, PRIVATE] = None
     """Recipe: a YAML file with one setting per line, or the name of an included recipe; flags override it."""
@@ -95,11 +95,11 @@ class RunSettings:
     checkpoint_hist: Annotated[int, Count, PRIVATE] = 2
     """Number of latest checkpoints to keep, in addition to the best one."""
     checkpoint_minutes: Annotated[float, Positive, PRIVATE] = 10.0
-    """Longest time between two checkpoints; one is always written at the end of an epoch."""
+    """Longest time in minutes between two checkpoints; one is always written at the end of an epoch."""
     val_interval: Annotated[int, Count] = 1
     """Epochs between validations; the last epoch is always validated."""
     log_interval: Annotated[int, Count, PRIVATE] = 50
-    """Steps between two lines of progress if the output is not a terminal."""
+    """Steps between two progress lines if the output is not a terminal."""
     tag: Annotated[str | None, Pattern(r"\w[\w.-]{0,63}", "1 to 64 letters, digits, '_', '-' or '.'")] = None
     """Tag of the exported weights (ARCHITECTURE.TAG); the dataset's name by default."""
     license: str | None = None

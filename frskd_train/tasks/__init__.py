@@ -1,4 +1,4 @@
-"""What differs between the tasks of `--task`."""
+"""The parts that differ between the tasks of `--task`."""
 
 from torch import nn
 
@@ -12,7 +12,7 @@ __all__ = ["Job", "choose_job", "job_of"]
 
 
 def choose_job(settings: Settings) -> Job:
-    """Return the job of a run; raises UserError if timm has no such model, or no weights of it to start from."""
+    """Return the job of a run; raise UserError if timm has no such model or no weights to start from."""
     return SegmentationJob(settings) if settings.model.task == "segmentation" else ClassificationJob(settings)
 
 

@@ -1,4 +1,4 @@
-"""The interface of a job: what trainer, report and `validate.py` need of a task."""
+"""The interface of a job, which trainer, report and `validate.py` use for a task."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, Settings
 from frskd_train.sync_batchnorm import refuse_single_values
 
-PICTURED = 5  # validation images on the picture of what the networks see
+PICTURED = 5  # number of validation images in the picture
 
 
 class Job(ABC):
@@ -26,10 +26,10 @@ class Job(ABC):
 
     Attributes:
         settings: Settings of the run.
-        model_cfg: What timm knows about the student's input.
+        model_cfg: timm's configuration of the student's input.
         measure: How networks are scored.
-        score: Name of the score, in percent, that decides which epoch is the best.
-        shown: Labels of the scores that are shown, by their names; `score` first.
+        score: Name of the score, in percent, that determines the best epoch.
+        shown: Labels of the scores to show, by name; `score` first.
         notes: Sentences to show before training.
     """
 
@@ -43,7 +43,7 @@ class Job(ABC):
         self.notes: list[str] = []
 
     def load_data(self, progress: bool) -> TrainingData:
-        """Return images and targets of the run; raises UserError if they cannot be trained on."""
+        """Return images and targets of the run; raise UserError if they cannot be used for training."""
         model = self.settings.model
         return load_data(
             self.settings.data,
@@ -58,13 +58,13 @@ class Job(ABC):
 
     @abstractmethod
     def build_student(self, data: TrainingData) -> nn.Module:
-        """Return the student for these data; raises UserError if the settings do not fit it."""
+        """Return the student for these data; raise UserError if the settings do not fit it."""
 
     def build_task(self, student: nn.Module, data: TrainingData) -> StudentTask:
-        """Return the method around the student.
+        """Return the training task around the student.
 
         Raises:
-            UserError: The student has no feature maps for it, or batches are too small for batch normalisation.
+            UserError: The student lacks the feature maps, or batches are too small for batch normalisation.
         """
         task = self.make_task(student, data)
         loop, world_size = self.settings.loop, PartialState().num_processes
@@ -74,7 +74,7 @@ class Job(ABC):
         return task
 
     def distillation_options(self) -> dict[str, Any]:
-        """Return the arguments of `DistillationTask` that follow from the settings in the same way for every task."""
+        """Return the arguments of `DistillationTask` that all tasks derive from the settings in the same way."""
         method = self.settings.method
         return {
             "feature_loss": method.feature_loss,
@@ -92,26 +92,26 @@ class Job(ABC):
 
     @abstractmethod
     def make_task(self, student: nn.Module, data: TrainingData) -> StudentTask:
-        """Return the method around the student; raises UserError if the student has no feature maps for it."""
+        """Return the training task around the student; raise UserError if the student lacks the feature maps."""
 
     @classmethod
     @abstractmethod
     def load_validation(
         cls, data: DataSettings, fit: FitSettings, student: nn.Module, progress: bool
     ) -> ValidationData:
-        """Return validation data for a trained student; raises UserError if they do not fit it."""
+        """Return validation data for a trained student; raise UserError if they do not fit it."""
 
     @abstractmethod
     def about_student(self, student: nn.Module) -> dict[str, str]:
-        """Return `model`, the name that was asked for, and `architecture`, timm's name of the network."""
+        """Return `model`, the name in the settings, and `architecture`, timm's name of the network."""
 
     @abstractmethod
     def draw(self, folder: Path, data: TrainingData, task: StudentTask) -> list[Path]:
-        """Draw what the networks see in a few validation images; return the paths of the pictures."""
+        """Draw attention maps or predictions for a few validation images; return the paths of the pictures."""
 
     @abstractmethod
     def export(self, folder: RunFolder, data: TrainingData, student: nn.Module, finish: Callable[[Path], Any]) -> None:
-        """Write the student's folder, after calling `finish` with it, and others that do not need this package."""
+        """Write the student's folder, after calling `finish` with it, and further folders that need only timm."""
 
     def write_cards(self, folder: RunFolder, metrics: Metrics) -> None:
         """Write the model cards of the exported folders."""
@@ -122,7 +122,7 @@ class Job(ABC):
         return self.settings.run.tag or data.name
 
     def columns(self, scores: Scores) -> dict[str, float]:
-        """Return scores by their names in `summary.csv`; those of the self-teacher begin with `teacher_`."""
+        """Return scores by their columns in `summary.csv`; those of the self-teacher begin with `teacher_`."""
         if not scores:
             return {}
         found = {name: scores["student"][name] for name in self.shown} | {"val_loss": scores["student"]["loss"]}

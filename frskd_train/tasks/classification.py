@@ -40,7 +40,7 @@ class ClassificationJob(Job):
         if self.settings.model.linear_probe:
             if method.method != "ce":
                 raise UserError(
-                    f"--linear-probe trains no feature maps, so --method {method.method} has nothing to teach: "
+                    f"--linear-probe trains no feature maps, so --method {method.method} has nothing to distill: "
                     "add --method ce."
                 )
             return LinearProbeTask(student, smoothing)
@@ -75,7 +75,7 @@ class ClassificationJob(Job):
 
     def about_student(self, student: nn.Module) -> dict[str, str]:
         model = self.settings.model.model
-        if ":" in model:  # the config of a local folder or a repository names what it holds
+        if ":" in model:  # the config of a local folder or a repository has the architecture's name
             model = str(student.pretrained_cfg["architecture"])  # type: ignore[index]
         return {"model": model, "architecture": stock_name(model.split(".")[0]) or model.split(".")[0]}
 
@@ -105,7 +105,7 @@ class ClassificationJob(Job):
         return [picture]
 
     def export(self, folder: RunFolder, data: TrainingData, student: nn.Module, finish: Callable[[Path], Any]) -> None:
-        """Write a timm checkpoint, under timm's own name of the architecture if it has one."""
+        """Write a timm checkpoint under timm's own name of the architecture, if it has one."""
         pre = data.preprocessing
         export_student(
             student,

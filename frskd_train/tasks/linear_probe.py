@@ -1,4 +1,4 @@
-"""A linear probe: the student as it stands, and a classifier trained on what it sees."""
+"""Linear probe: a new classifier trained on the frozen features of the student."""
 
 from torch import nn
 
@@ -7,10 +7,10 @@ from frskd_timm.task import CrossEntropyTask
 
 
 class LinearProbeTask(CrossEntropyTask):
-    """Cross-entropy for the classifier alone; the rest is frozen, running statistics of its normalisation too.
+    """Cross-entropy for the classifier only; the rest is frozen, including running statistics of normalisation layers.
 
     Args:
-        student: Any timm classifier. Its parameters but for the classifier's stop asking for gradients.
+        student: Any timm classifier. All parameters outside its classifier are frozen.
         smoothing: Label smoothing, 0..1.
 
     Raises:
@@ -20,7 +20,7 @@ class LinearProbeTask(CrossEntropyTask):
     def __init__(self, student: nn.Module, smoothing: float = 0.0) -> None:
         super().__init__(student, smoothing)
         found = student.get_classifier()  # type: ignore[operator]
-        # Not a child: the classifier is in the student, and keys of checkpoints stay those of a full training.
+        # Not a child, because the classifier is in the student, and checkpoints keep the keys of a full training.
         self._classifiers = tuple(found) if isinstance(found, tuple | list) else (found,)
         student.requires_grad_(False)
         for classifier in self._classifiers:
@@ -29,7 +29,7 @@ class LinearProbeTask(CrossEntropyTask):
             raise UserError(f"--linear-probe needs a student with a classifier; {type(student).__name__} has none.")
 
     def train(self, mode: bool = True) -> "LinearProbeTask":
-        """Set the classifier's mode; all else stays as in evaluation."""
+        """Set the mode of the classifier; all other layers stay in evaluation mode."""
         super().train(mode)
         self.student.eval()
         for classifier in self._classifiers:

@@ -96,7 +96,7 @@ class SegmentationJob(Job):
                 "--img-size, --crop-pct, --crop-mode and --interpolation are for classification: segmentation scores "
                 "images at their own size."
             )
-        if data.dataset == DataSettings().dataset:  # nothing was said
+        if data.dataset == DataSettings().dataset:  # --dataset was not given
             data = default_settings("segmentation").data
         names = student.class_names or [f"class {number}" for number in range(student.num_classes)]
         preprocessing = Preprocessing((student.in_chans, 1, 1), tuple(student.mean), tuple(student.std))
