@@ -1,7 +1,7 @@
-"""From a finished run to weights that ship with the package: `python -m tools.ship RUN --baseline RUN_CE`.
+"""Ship the weights of a finished run with the package: `python -m tools.ship RUN --baseline RUN_CE`.
 
-The scores that ship are those of the file that ships, in float32, as `validate.py` measures them; the baseline is
-scored anew in the same way.
+The published scores are those of the shipped file in float32, as measured by `validate.py`; the baseline is scored
+again in the same way.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from frskd_train.report.metrics import Baseline, Metrics, read_metrics
 from frskd_train.settings import DataSettings, LoopSettings, Settings
 from tools import zoo
 
-HALF_MAY_COST = 0.02  # points of top-1 that half precision may change; beyond, float32 ships
+HALF_MAY_COST = 0.02  # largest change of top-1 in points by half precision; otherwise float32 ships
 PICTURE_WIDTH = 1000  # pixels
 
 
@@ -51,25 +51,25 @@ def ship(
     root: Path = zoo.ROOT,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Write `frskd_timm/weights/MODEL.TAG/`, the row of the results, and the documents that show it.
+    """Write `frskd_timm/weights/MODEL.TAG/`, the row of the results, and the documents that contain it.
 
     Args:
         run: Folder of a finished run of a student of this package.
-        baseline: Folders of `--method ce` runs of the same recipe. Without one, the baseline of the weights that
-            ship under this name already is kept, if their recipe differs in the method only.
-        dataset: Where the data are now, if not where the run found them.
+        baseline: Folders of `--method ce` runs of the same recipe. Without one, the baseline of the weights already
+            shipped under this name is kept, if their recipe differs only in the method.
+        dataset: Current location of the data, if it differs from that in the run.
         dataset_name: Readable name of the data for card and results.
         hub_dataset: The data's id on the Hub, for the card.
         threads: CPU threads.
         root: The repository.
-        say: Gets each line of the report.
+        say: Called with each line of the report.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: The run is not finished, is none of a registered student, or its score does not come out again; or
-            a baseline is another recipe's.
+        UserError: The run is not finished or has no registered student, its score is not reproduced, or a baseline
+            was trained with another recipe.
     """
     run = Path(run)
     settings, metrics = _finished(run)
@@ -83,7 +83,7 @@ def ship(
     before = (metrics.student or {})["top1"]
 
     scores = _score(model, data, accelerator)
-    if abs(scores["top1"] - before) > 0.3:  # the run's own was in mixed precision
+    if abs(scores["top1"] - before) > 0.3:  # the run's own score was in mixed precision
         raise UserError(
             f"{run} ended with {before:.2f}% top-1, but its student scores {scores['top1']:.2f}% on these data: they "
             "are not the run's."
@@ -132,7 +132,7 @@ def _finished(run: Path) -> tuple[Settings, Metrics]:
 
 
 def _score(model: nn.Module, data: DataSettings, accelerator: Accelerator) -> dict[str, float]:
-    """Top-1, top-5 and loss on the rows that a run validates on."""
+    """Measure top-1, top-5 and loss on the validation rows of a run."""
     loaded = load_validation(
         data,
         Preprocessing.from_timm(resolve_data_config({}, model=model)),
@@ -144,7 +144,7 @@ def _score(model: nn.Module, data: DataSettings, accelerator: Accelerator) -> di
 
 
 def _sample_scores(model: nn.Module, accelerator: Accelerator) -> dict[str, Any] | None:
-    """The scores on the test images in the repository; None for other classes than theirs."""
+    """Measure scores on the test images in the repository; return None for a model with other classes."""
     try:
         scores = _score(model, DataSettings(), accelerator)
     except UserError:
@@ -157,7 +157,7 @@ def _tidy(scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def _rounded(model: nn.Module) -> nn.Module:
-    """The model as it is after its parameters have been through float16."""
+    """Return a copy of the model with parameters rounded to float16."""
     model = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -217,7 +217,7 @@ def _write(folder: Path, run: Path, model: nn.Module, half: bool, metrics: Metri
 
 
 def _shrink(picture: Path, target: Path) -> None:
-    """A picture of a few colours and at most `PICTURE_WIDTH`, on white."""
+    """Save a picture with few colours, on white, at most `PICTURE_WIDTH` wide."""
     with Image.open(picture) as file:
         image = file.convert("RGBA")
     flat_image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -228,17 +228,17 @@ def _shrink(picture: Path, target: Path) -> None:
 
 
 def main() -> None:
-    """Parse the arguments and writes weights, results and documents."""
-    parser = argparse.ArgumentParser(description="From a finished run to frskd_timm/weights/, results and tables.")
+    """Parse the arguments and write weights, results and documents."""
+    parser = argparse.ArgumentParser(description="Write frskd_timm/weights/, results and tables from a finished run.")
     parser.add_argument("run", type=Path, help="folder of the finished run")
     parser.add_argument(
         "--baseline",
         type=Path,
         nargs="+",
         default=[],
-        help="runs of --method ce, the same recipe; without it, that of the weights replaced if it is this recipe's",
+        help="runs of the same recipe with --method ce; by default that of the replaced weights, if it fits",
     )
-    parser.add_argument("--dataset", help="where the data are now, if not where the run found them")
+    parser.add_argument("--dataset", help="current location of the data, if it differs from that in the run")
     parser.add_argument("--dataset-name", help="readable name of the data, for card and results")
     parser.add_argument("--hub-dataset", metavar="OWNER/NAME", help="the data's id on the Hub, for the card")
     parser.add_argument("--threads", type=int, help="CPU threads; all cores by default")

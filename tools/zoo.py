@@ -1,7 +1,7 @@
-"""The zoo's results and the documents that show them: `python -m tools.zoo` writes the documents anew.
+"""Results of the zoo and the documents that contain them; `python -m tools.zoo` rewrites the documents.
 
-`results/results.csv` holds one row for each set of weights that ships; `MODEL_CARD.md` and a table in `README.md` come
-from it, from the registry and from the recipes.
+`results/results.csv` has one row for each set of shipped weights. `MODEL_CARD.md` and a table in `README.md` are
+generated from it, from the registry and from the recipes.
 """
 
 import csv
@@ -32,7 +32,7 @@ BEGIN, END = "<!-- begin: written by python -m tools.zoo -->", "<!-- end -->"
 
 
 def results_row(metrics: Metrics) -> dict[str, str]:
-    """Return one run's line of the results, in timm's form; without a baseline or sample their columns are empty."""
+    """Return the row of a run in timm's format; without a baseline or sample, their columns are empty."""
     assert metrics.student is not None
     row: dict[str, Any] = {
         "model": f"{metrics.model}.{metrics.tag}",
@@ -48,7 +48,7 @@ def results_row(metrics: Metrics) -> dict[str, str]:
 
 
 def read_results(path: Path = RESULTS) -> list[dict[str, str]]:
-    """Rows of the results; none where no student has been published."""
+    """Read the rows of the results; empty if no student has been published."""
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="") as file:
@@ -56,7 +56,7 @@ def read_results(path: Path = RESULTS) -> list[dict[str, str]]:
 
 
 def update_results(row: Mapping[str, str], path: Path = RESULTS) -> None:
-    """Put a row of the columns `COLUMNS` into the results, in place of an older one of the same weights."""
+    """Add a row with the columns `COLUMNS` to the results; replace an older row of the same weights."""
     rows = {old["model"]: old for old in read_results(path)} | {row["model"]: dict(row)}
     path.parent.mkdir(exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -66,11 +66,11 @@ def update_results(row: Mapping[str, str], path: Path = RESULTS) -> None:
 
 
 def zoo_card(results: Sequence[Mapping[str, str]], recipes: Path | None = None) -> ModelCard:
-    """The card of all students; their weights are those in the results, and none that is not there.
+    """Return the card of all students, with the weights in the results.
 
     Args:
         results: Rows with the columns `COLUMNS`.
-        recipes: Folder of recipes, which say what else there could be; the repository's by default.
+        recipes: Folder of the recipes for further weights; that of the repository by default.
     """
     data = ModelCardData(
         license="apache-2.0",
@@ -100,7 +100,7 @@ def results_table(results: Sequence[Mapping[str, str]]) -> str:
 
 
 def state_of_entries(results: Sequence[Mapping[str, str]], recipes: Path) -> str:
-    """Students against the data sets of the recipes: which have weights, which have a recipe, what these wait for."""
+    """Return a table of students and datasets that shows which have weights, which a recipe, and what these need."""
     cells: dict[tuple[str, str], str] = {}
     needs: dict[str, dict[str, list[str]]] = {}  # tag -> what a recipe needs -> its students
     students = timm.list_models("*_frskd")
@@ -128,10 +128,10 @@ def state_of_entries(results: Sequence[Mapping[str, str]], recipes: Path) -> str
 
 
 def with_table(document: str, table: str) -> str:
-    """A document with a table in place of what stands between its two markers.
+    """Return a document with a new table between its two markers.
 
     Raises:
-        ValueError: It has no markers.
+        ValueError: The document has no markers.
     """
     before, begin, rest = document.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -149,7 +149,7 @@ def write_documents(root: Path = ROOT) -> None:
 
 
 def _student(name: str, results: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    with torch.device("meta"):  # counts without computing initial weights
+    with torch.device("meta"):  # counts parameters without computing initial weights
         model = timm.create_model(name, num_classes=1000)
     tags = [row["model"].split(".", 1)[1] for row in results if row["model"].split(".")[0] == name]
     return {
