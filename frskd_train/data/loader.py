@@ -1,4 +1,4 @@
-"""Reads batches: from memory, in the training process, or by worker processes while the network trains."""
+"""Reading of batches: from memory, in the training process, or by worker processes during training."""
 
 import atexit
 import math
@@ -22,13 +22,13 @@ from frskd_train.data.sampler import Rows
 from frskd_train.data.splits import Sample, Split
 from frskd_train.data.transforms import SampleTransform, as_is, untouched_randomness
 
-GRACE = 60  # seconds that a worker lives on after SIGTERM, so that the step under way can be finished
+GRACE = 60  # seconds that a worker continues after SIGTERM, so that the current step can finish
 Batch = tuple[Tensor | None, Tensor, dict[int, str]]  # images, targets, messages about samples that cannot be used
 
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """One batch to be read: places of samples, and a seed for the transform of each."""
+    """One batch to read: places of samples, and a seed for the transform of each."""
 
     places: Rows
     seeds: Rows
@@ -39,13 +39,13 @@ Requests = Callable[[], Iterator[BatchRequest]]
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of a split, and how they are read.
+    """The samples of a split, and how to read them.
 
     Attributes:
-        source: Encoded or decoded.
-        transform: What is done to each sample.
-        workers: Processes that decode; 0 decodes in the training process.
-        bad_images: Whether a sample that cannot be used stops, or is left out (in training: replaced by another).
+        source: Encoded or decoded samples.
+        transform: Transform of each sample.
+        workers: Number of decoding processes; 0 decodes in the training process.
+        bad_images: Whether an unusable sample is an error, or is left out (in training: replaced by another).
         bad: Messages about the samples that were left out while streaming, by place.
     """
 
@@ -60,17 +60,17 @@ class Samples:
 
     @property
     def split(self) -> Split:
-        """The split that they come from."""
+        """Split of the samples."""
         return self.source.split if isinstance(self.source, Cache) else self.source
 
 
 class SampleDataset(Dataset):
-    """Requests to batches, in a worker or in the training process.
+    """Dataset that converts requests to batches, in a worker or in the training process.
 
     Args:
-        samples: What is read.
-        replace: Take another sample for one that cannot be used, so that a batch is short only if no sample at all
-            can be used; else such samples are left out.
+        samples: The samples to read.
+        replace: Replace unusable samples by others, so that a batch is only short if no sample at all can be used;
+            otherwise unusable samples are left out.
     """
 
     def __init__(self, samples: Samples, replace: bool) -> None:
@@ -97,9 +97,9 @@ class SampleDataset(Dataset):
         return torch.stack(images), torch.stack(targets), bad
 
     def _other(self, place: int, bad: dict[int, str]) -> Sample | None:
-        """Return the sample that always stands in for one that cannot be used.
+        """Return the fixed replacement of an unusable sample.
 
-        Candidates are far apart, so that a damaged stretch of the dataset is not replaced by one and the same sample.
+        Candidates are far apart, so that a damaged section of the dataset is not replaced by a single sample.
         """
         count = len(self._source)
         stride = next(step for step in range(max(1, round(0.618 * count)), 2 * count + 2) if math.gcd(step, count) == 1)
@@ -116,7 +116,7 @@ class SampleDataset(Dataset):
 
 @dataclass
 class _Sampler:
-    """The sampler of a DataLoader that lives through all epochs: what it gives is set before each."""
+    """Sampler of a DataLoader that is used for all epochs; its content is set before each epoch."""
 
     make: Requests = field(default=lambda: iter(()))
 
@@ -125,7 +125,7 @@ class _Sampler:
 
 
 class Reader:
-    """Runs requests for batches of some samples on a device; in training it keeps workers and replaces bad samples."""
+    """Read requested batches of samples to a device; in training, keep workers and replace bad samples."""
 
     def __init__(self, samples: Samples, device: torch.device, is_training: bool) -> None:
         self._samples = samples
@@ -141,14 +141,14 @@ class Reader:
                 pin_memory=device.type == "cuda",
                 worker_init_fn=partial(_start_worker, _worker_ending()),
                 persistent_workers=is_training,
-                generator=torch.Generator(),  # else every pass draws from the global one
+                generator=torch.Generator(),  # otherwise every pass draws from the global generator
             )
 
     def run(self, requests: Requests) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images uint8 [B, C, H, W] and targets of each request; none of a request without a usable sample.
+        """Yield images uint8 [B, C, H, W] and targets of each request, except requests without a usable sample.
 
         Raises:
-            UserError: A sample that cannot be used if those stop, or a worker that died.
+            UserError: A sample cannot be used and `bad_images` is 'stop', or a worker died.
         """
         source = self._samples.source
         if isinstance(source, Cache) and isinstance(source.images, Tensor) and self._samples.transform is as_is:
@@ -169,7 +169,7 @@ class Reader:
         try:
             yield from self._loader
         except (RuntimeError, OSError, EOFError) as error:
-            # A dead worker also shows as a lost connection; what a worker itself raised is "Caught ... in" it.
+            # A dead worker may also cause a connection error; exceptions of a worker contain "Caught ... in".
             is_lost = isinstance(error, OSError | EOFError) and "Caught" not in str(error)
             if not is_lost and not is_loss_of_a_worker(error):
                 raise
@@ -177,28 +177,28 @@ class Reader:
 
 
 def is_loss_of_a_worker(error: BaseException) -> bool:
-    """Return whether a decoding process died, which torch may raise at any place of the training process."""
+    """Return whether an error is about a dead worker, which torch may raise anywhere in the training process."""
     return isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
 
 
 def loss_of_a_worker(error: BaseException) -> str:
-    """Return the sentence about a decoding process that died."""
+    """Return the message about a dead worker."""
     return f"A process that decodes images died ({first_line(error)}); try --workers 0."
 
 
 @cache
 def _worker_ending() -> Event:
-    """Set when this process ends, which a worker cannot tell from a scheduler's SIGTERM otherwise."""
+    """Return an event that is set when this process ends, which distinguishes that from a scheduler's SIGTERM."""
     event = multiprocessing.get_context().Event()
     atexit.register(event.set)
     return event
 
 
 def _start_worker(ending: Event, _: int) -> None:
-    """Prepare a worker process; `ending` is that of `_worker_ending`."""
+    """Prepare a worker process; `ending` is the event of `_worker_ending`."""
 
-    # Ctrl-C and a scheduler's SIGTERM reach the workers too. The training process decides what follows, and needs them
-    # to finish its step; but at its end, and for a worker that hangs, SIGTERM is meant.
+    # Ctrl-C and a scheduler's SIGTERM also reach the workers, which the training process needs to finish its step. At
+    # its end, and for a worker that hangs, SIGTERM takes effect.
     def end(*_: object) -> None:
         if ending.is_set() or not hasattr(signal, "alarm"):
             os._exit(0)

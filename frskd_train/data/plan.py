@@ -1,4 +1,4 @@
-"""From the images of a dataset to how they are sized, kept, measured and augmented: one plan for each kind of image."""
+"""Plans for sizing, storing, measuring and augmenting the images of a dataset, one for each kind of target."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,19 +13,19 @@ from frskd_train.data.transforms import DenseTransform, EvalTransform, PolicyTra
 from frskd_train.settings import DataSettings, PreprocessingSettings
 
 Mode = Literal["memory", "stream"]
-LOOKED_AT = 256  # images whose headers tell what sizes and colours the dataset has
+LOOKED_AT = 256  # images whose headers are read to find the sizes and colours of the dataset
 MARGIN = 8 / 7  # side of an image kept for random resized crops, relative to the network's input: 256 for 224
-CROP = 512  # pixels at most of a side of segmentation's training crops, by default
+CROP = 512  # largest side in pixels of the training crops in segmentation, by default
 
 
 class WholeImagePlan:
-    """Images resized to one size, for targets of the whole image.
+    """Plan for images resized to one size, with targets of the whole image.
 
     Attributes:
         input_size: Height and width of the network's input.
-        evaluated: The transform of validation images.
-        kept: The transform of training images that are kept in memory.
-        num_measured: How many images mean and deviation are measured on, unless all are in memory at one size.
+        evaluated: Transform of validation images.
+        kept: Transform of training images that are kept in memory.
+        num_measured: Number of images for measuring mean and deviation, unless all are in memory at one size.
     """
 
     num_measured: ClassVar = 2048
@@ -55,14 +55,14 @@ class WholeImagePlan:
                 raise UserError(f"--crop-padding {self._padding} is more than the image, which is {size} pixels high.")
         self.evaluated = self.kept = EvalTransform(Preprocessing.of(settings, self.input_size, (None, None)))
         self._kept_size = self.input_size
-        if self._crop_mode == "rrc":  # images keep their own size if that is not much too large
+        if self._crop_mode == "rrc":  # images keep their own size unless it is much too large
             side = round(size * MARGIN)
             self._kept_size = sizes.pop() if len(sizes) == 1 and max(max(sizes)) <= 2 * size else (side, side)
             height, width = self._kept_size
             self.kept = Squash(width, height, settings.interpolation)
 
     def choose_mode(self, data: DataSettings) -> Mode:
-        """Choose `memory` or `stream`; raise UserError if an augmentation of single images is to work in memory."""
+        """Choose `memory` or `stream`; raise UserError if an augmentation of single images is requested in memory."""
         settings = self._settings
         one_by_one = "--aa" if settings.aa else "--color-jitter" if settings.color_jitter else None
         if data.data_mode == "memory" and one_by_one:
@@ -77,7 +77,7 @@ class WholeImagePlan:
     ) -> tuple[SampleTransform, BatchAugmentation]:
         """Return what is done to each training sample, decoded already if there is a cache, and then to each batch."""
         settings, crops_resized = self._settings, self._crop_mode == "rrc"
-        streamed = PolicyTransform.of(settings, preprocessing, crops_resized)  # in any case, to check the policy
+        streamed = PolicyTransform.of(settings, preprocessing, crops_resized)  # always created, to check the policy
         resized = None
         if crops_resized and cache is not None:
             height, width = cache.original_sizes.T
@@ -88,7 +88,7 @@ class WholeImagePlan:
 
 
 class DensePlan:
-    """Images at their own size, cropped in training, for targets of each pixel; see `WholeImagePlan`."""
+    """Plan for images at their own size, cropped in training, with targets per pixel; see `WholeImagePlan`."""
 
     num_measured: ClassVar = 256
     evaluated = kept = staticmethod(as_is)
@@ -122,24 +122,24 @@ Plan = WholeImagePlan | DensePlan
 
 
 def in_memory(split: Split) -> Split:
-    """Return a split as it is decoded for memory: gray images take a third there, unless masks belong to them."""
+    """Return a split to decode into memory, where gray images take a third of the space unless they have masks."""
     return split if split.targets.is_dense or split.mode == "L" else replace(split, mode=None)
 
 
 def choose_mode(data: DataSettings, size: float) -> Mode:
-    """As `--data-mode` says; `auto` keeps decoded images in memory up to `--memory-limit`."""
+    """Choose the mode by `--data-mode`; `auto` keeps decoded images in memory up to `--memory-limit`."""
     if data.data_mode != "auto":
         return data.data_mode
     return "memory" if size <= data.memory_limit * 2**30 else "stream"
 
 
 def dense_bytes(*splits: Split) -> int:
-    """Return the bytes of the decoded images and masks of splits."""
+    """Return the size in bytes of the decoded images and masks of splits."""
     return sum(h * w * (2 if split.mode == "L" else 4) for split in splits for h, w in split.sizes())
 
 
 def _input_size(wanted: int | None, sizes: set[tuple[int, int]], model_cfg: Mapping[str, Any]) -> int:
-    """Return the side as given, or the data's own if all are alike and small, or the model's; a fixed one is kept."""
+    """Return the given side, or the data's if all are equal and small, or the model's; a fixed size is kept."""
     if wanted is not None:
         return wanted
     if len(sizes) == 1 and not model_cfg.get("fixed_input_size"):

@@ -1,4 +1,4 @@
-"""Settings, model and data to one fixed preprocessing: the one that validates, trains and is exported."""
+"""The preprocessing in training, validation and export, determined by settings, model and data."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -12,20 +12,20 @@ from torch import Tensor
 from frskd_timm.errors import UserError
 from frskd_train.settings import FitSettings, PreprocessingSettings
 
-SMALL = 64  # pixels up to which images are used at their own size and cropped by padding
+SMALL = 64  # size in pixels up to which images are used at their own size, with padded random crops
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What timm does with an image before the network sees it: the keys of timm's data configuration.
+    """Preprocessing of images before the network, with the keys of timm's data configuration.
 
     Attributes:
         input_size: Channels, height, width.
-        mean: Mean of each channel, of images in 0..1.
-        std: Standard deviation of each channel.
+        mean: Mean per channel for images in 0..1.
+        std: Standard deviation per channel.
         interpolation: Resizing filter.
-        crop_pct: Share of the resized image's side that the centre crop keeps.
-        crop_mode: How the validation crops.
+        crop_pct: Fraction of the resized image's side that the centre crop keeps.
+        crop_mode: Crop mode in validation.
     """
 
     input_size: tuple[int, int, int]
@@ -42,7 +42,7 @@ class Preprocessing:
         size: tuple[int, int],
         statistics: tuple[tuple[float, ...] | None, tuple[float, ...] | None],
     ) -> "Preprocessing":
-        """Take the settings' filter and crop, and height and width; statistics not known yet are 0 and 1."""
+        """Create it from settings, height and width; statistics that are not known yet are 0 and 1."""
         mean, std = (
             given or (neutral,) * settings.in_chans for given, neutral in zip(statistics, (0.0, 1.0), strict=True)
         )
@@ -50,23 +50,23 @@ class Preprocessing:
 
     @classmethod
     def from_timm(cls, config: Mapping[str, Any]) -> "Preprocessing":
-        """Take the data configuration of a model, as timm's `resolve_data_config` gives it."""
+        """Create it from a model's data configuration, as returned by timm's `resolve_data_config`."""
         channels, height, width = map(int, config["input_size"])
         others = config["interpolation"], config["crop_pct"], config["crop_mode"]
         return cls((channels, height, width), tuple(config["mean"]), tuple(config["std"]), *others)
 
     def fitted(self, settings: FitSettings) -> "Preprocessing":
-        """Return the same with another size, filter or crop where the settings give one."""
+        """Return a copy with the size, filter and crop that the settings give."""
         given = settings.given()
         size = given.pop("img_size", None)
         return replace(self, **given, input_size=(self.input_size[0], size, size) if size else self.input_size)
 
     def as_timm(self) -> dict[str, Any]:
-        """Return the keys as `config.json` and `create_transform` take them."""
+        """Return the keys for `config.json` and `create_transform`."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     def to_bytes(self, images: Tensor) -> npt.NDArray[np.uint8]:
-        """Normalised images [B, C, H, W] back as pictures, [B, H, W, C]."""
+        """Convert normalised images [B, C, H, W] back to pictures [B, H, W, C]."""
         mean, std = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
         pixels = ((images * std + mean) * 255).round().clamp(0, 255).byte()
         return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).cpu().numpy())
@@ -75,10 +75,10 @@ class Preprocessing:
 def given_statistics(
     settings: PreprocessingSettings, model_cfg: Mapping[str, Any], use_model_stats: bool
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Return the mean and standard deviation: as given, else the model's own if they are to be used, else None, each.
+    """Return mean and standard deviation, each from the settings, else from the model if requested, else None.
 
     Raises:
-        UserError: Not one number per channel, or numbers of images in 0..255.
+        UserError: There is not one number per channel, or the numbers are for images in 0..255.
     """
     chosen = []
     for name, given in (("mean", settings.mean), ("std", settings.std)):
@@ -103,10 +103,10 @@ def given_statistics(
 
 
 def measure(images: Iterable[Tensor], in_chans: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Measure mean and standard deviation of batches uint8 [N, 1 or in_chans, H, W], exactly, alike on every machine.
+    """Measure mean and standard deviation of batches uint8 [N, 1 or in_chans, H, W]; exact, so equal on all machines.
 
     Returns:
-        Mean and standard deviation of each channel for images in 0..1, to four decimals, as timm writes them.
+        Mean and standard deviation per channel for images in 0..1, rounded to four decimals as in timm.
     """
     parts = (part for batch in images for part in batch.split(4096))
     counts = sum(
@@ -119,5 +119,5 @@ def measure(images: Iterable[Tensor], in_chans: int) -> tuple[tuple[float, ...],
     std = (share @ level.square() - mean.square()).clamp_min(0).sqrt()
     if len(counts) != in_chans:
         mean, std = mean.expand(in_chans), std.expand(in_chans)
-    floor = 1 / 255  # one colour everywhere
+    floor = 1 / 255  # for images of a single colour
     return tuple(round(v, 4) for v in mean.tolist()), tuple(round(max(v, floor), 4) for v in std.tolist())

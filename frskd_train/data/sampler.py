@@ -1,4 +1,4 @@
-"""Who sees which row when. Everything random is a pure function of seed, epoch, step and place in the global batch."""
+"""Distribution of rows to steps and processes. Randomness depends only on seed, epoch, step and place in the batch."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -10,11 +10,11 @@ import numpy.typing as npt
 from frskd_timm.errors import UserError
 
 Rows = npt.NDArray[np.int64]
-FIXED = 210308273  # seeds the choices of rows, so that runs with different seeds see the same splits
+FIXED = 210308273  # seed for choosing rows, so that runs with different seeds use the same splits
 
 
 class Draw(IntEnum):
-    """What random numbers are for: each has its own stream. Never 0, which NumPy's seeding does not see."""
+    """Purposes of random numbers, each with its own stream. Never 0, which NumPy's seeding ignores."""
 
     ORDER = 1
     IMAGE = 2
@@ -25,13 +25,13 @@ class Draw(IntEnum):
 
 
 def generator_for(purpose: Draw, *key: int) -> np.random.Generator:
-    """Return the generator of one purpose at one place, independent of all others."""
+    """Return the generator for one purpose at one place, independent of all others."""
     return np.random.default_rng(np.random.SeedSequence([purpose, len(key), *key]))
 
 
 @dataclass(frozen=True)
 class Order:
-    """Shares out the rows of each epoch's permutation among steps and processes; each takes `per_process` a step."""
+    """Distribution of each epoch's permutation to steps and processes, `per_process` rows per step and process."""
 
     num_samples: int
     per_process: int
@@ -41,7 +41,7 @@ class Order:
 
     @classmethod
     def of(cls, num_samples: int, batch_size: int, rank: int, world_size: int, seed: int) -> "Order":
-        """Make batches smaller where the dataset is smaller than one global batch.
+        """Create it, with smaller batches if the dataset is smaller than one global batch.
 
         Raises:
             UserError: There are fewer images than processes.
@@ -55,25 +55,25 @@ class Order:
 
     @property
     def global_batch(self) -> int:
-        """Rows that all processes together take each step."""
+        """Number of rows of all processes per step."""
         return self.per_process * self.world_size
 
     @property
     def steps(self) -> int:
-        """Steps per epoch; what is left of the last global batch is dropped."""
+        """Steps per epoch; an incomplete last global batch is dropped."""
         return self.num_samples // self.global_batch
 
     @property
     def share(self) -> slice:
-        """This process's part of a global batch."""
+        """Part of a global batch for this process."""
         return slice(self.rank * self.per_process, (self.rank + 1) * self.per_process)
 
     def permutation(self, epoch: int) -> Rows:
-        """Return all samples in the order of an epoch, the same in all processes; not to be changed."""
+        """Return all samples in the order of an epoch, the same in all processes; must not be modified."""
         return _permutation(self.num_samples, self.seed, epoch)
 
     def places(self, step: int) -> slice:
-        """Return the places in an epoch's permutation that this process takes at a step."""
+        """Return the places in an epoch's permutation for this process at a step."""
         first = step * self.global_batch + self.share.start
         return slice(first, first + self.per_process)
 
@@ -84,15 +84,15 @@ def _permutation(num_samples: int, seed: int, epoch: int) -> Rows:
 
 
 def validation_share(num_samples: int, rank: int, world_size: int) -> slice:
-    """Return the rows that a process validates on: all processes together take each once."""
+    """Return the validation rows of a process; all processes together use each row once."""
     return slice(num_samples * rank // world_size, num_samples * (rank + 1) // world_size)
 
 
 def shuffled(count: int) -> Rows:
-    """Return the numbers 0 to `count` - 1 in a fixed random order, which no seed of a run changes."""
+    """Return the numbers 0 to `count` - 1 in a fixed random order that does not depend on the seed of a run."""
     return np.random.default_rng(FIXED).permutation(count)
 
 
 def spread(count: int, wanted: int) -> Rows:
-    """Return at most `wanted` of the numbers 0 to `count` - 1, evenly spread."""
+    """Return at most `wanted` evenly spread numbers from 0 to `count` - 1."""
     return np.unique(np.linspace(0, count - 1, min(count, wanted)).astype(np.int64))

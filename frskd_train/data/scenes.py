@@ -1,4 +1,4 @@
-"""Scenes to segment, composed on the spot from the garments of the Fashion-MNIST sample; their masks are exact."""
+"""Scenes for segmentation with exact masks, composed on the fly from the garments of the Fashion-MNIST sample."""
 
 from collections import UserDict
 from dataclasses import dataclass, replace
@@ -19,24 +19,24 @@ BACKGROUND = "background"
 COUNTS = {"train": 1200, "test": 300}
 SIZE = 64  # height and width of a scene in pixels
 GARMENTS = (2, 5)  # fewest and most in a scene
-EXTENT = (0.4, 0.85)  # side of a garment relative to the scene's
-VISIBLE = 0.75  # share of a garment's side that lies inside the scene at least
-TILT = 30  # degrees to both sides
-DARK = 24  # gray value up to which a pixel that touches the outside is no cloth
+EXTENT = (0.4, 0.85)  # side of a garment relative to that of the scene
+VISIBLE = 0.75  # smallest fraction of a garment's side inside the scene
+TILT = 30  # degrees in both directions
+DARK = 24  # gray value up to which a pixel connected to the border is background
 
 Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """Images [N, 3, H, W] and their masks, the class of each pixel, 0 the background, [N, H, W]."""
+    """Images [N, 3, H, W] and their masks [N, H, W] with the class of each pixel, 0 for the background."""
 
     images: Bytes
     masks: Bytes
 
 
 def composed_source(train_num_samples: int | None) -> Source:
-    """Return the scenes as a dataset with the columns `image` and `mask`; a split is composed when it is asked for."""
+    """Return the scenes as a dataset with the columns `image` and `mask`; a split is composed on first access."""
     sample = read_sample()
     class_names = [BACKGROUND, *sample.splits["train"].features["label"].names]
     splits = _ComposedSplits(COUNTS | {"train": train_num_samples or COUNTS["train"]})
@@ -44,7 +44,7 @@ def composed_source(train_num_samples: int | None) -> Source:
 
 
 class _ComposedSplits(UserDict[str, Any]):
-    """Numbers of scenes by split, which become datasets when they are asked for."""
+    """Numbers of scenes by split, which become datasets on access."""
 
     def __getitem__(self, split: str) -> datasets.Dataset:
         if isinstance(self.data[split], int):
@@ -57,7 +57,7 @@ class _ComposedSplits(UserDict[str, Any]):
 
 
 def _uncompressed(pixels: Bytes) -> dict[str, Any]:
-    """Return an image [H, W, 3] or [H, W] in the simplest format of all (PPM, PGM)."""
+    """Encode an image [H, W, 3] or [H, W] in a simple format (PPM, PGM)."""
     header = f"P{6 if pixels.ndim == 3 else 5} {pixels.shape[1]} {pixels.shape[0]} 255\n"
     return {"bytes": header.encode() + pixels.tobytes(), "path": None}
 
@@ -73,7 +73,7 @@ def garments(split: str) -> tuple[Bytes, npt.NDArray[np.bool_], npt.NDArray[np.i
 
 
 def cloth_of(images: Bytes) -> npt.NDArray[np.bool_]:
-    """Tell cloth in gray images [M, H, W] from what is around it: dark pixels joined to the border by dark pixels."""
+    """Return masks of cloth in gray images [M, H, W]; dark pixels connected to the border are background."""
     dark = np.pad(images <= DARK, ((0, 0), (1, 1), (1, 1)), constant_values=True)
     outside = np.zeros_like(dark)
     outside[:, 0, :] = True
@@ -85,9 +85,9 @@ def cloth_of(images: Bytes) -> npt.NDArray[np.bool_]:
 
 
 def compose(split: str, count: int, size: int = SIZE, seed: int = FIXED) -> tuple[Scenes, list[str]]:
-    """Compose scenes of the garments of a split (train or test, which share none); name the classes, background first.
+    """Compose scenes from the garments of a split (train or test, which share none); also return the class names.
 
-    The first scenes do not depend on how many are wanted.
+    The first class is the background. The first scenes do not depend on `count`.
     """
     images, cloth, labels, names = garments(split)
     scenes = Scenes(np.empty((count, 3, size, size), np.uint8), np.zeros((count, size, size), np.uint8))
@@ -106,7 +106,7 @@ def compose(split: str, count: int, size: int = SIZE, seed: int = FIXED) -> tupl
 
 
 def _background(rng: np.random.Generator, size: int) -> npt.NDArray[np.float64]:
-    """Mix two colours by noise of several scales and, half of the time, by stripes: [size, size, 3] in 0..255."""
+    """Mix two colours with noise of several scales and, half of the time, with stripes: [size, size, 3] in 0..255."""
     mixture = np.zeros((size, size))
     for cells, weight in ((3, 1.0), (8, 0.6), (24, 0.4)):
         noise = Image.fromarray(rng.random((cells, cells)).astype(np.float32))
@@ -128,7 +128,7 @@ def _lay(
     cloth: npt.NDArray[np.bool_],
     target: int,
 ) -> None:
-    """Lay a garment of random size, tilt, colour and place over a picture [S, S, 3] and its mask [S, S], in place."""
+    """Draw a garment of random size, tilt, colour and place on an image [S, S, 3] and its mask [S, S], in place."""
     scene = len(mask)
     side = round(scene * rng.uniform(*EXTENT))
     tilt, mirrored = rng.uniform(-TILT, TILT), rng.random() < 0.5

@@ -1,4 +1,4 @@
-"""Finds a dataset by what `--dataset` says and gives its splits, without reading an image."""
+"""Find the dataset given as `--dataset` and return its splits, without reading images."""
 
 import os
 import re
@@ -20,12 +20,12 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 def find_source(settings: DataSettings) -> Source:
     """Find the dataset that the settings name.
 
-    In this order: the sample that ships and the scenes composed from it, a folder (in Pascal VOC's layout, saved by
-    datasets, of parquet or arrow files, of images), a dataset on the Hub. Nothing is written but datasets' own cache,
-    and that only for what comes from the Hub.
+    In this order: the included sample and the scenes composed from it, a folder (in Pascal VOC's layout, saved by
+    datasets, of parquet or arrow files, of images), a dataset on the Hub. Nothing is written except datasets' own
+    cache, and only for datasets from the Hub.
 
     Raises:
-        UserError: There is no such dataset, or its folder holds nothing that is understood.
+        UserError: There is no such dataset, or its folder has no supported layout.
     """
     wanted = settings.dataset
     if not wanted.strip():
@@ -50,7 +50,7 @@ def _from_folder(folder: Path, settings: DataSettings) -> Source:
             raise UserError(f"--dataset-{setting} is for datasets on the Hub, but {folder} is a local folder.")
     class_names: list[str] | None = None
     notes: list[str] = []
-    datasets.disable_progress_bars()  # of reading local files
+    datasets.disable_progress_bars()  # shown while reading local files
     if is_voc_folder(folder):
         splits, class_names = read_voc(folder)
     elif is_image_folder(folder) and not (is_saved(folder) or has_metadata(folder)):
@@ -64,7 +64,7 @@ def _load_from_hub(settings: DataSettings) -> Source:
     wanted = settings.dataset
     try:
         loaded = datasets.load_dataset(wanted, name=settings.dataset_config, revision=settings.dataset_revision)
-    except Exception as error:  # not found, offline, gated, needs a configuration, holds a script: datasets says which
+    except Exception as error:  # not found, offline, gated, needs a configuration, holds a script: the error says which
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
         raise UserError(
             f"--dataset {wanted} is not a folder here, and no dataset with this id could be loaded from the "
@@ -74,6 +74,6 @@ def _load_from_hub(settings: DataSettings) -> Source:
 
 
 def _similar(folder: Path) -> str:
-    """Return the folder that a mistyped one may have been, as the end of a sentence."""
+    """Suggest a folder with a similar name, as the end of a sentence."""
     beside = folders_in(folder.parent) if folder.parent.is_dir() else []
     return suggest(folder.name, [found.name for found in beside], within=folder.parent)

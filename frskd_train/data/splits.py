@@ -1,4 +1,4 @@
-"""Which rows are trained on and which are validated on. Always the same ones: no seed of a run changes them."""
+"""Choice of training and validation rows, which does not depend on the seed of a run."""
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
@@ -23,7 +23,7 @@ VALIDATION_SPLITS = ("validation", "val", "valid", "dev", "test", "testing")
 
 @dataclass(frozen=True)
 class Sample:
-    """An image, as Pillow decoded it or uint8 [C, H, W] from memory, and its target: see the kinds of `Targets`."""
+    """An image, decoded by Pillow or uint8 [C, H, W] from memory, and its target (see the kinds of `Targets`)."""
 
     image: Image.Image | Tensor
     target: Tensor
@@ -31,13 +31,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Split:
-    """The rows of a split that are in use, addressed by their place among these.
+    """The used rows of a split, indexed by their place among these.
 
     Attributes:
         images: The encoded images of the whole split.
         targets: The targets of the dataset.
-        rows: The rows in use, ascending.
-        mode: Pillow's mode to decode to: L or RGB; None gives L for gray images and RGB for others.
+        rows: The used rows, ascending.
+        mode: Pillow's mode to decode to, L or RGB; None for L for gray images and RGB for others.
     """
 
     images: Images
@@ -54,19 +54,19 @@ class Split:
         return self.images.split
 
     def headers(self) -> list[Header | None]:
-        """Sizes and colours, from the images' headers, each read once; None where one cannot be read."""
+        """Sizes and colours from the image headers, each read once; None if a header cannot be read."""
         return self.images.headers(self.rows)
 
     def sizes(self) -> list[tuple[int, int]]:
-        """Return the height and width of each image; (0, 0) where its header cannot be read."""
+        """Return the height and width of each image; (0, 0) if its header cannot be read."""
         return [(0, 0) if header is None else header.size for header in self.headers()]
 
     def sample(self, wanted: int) -> "Split":
-        """Return at most `wanted` of the rows, evenly spread."""
+        """Return at most `wanted` evenly spread rows."""
         return replace(self, rows=self.rows[spread(len(self), wanted)])
 
     def read(self, places: list[int]) -> Iterator[Sample | BadImageError]:
-        """Decode images and targets; yield the errors of those that cannot be used."""
+        """Decode images and targets; yield errors for unusable ones."""
         rows = self.rows[places].tolist()
         images = self.images.load_many(rows, partial(to_8_bits, mode=self.mode))
         for row, image, target in zip(rows, images, self.targets.load_many(self.name, rows), strict=True):
@@ -84,10 +84,10 @@ class Split:
 
 
 def choose_splits(names: Collection[str], train: str | None, val: str | None) -> tuple[str, str | None]:
-    """Choose among the names of a dataset's splits the one to train on and the one to validate on.
+    """Choose the training split and the validation split from the names of a dataset's splits.
 
-    `train` and `val` are what the user asked for, if anything. Without a validation split (None is returned for it)
-    a part of the training split is to be held out. Raises UserError.
+    `train` and `val` are the user's choices, if any. If there is no validation split, None is returned for it, and a
+    part of the training split has to be held out. Raises UserError.
     """
     listed = ", ".join(names)
     for setting, wanted in (("train", train), ("val", val)):
@@ -108,7 +108,7 @@ def choose_splits(names: Collection[str], train: str | None, val: str | None) ->
 
 @dataclass(frozen=True)
 class Choice:
-    """What splits are made of: a dataset's, its settings, its kind of targets, its class names, the images' colours."""
+    """Inputs for choosing rows: a dataset's splits, settings, kind of targets and class names, and image colours."""
 
     splits: Splits
     data: DataSettings
@@ -117,7 +117,7 @@ class Choice:
     is_gray: bool
 
     def training(self) -> tuple[Split, Split]:
-        """Choose the rows to train on and those to validate on, before an image is decoded; raise UserError."""
+        """Choose training and validation rows before images are decoded; raise UserError if that is not possible."""
         train, val = choose_splits(self.splits, self.data.train_split, self.data.val_split)
         targets = self._targets([train] if val is None else [train, val])
         if val is None:

@@ -1,6 +1,6 @@
-"""What is done to one sample: timm's and torchvision's transforms, up to bytes [C, H, W] and a target.
+"""Transforms of one sample with timm and torchvision, up to bytes [C, H, W] and a target.
 
-A transform takes a sample and a seed, from which all that is random in it follows, and gives image and target.
+A transform takes a sample and a seed, which determines its randomness, and returns image and target.
 """
 
 import math
@@ -29,7 +29,7 @@ SampleTransform = Callable[[Sample, int], tuple[Tensor, Tensor]]
 
 
 def pixels_of(image: Image.Image | Tensor) -> Tensor:
-    """Return an image of mode L or RGB as uint8 [C, H, W]; tensors stay as they are."""
+    """Return an image of mode L or RGB as uint8 [C, H, W]; tensors are returned unchanged."""
     if isinstance(image, Tensor):
         return image
     array = np.asarray(image)
@@ -42,7 +42,7 @@ def as_is(sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
 
 
 class EvalTransform:
-    """The validation's resize and crop, by timm; images that fit already take a short cut."""
+    """timm's resize and crop for validation, with a shortcut for images that already fit."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         height, width = preprocessing.input_size[1:]
@@ -64,7 +64,7 @@ class EvalTransform:
 
 @dataclass(frozen=True)
 class Squash:
-    """Resizes to one size for all, without keeping the aspect ratio: random crops restore it."""
+    """Resize to one size for all without keeping the aspect ratio, which random crops restore."""
 
     width: int
     height: int
@@ -80,7 +80,7 @@ class Squash:
 
 @dataclass(frozen=True)
 class PolicyTransform:
-    """timm's training transforms of one image: random resized crop if wanted, else `fit`; a policy or colour jitter."""
+    """timm's training transforms of one image: random resized crop or `fit`, then a policy or colour jitter."""
 
     crop: Callable[[Any], Image.Image] | None
     colours: Callable[[Any], Image.Image]
@@ -89,10 +89,10 @@ class PolicyTransform:
 
     @classmethod
     def of(cls, settings: PreprocessingSettings, preprocessing: Preprocessing, resized_crop: bool) -> "PolicyTransform":
-        """Make the transform of streamed training images; flips, padded crops and erasing follow on the batch.
+        """Create the transform of streamed training images; flips, padded crops and erasing are applied to the batch.
 
         Raises:
-            UserError: Timm does not know the policy.
+            UserError: timm does not know the policy.
         """
         try:
             crop, colours, _ = create_transform(
@@ -126,7 +126,7 @@ class PolicyTransform:
 
 @contextmanager
 def untouched_randomness() -> Iterator[None]:
-    """Put the global generators that transforms seed and draw from back as they were: a run's must not be disturbed."""
+    """Restore the state of the global generators, which transforms seed and use, so that the run is not affected."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
@@ -138,15 +138,15 @@ def untouched_randomness() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class DenseTransform:
-    """Scale, crop, flip and colour of an image together with its mask.
+    """Random scaling, crop, flips and colour jitter of an image together with its mask.
 
     Attributes:
-        crop: Height and width of the result. Where the scaled image is smaller, it is padded.
+        crop: Height and width of the result. If the scaled image is smaller, it is padded.
         resize: Smallest and largest factor of the image's size.
-        hflip: Chance of a horizontal flip, as vflip of a vertical one.
+        hflip: Probability of a horizontal flip; likewise vflip.
         color_jitter: Strength of random brightness, contrast and saturation of the image.
         fill: Colour of the padding, one byte per channel; the mask is padded with 255.
-        interpolation: Resizing filter of the image; the mask takes the nearest pixel.
+        interpolation: Resizing filter of the image; masks use the nearest pixel.
     """
 
     crop: tuple[int, int]
@@ -158,7 +158,7 @@ class DenseTransform:
     interpolation: str = "bilinear"
 
     def __call__(self, sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
-        """See the module; gives an image uint8 [C, *crop] and a mask uint8 [*crop]."""
+        """Return an image uint8 [C, *crop] and a mask uint8 [*crop]."""
         generator = np.random.default_rng(seed)
         factor = np.exp(generator.uniform(*np.log(self.resize)))
         places, flips, strengths = generator.random(2), generator.random(2), generator.uniform(-1, 1, 3)

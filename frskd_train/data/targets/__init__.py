@@ -1,4 +1,4 @@
-"""Kinds of targets: one file for each, and a line here. All else of the data path is the same for all kinds."""
+"""Kinds of targets: one file each, and a line here. The rest of the data code is the same for all kinds."""
 
 from frskd_train.data.targets.base import Targets
 from frskd_train.data.targets.class_label import ClassLabels

@@ -1,4 +1,4 @@
-"""The interface of a kind of targets, and what kinds share: finding columns, reading a class map."""
+"""The interface of all kinds of targets, and shared functions: finding columns, reading a class map."""
 
 import re
 from abc import ABC, abstractmethod
@@ -19,12 +19,12 @@ NAME_AND_NUMBER = re.compile(r"(.*\S)[\s,]+(\d+)")
 
 
 class Targets(ABC):
-    """The targets of the splits in use: their column, their meaning and their values.
+    """The targets of the used splits: columns, classes and values.
 
     Attributes:
-        is_dense: Whether a target has the size of its image and is moved with it.
+        is_dense: Whether a target has the size of its image and is transformed with it.
         image_column: The column of the images.
-        class_names: In the order of the class numbers; empty until `find_classes` where nothing names the classes.
+        class_names: In the order of the class numbers; empty until `find_classes` if the dataset does not name them.
     """
 
     is_dense: ClassVar[bool]
@@ -33,23 +33,23 @@ class Targets(ABC):
 
     @abstractmethod
     def __init__(self, splits: Splits, data: DataSettings, class_names: list[str] | None) -> None:
-        """Find the columns and check what can be checked without decoding; raise UserError.
+        """Find the columns and check everything that needs no decoding; raise UserError.
 
         Args:
-            splits: The splits in use, the one that knows the classes first.
+            splits: The used splits; the first one determines the classes.
             data: The settings of the dataset.
-            class_names: Where the dataset's source names the classes.
+            class_names: Class names from the dataset's source, if any.
         """
 
     @abstractmethod
     def load_many(self, split: str, rows: list[int]) -> Iterator[Tensor | BadImageError]:
-        """Decode the targets of rows."""
+        """Decode the targets of the rows."""
 
     @abstractmethod
     def hold_out(self, split: str, fraction: float) -> tuple[Rows, Rows]:
-        """Divide the rows of a split into rows to train and to validate on, always the same ones, both ascending.
+        """Divide the rows of a split into training and validation rows, always the same ones, both ascending.
 
-        Raise UserError if nothing is left for one of the two.
+        Raises UserError if one of the two is empty.
         """
 
     @abstractmethod
@@ -58,39 +58,39 @@ class Targets(ABC):
 
     @abstractmethod
     def digest(self, split: str, rows: Rows) -> bytes:
-        """Hash the targets of rows."""
+        """Hash the targets of the rows."""
 
     @abstractmethod
     def match(self, split: str, rows: Rows, known: Sequence[str] | None) -> None:
-        """Renumber the classes of the rows as a trained model knows them, in the order of its outputs, if it does.
+        """Renumber the classes of the rows in the order of a trained model's outputs, if its class names are known.
 
-        Raise UserError for a class that the model does not know.
+        Raises UserError for a class that the model does not know.
         """
 
     def check(self, split: str, row: int, image_size: tuple[int, int], target: Tensor) -> BadImageError | None:
-        """Compare a target with the width and height of its image."""
+        """Check a target against the width and height of its image."""
         return None
 
     def find_classes(self, split: str, rows: Rows, progress: bool) -> None:  # noqa: B027
-        """Name the classes by the targets of the training rows where nothing else does."""
+        """Determine the classes from the targets of the training rows if the dataset does not name them."""
 
     def lost_classes(self, split: str, rows: Rows, kept: Rows) -> str | None:
-        """Return a sentence about classes without a row among `kept`, those of the rows that can be read, or None."""
+        """Return a note about classes without a row among `kept`, the readable rows, or None."""
         return None
 
 
 def columns_named(features: datasets.Features) -> str:
-    """Return a dataset's columns for a sentence."""
+    """Describe a dataset's columns for a sentence."""
     return "the columns " + ", ".join(f"{name} ({kind_of(feature)})" for name, feature in features.items())
 
 
 def kind_of(feature: Any) -> str:
-    """Return what a column holds, for a sentence."""
+    """Describe the content of a column for a sentence."""
     return str(feature.dtype) if isinstance(feature, datasets.Value) else type(feature).__name__
 
 
 def holds_images(feature: Any) -> bool:
-    """Return whether a column holds images, or encoded bytes, which files without metadata only show by their form."""
+    """Return whether a column holds images or encoded bytes, which in files without metadata have no image type."""
     if isinstance(feature, dict):
         return set(feature) == {"bytes", "path"}
     is_binary = isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
@@ -98,7 +98,7 @@ def holds_images(feature: Any) -> bool:
 
 
 def check_columns(splits: Splits, *columns: str) -> None:
-    """Raise UserError where a split lacks a column, or both columns are the same one."""
+    """Raise UserError if a split lacks a column, or both columns are the same."""
     if len(set(columns)) < len(columns):
         raise UserError(f"--input-key and --target-key both name the column {columns[0]}.")
     for split, dataset in splits.items():
@@ -108,7 +108,7 @@ def check_columns(splits: Splits, *columns: str) -> None:
 
 
 def given_column(features: datasets.Features, setting: str, wanted: str, must_hold_images: bool = True) -> str:
-    """Return a column that the user named; raise UserError where there is none, or it does not hold images."""
+    """Return the column given by the user; raise UserError if it does not exist or does not hold images."""
     if wanted not in features:
         raise UserError(f"--{setting} {wanted}: the dataset has no such column, but {columns_named(features)}.")
     if must_hold_images and not holds_images(features[wanted]):
@@ -117,7 +117,7 @@ def given_column(features: datasets.Features, setting: str, wanted: str, must_ho
 
 
 def read_class_map(path: str) -> dict[str, int]:
-    """Read `--class-map`: one class name per line in the order of the numbers, or a name and a number per line."""
+    """Read `--class-map`: one class name per line in numerical order, or a name and a number per line."""
     try:
         lines = [line.strip() for line in Path(path).expanduser().read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
@@ -132,7 +132,7 @@ def read_class_map(path: str) -> dict[str, int]:
 
 
 def names_of(class_map: Mapping[str, int]) -> list[str]:
-    """Return the class names in the order of a map's numbers, the first one where several names have one number."""
+    """Return the class names in the order of their numbers; if several names have one number, the first one."""
     first = {number: name for name, number in reversed(list(class_map.items()))}
     return [first[number] for number in range(len(first))]
 
@@ -143,6 +143,6 @@ def listed(names: Sequence[str]) -> str:
 
 
 def check_count(rows: Rows, count: int) -> None:
-    """Raise UserError where fewer rows than `--train-num-samples` are there."""
+    """Raise UserError if there are fewer rows than `--train-num-samples`."""
     if count > len(rows):
         raise UserError(f"--train-num-samples {count}: there are only {len(rows)} training images.")

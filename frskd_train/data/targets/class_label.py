@@ -66,7 +66,7 @@ class ClassLabels(Targets):
             numbers = {name: number for number, name in enumerate(known)}
             self._renumber(split, rows, numbers, f"Split {split} has classes that the model does not know:")
         elif len(self.class_names) > len(known):
-            raise UserError(f"--class-map has {len(self.class_names)} classes, but the model tells {len(known)} apart.")
+            raise UserError(f"--class-map has {len(self.class_names)} classes, but the model has {len(known)}.")
         self.class_names = list(known)
 
     def lost_classes(self, split: str, rows: Rows, kept: Rows) -> str | None:
@@ -89,7 +89,7 @@ class ClassLabels(Targets):
 
 
 def _find_image_column(features: datasets.Features, wanted: str | None) -> str:
-    """Return the wanted column, or the only image column, or the only one of encoded bytes."""
+    """Return the given column, or the only image column, or the only column of encoded bytes."""
     if wanted is not None:
         return given_column(features, "input-key", wanted)
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
@@ -102,7 +102,7 @@ def _find_image_column(features: datasets.Features, wanted: str | None) -> str:
 
 
 def _find_label_column(features: datasets.Features, wanted: str | None) -> str:
-    """Return the wanted column, or the only class column, or one that is named as labels often are."""
+    """Return the given column, or the only class column, or one with a common name for labels."""
     if wanted is not None:
         return given_column(features, "target-key", wanted, must_hold_images=False)
     classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
@@ -117,15 +117,15 @@ def _find_label_column(features: datasets.Features, wanted: str | None) -> str:
 def read_labels(splits: Splits, column: str) -> tuple[dict[str, Rows], list[str]]:
     """Read the labels of all splits as class numbers.
 
-    Class columns keep their numbers, matched by name between splits. Whole numbers, strings and booleans become
-    classes in sorted order of the values that the first split, the training one, has.
+    Class columns keep their numbers, matched by name between splits. Whole numbers, strings and booleans become classes
+    in the sorted order of the values in the first split, the training split.
 
     Returns:
-        Class numbers of each split's rows, and the classes' names.
+        Class numbers of each split's rows, and the class names.
 
     Raises:
-        UserError: Labels that are not classes (floats, lists), are missing, negative or out of range, or a class that
-            the training split lacks.
+        UserError: Labels are not classes (floats, lists), are missing, negative or out of range, or a class is missing
+            in the training split.
     """
     trained_on = next(iter(splits))
     read = {split: _read_column(dataset, split, column) for split, dataset in splits.items()}
@@ -145,7 +145,7 @@ def read_labels(splits: Splits, column: str) -> tuple[dict[str, Rows], list[str]
 
 
 def _read_column(dataset: datasets.Dataset, split: str, column: str) -> tuple[Rows, list[Any]]:
-    """Return a code for each row, and what each code stands for: the name of a class, or a value."""
+    """Return a code per row, and the meaning of each code: the name of a class, or a value."""
     feature = dataset.features[column]
     kind = dataset.data.schema.field(column).type
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
@@ -172,12 +172,12 @@ def _read_column(dataset: datasets.Dataset, split: str, column: str) -> tuple[Ro
 
 
 def hold_out(labels: Rows, fraction: float) -> tuple[Rows, Rows]:
-    """Divide rows by their labels, class by class; a class with one image is trained on."""
+    """Divide rows by their labels, class by class; a class with one image goes to training."""
     rank, size = _rank_in_class(labels)
     held = np.maximum(np.round(size * fraction), 1) if fraction > 0 else np.zeros_like(size)
     is_held = rank < np.minimum(held, size - 1)
     if not is_held.any():
-        # a class of two gives one of them, so a fraction above zero fails on classes of one only
+        # a class of two gives one of them, so a fraction above zero fails only if all classes have one image
         why = f"--val-fraction {fraction:g} holds out none of its {len(labels)} images"
         way = "a fraction above 0"
         if fraction > 0:
@@ -196,7 +196,7 @@ def balanced_subset(labels: Rows, count: int, num_classes: int) -> Rows:
 
 
 def _rank_in_class(labels: Rows) -> tuple[Rows, Rows]:
-    """Return each row's place in a fixed random order of its class, and the size of its class."""
+    """Return the place of each row in a fixed random order of its class, and the size of its class."""
     order = shuffled(len(labels))
     grouped = order[np.argsort(labels[order], kind="stable")]
     size = np.bincount(labels)

@@ -33,7 +33,7 @@ NUMBERED = ("P", "L", "1", "I", "I;16", "I;16L", "I;16B")  # Pillow's modes that
 
 
 class Masks(Targets):
-    """See `Targets`; a target is uint8 [H, W]: the class of each pixel, 255 where it has none."""
+    """See `Targets`; a target is uint8 [H, W]: the class of each pixel, 255 for none."""
 
     is_dense: ClassVar = True
 
@@ -90,11 +90,11 @@ class Masks(Targets):
         if known is None:
             return
         if self.class_names and len(self.class_names) != len(known):
-            raise UserError(f"The data have {len(self.class_names)} classes, but the model tells {len(known)} apart.")
+            raise UserError(f"The data have {len(self.class_names)} classes, but the model has {len(known)}.")
         self.class_names = list(known)
 
     def find_classes(self, split: str, rows: Rows, progress: bool) -> None:
-        """See `Targets`; classes without names are numbered up to the highest label. Decodes masks only, in threads."""
+        """See `Targets`; classes without names are numbered up to the highest label. Decodes only masks, in threads."""
         if not self.class_names:
             highest = in_blocks(partial(self._highest, split), rows.tolist(), f"labels of {split}", progress)
             self.class_names = [f"class {label}" for label in range(max(highest, default=-1) + 1)]
@@ -104,7 +104,7 @@ class Masks(Targets):
             )
 
     def _highest(self, split: str, rows: list[int]) -> list[int]:
-        """Return the highest label of each mask, -1 where it has none or cannot be read."""
+        """Return the highest label of each mask, -1 if it has none or cannot be read."""
         highest = []
         for mask in self.load_many(split, rows):
             labels = mask[mask != IGNORED] if isinstance(mask, Tensor) else torch.empty(0)
@@ -113,10 +113,10 @@ class Masks(Targets):
 
 
 def find_pair_columns(features: datasets.Features, image: str | None, mask: str | None) -> tuple[str, str]:
-    """Find the columns of images and of masks: those given, else those that are named as images and masks often are.
+    """Find the columns of images and masks: the given ones, else those with common names for images and masks.
 
     Raises:
-        UserError: There are no two image columns, or it is unclear which is which.
+        UserError: There are not two image columns, or it is unclear which is which.
     """
     found = [name for name, feature in features.items() if holds_images(feature)]
     for setting, wanted in (("input-key", image), ("target-key", mask)):
@@ -128,7 +128,7 @@ def find_pair_columns(features: datasets.Features, image: str | None, mask: str 
         )
     mask = mask or next((name for name in MASK_NAMES if name in found and name != image), None)
     image = image or next((name for name in IMAGE_NAMES if name in found and name != mask), None)
-    if len(found) == 2:  # where one is known, the other is what is left
+    if len(found) == 2:  # if one is known, the other is the remaining one
         image = image or next((name for name in found if mask and name != mask), None)
         mask = mask or next((name for name in found if image and name != image), None)
     if image is None or mask is None:
