@@ -25,12 +25,12 @@ def known_cfg(name: str, *, weights: bool = False) -> PretrainedCfg | None:
     if not timm.is_model(name):
         close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         hint = f" Did you mean {' or '.join(close)}?" if close else " timm.list_models() lists the names."
-        raise UserError(f"timm knows no model '{name}'.{hint}")
+        raise UserError(f"timm has no model '{name}'.{hint}")
     try:
         cfg = timm.get_pretrained_cfg(name)
     except RuntimeError as error:  # the tag
         there = ", ".join(timm.list_pretrained(f"{architecture}.*")) or f"none of '{architecture}'"
-        raise UserError(f"timm knows no weights '{name}'. There are: {there}.") from error
+        raise UserError(f"timm has no weights '{name}'. There are: {there}.") from error
     if weights and (cfg is None or not cfg.has_weights):
         raise UserError(f"There are no pretrained weights for '{name}'; leave pretrained=True (--pretrained) out.")
     return cfg

@@ -102,15 +102,15 @@ def learning_note(
     guessing = math.log(num_classes)
     if recent.get("loss_ce", 0.0) >= 0.995 * guessing:
         return (
-            f"note: the student's cross-entropy was {recent['loss_ce']:.3f} over the last steps; guessing among "
+            f"Note: the student's cross-entropy was {recent['loss_ce']:.3f} over the last steps; guessing among "
             f"{num_classes} classes gives {guessing:.3f}, so it is not learning. A lower --lr may help."
         )
     score, name = next(iter(shown.items()))
     scores = [row[score] for row in history if score in row]
     if score == "top1" and scores and scores[-1] <= 100 / num_classes:
         return (
-            f"note: the student's {name} of {scores[-1]:.2f}% is no better than guessing among {num_classes} classes."
+            f"Note: the student's {name} of {scores[-1]:.2f}% is no better than guessing among {num_classes} classes."
         )
     if scores and scores[-1] < 0.5 * max(scores):
-        return f"note: the student's {name} fell to {scores[-1]:.2f}% from {max(scores):.2f}%."
+        return f"Note: the student's {name} fell to {scores[-1]:.2f}% from {max(scores):.2f}%."
     return None

@@ -52,13 +52,13 @@ def check_resume(state: Mapping[str, Any], settings: Mapping[str, Any], facts: M
     if settings["epochs"] < state["epoch"] + (state["step"] > 0):
         raise UserError(f"--epochs is {settings['epochs']} now, but this run is already in epoch {state['epoch'] + 1}.")
     notes = [
-        f"{flag(name)} is {settings[name]} from here on (was {value})"
+        f"{flag(name)} is {settings[name]} from here on (was {value})."
         for name, value in changed.items()
         if not {FREE, PRIVATE} & set(kept[name])
     ]
     for name, sentence in (
-        ("data_mode", "images are decoded for {now} (were for {was}): other random crops from here on"),
-        ("processes", "resuming with {now} process(es) (was {was})"),
+        ("data_mode", "The data mode is {now} from here on (was {was}), so random crops differ."),
+        ("processes", "The run continues with {now} process(es) (was {was})."),
     ):
         if state[name] != facts[name]:
             notes.append(sentence.format(now=facts[name], was=state[name]))

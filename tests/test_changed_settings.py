@@ -36,7 +36,7 @@ def test_every_setting_is_refused_said_or_free_at_resume() -> None:
                 check_resume(state, now, NOW)
         else:
             silent = FREE in facts or PRIVATE in facts
-            assert check_resume(state, now, NOW) == ([] if silent else [f"{flag(name)} is new from here on (was old)"])
+            assert check_resume(state, now, NOW) == ([] if silent else [f"{flag(name)} is new from here on (was old)."])
     assert len(list(fields())) == len(declared(Settings))  # no name twice
 
 

@@ -114,7 +114,7 @@ def test_publishing(hub, whole_masks: Path, tmp_path: Path) -> None:
         (["--resize-range", 2, 1], "--resize-range .*smaller"),
         (["--feature-loss", "overhaul"], "--feature-loss overhaul is for classification"),
         (["--class-weights", 1, 2], "There are 2 class weights for 3 classes"),
-        (["--model", "no_such_backbone"], "timm knows no model 'no_such_backbone'"),
+        (["--model", "no_such_backbone"], "timm has no model 'no_such_backbone'"),
         (["--model", "resnet50_frskd", "--pretrained"], "There are no pretrained weights for 'resnet50_frskd'"),
     ],
 )

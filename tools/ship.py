@@ -91,7 +91,7 @@ def ship(
     rounded = _rounded(model)
     half_scores = _score(rounded, data, accelerator)
     half = abs(half_scores["top1"] - scores["top1"]) <= HALF_MAY_COST
-    say(f"top-1 {scores['top1']:.2f}% in float32, {half_scores['top1']:.2f}% with parameters in float16")
+    say(f"Top-1 is {scores['top1']:.2f}% in float32, {half_scores['top1']:.2f}% with parameters in float16.")
 
     folder = root / "frskd_timm" / "weights" / f"{name}.{metrics.tag}"
     kept = metrics.baseline
@@ -99,7 +99,7 @@ def ship(
         kept = _baseline(baseline, settings, data, accelerator)
     elif kept is None:
         kept = _kept_baseline(folder, settings)
-        say(f"baseline of {folder}: {'kept' if kept else 'none that this recipe could keep'}")
+        say(f"The baseline of {folder} is {'kept' if kept else 'missing or from another recipe'}.")
     cfg = student.config["pretrained_cfg"]
     shipped = dataclasses.replace(
         metrics,
@@ -120,7 +120,7 @@ def ship(
     zoo.update_results(row, root / "results" / "results.csv")
     zoo.write_documents(root)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    say(f"{folder}: {size / 1e6:.1f} MB, top-1 {row['top1']}%; results and documents are written")
+    say(f"Wrote {folder} ({size / 1e6:.1f} MB, top-1 {row['top1']}%), results and documents.")
     return folder
 
 

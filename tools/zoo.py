@@ -136,7 +136,7 @@ def with_table(document: str, table: str) -> str:
     before, begin, rest = document.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"the document has no '{BEGIN}' and '{END}' around a table")
+        raise ValueError(f"The document has no '{BEGIN}' and '{END}' around a table.")
     return f"{before}{BEGIN}\n{table}\n{END}{after}"
 
 
@@ -163,4 +163,4 @@ def _student(name: str, results: Sequence[Mapping[str, str]]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     write_documents()
-    print(f"Wrote {CARD} and the table in {ROOT / 'README.md'}")
+    print(f"Wrote {CARD} and the table in {ROOT / 'README.md'}.")

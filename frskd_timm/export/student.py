@@ -117,7 +117,7 @@ def _architecture_name(model: nn.Module, model_name: str | None) -> str:
         raise UserError(f"{type(model).__name__} cannot be exported: it is not a model made by timm.create_model.")
     name = (model_name or cfg.get("architecture") or "").split(".")[0]
     if not is_model(name):
-        raise UserError(f"timm does not know model_name {name!r}: give the name that the student was created by.")
+        raise UserError(f"timm does not know model_name {name!r}: give the name that the student was created with.")
     return stock_name(name) or name
 
 

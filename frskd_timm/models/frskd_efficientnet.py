@@ -25,12 +25,12 @@ default_cfgs = generate_default_cfgs(
 @register_model
 @stock_topology("efficientnet_b0")
 def efficientnet_b0_frskd(pretrained: bool = False, **kwargs: Any) -> EfficientNet:
-    """EfficientNet-B0 (arXiv 1905.11946)."""
+    """Create EfficientNet-B0 (arXiv 1905.11946)."""
     return efficientnet.efficientnet_b0(pretrained, **kwargs)
 
 
 @register_model
 @stock_topology("efficientnet_b1")
 def efficientnet_b1_frskd(pretrained: bool = False, **kwargs: Any) -> EfficientNet:
-    """EfficientNet-B1 (arXiv 1905.11946)."""
+    """Create EfficientNet-B1 (arXiv 1905.11946)."""
     return efficientnet.efficientnet_b1(pretrained, **kwargs)

@@ -62,26 +62,26 @@ default_cfgs = generate_default_cfgs(
 @register_model
 @stock_topology("resnet18")
 def resnet18_frskd(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """ResNet-18 (arXiv 1512.03385) with the ImageNet stem."""
+    """Create ResNet-18 (arXiv 1512.03385) with the ImageNet stem."""
     return resnet.resnet18(pretrained, **kwargs)
 
 
 @register_model
 @stock_topology("resnet34")
 def resnet34_frskd(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """ResNet-34 (arXiv 1512.03385) with the ImageNet stem."""
+    """Create ResNet-34 (arXiv 1512.03385) with the ImageNet stem."""
     return resnet.resnet34(pretrained, **kwargs)
 
 
 @register_model
 @stock_topology("resnet50")
 def resnet50_frskd(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """ResNet-50 (arXiv 1512.03385) with the ImageNet stem; not in the paper."""
+    """Create ResNet-50 (arXiv 1512.03385) with the ImageNet stem; not in the paper."""
     return resnet.resnet50(pretrained, **kwargs)
 
 
 @register_model
 def resnet18_cifar_frskd(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """ResNet-18 for 32x32 images, the paper's student on CIFAR-100 and TinyImageNet."""
+    """Create ResNet-18 for 32x32 images, the paper's student on CIFAR-100 and TinyImageNet."""
     model_args = {"block": BasicBlock, "layers": (2, 2, 2, 2), **with_default_classes(pretrained, kwargs)}
     return build_model_with_cfg(CifarResNet, "resnet18_cifar_frskd", pretrained, **model_args)

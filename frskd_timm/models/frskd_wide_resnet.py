@@ -248,7 +248,7 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def wide_resnet16_2_frskd(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    """WRN-16-2, the paper's small student on CIFAR-100 and TinyImageNet."""
+    """Create WRN-16-2, the paper's small student on CIFAR-100 and TinyImageNet."""
     return build_model_with_cfg(
         WideResNet,
         "wide_resnet16_2_frskd",

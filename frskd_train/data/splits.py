@@ -54,7 +54,7 @@ class Split:
         return self.images.split
 
     def headers(self) -> list[Header | None]:
-        """Sizes and colours from the image headers, each read once; None if a header cannot be read."""
+        """Return sizes and colours from the image headers, each read once; None if a header cannot be read."""
         return self.images.headers(self.rows)
 
     def sizes(self) -> list[tuple[int, int]]:
