@@ -152,7 +152,7 @@ def test_two_processes_end_together_where_images_cannot_be_read(broken: range, t
     log = tmp_path / "log"
     status = start(*flags, "--grad-accum-steps", 2, processes=2, log=log).wait(300)
     said = log.read_text()
-    assert "Traceback" not in said, said
+    assert "frskd_train/" not in said, said  # a traceback of ours; torchrun prints one of its own
     if len(broken) == 24:
         assert status != 0
         assert re.findall("error: (.*)", said) == [
