@@ -1,5 +1,6 @@
 """Optimizer and learning-rate schedule of a run."""
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -26,6 +27,10 @@ def check_optimizer(settings: OptimizerSettings, device: torch.device | str = "c
     Raises:
         UserError: timm has no such optimizer, or it cannot be created, stepped or saved here.
     """
+    if "kron" in settings.opt and find_spec("opt_einsum") is None:
+        raise UserError(
+            f"Optimizer '{settings.opt}' runs out of memory without the package opt_einsum: pip install opt_einsum."
+        )
     # Zeros, which do not advance the random generator of the student's weights.
     parameters = [nn.Parameter(torch.zeros(shape, device=device)) for shape in ((2, 2), (2,))]
     optimizer = _create(settings, [{"params": parameters}])

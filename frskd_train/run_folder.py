@@ -147,8 +147,8 @@ def _newest(run: Path, resume: str) -> Resume:
     for checkpoint in reversed(all_checkpoints(run / "checkpoints")):
         damage = find_damage(checkpoint)
         if damage is None:
-            return Resume(run, checkpoint, tuple(notes))
-        notes.append(f"{damage} Looking for an older checkpoint.")
+            return Resume(run, checkpoint, tuple(f"{note} Looking for an older checkpoint." for note in notes))
+        notes.append(damage)
     if notes:
         raise UserError(f"--resume {resume}: no checkpoint in {run / 'checkpoints'} is intact. {notes[0]}")
     finished = next((name for name in ("summary.csv", "metrics.json", "student") if (run / name).exists()), None)

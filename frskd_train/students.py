@@ -100,6 +100,8 @@ def load_for_evaluation(model: str) -> tuple[nn.Module, Path | None]:
             return load_student(student), run if (run / "config.yaml").is_file() else None
     if path.exists():
         raise UserError(f"--model {model} is neither a finished run nor an exported student: there is no config.json.")
+    if ":" not in model and len(path.parts) > 1:
+        raise UserError(f"--model {model}: there is no such folder.")
     settings = ModelSettings(model=model, pretrained=True)
     default_cfg(settings)
     try:

@@ -26,7 +26,7 @@ def skip_if_refused(name: str) -> None:
     else:
         return
     assert f"'{name}'" in reason
-    assert any(word in reason for word in ("second-order", "CUDA", "Cxx")), reason
+    assert any(word in reason for word in ("second-order", "CUDA", "Cxx", "opt_einsum")), reason
     pytest.skip(reason)
 
 

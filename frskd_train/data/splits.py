@@ -129,8 +129,10 @@ class Choice:
         return self._split(train, targets, rows), self._split(val or train, targets, val_rows)
 
     def validation(self, known_classes: Sequence[str] | None) -> Split:
-        """Choose the rows that training would validate on, or all of `--val-split`, for a model of known classes."""
+        """Choose the rows that training would validate on, or a whole validation split, for a model's classes."""
         name, train = self.data.val_split, None
+        if name is None and self.data.train_split is None and len(self.splits) == 1:
+            name = next(iter(self.splits.keys() & set(VALIDATION_SPLITS)), None)  # nothing of it was trained on
         if name not in self.splits:
             train, name = choose_splits(self.splits, self.data.train_split, name)
         chosen = name or train or ""

@@ -64,7 +64,9 @@ class ClassLabels(Targets):
             return
         if self._map is None:
             numbers = {name: number for number, name in enumerate(known)}
-            self._renumber(split, rows, numbers, f"Split {split} has classes that the model does not know:")
+            self._renumber(
+                split, rows, numbers, f"Split {split} has classes that the model does not know (see --class-map):"
+            )
         elif len(self.class_names) > len(known):
             raise UserError(f"--class-map has {len(self.class_names)} classes, but the model has {len(known)}.")
         self.class_names = list(known)
