@@ -171,9 +171,7 @@ def test_what_cannot_be_a_student_is_told_in_a_sentence() -> None:
     with pytest.raises(UserError, match="at least two feature maps; ResNet offers 5, and at most 1 may be taken"):
         Pyramid(create("test_resnet"), (3, 64, 64), max_levels=1)
     vit = create("test_vit", img_size=160)
-    with pytest.raises(
-        UserError, match=r"^VisionTransformer does not run on 3x150x150 images \(.+\), but on 3x160x160"
-    ):
+    with pytest.raises(UserError, match=r"^VisionTransformer does not run on 3x150x150 images \(.+\), but .*3x160x160"):
         Pyramid(vit, (3, 150, 150))
     assert len(Pyramid(vit, (3, 160, 160)).indices) == 4
     small = create("levit_128s", img_size=28)
