@@ -1,19 +1,21 @@
-"""Creation of a run's student: a timm model with its initial weights."""
+"""Creation of a run's student, a timm model with its initial weights, and search for trained students."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from huggingface_hub import snapshot_download
 from timm.models import load_state_dict
 from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from torch import Tensor, nn
 
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.export.config import check_pretrained_cfg
-from frskd_timm.export.folder import CONFIG, recover
-from frskd_timm.export.load import ExportedClassifier, load_student, read_student
+from frskd_timm.export.config import MAX_SIDE, check_pretrained_cfg
+from frskd_timm.export.folder import CONFIG, WEIGHTS, read_json, recover
+from frskd_timm.export.load import ExportedClassifier, ExportedStudent, load_student, read_student
 from frskd_timm.lookup import known_cfg
 from frskd_train.constraints import keyword_arguments
 from frskd_train.data import TrainingData
@@ -92,22 +94,111 @@ def load_for_evaluation(model: str) -> tuple[nn.Module, Path | None]:
     Raises:
         UserError: There is no such model, or it has no weights.
     """
-    path = Path(model.removeprefix("local-dir:"))
-    for student in (path / "student", path):
-        recover(student)
-        if (student / CONFIG).is_file():
-            run = student.resolve().parent
-            return load_student(student), run if (run / "config.yaml").is_file() else None
-    if path.exists():
-        raise UserError(f"--model {model} is neither a finished run nor an exported student: there is no config.json.")
-    if ":" not in model and len(path.parts) > 1:
-        raise UserError(f"--model {model}: there is no such folder.")
+    folder = _local_folder(model)
+    if folder is not None:
+        return load_student(folder), _run_of(folder)
     settings = ModelSettings(model=model, pretrained=True)
     default_cfg(settings)
     try:
         return timm.create_model(model, pretrained=True), None
     except Exception as error:
         raise UserError(f"The weights of '{model}' could not be loaded: {first_line(error)}.") from error
+
+
+@dataclass(frozen=True)
+class FoundStudent:
+    """An exported student that a command was given.
+
+    Attributes:
+        student: The student.
+        run: Folder of the run that trained it, or None.
+        name: Short name for files: `student` for a run.
+        place: Where files about it go by default: the run's folder, or the current one.
+    """
+
+    student: ExportedStudent
+    run: Path | None
+    name: str
+
+    @property
+    def place(self) -> Path:
+        return self.run or Path()
+
+    def image_size(self, given: Sequence[int] | None) -> tuple[int, int] | None:
+        """Return height and width of images for a segmentation student: as given, else as in the run's validation.
+
+        Raises:
+            UserError: The size cannot be used, or the student is a classifier.
+        """
+        if isinstance(self.student, ExportedClassifier):
+            if given:
+                raise UserError("--img-size is only for segmentation students: a classifier has its own image size.")
+            return None
+        recorded = [
+            path for path in (self.student.path / "metrics.json", self.place / "metrics.json") if path.is_file()
+        ]
+        side = read_json(recorded[-1]).get("img_size") if recorded else None
+        size = list(given or ([side] if isinstance(side, int) else []))
+        if not size:
+            return None
+        if len(size) > 2 or not all(1 <= number <= MAX_SIDE for number in size):
+            raise UserError(
+                f"--img-size takes one or two numbers from 1 to {MAX_SIDE}, not {' '.join(map(str, size))}."
+            )
+        return size[0], size[-1]
+
+
+def find_exported(model: str) -> FoundStudent:
+    """Find an exported student; one on the Hub is downloaded into its cache.
+
+    Args:
+        model: Folder of a run or of a student (also `local-dir:`), `hf-hub:OWNER/NAME`, or a timm name with weights.
+
+    Raises:
+        UserError: There is no such student, or it could not be downloaded.
+    """
+    folder = _local_folder(model)
+    if folder is not None:
+        run = _run_of(folder)
+        return FoundStudent(read_student(folder), run, "student" if run else folder.resolve().name)
+    repo = model.removeprefix("hf-hub:")
+    if repo == model:
+        cfg = known_cfg(model, weights=True)
+        assert cfg is not None
+        if cfg.file:
+            folder = Path(cfg.file).parent
+            return FoundStudent(read_student(folder), None, folder.name)
+        repo = str(cfg.hf_hub_id)
+    repo_id, _, revision = repo.partition("@")
+    try:
+        found = snapshot_download(repo_id, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS])
+    except Exception as error:  # of the connection, the name or the repository
+        raise UserError(f"{model} could not be downloaded from the Hub: {first_line(error)}.") from error
+    return FoundStudent(read_student(found), None, repo_id.rpartition("/")[2])
+
+
+def _local_folder(model: str) -> Path | None:
+    """Return the folder of an exported student, or None if the model is not a folder.
+
+    Raises:
+        UserError: The folder is missing or holds no student.
+    """
+    path = Path(model.removeprefix("local-dir:"))
+    for student in (path / "student", path):
+        recover(student)
+        if (student / CONFIG).is_file():
+            return student
+    if path.exists():
+        raise UserError(f"{model} is neither a finished run nor an exported student: there is no config.json.")
+    if model.startswith("local-dir:") or (":" not in model and len(path.parts) > 1):
+        raise UserError(f"{model}: there is no such folder.")
+    return None
+
+
+def _run_of(student: Path) -> Path | None:
+    """Return the folder of the run that a student folder belongs to, or None."""
+    run = student.resolve().parent
+    return run if (run / "config.yaml").is_file() else None
 
 
 @torch.no_grad()

@@ -94,7 +94,7 @@ def test_backbone_is_a_timm_checkpoint(trained: SegmentationStudent, tmp_path: P
 @pytest.mark.long
 def test_onnx(trained: SegmentationStudent, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra frskd-timm[onnx]")
-    from frskd_train.report.onnx import export_onnx
+    from frskd_train.report.formats import export_onnx
 
     path = export_onnx(export_segmentation(trained, tmp_path / "student"), size=(50, 61))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -20,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
     parser.add_argument("--dry-run", action="store_true", help="check the folder and list what would be uploaded")
     parser.add_argument("--commit-message", metavar="TEXT", help="first line of the commit")
+    parser.add_argument("--onnx", action="store_true", help="also upload the student as onnx/model.onnx")
     options = parser.parse_args(arguments)
     if (options.folder / "student" / "config.json").is_file():
         options.folder /= "student"

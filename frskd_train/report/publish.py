@@ -16,13 +16,16 @@ from frskd_timm.export.folder import CARD, CONFIG, RECIPE, WEIGHTS
 from frskd_timm.export.load import ExportedStudent, compare_logits, load_student, read_student
 from frskd_train.report.card import EVAL_RESULTS, PLACEHOLDER
 from frskd_train.report.failures import SILENCE, AlteredError, with_retries
+from frskd_train.report.formats import export_onnx
+from frskd_train.students import find_exported
 
 INTERRUPTED = (
     "Publishing was interrupted: the repository holds its old commit or the new one, complete; run the same command "
     "again to finish."
 )
 # Files of an older push, deleted if the new push lacks them. Other files belong to the owner.
-_OPTIONAL = ("attention.png", "curves.png", "segmentation.png", RECIPE, EVAL_RESULTS)
+ONNX = "onnx/model.onnx"  # where transformers.js and optimum look for it
+_OPTIONAL = ("attention.png", "curves.png", "segmentation.png", RECIPE, EVAL_RESULTS, ONNX)
 _PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 
@@ -54,6 +57,7 @@ def push_student(
     dry_run: bool = False,
     token: str | None = None,
     commit_message: str | None = None,
+    onnx: bool = False,
     endpoint: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Published | None:
@@ -70,6 +74,7 @@ def push_student(
         dry_run: Check the folder and list what would be uploaded, without contacting the Hub.
         token: Access token with write permission; by default that of `hf auth login` or `HF_TOKEN`.
         commit_message: First line of the commit.
+        onnx: Also upload the student as `onnx/model.onnx`; for segmentation, for images of the size in validation.
         endpoint: URL of the Hub; by default `HF_ENDPOINT`.
         say: Called with each line of the report.
 
@@ -85,6 +90,10 @@ def push_student(
     _check_revision(revision, create_pr)
     files = {name: (folder / name).read_bytes() for name in check_folder(folder)}
     files[CARD] = files[CARD].replace(PLACEHOLDER.encode(), repo_id.encode())
+    if onnx:
+        with TemporaryDirectory() as aside:
+            path = export_onnx(folder, Path(aside) / "model.onnx", size=find_exported(str(folder)).image_size(None))
+            files[ONNX] = path.read_bytes()
     size = sum(map(len, files.values()))
     say(f"{folder} is complete: {student.architecture}, {len(files)} files, {size / 1e6:.1f} MB.")
     if not ModelCard(files[CARD].decode()).data.get("license"):

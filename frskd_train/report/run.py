@@ -24,8 +24,8 @@ from frskd_train.progress import duration
 from frskd_train.recipe import write_recipe
 from frskd_train.report.baseline import read_baseline
 from frskd_train.report.figures import curves_figure
+from frskd_train.report.formats import export_onnx
 from frskd_train.report.metrics import DatasetFacts, MachineFacts, Metrics
-from frskd_train.report.onnx import export_onnx
 from frskd_train.report.publish import check_repo_id, push_student
 from frskd_train.run_folder import RunFolder
 from frskd_train.run_state import RunState

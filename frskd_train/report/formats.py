@@ -1,0 +1,171 @@
+"""Export of students to ONNX, which needs the extra `frskd-timm[onnx]`, and to programs of `torch.export`."""
+
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from frskd_timm.errors import UserError
+from frskd_timm.export.folder import CONFIG
+from frskd_timm.export.load import ExportedStudent, read_student
+from frskd_timm.pyramid import Pyramid
+from frskd_train.disk import disk_errors
+
+SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
+TOLERANCE = 1e-4
+_BATCH = ({0: torch.export.Dim("batch")},)
+
+
+class WithAttention(nn.Module):
+    """A classifier that returns its logits and the attention map [B, h, w] of each level, fine to coarse."""
+
+    def __init__(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.model = model
+        self.pyramid = Pyramid(model, input_size)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        maps, logits = self.pyramid(self.model, images)
+        assert logits is not None
+        return logits, *(map_.square().mean(1) for map_ in maps)
+
+
+def export_onnx(
+    folder: str | Path,
+    path: str | Path | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+    attention: bool = False,
+) -> Path:
+    """Write an exported student as ONNX for any batch size, and verify it in onnxruntime.
+
+    The metadata of the file contains the student's `config.json` with preprocessing and class names.
+
+    Args:
+        folder: An exported student.
+        path: The file to write; `model.onnx` in the folder by default.
+        size: Height and width of the images for segmentation students; classifiers have their own size.
+        attention: Also return the attention map of each level of a classifier, as `attention_1` (fine) and following.
+
+    Returns:
+        The path. Input: normalised `images` [batch, C, H, W]; output: `logits` [batch, classes] or
+        [batch, classes, H, W].
+
+    Raises:
+        UserError: The extra is not installed, the folder does not load, the architecture cannot be exported, or
+            onnxruntime's outputs differ.
+    """
+    student = read_student(folder)
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 torch's exporter is built on it
+    except ImportError as error:
+        raise UserError(f"ONNX needs {error.name}, which is not installed: pip install 'frskd-timm[onnx]'.") from None
+    model, names = student.load(), ["logits"]
+    if attention:
+        _, channels, height, width = student.probe(size=size).shape
+        model = WithAttention(model, (channels, height, width)).eval()
+        names += [f"attention_{level + 1}" for level in range(len(model.pyramid.indices))]
+
+    def write(images: Tensor, aside: Path) -> None:
+        program = torch.onnx.export(
+            model, (images,), input_names=["images"], output_names=names, dynamic_shapes=_BATCH, dynamo=True,
+            verbose=False,
+        )  # fmt: skip
+        assert program is not None
+        for node in program.model.graph.all_nodes():
+            node.metadata_props.clear()  # stack traces with the paths of this machine
+        program.model.metadata_props["config"] = json.dumps(student.config)
+        program.save(aside, include_initializers=True)
+
+    def read(aside: Path) -> Callable[[Tensor], Sequence[Any]]:
+        session = onnxruntime.InferenceSession(str(aside), providers=["CPUExecutionProvider"])
+        return lambda images: session.run(names, {"images": images.numpy()})
+
+    return _export(student, model, Path(path or student.path / "model.onnx"), size, write, read)
+
+
+def export_program(folder: str | Path, path: str | Path, *, size: tuple[int, int] | None = None) -> Path:
+    """Write an exported student as a program of `torch.export` for any batch size, and verify it.
+
+    `torch.export.load(path).module()` runs it without timm. The archive contains the student's `config.json`.
+
+    Args:
+        folder: An exported student.
+        path: The file to write, with the suffix `.pt2`.
+        size: Height and width of the images for segmentation students; classifiers have their own size.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: The folder does not load, the architecture cannot be exported, or the program's logits differ.
+    """
+    student = read_student(folder)
+    model = student.load()
+
+    def write(images: Tensor, aside: Path) -> None:
+        program = torch.export.export(model, (images,), dynamic_shapes=_BATCH)
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # with the paths of this machine
+        torch.export.save(program, aside, extra_files={CONFIG: json.dumps(student.config)})
+
+    def read(aside: Path) -> Callable[[Tensor], Sequence[Any]]:
+        program = torch.export.load(aside).module()
+        return lambda images: [program(images).numpy()]
+
+    return _export(student, model, Path(path), size, write, read)
+
+
+def _export(
+    student: ExportedStudent,
+    model: nn.Module,
+    path: Path,
+    size: tuple[int, int] | None,
+    write: Callable[[Tensor, Path], None],
+    read: Callable[[Path], Callable[[Tensor], Sequence[Any]]],
+) -> Path:
+    """Write a file, compare its outputs with the model's, and only then put it in place."""
+    with _replacing(path) as aside:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # warnings of the exporters about torch internals
+                write(student.probe(size=size), aside)
+        except OSError:
+            raise
+        except Exception as error:  # the exporters raise various errors for unsupported architectures
+            raise UserError(
+                f"{student.architecture} cannot be exported to {path.suffix} ({type(error).__name__})."
+            ) from error
+        run = read(aside)
+        for batch in (1, 3):  # one image, and more images than were traced
+            _compare(model, run, student.probe(batch, size))
+    return path
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    aside = path.with_name(f".{path.stem}.partial{path.suffix}")
+    with disk_errors(path, lambda: None):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield aside
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def _compare(model: nn.Module, run: Callable[[Tensor], Sequence[Any]], images: Tensor) -> None:
+    with torch.inference_mode():
+        outputs = model(images)
+        found = run(images)
+    for expected, other in zip(outputs if isinstance(outputs, tuple) else (outputs,), found, strict=True):
+        difference = float(np.abs(other - expected.numpy()).max())
+        if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
+            raise UserError(f"The exported file's outputs differ from the student's by {difference:.3g}.")
