@@ -27,7 +27,7 @@ def check_optimizer(settings: OptimizerSettings, device: torch.device | str = "c
     Raises:
         UserError: timm has no such optimizer, or it cannot be created, stepped or saved here.
     """
-    if "kron" in settings.opt and find_spec("opt_einsum") is None:
+    if settings.opt in list_optimizers("*kron*") and find_spec("opt_einsum") is None:
         raise UserError(
             f"Optimizer '{settings.opt}' runs out of memory without the package opt_einsum: pip install opt_einsum."
         )

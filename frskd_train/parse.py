@@ -10,7 +10,7 @@ from typing import Any
 
 import tyro
 
-from frskd_train.constraints import Pattern, Range
+from frskd_train.constraints import LOCAL, Pattern, Range
 from frskd_train.errors import SettingsError
 from frskd_train.recipe import as_flags, find_recipe, read_yaml
 from frskd_train.settings import EvaluationSettings, Settings, declared, default_settings, flag, flat, foreign
@@ -141,6 +141,8 @@ def check_group(group: object) -> None:
     """
     for name, facts in declared(type(group)).items():
         value = getattr(group, name)
+        if value == "" and LOCAL in facts:
+            raise SettingsError(f"{flag(name)} has to be given: a published recipe does not hold its author's paths.")
         for part in value if isinstance(value, tuple) else () if value is None else (value,):
             if isinstance(part, str) and re.search(r"[\x00-\x1f\x7f]", part):
                 raise SettingsError(f"{flag(name)} contains a control character: {part!r}.")

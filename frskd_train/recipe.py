@@ -90,7 +90,7 @@ def write_recipe(settings: Settings, heading: str, portable: bool = False) -> st
         settings: The settings of a run. Its folder and whether it was resumed are omitted.
         heading: Comment in the first line.
         portable: Omit what belongs to one machine or account, so that others can use the recipe. Local paths are
-            replaced by a comment.
+            left empty, so that whoever uses it is asked for them.
     """
     values, facts = flat(settings), declared(Settings)
     left_out = {"config", "output_dir", "resume", *foreign(settings.model.task)}
@@ -104,7 +104,7 @@ def write_recipe(settings: Settings, heading: str, portable: bool = False) -> st
             lines.append(f"\n# {kind.__doc__}")
         for name in names:
             if portable and LOCAL in facts[name] and _is_path(name, values[name]):
-                lines.append(f"# {flag(name)} was a path on the author's machine and has to be given.")
+                lines.append(f"{name}: ''  # was a path on the author's machine: give {flag(name)}")
                 continue
             value = yaml.safe_dump(values[name], default_flow_style=True, width=1000)
             lines.append(f"{name}: {value.removesuffix('...' + chr(10)).strip()}")
@@ -122,4 +122,5 @@ def differences(own: Settings, other: Settings) -> list[str]:
 def _is_path(name: str, value: str | None) -> bool:
     if name == "model" or value is None:
         return bool(value and value.startswith("local-dir:"))
-    return value.startswith(("/", "~", ".")) or os.path.exists(value)
+    hub_id = name == "dataset" and value.count("/") < 2 and not value.startswith(("/", "~", "."))
+    return not hub_id or os.path.exists(value)

@@ -48,7 +48,7 @@ def damaged(config: dict[str, Any], changes: list[tuple[int, Any]]) -> dict[str,
 
 @pytest.fixture(scope="module", params=["classifier", "segmenter"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("damaged") / "student"
+    place = tmp_path_factory.mktemp(f"damaged-{request.param}") / "student"
     if request.param == "classifier":
         return make_student(place, "test_resnet", 32)
     torch.manual_seed(0)
@@ -57,7 +57,8 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @given(changes=st.lists(st.tuples(st.integers(0, 10**6), VALUES), min_size=1, max_size=2))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_random_damage(folder: Path, changes: list[tuple[int, Any]]) -> None:
+def test_random_damage(folder: Path, places: Path, changes: list[tuple[int, Any]]) -> None:
+    data = ["--dataset", places / ("masks" if "segmenter" in str(folder) else "data"), "--threads", 1]
     good = (folder / "config.json").read_bytes()
     try:
         (folder / "config.json").write_text(json.dumps(damaged(json.loads(good), changes)))
@@ -66,6 +67,7 @@ def test_random_damage(folder: Path, changes: list[tuple[int, Any]]) -> None:
             lambda: load_student(folder)(torch.zeros(1, 3, 32, 32)),
             lambda: push_student(folder, REPO, dry_run=True, say=lambda _: None),
             lambda: default_cfg(ModelSettings(model=f"local-dir:{folder}")),
+            lambda: evaluate_here("--model", folder, *data),
         ):
             try:
                 use()

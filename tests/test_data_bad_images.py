@@ -83,6 +83,10 @@ def test_a_class_without_a_readable_image_is_said(tmp_path: Path) -> None:
         save(tmp_path / "data", train=mostly_broken(range(8, 16)), test=mostly_broken(range(0), 9)), bad_images="skip"
     )
     assert any("none of the images of dog can be read" in note for note in data.notes)
+    save(tmp_path / "val", train=mostly_broken(range(0)), test=mostly_broken(range(3, 6), 9))
+    validated = load(tmp_path / "val", **STREAM)
+    list(validated.val_batches(4))
+    assert re.search("Left out 3 of 9 .*; none of the images of dog can be read", validated.bad_images()[-1])
 
 
 def test_the_classes_of_masks_are_found_without_decoding_an_image(tmp_path: Path) -> None:

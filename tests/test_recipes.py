@@ -2,8 +2,8 @@
 
 import gzip
 import json
-import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -204,11 +204,15 @@ def test_a_published_recipe_holds_nothing_of_one_machine(tmp_path: Path) -> None
     text = write_recipe(settings, "A recipe.", portable=True)
     for word in ("me/x", "wandb", "threads", "workers", str(tmp_path), "w.pth"):
         assert word not in text
-    assert re.search("^# --dataset .*has to be given", text, re.M)
     (tmp_path / "recipe.yaml").write_text(text)
-    again = parse_settings(["--config", str(tmp_path / "recipe.yaml")])
+    config = ["--config", str(tmp_path / "recipe.yaml")]
+    for given, asked in (([], "--initial-checkpoint"), (["--initial-checkpoint", "None"], "--dataset")):
+        with pytest.raises(SettingsError, match=f"^{asked} has to be given: .*"):
+            parse_settings([*config, *given])
+    again = parse_settings([*config, "--initial-checkpoint", "None", "--dataset", "theirs"])
     assert (again.optimizer, again.preprocessing) == (settings.optimizer, settings.preprocessing)
-    assert (again.data, again.run.push_to_hub, again.loop.threads) == (parse_settings([]).data, None, None)
+    assert again.data == replace(parse_settings([]).data, dataset="theirs")
+    assert (again.run.push_to_hub, again.loop.threads) == (None, None)
     assert "dataset: me/images\n" in write_recipe(parse_settings(["--dataset", "me/images"]), "", portable=True)
 
 

@@ -20,6 +20,7 @@ from frskd_train.data.sampler import Order, spread
 from frskd_train.data.source import find_source
 from frskd_train.data.splits import Choice, Split
 from frskd_train.data.targets import TARGETS
+from frskd_train.data.targets.base import listed
 from frskd_train.data.transforms import EvalTransform, SampleTransform, as_is
 from frskd_train.settings import DataSettings, PreprocessingSettings
 
@@ -105,10 +106,7 @@ class TrainingData(ValidationData):
         return len(self.train)
 
     def bad_images(self) -> list[str]:
-        bad, split = _of_all_processes(self.train.bad), self.train.split
-        kept = np.delete(split.rows, list(bad))
-        lost = split.targets.lost_classes(split.name, split.rows, kept) if bad else None
-        return [*_left_out(self.train, bad), *([lost] if lost else []), *super().bad_images()]
+        return [*_left_out(self.train, _of_all_processes(self.train.bad)), *super().bad_images()]
 
     def train_batches(
         self,
@@ -174,7 +172,8 @@ def load_data(
     cache = train_samples.source if isinstance(train_samples.source, Cache) else None
     transform, augmentation = plan.augmentation(resolved, num_outputs or len(targets.class_names), cache)
     digest = hashlib.sha256("\0".join(targets.class_names).encode() + train.digest() + val.digest())
-    lost = targets.lost_classes(train.name, train.rows, train_samples.source.rows)
+    empty, classes = targets.empty_classes(train.name, train_samples.source.rows), len(targets.class_names)
+    notes = [f"{len(empty)} of {classes} classes have no training image: {listed(empty)}."] if empty else []
     return TrainingData(
         name=source.name,
         id=source.id,
@@ -186,7 +185,7 @@ def load_data(
         fingerprint=digest.hexdigest()[:16],
         preprocessing=resolved,
         mode=mode,
-        notes=(*source.notes, *([lost] if lost else []), *_left_out(train_samples), *_left_out(val_samples)),
+        notes=(*source.notes, *notes, *_left_out(train_samples), *_left_out(val_samples)),
         train=replace(train_samples, transform=transform),
         val=val_samples,
         augmentation=augmentation,
@@ -257,8 +256,14 @@ def _left_out(samples: Samples, bad: dict[int, str] | None = None) -> list[str]:
     """Return a note about the bad images of a split, if any; by default those found while decoding it."""
     if bad is None:
         bad = samples.source.bad if isinstance(samples.source, Cache) else {}
-    first, split = next(iter(bad.values()), None), samples.split
-    return [f"Left out {len(bad)} of {len(split)} image(s) of split {split.name}. {first}."] if first else []
+    if not bad:
+        return []
+    split = samples.split
+    empty = split.targets.empty_classes(split.name, np.delete(split.rows, list(bad)))
+    lost = [name for name in empty if name not in split.targets.empty_classes(split.name, split.rows)]
+    unreadable = f"; none of the images of {listed(lost)} can be read" if lost else ""
+    first = next(iter(bad.values()))
+    return [f"Left out {len(bad)} of {len(split)} image(s) of split {split.name}. {first}{unreadable}."]
 
 
 def _of_all_processes(bad: dict[int, str]) -> dict[int, str]:

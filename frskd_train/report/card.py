@@ -190,7 +190,7 @@ def _text_facts(metrics: Metrics, student: ExportedStudent, names: Collection[st
         "columns": columns,
         "results": results,
         "score": form.columns[form.score][0].removesuffix(" (%)"),
-        "classes": _with_value((metrics.student or {}).get("iou", {})),
+        "classes": {_cell(name): iou for name, iou in _with_value((metrics.student or {}).get("iou", {})).items()},
         "gain": f"{score - baseline.mean:+.2f}" if score is not None and baseline else None,
         "baseline_seeds": ", ".join(str(run["seed"]) for run in baseline.runs) if baseline else "",
         "mode": "L" if student.in_chans == 1 else "RGB",
@@ -240,9 +240,12 @@ def _settings(metrics: Metrics) -> list[tuple[str, str]]:
         "Images per second": f"{speed:,.0f}" if speed is not None else None,
         "Versions": ", ".join(f"{name} {version}" for name, version in metrics.versions.items()),
     }
-    # a line break or a vertical bar in a value would end the table cell
-    cells = {name: re.sub(r"\s+", " ", str(value)).replace("|", "\\|") for name, value in _with_value(rows).items()}
-    return list(cells.items())
+    return [(name, _cell(value)) for name, value in _with_value(rows).items()]
+
+
+def _cell(value: Any) -> str:
+    """Return text for a table cell, which a line break or a vertical bar would end."""
+    return re.sub(r"\s+", " ", str(value)).replace("|", "\\|")
 
 
 def _duration(seconds: float) -> str:

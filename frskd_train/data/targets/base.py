@@ -74,9 +74,9 @@ class Targets(ABC):
     def find_classes(self, split: str, rows: Rows, progress: bool) -> None:  # noqa: B027
         """Determine the classes from the targets of the training rows if the dataset does not name them."""
 
-    def lost_classes(self, split: str, rows: Rows, kept: Rows) -> str | None:
-        """Return a note about classes without a row among `kept`, the readable rows, or None."""
-        return None
+    def empty_classes(self, split: str, rows: Rows) -> list[str]:
+        """Return the names of classes without a row among `rows`, if the classes of a row are known."""
+        return []
 
 
 def columns_named(features: datasets.Features) -> str:

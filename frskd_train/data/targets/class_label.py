@@ -71,15 +71,9 @@ class ClassLabels(Targets):
             raise UserError(f"--class-map has {len(self.class_names)} classes, but the model has {len(known)}.")
         self.class_names = list(known)
 
-    def lost_classes(self, split: str, rows: Rows, kept: Rows) -> str | None:
-        labels = self.labels[split]
-        empty = sorted(set(range(len(self.class_names))) - set(labels[kept].tolist()))
-        if not empty:
-            return None
-        lost = [self.class_names[target] for target in empty if target in set(labels[rows].tolist())]
-        unreadable = f"; none of the images of {listed(lost)} can be read" if lost else ""
-        shown = listed([self.class_names[target] for target in empty])
-        return f"{len(empty)} of {len(self.class_names)} classes have no training image: {shown}{unreadable}."
+    def empty_classes(self, split: str, rows: Rows) -> list[str]:
+        found = set(self.labels[split][rows].tolist())
+        return [name for target, name in enumerate(self.class_names) if target not in found]
 
     def _renumber(self, split: str, rows: Rows, numbers: Mapping[str, int], complaint: str) -> None:
         labels = self.labels[split]
