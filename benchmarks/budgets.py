@@ -1,112 +1,182 @@
-"""Train variants of a recipe over seeds and budgets, and collect their scores in a CSV file.
+"""Compare FRSKD with the best of four baselines, on six kinds of data, after as many epochs and after as much time.
 
-    python benchmarks/budgets.py --dataset DIR --variants ce ramp --seeds 1 2 --epochs 10 --output budgets.csv
-    python benchmarks/budgets.py --variants ce ramp --output scenes.csv -- --task segmentation
-    python benchmarks/budgets.py --table budgets.csv
+    python benchmarks/budgets.py --plan                              # the runs that are missing
+    nohup python benchmarks/budgets.py --seconds > budgets.log &     # make them, seed by seed
+    python benchmarks/budgets.py --tune --data typefaces --methods frskd --name alpha4 -- --alpha 4
+    python benchmarks/budgets.py --write                             # the table in docs/results.md
 
-Runs whose results are in the CSV file are not repeated, so an interrupted collection can be continued. Each run uses
-one thread. `seconds` in the CSV file depends on the load of the machine; use `benchmarks/speed.py` to compare speeds.
+Runs whose results are in the CSV file are not repeated, and an interrupted run continues from its last checkpoint, so
+the same command continues after an interruption. For several cores, start it several times. FRSKD runs with the
+defaults of `train.py` and the flags after `--`, which need another `--name`. `--tune` holds out a fifth of the training
+images and scores these, so that the test images choose nothing; put its results into a file of their own.
+Needs the Debian packages dataset-fashion-mnist and those of `python -m tools.typefaces --packages`.
 """
 
 import argparse
 import csv
-import itertools
+import fcntl
 import json
+import os
+import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
-import threading
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-TRAIN = Path(__file__).resolve().parent.parent / "train.py"
-COLUMNS = ["variant", "epochs", "seed", "score", "self_teacher_score", "seconds", "flags"]
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-SCORES = {"classification": ("top1", "top-1"), "segmentation": ("miou", "mIoU")}
+import protocol  # noqa: E402
+from protocol import Row, Run  # noqa: E402
 
-# Each variant changes one setting of FRSKD with the ramp.
-VARIANTS: dict[str, list[str]] = {
-    "ce": ["--method", "ce"],
-    "ce-smoothing": ["--method", "ce", "--smoothing", "0.1"],
-    "ce-ema": ["--method", "ce", "--model-ema"],
-    "ce-batch128": ["--method", "ce", "--batch-size", "128"],
-    "constant": ["--distill-schedule", "constant"],
-    "ramp": ["--distill-schedule", "ramp"],
-    "ramp-smoothing": ["--distill-schedule", "ramp", "--smoothing", "0.1"],
-    "ramp-smoothing-narrow": [
-        *["--distill-schedule", "ramp", "--smoothing", "0.1"],
-        *["--teacher-width", "1", "--teacher-depth", "1"],  # half the channels, half the blocks
-    ],
-    "ramp-smoothing-beta0": ["--distill-schedule", "ramp", "--smoothing", "0.1", "--beta", "0"],
-    "ramp-smoothing-alpha4-beta0": [
-        *["--distill-schedule", "ramp", "--smoothing", "0.1"],
-        *["--alpha", "4", "--beta", "0"],
-    ],
-    "ramp-smoothing-teacher-lr3": ["--distill-schedule", "ramp", "--smoothing", "0.1", "--teacher-lr-scale", "3"],
-    **{
-        f"ramp-smoothing-{loss}-beta{beta}": [
-            *["--distill-schedule", "ramp", "--smoothing", "0.1"],
-            *["--feature-loss", loss, "--beta", beta],
-        ]
-        for loss, beta in (("fitnet", "1"), ("fitnet", "100"), ("overhaul", "1e-3"), ("overhaul", "1e-4"))
-    },
-    "ramp-ema": ["--distill-schedule", "ramp", "--model-ema"],
-    "ramp-T2": ["--distill-schedule", "ramp", "--temperature", "2"],
-    "ramp-T1": ["--distill-schedule", "ramp", "--temperature", "1"],
-    "ramp-alpha1": ["--distill-schedule", "ramp", "--alpha", "1"],
-    "ramp-alpha4": ["--distill-schedule", "ramp", "--alpha", "4"],
-    "ramp-beta0": ["--distill-schedule", "ramp", "--beta", "0"],
-    "ramp-beta1000": ["--distill-schedule", "ramp", "--beta", "1000"],
-    "ramp-late": ["--distill-schedule", "ramp", "--distill-start", "13"],  # 2/3 of 20 epochs, as in the paper on VOC
-    "ramp-detach": ["--distill-schedule", "ramp", "--teacher-gradient", "0"],
-    "ramp-teacher-lr2": ["--distill-schedule", "ramp", "--teacher-lr-scale", "2"],
-    "no-distillation": ["--alpha", "0", "--beta", "0"],
-}
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENT = ROOT / "docs" / "results.md"
+BEGIN = "<!-- begin: written by python benchmarks/budgets.py --write -->"
 
 
-def run(variant: str, epochs: int, seed: int, flags: list[str]) -> dict[str, object]:
-    """Train once and return a row of the CSV file."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(TRAIN), "--output-dir", f"{folder}/run", "--epochs", str(epochs)]
-        command += ["--seed", str(seed), "--val-interval", str(epochs), "--threads", "1", "--smoothing", "0"]
-        command += [*flags, *VARIANTS[variant]]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-2000:]}")
-        metrics = json.loads((Path(folder) / "run" / "metrics.json").read_text(encoding="utf-8"))
-    score = SCORES[metrics["task"]][0]
-    return {
-        "variant": variant,
-        "epochs": epochs,
-        "seed": seed,
-        "score": metrics["student"][score],
-        "self_teacher_score": (metrics["self_teacher"] or {}).get(score),
-        "seconds": metrics["seconds"],
-        "flags": " ".join(flags),
-    }
+def train(run: Run, dataset: str, flags: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+    """Train once in this process, or finish training, and return the rows for the CSV."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    from frskd_train.evaluate import Scores, evaluate
+    from frskd_train.parse import parse_settings
+    from frskd_train.trainer import Trainer
+
+    class Measured(Trainer):
+        """Measures processor time, which other load hardly affects, and the scores with and without average."""
+
+        def __init__(self) -> None:
+            super().__init__(parse_settings([*common, "--checkpoint-hist", "1", *flags]))
+            self.seconds: list[float] = []
+
+        def train_epoch(self) -> None:
+            start = time.process_time()
+            super().train_epoch()
+            self.seconds.append(time.process_time() - start)
+
+        def validate(self) -> Scores:
+            average, self.ema = self.ema, None
+            self.scores = {run.method: super().validate()}
+            self.ema = average
+            if average is not None:
+                network = average.module.eval()
+                scored = evaluate(
+                    self.job.measure, lambda x: {"student": network(x)}, self.val_batches, self.accelerator
+                )
+                self.scores[protocol.AVERAGED] = scored
+            return self.scores[run.method]
+
+        def finish(self, scores: Scores) -> None:
+            if not scores:  # all epochs were trained before an interruption
+                self.validate()
+            self.accelerator.end_training()
+
+    common = ["--dataset", dataset, "--output-dir", str(folder), "--resume", "auto", "--seed", str(run.seed)]
+    common += ["--epochs", str(run.epochs), "--val-interval", str(run.epochs), "--log-interval", "100000"]
+    try:
+        trainer = Measured()
+        trainer.run()
+    finally:
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+    score = trainer.job.score
+    return [
+        {
+            **vars(run),
+            "method": method,
+            "score": f"{networks['student'][score]:.3f}",
+            "self_teacher_score": f"{networks['self_teacher'][score]:.3f}" if "self_teacher" in networks else "",
+            "seconds_per_epoch": f"{statistics.median(trainer.seconds or [0]):.2f}",
+        }
+        for method, networks in trainer.scores.items()
+    ]
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    """Read the rows of the CSV file."""
+def work(args: argparse.Namespace) -> int:
+    """Make the runs that are missing; return the number of those that failed."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    failed: set[Run] = set()
+    while True:
+        missing = [run for run in remaining(args) if run not in failed]
+        locks = (lock(args.run_dir / folder_name(run), run) for run in missing)
+        run, held = next(((run, held) for run, held in zip(missing, locks, strict=True) if held), (None, None))
+        if run is None or held is None:
+            return len(failed)
+        if run not in remaining(args):  # another process has just finished it
+            os.close(held)
+            continue
+        folder, flags = args.run_dir / folder_name(run), run.flags(" ".join(args.flags), args.rehearse)
+        print(f"== {run}", flush=True)
+        try:
+            dataset = protocol.find_dataset(protocol.CASES[run.data], run.split, args.data_dir, args.rehearse)
+            rows = train(run, dataset, [*flags.split(), "--threads", str(args.threads)], folder)
+        except Exception as error:  # the other runs may work
+            print(f"== failed: {run}: {error}", file=sys.stderr, flush=True)
+            failed.add(run)
+        else:
+            append(args.output, [{**row, "flags": flags, "commit": commit.stdout.strip()} for row in rows])
+            shutil.rmtree(folder)
+        os.close(held)
+
+
+def remaining(args: argparse.Namespace) -> list[Run]:
+    """Return the runs that are missing in the CSV."""
+    methods = [args.name if method == "frskd" else method for method in args.methods]
+    options: dict[str, Any] = {"name": args.name, "split": args.split, "seconds": args.seconds, "epochs": args.epochs}
+    return list(protocol.plan(read(args.output), args.data, methods, args.seeds, **options))
+
+
+def folder_name(run: Run) -> str:
+    """Return the name of a run's folder."""
+    return "-".join(str(value) for value in vars(run).values()).replace("/", "_").replace(" ", "")
+
+
+def lock(folder: Path, run: Run) -> int | None:
+    """Lock a run for this process; return None if another process has it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    held = os.open(folder.with_suffix(".lock"), os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        return None
+    return held
+
+
+def append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Append rows to the CSV; several processes may do so at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8", newline="") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        writer = csv.DictWriter(file, protocol.COLUMNS, lineterminator="\n")
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerows(rows)
+    print(json.dumps(rows), flush=True)
+
+
+def read(path: Path) -> list[Row]:
+    """Read the rows of a CSV, none if there is no file."""
+    if not path.exists():
+        return []
     with path.open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def table(rows: list[dict[str, str]]) -> str:
-    """Format a Markdown table: one line per budget and variant, mean and half the range over the seeds."""
-    task = "segmentation" if "--task segmentation" in rows[0]["flags"] else "classification"
-    name = SCORES[task][1]
+def variants_table(rows: Sequence[Row]) -> str:
+    """Format earlier results, a line for each budget and variant: mean and half the range over the seeds."""
+    name = "mIoU" if "--task segmentation" in rows[0]["flags"] else "top-1"
     lines = [
         f"| epochs | variant | {name} of the student | seeds | {name} of the self-teacher |",
         "|---|---|---|---|---|",
     ]
-    groups: dict[tuple[int, str], list[dict[str, str]]] = {}
+    groups: dict[tuple[int, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((int(row["epochs"]), row["variant"]), []).append(row)
-    order = list(VARIANTS)
-    for epochs, variant in sorted(groups, key=lambda key: (key[0], order.index(key[1]))):
-        runs = groups[epochs, variant]
+    for (epochs, variant), runs in sorted(groups.items()):
         teacher = spread([float(run["self_teacher_score"]) for run in runs if run["self_teacher_score"]])
         lines.append(
             f"| {epochs} | `{variant}` | {spread([float(r['score']) for r in runs])} | {len(runs)} | {teacher} |"
@@ -114,7 +184,7 @@ def table(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def spread(values: list[float]) -> str:
+def spread(values: Sequence[float]) -> str:
     """Format one value as '86.23', several as mean and half the range: '86.23 ± 0.11'."""
     if not values:
         return ""
@@ -122,46 +192,54 @@ def spread(values: list[float]) -> str:
     return middle if len(values) == 1 else f"{middle} ± {(max(values) - min(values)) / 2:.2f}"
 
 
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    choices = [*protocol.RUNS, "frskd"]
+    parser.add_argument("--data", nargs="+", choices=protocol.CASES, default=list(protocol.CASES))
+    parser.add_argument("--methods", nargs="+", choices=choices, default=["frskd", *protocol.RUNS])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--epochs", type=int, help="number of epochs instead of those of the protocol")
+    parser.add_argument("--seconds", action="store_true", help="also baselines with more epochs, in the same time")
+    parser.add_argument("--tune", action="store_true", help="score a fifth of the training images, held out")
+    parser.add_argument("--name", default="frskd", help="name of FRSKD in the CSV, with the flags after --")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rehearse", action="store_true", help="tiny sizes: everything in minutes, for a test")
+    parser.add_argument("--data-dir", type=Path, default=ROOT / "data", help="where datasets are created")
+    parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / "budgets")
+    parser.add_argument("--output", type=Path, help="CSV file; by default protocol.csv or tuning.csv of the results")
+    parser.add_argument("--plan", action="store_true", help="print the missing runs and exit")
+    parser.add_argument("--table", action="store_true", help="print the table of the results and exit")
+    parser.add_argument("--write", action="store_true", help="write that table into docs/results.md and exit")
+    parser.add_argument("flags", nargs="*", help="train.py flags of FRSKD, after --")
+    args = parser.parse_args(arguments)
+    if args.flags and args.name in ("frskd", *protocol.BASELINES):
+        parser.error("flags after -- need another --name than frskd and those of the baselines")
+    if args.rehearse:
+        args.data_dir, args.run_dir = args.data_dir / "rehearsal", args.run_dir / "rehearsal"
+        args.epochs, args.seeds = args.epochs or 1, args.seeds[:1]
+    args.split = "tuning" if args.tune else "test"
+    kind = "rehearsal" if args.rehearse else "tuning" if args.tune else "protocol"
+    args.output = args.output or (args.run_dir if args.rehearse else RESULTS) / f"{kind}.csv"
+    return args
+
+
 def main() -> None:
-    """Make the runs that are missing in the CSV file, seed by seed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--table", type=Path, metavar="CSV", help="print the table of these results and exit")
-    parser.add_argument("--dataset", help="dataset for train.py; by default its own default")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--epochs", nargs="+", type=int, default=[10])
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("flags", nargs="*", help="train.py flags of every run, after --")
-    args = parser.parse_args()
-    if args.table:
-        print(table(read(args.table)))
-        return
-    if not args.output:
-        parser.error("--output is required")
-    flags = [*(["--dataset", args.dataset] if args.dataset else []), *args.flags]
-    done = set()
-    if args.output.exists():
-        done = {(row["variant"], int(row["epochs"]), int(row["seed"])) for row in read(args.output)}
+    """Make the missing runs, or show the plan or the results."""
+    args = parse()
+    table = protocol.table(read(args.output), args.name, args.split, args.epochs)
+    if args.write:
+        from tools.zoo import with_table
+
+        DOCUMENT.write_text(with_table(DOCUMENT.read_text(encoding="utf-8"), table, BEGIN), encoding="utf-8")
+    elif args.table:
+        print(table)
+    elif args.plan:
+        print(*remaining(args), sep="\n")
     else:
-        args.output.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
-    lock = threading.Lock()
-
-    def work(job: tuple[int, int, str]) -> None:
-        epochs, seed, variant = job
-        try:
-            row = run(variant, epochs, seed, flags)
-        except RuntimeError as error:
-            print(error, file=sys.stderr, flush=True)
-            return
-        with lock, args.output.open("a", encoding="utf-8", newline="") as file:
-            csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
-        print(row, flush=True)
-
-    jobs = [(e, s, v) for e, s, v in itertools.product(args.epochs, args.seeds, args.variants) if (v, e, s) not in done]
-    with ThreadPoolExecutor(args.workers) as pool:
-        list(pool.map(work, jobs))
+        sys.exit(1 if work(args) else 0)
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     main()

@@ -9,6 +9,7 @@ import typing
 from pathlib import Path
 
 import budgets
+import protocol
 import pytest
 import torch
 from conftest import ROOT, run_script
@@ -147,7 +148,12 @@ def test_help_states_the_weight_of_each_feature_loss() -> None:
 )
 def test_tables_show_the_measurements(document: str, results: str) -> None:
     text = (ROOT / "docs" / f"{document}.md").read_text(encoding="utf-8")
-    assert budgets.table(budgets.read(ROOT / "benchmarks" / "results" / f"{results}.csv")) in text
+    assert budgets.variants_table(budgets.read(ROOT / "benchmarks" / "results" / f"{results}.csv")) in text
+
+
+def test_the_table_of_the_protocol_shows_its_results() -> None:
+    results = protocol.table(budgets.read(ROOT / "benchmarks" / "results" / "protocol.csv"))
+    assert f"{budgets.BEGIN}\n{results}\n<!-- end -->" in budgets.DOCUMENT.read_text(encoding="utf-8")
 
 
 def test_help_offers_what_is_registered() -> None:

@@ -127,17 +127,17 @@ def state_of_entries(results: Sequence[Mapping[str, str]], recipes: Path) -> str
     return "\n".join(lines)
 
 
-def with_table(document: str, table: str) -> str:
-    """Return a document with a new table between its two markers.
+def with_table(document: str, table: str, begin: str = BEGIN) -> str:
+    """Return a document with a new table between two markers, `begin` and `END`.
 
     Raises:
         ValueError: The document has no markers.
     """
-    before, begin, rest = document.partition(BEGIN)
+    before, found, rest = document.partition(begin)
     _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"The document has no '{BEGIN}' and '{END}' around a table.")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+    if not found or not end:
+        raise ValueError(f"The document has no '{begin}' and '{END}' around a table.")
+    return f"{before}{begin}\n{table}\n{END}{after}"
 
 
 def write_documents(root: Path = ROOT) -> None:

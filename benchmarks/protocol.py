@@ -1,0 +1,237 @@
+"""The protocol of `budgets.py`: data, recipes, methods, and which runs they make."""
+
+import itertools
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+IDX = Path("/usr/share/datasets/fashion-mnist")  # of the Debian package dataset-fashion-mnist
+HELD_OUT, WRONG = 0.2, 0.4  # fraction of the training images for tuning; fraction of the labels that are wrong
+COLUMNS = (
+    "data", "split", "method", "epochs", "seed", "score", "self_teacher_score", "seconds_per_epoch", "flags", "commit",
+)  # fmt: skip
+Row = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe on some data: title in tables, dataset, numbers of epochs, flags of `train.py`, wrong labels."""
+
+    title: str
+    dataset: str
+    epochs: tuple[int, ...]
+    flags: str
+    wrong_labels: bool = False
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the task is segmentation."""
+        return "--task segmentation" in self.flags
+
+
+_TYPEFACES = "--model resnet18_frskd --img-size 64 --opt sgd --lr 0.05 --weight-decay 5e-4 --batch-size 32 --hflip 0"
+_GARMENTS = "--model wide_resnet16_2_frskd --opt sgd --lr 0.1 --weight-decay 5e-4 --batch-size 64"
+_FEW = "--train-num-samples 4000"
+_ERASING = "--crop-padding 2 --reprob 0.25"
+CASES = {
+    "typefaces": Case("100 typefaces", "typefaces", (30,), _TYPEFACES),
+    "typefaces_2": Case("100 other typefaces", "typefaces_2", (30,), _TYPEFACES),
+    "sgd": Case(
+        "Fashion-MNIST, 4,000 images, SGD", "fashion_mnist", (10, 20, 40), f"{_GARMENTS} --train-num-samples 4000"
+    ),
+    "muon": Case(
+        "Fashion-MNIST, 4,000 images, Muon and erasing",
+        "fashion_mnist",
+        (30,),
+        f"{_GARMENTS} {_FEW} {_ERASING} --opt nmuon --lr 3e-3 --weight-decay 0.05",
+    ),
+    "wrong": Case(
+        "Fashion-MNIST, 4,000 images, 40 % wrong labels", "fashion_mnist", (20,), _GARMENTS, wrong_labels=True
+    ),
+    "scenes": Case("scenes, segmentation", "fashion_mnist_scenes", (20,), "--task segmentation"),
+    "full": Case("Fashion-MNIST, 60,000 images", "fashion_mnist", (30,), f"{_GARMENTS} --batch-size 128 {_ERASING}"),
+}
+# Methods by the run that measures them: a run with an average of the weights has the scores of both.
+RUNS = {
+    "ce": "--method ce --smoothing 0",
+    "ce + smoothing": "--method ce --smoothing 0.1 --model-ema",
+    "ce + mixup/cutmix": "--method ce --smoothing 0.1 --mixup 0.2 --cutmix 1",
+}
+AVERAGED = "ce + smoothing + EMA"
+BASELINES = (*RUNS, AVERAGED)
+TINY = "--model test_resnet --train-num-samples 30 --batch-size 15 --no-amp"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of the protocol, a key of the CSV."""
+
+    data: str
+    split: str
+    method: str
+    epochs: int
+    seed: int
+
+    @classmethod
+    def of(cls, row: Row) -> "Run":
+        """Return the run that a row of the CSV is about."""
+        return cls(row["data"], row["split"], row["method"], int(row["epochs"]), int(row["seed"]))
+
+    def flags(self, own: str, rehearsal: bool = False) -> str:
+        """Return the flags of `train.py` that make the difference; `own` are those of a method that is no baseline."""
+        case = CASES[self.data]
+        return " ".join(filter(None, [case.flags, RUNS.get(self.method, own), TINY if rehearsal else ""]))
+
+
+def time_ratio(rows: Sequence[Row], run: Run) -> float | None:
+    """Return how much longer an epoch of a method takes than one of cross-entropy, from the first row of each."""
+    found = {}
+    for row in rows:
+        if replace(Run.of(row), seed=0, method="") == replace(run, seed=0, method=""):
+            found.setdefault(row["method"], float(row["seconds_per_epoch"]))
+    plain = found.get("ce")
+    return found[run.method] / plain if plain and found.get(run.method) else None
+
+
+def same_time(rows: Sequence[Row], run: Run) -> int | None:
+    """Return the epochs of cross-entropy that take as long as the epochs of a method's run, once that is known."""
+    ratio = time_ratio(rows, run)
+    return None if ratio is None else max(run.epochs + 1, round(ratio * run.epochs))
+
+
+def plan(
+    rows: Sequence[Row],
+    data: Sequence[str],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    name: str = "frskd",
+    split: str = "test",
+    seconds: bool = False,
+    epochs: int | None = None,
+) -> Iterator[Run]:
+    """Yield the runs that are missing, seed by seed.
+
+    Args:
+        rows: Rows of the CSV so far.
+        data: Names in `CASES`.
+        methods: Names in `RUNS`, and `name`.
+        seeds: Seeds.
+        name: Name of the method that is compared with the baselines.
+        split: `test`, or `tuning` for images held out from the training images.
+        seconds: Also train the baselines for as many epochs as take the time of the method's.
+        epochs: Number of epochs instead of those of the case.
+    """
+    done = {Run.of(row) for row in rows}
+    for seed, longer in itertools.product(seeds, (False, True) if seconds else (False,)):
+        for case, method in itertools.product(data, methods):
+            for budget in (epochs,) if epochs else CASES[case].epochs:
+                run = Run(case, split, method, budget, seed)
+                if longer:
+                    more = same_time(rows, replace(run, method=name))
+                    if more is None or method == name:
+                        continue
+                    run = replace(run, epochs=more)
+                if run not in done and not (CASES[case].is_dense and "mixup" in RUNS.get(method, "")):
+                    yield run
+
+
+def find_dataset(case: Case, split: str, folder: Path, rehearsal: bool = False) -> str:
+    """Return the value of `--dataset` for a case; create the dataset below `folder` if it is not there yet."""
+    from frskd_train.data.source import find_source
+    from frskd_train.settings import DataSettings
+
+    plain = _plain_dataset(case.dataset, folder, rehearsal)
+    if split == "test" and not case.wrong_labels:
+        return plain
+    path = folder / f"{case.dataset}{'_wrong' * case.wrong_labels}_{split}"
+    if not path.exists():
+        import datasets
+
+        splits = find_source(DataSettings(dataset=plain)).splits
+        train, val = splits["train"], splits["test"]
+        if split == "tuning":
+            stratify = {} if case.is_dense else {"stratify_by_column": "label"}
+            train, val = train.train_test_split(HELD_OUT, seed=0, **stratify).values()
+        if case.wrong_labels:
+            train = with_wrong_labels(train)
+        unfinished = path.with_name(f"{path.name}.partial")
+        datasets.DatasetDict(train=train, validation=val).save_to_disk(unfinished)
+        unfinished.rename(path)
+    return str(path)
+
+
+def _plain_dataset(name: str, folder: Path, rehearsal: bool) -> str:
+    from tools import make_sample, typefaces
+
+    if name == "fashion_mnist_scenes" or (name == "fashion_mnist" and rehearsal):
+        return name if name != "fashion_mnist" else "fashion_mnist_sample"
+    tiny: dict[str, int] = {"classes": 4, "train": 10, "test": 5} if rehearsal else {}
+    skip = tiny.get("classes", 100)
+    makers: dict[str, Any] = {
+        "typefaces": partial(typefaces.write, **tiny),
+        "typefaces_2": partial(typefaces.write, skip=skip, **tiny),
+        "fashion_mnist": lambda path: make_sample.main(["--idx-dir", str(IDX), "--full", str(path)]),
+    }
+    path = folder / name
+    if not path.exists():
+        unfinished = path.with_name(f"{name}.partial")
+        makers[name](unfinished)
+        unfinished.rename(path)
+    return str(path)
+
+
+def with_wrong_labels(train: Any) -> Any:
+    """Return 400 images of each class of a dataset, 40 % of them with another class than their own."""
+    import numpy as np
+
+    from tools.make_sample import choose_rows
+
+    feature = train.features["label"]
+    train = train.select(choose_rows(np.array(train["label"]), 400, "frskd fashion-mnist train"))
+    labels, rng = np.array(train["label"]), np.random.default_rng(0)
+    wrong = rng.permutation(len(labels))[: round(WRONG * len(labels))]
+    labels[wrong] = (labels[wrong] + rng.integers(1, feature.num_classes, len(wrong))) % feature.num_classes
+    return train.remove_columns("label").add_column("label", labels).cast_column("label", feature)
+
+
+def table(rows: Sequence[Row], name: str = "frskd", split: str = "test", epochs: int | None = None) -> str:
+    """Format a Markdown table of a method and the best baseline of the same epochs and of the same time; see `plan`."""
+    lines = [
+        "| data | epochs | best baseline | its score | FRSKD | difference | standard error | seeds | self-teacher | "
+        "share of its lead |",
+        "|---|---:|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for data, case in CASES.items():
+        for budget, longer in itertools.product((epochs,) if epochs else case.epochs, (False, True)):
+            run = Run(data, split, name, budget, 0)
+            more = same_time(rows, run) if longer else budget
+            own, teacher = scores(rows, run), scores(rows, run, "self_teacher_score")
+            baselines = [(scores(rows, replace(run, method=m, epochs=more or 0)), m) for m in BASELINES]
+            baselines = [(found, method) for found, method in baselines if found]
+            if own and baselines:
+                shown = f"{budget}, baseline {more}" if longer else str(budget)
+                best = max(baselines, key=lambda pair: statistics.mean(pair[0]))
+                lines.append(f"| {case.title} | {shown} | {' | '.join(compare(*best, own, teacher))} |")
+    return "\n".join(lines) if len(lines) > 2 else "There are no results yet."
+
+
+def scores(rows: Sequence[Row], run: Run, column: str = "score") -> list[float]:
+    """Return the scores of a run with all seeds."""
+    return [float(row[column]) for row in rows if replace(Run.of(row), seed=0) == run and row[column]]
+
+
+def compare(best: Sequence[float], method: str, own: Sequence[float], teacher: Sequence[float]) -> list[str]:
+    """Format the cells of a comparison of scores with those of the best baseline."""
+    bar, mean = statistics.mean(best), statistics.mean(own)
+    error = None
+    if min(len(best), len(own)) > 1:
+        error = sum(statistics.variance(values) / len(values) for values in (best, own)) ** 0.5
+    seeds = f"{len(own)}" if len(own) == len(best) else f"{len(own)}, baseline {len(best)}"
+    lead = statistics.mean(teacher) - bar if teacher else 0.0
+    share = f"{100 * (mean - bar) / lead:.0f} %" if lead > (error or 0.0) else ""  # no lead, no share of it
+    cells = [f"{bar:.2f}", f"{mean:.2f}", f"{mean - bar:+.2f}", "" if error is None else f"{error:.2f}", seeds]
+    return [f"`{method}`", *cells, f"{statistics.mean(teacher):.2f}" if teacher else "", share]
