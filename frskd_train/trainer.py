@@ -286,9 +286,10 @@ class Trainer:
         self.progress.say(*self.data.bad_images())
         self.export()
         scores = scores or self.validate()  # there are no scores if a finished run was resumed
+        evaluation = report.evaluate_run(self.job, self.data, self.exported, self.accelerator)
         if self.is_main:
             metrics = report.make_metrics(self.job, self.data, self.exported, self.accelerator, scores, self.state)
-            report.finish_run(self.folder, self.job, self.data, self.task, metrics, self.state.history)
+            report.finish_run(self.folder, self.job, self.data, self.task, metrics, evaluation, self.state.history)
             self.progress.say(report.summary(self.folder, self.job, metrics))
             report.publish(self.folder, self.settings.run)
         self.accelerator.end_training()

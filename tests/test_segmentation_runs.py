@@ -24,6 +24,7 @@ from frskd_train import parse
 from frskd_train.data.folder import VOC_CLASSES
 from frskd_train.errors import SettingsError
 from frskd_train.recipe import write_recipe
+from frskd_train.report.evaluation import read_evaluation
 from frskd_train.settings import flat
 
 
@@ -31,8 +32,8 @@ def test_a_run_leaves_what_it_promises(places: Path, whole_masks: Path, capsys: 
     run = whole_masks
     names = {path.name for path in run.iterdir()}
     assert names == {
-        ".lock", "config.yaml", "summary.csv", "metrics.json", "curves.png", "segmentation.png", "checkpoints",
-        "student", "backbone",
+        ".lock", "config.yaml", "summary.csv", "metrics.json", "evaluation.json", "curves.png", "segmentation.png",
+        "checkpoints", "student", "backbone",
     }  # fmt: skip
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     assert (metrics["task"], metrics["model"], metrics["weights"]) == ("segmentation", "test_resnet", "ema")
@@ -43,6 +44,11 @@ def test_a_run_leaves_what_it_promises(places: Path, whole_masks: Path, capsys: 
     assert float(last["loss_feature"]) > 0
     assert float(last["miou"]) == pytest.approx(metrics["student"]["miou"], abs=1e-3)
     assert float(last["teacher_miou"]) == pytest.approx(metrics["self_teacher"]["miou"], abs=1e-3)
+
+    evaluation = read_evaluation(run / "evaluation.json")
+    assert evaluation.miou == pytest.approx(metrics["student"]["miou"], abs=0.02)
+    assert evaluation.loss == pytest.approx(metrics["student"]["loss"], abs=2e-3)
+    assert [row.iou for row in evaluation.per_class] == pytest.approx([*metrics["student"]["iou"].values()], abs=0.1)
 
     # The student alone, at the very scores that it was exported with.
     keys = set(load_file(run / "student" / "model.safetensors"))

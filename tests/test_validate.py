@@ -4,18 +4,22 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from conftest import ROOT, run_script
 from published import make_student
 from runs import evaluate_here
+from sklearn import metrics
 from timm.data import create_transform, resolve_data_config
 from torch.nn.functional import cross_entropy
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from frskd_timm.errors import UserError
 from frskd_train.data.source import find_source
 from frskd_train.parse import flag
+from frskd_train.report.evaluation import Evaluation, read_evaluation
 from frskd_train.settings import DataSettings
 from frskd_train.students import load_for_evaluation, refuse_size
 
@@ -29,6 +33,40 @@ def test_validation_of_the_export_is_the_runs_own_score(finished) -> None:
     for score in ("top1", "top5", "loss"):
         assert stored[score] == pytest.approx(metrics["student"][score], abs=2e-3)
     assert f"top-1 {stored['top1']:.2f}%" in done.stdout
+
+
+def test_the_evaluation_of_a_run_is_scikit_learns_and_torchmetrics(finished) -> None:
+    found = read_evaluation(finished[0] / "evaluation.json")
+    model = timm.create_model(f"local-dir:{finished[0] / 'student'}", pretrained=True).eval()
+    transform = create_transform(**resolve_data_config({}, model=model))
+    test = find_source(DataSettings()).splits[found.split]
+    truth = np.array(test["label"])
+    with torch.no_grad():
+        probabilities = model(torch.stack([transform(row["image"].convert("RGB")) for row in test])).double().softmax(1)
+    given = probabilities.argmax(1).numpy()
+
+    assert np.abs(np.array(found.confusion) - metrics.confusion_matrix(truth, given)).sum() <= 4  # near ties
+    for scores in zip(
+        *metrics.precision_recall_fscore_support(truth, given, zero_division=0), found.per_class, strict=True
+    ):
+        *wanted, support, own = scores
+        assert [own.precision, own.recall, own.f1] == pytest.approx([100 * value for value in wanted], abs=1.1)
+        assert own.support == support == 100
+    assert found.calibration.nll == found.loss == pytest.approx(metrics.log_loss(truth, probabilities), abs=2e-3)
+    brier = (probabilities - torch.eye(10)[truth]).square().sum(1).mean()
+    assert found.calibration.brier == pytest.approx(float(brier), abs=2e-3)
+    ece = multiclass_calibration_error(probabilities, torch.from_numpy(truth), 10, n_bins=15)
+    assert found.calibration.ece == pytest.approx(float(ece), abs=5e-3)
+    assert sum(found.calibration.bin_count) == found.images == 1000
+    confidence = probabilities.max(1).values.numpy()
+    wrong = np.flatnonzero(given != truth)
+    assert [mistake.confidence for mistake in found.mistakes] == pytest.approx(
+        sorted(confidence[wrong], reverse=True)[: len(found.mistakes)], abs=1e-2
+    )
+    assert all(mistake.true == truth[mistake.row] != mistake.given for mistake in found.mistakes)
+    assert found.temperature is None
+    assert "no training images were held out" in found.temperature_note
+    assert found == Evaluation.from_json(json.loads(found.to_json()))
 
 
 def test_validation_at_another_size_is_timms(finished, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ class ValBatches:
     def __init__(
         self, samples: Samples, normalize: Normalize, batch_size: int, rank: int, world_size: int, device: torch.device
     ) -> None:
-        self._normalize = normalize
+        self._normalize, self._samples = normalize, samples
         self._read = lambda: Reader(samples, device, is_training=False)
         sizes = samples.source.sizes() if samples.split.targets.is_dense else [(0, 0)] * len(samples)
         by_size = sorted(range(len(sizes)), key=lambda place: sizes[place])
@@ -101,8 +101,13 @@ class ValBatches:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        requests = (BatchRequest(places, np.zeros_like(places)) for places in self._batches)
+        requests = (BatchRequest(places, places) for places in self._batches)
         for images, targets in self._read().run(lambda: requests):
             with torch.no_grad():
                 normalised = self._normalize(images)
             yield normalised, targets.long()
+
+    def rows(self) -> Rows:
+        """Return the row in the split of each image of the last pass, in its order."""
+        places = np.concatenate([np.zeros(0, np.int64), *self._batches])
+        return self._samples.source.rows[places[~np.isin(places, list(self._samples.bad))]]

@@ -23,6 +23,7 @@ from frskd_train.evaluate import Scores
 from frskd_train.progress import duration
 from frskd_train.recipe import write_recipe
 from frskd_train.report.baseline import read_baseline
+from frskd_train.report.evaluation import EVALUATION, Evaluation
 from frskd_train.report.figures import curves_figure
 from frskd_train.report.formats import export_onnx
 from frskd_train.report.metrics import DatasetFacts, MachineFacts, Metrics
@@ -56,17 +57,29 @@ def export_run(folder: RunFolder, job: Job, data: TrainingData, student: nn.Modu
         job.export(folder, data, student, lambda aside: (aside / RECIPE).write_text(recipe, encoding="utf-8"))
 
 
+def evaluate_run(job: Job, data: TrainingData, student: nn.Module, accelerator: Accelerator) -> Evaluation | None:
+    """Score the exported student on the validation images of all processes; None if none of them could be read."""
+    from frskd_train.scores import Scorer  # imports torchmetrics, which takes a second
+
+    loop = job.settings.loop
+    scorer = Scorer(student.eval(), accelerator, loop.validation_batch_size or 2 * loop.batch_size, loop.channels_last)
+    return scorer.evaluate(data, job.about_student(student)["model"])
+
+
 def finish_run(
     folder: RunFolder,
     job: Job,
     data: TrainingData,
     task: StudentTask,
     metrics: Metrics,
+    evaluation: Evaluation | None,
     history: Sequence[Mapping[str, Any]],
 ) -> None:
     """Write metrics, pictures, cards and other formats beside the exported student; main process only."""
     with folder.writing():
         folder.write("metrics.json", metrics.to_json())
+        if evaluation is not None:
+            folder.write(EVALUATION, evaluation.to_json())
         pictures = [curves_figure(history, folder.path / "curves.png")]
         if metrics.student is not None:  # None if no validation image could be read
             pictures += job.draw(folder.path, data, task)
