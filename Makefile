@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 QUICK := layers card changed_settings checkpoints data data_faults data_sources numbers run_faults segmentation method
 
-.PHONY: setup quick test long style quality train check build
+.PHONY: setup quick test long style quality train check docs build
 
 setup:  ## create the development environment
 	$(PYTHON) -m venv .venv && $(BIN)/pip install -e '.[dev]' && $(BIN)/pre-commit install
@@ -27,6 +27,9 @@ train:  ## train with the default settings on the data that ships
 	$(BIN)/accelerate launch train.py
 
 check: quality test long
+
+docs:  ## build the documentation site in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 build:  ## build the wheel and the source distribution in dist/
 	$(BIN)/pip install -q build && $(BIN)/python -m build

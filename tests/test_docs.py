@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import re
+import shlex
 import shutil
 import sys
 import typing
@@ -12,6 +13,7 @@ import budgets
 import protocol
 import pytest
 import torch
+import yaml
 from conftest import ROOT, run_script
 from PIL import Image
 
@@ -54,7 +56,9 @@ def anchors(path: Path) -> set[str]:
 @each_document
 def test_links_resolve(document: Path) -> None:
     for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]+))?\)", document.read_text(encoding="utf-8")):
-        if not target.startswith("http"):
+        if ":" in target:
+            assert re.fullmatch(r"https://[a-z0-9.-]+\.[a-z]+(/[\w./@%~+-]*)?", target), f"{document.name}: {target}"
+        else:
             path = document.parent / target if target else document
             assert path.exists(), f"{document.name}: {target}"
             assert not anchor or anchor in anchors(path), f"{document.name}: {target}#{anchor}"
@@ -88,6 +92,22 @@ def test_commands_exist_and_take_the_flags_that_are_named(document: Path) -> Non
     }
     for word in re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text):
         assert word in train | evaluation | others | LAUNCHER, f"{document.name}: {word}"
+
+
+@each_document
+def test_commands_parse(document: Path) -> None:
+    """The values of flags are allowed as well, and recipes are found by name."""
+    for block in re.findall(r"```bash\n(.*?)```", document.read_text(encoding="utf-8"), re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            if found := re.search(r"(?:\b(train|validate)\.py|frskd (train|validate))(?=\s|$)([^&|]*)", line):
+                read = parse_settings if "train" in found.groups() else parse_evaluation
+                read(shlex.split(found[3], comments=True))
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = set(re.findall(r"[\w./-]+\.md", str(yaml.safe_load(text)["nav"])))
+    assert pages == {path.name for path in (ROOT / "docs").glob("*.md")} | {"index.md", "MODEL_CARD.md"}
 
 
 @pytest.mark.parametrize("code", BLOCKS)
