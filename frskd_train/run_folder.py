@@ -18,7 +18,9 @@ from frskd_train.disk import disk_errors, reason, write_atomically
 
 LOCK = ".lock"
 # What a killed run may leave beside its files: the lock, and files and folders that were being replaced.
-_LEFTOVER = re.compile(r"\.(lock|(config\.yaml|summary\.csv|(metrics|evaluation)\.json)\.\d+|.+\.(partial|previous))")
+_LEFTOVER = re.compile(
+    r"\.(lock|(config\.yaml|summary\.csv|(metrics|evaluation)\.json|report\.html)\.\d+|.+\.(partial|previous))"
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Resume:
 
 
 class RunFolder:
-    """`config.yaml`, `summary.csv`, `metrics.json`, `evaluation.json`, `curves.png`, `checkpoints/`, `student/`."""
+    """`config.yaml`, `summary.csv`, `metrics.json`, `evaluation.json`, `report.html`, `checkpoints/`, `student/`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -291,5 +291,6 @@ class Trainer:
             metrics = report.make_metrics(self.job, self.data, self.exported, self.accelerator, scores, self.state)
             report.finish_run(self.folder, self.job, self.data, self.task, metrics, evaluation, self.state.history)
             self.progress.say(report.summary(self.folder, self.job, metrics))
+            self.progress.say(report.write_page(self.folder, self.data, evaluation))
             report.publish(self.folder, self.settings.run)
         self.accelerator.end_training()

@@ -9,6 +9,7 @@ from frskd_train.errors import exit_with_error
 COMMANDS = {
     "train": ("frskd_train.train", "train a model with FRSKD and export the student"),
     "validate": ("frskd_train.cli.validate", "score a model on a dataset"),
+    "report": ("frskd_train.cli.report", "write one HTML page about one or several runs"),
     "export": ("frskd_train.cli.export", "write a student as ONNX or torch.export program"),
     "push": ("frskd_train.cli.push", "publish a trained student on the Hugging Face Hub"),
     "list": ("frskd_train.cli.list_models", "list students, pretrained weights and recipes"),

@@ -32,7 +32,7 @@ _STYLE: dict[Any, Any] = {
 }
 # Colours of Okabe and Ito, which colour-blind readers can distinguish.
 _BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#777777"
-_TERMS = {
+TERMS = {
     "loss_ce": ("cross-entropy, student", _BLUE),
     "loss_ce_teacher": ("cross-entropy, self-teacher", _ORANGE),
     "loss_kl": ("soft labels", _GREEN),
@@ -195,8 +195,8 @@ def _draw_losses(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray
     axes.set_title("loss terms, training")
     spare = iter((_RED, _GREY, *matplotlib.color_sequences["Dark2"]))
     terms = [name for name in columns if name.startswith("loss_")]
-    for name in sorted(terms, key=lambda name: list(_TERMS).index(name) if name in _TERMS else len(_TERMS)):
-        label, colour = _TERMS.get(name) or (name.removeprefix("loss_").replace("_", " "), next(spare))
+    for name in sorted(terms, key=lambda name: list(TERMS).index(name) if name in TERMS else len(TERMS)):
+        label, colour = TERMS.get(name) or (name.removeprefix("loss_").replace("_", " "), next(spare))
         _line(axes, epochs, columns[name], label=label, color=colour)
     if "loss" in columns:
         _line(axes, epochs, columns["loss"], label="sum", color="#222222", linewidth=2)

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from huggingface_hub import get_token
 from torch import nn
 
-from frskd_timm.errors import UserError
+from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.folder import RECIPE
 from frskd_timm.export.load import read_student
 from frskd_timm.task import StudentTask
@@ -27,6 +27,8 @@ from frskd_train.report.evaluation import EVALUATION, Evaluation
 from frskd_train.report.figures import curves_figure
 from frskd_train.report.formats import export_onnx
 from frskd_train.report.metrics import DatasetFacts, MachineFacts, Metrics
+from frskd_train.report.page import PAGE, write_report
+from frskd_train.report.predictions import MISTAKES, draw_mistakes
 from frskd_train.report.publish import check_repo_id, push_student
 from frskd_train.run_folder import RunFolder
 from frskd_train.run_state import RunState
@@ -88,6 +90,16 @@ def finish_run(
         job.write_cards(folder, metrics)
         if "onnx" in job.settings.run.export:
             export_onnx(folder.student, folder.path / "student.onnx", size=data.preprocessing.input_size[1:])
+
+
+def write_page(folder: RunFolder, data: TrainingData, evaluation: Evaluation | None) -> str:
+    """Write the report of a finished run; return a line for the user, a warning if it could not be made."""
+    try:
+        if evaluation is not None:
+            draw_mistakes(data, evaluation.mistakes, folder.path / MISTAKES)
+        return f"report in     {write_report([folder.path], folder.path / PAGE)}"
+    except Exception as error:  # the run is finished, whatever is wrong with its report
+        return f"The report could not be made ({first_line(error)}); try again with: frskd report {folder.path}"
 
 
 def make_metrics(

@@ -1,0 +1,153 @@
+"""The page about finished runs: what it shows, that it needs nothing else, and that it fits on a phone."""
+
+import http.server
+import json
+import re
+import shutil
+import statistics
+import subprocess
+import threading
+from functools import partial
+from html import escape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import datasets
+import pytest
+from pictures import encoded, picture, save, split
+from runs import small, train_here
+
+from frskd_train.cli.report import main
+from frskd_train.report.run import write_page
+from frskd_train.run_folder import RunFolder
+
+NASTY = "<script>alert(1)</script> & \"co\" 'x'"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and all text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run on images of three classes, one of them with a hostile name."""
+    place = tmp_path_factory.mktemp("report")
+    names = datasets.ClassLabel(names=["cat", NASTY, "eel"])
+    parts = {"train": 24, "test": 9}
+    rows = {
+        name: split([encoded(picture(k)) for k in range(count)], [k % 3 for k in range(count)], names)
+        for name, count in parts.items()
+    }
+    save(place / "data", **rows)
+    train_here(*small(place, "--output-dir", place / "run", "--seed", 1))
+    return place / "run"
+
+
+def changed(run: Path, copy: Path, seed: int, method: str, top1: float) -> Path:
+    """Return a copy of a run as it would be with another seed, method and score."""
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("checkpoints", "report.html"))
+    metrics = json.loads((copy / "metrics.json").read_text())
+    metrics |= {"seed": seed, "method": method, "student": metrics["student"] | {"top1": top1}}
+    (copy / "metrics.json").write_text(json.dumps(metrics))
+    recipe = copy / "student" / "recipe.yaml"
+    text = re.sub("^method: .*", f"method: {method}", recipe.read_text(), flags=re.M)
+    recipe.write_text(re.sub("^seed: .*", f"seed: {seed}", text, flags=re.M))
+    return copy
+
+
+def test_a_run_ends_with_a_page_that_needs_nothing_else(run: Path, tmp_path: Path) -> None:
+    page = Page(run / "report.html")
+    assert len(page.source) < 5_000_000
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert NASTY in page.text
+    assert escape(NASTY).replace("&quot;", "&#34;").replace("&#x27;", "&#39;") in page.source
+    for _, attributes in page.tags:
+        for name in ("src", "href", "srcset", "data", "action", "poster"):
+            assert (attributes.get(name) or "data:").startswith(("data:", "#"))
+    style = "".join(re.findall("<style>(.*?)</style>", page.source, flags=re.S))
+    assert "url(" not in style
+    assert "@import" not in style
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert images
+    assert all(image.get("alt") for image in images)
+    assert all(attributes.get("aria-label") for _, attributes in page.tags if attributes.get("role") == "img")
+    metrics, evaluation = (json.loads((run / f"{name}.json").read_text()) for name in ("metrics", "evaluation"))
+    assert f"{metrics['student']['top1']:.2f}" in page.text
+    assert len(evaluation["mistakes"]) == sum("taken for" in str(image["alt"]) for image in images)
+    assert "no baseline" in page.text
+
+    others = [
+        changed(run, tmp_path / f"{method}-{seed}", seed, method, top1)
+        for seed, method, top1 in ((1, "frskd", 70.0), (2, "frskd", 72.0), (1, "ce", 60.0), (2, "ce", 62.0))
+    ]
+    main([*map(str, others), "--output", str(tmp_path / "all.html")])
+    text = Page(tmp_path / "all.html").text
+    assert f"71.00 ± {statistics.stdev((70, 72)):.2f}" in text
+    assert "10.00 points better in top-1 than cross-entropy" in text
+    assert "more than the 6.08 points" in text  # 4.30 * sqrt(2 * (1/2 + 1/2))
+
+
+def test_a_page_that_cannot_be_made_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert write_page(RunFolder(tmp_path), None, None).startswith("The report could not be made")  # type: ignore[arg-type]
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path)])
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "metrics.json" in message
+
+
+@pytest.mark.long
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@pytest.mark.parametrize("classes", [3, 100])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_browser_requests_nothing_and_needs_no_horizontal_scrolling(
+    run: Path, tmp_path: Path, classes: int, width: int
+) -> None:
+    runs = [
+        changed(run, tmp_path / f"run-{seed}", seed, "ce" if seed == 3 else "frskd", 70 + seed) for seed in (1, 2, 3)
+    ]
+    for copy in runs:
+        evaluation = json.loads((copy / "evaluation.json").read_text())
+        evaluation["class_names"] = [f"class {k} {'long' * (k % 9)}" for k in range(classes)]
+        row = evaluation["per_class"][0]
+        evaluation["per_class"] = [row | {"name": name, "support": 1} for name in evaluation["class_names"]]
+        evaluation["confusion"] = [[(i * j) % 7 for j in range(classes)] for i in range(classes)]
+        (copy / "evaluation.json").write_text(json.dumps(evaluation))
+    main([*map(str, runs), "--output", str(tmp_path / "page.html")])
+    measure = "f => { const d = f.contentDocument, b = f.contentWindow.performance.getEntriesByType('resource');"
+    measure += " document.title = [d.documentElement.scrollWidth, d.querySelectorAll('table').length, b.length] }"
+    frame = f'<iframe src="page.html" width="{width}" style="border:0" onload="({measure})(this)"></iframe>'
+    (tmp_path / "index.html").write_text(f"<!doctype html><title>none</title>{frame}")
+    asked: list[str] = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_request(self, *_: object) -> None:
+            asked.append(self.path)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom"]
+        flags += [f"--user-data-dir={tmp_path / 'profile'}", f"http://127.0.0.1:{server.server_port}/index.html"]
+        done = subprocess.run([str(CHROMIUM), *flags], capture_output=True, text=True, timeout=120)
+        server.shutdown()
+    title = re.search("<title>(.*?)</title>", done.stdout)
+    assert title, done.stderr[-2000:]
+    scroll_width, tables, loaded = map(int, title[1].split(","))
+    assert scroll_width <= width
+    assert tables > 5
+    assert loaded == 0
+    assert set(asked) - {"/favicon.ico"} == {"/index.html", "/page.html"}
