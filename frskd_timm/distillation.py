@@ -1,8 +1,4 @@
-"""Base classes of the training tasks: `task(input, target) -> {'loss', 'output', one entry per loss term}`.
-
-Everything trainable is in one `forward`, so that DDP, autocast and compile see one module. The terms are already
-weighted and 'loss' is their sum, so the training loop does not need to know the method.
-"""
+"""FRSKD for any kind of target: the base class of the tasks with a self-teacher."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -10,52 +6,17 @@ from copy import deepcopy
 from typing import NamedTuple
 
 import torch
-from timm.task import TrainingTask
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from frskd_timm.defaults import CLASSIFICATION as DEFAULT
+from frskd_timm.errors import UserError
 from frskd_timm.losses import FeatureLoss
-from frskd_timm.losses.functional import IGNORED, cross_entropy
+from frskd_timm.losses.functional import IGNORED
 from frskd_timm.losses.logits import LOGIT_LOSSES
 from frskd_timm.schedule import distillation_weight
+from frskd_timm.student_task import StudentTask, Terms
 from frskd_timm.teachers import SelfTeacher
-
-Terms = dict[str, Tensor]
-
-
-class StudentTask(TrainingTask):
-    """Base class of every task.
-
-    Attributes:
-        student: The network that is kept after training: any timm model.
-        smoothing: Label smoothing of the cross-entropy terms, 0..1.
-    """
-
-    def __init__(self, student: nn.Module, smoothing: float = 0.0) -> None:
-        super().__init__(verbose=False)
-        self.student = student
-        self.smoothing = smoothing
-
-    def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the mean cross-entropy of logits [B, K] and classes [B] or probabilities [B, K]."""
-        return cross_entropy(logits, target, self.smoothing)
-
-    def set_progress(self, progress: float) -> None:
-        """Tell the task, before each step, which fraction of the run is over (0..1)."""
-
-    def predict(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the logits of each network of the task by name; 'student' is always present."""
-        return {"student": self.student(images)}
-
-
-class CrossEntropyTask(StudentTask):
-    """The baseline: the student alone."""
-
-    def forward(self, input: Tensor, target: Tensor) -> Terms:
-        logits = self.student(input)
-        with torch.autocast(input.device.type, enabled=False):
-            loss = self.cross_entropy(logits, target)
-        return {"loss": loss, "output": logits, "loss_ce": loss.detach()}
 
 
 class Views(NamedTuple):
@@ -89,7 +50,7 @@ class DistillationTask(StudentTask):
         self_teacher: Refines the student's maps and classifies from them.
         feature_loss: D; None leaves the term out.
         alpha: Weight of the soft labels.
-        beta: Weight of the feature maps.
+        beta: Weight of the feature maps; None uses the `default_beta` of the feature loss times `beta_factor`.
         temperature: T of the soft labels.
         smoothing: Label smoothing of the cross-entropy terms.
         schedule: Name of the schedule of alpha and beta.
@@ -104,8 +65,11 @@ class DistillationTask(StudentTask):
 
     With the schedule 'lead', r is a moving average of the relative lead of the self-teacher: how far its cross-entropy
     is below the student's, divided by the student's.
+
+    A loop that never calls `set_progress` trains with r = 1, whatever the schedule; `teacher_ema` demands the call.
     """
 
+    beta_factor = 1.0
     distill_weight: Tensor
     lead: Tensor | None
     clock: Tensor | None
@@ -116,21 +80,23 @@ class DistillationTask(StudentTask):
         self_teacher: SelfTeacher,
         feature_loss: FeatureLoss | None,
         *,
-        alpha: float = 2.0,
-        beta: float = 100.0,
-        temperature: float = 4.0,
-        smoothing: float = 0.0,
-        schedule: str = "constant",
+        alpha: float = DEFAULT.alpha,
+        beta: float | None = DEFAULT.beta,
+        temperature: float = DEFAULT.temperature,
+        smoothing: float = DEFAULT.smoothing,
+        schedule: str = DEFAULT.distill_schedule,
         start: float = 0.0,
-        logit_loss: str = "kl",
-        gate: str = "none",
-        teacher_gradient: float = 1.0,
-        teacher_ema: float = 0.0,
-        teacher_interval: int = 1,
+        logit_loss: str = DEFAULT.logit_loss,
+        gate: str = DEFAULT.gate,
+        teacher_gradient: float = DEFAULT.teacher_gradient,
+        teacher_ema: float = DEFAULT.teacher_ema,
+        teacher_interval: int = DEFAULT.teacher_interval,
     ) -> None:
         super().__init__(student, smoothing)
-        self.self_teacher = self_teacher
-        self.feature_loss = feature_loss
+        self.self_teacher = self_teacher.to(self.device, self.dtype)
+        self.feature_loss = feature_loss and feature_loss.to(self.device, self.dtype)
+        if beta is None:
+            beta = self.beta_factor * feature_loss.default_beta if feature_loss is not None else 0.0
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
         self.schedule, self.start, self.gate = schedule, start, gate
         self.teacher_gradient, self.teacher_ema, self.teacher_interval = teacher_gradient, teacher_ema, teacher_interval
@@ -141,14 +107,20 @@ class DistillationTask(StudentTask):
             self.average = nn.ModuleDict(networks).requires_grad_(False)
         # Progress at the last update and number of updates. Saved with the lead, so that a resumed run is identical.
         counts = bool(teacher_ema) or teacher_interval > 1
-        self.register_buffer("clock", torch.zeros(2) if counts else None)
-        self.register_buffer("lead", torch.zeros(()) if schedule == "lead" else None)
+        self.register_buffer("clock", torch.zeros(2, device=self.device) if counts else None)
+        self.register_buffer("lead", torch.zeros((), device=self.device) if schedule == "lead" else None)
         # A tensor, so that a change does not recompile a compiled step. Not saved: it follows from the progress.
-        self.register_buffer("distill_weight", torch.ones(()), persistent=False)
-        self.set_progress(0.0)
+        self.register_buffer("distill_weight", torch.ones((), device=self.device), persistent=False)
+        distillation_weight(schedule, 0.0)  # refuses an unknown schedule
+        self._in_progress = False
 
     def set_progress(self, progress: float) -> None:
-        """Set r for the next step, and update the moving average if the last step updated the weights."""
+        """Set r for the next step, and update the moving average if the last step updated the weights.
+
+        Args:
+            progress: Fraction of the run that is over before this step, 0..1.
+        """
+        self._in_progress = True
         self.distill_weight.fill_(distillation_weight(self.schedule, progress, self.start))
         if self.clock is not None and bool(self.clock[0] != torch.tensor(progress, device=self.clock.device)):
             self.clock[0] = progress
@@ -180,7 +152,7 @@ class DistillationTask(StudentTask):
         """Add outputs that only training needs."""
         return views
 
-    def forward(self, input: Tensor, target: Tensor) -> Terms:
+    def step(self, input: Tensor, target: Tensor) -> Terms:
         """Compute the loss of one training step.
 
         Args:
@@ -191,7 +163,14 @@ class DistillationTask(StudentTask):
             'loss' (the scalar to backpropagate), 'output' (the student's logits), 'teacher_output' (the
             self-teacher's), and the weighted terms: loss_ce, loss_ce_teacher, loss_kl, loss_feature, and with SLA
             loss_sla, loss_sla_teacher, loss_sla_kl.
+
+        Raises:
+            UserError: There is a `teacher_ema`, and `set_progress` has never been called.
         """
+        if self.average is not None and self.training and not self._in_progress:
+            raise UserError(
+                "teacher_ema needs task.set_progress(FRACTION_OF_THE_RUN) before each step, which updates the average."
+            )
         if self.clock is not None and int(self.clock[1]) % self.teacher_interval:
             return self._labels_only(input, target)
         views = self.extend(self.observe(input, self.networks), input)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from frskd_timm.defaults import CLASSIFICATION as DEFAULT
 from frskd_timm.errors import UserError
 from frskd_timm.preactivation import Place, catch_inputs, find_activations, keep_inputs
 
@@ -35,7 +36,11 @@ class Pyramid:
     """
 
     def __init__(
-        self, model: nn.Module, input_size: tuple[int, int, int], max_levels: int = 4, preactivation: bool = False
+        self,
+        model: nn.Module,
+        input_size: tuple[int, int, int],
+        max_levels: int = DEFAULT.feature_levels,
+        preactivation: bool = False,
     ) -> None:
         name = type(model).__name__
         if not hasattr(model, "forward_intermediates") or not hasattr(model, "forward_head"):

@@ -8,11 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frskd_timm.augment import rotations
-from frskd_timm.distillation import CrossEntropyTask, DistillationTask, StudentTask, Terms, Views
+from frskd_timm.defaults import CLASSIFICATION as DEFAULT
+from frskd_timm.distillation import DistillationTask, Views
 from frskd_timm.errors import UserError
 from frskd_timm.losses import FEATURE_LOSSES, FeatureLoss
 from frskd_timm.losses.functional import cross_entropy, soft_label_loss
 from frskd_timm.pyramid import Pyramid
+from frskd_timm.student_task import CrossEntropyTask, StudentTask, Terms
 from frskd_timm.teachers import SelfTeacher, create_self_teacher
 from frskd_timm.teachers.blocks import global_average
 
@@ -78,14 +80,14 @@ class FRSKDTask(DistillationTask):
         feature_loss: FeatureLoss | None,
         *,
         sla: SLAHeads | None = None,
-        sla_weight: float = 1.0,
+        sla_weight: float = DEFAULT.sla_weight,
         **options: Any,
     ) -> None:
         super().__init__(student, self_teacher, feature_loss, **options)
         if sla is not None and self.clock is not None:
             raise UserError("SLA cannot be combined with --teacher-ema or --teacher-interval; leave one of them out.")
         self.pyramid = pyramid
-        self.sla = sla
+        self.sla = sla and sla.to(self.device, self.dtype)
         self.sla_weight = sla_weight
 
     @classmethod
@@ -95,15 +97,15 @@ class FRSKDTask(DistillationTask):
         input_size: tuple[int, int, int],
         num_classes: int,
         *,
-        self_teacher: str = "bifpnc",
-        feature_loss: str = "attention",
-        beta: float | None = None,
-        max_levels: int = 4,
+        self_teacher: str = DEFAULT.self_teacher,
+        feature_loss: str = DEFAULT.feature_loss,
+        beta: float | None = DEFAULT.beta,
+        max_levels: int = DEFAULT.feature_levels,
         sla: bool = False,
         teacher_options: dict[str, Any] | None = None,
         **options: Any,
     ) -> "FRSKDTask":
-        """Create the self-teacher and the losses around a student by their names.
+        """Create the self-teacher and the losses around a student by their names, with the defaults of `frskd train`.
 
         Args:
             student: Any timm model with a pyramid of features.
@@ -121,9 +123,7 @@ class FRSKDTask(DistillationTask):
             UserError: A name is unknown, or the student lacks the required feature maps.
         """
         loss_class: Any = None if beta == 0 else FEATURE_LOSSES.get(feature_loss)
-        if beta is None:
-            beta = loss_class.default_beta
-        preactivation = bool(beta) and bool(getattr(loss_class, "preactivation", False))
+        preactivation = bool(getattr(loss_class, "preactivation", False))
         pyramid = Pyramid(student, input_size, max_levels, preactivation)
         teacher_arguments = dict(teacher_options or {})
         if preactivation:
@@ -132,7 +132,7 @@ class FRSKDTask(DistillationTask):
         if sla and input_size[1] != input_size[2]:
             raise UserError(f"SLA rotates the images, so they must be square, not {input_size[1]}x{input_size[2]}.")
         heads = SLAHeads(pyramid.channels[-1], teacher.channels[-1], num_classes) if sla else None
-        feature = loss_class(pyramid.channels, teacher) if beta else None
+        feature = loss_class and loss_class(pyramid.channels, teacher)
         return cls(student, pyramid, teacher, feature, beta=beta, sla=heads, **options)
 
     def observe(self, images: Tensor, networks: Mapping[str, nn.Module]) -> Views:

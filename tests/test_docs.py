@@ -12,7 +12,6 @@ from pathlib import Path
 import budgets
 import protocol
 import pytest
-import torch
 import yaml
 from conftest import ROOT, run_script
 from PIL import Image
@@ -31,7 +30,8 @@ from frskd_train.timm_flags import TRAIN, VALIDATE
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "MODEL_CARD.md", *sorted((ROOT / "docs").glob("*.md"))]
 LAUNCHER = {"--num_processes", "--nproc_per_node", "--quiet"}  # of accelerate launch
-TESTED_ELSEWHERE = ("load_digits", "RetinaNet")  # blocks that test_finetuning.py runs and looks into
+# Blocks that test_finetuning.py and test_timm.py run and look into
+TESTED_ELSEWHERE = ("load_digits", "RetinaNet", "create_scheduler_v2")
 BLOCKS = [
     pytest.param(code, id=f"{path.stem}-{number}")
     for path in DOCUMENTS
@@ -67,6 +67,8 @@ def test_links_resolve(document: Path) -> None:
 @each_document
 def test_commands_exist_and_take_the_flags_that_are_named(document: Path) -> None:
     text = document.read_text(encoding="utf-8").replace("\\\n", " ")
+    if document.name == "timm.md":  # the commands of timm's scripts
+        text = re.sub("```bash.*?```", "", text, flags=re.S)
     for script in re.findall(r"python ([\w/]+\.py)", text):
         assert (ROOT / script).exists(), f"{document.name}: {script}"
     for name in re.findall(r"`([\w/]+\.(?:py|yaml))`", text):
@@ -116,11 +118,8 @@ def test_code_blocks_run(code: str, student: Path, tmp_path: Path) -> None:
         SegmentationStudent("test_resnet", num_classes=3, channels=8, layers=1).save_pretrained(tmp_path)
         code = code.replace("runs/RUN/student", str(tmp_path))
     code = re.sub("runs/RUN/(student|backbone)", str(student), code)
-    batch = (torch.rand(2, 3, 64, 64), torch.tensor([1, 2]))
-    scope: dict[str, typing.Any] = {"image": Image.new("RGB", (40, 30)), "loader": [batch]}
+    scope: dict[str, typing.Any] = {"image": Image.new("RGB", (40, 30))}
     exec(code, scope)
-    if promised := re.search(r"# (loss, output.*)", code):
-        assert set(promised[1].split(", ")) <= set(scope["result"])
     if "pyramid.sizes" in code:
         assert f"pyramid.sizes  # {(scope['task'].pyramid.channels, scope['task'].pyramid.sizes)}\n" in code
 

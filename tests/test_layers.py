@@ -13,19 +13,24 @@ from conftest import ROOT
 
 # Each part of the library with the parts that it may import, in order from the leaves up.
 LIBRARY = {
+    "defaults": set(),
     "errors": set(),
     "registry": {"errors"},
     "schedule": {"errors"},
     "augment": set(),
     "lookup": {"errors"},
     "models": {"errors"},
-    "teachers": {"registry"},
+    "teachers": {"defaults", "registry"},
     "losses": {"registry", "teachers"},  # the interface of a self-teacher, which some losses read
-    "pyramid": {"errors", "preactivation"},
+    "pyramid": {"defaults", "errors", "preactivation"},
     "preactivation": {"errors"},
-    "distillation": {"errors", "losses", "schedule", "teachers"},
-    "task": {"augment", "distillation", "errors", "losses", "pyramid", "teachers"},
-    "segmentation": {"distillation", "errors", "lookup", "losses", "models", "pyramid", "registry", "teachers"},
+    "student_task": {"defaults", "losses"},
+    "distillation": {"defaults", "errors", "losses", "schedule", "student_task", "teachers"},
+    "task": {"augment", "defaults", "distillation", "errors", "losses", "pyramid", "student_task", "teachers"},
+    "segmentation": {
+        *("defaults", "distillation", "errors", "lookup", "losses", "models", "pyramid", "registry", "student_task"),
+        "teachers",
+    },
     "export": {"errors", "models", "segmentation"},
 }
 

@@ -151,7 +151,7 @@ def test_the_average_follows_updates_and_gives_the_advice() -> None:
         task.average["self_teacher"].get_parameter(name).add_(torch.arange(5.0))
         soft = task.observe(images(), dict(task.average.items())).teacher_logits
         result = task(images(), TARGET)
-        expected = task.distill_weight * 2 * soft_label_loss(soft, result["output"], 4.0)
+        expected = task.distill_weight * task.alpha * soft_label_loss(soft, result["output"], task.temperature)
     assert_close(result["loss_kl"], expected, 1e-4, "soft labels")
     with pytest.raises(UserError, match="SLA"):
         create(teacher_ema=0.5, sla=True)

@@ -51,7 +51,8 @@ def golden_task(golden: dict[str, Tensor]) -> SegmentationTask:
     student.pyramid = FeaturePyramid([6, 10, 12, 16], 8)
     student.backbone = torch.nn.Identity()
     student.backbone_maps = lambda images: [golden[f"input.p{level}"] for level in range(2, 6)]
-    task = SegmentationTask.create(student, schedule="constant", distill_unlabelled=True)  # alpha 1, beta 50
+    weights: dict[str, float] = {"alpha": 1.0, "beta": 50.0, "temperature": 1.0, "smoothing": 0.0}
+    task = SegmentationTask.create(student, teacher_layers=2, schedule="constant", distill_unlabelled=True, **weights)
     state = {key: value for key, value in part(golden, "state").items() if not key.startswith("smooth")}  # never used
     task.load_state_dict(renamed(state, ours))
     return task
@@ -146,7 +147,7 @@ def test_unlabelled_pixels_count_in_no_term(feature_loss: str) -> None:
 
 
 def test_warm_up_and_ramp() -> None:
-    task = SegmentationTask.create(create_segmentation_student(SMALL, 4, channels=8), start=0.5)
+    task = SegmentationTask.create(create_segmentation_student(SMALL, 4, channels=8), start=0.5, schedule="ramp")
     images, target = torch.randn(2, 3, 40, 40), torch.randint(0, 4, (2, 40, 40))
     task.set_progress(0.49)
     early = task(images, target)

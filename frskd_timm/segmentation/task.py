@@ -7,13 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from frskd_timm.distillation import CrossEntropyTask, DistillationTask, StudentTask, Views
+from frskd_timm.defaults import SEGMENTATION as DEFAULT
+from frskd_timm.distillation import DistillationTask, Views
 from frskd_timm.errors import UserError
 from frskd_timm.losses import FEATURE_LOSSES, FeatureLoss
 from frskd_timm.losses.functional import IGNORED
+from frskd_timm.segmentation.evaluator import SegmentationEvaluator
 from frskd_timm.segmentation.losses import pixel_cross_entropy
 from frskd_timm.segmentation.student import SegmentationStudent
 from frskd_timm.segmentation.teacher import SEGMENTATION_TEACHERS
+from frskd_timm.student_task import CrossEntropyTask, StudentTask
 from frskd_timm.teachers import SelfTeacher
 
 
@@ -42,6 +45,10 @@ class _PixelTask(StudentTask):
         """Return the mean cross-entropy of logits [B, K, H, W] and classes [B, H, W]."""
         return pixel_cross_entropy(logits, target, self.class_weights, self.smoothing)
 
+    def create_evaluator(self, **kwargs: Any) -> SegmentationEvaluator:
+        """Create an evaluator of mean IoU, as timm's tasks do for accuracy."""
+        return SegmentationEvaluator(self.student.num_classes, self.device, **kwargs)
+
 
 class SegmentationCrossEntropyTask(_PixelTask, CrossEntropyTask):
     """The baseline: the student alone, with the parts that only a self-teacher would use frozen.
@@ -53,7 +60,10 @@ class SegmentationCrossEntropyTask(_PixelTask, CrossEntropyTask):
     """
 
     def __init__(
-        self, student: SegmentationStudent, class_weights: Sequence[float] | None = None, smoothing: float = 0.0
+        self,
+        student: SegmentationStudent,
+        class_weights: Sequence[float] | None = None,
+        smoothing: float = DEFAULT.smoothing,
     ) -> None:
         super().__init__(student, smoothing)
         self.set_class_weights(class_weights)
@@ -75,6 +85,8 @@ class SegmentationTask(_PixelTask, DistillationTask):
         **options: Further arguments of `DistillationTask`.
     """
 
+    beta_factor = 0.5
+
     def __init__(
         self,
         student: SegmentationStudent,
@@ -85,8 +97,7 @@ class SegmentationTask(_PixelTask, DistillationTask):
         distill_unlabelled: bool = False,
         **options: Any,
     ) -> None:
-        defaults: dict[str, Any] = {"alpha": 1.0, "beta": 50.0, "temperature": 1.0, "schedule": "ramp"}
-        super().__init__(student, self_teacher, feature_loss, **(defaults | options))
+        super().__init__(student, self_teacher, feature_loss, **(DEFAULT.task_options() | options))
         self.set_class_weights(class_weights)
         self.distill_unlabelled = distill_unlabelled
         if self.teacher_gradient == 0 and self.feature_loss is None:
@@ -97,13 +108,13 @@ class SegmentationTask(_PixelTask, DistillationTask):
         cls,
         student: SegmentationStudent,
         *,
-        self_teacher: str = "sum",
-        teacher_layers: int = 2,
-        feature_loss: str = "attention",
-        beta: float | None = None,
+        self_teacher: str = DEFAULT.pixel_teacher,
+        teacher_layers: int = DEFAULT.teacher_repeats,
+        feature_loss: str = DEFAULT.feature_loss,
+        beta: float | None = DEFAULT.beta,
         **options: Any,
     ) -> "SegmentationTask":
-        """Create the self-teacher and the feature loss around a student.
+        """Create the self-teacher and the feature loss around a student, with the defaults of `frskd train`.
 
         Args:
             student: The network that is kept after training.
@@ -123,9 +134,7 @@ class SegmentationTask(_PixelTask, DistillationTask):
             raise UserError(
                 f"--feature-loss {feature_loss} is for classification; segmentation takes attention or fitnet."
             )
-        if beta is None:
-            beta = loss_class.default_beta / 2
-        feature = loss_class([student.channels] * student.num_levels, teacher) if beta else None
+        feature = loss_class and loss_class([student.channels] * student.num_levels, teacher)
         return cls(student, teacher, feature, beta=beta, **options)
 
     def observe(self, images: Tensor, networks: Mapping[str, nn.Module]) -> Views:

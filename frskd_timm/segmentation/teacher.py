@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from frskd_timm.defaults import SEGMENTATION as DEFAULT
 from frskd_timm.registry import Registry
 from frskd_timm.segmentation.decoder import ConvNorm, DepthwiseNorm, PixelHead, SumBiFPN
 from frskd_timm.teachers import SelfTeacher
@@ -25,7 +26,7 @@ class SegmentationTeacher(SelfTeacher):
 
     block: Callable[[int], nn.Module] = DepthwiseNorm
 
-    def __init__(self, channels: int, num_levels: int, num_classes: int, layers: int = 2) -> None:
+    def __init__(self, channels: int, num_levels: int, num_classes: int, layers: int = DEFAULT.teacher_repeats) -> None:
         super().__init__()
         self.channels = [channels] * num_levels
         self.bifpn = nn.ModuleList(
@@ -56,7 +57,7 @@ class MixingTeacher(SegmentationTeacher):
 
     block = MixingNorm
 
-    def __init__(self, channels: int, num_levels: int, num_classes: int, layers: int = 2) -> None:
+    def __init__(self, channels: int, num_levels: int, num_classes: int, layers: int = DEFAULT.teacher_repeats) -> None:
         super().__init__(channels, num_levels, num_classes, layers)
         self.head = nn.Sequential(
             nn.Upsample(scale_factor=2, mode="bilinear"),

@@ -6,6 +6,7 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from frskd_timm.defaults import CLASSIFICATION as DEFAULT
 from frskd_timm.teachers import SELF_TEACHERS, SelfTeacher
 from frskd_timm.teachers.blocks import Fuse, Lateral, Same, add_upsampled, downsample, global_average
 
@@ -90,8 +91,8 @@ class BiFPN(SelfTeacher):
         in_channels: Sequence[int],
         channels: Sequence[int],
         num_classes: int,
-        depth: int = 2,
-        repeats: int = 1,
+        depth: int = DEFAULT.teacher_depth,
+        repeats: int = DEFAULT.teacher_repeats,
         preactivation: bool = False,
     ) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ from frskd_train.constraints import CLASSIFICATION, SEGMENTATION
 from frskd_train.settings.data import DataSettings, PreprocessingSettings
 from frskd_train.settings.data import EvaluationSettings as EvaluationSettings
 from frskd_train.settings.data import FitSettings as FitSettings
+from frskd_train.settings.library import SEGMENTATION_DEFAULT
 from frskd_train.settings.model import MethodSettings, ModelSettings, SegmentationSettings
 from frskd_train.settings.training import LoopSettings, OptimizerSettings, RunSettings
 
@@ -38,12 +39,16 @@ def default_settings(task: str = "classification") -> Settings:
     """Return the defaults of a task: the included data, on a CPU, in a few minutes."""
     if task != "segmentation":
         return Settings()
+    default, names = SEGMENTATION_DEFAULT, [field.name for field in dataclasses.fields(MethodSettings)]
+    method = {name: getattr(default, name) for name in names if hasattr(default, name)}
     return Settings(
         model=ModelSettings(task="segmentation", model="resnet10t"),
-        method=MethodSettings(alpha=1.0, temperature=1.0),
+        method=MethodSettings(**method),
         data=DataSettings(dataset="fashion_mnist_scenes"),
-        preprocessing=PreprocessingSettings(smoothing=0.0),
-        segmentation=SegmentationSettings(decoder_layers=1, resize_range=(0.75, 1.33)),
+        preprocessing=PreprocessingSettings(smoothing=default.smoothing),
+        segmentation=SegmentationSettings(
+            decoder_layers=1, pixel_teacher=default.pixel_teacher, resize_range=(0.75, 1.33)
+        ),
         optimizer=OptimizerSettings(opt="adamw", lr=5e-3, weight_decay=0.05, epochs=20, warmup_epochs=0.5),
         loop=LoopSettings(batch_size=16),
     )

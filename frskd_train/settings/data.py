@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import arg
 
 from frskd_train.constraints import CLASSIFICATION, FIXED, LOCAL, PRIVATE, Count, Fraction, NotNegative, Positive, Range
+from frskd_train.settings.library import DEFAULT
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class PreprocessingSettings:
     """Mixup alpha (0.2 in the paper); 0 disables it."""
     cutmix: Annotated[float, NotNegative, CLASSIFICATION] = 0.0
     """CutMix alpha (1.0 in the paper); 0 disables it. With both, each batch uses one of the two."""
-    smoothing: Annotated[float, Range(low=0, high=0.99)] = 0.1
+    smoothing: Annotated[float, Range(low=0, high=0.99)] = DEFAULT.smoothing
     """Label smoothing of the cross-entropy terms (0 in the paper)."""
 
 

@@ -1,9 +1,6 @@
 """Settings of the student and of its training method."""
 
-import re
 from dataclasses import dataclass, field
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import arg
@@ -21,16 +18,7 @@ from frskd_train.constraints import (
     Range,
     one_of,
 )
-
-
-def registered(folder: str) -> tuple[str, ...]:
-    """List the names that the files of a folder of `frskd_timm` register, read as text to avoid importing torch."""
-    spec = find_spec("frskd_timm")
-    home = Path((spec.submodule_search_locations or [""])[0]) if spec is not None else Path()
-    decorator = re.compile(r'^@\w+\.register\("(\w+)"\)', re.MULTILINE)
-    names = {name for file in (home / folder).glob("*.py") for name in decorator.findall(file.read_text("utf-8"))}
-    return tuple(sorted(names))
-
+from frskd_train.settings.library import DEFAULT, registered
 
 SELF_TEACHERS = registered("teachers")
 FEATURE_LOSSES = registered("losses")
@@ -75,46 +63,46 @@ class MethodSettings:
 
     method: Annotated[Literal["frskd", "ce"], FIXED] = "frskd"
     """frskd: with the self-teacher. ce: the same student and recipe with cross-entropy only, the baseline."""
-    alpha: Annotated[float, NotNegative] = 2.0
+    alpha: Annotated[float, NotNegative] = DEFAULT.alpha
     """Weight of the soft-label loss KL(self-teacher, student)."""
-    beta: Annotated[float | None, NotNegative] = None
+    beta: Annotated[float | None, NotNegative] = DEFAULT.beta
     """Weight of the feature-map loss; 0 disables it.
     By default 100 for attention, 1 for fitnet, 1e-4 for overhaul; half of that for segmentation."""
-    temperature: Annotated[float, Positive] = 4.0
+    temperature: Annotated[float, Positive] = DEFAULT.temperature
     """Softmax temperature T of the soft labels; the loss is multiplied by T squared."""
-    logit_loss: LogitLoss = "kl"
+    logit_loss: LogitLoss = DEFAULT.logit_loss
     """The soft-label loss. kl: as in the paper. standardised: z-scored logits. dkd: decoupled. dist: correlations."""
-    gate: Literal["none", "advantage"] = "none"
+    gate: Literal["none", "advantage"] = DEFAULT.gate
     """advantage: use the soft labels only for images (or pixels) that the self-teacher classifies better."""
-    distill_schedule: Annotated[Literal["constant", "lead", "ramp", "warmup"], FIXED] = "ramp"
+    distill_schedule: Annotated[Literal["constant", "lead", "ramp", "warmup"], FIXED] = DEFAULT.distill_schedule
     """constant: as in the paper. ramp: alpha and beta times exp(-5 (1 - t)^2), with t from 0 to 1 over the run.
     warmup: rising linearly over the first tenth. lead: times the self-teacher's relative lead in cross-entropy."""
     distill_start: Annotated[float, Range(low=0)] = 0.0
     """Epoch at which distillation starts; before it, alpha and beta are 0, and t counts from it."""
-    self_teacher: Annotated[SelfTeacher, FIXED, CLASSIFICATION] = "bifpnc"
+    self_teacher: Annotated[SelfTeacher, FIXED, CLASSIFICATION] = DEFAULT.self_teacher
     """The self-teacher. bifpnc: channels follow the student's levels. bifpn: the same width at all levels. residual:
     bifpnc with at most 256 channels, whose logits correct the student's."""
     teacher_width: Annotated[int | None, Count, FIXED, CLASSIFICATION] = None
     """bifpnc: multiple of each level's channels (default 2). bifpn: number of channels (default 256)."""
-    teacher_depth: Annotated[int, Count, FIXED, CLASSIFICATION] = 2
+    teacher_depth: Annotated[int, Count, FIXED, CLASSIFICATION] = DEFAULT.teacher_depth
     """Depthwise-pointwise repetitions in each fusion block of the self-teacher."""
-    teacher_repeats: Annotated[int, Count, FIXED] = 1
+    teacher_repeats: Annotated[int, Count, FIXED] = DEFAULT.teacher_repeats
     """Consecutive BiFPN layers of the self-teacher (for segmentation on top of those of the decoder)."""
     teacher_lr_scale: Annotated[float, Positive] = 1.0
     """Learning rate of the self-teacher as a multiple of the student's."""
-    teacher_gradient: Annotated[float, Fraction] = 1.0
+    teacher_gradient: Annotated[float, Fraction] = DEFAULT.teacher_gradient
     """Factor of the gradient from the self-teacher into the backbone; 0 detaches the feature maps."""
-    teacher_ema: Annotated[float, Range(low=0, high=0.9999), FIXED] = 0.0
+    teacher_ema: Annotated[float, Range(low=0, high=0.9999), FIXED] = DEFAULT.teacher_ema
     """Decay of a moving average of student and self-teacher that provides soft labels and maps; 0 for none."""
-    teacher_interval: Annotated[int, Count, FIXED] = 1
+    teacher_interval: Annotated[int, Count, FIXED] = DEFAULT.teacher_interval
     """Run the self-teacher only in every Nth update; the other updates train the student on the labels only."""
-    feature_loss: Annotated[FeatureLoss, FIXED] = "attention"
+    feature_loss: Annotated[FeatureLoss, FIXED] = DEFAULT.feature_loss
     """The feature-map loss."""
-    feature_levels: Annotated[int, Count, FIXED, CLASSIFICATION] = 4
+    feature_levels: Annotated[int, Count, FIXED, CLASSIFICATION] = DEFAULT.feature_levels
     """Maximum number of levels of the student's pyramid; the coarsest ones are used."""
     sla: Annotated[bool, FIXED, CLASSIFICATION] = False
     """Self-supervised label augmentation with four rotations per class, for both networks."""
-    sla_weight: Annotated[float, NotNegative, CLASSIFICATION] = 1.0
+    sla_weight: Annotated[float, NotNegative, CLASSIFICATION] = DEFAULT.sla_weight
     """Weight of the SLA terms that distill the aggregated classifiers into the plain ones."""
 
 
@@ -126,7 +114,7 @@ class SegmentationSettings:
     """Channels of all levels of the decoder; 64 by default (efficientdet_d1: 88)."""
     decoder_layers: Annotated[int, Count, FIXED, SEGMENTATION] = 3
     """BiFPN layers of the decoder."""
-    pixel_teacher: Annotated[PixelTeacher, FIXED, SEGMENTATION] = "sum"
+    pixel_teacher: Annotated[PixelTeacher, FIXED, SEGMENTATION] = DEFAULT.pixel_teacher
     """The self-teacher. sum: as in the paper. mixing: mixes channels, and classifies at twice the resolution."""
     class_weights: Annotated[tuple[float, ...], NotNegative, SEGMENTATION] = ()
     """Weight of each class in the cross-entropy, in the order of the labels; equal by default."""

@@ -17,7 +17,7 @@ class LinearProbeTask(CrossEntropyTask):
         UserError: The student has no classifier with weights.
     """
 
-    def __init__(self, student: nn.Module, smoothing: float = 0.0) -> None:
+    def __init__(self, student: nn.Module, smoothing: float) -> None:
         super().__init__(student, smoothing)
         found = student.get_classifier()  # type: ignore[operator]
         # Not a child, because the classifier is in the student, and checkpoints keep the keys of a full training.

@@ -1,0 +1,40 @@
+"""Default settings of the method, for the classes of this package and for the command line.
+
+This file imports nothing heavy, because `frskd_train.settings` runs it without importing torch.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class MethodDefaults:
+    """Defaults of one kind of task, with the names of the flags."""
+
+    alpha: float = 2.0
+    beta: float | None = None  # the `default_beta` of the feature loss; half of it for segmentation
+    temperature: float = 4.0
+    smoothing: float = 0.1
+    logit_loss: str = "kl"
+    gate: str = "none"
+    distill_schedule: str = "ramp"
+    teacher_gradient: float = 1.0
+    teacher_ema: float = 0.0
+    teacher_interval: int = 1
+    teacher_depth: int = 2
+    teacher_repeats: int = 1
+    self_teacher: str = "bifpnc"
+    pixel_teacher: str = "sum"
+    feature_loss: str = "attention"
+    feature_levels: int = 4
+    sla_weight: float = 1.0
+
+    def task_options(self) -> dict[str, Any]:
+        """Return the defaults of `DistillationTask`, with the names of its arguments."""
+        names = ("alpha", "beta", "temperature", "smoothing", "logit_loss", "gate")
+        teacher = ("teacher_gradient", "teacher_ema", "teacher_interval")
+        return {"schedule": self.distill_schedule, **{name: getattr(self, name) for name in names + teacher}}
+
+
+CLASSIFICATION = MethodDefaults()
+SEGMENTATION = MethodDefaults(alpha=1.0, temperature=1.0, smoothing=0.0)

@@ -1,0 +1,70 @@
+"""Scores of segmentation with the interface of timm's evaluators (`timm.task.ClassificationEvaluator`)."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+
+from frskd_timm.losses.functional import IGNORED
+
+
+class SegmentationEvaluator:
+    """Accumulate the mean loss per pixel, and mean IoU and pixel accuracy in percent.
+
+    Pixels labelled 255 do not count, and the mean IoU is over the classes that occur in labels or predictions.
+
+    Args:
+        num_classes: K.
+        device: Device of the sums.
+        max_samples: Ignore further images, such as the padding of a distributed sampler.
+    """
+
+    default_metric = "miou"
+    metric_names = ("loss", "miou", "pixel_accuracy")
+
+    def __init__(
+        self, num_classes: int, device: torch.device | str | None = None, *, max_samples: int | None = None
+    ) -> None:
+        self.num_classes = num_classes
+        self.device = torch.device(device or "cpu")
+        self.max_samples = max_samples
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self.num_samples = 0
+        self.sums = torch.zeros(self.num_classes**2 + 1, dtype=torch.float64, device=self.device)
+
+    @torch.no_grad()
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Add logits [B, K, H, W] and classes [B, H, W] of a batch."""
+        if self.max_samples is not None:
+            count = max(0, self.max_samples - self.num_samples)
+            output, target = output[:count], target[:count]
+        self.num_samples += len(output)
+        loss = F.cross_entropy(output.float(), target, ignore_index=IGNORED, reduction="sum")
+        labelled = target != IGNORED
+        pairs = self.num_classes * target[labelled] + output.argmax(dim=1)[labelled]
+        self.sums += torch.cat([torch.bincount(pairs, minlength=self.num_classes**2), loss[None]]).to(self.sums)
+
+    def summary(self) -> dict[str, float]:
+        """Return the scores of this process's images."""
+        return self._scores(self.sums)
+
+    def compute(self, distributed: bool = False) -> dict[str, float]:
+        """Return the scores, with `distributed` of the images of all processes."""
+        sums = self.sums.clone()
+        if distributed:
+            dist.all_reduce(sums)
+        return self._scores(sums)
+
+    def _scores(self, sums: Tensor) -> dict[str, float]:
+        confusion = sums[:-1].view(self.num_classes, self.num_classes)  # labels, predictions
+        hits = confusion.diagonal()
+        union = confusion.sum(0) + confusion.sum(1) - hits
+        pixels = confusion.sum().clamp_min(1)
+        return {
+            "loss": float(sums[-1] / pixels),
+            "miou": 100 * float((hits / union)[union > 0].sum() / (union > 0).sum().clamp_min(1)),
+            "pixel_accuracy": 100 * float(hits.sum() / pixels),
+        }

@@ -1,0 +1,174 @@
+"""Base classes of the training tasks: `task(input, target) -> {'loss', 'output', one entry per loss term}`.
+
+Everything trainable is in one `step`, so that DDP, autocast and compile see one module. The terms are already weighted
+and 'loss' is their sum, so the training loop does not need to know the method.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.models import group_parameters
+from timm.task import TrainingTask
+from timm.utils import ModelEmaV3, unwrap_model
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from frskd_timm.defaults import CLASSIFICATION as DEFAULT
+from frskd_timm.losses.functional import cross_entropy
+
+Terms = dict[str, Tensor]
+
+
+class StudentTask(TrainingTask):
+    """Base class of every task: timm's interface of a training task around a student.
+
+    The model that is evaluated, averaged and saved is the student alone. All other state, such as the self-teacher, is
+    the task state of a checkpoint. timm's order applies: device, optimizer, `setup_ema`, `compile`,
+    `prepare_distributed`.
+
+    Args:
+        student: The network that is kept after training: any timm model. The task is created on its device.
+        smoothing: Label smoothing of the cross-entropy terms, 0..1.
+    """
+
+    def __init__(self, student: nn.Module, smoothing: float = DEFAULT.smoothing) -> None:
+        parameter = next(student.parameters(), torch.empty(0))
+        super().__init__(parameter.device, parameter.dtype, verbose=False)
+        self.student = student
+        self.smoothing = smoothing
+        # In tuples, because children would be part of the task's parameters and state dict.
+        self._wrapped: tuple[nn.Module, ...] = ()
+        self._ema: tuple[ModelEmaV3, ...] = ()
+
+    @abstractmethod
+    def step(self, input: Tensor, target: Tensor) -> Terms:
+        """Compute the loss of one training step, as `forward` returns it."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Terms:
+        """Run `step`, through the compiled or distributed module if there is one."""
+        return self._wrapped[0](input, target) if self._wrapped else self.step(input, target)
+
+    def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the mean cross-entropy of logits [B, K] and classes [B] or probabilities [B, K]."""
+        return cross_entropy(logits, target, self.smoothing)
+
+    def set_progress(self, progress: float) -> None:
+        """Tell the task, before each step, which fraction of the run is over (0..1)."""
+
+    def predict(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the logits of each network of the task by name; 'student' is always present."""
+        return {"student": self.student(images)}
+
+    # timm's interface
+
+    def get_trainable_module(self, ema: bool = False) -> nn.Module | None:
+        """Return the task, or its compiled or distributed module; with `ema` the average of the student, or None."""
+        if ema:
+            return self._ema[0] if self._ema else None
+        return self._wrapped[0] if self._wrapped else self
+
+    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
+        """Return the student, or with `ema` its average; None if there is no average."""
+        module = module or self.get_trainable_module(ema=ema)
+        if module is None:
+            return None
+        inner = unwrap_model(module)
+        return getattr(inner, "student", inner)
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """Return the state of everything but the student; an average has none."""
+        return {} if ema else {key: value for key, value in self.state_dict().items() if not _of_student(key)}
+
+    def load_task_state(
+        self,
+        state: dict[str, Any] | None,
+        strict: bool = True,
+        module: nn.Module | None = None,
+        ema: bool = False,
+    ) -> None:
+        """Load the result of `get_task_state`; without one, as in a checkpoint of another task, change nothing."""
+        if state and not ema:
+            student = {key: value for key, value in self.state_dict().items() if _of_student(key)}
+            self.load_state_dict(student | state, strict=strict)
+
+    def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
+        """Return the parameters whose gradients are clipped; `exclude_head` leaves out the student's last two."""
+        head = {id(parameter) for parameter in list(self.student.parameters())[-2:]} if exclude_head else set()
+        return [p for p in self.parameters() if p.requires_grad and id(p) not in head]
+
+    def setup_ema(
+        self,
+        decay: float = 0.9999,
+        use_warmup: bool = False,
+        device: torch.device | None = None,
+        **kwargs: Any,
+    ) -> ModelEmaV3:
+        """Create an average of the student; `update_ema` updates it after each step of the optimizer."""
+        self._ema = (ModelEmaV3(self.student, decay=decay, use_warmup=use_warmup, device=device, **kwargs),)
+        return self._ema[0]
+
+    def update_ema(self, step: int | None = None) -> None:
+        """Update the average of the student, if there is one."""
+        for average in self._ema:
+            average.update(self.student, step=step)
+
+    def compile(  # type: ignore[override]  # as in timm
+        self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
+    ) -> nn.Module:
+        """Compile the step and the student in place, without wrappers and their prefixes; return the student."""
+        self._wrapped = (_Step(self),)
+        for module in (*self._wrapped, self.student):
+            module.compile(backend=backend, mode=mode, **compile_kwargs)
+        return self.student
+
+    def compile_ema(
+        self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
+    ) -> nn.Module | None:
+        """Compile the average of the student in place, and return it, if there is one."""
+        model = self.get_eval_model(ema=True)
+        if model is not None:
+            model.compile(backend=backend, mode=mode, **compile_kwargs)
+        return model
+
+    def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> "StudentTask":
+        """Let DDP average the gradients of all processes; call it after `compile`."""
+        module = self._wrapped[0] if self._wrapped else _Step(self)
+        self._wrapped = (DistributedDataParallel(module, device_ids=device_ids, **ddp_kwargs),)
+        return self
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the parameters that the student exempts from weight decay, for `timm.optim.create_optimizer_v2`."""
+        return {f"student.{name}" for name in getattr(self.student, "no_weight_decay", set)()}
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """Return the layer of each parameter for timm's layer decay; all outside the student are in the last one."""
+        matcher = self.student.group_matcher(coarse=coarse)  # type: ignore[operator]
+        layers = group_parameters(self.student, matcher, reverse=True)
+        return lambda name: layers.get(name.removeprefix("student."), max(layers.values()))
+
+
+class _Step(nn.Module):
+    """The step of a task as the forward of a module that the task does not contain."""
+
+    def __init__(self, task: StudentTask) -> None:
+        super().__init__()
+        self.module = task  # the name with which `unwrap_model` finds the task
+
+    def forward(self, input: Tensor, target: Tensor) -> Terms:
+        return self.module.step(input, target)
+
+
+def _of_student(key: str) -> bool:
+    return key.startswith("student.")
+
+
+class CrossEntropyTask(StudentTask):
+    """The baseline: the student alone."""
+
+    def step(self, input: Tensor, target: Tensor) -> Terms:
+        logits = self.student(input)
+        with torch.autocast(input.device.type, enabled=False):
+            loss = self.cross_entropy(logits, target)
+        return {"loss": loss, "output": logits, "loss_ce": loss.detach()}
