@@ -111,7 +111,10 @@ def work(args: argparse.Namespace) -> int:
         folder, flags = args.run_dir / folder_name(run), run.flags(" ".join(args.flags), args.rehearse)
         print(f"== {run}", flush=True)
         try:
-            dataset = protocol.find_dataset(protocol.CASES[run.data], run.split, args.data_dir, args.rehearse)
+            args.data_dir.mkdir(parents=True, exist_ok=True)
+            with (args.data_dir / "budgets.lock").open("w") as creating:  # another process may need the same dataset
+                fcntl.flock(creating, fcntl.LOCK_EX)
+                dataset = protocol.find_dataset(protocol.CASES[run.data], run.split, args.data_dir, args.rehearse)
             rows = train(run, dataset, [*flags.split(), "--threads", str(args.threads)], folder)
         except Exception as error:  # the other runs may work
             print(f"== failed: {run}: {error}", file=sys.stderr, flush=True)

@@ -1,6 +1,7 @@
 """The protocol of `budgets.py`: data, recipes, methods, and which runs they make."""
 
 import itertools
+import shutil
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -159,6 +160,7 @@ def find_dataset(case: Case, split: str, folder: Path, rehearsal: bool = False) 
         if case.wrong_labels:
             train = with_wrong_labels(train)
         unfinished = path.with_name(f"{path.name}.partial")
+        shutil.rmtree(unfinished, ignore_errors=True)  # left behind by an interruption
         datasets.DatasetDict(train=train, validation=val).save_to_disk(unfinished)
         unfinished.rename(path)
     return str(path)
@@ -179,6 +181,7 @@ def _plain_dataset(name: str, folder: Path, rehearsal: bool) -> str:
     path = folder / name
     if not path.exists():
         unfinished = path.with_name(f"{name}.partial")
+        shutil.rmtree(unfinished, ignore_errors=True)
         makers[name](unfinished)
         unfinished.rename(path)
     return str(path)
