@@ -64,11 +64,15 @@ def test_links_resolve(document: Path) -> None:
             assert not anchor or anchor in anchors(path), f"{document.name}: {target}#{anchor}"
 
 
+def with_own_commands(document: Path) -> str:
+    """The text with one line per command, without the commands of timm's scripts."""
+    text = document.read_text(encoding="utf-8").replace("\\\n", " ")
+    return re.sub("```bash.*?```", "", text, flags=re.S) if document.name == "timm.md" else text
+
+
 @each_document
 def test_commands_exist_and_take_the_flags_that_are_named(document: Path) -> None:
-    text = document.read_text(encoding="utf-8").replace("\\\n", " ")
-    if document.name == "timm.md":  # the commands of timm's scripts
-        text = re.sub("```bash.*?```", "", text, flags=re.S)
+    text = with_own_commands(document)
     for script in re.findall(r"python ([\w/]+\.py)", text):
         assert (ROOT / script).exists(), f"{document.name}: {script}"
     for name in re.findall(r"`([\w/]+\.(?:py|yaml))`", text):
@@ -99,8 +103,8 @@ def test_commands_exist_and_take_the_flags_that_are_named(document: Path) -> Non
 @each_document
 def test_commands_parse(document: Path) -> None:
     """The values of flags are allowed as well, and recipes are found by name."""
-    for block in re.findall(r"```bash\n(.*?)```", document.read_text(encoding="utf-8"), re.S):
-        for line in block.replace("\\\n", " ").splitlines():
+    for block in re.findall(r"```bash\n(.*?)```", with_own_commands(document), re.S):
+        for line in block.splitlines():
             if found := re.search(r"(?:\b(train|validate)\.py|frskd (train|validate))(?=\s|$)([^&|]*)", line):
                 read = parse_settings if "train" in found.groups() else parse_evaluation
                 read(shlex.split(found[3], comments=True))
