@@ -31,6 +31,9 @@ class StudentTask(TrainingTask):
     Args:
         student: The network that is kept after training: any timm model. The task is created on its device.
         smoothing: Label smoothing of the cross-entropy terms, 0..1.
+
+    Attributes:
+        label_loss: Replaces the cross-entropy, such as `losses.labels.LabelLoss`; None by default.
     """
 
     def __init__(self, student: nn.Module, smoothing: float = DEFAULT.smoothing) -> None:
@@ -38,6 +41,7 @@ class StudentTask(TrainingTask):
         super().__init__(parameter.device, parameter.dtype, verbose=False)
         self.student = student
         self.smoothing = smoothing
+        self.label_loss: nn.Module | None = None
         # In tuples, because children would be part of the task's parameters and state dict.
         self._wrapped: tuple[nn.Module, ...] = ()
         self._ema: tuple[ModelEmaV3, ...] = ()
@@ -52,6 +56,8 @@ class StudentTask(TrainingTask):
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the mean cross-entropy of logits [B, K] and classes [B] or probabilities [B, K]."""
+        if self.label_loss is not None:
+            return self.label_loss(logits, target)
         return cross_entropy(logits, target, self.smoothing)
 
     def set_progress(self, progress: float) -> None:

@@ -12,7 +12,7 @@ from frskd_timm.defaults import CLASSIFICATION as DEFAULT
 from frskd_timm.distillation import DistillationTask, Views
 from frskd_timm.errors import UserError
 from frskd_timm.losses import FEATURE_LOSSES, FeatureLoss
-from frskd_timm.losses.functional import cross_entropy, soft_label_loss
+from frskd_timm.losses.functional import soft_label_loss
 from frskd_timm.pyramid import Pyramid
 from frskd_timm.student_task import CrossEntropyTask, StudentTask, Terms
 from frskd_timm.teachers import SelfTeacher, create_self_teacher
@@ -165,9 +165,7 @@ class FRSKDTask(DistillationTask):
         terms = super().label_terms(views, target)
         if views.joint is not None:
             labels = joint_target(target)
-            terms["loss_sla"], terms["loss_sla_teacher"] = (
-                cross_entropy(joint, labels, self.smoothing) for joint in views.joint
-            )
+            terms["loss_sla"], terms["loss_sla_teacher"] = (self.cross_entropy(joint, labels) for joint in views.joint)
             aggregated, teacher_aggregated = map(aggregate, views.joint)
             terms["loss_sla_kl"] = self.sla_weight * (
                 soft_label_loss(aggregated, views.logits, self.temperature)

@@ -1,5 +1,7 @@
 """Optimizer and learning-rate schedule of a run."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -95,6 +97,32 @@ def _groups(settings: OptimizerSettings, module: nn.Module, without: nn.Module |
     return [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]
 
 
+def with_scaled_lr(settings: OptimizerSettings, images: int) -> OptimizerSettings:
+    """Replace `lr` by `lr_base` for `images` per update, scaled as timm does, if it is set."""
+    if settings.lr_base is None:
+        return settings
+    ratio = images / settings.lr_base_size
+    adaptive = any(word in settings.opt.lower() for word in ("ada", "lamb"))
+    is_root = settings.lr_base_scale == "sqrt" or (settings.lr_base_scale == "auto" and adaptive)
+    return replace(settings, lr=settings.lr_base * (ratio**0.5 if is_root else ratio))
+
+
+def follow_plateau(scheduler: Scheduler | None, settings: OptimizerSettings, scores: Sequence[float]) -> None:
+    """Set the learning rate of `--sched plateau` after validations with these scores; higher is better.
+
+    It is replayed from all scores, so that a resumed run needs no state of the scheduler.
+    """
+    if scheduler is None or settings.sched != "plateau":
+        return
+    probe = torch.optim.SGD([torch.zeros(1)], lr=settings.lr)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        probe, "max", settings.decay_rate, settings.patience_epochs, min_lr=min(settings.min_lr, settings.lr)
+    )
+    for score in scores:
+        plateau.step(score)
+    scheduler.base_values = [probe.param_groups[0]["lr"]] * len(scheduler.base_values)
+
+
 def create_scheduler(
     settings: OptimizerSettings, optimizer: torch.optim.Optimizer, updates_per_epoch: int
 ) -> Scheduler | None:
@@ -103,7 +131,7 @@ def create_scheduler(
         return None
     return create_scheduler_v2(
         optimizer,
-        sched=settings.sched,
+        sched="constant" if settings.sched == "plateau" else settings.sched,
         num_epochs=settings.epochs,
         decay_epochs=settings.decay_epochs,
         decay_milestones=list(settings.decay_milestones),

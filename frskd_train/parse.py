@@ -33,6 +33,7 @@ def parse_settings(args: Sequence[str]) -> Settings:
         SettingsError: A recipe cannot be read, a name is unknown, or a value is out of range.
         SystemExit: `--help` was given, or a value cannot be parsed (the message has been printed).
     """
+    args = [f"--config{token[2:]}" if token == "-c" or token.startswith("-c=") else token for token in args]
     config = _last_value(args, "--config")
     paths = [path for path in (_resumed_config(args), find_recipe(config) if config is not None else None) if path]
     recipes = {path: read_yaml(path) for path in paths}
@@ -42,6 +43,8 @@ def parse_settings(args: Sequence[str]) -> Settings:
         settings = _overlay(path, content, settings)
     _refuse_unknown(args, "train.py", Settings, TRAIN)
     settings = _cli(args, settings)
+    if settings.optimizer.lr_base is not None and _last_value(args, "--lr") is not None:
+        raise SettingsError("--lr and --lr-base exclude each other: leave one out, or give --lr-base None.")
     check_settings(settings)
     return settings
 
@@ -117,11 +120,16 @@ def check_settings(settings: Settings) -> None:
         if values[name] != defaults[name]:
             raise SettingsError(f"{flag(name)} has no meaning for --task {settings.model.task}: leave it out.")
     optimizer, pre = settings.optimizer, settings.preprocessing
+    if optimizer.sched == "plateau" and optimizer.decay_rate == 1:
+        raise SettingsError("--decay-rate has to be below 1 for --sched plateau.")
     for name, epochs in (("warmup_epochs", optimizer.warmup_epochs), ("distill_start", settings.method.distill_start)):
         if epochs >= optimizer.epochs and epochs > 0:
             raise SettingsError(f"{flag(name)} has to be less than --epochs {optimizer.epochs}, not {epochs:g}.")
     if optimizer.sched == "multistep" and not optimizer.decay_milestones:
         raise SettingsError("--sched multistep needs --decay-milestones, the epochs at which the rate decays.")
+    given = [name for name in ("bce_sum", "bce_target_thresh", "bce_pos_weight") if values[name] not in (False, None)]
+    if given and not settings.labels.bce_loss:
+        raise SettingsError(f"{flag(given[0])} has no effect without --bce-loss: add it.")
     for name, numbers in (("--mean", pre.mean), ("--std", pre.std)):
         if numbers is not None and len(numbers) not in (1, pre.in_chans):
             raise SettingsError(f"{name} takes one number, or {pre.in_chans} (one per channel), not {len(numbers)}.")
@@ -147,6 +155,8 @@ def check_group(group: object) -> None:
             if isinstance(part, str) and re.search(r"[\x00-\x1f\x7f]", part):
                 raise SettingsError(f"{flag(name)} contains a control character: {part!r}.")
             for fact in facts:
+                if isinstance(fact, Range) and isinstance(part, str):  # a word instead of numbers
+                    continue
                 refusal = fact.refusal(part) if isinstance(fact, Range | Pattern) else None
                 if refusal:
                     raise SettingsError(f"{flag(name)} has to be {refusal}, not {part}.")

@@ -49,6 +49,11 @@ class RunState:
         return {name: getattr(self, name) for name in names}
 
     @property
+    def scores(self) -> list[float]:
+        """The scores of all validations so far."""
+        return [row[self.score] for row in self.history if self.score in row]
+
+    @property
     def place(self) -> str:
         """Epoch (counted from 1) and step in words."""
         return f"epoch {self.epoch + 1}, step {self.step}"

@@ -15,7 +15,7 @@ from frskd_train.errors import exit_process, keep_until_exit
 from frskd_train.evaluate import Scores, evaluate
 from frskd_train.meter import TrainMeter, learning_note
 from frskd_train.nonfinite import NonfiniteGuard, refuse_nonfinite
-from frskd_train.optim import check_optimizer, create_optimizer, create_scheduler
+from frskd_train.optim import check_optimizer, create_optimizer, create_scheduler, follow_plateau, with_scaled_lr
 from frskd_train.progress import Progress
 from frskd_train.recipe import write_recipe
 from frskd_train.report import run as report
@@ -26,6 +26,7 @@ from frskd_train.settings import Settings, flat
 from frskd_train.signals import Interruptions
 from frskd_train.sync_batchnorm import broadcast_buffers, synchronise_norms
 from frskd_train.tasks import choose_job
+from frskd_train.trackers import Trackers
 
 
 class Trainer:
@@ -53,9 +54,10 @@ class Trainer:
         if resume is not None:
             self._resume(resume)
         if self.is_main:
-            heading = f"All settings of the run {self.folder.path.name}."
-            self.folder.write("config.yaml", write_recipe(settings, heading))
-        self.accelerator.init_trackers("frskd_timm", {name: str(value) for name, value in flat(settings).items()})
+            self.folder.write(
+                "config.yaml", write_recipe(settings, f"All settings of the run {self.folder.path.name}.")
+            )
+        self.trackers = Trackers(self.accelerator, settings, self.folder)
 
     def run(self) -> None:
         """Train the remaining epochs, then score, export and publish; raise UserError if that fails."""
@@ -95,9 +97,10 @@ class Trainer:
 
     def _create_optimizer(self) -> None:
         """Create optimizer, scheduler and weight average, and wrap the task for the device and the processes."""
-        loop, settings = self.settings.loop, self.settings.optimizer
-        optimizer = create_optimizer(settings, self.task, self.settings.method.teacher_lr_scale)
-        self.scheduler = create_scheduler(settings, optimizer, self.updates_per_epoch)
+        loop, images = self.settings.loop, self.train_batches.order.global_batch
+        self.optim = with_scaled_lr(self.settings.optimizer, images * self.accelerator.gradient_accumulation_steps)
+        optimizer = create_optimizer(self.optim, self.task, self.settings.method.teacher_lr_scale)
+        self.scheduler = create_scheduler(self.optim, optimizer, self.updates_per_epoch)
         if loop.torchcompile:
             torch.nn.Module.compile(self.task)  # in place, without a wrapper and its prefix in the keys
         self.model, self.optimizer = self.accelerator.prepare(self.task, optimizer)
@@ -154,6 +157,7 @@ class Trainer:
         state = self.state
         if state.step >= self.steps_per_epoch:  # resumed after a failure in validation
             return
+        follow_plateau(self.scheduler, self.optim, state.scores)
         self.model.train()
         self.progress.start_epoch()
         for images, target in self.train_batches.epoch(state.epoch, start=state.step):
@@ -168,7 +172,7 @@ class Trainer:
 
     def train_step(self, images: Tensor, target: Tensor) -> bool:
         """Train on images [B, C, H, W] and their targets; return whether this completed an update of the weights."""
-        state, optim, accelerator = self.state, self.settings.optimizer, self.accelerator
+        state, optim, accelerator = self.state, self.optim, self.accelerator
         last_update = max(1, self.updates_per_epoch * optim.epochs - 1)
         torch.manual_seed(step_seed(self.settings.loop.seed, state.updates, state.step, accelerator.process_index))
         self.task.set_progress(state.updates / last_update)
@@ -200,11 +204,12 @@ class Trainer:
 
     def report_and_save(self) -> None:
         """Print progress, save a checkpoint or stop, if due after this update."""
-        state, run = self.state, self.settings.run
+        state, run, lr = self.state, self.settings.run, self.optimizer.param_groups[0]["lr"]
         if state.updates % run.log_interval == 0:
             self.refuse_nonfinite()
             recent = self.meter.recent(self.accelerator)
-            self.progress.show(state.epoch, state.step, recent, self.optimizer.param_groups[0]["lr"])
+            self.progress.show(state.epoch, state.step, recent, lr)
+            self.trackers.log({**recent, "lr": lr}, state.updates, prefix="step/")
         if self.progress.closed:
             self.interruptions.output_closed()
         checkpoint = state.minutes_since_checkpoint() > run.checkpoint_minutes
@@ -235,9 +240,10 @@ class Trainer:
             row["skipped_steps"] = meter.bad_steps()
         state.finish_epoch({**row, "images_per_second": round(self.progress.images_per_second, 1)})
         outputs: Any = self.student.num_classes  # may be more than the classes of the data
-        note = learning_note(state.history, meter.recent(accelerator), self.job.shown, outputs, state.updates)
+        recent = {} if self.settings.labels.bce_loss else meter.recent(accelerator)  # guessing has another loss
+        note = learning_note(state.history, recent, self.job.shown, outputs, state.updates)
         self.meter = TrainMeter(accelerator.device)
-        accelerator.log(row, step=state.updates)
+        self.trackers.log(row, state.updates)
         self.progress.close_epoch(state.history[-1])
         if note:
             self.progress.say(note)
@@ -251,8 +257,7 @@ class Trainer:
         measure, batches = self.job.measure, self.val_batches
         scores = evaluate(measure, self.task.predict, batches, self.accelerator)
         if self.ema is not None:
-            average = self.ema.module.eval()
-            broadcast_buffers(average)
+            broadcast_buffers(average := self.ema.module.eval())
             scores |= evaluate(measure, lambda images: {"student": average(images)}, batches, self.accelerator)
         return scores
 
@@ -290,6 +295,7 @@ class Trainer:
         if self.is_main:
             metrics = report.make_metrics(self.job, self.data, self.exported, self.accelerator, scores, self.state)
             report.finish_run(self.folder, self.job, self.data, self.task, metrics, evaluation, self.state.history)
+            self.trackers.log_pictures(self.folder.path.glob("*.png"), self.state.updates)
             self.progress.say(report.summary(self.folder, self.job, metrics))
             self.progress.say(report.write_page(self.folder, self.data, evaluation))
             report.publish(self.folder, self.settings.run)

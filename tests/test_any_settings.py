@@ -36,6 +36,9 @@ WORDS: dict[str, st.SearchStrategy] = {
     "model_kwargs": st.dictionaries(
         st.sampled_from(["patch_size", "-", "features_only", "global_pool"]), st.sampled_from(["4", "[", "", "True"]),
         max_size=1),
+    "class_weights": st.lists(st.sampled_from(["auto", "effective_num", "1", "x"]), min_size=1, max_size=3),
+    "project": st.sampled_from(["images"]),
+    "run_name": st.sampled_from(["first"]),
     "opt_kwargs": st.dictionaries(st.sampled_from(["eps", "nonsense"]), st.sampled_from(["1e-6", "x"]), max_size=1),
     "tag": st.text(max_size=8) | st.just("../x"),
     "license": st.sampled_from(["mit", "nonsense"]),

@@ -228,8 +228,9 @@ REFUSED = {
     "--color-jitter inf": "--color-jitter .*finite", "--alpha nan": "--alpha .*finite", "--std 0": "--std .*above 0",
     "--class-weights 1 inf --task segmentation": "--class-weights .*finite", "--mean 0.5 0.5": "--mean .* 3 ",
     "--scale 0.9 0.1": "--scale .*smaller", "--model-kwargs features_only=True": "features_only",
-    "--bce-loss": "--smoothing", "--warmup-epochs 10": "--epochs 10", "--sched multistep": "--decay-milestones",
+    "--jsd-loss": "--aug-repeats", "--warmup-epochs 10": "--epochs 10", "--sched multistep": "--decay-milestones",
     **{f"--tag={tag}": "--tag .*letters" for tag in ("../x", ".hidden", "a/b", "x" * 65, "")},
+    "--bce-sum": "--bce-loss", "--lr 1 --lr-base 1": "exclude", "--sched plateau --decay-rate 1": "below 1",
     "--tag=a\nb": "control character", "--momentun 1": "--momentum",
 }  # fmt: skip
 

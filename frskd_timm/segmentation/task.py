@@ -12,6 +12,7 @@ from frskd_timm.distillation import DistillationTask, Views
 from frskd_timm.errors import UserError
 from frskd_timm.losses import FEATURE_LOSSES, FeatureLoss
 from frskd_timm.losses.functional import IGNORED
+from frskd_timm.losses.labels import weights_of_classes
 from frskd_timm.segmentation.evaluator import SegmentationEvaluator
 from frskd_timm.segmentation.losses import pixel_cross_entropy
 from frskd_timm.segmentation.student import SegmentationStudent
@@ -32,14 +33,8 @@ class _PixelTask(StudentTask):
         Raises:
             UserError: The number of weights is wrong, a weight is negative, or all are 0.
         """
-        weights, classes = class_weights, self.student.num_classes
-        if weights is not None and (len(weights) != classes or min(weights) < 0 or max(weights) == 0):
-            raise UserError(
-                f"There are {len(weights)} class weights for {classes} classes; give one per class, none negative and "
-                "not all 0."
-            )
-        tensor = None if weights is None else torch.tensor(weights, dtype=torch.float32)
-        self.register_buffer("class_weights", tensor, persistent=False)
+        weights = weights_of_classes(class_weights, self.student.num_classes)
+        self.register_buffer("class_weights", weights, persistent=False)
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the mean cross-entropy of logits [B, K, H, W] and classes [B, H, W]."""

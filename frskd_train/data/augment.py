@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from timm.data import Mixup
 from torch import Tensor
 
 from frskd_timm.augment import cutmix, cutmix_box, mixup
-from frskd_train.data.sampler import Draw, Order, Rows, generator_for
+from frskd_train.data.sampler import Draw, Order, Rows, generator_for, untouched_randomness
 
 Floats = npt.NDArray[np.float64]
 ATTEMPTS = 10  # boxes tried per image before the largest central one is used, as in torchvision
@@ -119,22 +120,41 @@ class Normalize(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Mix:
-    """Mixup and CutMix with the alphas of their Beta distributions, 0 for none; with both, each has probability 1/2.
+    """Mixup and CutMix with the alphas of their Beta distributions, 0 for none.
 
-    Each process's batch has one lambda and one permutation.
+    Attributes:
+        prob: Probability of mixing.
+        switch_prob: Probability of CutMix if both are enabled.
+        mode: `batch`: each process's batch has one lambda and one permutation. `pair` and `elem`: as in timm.
+        minmax: Smallest and largest side of CutMix's box, relative to the image's, as in timm.
+        off_epoch: The epoch from which nothing is mixed; 0 for never.
     """
 
     mixup: float
     cutmix: float
     num_classes: int
+    prob: float = 1.0
+    switch_prob: float = 0.5
+    mode: str = "batch"
+    minmax: tuple[float, float] | None = None
+    off_epoch: int = 0
 
     def __bool__(self) -> bool:
-        return self.mixup > 0 or self.cutmix > 0
+        return self.mixup > 0 or self.cutmix > 0 or self.minmax is not None
 
-    def __call__(self, images: Tensor, labels: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, images: Tensor, labels: Tensor, generator: np.random.Generator, epoch: int
+    ) -> tuple[Tensor, Tensor]:
         """Mix images [B, C, H, W]; convert class numbers [B] to probabilities [B, num_classes]."""
         target = torch.zeros(len(labels), self.num_classes, device=images.device).scatter_(1, labels[:, None], 1.0)
-        takes_mixup = generator.random() < 0.5 if self.mixup > 0 and self.cutmix > 0 else self.mixup > 0
+        if 0 < self.off_epoch <= epoch:
+            return images, target
+        if self.mode != "batch" or self.minmax is not None:
+            return self._as_timm(images, labels, target, generator)
+        if self.prob < 1 and generator.random() >= self.prob:
+            return images, target
+        both = self.mixup > 0 and self.cutmix > 0
+        takes_mixup = generator.random() < 1 - self.switch_prob if both else self.mixup > 0
         alpha = self.mixup if takes_mixup else self.cutmix
         lam = float(generator.beta(alpha, alpha))
         index = torch.from_numpy(generator.permutation(len(labels))).to(images.device, non_blocking=True)
@@ -142,6 +162,20 @@ class Mix:
             return mixup(images, target, lam, index)
         box, lam = cutmix_box(images.shape[2], images.shape[3], lam, generator)
         return cutmix(images, target, lam, index, box)
+
+    def _as_timm(
+        self, images: Tensor, labels: Tensor, target: Tensor, generator: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Mix with timm's class, which draws from NumPy's global generator and takes an even number of images."""
+        shares = {"prob": self.prob, "switch_prob": self.switch_prob, "mode": self.mode}
+        mixing = Mixup(
+            self.mixup, self.cutmix, self.minmax, label_smoothing=0.0, num_classes=self.num_classes, **shares
+        )
+        with untouched_randomness():
+            np.random.seed(generator.integers(2**32))
+            if even := len(labels) // 2 * 2:
+                images[:even], target[:even] = mixing(images[:even], labels[:even])
+        return images, target
 
 
 @dataclass(frozen=True)
@@ -157,7 +191,10 @@ class ResizedCrop:
 
 @dataclass(frozen=True)
 class BatchAugmentation:
-    """Augmentation of training batches: `padding` (of random crops) in pixels, flips and erasing as probabilities."""
+    """Augmentation of training batches: `padding` (of random crops) in pixels, flips and erasing as probabilities.
+
+    `repeats` is the number of times that each image is repeated in a row.
+    """
 
     resized: ResizedCrop | None = None
     padding: int = 0
@@ -165,6 +202,7 @@ class BatchAugmentation:
     vflip: float = 0.0
     reprob: float = 0.0
     mix: Mix | None = None
+    repeats: float = 1.0
 
     @torch.no_grad()
     def __call__(
@@ -188,5 +226,5 @@ class BatchAugmentation:
             generator = generator_for(Draw.ERASE, order.seed, epoch, step)
             images = erase(images, draw_erased(generator, count, self.reprob, images.shape[-1])[:, share])
         if self.mix:
-            return self.mix(images, targets, generator_for(Draw.MIX, order.seed, epoch, step, order.rank))
+            return self.mix(images, targets, generator_for(Draw.MIX, order.seed, epoch, step, order.rank), epoch)
         return images, targets

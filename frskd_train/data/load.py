@@ -122,7 +122,7 @@ class TrainingData(ValidationData):
 
         Order and augmentation depend on the seed. Raises UserError if there are fewer images than processes.
         """
-        order = Order.of(self.num_train, batch_size, rank, world_size, seed)
+        order = Order.of(self.num_train, batch_size, rank, world_size, seed, self.augmentation.repeats)
         device = torch.device(device)
         return TrainBatches(self.train, order, self.augmentation, self._normalize(channels_last, device), device)
 

@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from frskd_timm.errors import UserError, first_line
 from frskd_train.data.cache import SKIP, Cache
 from frskd_train.data.images import BadImageError, quiet_pillow
-from frskd_train.data.sampler import Rows
+from frskd_train.data.sampler import Rows, untouched_randomness
 from frskd_train.data.splits import Sample, Split
-from frskd_train.data.transforms import SampleTransform, as_is, untouched_randomness
+from frskd_train.data.transforms import SampleTransform, as_is
 
 GRACE = 60  # seconds that a worker continues after SIGTERM, so that the current step can finish
 Batch = tuple[Tensor | None, Tensor, dict[int, str]]  # images, targets, messages about samples that cannot be used

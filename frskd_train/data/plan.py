@@ -10,7 +10,7 @@ from frskd_train.data.cache import Cache
 from frskd_train.data.preprocessing import SMALL, Preprocessing
 from frskd_train.data.splits import Split
 from frskd_train.data.transforms import DenseTransform, EvalTransform, PolicyTransform, SampleTransform, Squash, as_is
-from frskd_train.settings import DataSettings, PreprocessingSettings
+from frskd_train.settings import DataSettings, PreprocessingSettings, flag
 
 Mode = Literal["memory", "stream"]
 LOOKED_AT = 256  # images whose headers are read to find the sizes and colours of the dataset
@@ -53,6 +53,9 @@ class WholeImagePlan:
             self._padding = settings.crop_padding if settings.crop_padding is not None else round(size / 8)
             if self._padding > size:
                 raise UserError(f"--crop-padding {self._padding} is more than the image, which is {size} pixels high.")
+        smallest, largest = (int(size * side) for side in settings.cutmix_minmax or (0, 1))
+        if smallest >= largest:
+            raise UserError(f"--cutmix-minmax has to give a range of sides; it is {smallest} to {largest} pixels here.")
         self.evaluated = self.kept = EvalTransform(Preprocessing.of(settings, self.input_size, (None, None)))
         self._kept_size = self.input_size
         if self._crop_mode == "rrc":  # images keep their own size unless it is much too large
@@ -64,7 +67,8 @@ class WholeImagePlan:
     def choose_mode(self, data: DataSettings) -> Mode:
         """Choose `memory` or `stream`; raise UserError if an augmentation of single images is requested in memory."""
         settings = self._settings
-        one_by_one = "--aa" if settings.aa else "--color-jitter" if settings.color_jitter else None
+        names = ("aa", "color_jitter", "grayscale_prob", "gaussian_blur_prob")
+        one_by_one = next((flag(name) for name in names if getattr(settings, name)), None)
         if data.data_mode == "memory" and one_by_one:
             raise UserError(f"{one_by_one} works on one image at a time, so --data-mode must be auto or stream.")
         if data.data_mode == "auto" and one_by_one:
@@ -82,8 +86,18 @@ class WholeImagePlan:
         if crops_resized and cache is not None:
             height, width = cache.original_sizes.T
             resized = ResizedCrop(self._size, settings.scale, settings.ratio, settings.interpolation, width / height)
-        mix = Mix(settings.mixup, settings.cutmix, num_outputs)
-        batch = BatchAugmentation(resized, self._padding, settings.hflip, settings.vflip, settings.reprob, mix)
+        probabilities = settings.hflip, settings.vflip, settings.reprob
+        mix = Mix(
+            settings.mixup,
+            settings.cutmix,
+            num_outputs,
+            settings.mixup_prob,
+            settings.mixup_switch_prob,
+            settings.mixup_mode,
+            settings.cutmix_minmax,
+            settings.mixup_off_epoch,
+        )
+        batch = BatchAugmentation(resized, self._padding, *probabilities, mix, settings.aug_repeats)
         return (streamed if cache is None else as_is), batch
 
 
@@ -115,7 +129,7 @@ class DensePlan:
         settings = self._settings
         fill = tuple(round(255 * value) for value in preprocessing.mean)
         others = settings.hflip, settings.vflip, settings.color_jitter, fill, settings.interpolation
-        return DenseTransform(self.input_size, self._resize, *others), BatchAugmentation()
+        return DenseTransform(self.input_size, self._resize, *others), BatchAugmentation(repeats=settings.aug_repeats)
 
 
 Plan = WholeImagePlan | DensePlan

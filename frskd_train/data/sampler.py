@@ -1,11 +1,15 @@
 """Distribution of rows to steps and processes. Randomness depends only on seed, epoch, step and place in the batch."""
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from frskd_timm.errors import UserError
 
@@ -29,18 +33,36 @@ def generator_for(purpose: Draw, *key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([purpose, len(key), *key]))
 
 
+@contextmanager
+def untouched_randomness() -> Iterator[None]:
+    """Restore the state of the global generators, which transforms and Mixup seed and use."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
 @dataclass(frozen=True)
 class Order:
-    """Distribution of each epoch's permutation to steps and processes, `per_process` rows per step and process."""
+    """Distribution of each epoch's permutation to steps and processes, `per_process` rows per step and process.
+
+    With `repeats`, the first rows of the permutation are repeated that many times in a row, and the last are left out.
+    """
 
     num_samples: int
     per_process: int
     rank: int
     world_size: int
     seed: int
+    repeats: float = 1.0
 
     @classmethod
-    def of(cls, num_samples: int, batch_size: int, rank: int, world_size: int, seed: int) -> "Order":
+    def of(
+        cls, num_samples: int, batch_size: int, rank: int, world_size: int, seed: int, repeats: float = 1.0
+    ) -> "Order":
         """Create it, with smaller batches if the dataset is smaller than one global batch.
 
         Raises:
@@ -51,7 +73,7 @@ class Order:
             raise UserError(
                 f"There are {num_samples} training image(s) for {world_size} process(es); each needs at least one."
             )
-        return cls(num_samples, per_process, rank, world_size, seed)
+        return cls(num_samples, per_process, rank, world_size, seed, repeats)
 
     @property
     def global_batch(self) -> int:
@@ -69,8 +91,8 @@ class Order:
         return slice(self.rank * self.per_process, (self.rank + 1) * self.per_process)
 
     def permutation(self, epoch: int) -> Rows:
-        """Return all samples in the order of an epoch, the same in all processes; must not be modified."""
-        return _permutation(self.num_samples, self.seed, epoch)
+        """Return the samples in the order of an epoch, the same in all processes; must not be modified."""
+        return _permutation(self.num_samples, self.seed, epoch, self.repeats)
 
     def places(self, step: int) -> slice:
         """Return the places in an epoch's permutation for this process at a step."""
@@ -79,8 +101,9 @@ class Order:
 
 
 @lru_cache(maxsize=2)
-def _permutation(num_samples: int, seed: int, epoch: int) -> Rows:
-    return generator_for(Draw.ORDER, seed, epoch).permutation(num_samples)
+def _permutation(num_samples: int, seed: int, epoch: int, repeats: float) -> Rows:
+    rows = generator_for(Draw.ORDER, seed, epoch).permutation(num_samples)
+    return rows[(np.arange(num_samples) / max(repeats, 1)).astype(np.int64)]
 
 
 def validation_share(num_samples: int, rank: int, world_size: int) -> slice:

@@ -5,8 +5,7 @@ A transform takes a sample and a seed, which determines its randomness, and retu
 
 import math
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +24,7 @@ from frskd_train.data.preprocessing import Preprocessing
 from frskd_train.data.splits import Sample
 from frskd_train.settings import PreprocessingSettings
 
+BLUR = 23  # pixels of timm's Gaussian blur, half of which has to be less than the image
 SampleTransform = Callable[[Sample, int], tuple[Tensor, Tensor]]
 
 
@@ -60,6 +60,10 @@ class EvalTransform:
             return pixels_of(image)
         fitted: Tensor = self.timm_transform(image)
         return fitted
+
+    def fit_picture(self, image: Image.Image) -> Image.Image:
+        """Resize and crop one image."""
+        return F.to_pil_image(self.fit(image))
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,9 @@ class PolicyTransform:
                 hflip=0.0,
                 vflip=0.0,
                 color_jitter=settings.color_jitter or None,  # type: ignore[arg-type]
+                color_jitter_prob=settings.color_jitter_prob,
+                grayscale_prob=settings.grayscale_prob,
+                gaussian_blur_prob=settings.gaussian_blur_prob,
                 auto_augment=settings.aa,
                 interpolation=preprocessing.interpolation,
                 mean=preprocessing.mean,
@@ -111,8 +118,12 @@ class PolicyTransform:
             )
         except Exception as error:  # timm parses the policy with assertions and conversions
             raise UserError(f"--aa {settings.aa} is not a policy that timm knows; rand-m9-mstd0.5 is one.") from error
-        is_random = resized_crop or bool(colours.transforms)
-        return cls(crop if resized_crop else None, colours, EvalTransform(preprocessing).fit, is_random)
+        fitted = EvalTransform(preprocessing)
+        if settings.gaussian_blur_prob and min(fitted.size) <= BLUR // 2:
+            raise UserError(f"--gaussian-blur-prob needs images of at least {BLUR // 2 + 1} pixels.")
+        if not resized_crop:
+            crop = fitted.fit_picture if settings.gaussian_blur_prob else None  # the image may be too small to blur
+        return cls(crop, colours, fitted.fit, resized_crop or bool(colours.transforms))
 
     def __call__(self, sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
         if self.is_random:
@@ -122,18 +133,6 @@ class PolicyTransform:
         if self.crop is not None:
             return pixels_of(self.colours(self.crop(sample.image))), sample.target
         return self.fit(self.colours(sample.image)), sample.target
-
-
-@contextmanager
-def untouched_randomness() -> Iterator[None]:
-    """Restore the state of the global generators, which transforms seed and use, so that the run is not affected."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from frskd_train.constraints import CLASSIFICATION, SEGMENTATION
-from frskd_train.settings.data import DataSettings, PreprocessingSettings
+from frskd_train.settings.data import DataSettings, LabelSettings, PreprocessingSettings
 from frskd_train.settings.data import EvaluationSettings as EvaluationSettings
 from frskd_train.settings.data import FitSettings as FitSettings
 from frskd_train.settings.library import SEGMENTATION_DEFAULT
@@ -29,6 +29,7 @@ class Settings:
     method: MethodSettings = field(default_factory=MethodSettings)
     data: DataSettings = field(default_factory=DataSettings)
     preprocessing: PreprocessingSettings = field(default_factory=PreprocessingSettings)
+    labels: LabelSettings = field(default_factory=LabelSettings)
     segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     loop: LoopSettings = field(default_factory=LoopSettings)
@@ -45,7 +46,7 @@ def default_settings(task: str = "classification") -> Settings:
         model=ModelSettings(task="segmentation", model="resnet10t"),
         method=MethodSettings(**method),
         data=DataSettings(dataset="fashion_mnist_scenes"),
-        preprocessing=PreprocessingSettings(smoothing=default.smoothing),
+        labels=LabelSettings(smoothing=default.smoothing),
         segmentation=SegmentationSettings(
             decoder_layers=1, pixel_teacher=default.pixel_teacher, resize_range=(0.75, 1.33)
         ),

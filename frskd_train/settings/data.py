@@ -40,7 +40,7 @@ class DataSettings:
     """memory: decode once, keep as uint8, augment in batches. stream: decode in workers. auto: memory if it fits."""
     memory_limit: Annotated[float, Positive, PRIVATE] = 2.0
     """Size in GiB of the decoded images up to which `auto` keeps a dataset in memory."""
-    workers: Annotated[int, NotNegative, PRIVATE] = 2
+    workers: Annotated[int, arg(aliases=["-j"]), NotNegative, PRIVATE] = 2
     """Decoding processes per training process when streaming."""
     bad_images: Literal["stop", "skip"] = "stop"
     """What to do with an unreadable image: stop and name it, or skip and count it (a stream trains on another one)."""
@@ -77,16 +77,52 @@ class PreprocessingSettings:
     """Probability of a vertical flip."""
     color_jitter: Annotated[float, NotNegative] = 0.0
     """Strength of random brightness, contrast and saturation; streams the data of a classification run."""
+    color_jitter_prob: Annotated[float | None, Fraction, CLASSIFICATION] = None
+    """Probability of --color-jitter; always by default."""
+    grayscale_prob: Annotated[float, Fraction, CLASSIFICATION] = 0.0
+    """Probability of a conversion to gray; streams the data."""
+    gaussian_blur_prob: Annotated[float, Fraction, CLASSIFICATION] = 0.0
+    """Probability of a Gaussian blur (23 pixels wide); streams the data."""
     aa: Annotated[str | None, CLASSIFICATION] = None
     """timm's AutoAugment / RandAugment policy, such as rand-m9-mstd0.5; streams the data."""
+    aug_repeats: Annotated[float, Range(low=0, high=1000)] = 0.0
+    """Times that each image of an epoch is repeated in a row, with different augmentation (arXiv 1901.09335). An epoch
+    keeps its number of steps, so it has that many times fewer different images. 0 and 1: no repetition."""
     reprob: Annotated[float, Fraction, CLASSIFICATION] = 0.0
     """Probability of random erasing."""
     mixup: Annotated[float, NotNegative, CLASSIFICATION] = 0.0
     """Mixup alpha (0.2 in the paper); 0 disables it."""
     cutmix: Annotated[float, NotNegative, CLASSIFICATION] = 0.0
     """CutMix alpha (1.0 in the paper); 0 disables it. With both, each batch uses one of the two."""
+    cutmix_minmax: Annotated[tuple[float, float] | None, Fraction, CLASSIFICATION] = None
+    """Smallest and largest side of CutMix's box relative to the image's, instead of --cutmix."""
+    mixup_prob: Annotated[float, Fraction, CLASSIFICATION] = 1.0
+    """Probability of Mixup or CutMix, if enabled."""
+    mixup_switch_prob: Annotated[float, Fraction, CLASSIFICATION] = 0.5
+    """Probability of CutMix if both are enabled."""
+    mixup_mode: Annotated[Literal["batch", "pair", "elem"], CLASSIFICATION] = "batch"
+    """What shares one draw of Mixup and CutMix: the batch of a process, a pair of images, or each image has its own."""
+    mixup_off_epoch: Annotated[int, NotNegative, CLASSIFICATION] = 0
+    """Epoch, counted from 0, from which Mixup and CutMix are off; 0 for never."""
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """The loss with the labels, for both networks."""
+
     smoothing: Annotated[float, Range(low=0, high=0.99)] = DEFAULT.smoothing
     """Label smoothing of the cross-entropy terms (0 in the paper)."""
+    class_weights: Annotated[tuple[float, ...] | Literal["auto", "effective_num"], NotNegative] = ()
+    """Weight of each class in the order of the labels; equal by default. auto: inversely proportional to the number of
+    training images (segmentation: pixels). effective_num: by the effective number of samples (arXiv 1901.05555)."""
+    bce_loss: Annotated[bool, CLASSIFICATION] = False
+    """timm's binary cross-entropy instead of cross-entropy."""
+    bce_sum: Annotated[bool, CLASSIFICATION] = False
+    """--bce-loss: sum over the classes instead of the mean."""
+    bce_target_thresh: Annotated[float | None, Fraction, CLASSIFICATION] = None
+    """--bce-loss: targets above this become 1, the others 0 (such as 0.2 with Mixup and CutMix)."""
+    bce_pos_weight: Annotated[float | None, Positive, CLASSIFICATION] = None
+    """--bce-loss: weight of the positive term."""
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,5 @@ class SegmentationSettings:
     """BiFPN layers of the decoder."""
     pixel_teacher: Annotated[PixelTeacher, FIXED, SEGMENTATION] = DEFAULT.pixel_teacher
     """The self-teacher. sum: as in the paper. mixing: mixes channels, and classifies at twice the resolution."""
-    class_weights: Annotated[tuple[float, ...], NotNegative, SEGMENTATION] = ()
-    """Weight of each class in the cross-entropy, in the order of the labels; equal by default."""
     resize_range: Annotated[tuple[float, float], Positive, SEGMENTATION] = (0.5, 2.0)
     """Smallest and largest factor by which a training image is resized before it is cropped."""

@@ -16,6 +16,12 @@ class OptimizerSettings:
     """timm optimizer: sgd (Nesterov), momentum, adamw, lamb, ... (timm.optim.list_optimizers())."""
     lr: Annotated[float, Positive] = 0.1
     """Peak learning rate."""
+    lr_base: Annotated[float | None, Positive] = None
+    """Replaces --lr by a rate that is scaled with the batch: lr_base * images per update / --lr-base-size."""
+    lr_base_size: Annotated[int, Count] = 256
+    """Images per update for which --lr-base is meant."""
+    lr_base_scale: Literal["auto", "linear", "sqrt"] = "auto"
+    """Scale with the batch or its square root. auto, as in timm: sqrt for Ada* and LAMB, else linear."""
     momentum: Annotated[float, Range(low=0, high=0.9999)] = 0.9
     """Momentum of SGD-like optimizers."""
     weight_decay: Annotated[float, NotNegative] = 5e-4
@@ -30,8 +36,9 @@ class OptimizerSettings:
     """Gradient clipping threshold."""
     clip_mode: Literal["norm", "value", "agc"] = "norm"
     """How gradients are clipped."""
-    sched: Literal["cosine", "multistep", "step", "poly", "tanh", "none"] = "cosine"
-    """timm scheduler, stepped at every update; none keeps the learning rate constant."""
+    sched: Literal["cosine", "multistep", "step", "poly", "tanh", "plateau", "none"] = "cosine"
+    """timm scheduler, stepped at every update; none keeps the learning rate constant.
+    plateau: multiplied by --decay-rate when the score has not improved for --patience-epochs validations."""
     epochs: Annotated[int, Count] = 10
     """Passes over the training images."""
     warmup_epochs: Annotated[float, NotNegative] = 0.0
@@ -39,13 +46,15 @@ class OptimizerSettings:
     warmup_lr: Annotated[float, NotNegative] = 1e-5
     """Learning rate at the first step of the warm-up."""
     min_lr: Annotated[float, NotNegative] = 0.0
-    """Learning rate at the end of cosine, tanh and poly."""
+    """Learning rate at the end of cosine, tanh and poly; lowest learning rate of plateau."""
     decay_milestones: Annotated[tuple[int, ...], Count] = ()
     """multistep: epochs at which the learning rate is multiplied by --decay-rate."""
     decay_epochs: Annotated[float, Positive] = 30
     """step: epochs between two decays."""
     decay_rate: Annotated[float, Range(above=0, high=1)] = 0.1
-    """step and multistep: factor of each decay."""
+    """step, multistep and plateau: factor of each decay."""
+    patience_epochs: Annotated[int, NotNegative] = 10
+    """plateau: validations without improvement before a decay."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ class LoopSettings:
 
     batch_size: Annotated[int, arg(aliases=["-b"]), Count, FREE] = 64
     """Images per batch of one process."""
-    validation_batch_size: Annotated[int | None, Count, PRIVATE] = None
+    validation_batch_size: Annotated[int | None, arg(aliases=["-vb"]), Count, PRIVATE] = None
     """Images per validation batch; twice --batch-size by default."""
     grad_accum_steps: Annotated[int, Count, FIXED] = 1
     """Batches whose gradients are accumulated for one update."""
@@ -86,7 +95,7 @@ class LoopSettings:
 class RunSettings:
     """The run folder, its checkpoints, and what happens to the student at the end."""
 
-    config: Annotated[str | None, PRIVATE] = None
+    config: Annotated[str | None, arg(aliases=["-c"]), PRIVATE] = None
     """Recipe: a YAML file with one setting per line, or the name of an included recipe; flags override it."""
     output_dir: Annotated[str | None, PRIVATE] = None
     """Folder of the run; runs/MODEL-DATASET-TIME by default. It must be new or empty, unless --resume is given."""
@@ -113,4 +122,8 @@ class RunSettings:
     hub_private: Annotated[bool, PRIVATE] = False
     """Make that repository private."""
     report_to: Annotated[tuple[str, ...], PRIVATE] = ()
-    """Trackers that Accelerate logs to: tensorboard, wandb, trackio, mlflow, ... (each has to be installed)."""
+    """Trackers: tensorboard, wandb, trackio, mlflow and others of Accelerate, each of which has to be installed."""
+    project: Annotated[str, PRIVATE] = "frskd_timm"
+    """Project of the run in the trackers."""
+    run_name: Annotated[str | None, PRIVATE] = None
+    """Name of the run in the trackers; the name of its folder by default."""

@@ -1,11 +1,12 @@
 """The interface of a job, which trainer, report and `validate.py` use for a task."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from accelerate import PartialState
+from timm.loss import compute_class_weights
 from torch import nn
 
 from frskd_timm.task import StudentTask
@@ -67,11 +68,27 @@ class Job(ABC):
             UserError: The student lacks the feature maps, or batches are too small for batch normalisation.
         """
         task = self.make_task(student, data)
+        task.label_loss = self.label_loss(student, data)
         loop, world_size = self.settings.loop, PartialState().num_processes
         order = Order.of(data.num_train, loop.batch_size, rank=0, world_size=world_size, seed=loop.seed)
         if order.per_process == 1 and not (loop.sync_bn and world_size > 1):
             refuse_single_values(task, data.preprocessing.input_size)
         return task
+
+    def label_loss(self, student: nn.Module, data: TrainingData) -> nn.Module | None:
+        """Return what replaces the task's own loss with the labels, or None; raise UserError for unusable settings."""
+        return None
+
+    def class_weights(self, data: TrainingData, outputs: int) -> Sequence[float] | None:
+        """Return the weights of `--class-weights`, one for each output of the student; None for equal weights."""
+        chosen = self.settings.labels.class_weights
+        if not isinstance(chosen, str):
+            return chosen or None
+        split = data.train.split
+        counts = split.targets.class_counts(split.name, split.rows)
+        method = "inv_freq" if chosen == "auto" else chosen
+        _, weights = compute_class_weights(counts, max(sum(counts), 1), method)
+        return weights.tolist() + [1.0] * (outputs - len(counts))
 
     def distillation_options(self) -> dict[str, Any]:
         """Return the arguments of `DistillationTask` that all tasks derive from the settings in the same way."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from frskd_timm.errors import UserError
 from frskd_timm.export.student import export_student
+from frskd_timm.losses.labels import LabelLoss
 from frskd_timm.models import stock_name
 from frskd_timm.task import CrossEntropyTask, FRSKDTask, StudentTask
 from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_validation
@@ -36,7 +37,7 @@ class ClassificationJob(Job):
         return build_student(self.settings.model, self.model_cfg, data)
 
     def make_task(self, student: nn.Module, data: TrainingData) -> StudentTask:
-        method, smoothing = self.settings.method, self.settings.preprocessing.smoothing
+        method, smoothing = self.settings.method, self.settings.labels.smoothing
         if self.settings.model.linear_probe:
             if method.method != "ce":
                 raise UserError(
@@ -61,6 +62,23 @@ class ClassificationJob(Job):
             smoothing=smoothing,
             sla_weight=method.sla_weight,
             **self.distillation_options(),
+        )
+
+    def label_loss(self, student: nn.Module, data: TrainingData) -> nn.Module | None:
+        """Return the loss with the labels if it is not plain cross-entropy."""
+        labels, outputs = self.settings.labels, int(student.num_classes)  # type: ignore[arg-type]
+        if labels.class_weights and self.settings.method.sla:
+            raise UserError("--class-weights cannot be combined with --sla; leave one of them out.")
+        if not (labels.class_weights or labels.bce_loss):
+            return None
+        return LabelLoss(
+            outputs,
+            labels.smoothing,
+            self.class_weights(data, outputs),
+            binary=labels.bce_loss,
+            sum_classes=labels.bce_sum,
+            target_threshold=labels.bce_target_thresh,
+            pos_weight=labels.bce_pos_weight,
         )
 
     @classmethod

@@ -73,8 +73,8 @@ class SegmentationJob(Job):
         assert isinstance(student, SegmentationStudent)
         method = self.settings.method
         common: dict[str, Any] = {
-            "class_weights": self.settings.segmentation.class_weights or None,
-            "smoothing": self.settings.preprocessing.smoothing,
+            "class_weights": self.class_weights(data, student.num_classes),
+            "smoothing": self.settings.labels.smoothing,
         }
         if method.method == "ce":
             return SegmentationCrossEntropyTask(student, **common)

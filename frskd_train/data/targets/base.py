@@ -78,6 +78,10 @@ class Targets(ABC):
         """Return the names of classes without a row among `rows`, if the classes of a row are known."""
         return []
 
+    @abstractmethod
+    def class_counts(self, split: str, rows: Rows) -> list[int]:
+        """Count the images, or the pixels of masks, of each class in the rows."""
+
 
 def columns_named(features: datasets.Features) -> str:
     """Describe a dataset's columns for a sentence."""

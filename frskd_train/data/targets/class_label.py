@@ -75,6 +75,9 @@ class ClassLabels(Targets):
         found = set(self.labels[split][rows].tolist())
         return [name for target, name in enumerate(self.class_names) if target not in found]
 
+    def class_counts(self, split: str, rows: Rows) -> list[int]:
+        return np.bincount(self.labels[split][rows], minlength=len(self.class_names)).tolist()
+
     def _renumber(self, split: str, rows: Rows, numbers: Mapping[str, int], complaint: str) -> None:
         labels = self.labels[split]
         used = [self.class_names[target] for target in np.unique(labels[rows])]

@@ -103,6 +103,15 @@ class Masks(Targets):
                 f"The masks of split {split} have {len(self.class_names)} class(es); 2 to {IGNORED} can be trained on."
             )
 
+    def class_counts(self, split: str, rows: Rows) -> list[int]:
+        blocks = in_blocks(partial(self._counts, split), rows.tolist(), f"labels of {split}", progress=False)
+        return np.sum(list(blocks), axis=0)[: len(self.class_names)].tolist()
+
+    def _counts(self, split: str, rows: list[int]) -> list[Rows]:
+        """Return the number of pixels with each label, 0 to 255, of each mask that can be read."""
+        masks = (mask for mask in self.load_many(split, rows) if isinstance(mask, Tensor))
+        return [np.bincount(mask.flatten().numpy(), minlength=IGNORED + 1) for mask in masks]
+
     def _highest(self, split: str, rows: list[int]) -> list[int]:
         """Return the highest label of each mask, -1 if it has none or cannot be read."""
         highest = []

@@ -1,0 +1,79 @@
+"""The loss of logits and class labels with class weights, as cross-entropy or as timm's binary cross-entropy."""
+
+from collections.abc import Sequence
+
+import torch
+from timm.loss import BinaryCrossEntropy
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from frskd_timm.errors import UserError
+from frskd_timm.losses.functional import weighted_mean
+
+
+def weights_of_classes(weights: Sequence[float] | None, num_classes: int) -> Tensor | None:
+    """Return class weights as a tensor [K]; None for equal weights.
+
+    Raises:
+        UserError: The number of weights is wrong, a weight is negative, or all are 0.
+    """
+    if weights is None:
+        return None
+    if len(weights) != num_classes or min(weights) < 0 or max(weights) == 0:
+        raise UserError(
+            f"There are {len(weights)} class weights for {num_classes} classes; give one per class, none negative and "
+            "not all 0."
+        )
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+class LabelLoss(nn.Module):
+    """Mean loss of logits [B, K] and classes [B], or probabilities [B, K] (Mixup, CutMix).
+
+    Args:
+        num_classes: K.
+        smoothing: Probability mass spread evenly over all classes, 0..1.
+        class_weights: Weight of each class; None for equal weights. With cross-entropy an image has the weight of its
+            class, and the loss is a weighted mean.
+        binary: Use timm's binary cross-entropy (arXiv 2110.00476).
+        sum_classes: binary: sum over the classes instead of the mean.
+        target_threshold: binary: targets above it become 1, the others 0; None keeps soft targets.
+        pos_weight: binary: weight of the positive term.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        num_classes: int,
+        smoothing: float = 0.0,
+        class_weights: Sequence[float] | None = None,
+        *,
+        binary: bool = False,
+        sum_classes: bool = False,
+        target_threshold: float | None = None,
+        pos_weight: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.smoothing = smoothing
+        weights = weights_of_classes(class_weights, num_classes)
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.binary: BinaryCrossEntropy | None = None
+        if binary:
+            options = {"sum_classes": sum_classes, "target_threshold": target_threshold, "pos_weight": pos_weight}
+            self.binary = BinaryCrossEntropy(smoothing, weight=weights, **options)  # type: ignore[arg-type]
+            for name, buffer in self.binary.named_buffers():
+                self.binary.register_buffer(name, buffer, persistent=False)  # settings, which checkpoints hold already
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Compute the loss in float32."""
+        logits = logits.float()
+        if self.binary is not None:
+            if target.ndim == 2:  # timm expects probabilities that are smoothed already
+                target = target.lerp(torch.full_like(target, 1 / target.shape[1]), self.smoothing)
+            return self.binary(logits, target)
+        losses = F.cross_entropy(logits, target, label_smoothing=self.smoothing, reduction="none")
+        if self.class_weights is None:
+            return losses.mean()
+        weights = self.class_weights[target] if target.ndim == 1 else target @ self.class_weights
+        return weighted_mean(losses, weights)

@@ -1,0 +1,99 @@
+"""Flags that users of timm's train.py know do here what they do there, or are answered."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from runs import assert_resumes, small, train_here
+from timm.loss import BinaryCrossEntropy
+from torch.nn import functional as F
+
+from frskd_timm.errors import UserError
+from frskd_timm.losses.labels import LabelLoss
+from frskd_train.optim import with_scaled_lr
+from frskd_train.parse import parse_settings
+from frskd_train.settings import Settings, declared
+from frskd_train.timm_flags import TRAIN
+
+LOGITS = torch.randn(6, 3, generator=torch.manual_seed(0))
+TARGET = torch.tensor([0, 0, 0, 1, 1, 2])
+
+
+@pytest.fixture(scope="module")
+def names() -> list[str]:
+    """Every flag of the train.py of timm 1.0.31."""
+    text = (ROOT / "tests" / "golden" / "timm_train_flags.txt").read_text(encoding="utf-8")
+    return [name.replace("-", "_") for name in text.split()]
+
+
+def test_every_flag_of_timms_train_py_exists_or_is_answered(names: list[str]) -> None:
+    assert len(names) > 150
+    assert [name for name in names if name not in declared(Settings) and name not in TRAIN] == []
+    assert parse_settings(["-c", "cifar100_resnet18", "-j", "3", "-vb", "99"]).loop.validation_batch_size == 99
+
+
+def test_class_weights_and_binary_cross_entropy_are_those_of_torch_and_timm() -> None:
+    weights = [3.0, 1.0, 0.0]
+    loss = LabelLoss(3, 0.0, weights)(LOGITS, TARGET)
+    torch.testing.assert_close(loss, F.cross_entropy(LOGITS, TARGET, torch.tensor(weights)))
+    assert LabelLoss(3, 0.1, weights)(LOGITS, torch.full_like(TARGET, 2)) == 0  # no image counts
+    one_hot = F.one_hot(TARGET, 3).float()
+    for options in ({}, {"sum_classes": True}, {"target_threshold": 0.2}, {"pos_weight": 2.0}):
+        wanted = BinaryCrossEntropy(0.1, weight=torch.tensor(weights), **options)(LOGITS, TARGET)  # type: ignore[arg-type]
+        loss = LabelLoss(3, 0.1, weights, binary=True, **options)  # type: ignore[arg-type]
+        assert not loss.state_dict()
+        for target in (TARGET, one_hot):  # Mixup gives probabilities, which are smoothed alike
+            torch.testing.assert_close(loss(LOGITS, target), wanted)
+    with pytest.raises(UserError, match="2 class weights for 3 classes"):
+        LabelLoss(3, 0.1, [1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("flags", "lr"),
+    [
+        ("--opt sgd", 0.1 * 64 / 256),
+        ("--opt adamw", 0.1 * 0.5),
+        ("--opt adamw --lr-base-scale linear --lr-base-size 128", 0.1 * 64 / 128),
+        ("--opt lamb --lr-base None", 0.1),
+    ],
+)
+def test_the_base_rate_is_scaled_as_in_timm(flags: str, lr: float) -> None:
+    settings = parse_settings(f"--lr-base 0.1 {flags}".split())
+    assert with_scaled_lr(settings.optimizer, 64).lr == pytest.approx(lr)
+
+
+def test_a_run_with_flags_of_timm_decays_at_a_plateau_and_resumes_to_the_same_bits(
+    places: Path, tmp_path: Path
+) -> None:
+    losses = ["--bce-loss", "--bce-target-thresh", 0.2, "--class-weights", "auto"]
+    mixing = ["--mixup", 0.2, "--cutmix", 1, "--mixup-mode", "elem", "--mixup-prob", 0.8, "--mixup-off-epoch", 3]
+    colours = ["--grayscale-prob", 0.5, "--gaussian-blur-prob", 0.5, "--color-jitter", 0.3, "--color-jitter-prob", 0.5]
+    rate = ["--lr-base", 0.64, "--sched", "plateau", "--patience-epochs", 0, "--decay-rate", 0.5, "--warmup-epochs", 1]
+    run = tmp_path / "run"
+    flags = [flag for flag in small(places) if flag not in ("--lr", "0.01")]
+    train_here(
+        *flags,
+        *losses,
+        *mixing,
+        *colours,
+        *rate,
+        "--aug-repeats",
+        2,
+        "--workers",
+        0,
+        "--epochs",
+        4,
+        "--output-dir",
+        run,
+    )
+    with (run / "summary.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    rates, scores = ([float(row[name]) for row in rows] for name in ("lr", "top1"))
+    wanted = [0.01]
+    for epoch in range(1, 4):  # the score of an epoch acts in the next; the best one so far has to be beaten
+        improved = epoch == 1 or scores[epoch - 1] > max(scores[: epoch - 1]) * (1 + 1e-4)
+        wanted.append(wanted[-1] * (1 if improved else 0.5))
+    assert rates[1:] == pytest.approx(wanted[1:])
+    assert_resumes(run, tmp_path / "copy")
