@@ -1,6 +1,7 @@
 """Trackers of a run (`--report-to`): settings, losses, scores and pictures."""
 
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,8 @@ class Trackers:
 
 
 def _log_picture(tracker: GeneralTracker, path: Path, step: int) -> None:
-    if tracker.name == "trackio":
-        import trackio
-
-        tracker.log({path.stem: trackio.Image(str(path))}, step=step)
+    if tracker.name in ("trackio", "wandb", "swanlab"):  # their classes of pictures have the same name
+        tracker.log({path.stem: import_module(tracker.name).Image(str(path))}, step=step)
     elif hasattr(tracker, "log_images"):
         layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
         tracker.log_images({path.stem: np.asarray(Image.open(path).convert("RGB"))[None]}, step=step, **layout)

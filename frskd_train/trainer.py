@@ -54,9 +54,8 @@ class Trainer:
         if resume is not None:
             self._resume(resume)
         if self.is_main:
-            self.folder.write(
-                "config.yaml", write_recipe(settings, f"All settings of the run {self.folder.path.name}.")
-            )
+            recipe = write_recipe(settings, f"All settings of the run {self.folder.path.name}.")
+            self.folder.write("config.yaml", recipe)
         self.trackers = Trackers(self.accelerator, settings, self.folder)
 
     def run(self) -> None:
@@ -83,12 +82,8 @@ class Trainer:
             to_channels_last(self.task)
         if loop.sync_bn:
             synchronise_norms(self.task, accelerator.device)
-        process: dict[str, Any] = {
-            "rank": accelerator.process_index,
-            "world_size": accelerator.num_processes,
-            "device": accelerator.device,
-            "channels_last": loop.channels_last,
-        }
+        process: dict[str, Any] = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+        process |= {"device": accelerator.device, "channels_last": loop.channels_last}
         self.train_batches = self.data.train_batches(loop.batch_size, seed=loop.seed, **process)
         self.val_batches = self.data.val_batches(loop.validation_batch_size or 2 * loop.batch_size, **process)
         accelerator.gradient_accumulation_steps = min(loop.grad_accum_steps, len(self.train_batches))
@@ -257,7 +252,8 @@ class Trainer:
         measure, batches = self.job.measure, self.val_batches
         scores = evaluate(measure, self.task.predict, batches, self.accelerator)
         if self.ema is not None:
-            broadcast_buffers(average := self.ema.module.eval())
+            average = self.ema.module.eval()
+            broadcast_buffers(average)
             scores |= evaluate(measure, lambda images: {"student": average(images)}, batches, self.accelerator)
         return scores
 

@@ -13,7 +13,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pictures import MODEL_CFG, encoded, load, picture, pictures, save, split
-from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
 from frskd_timm.errors import UserError
@@ -261,56 +260,6 @@ def test_crops_flips_and_resized_crops_are_what_they_say(small: Path) -> None:
     whole = {"train_crop_mode": "rrc", "scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
     resized, _ = next(load(small, **whole, hflip=0.0, mean=(0.0,), std=(1.0,)).train_batches(37, seed=1).epoch(0))
     torch.testing.assert_close(resized, originals, rtol=0, atol=1e-3)
-
-
-BOTH: dict[str, Any] = {"mixup": 0.4, "cutmix": 1.0}
-
-
-@pytest.mark.parametrize(
-    ("chosen", "wanted"),
-    [
-        ({"mixup": 0.4}, {"mixup"}),
-        ({"cutmix": 1.0}, {"cutmix"}),
-        (BOTH, {"mixup", "cutmix"}),
-        (BOTH | {"mixup_switch_prob": 0.0}, {"mixup"}),
-        (BOTH | {"mixup_prob": 0.0}, {"none"}),
-        (BOTH | {"mixup_prob": 0.6, "mixup_off_epoch": 3}, {"mixup", "cutmix", "none"}),
-        (BOTH | {"mixup_mode": "elem"}, {"cutmix"}),
-        ({"mixup": 0.4, "mixup_mode": "pair", "mixup_prob": 0.9}, {"mixup"}),
-        ({"cutmix_minmax": (0.3, 0.7)}, {"cutmix"}),
-    ],
-)
-def test_mixed_targets_say_what_the_images_are_made_of(
-    chosen: dict[str, Any], wanted: set[str], tmp_path: Path
-) -> None:
-    # Images of one colour, which is the class: the mean of a mixed image follows from its target.
-    colours = split([encoded(Image.new("RGB", (16, 16), (80 * k, 0, 0))) for k in (0, 1, 2) * 8], [0, 1, 2] * 8)
-    plain = {"train_crop_mode": "none", "mean": (0.0,), "std": (1.0,)}
-    data = load(save(tmp_path / "data", train=colours, test=colours), num_outputs=5, **plain, **chosen)
-    kinds = set()
-    for epoch in range(6):
-        for images, target in data.train_batches(8, seed=7).epoch(epoch):
-            assert target.shape == (8, 5)
-            torch.testing.assert_close(target.sum(1), torch.ones(8))
-            red = (target @ torch.tensor([0.0, 80.0, 160.0, 0.0, 0.0])) / 255
-            torch.testing.assert_close(images[:, 0].mean((1, 2)), red, rtol=0, atol=1e-4)
-            boxes = float(images[:, 0].flatten(1).std(1).max()) > 1e-6
-            kinds.add("none" if float(target.max(1).values.min()) == 1 else "cutmix" if boxes else "mixup")
-            assert kinds != {"none"} or epoch == 0 or wanted == {"none"}
-            assert epoch < chosen.get("mixup_off_epoch", 9) or target.max(1).values.min() == 1
-    assert kinds - {"none"} == wanted - {"none"}  # a batch of equal colours looks unmixed
-    assert "none" not in wanted or "none" in kinds
-
-
-def test_repeated_augmentation_shows_each_image_several_times_in_other_crops(small: Path) -> None:
-    plain, repeated = (load(small, aug_repeats=repeats).train_batches(6, seed=3) for repeats in (0, 3))
-    rows = plain.order.permutation(1)
-    assert repeated.order.permutation(1).tolist() == np.repeat(rows, 3)[:37].tolist()
-    assert len(repeated) == len(plain)
-    images, targets = next(repeated.epoch(1))
-    assert targets.tolist() == np.repeat(next(plain.epoch(1))[1][:2], 3).tolist()
-    assert len({image.numpy().tobytes() for image in images}) > 2
-    assert load(small, aug_repeats=1.5).train_batches(6).order.permutation(0).tolist().count(rows[0]) <= 2
 
 
 def test_small_and_unequal_datasets_fill_at_least_one_batch(small: Path) -> None:

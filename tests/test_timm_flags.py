@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from frskd_timm.errors import UserError
 from frskd_timm.losses.labels import LabelLoss
-from frskd_train.optim import with_scaled_lr
+from frskd_train.optim import create_scheduler, follow_plateau, with_scaled_lr
 from frskd_train.parse import parse_settings
 from frskd_train.settings import Settings, declared
 from frskd_train.timm_flags import TRAIN
@@ -68,32 +68,29 @@ def test_a_run_with_flags_of_timm_decays_at_a_plateau_and_resumes_to_the_same_bi
     places: Path, tmp_path: Path
 ) -> None:
     losses = ["--bce-loss", "--bce-target-thresh", 0.2, "--class-weights", "auto"]
-    mixing = ["--mixup", 0.2, "--cutmix", 1, "--mixup-mode", "elem", "--mixup-prob", 0.8, "--mixup-off-epoch", 3]
+    mixing = ["--mixup", 0.2, "--cutmix", 1, "--mixup-mode", "elem", "--mixup-prob", 0.8, "--mixup-off-epoch", 2]
     colours = ["--grayscale-prob", 0.5, "--gaussian-blur-prob", 0.5, "--color-jitter", 0.3, "--color-jitter-prob", 0.5]
     rate = ["--lr-base", 0.64, "--sched", "plateau", "--patience-epochs", 0, "--decay-rate", 0.5, "--warmup-epochs", 1]
     run = tmp_path / "run"
     flags = [flag for flag in small(places) if flag not in ("--lr", "0.01")]
-    train_here(
-        *flags,
-        *losses,
-        *mixing,
-        *colours,
-        *rate,
-        "--aug-repeats",
-        2,
-        "--workers",
-        0,
-        "--epochs",
-        4,
-        "--output-dir",
-        run,
-    )
+    others = ["--method", "ce", "--aug-repeats", 2, "--workers", 0, "--epochs", 3, "--output-dir", run]
+    train_here(*flags, *losses, *mixing, *colours, *rate, *others)
     with (run / "summary.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     rates, scores = ([float(row[name]) for row in rows] for name in ("lr", "top1"))
-    wanted = [0.01]
-    for epoch in range(1, 4):  # the score of an epoch acts in the next; the best one so far has to be beaten
-        improved = epoch == 1 or scores[epoch - 1] > max(scores[: epoch - 1]) * (1 + 1e-4)
-        wanted.append(wanted[-1] * (1 if improved else 0.5))
-    assert rates[1:] == pytest.approx(wanted[1:])
+    improved = scores[1] > scores[0] * (1 + 1e-4)  # the score of an epoch acts in the next one
+    assert rates[1:] == pytest.approx([0.01, 0.01 if improved else 0.005])
     assert_resumes(run, tmp_path / "copy")
+
+
+def test_a_plateau_decays_after_the_patience_down_to_the_lowest_rate() -> None:
+    words = "--sched plateau --lr 1 --patience-epochs 1 --decay-rate 0.1 --min-lr 0.05 --warmup-epochs 2"
+    settings = parse_settings(words.split()).optimizer
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1)
+    scheduler = create_scheduler(settings, optimizer, updates_per_epoch=4)
+    rates = []
+    for scores in ([], [9.0], [9.0, 8.0], [9.0, 8.0, 9.0], [9.0, 8.0, 9.0, 7.0, 6.0]):
+        follow_plateau(scheduler, settings, scores)
+        scheduler.step_update(8)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([1, 1, 1, 0.1, 0.05])

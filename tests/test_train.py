@@ -15,7 +15,7 @@ import yaml
 from conftest import ROOT, SMALL, run_script
 from hub_server import TOKEN, USER, LoopbackHub
 from pictures import pictures, save
-from runs import assert_same, small, train_here
+from runs import assert_same, train_here
 from safetensors.torch import load_file
 
 from frskd_timm.errors import UserError
@@ -219,12 +219,6 @@ def test_a_linear_probe_trains_the_classifier_and_nothing_else(finished, tmp_pat
     assert {key for key in before if not torch.equal(before[key], after[key])} == {"fc.weight", "fc.bias"}
     state = load_file(latest_checkpoint(tmp_path / "probe" / "checkpoints") / "task.safetensors")
     assert set(state) == {f"student.{key}" for key in before}  # as in a full training, running statistics and all
-
-
-def test_a_run_is_reported_to_tensorboard(places: Path, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    train_here(*small(places, "--report-to", "tensorboard", "--output-dir", tmp_path / "run"))
-    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
 
 
 def test_muon_does_not_emulate_bfloat16(monkeypatch) -> None:

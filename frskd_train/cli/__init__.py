@@ -13,6 +13,7 @@ COMMANDS = {
     "export": ("frskd_train.cli.export", "write a student as ONNX or torch.export program"),
     "push": ("frskd_train.cli.push", "publish a trained student on the Hugging Face Hub"),
     "list": ("frskd_train.cli.list_models", "list students, pretrained weights and recipes"),
+    "schema": ("frskd_train.schema", "print a JSON schema of recipes, for editors"),
 }
 HELP = "\n".join(
     ["usage: frskd COMMAND [--flag value ...]", "", "commands:"]

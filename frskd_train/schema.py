@@ -1,0 +1,76 @@
+"""The command `frskd schema`: print a JSON schema of recipes, made from the settings, for completion in editors."""
+
+import ast
+import inspect
+import itertools
+import json
+import typing
+from collections.abc import Sequence
+from types import UnionType
+from typing import Any
+
+from frskd_train.constraints import Pattern, Range
+from frskd_train.settings import Settings, default_settings, flat
+
+_PLAIN = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON schema (draft 2020-12) of a recipe."""
+    properties: dict[str, Any] = {}
+    defaults = flat(default_settings())
+    for group in typing.get_type_hints(Settings).values():
+        texts = _descriptions(group)
+        for name, kind in typing.get_type_hints(group, include_extras=True).items():
+            properties[name] = {"description": texts[name], "default": defaults[name], **_schema(kind)}
+    spelled = {name.replace("_", "-"): {"$ref": f"#/properties/{name}"} for name in properties if "_" in name}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Recipe of frskd train",
+        "type": "object",
+        "properties": properties | spelled,
+        "additionalProperties": False,
+    }
+
+
+def _descriptions(group: type) -> dict[str, str]:
+    """Return the text below each setting of a group."""
+    body: Any = ast.parse(inspect.getsource(group)).body[0]
+    return {
+        ast.unparse(setting.target): " ".join(ast.literal_eval(text.value).split())
+        for setting, text in itertools.pairwise(body.body)
+        if isinstance(setting, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+
+
+def _schema(kind: Any, facts: Sequence[Any] = ()) -> dict[str, Any]:
+    """Return the schema of the values of a type with these declarations."""
+    if typing.get_origin(kind) is typing.Annotated:
+        inner, *more = typing.get_args(kind)
+        return _schema(inner, [*facts, *more])
+    if typing.get_origin(kind) is dict:
+        return {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
+    parts = typing.get_args(kind)
+    if typing.get_origin(kind) is typing.Literal:
+        return {"enum": list(parts)}
+    if typing.get_origin(kind) in (typing.Union, UnionType):
+        return {"anyOf": [_schema(part, facts) for part in parts]}
+    if typing.get_origin(kind) is tuple:
+        item = _schema(parts[0], facts)
+        if Ellipsis in parts:  # one value needs no brackets
+            return {"anyOf": [item, {"type": "array", "items": item}]}
+        return {"type": "array", "items": item, "minItems": len(parts), "maxItems": len(parts)}
+    found: dict[str, Any] = {"type": _PLAIN[kind]}
+    for fact in facts:
+        if isinstance(fact, Range) and kind in (int, float):
+            bounds = {"minimum": fact.low, "maximum": fact.high, "exclusiveMinimum": fact.above}
+            found |= {name: bound for name, bound in bounds.items() if bound is not None}
+        elif isinstance(fact, Pattern) and kind is str:
+            is_list = fact.words.startswith("one of ")
+            found |= {"enum": fact.words[7:].split(", ")} if is_list else {"pattern": f"^(?:{fact.regex})$"}
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the schema."""
+    print(json.dumps(recipe_schema(), indent=2))
