@@ -43,6 +43,11 @@ class Form:
         """Name of the score that models are compared by."""
         return next(iter(self.results))
 
+    @property
+    def label(self) -> str:
+        """Readable name of that score, without its unit."""
+        return self.columns[self.score][0].removesuffix(" (%)")
+
 
 FORMS = {
     "classification": Form(
@@ -189,7 +194,7 @@ def _text_facts(metrics: Metrics, student: ExportedStudent, names: Collection[st
         "files": names,
         "columns": columns,
         "results": results,
-        "score": form.columns[form.score][0].removesuffix(" (%)"),
+        "score": form.label,
         "classes": {_cell(name): iou for name, iou in _with_value((metrics.student or {}).get("iou", {})).items()},
         "gain": f"{score - baseline.mean:+.2f}" if score is not None and baseline else None,
         "baseline_seeds": ", ".join(str(run["seed"]) for run in baseline.runs) if baseline else "",

@@ -3,7 +3,7 @@
 import csv
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +24,10 @@ from frskd_train.report.evaluation import EVALUATION, read_evaluation
 from frskd_train.report.figures import TERMS
 from frskd_train.report.metrics import Metrics, read_metrics
 from frskd_train.report.predictions import Predictions
-from frskd_train.settings import Settings, declared, default_settings, flat
+from frskd_train.settings import MethodSettings, Settings, declared, default_settings, flat
 
+METHOD = set(declared(MethodSettings))
+_APART = {"seed", "tag", "license", "export"}  # settings that make no other training run
 _WIDEST = 1600  # pixels of a picture
 
 
@@ -56,6 +58,15 @@ class Run:
     def name(self) -> str:
         """Name of the folder."""
         return self.folder.resolve().name
+
+    @property
+    def data(self) -> str:
+        """Name of the dataset."""
+        return self.metrics.dataset.name
+
+    def recipe(self, without: Collection[str]) -> dict[str, Any]:
+        """Return the settings that two runs have to share to differ only in the seed, apart from some."""
+        return {name: value for name, value in self.settings.items() if name not in _APART and name not in without}
 
     def series(self, column: str) -> list[tuple[float, float]]:
         """Return the (epoch, value) pairs of a column of `summary.csv` that hold a finite number."""
@@ -146,7 +157,8 @@ class Group:
             found.append(("self-teacher", f"{self.metrics.self_teacher[score]:.2f}", "not exported"))
         if self.metrics.baseline:
             runs = [run[score] for run in self.metrics.baseline.runs]
-            found.append(("cross-entropy alone", spread(runs), count_seeds(runs)))
+            mean, *deviation = spread(runs).split(" ", 1)
+            found.append(("cross-entropy", mean, ", ".join([*deviation, count_seeds(runs)])))
         if self.run.predictions:
             evaluation = self.run.predictions.evaluation
             found.append(("mean F1 (%)", f"{evaluation.macro['f1']:.2f}", "of the classes"))
@@ -175,12 +187,15 @@ class Group:
             for colour, name in enumerate(sorted(names, key=lambda n: list(TERMS).index(n) if n in TERMS else 9))
         ]
         terms += [Line("validation, student", 0, self.run.series("val_loss"), "dashed")]
-        score, label = self.form.score, self.form.columns[self.form.score][0].removesuffix(" (%)")
+        score = self.form.score
         lines = [
             Line("student", 0, self.run.series(score)),
             Line("self-teacher", 1, self.run.series(f"teacher_{score}")),
         ]
-        charts = line_chart("Loss terms", terms, "epoch", log=True), line_chart(label, lines, "epoch", unit="%")
+        charts = (
+            line_chart("Loss terms", terms, "epoch", log=True),
+            line_chart(self.form.label, lines, "epoch", unit="%"),
+        )
         return [chart for chart in charts if chart is not None]
 
     def pictures(self) -> list[tuple[str, str, str]]:
@@ -217,13 +232,25 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Put runs that differ only in the seed into one group and label the groups by what differs between them."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        key = {name: value for name, value in run.settings.items() if name not in ("seed", "tag", "license", "export")}
-        found.setdefault(json.dumps([run.metrics.dataset.name, key], sort_keys=True, default=str), []).append(run)
+        found.setdefault(json.dumps([run.data, run.recipe(())], sort_keys=True, default=str), []).append(run)
     groups = [Group(members, FORMS[members[0].metrics.task]) for members in found.values()]
-    names = dict.fromkeys(name for group in groups for name in group.run.settings)
+    several = len({group.run.data for group in groups}) > 1
     for group in groups:
-        others = [other.run.settings for other in groups if other.metrics.method == group.metrics.method]
-        own = group.run.settings
-        differing = [n for n in names if n != "seed" and any(other.get(n) != own.get(n) for other in others)]
-        group.label = ", ".join([group.method, *(f"{name} {own.get(name)}" for name in differing)])
+        own, differing = group.run.recipe(()), []
+        for name in own:  # settings of the method are compared between runs of the same method only
+            others = (g.run for g in groups if name not in METHOD or g.metrics.method == group.metrics.method)
+            if any(other.settings.get(name) != own[name] for other in others):
+                differing.append(f"{name} {describe(own[name])}")
+        group.label = ", ".join([group.method, *([group.run.data] if several else []), *differing])
     return groups
+
+
+def describe(value: Any) -> str:
+    """Return a setting's value for people, on one line."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{name}={each}" for name, each in value.items()) or "none"
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)

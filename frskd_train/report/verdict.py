@@ -3,9 +3,8 @@
 import statistics
 from collections.abc import Sequence
 
-from frskd_train.report.groups import Group, count_seeds
+from frskd_train.report.groups import METHOD, Group, count_seeds
 from frskd_train.report.metrics import Metrics
-from frskd_train.settings import MethodSettings, declared
 
 # 97.5% quantiles of Student's t distribution for 1, 2, ... degrees of freedom; the last stands for more.
 _T = (12.7, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.2)
@@ -13,8 +12,7 @@ _T = (12.7, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.2)
 
 def verdict(group: Group, groups: Sequence[Group]) -> tuple[str, str]:
     """Return the tone (better, worse, same, none) and the text of the comparison of a group with its baseline."""
-    score, label = group.form.score, group.form.columns[group.form.score][0].removesuffix(" (%)")
-    own, other = group.values(score), _baseline_scores(group, groups)
+    own, other = group.values(group.form.score), _baseline_scores(group, groups)
     if not own or group.metrics.method == "ce":
         return "none", "" if own else "The student was not scored: no validation image could be read."
     if not other:
@@ -24,9 +22,9 @@ def verdict(group: Group, groups: Sequence[Group]) -> tuple[str, str]:
         )
     gain, margin = statistics.mean(own) - statistics.mean(other), _margin(own, other, group.metrics)
     text = (
-        f"FRSKD is {abs(gain):.2f} points {'better' if gain >= 0 else 'worse'} in {label} than cross-entropy with the "
-        f"same recipe ({statistics.mean(own):.2f} with {count_seeds(own)}, {statistics.mean(other):.2f} with "
-        f"{count_seeds(other)})."
+        f"FRSKD is {abs(gain):.2f} points {'better' if gain >= 0 else 'worse'} in {group.form.label} than "
+        f"cross-entropy with the same recipe ({statistics.mean(own):.2f} with {count_seeds(own)}, "
+        f"{statistics.mean(other):.2f} with {count_seeds(other)})."
     )
     if margin is None:
         return "same", f"{text} More seeds are needed to tell whether this is more than chance."
@@ -40,10 +38,8 @@ def verdict(group: Group, groups: Sequence[Group]) -> tuple[str, str]:
 
 def _baseline_scores(group: Group, groups: Sequence[Group]) -> list[float]:
     """Return the scores of cross-entropy runs of the same recipe: among the groups, else those given to the run."""
-    apart = {*declared(MethodSettings), "seed", "tag", "license", "export"}
-    recipes = [{n: v for n, v in other.run.settings.items() if n not in apart} for other in (group, *groups)]
-    for other, recipe in zip(groups, recipes[1:], strict=True):
-        same = recipe == recipes[0] and other.metrics.dataset.name == group.metrics.dataset.name
+    for other in groups:
+        same = other.run.data == group.run.data and other.run.recipe(METHOD) == group.run.recipe(METHOD)
         if same and other.metrics.method == "ce":
             return other.values(group.form.score)
     baseline = group.metrics.baseline
