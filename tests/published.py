@@ -47,6 +47,7 @@ METRICS = Metrics.from_json(
         "images_per_second": 371.0,
         "machine": {"device": "cpu", "name": "a machine", "cores": 2, "processes": 2, "precision": "bf16"},
         "versions": {"frskd_timm": "0.1.0", "torch": "2.6", "timm": "1.0.31"},
+        "date": "2026-11-20",
         "baseline": {
             "method": "ce",
             "runs": [{"seed": 42, "top1": 87.0}, {"seed": 43, "top1": 87.2}],

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 import yaml
 from conftest import ROOT
 from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from published import METRICS
 
 from frskd_timm.errors import UserError
@@ -21,9 +23,56 @@ from frskd_train.parse import parse_settings
 from frskd_train.recipe import write_recipe
 from frskd_train.report.baseline import read_baseline
 from frskd_train.report.card import eval_result_entries, model_card
-from frskd_train.report.metrics import Metrics, read_metrics
+from frskd_train.report.cost import count_cost
+from frskd_train.report.metrics import InitialWeights, Metrics, read_metrics
 from frskd_train.settings import Settings
+from frskd_train.tasks import choose_job
 from tools.zoo import read_results, results_row, zoo_card
+
+
+def test_the_code_in_a_card_runs(student, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (80, 70)).save("image.png")
+    card = (student / "README.md").read_text(encoding="utf-8")
+    scope: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL)[:3]:  # the fourth is of transformers
+        exec(block.replace("hf-hub:OWNER/NAME", f"local-dir:{student}"), scope)
+    assert scope["embedding"].shape == (1, scope["embedder"].num_features)
+    assert scope["features"].ndim == 4
+    assert scope["finetuned"].num_classes == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "gmacs", "activations"),
+    [("resnet18", 224, 1.8, 2.5), ("vit_small_patch16_224", 224, 4.6, 11.9), ("efficientnet_b0", 224, 0.4, 6.7)],
+)
+def test_cost_is_that_of_timms_cards(name, size, gmacs, activations):
+    with torch.device("meta"):
+        network = timm.create_model(name).eval()
+    assert [round(value, 1) for value in count_cost(network, (3, size, size))] == [gmacs, activations]
+
+
+def test_card_names_the_weights_that_training_started_from(student):
+    for initial, sentence in (
+        (
+            InitialWeights("resnet18.a1_in1k", "timm/resnet18.a1_in1k"),
+            "[resnet18.a1_in1k](https://huggingface.co/timm/",
+        ),
+        (InitialWeights("w.pth"), "the weights `w.pth`."),
+    ):
+        card = model_card(replace(METRICS, initial=initial), read_student(student))
+        assert f"Training started from {sentence}" in card.text
+        assert card.data.base_model == initial.hub_id
+    assert "| Started from | random weights |" in model_card(METRICS, read_student(student)).text
+    for flags, found in (
+        ([], None),
+        (["--model", "resnet18", "--pretrained"], InitialWeights("resnet18.a1_in1k", "timm/resnet18.a1_in1k")),
+        (["--model", "resnet18_frskd", "--pretrained"], InitialWeights("resnet18_frskd.fashion_mnist")),
+        (["--model", f"local-dir:{student}"], InitialWeights("test_resnet.garments")),
+        (["--initial-checkpoint", "/home/me/w.pth"], InitialWeights("w.pth")),
+        (["--task", "segmentation", "--pretrained"], InitialWeights("resnet10t.c3_in1k", "timm/resnet10t.c3_in1k")),
+    ):
+        assert choose_job(parse_settings(flags)).initial_weights() == found
 
 
 def test_card_says_what_the_metrics_say(student):
@@ -48,7 +97,9 @@ def test_card_says_what_the_metrics_say(student):
         assert text in card.text
     entry = yaml.safe_load((student / ".eval_results" / "frskd.yaml").read_text())[0]
     assert entry["dataset"] == {"id": "someone/garments", "task_id": "default"}
-    assert entry["value"] == 88.1
+    assert (entry["value"], entry["date"]) == (88.1, METRICS.date)
+    sources = {entry["source"]["name"], card.data.eval_results[0].source_name}
+    assert sources == {f"frskd_timm 0.1.0, {METRICS.date}"}
     sample = replace(METRICS, dataset=replace(METRICS.dataset, whole_split=False))
     assert eval_result_entries(sample) == []  # its scores are not the data set's
     result = model_card(sample, read_student(student)).data.eval_results[0]

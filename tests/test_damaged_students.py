@@ -56,7 +56,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @given(changes=st.lists(st.tuples(st.integers(0, 10**6), VALUES), min_size=1, max_size=2))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_random_damage(folder: Path, places: Path, changes: list[tuple[int, Any]]) -> None:
     data = ["--dataset", places / ("masks" if "segmenter" in str(folder) else "data"), "--threads", 1]
     good = (folder / "config.json").read_bytes()
@@ -64,7 +64,6 @@ def test_random_damage(folder: Path, places: Path, changes: list[tuple[int, Any]
         (folder / "config.json").write_text(json.dumps(damaged(json.loads(good), changes)))
         outcomes = []
         for use in (
-            lambda: load_student(folder)(torch.zeros(1, 3, 32, 32)),
             lambda: push_student(folder, REPO, dry_run=True, say=lambda _: None),
             lambda: default_cfg(ModelSettings(model=f"local-dir:{folder}")),
             lambda: evaluate_here("--model", folder, *data),

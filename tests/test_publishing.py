@@ -1,5 +1,6 @@
 """Publishing to a Hub and loading from it: genuine clients, a loopback server, fresh processes."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -126,6 +127,34 @@ def test_one_commit_and_none_without_a_change(hub, student, tmp_path):
     assert len(hub.repos[REPO].history()) == 3
     assert b"91.25" in hub.files(REPO)["README.md"]
     assert "curves.png" not in hub.files(REPO)
+
+
+def test_an_edited_card_is_kept_or_replaced_only_on_request(hub, student, tmp_path):
+    folder = tmp_path / "student"
+    shutil.copytree(student, folder)
+    push(hub, folder)
+    assert b"huggingface.co/OWNER" not in b"".join(hub.files(REPO).values())
+    edited = hub.files(REPO)["README.md"] + b"\nA note of the owner, and ![a picture](curves.png)\n"
+    repo, digest = hub.repos[REPO], hashlib.sha256(edited).hexdigest()
+    hub.blobs[digest] = edited
+    head = repo.refs["main"]
+    repo.refs["main"] = repo.commit(head, "Edit on the Hub", repo.commits[head]["tree"] | {"README.md": digest})
+
+    make_student(folder, "test_resnet", 64, seed=5)
+    (folder / "curves.png").unlink()
+    write_card(folder, METRICS)
+    with pytest.raises(UserError, match=f"^README.md of {REPO} was edited .*--keep-card .*--overwrite-card .*"):
+        push(hub, folder)
+    assert (repo.history()[1], hub.files(REPO)["README.md"]) == (head, edited)
+    assert push(hub, folder, keep_card=True).changed
+    kept = hub.files(REPO)
+    assert (kept["README.md"], "curves.png" in kept) == (edited, True)
+    assert kept["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    assert push(hub, folder, overwrite_card=True).changed
+    assert b"A note of the owner" not in hub.files(REPO)["README.md"]
+    assert "curves.png" not in hub.files(REPO)
+    write_card(folder, replace(METRICS, student={"top1": 91.25, "top5": 99.6, "loss": 0.4}))
+    assert push(hub, folder).changed  # the card is again the one that was pushed
 
 
 def test_branch_private_pull_request_and_dry_run(hub, student):

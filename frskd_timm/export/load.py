@@ -66,6 +66,14 @@ class ExportedStudent(ABC):
         self.check()
         return self._guarded(self._load).eval()
 
+    def skeleton(self) -> nn.Module:
+        """Return the network without its weights, on the meta device if possible; raise UserError if it is unknown."""
+        try:
+            with torch.device("meta"):  # takes no memory, whatever sizes the config contains
+                return self._build()
+        except Exception:  # some architectures compute with tensor values in their constructor
+            return self._guarded(self._build)
+
     def probe(self, batch: int = 2, size: tuple[int, int] | None = None) -> Tensor:
         """Return the fixed noise [batch, C, H, W] used in all comparisons; classifiers have their own size."""
         return torch.randn(batch, self.in_chans, *self._size(size), generator=torch.Generator().manual_seed(0))
@@ -103,12 +111,7 @@ class ExportedStudent(ABC):
             ) from None
 
     def _compare_shapes(self, found: dict[str, tuple[int, ...]]) -> None:
-        try:
-            with torch.device("meta"):  # takes no memory, whatever sizes the config contains
-                model = self._build()
-        except Exception:  # some architectures compute with tensor values in their constructor
-            model = self._guarded(self._build)
-        plain = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        plain = {name: tuple(tensor.shape) for name, tensor in self.skeleton().state_dict().items()}
         different = {name for name in found.keys() & plain.keys() if found[name] != plain[name]}
         for keys, problem in (
             (found.keys() - plain.keys(), "keys that the plain {} does not have"),

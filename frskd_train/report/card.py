@@ -13,11 +13,13 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from frskd_timm.export.folder import CARD
 from frskd_timm.export.load import ExportedStudent, read_student
+from frskd_train.report.cost import count_cost
 from frskd_train.report.metrics import DatasetFacts, Metrics
 
 EVAL_RESULTS = ".eval_results/frskd.yaml"
 # Placeholder of the repository's name until the student is published.
 PLACEHOLDER = "OWNER/NAME"
+SOURCE = f"https://huggingface.co/{PLACEHOLDER}"
 
 _LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
@@ -96,6 +98,7 @@ def model_card(metrics: Metrics, student: ExportedStudent, names: Collection[str
         pipeline_tag=form.pipeline,
         tags=tags,
         datasets=[name] if (name := hub_dataset(metrics.dataset)) else None,
+        base_model=metrics.initial.hub_id if metrics.initial else None,
         base_architecture=student.architecture,
         metrics=[form.results[form.score][0]] if results else None,
         model_name=_card_title(metrics, student),
@@ -139,6 +142,9 @@ def eval_result_entries(metrics: Metrics) -> list[dict[str, Any]]:
         dataset_id=hub_id,
         task_id="default",
         value=round(score, 4),
+        date=metrics.date,
+        source_url=SOURCE,
+        source_name=_source_name(metrics),
         notes=f"{form.leaderboard}, {dataset.split} split",
     )
     return huggingface_hub.eval_result_entries_to_yaml([entry])
@@ -171,10 +177,18 @@ def _eval_results(metrics: Metrics) -> list[EvalResult]:
             metric_type=kind,
             metric_name=label,
             metric_value=round(scores[key], 4),
+            source_name=_source_name(metrics),
+            source_url=SOURCE,
         )
         for key, (kind, label) in form.results.items()
         if scores.get(key) is not None
     ]
+
+
+def _source_name(metrics: Metrics) -> str:
+    """Return what produced the scores, and when."""
+    name = f"frskd_timm {metrics.versions.get('frskd_timm', '')}".strip()
+    return f"{name}, {metrics.date}" if metrics.date else name
 
 
 def _card_title(metrics: Metrics, student: ExportedStudent) -> str:
@@ -199,7 +213,7 @@ def _text_facts(metrics: Metrics, student: ExportedStudent, names: Collection[st
         "gain": f"{score - baseline.mean:+.2f}" if score is not None and baseline else None,
         "baseline_seeds": ", ".join(str(run["seed"]) for run in baseline.runs) if baseline else "",
         "mode": "L" if student.in_chans == 1 else "RGB",
-        "settings": _settings(metrics),
+        "settings": _settings(metrics, student),
         "single_seed": score is not None,
     }
 
@@ -225,8 +239,9 @@ def _result_table(metrics: Metrics) -> tuple[list[str], list[dict[str, Any]]]:
     return [form.columns[key][0] for key in columns], cells
 
 
-def _settings(metrics: Metrics) -> list[tuple[str, str]]:
+def _settings(metrics: Metrics, student: ExportedStudent) -> list[tuple[str, str]]:
     machine = metrics.machine
+    cost = count_cost(student.skeleton().eval(), (student.in_chans, metrics.img_size, metrics.img_size))
     where = [machine.name or machine.device]
     where += [f"{machine.cores} core{'s' if machine.cores > 1 else ''}"] if machine.cores else []
     where += [f"{machine.processes} processes"] if machine.processes > 1 else []
@@ -234,7 +249,10 @@ def _settings(metrics: Metrics) -> list[tuple[str, str]]:
     rows = {
         "Method": {"frskd": "FRSKD", "ce": "cross-entropy"}[metrics.method],
         "Weights": "exponential moving average" if metrics.weights == "ema" else "the student's own",
+        "Started from": metrics.initial.name if metrics.initial else "random weights",
         "Parameters": f"{metrics.param_count:,}",
+        "Multiply-adds (GMACs)": f"{cost[0]:.3g}" if cost else None,
+        "Activations (M)": f"{cost[1]:.3g}" if cost else None,
         "Image size": metrics.img_size,
         "Epochs": metrics.epochs,
         "Seed": metrics.seed,

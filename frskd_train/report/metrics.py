@@ -66,6 +66,14 @@ class Baseline:
 
 
 @dataclass(frozen=True)
+class InitialWeights:
+    """The weights that training started from: their name without a path, and OWNER/NAME if they are on the Hub."""
+
+    name: str
+    hub_id: str | None = None
+
+
+@dataclass(frozen=True)
 class Metrics:
     """A finished run.
 
@@ -75,6 +83,8 @@ class Metrics:
         weights: `ema` or `student`.
         epochs: Number of planned epochs.
         epoch: Number of completed epochs.
+        date: Day of the scores, YYYY-MM-DD in UTC.
+        initial: The weights that training started from; None for random ones.
         stored_in: Precision of the parameters in the weights file if not float32 (shipped weights only).
         shipped_as: Name of the weights (shipped weights only, like `crop_pct`, `interpolation` and `sample`).
         sample: Scores on the sample in the repository.
@@ -101,6 +111,8 @@ class Metrics:
     machine: MachineFacts
     versions: dict[str, str]
     baseline: Baseline | None = None
+    date: str | None = None
+    initial: InitialWeights | None = None
     stored_in: str | None = None
     shipped_as: str | None = None
     crop_pct: float | None = None
@@ -110,7 +122,9 @@ class Metrics:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Metrics":
         """Create it from parsed JSON; raise TypeError for missing and unknown keys."""
-        parts = {"dataset": DatasetFacts, "machine": MachineFacts, "baseline": Baseline}
+        parts = {
+            "dataset": DatasetFacts, "machine": MachineFacts, "baseline": Baseline, "initial": InitialWeights,
+        }  # fmt: skip
         return cls(
             **{name: parts[name](**value) if name in parts and value else value for name, value in content.items()}
         )

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,6 +28,7 @@ INTERRUPTED = (
 ONNX = "onnx/model.onnx"  # where transformers.js and optimum look for it
 _OPTIONAL = ("attention.png", "curves.png", "segmentation.png", RECIPE, EVAL_RESULTS, ONNX)
 _PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
+_SIGNATURE = re.compile(rb"\n<!-- Written by frskd_timm; SHA-256 [^\n]*-->\s*\Z")
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 
 
@@ -54,6 +56,8 @@ def push_student(
     private: bool = False,
     revision: str | None = None,
     create_pr: bool = False,
+    keep_card: bool = False,
+    overwrite_card: bool = False,
     dry_run: bool = False,
     token: str | None = None,
     commit_message: str | None = None,
@@ -71,6 +75,8 @@ def push_student(
         private: Whether only the owner can see the repository.
         revision: Branch to commit to, created from main if it does not exist.
         create_pr: Open a pull request instead of committing.
+        keep_card: Leave the repository's card as it is, if it has one.
+        overwrite_card: Replace its card even if that was edited on the Hub.
         dry_run: Check the folder and list what would be uploaded, without contacting the Hub.
         token: Access token with write permission; by default that of `hf auth login` or `HF_TOKEN`.
         commit_message: First line of the commit.
@@ -82,14 +88,17 @@ def push_student(
         The published commit; None after a dry run.
 
     Raises:
-        UserError: Publishing failed; the repository then holds either its old commit or the complete new one.
+        UserError: Publishing failed, or the card was edited on the Hub and neither `keep_card` nor `overwrite_card` was
+            given; the repository then holds either its old commit or the complete new one.
     """
     folder = Path(folder)
     student = read_student(folder)
     check_repo_id("--repo-id", repo_id)
     _check_revision(revision, create_pr)
     files = {name: (folder / name).read_bytes() for name in check_folder(folder)}
-    files[CARD] = files[CARD].replace(PLACEHOLDER.encode(), repo_id.encode())
+    for name in {CARD, EVAL_RESULTS} & files.keys():
+        files[name] = files[name].replace(PLACEHOLDER.encode(), repo_id.encode())
+    files[CARD] = signed(files[CARD])
     if onnx:
         with TemporaryDirectory() as aside:
             path = export_onnx(folder, Path(aside) / "model.onnx", size=find_exported(str(folder)).image_size(None))
@@ -107,7 +116,7 @@ def push_student(
     if not token:
         raise UserError("There is no Hugging Face token: run `hf auth login`, or set HF_TOKEN, with write permission.")
     api = HfApi(endpoint=endpoint, token=token, library_name="frskd-timm")
-    hub = _Hub(api, repo_id)
+    hub = _Hub(api, repo_id, keep_card, overwrite_card or create_pr)  # a pull request asks the owner anyway
     message = commit_message or f"Upload {student.architecture} trained with frskd-timm"
     published = with_retries(
         lambda: hub.commit(files, message, private, revision, create_pr), repo_id, api, once=create_pr
@@ -130,15 +139,22 @@ class _Hub:
 
     api: HfApi
     repo_id: str
+    keep_card: bool
+    overwrite_card: bool
     before: str | None = None  # the commit found first; a retry may find its own
 
     def commit(
-        self, files: Mapping[str, bytes], message: str, private: bool, revision: str | None, create_pr: bool
+        self, files: dict[str, bytes], message: str, private: bool, revision: str | None, create_pr: bool
     ) -> Published:
         """Make the commit unless the repository already holds exactly these files."""
         head, remote = self._head(private, revision, create_pr)
         self.before = self.before or head
         stale = [name for name in _OPTIONAL if name in remote and name not in files]
+        if CARD in remote and self.keep_card:
+            files.pop(CARD, None)
+            stale = [name for name in stale if not name.endswith(".png")]  # the card may show them
+        elif CARD in remote and not self.overwrite_card:
+            self._refuse_edited(head, files[CARD])
         operations = [CommitOperationAdd(name, content) for name, content in files.items()]
         made = self.api.create_commit(
             self.repo_id,
@@ -163,6 +179,16 @@ class _Hub:
                     folder = Path(path).parent
             return compare_logits(student.load(), load_student(folder), student.probe())
 
+    def _refuse_edited(self, head: str, card: bytes) -> None:
+        """Raise UserError if the card in the repository is neither `card` nor one that this function published."""
+        with TemporaryDirectory() as cache:
+            found = Path(self.api.hf_hub_download(self.repo_id, CARD, revision=head, cache_dir=cache)).read_bytes()
+        if found not in (card, signed(found)):
+            raise UserError(
+                f"{CARD} of {self.repo_id} was edited on the Hub, or not written by this command: add --keep-card to "
+                "keep it, or --overwrite-card to replace it."
+            )
+
     def _head(self, private: bool, revision: str | None, create_pr: bool) -> tuple[str, set[str]]:
         """Return the parent commit and its files; create the repository and the branch if they are missing."""
         try:
@@ -183,6 +209,14 @@ class _Hub:
                 " Hub first, or leave --private out."
             )
         return str(info.sha), {sibling.rfilename for sibling in info.siblings or ()}
+
+
+def signed(card: bytes) -> bytes:
+    """Return a card with its hash in a comment at the end, from which a later push knows whether it was edited."""
+    text = _SIGNATURE.sub(b"", card).rstrip() + b"\n"
+    return (
+        text + b"\n<!-- Written by frskd_timm; SHA-256 of the text above: %s -->\n" % sha256(text).hexdigest().encode()
+    )
 
 
 def check_repo_id(flag: str, repo_id: str) -> None:

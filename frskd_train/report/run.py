@@ -3,6 +3,7 @@
 import platform
 import signal
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -160,6 +161,8 @@ def make_metrics(
             "python": platform.python_version(),
         },
         baseline=read_baseline(settings.run.baseline, settings, job.score) if settings.run.baseline else None,
+        date=datetime.now(timezone.utc).date().isoformat(),
+        initial=job.initial_weights(),
     )
 
 

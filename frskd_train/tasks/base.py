@@ -14,7 +14,7 @@ from frskd_train.data import TrainingData, ValidationData, load_data
 from frskd_train.data.sampler import Order
 from frskd_train.evaluate import Measure, Scores
 from frskd_train.report.card import write_card
-from frskd_train.report.metrics import Metrics
+from frskd_train.report.metrics import InitialWeights, Metrics
 from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, Settings
 from frskd_train.sync_batchnorm import refuse_single_values
@@ -32,6 +32,7 @@ class Job(ABC):
         score: Name of the score, in percent, that determines the best epoch.
         shown: Labels of the scores to show, by name; `score` first.
         notes: Sentences to show before training.
+        starts_random: Whether the student's initial weights are random.
     """
 
     measure: ClassVar[Measure]
@@ -42,6 +43,19 @@ class Job(ABC):
         self.settings = settings
         self.model_cfg = model_cfg
         self.notes: list[str] = []
+        self.starts_random = not settings.model.pretrained
+
+    def initial_weights(self) -> InitialWeights | None:
+        """Describe the weights that the student starts from, without a path; None if they are random."""
+        model, cfg = self.settings.model, self.model_cfg
+        if self.starts_random:
+            return None
+        if model.initial_checkpoint is not None:
+            return InitialWeights(Path(model.initial_checkpoint).name)
+        if model.model.startswith("hf-hub:"):
+            name = model.model.removeprefix("hf-hub:")
+            return InitialWeights(name, name.split("@")[0])
+        return InitialWeights(f"{cfg['architecture']}.{cfg.get('tag') or 'unknown'}", cfg.get("hf_hub_id"))
 
     def load_data(self, progress: bool) -> TrainingData:
         """Return images and targets of the run; raise UserError if they cannot be used for training."""

@@ -64,6 +64,7 @@ class SegmentationJob(Job):
                 load_backbone(student)
             except WeightsUnavailableError as error:
                 self.notes.append(f"{error} The backbone starts from random weights.")
+                self.starts_random = True
             refuse_nonfinite_weights(student, model.model)
         if model.grad_checkpointing:
             student.set_grad_checkpointing(True)
