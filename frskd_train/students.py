@@ -33,7 +33,7 @@ def default_cfg(settings: ModelSettings, name: str | None = None) -> Mapping[str
         student = read_student(name.removeprefix("local-dir:"))
         if not isinstance(student, ExportedClassifier):
             raise UserError(f"--model {name} is a segmentation network: give its backbone/ folder instead.")
-        return load_model_config_from_path(student.path)[0]
+        return {"architecture": student.architecture, **load_model_config_from_path(student.path)[0]}
     if name.startswith("hf-hub:"):
         try:
             found = load_model_config_from_hf(name.removeprefix("hf-hub:"))[0]

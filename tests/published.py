@@ -10,6 +10,7 @@ from PIL import Image
 
 from frskd_timm.export.student import export_student
 from frskd_train.report.card import write_card
+from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.metrics import Metrics
 from frskd_train.report.publish import push_student
 
@@ -48,12 +49,43 @@ METRICS = Metrics.from_json(
         "machine": {"device": "cpu", "name": "a machine", "cores": 2, "processes": 2, "precision": "bf16"},
         "versions": {"frskd_timm": "0.1.0", "torch": "2.6", "timm": "1.0.31"},
         "date": "2026-11-20",
+        "gmacs": 1.814,
+        "activations": 2.4847,
         "baseline": {
             "method": "ce",
             "runs": [{"seed": 42, "top1": 87.0}, {"seed": 43, "top1": 87.2}],
             "mean": 87.1,
             "std": 0.1414,
         },
+    }
+)
+
+CALIBRATION: dict[str, Any] = {"bin_count": [0, 9], "bin_confidence": [None, 0.9], "bin_accuracy": [None, 0.8]}
+EVALUATION = Evaluation.from_json(
+    {
+        "schema": 1,
+        "task": "classification",
+        "model": "resnet18_frskd",
+        "dataset": "Kleidungsstücke",
+        "split": "test",
+        "images": 9,
+        "top1": 88.1,
+        "loss": 0.41,
+        "macro": {"precision": 87.5, "recall": 86.5, "f1": 86.9},
+        "class_names": ["a|b", "$x$"],
+        "per_class": [
+            {"name": "a|b", "precision": 80.0, "recall": 70.0, "f1": 74.7, "support": 5},
+            {"name": "$x$", "precision": 95.0, "recall": 99.0, "f1": 96.9, "support": 4},
+        ],
+        "confusion": [[4, 1], [0, 4]],
+        "calibration": {"nll": 0.41, "ece": 0.062, "brier": 0.171, **CALIBRATION},
+        "calibrated": {"nll": 0.39, "ece": 0.011, "brier": 0.169, **CALIBRATION},
+        "temperature": {"value": 1.32, "dataset": "Kleidungsstücke", "split": "train", "images": 400},
+        "temperature_note": "",
+        "mistakes": [],
+        "images_per_second": 371.0,
+        "img_size": 28,
+        "param_count": 11181642,
     }
 )
 

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from published import METRICS
+from published import EVALUATION, METRICS
 
 from frskd_timm.errors import UserError
 from frskd_timm.export.load import ExportedClassifier, read_student
@@ -63,7 +63,9 @@ def test_card_names_the_weights_that_training_started_from(student):
         card = model_card(replace(METRICS, initial=initial), read_student(student))
         assert f"Training started from {sentence}" in card.text
         assert card.data.base_model == initial.hub_id
-    assert "| Started from | random weights |" in model_card(METRICS, read_student(student)).text
+    text = model_card(METRICS, read_student(student)).text
+    for row in ("Started from | random weights", "Multiply-adds (GMACs) | 1.81", "Activations (M) | 2.48"):
+        assert f"| {row} |" in text
     for flags, found in (
         ([], None),
         (["--model", "resnet18", "--pretrained"], InitialWeights("resnet18.a1_in1k", "timm/resnet18.a1_in1k")),
@@ -115,11 +117,12 @@ NULLABLE = [
 
 @given(
     gone=st.sets(st.sampled_from(NULLABLE)),
-    names=st.sets(st.sampled_from(["attention.png", "curves.png", "recipe.yaml"])),
+    names=st.sets(st.sampled_from(["attention.png", "confusion.png", "curves.png", "examples.png", "recipe.yaml"])),
+    evaluation=st.sampled_from([None, EVALUATION, replace(EVALUATION, calibrated=None, temperature=None)]),
     license=st.sampled_from(["mit", "My own licence, v2", "CC-BY-4.0"]),
 )
 @settings(max_examples=60, deadline=None)
-def test_card_leaves_out_what_is_missing(gone, names, license):
+def test_card_leaves_out_what_is_missing(gone, names, evaluation, license):
     content = json.loads(METRICS.to_json()) | {"license": license}
     for *parents, last in sorted(gone, key=len, reverse=True):
         target = content
@@ -127,7 +130,7 @@ def test_card_leaves_out_what_is_missing(gone, names, license):
             target = target[key]
         target[last] = None
     config = {"architecture": "resnet18", "num_classes": 10, "pretrained_cfg": {}}
-    card = model_card(Metrics.from_json(content), ExportedClassifier(Path("student"), config), names)
+    card = model_card(Metrics.from_json(content), ExportedClassifier(Path("student"), config), names, evaluation)
     text = str(card).encode().decode("utf-8")
     assert not re.search(r"\b(None|nan|Undefined|null)\b", text)
     assert not re.search(r"^#+ .*\n+(#|\Z)", text, re.MULTILINE), "a heading without text"
@@ -138,7 +141,24 @@ def test_card_leaves_out_what_is_missing(gone, names, license):
     assert ("model-index" in header) == bool(ModelCard(text).data.eval_results)
     assert ("88.10" in text) == (not gone & {("student",), ("student", "top1")})
     for picture in names - {"recipe.yaml"}:
-        assert (f"({picture})" in text) or picture == "curves.png"
+        assert (f"({picture})" in text) or picture in ("curves.png", "confusion.png")
+
+
+def test_card_states_errors_and_calibration(student):
+    card = model_card(METRICS, read_student(student), evaluation=EVALUATION)
+    for row in (
+        "| probabilities as they are | 0.410 | 0.062 | 0.171 |",
+        "| logits divided by 1.32, fitted to 400 held-out images | 0.390 | 0.011 | 0.169 |",
+        "| a\\|b | 80.0 | 70.0 | 74.7 | 5 |",
+    ):
+        assert row in card.text
+    assert "Robustness and fairness were not measured" in card.text
+    assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {
+        "accuracy": 88.1, "top_5_accuracy": 99.6, "f1": 86.9, "expected_calibration_error": 0.062, "brier_score": 0.171,
+    }  # fmt: skip
+    many = [replace(EVALUATION.per_class[0], name=f"class {number}", f1=number + 1.0) for number in range(21)]
+    text = model_card(METRICS, read_student(student), evaluation=replace(EVALUATION, per_class=many)).text
+    assert re.findall(r"^\| (class \d+) ", text, re.M) == [f"class {number}" for number in range(5)]
 
 
 @pytest.mark.parametrize("path", [*WEIGHTS.glob("*/metrics.json"), None], ids=str)

@@ -55,6 +55,7 @@ def test_a_run_leaves_what_it_promises(finished) -> None:
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["weights"] == "ema"
     assert metrics["dataset"]["train_images"] == 160
+    assert (metrics["gmacs"], metrics["activations"], metrics["initial"]) == (0.0034, 0.0208, None)
     assert [row["epoch"] for row in rows(run)] == ["1", "2"]
     assert float(rows(run)[-1]["top1"]) == pytest.approx(metrics["student"]["top1"], abs=1e-3)
     terms = sum(float(value) for key, value in rows(run)[0].items() if key.startswith("loss_"))
@@ -251,7 +252,8 @@ def test_pushed_at_the_end_of_training(train, tmp_path: Path) -> None:
         assert TOKEN not in done.stdout + done.stderr
         files = hub.files(f"{USER}/pushed")
     assert files["model.safetensors"] == (tmp_path / "run" / "student" / "model.safetensors").read_bytes()
-    assert {"README.md", "config.json", "recipe.yaml", "curves.png", "attention.png"} <= set(files)
+    pictures = {"curves.png", "attention.png", "confusion.png", "examples.png"}
+    assert {"README.md", "config.json", "recipe.yaml", *pictures} <= set(files)
     assert not [name for name in files if "teacher" in name or name.endswith((".bin", ".pth", ".pt"))]
     assert not [word for word in ("push_to_hub", "threads", str(tmp_path)) if word.encode() in files["recipe.yaml"]]
     push = run_script(sys.executable, "hub/push.py", tmp_path / "run", "--repo-id", f"{USER}/again", "--dry-run")

@@ -23,16 +23,19 @@ from frskd_timm.errors import UserError
 from frskd_timm.export.load import compare_logits, load_student, read_student
 from frskd_timm.export.student import export_student
 from frskd_timm.models._pretrained import shipped_cfg
-from frskd_train.data import Preprocessing, load_validation
+from frskd_train.data import Preprocessing, ValidationData, load_validation
 from frskd_train.data.files import SAMPLE_NAME
 from frskd_train.device import start_accelerator
 from frskd_train.errors import exit_with_error
 from frskd_train.evaluate import CLASSIFICATION, evaluate
 from frskd_train.parse import read_recipe
 from frskd_train.recipe import differences, write_recipe
+from frskd_train.report.answers import confusion_picture
 from frskd_train.report.baseline import read_baseline
 from frskd_train.report.card import write_card
+from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.metrics import Baseline, Metrics, read_metrics
+from frskd_train.scores import Scorer
 from frskd_train.settings import DataSettings, LoopSettings, Settings
 from tools import zoo
 
@@ -113,7 +116,8 @@ def ship(
         sample=_sample_scores(rounded if half else model, accelerator),
     )
 
-    _write(folder, run, model, half, shipped, settings)
+    evaluation = evaluate_shipped(rounded if half else model, name, data, accelerator)
+    _write(folder, run, model, half, shipped, evaluation, settings)
     again = timm.create_model(name, pretrained=True, pretrained_cfg=shipped_cfg(folder))
     compare_logits(model, again, student.probe(), tolerance=2e-2 if half else 1e-4)
     row = zoo.results_row(shipped)
@@ -131,13 +135,20 @@ def _finished(run: Path) -> tuple[Settings, Metrics]:
     return read_recipe(str(run / "config.yaml")), read_metrics(run / "metrics.json")
 
 
+def evaluate_shipped(model: nn.Module, name: str, data: DataSettings, accelerator: Accelerator) -> Evaluation | None:
+    """Score a model on the validation rows of a run by class and calibration, for its card."""
+    return Scorer(model.to(accelerator.device).eval(), accelerator, 256).evaluate(_validation_data(model, data), name)
+
+
+def _validation_data(model: nn.Module, data: DataSettings) -> ValidationData:
+    preprocessing = Preprocessing.from_timm(resolve_data_config({}, model=model))
+    names = model.pretrained_cfg.get("label_names")  # type: ignore[union-attr, operator]
+    return load_validation(data, preprocessing, class_names=names)
+
+
 def _score(model: nn.Module, data: DataSettings, accelerator: Accelerator) -> dict[str, float]:
     """Measure top-1, top-5 and loss on the validation rows of a run."""
-    loaded = load_validation(
-        data,
-        Preprocessing.from_timm(resolve_data_config({}, model=model)),
-        class_names=model.pretrained_cfg.get("label_names"),  # type: ignore[union-attr, operator]
-    )
+    loaded = _validation_data(model, data)
     model = model.to(accelerator.device).eval()
     batches = loaded.val_batches(256, device=accelerator.device)
     return evaluate(CLASSIFICATION, lambda images: {"student": model(images)}, batches, accelerator)["student"]
@@ -183,18 +194,28 @@ def _kept_baseline(folder: Path, settings: Settings) -> Baseline | None:
     return read_metrics(folder / "metrics.json").baseline
 
 
-def _write(folder: Path, run: Path, model: nn.Module, half: bool, metrics: Metrics, settings: Settings) -> None:
+def _write(
+    folder: Path,
+    run: Path,
+    model: nn.Module,
+    half: bool,
+    metrics: Metrics,
+    evaluation: Evaluation | None,
+    settings: Settings,
+) -> None:
     config = read_student(run / "student").config
     cfg = config["pretrained_cfg"]
 
     def complete(aside: Path) -> None:
-        for picture in ("attention.png", "curves.png"):
+        for picture in ("attention.png", "curves.png", "examples.png"):
             if (run / picture).is_file():
                 _shrink(run / picture, aside / picture)
         heading = f"The settings that made {metrics.model}, tag {metrics.tag}."
         (aside / "recipe.yaml").write_text(write_recipe(settings, heading, portable=True), encoding="utf-8")
         (aside / "metrics.json").write_text(metrics.to_json(), encoding="utf-8")
-        write_card(aside, metrics)
+        if evaluation is not None:
+            confusion_picture(evaluation.confusion, evaluation.class_names, aside / "confusion.png")
+        write_card(aside, metrics, evaluation)
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     export_student(

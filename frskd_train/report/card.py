@@ -1,8 +1,7 @@
 """Model cards, created from `metrics.json` and the exported config with `huggingface_hub`'s card classes."""
 
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from frskd_timm.export.folder import CARD
 from frskd_timm.export.load import ExportedStudent, read_student
-from frskd_train.report.cost import count_cost
+from frskd_train.report.card_text import FORMS, FURTHER_RESULTS, card_title, text_facts
+from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.metrics import DatasetFacts, Metrics
 
 EVAL_RESULTS = ".eval_results/frskd.yaml"
@@ -24,57 +24,10 @@ SOURCE = f"https://huggingface.co/{PLACEHOLDER}"
 _LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
-@dataclass(frozen=True)
-class Form:
-    """Presentation of the scores of one task.
-
-    Attributes:
-        pipeline: The Hub's name of the task.
-        columns: Heading and number format of the columns of the result table, by name of the score.
-        results: The Hub's metric type and readable name, by name of the score; models are compared by the first.
-        leaderboard: Name of the first score on the Hub's leaderboards.
-    """
-
-    pipeline: str
-    columns: Mapping[str, tuple[str, str]]
-    results: Mapping[str, tuple[str, str]]
-    leaderboard: str
-
-    @property
-    def score(self) -> str:
-        """Name of the score that models are compared by."""
-        return next(iter(self.results))
-
-    @property
-    def label(self) -> str:
-        """Readable name of that score, without its unit."""
-        return self.columns[self.score][0].removesuffix(" (%)")
-
-
-FORMS = {
-    "classification": Form(
-        "image-classification",
-        {"top1": ("top-1 (%)", "{:.2f}"), "top5": ("top-5 (%)", "{:.2f}"), "loss": ("loss", "{:.3f}")},
-        {"top1": ("accuracy", "Top-1 accuracy (%)"), "top5": ("top_5_accuracy", "Top-5 accuracy (%)")},
-        "top-1 accuracy in percent",
-    ),
-    "segmentation": Form(
-        "image-segmentation",
-        {
-            "miou": ("mIoU (%)", "{:.2f}"),
-            "pixel_accuracy": ("pixel accuracy (%)", "{:.2f}"),
-            "loss": ("loss per pixel", "{:.3f}"),
-        },
-        {"miou": ("mean_iou", "Mean IoU (%)"), "pixel_accuracy": ("accuracy", "Pixel accuracy (%)")},
-        "mean IoU in percent",
-    ),
-}
-
-
-def write_card(folder: Path, metrics: Metrics) -> None:
+def write_card(folder: Path, metrics: Metrics, evaluation: Evaluation | None = None) -> None:
     """Write the card of an exported student beside its weights, with the pictures and the recipe in the folder."""
     names = {path.name for path in folder.iterdir()}
-    model_card(metrics, read_student(folder), names).save(folder / CARD)
+    model_card(metrics, read_student(folder), names, evaluation).save(folder / CARD)
     entries = eval_result_entries(metrics)
     if entries:
         target = folder / EVAL_RESULTS
@@ -82,15 +35,24 @@ def write_card(folder: Path, metrics: Metrics) -> None:
         target.write_text(yaml.safe_dump(entries, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def model_card(metrics: Metrics, student: ExportedStudent, names: Collection[str] = ()) -> ModelCard:
-    """Return the card of a student; it refers to the pictures and the recipe among `names`, the files beside it."""
+def model_card(
+    metrics: Metrics, student: ExportedStudent, names: Collection[str] = (), evaluation: Evaluation | None = None
+) -> ModelCard:
+    """Return the card of a student.
+
+    Args:
+        metrics: Facts about the run.
+        student: The exported student.
+        names: Files beside the card; it refers to the pictures and the recipe among them.
+        evaluation: Further scores on the same images.
+    """
     form = FORMS[metrics.task]
     tags = [form.pipeline, *student.libraries, "self-distillation", "knowledge-distillation"]
     if metrics.method == "frskd":
         tags += ["frskd", "arxiv:2103.08273"]
     license = (metrics.license or "").lower()
     known = bool(_LICENSE_ID.fullmatch(license))
-    results = _eval_results(metrics)
+    results = _eval_results(metrics, evaluation)
     data = ModelCardData(
         license=license if known else ("other" if license else None),
         license_name=None if known or not license else re.sub(r"[^a-z0-9.]+", "-", license).strip("-"),
@@ -101,10 +63,10 @@ def model_card(metrics: Metrics, student: ExportedStudent, names: Collection[str
         base_model=metrics.initial.hub_id if metrics.initial else None,
         base_architecture=student.architecture,
         metrics=[form.results[form.score][0]] if results else None,
-        model_name=_card_title(metrics, student),
+        model_name=card_title(metrics, student),
         eval_results=results or None,
     )
-    return _fill("card_template.md", data, _text_facts(metrics, student, names))
+    return _fill("card_template.md", data, text_facts(metrics, student, names, evaluation))
 
 
 def write_backbone_card(folder: Path, metrics: Metrics) -> None:
@@ -163,10 +125,16 @@ def _fill(template: str, data: ModelCardData, variables: dict[str, Any]) -> Mode
     return tidy(ModelCard.from_template(data, template_str=text, **variables))
 
 
-def _eval_results(metrics: Metrics) -> list[EvalResult]:
+def _eval_results(metrics: Metrics, evaluation: Evaluation | None) -> list[EvalResult]:
     form, dataset = FORMS[metrics.task], metrics.dataset
     whole = hub_dataset(dataset) if dataset.whole_split else None  # scores on a sample are not those of the dataset
-    scores = metrics.student or {}
+    scores = dict(metrics.student or {})
+    if scores and evaluation is not None:
+        scores |= {
+            "f1": evaluation.macro["f1"],
+            "ece": evaluation.calibration.ece,
+            "brier": evaluation.calibration.brier,
+        }
     return [
         EvalResult(
             task_type=form.pipeline,
@@ -180,7 +148,7 @@ def _eval_results(metrics: Metrics) -> list[EvalResult]:
             source_name=_source_name(metrics),
             source_url=SOURCE,
         )
-        for key, (kind, label) in form.results.items()
+        for key, (kind, label) in {**form.results, **FURTHER_RESULTS}.items()
         if scores.get(key) is not None
     ]
 
@@ -189,94 +157,3 @@ def _source_name(metrics: Metrics) -> str:
     """Return what produced the scores, and when."""
     name = f"frskd_timm {metrics.versions.get('frskd_timm', '')}".strip()
     return f"{name}, {metrics.date}" if metrics.date else name
-
-
-def _card_title(metrics: Metrics, student: ExportedStudent) -> str:
-    """Return the name of the weights: ARCHITECTURE.TAG, or MODEL.TAG of a segmentation network."""
-    return f"{metrics.model if metrics.task == 'segmentation' else student.architecture}.{metrics.tag}"
-
-
-def _text_facts(metrics: Metrics, student: ExportedStudent, names: Collection[str]) -> dict[str, Any]:
-    """Return the variables of the template; lists are empty and values None if there is no information."""
-    form, baseline = FORMS[metrics.task], metrics.baseline
-    columns, results = _result_table(metrics)
-    score = (metrics.student or {}).get(form.score)
-    return {
-        "run": metrics,
-        "title": _card_title(metrics, student),
-        "student": student,
-        "files": names,
-        "columns": columns,
-        "results": results,
-        "score": form.label,
-        "classes": {_cell(name): iou for name, iou in _with_value((metrics.student or {}).get("iou", {})).items()},
-        "gain": f"{score - baseline.mean:+.2f}" if score is not None and baseline else None,
-        "baseline_seeds": ", ".join(str(run["seed"]) for run in baseline.runs) if baseline else "",
-        "mode": "L" if student.in_chans == 1 else "RGB",
-        "settings": _settings(metrics, student),
-        "single_seed": score is not None,
-    }
-
-
-def _result_table(metrics: Metrics) -> tuple[list[str], list[dict[str, Any]]]:
-    """Return column headings and rows, without empty rows and columns."""
-    form = FORMS[metrics.task]
-    rows = {
-        f"**this model** ({'FRSKD student' if metrics.method == 'frskd' else 'student'})": metrics.student,
-        "its self-teacher (not in this repository)": metrics.self_teacher,
-    }
-    table = {
-        name: {key: text.format(scores[key]) for key, (_, text) in form.columns.items() if scores[key] is not None}
-        for name, scores in rows.items()
-        if scores
-    }
-    if metrics.baseline:
-        mean, spread, count = metrics.baseline.mean, metrics.baseline.std, len(metrics.baseline.runs)
-        name = f"cross-entropy alone, same recipe, {count} seed{'s' if count > 1 else ''}"
-        table[name] = {form.score: f"{mean:.2f}" + (f" ± {spread:.2f}" if spread is not None else "")}
-    columns = [key for key in form.columns if any(key in row for row in table.values())]
-    cells = [{"name": name, "cells": [row.get(key, "") for key in columns]} for name, row in table.items() if row]
-    return [form.columns[key][0] for key in columns], cells
-
-
-def _settings(metrics: Metrics, student: ExportedStudent) -> list[tuple[str, str]]:
-    machine = metrics.machine
-    cost = count_cost(student.skeleton().eval(), (student.in_chans, metrics.img_size, metrics.img_size))
-    where = [machine.name or machine.device]
-    where += [f"{machine.cores} core{'s' if machine.cores > 1 else ''}"] if machine.cores else []
-    where += [f"{machine.processes} processes"] if machine.processes > 1 else []
-    speed = metrics.images_per_second
-    rows = {
-        "Method": {"frskd": "FRSKD", "ce": "cross-entropy"}[metrics.method],
-        "Weights": "exponential moving average" if metrics.weights == "ema" else "the student's own",
-        "Started from": metrics.initial.name if metrics.initial else "random weights",
-        "Parameters": f"{metrics.param_count:,}",
-        "Multiply-adds (GMACs)": f"{cost[0]:.3g}" if cost else None,
-        "Activations (M)": f"{cost[1]:.3g}" if cost else None,
-        "Image size": metrics.img_size,
-        "Epochs": metrics.epochs,
-        "Seed": metrics.seed,
-        "Precision": machine.precision,
-        "Parameters stored in": metrics.stored_in,
-        "Machine": ", ".join(where),
-        "Training time": _duration(metrics.seconds),
-        "Images per second": f"{speed:,.0f}" if speed is not None else None,
-        "Versions": ", ".join(f"{name} {version}" for name, version in metrics.versions.items()),
-    }
-    return [(name, _cell(value)) for name, value in _with_value(rows).items()]
-
-
-def _cell(value: Any) -> str:
-    """Return text for a table cell, which a line break or a vertical bar would end."""
-    return re.sub(r"\s+", " ", str(value)).replace("|", "\\|")
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _with_value(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value not in (None, "")}

@@ -18,7 +18,7 @@ from frskd_train.constraints import PRIVATE
 from frskd_train.errors import SettingsError
 from frskd_train.progress import duration
 from frskd_train.recipe import read_yaml
-from frskd_train.report.card import FORMS, Form
+from frskd_train.report.card_text import FORMS, Form
 from frskd_train.report.charts import Chart, Line, data_uri, line_chart
 from frskd_train.report.evaluation import EVALUATION, read_evaluation
 from frskd_train.report.figures import TERMS

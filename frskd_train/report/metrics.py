@@ -85,6 +85,8 @@ class Metrics:
         epoch: Number of completed epochs.
         date: Day of the scores, YYYY-MM-DD in UTC.
         initial: The weights that training started from; None for random ones.
+        gmacs: Multiply-adds of one image, in billions; None if they could not be counted, like `activations`.
+        activations: Outputs of the layers for one image, in millions.
         stored_in: Precision of the parameters in the weights file if not float32 (shipped weights only).
         shipped_as: Name of the weights (shipped weights only, like `crop_pct`, `interpolation` and `sample`).
         sample: Scores on the sample in the repository.
@@ -113,6 +115,8 @@ class Metrics:
     baseline: Baseline | None = None
     date: str | None = None
     initial: InitialWeights | None = None
+    gmacs: float | None = None
+    activations: float | None = None
     stored_in: str | None = None
     shipped_as: str | None = None
     crop_pct: float | None = None

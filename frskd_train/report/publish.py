@@ -26,7 +26,8 @@ INTERRUPTED = (
 )
 # Files of an older push, deleted if the new push lacks them. Other files belong to the owner.
 ONNX = "onnx/model.onnx"  # where transformers.js and optimum look for it
-_OPTIONAL = ("attention.png", "curves.png", "segmentation.png", RECIPE, EVAL_RESULTS, ONNX)
+_PICTURES = ("attention.png", "confusion.png", "curves.png", "examples.png", "segmentation.png")
+_OPTIONAL = (*_PICTURES, RECIPE, EVAL_RESULTS, ONNX)
 _PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 _SIGNATURE = re.compile(rb"\n<!-- Written by frskd_timm; SHA-256 [^\n]*-->\s*\Z")
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")

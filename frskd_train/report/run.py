@@ -23,7 +23,9 @@ from frskd_train.errors import exit_interrupted
 from frskd_train.evaluate import Scores
 from frskd_train.progress import duration
 from frskd_train.recipe import write_recipe
+from frskd_train.report.answers import confusion_picture
 from frskd_train.report.baseline import read_baseline
+from frskd_train.report.cost import count_cost
 from frskd_train.report.evaluation import EVALUATION, Evaluation
 from frskd_train.report.figures import curves_figure
 from frskd_train.report.formats import export_onnx
@@ -74,6 +76,7 @@ def finish_run(
     job: Job,
     data: TrainingData,
     task: StudentTask,
+    student: nn.Module,
     metrics: Metrics,
     evaluation: Evaluation | None,
     history: Sequence[Mapping[str, Any]],
@@ -85,10 +88,13 @@ def finish_run(
             folder.write(EVALUATION, evaluation.to_json())
         pictures = [curves_figure(history, folder.path / "curves.png")]
         if metrics.student is not None:  # None if no validation image could be read
-            pictures += job.draw(folder.path, data, task)
+            pictures += job.draw(folder.path, data, task, student)
+        if evaluation is not None:
+            names = evaluation.class_names
+            pictures.append(confusion_picture(evaluation.confusion, names, folder.path / "confusion.png"))
         for picture in pictures:
             (folder.student / picture.name).write_bytes(picture.read_bytes())
-        job.write_cards(folder, metrics)
+        job.write_cards(folder, metrics, evaluation)
         if "onnx" in job.settings.run.export:
             export_onnx(folder.student, folder.path / "student.onnx", size=data.preprocessing.input_size[1:])
 
@@ -104,6 +110,7 @@ def write_page(folder: RunFolder, data: TrainingData, evaluation: Evaluation | N
 
 
 def make_metrics(
+    folder: RunFolder,
     job: Job,
     data: TrainingData,
     student: nn.Module,
@@ -111,8 +118,9 @@ def make_metrics(
     scores: Scores,
     state: RunState,
 ) -> Metrics:
-    """Collect the facts about a finished run."""
+    """Collect the facts about a run whose student has been exported."""
     settings = job.settings
+    cost = count_cost(read_student(folder.student).skeleton().eval(), data.preprocessing.input_size)
     rounded = {name: _rounded(found, data.class_names) for name, found in scores.items()}
     speeds = [row["images_per_second"] for row in state.history]
     names, device = job.about_student(student), accelerator.device
@@ -163,6 +171,8 @@ def make_metrics(
         baseline=read_baseline(settings.run.baseline, settings, job.score) if settings.run.baseline else None,
         date=datetime.now(timezone.utc).date().isoformat(),
         initial=job.initial_weights(),
+        gmacs=cost and round(cost[0], 4),
+        activations=cost and round(cost[1], 4),
     )
 
 

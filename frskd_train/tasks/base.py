@@ -14,6 +14,7 @@ from frskd_train.data import TrainingData, ValidationData, load_data
 from frskd_train.data.sampler import Order
 from frskd_train.evaluate import Measure, Scores
 from frskd_train.report.card import write_card
+from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.metrics import InitialWeights, Metrics
 from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, Settings
@@ -137,16 +138,23 @@ class Job(ABC):
         """Return `model`, the name in the settings, and `architecture`, timm's name of the network."""
 
     @abstractmethod
-    def draw(self, folder: Path, data: TrainingData, task: StudentTask) -> list[Path]:
-        """Draw attention maps or predictions for a few validation images; return the paths of the pictures."""
+    def draw(self, folder: Path, data: TrainingData, task: StudentTask, student: nn.Module) -> list[Path]:
+        """Draw attention maps and predictions for a few validation images; return the paths of the pictures.
+
+        Args:
+            folder: Folder of the pictures.
+            data: The data of the run.
+            task: The training task.
+            student: The exported student, which may be an average of the one in the task.
+        """
 
     @abstractmethod
     def export(self, folder: RunFolder, data: TrainingData, student: nn.Module, finish: Callable[[Path], Any]) -> None:
         """Write the student's folder, after calling `finish` with it, and further folders that need only timm."""
 
-    def write_cards(self, folder: RunFolder, metrics: Metrics) -> None:
+    def write_cards(self, folder: RunFolder, metrics: Metrics, evaluation: Evaluation | None) -> None:
         """Write the model cards of the exported folders."""
-        write_card(folder.student, metrics)
+        write_card(folder.student, metrics, evaluation)
 
     def tag(self, data: TrainingData) -> str:
         """Return the tag of the exported weights."""

@@ -15,12 +15,15 @@ from frskd_timm.models import stock_name
 from frskd_timm.task import CrossEntropyTask, FRSKDTask, StudentTask
 from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_validation
 from frskd_train.evaluate import CLASSIFICATION
+from frskd_train.report.answers import examples_picture
 from frskd_train.report.figures import attention_figure
 from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, Settings
 from frskd_train.students import build_student, default_cfg, refuse_size
 from frskd_train.tasks.base import PICTURED, Job
 from frskd_train.tasks.linear_probe import LinearProbeTask
+
+EXAMPLES = 3  # number of images in the picture of examples
 
 
 class ClassificationJob(Job):
@@ -99,9 +102,7 @@ class ClassificationJob(Job):
         return {"model": model, "architecture": stock_name(model.split(".")[0]) or model.split(".")[0]}
 
     @torch.no_grad()
-    def draw(self, folder: Path, data: TrainingData, task: StudentTask) -> list[Path]:
-        if not isinstance(task, FRSKDTask):
-            return []
+    def draw(self, folder: Path, data: TrainingData, task: StudentTask, student: nn.Module) -> list[Path]:
         task.eval()
         device = next(task.parameters()).device
         found: dict[int, Tensor] = {}
@@ -112,16 +113,22 @@ class ClassificationJob(Job):
                 break
         labels = sorted(found)[:PICTURED]
         images = torch.stack([found[label] for label in labels])
+        outputs = student.eval()(images[:EXAMPLES]).float().softmax(dim=1).nan_to_num().cpu().numpy()
+        names = [*data.class_names, *(f"output {number}" for number in range(data.num_classes, outputs.shape[1]))]
+        pixels = data.preprocessing.to_bytes(images)
+        examples = examples_picture(pixels[:EXAMPLES], labels, outputs, names, folder / "examples.png")
+        if not isinstance(task, FRSKDTask):
+            return [examples]
         maps, _ = task.pyramid(task.student, images)
         refined, _ = task.refine(maps)
         picture = attention_figure(
-            data.preprocessing.to_bytes(images),
+            pixels,
             [m.float().cpu().numpy() for m in maps],
             [m.float().cpu().numpy() for m in refined],
             [data.class_names[label] for label in labels],
             folder / "attention.png",
         )
-        return [picture]
+        return [picture, examples]
 
     def export(self, folder: RunFolder, data: TrainingData, student: nn.Module, finish: Callable[[Path], Any]) -> None:
         """Write a timm checkpoint under timm's own name of the architecture, if it has one."""

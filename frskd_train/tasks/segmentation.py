@@ -23,6 +23,7 @@ from frskd_train.constraints import keyword_arguments
 from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_validation
 from frskd_train.evaluate import SEGMENTATION
 from frskd_train.report.card import write_backbone_card
+from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.figures import segmentation_figure
 from frskd_train.report.metrics import Metrics
 from frskd_train.run_folder import RunFolder
@@ -109,11 +110,12 @@ class SegmentationJob(Job):
         return {"model": asked if ":" not in asked else student.backbone_name, "architecture": student.backbone_name}
 
     @torch.no_grad()
-    def draw(self, folder: Path, data: TrainingData, task: StudentTask) -> list[Path]:
+    def draw(self, folder: Path, data: TrainingData, task: StudentTask, student: nn.Module) -> list[Path]:
         task.eval()
         device = next(task.parameters()).device
         images, truth = next(iter(data.val_batches(PICTURED, device=device)))
-        seen = {name: logits.argmax(dim=1).cpu().numpy() for name, logits in task.predict(images).items()}
+        outputs = {**task.predict(images), "student": student.eval()(images)}
+        seen = {name: logits.argmax(dim=1).cpu().numpy() for name, logits in outputs.items()}
         path = folder / "segmentation.png"
         return [
             segmentation_figure(
@@ -137,6 +139,6 @@ class SegmentationJob(Job):
             method=self.settings.method.method,
         )
 
-    def write_cards(self, folder: RunFolder, metrics: Metrics) -> None:
-        super().write_cards(folder, metrics)
+    def write_cards(self, folder: RunFolder, metrics: Metrics, evaluation: Evaluation | None) -> None:
+        super().write_cards(folder, metrics, evaluation)
         write_backbone_card(folder.path / "backbone", metrics)
