@@ -289,11 +289,9 @@ class Trainer:
         scores = scores or self.validate()  # there are no scores if a finished run was resumed
         evaluation = report.evaluate_run(self.job, self.data, self.exported, self.accelerator)
         if self.is_main:
-            facts = self.job, self.data, self.exported, self.accelerator
-            metrics = report.make_metrics(self.folder, *facts, scores, self.state)
-            report.finish_run(
-                self.folder, self.job, self.data, self.task, self.exported, metrics, evaluation, self.state.history
-            )
+            folder, job, data, exported = self.folder, self.job, self.data, self.exported
+            metrics = report.make_metrics(folder, job, data, exported, self.accelerator, scores, self.state)
+            report.finish_run(folder, job, data, self.task, exported, metrics, evaluation, self.state.history)
             self.trackers.log_pictures(self.folder.path.glob("*.png"), self.state.updates)
             self.progress.say(report.summary(self.folder, self.job, metrics))
             self.progress.say(report.write_page(self.folder, self.data, evaluation))

@@ -50,7 +50,7 @@ def confusion_picture(confusion: Sequence[Sequence[int]], class_names: Sequence[
         ImageDraw.Draw(upright).text((longest, cell // 2), name, _TEXT, font, anchor="rm")
         picture.paste(upright.rotate(90, expand=True), (left + place * cell, 50 + side))
     if classes <= _NUMBERED:
-        for row, column in zip(*np.nonzero(percent >= 0.5), strict=True):
+        for row, column in zip(*np.nonzero(percent > 0.5), strict=True):
             value = percent[row, column]
             centre = (left + (column + 0.5) * cell, 40 + (row + 0.5) * cell)
             draw.text(centre, f"{value:.0f}", "white" if value > 50 else _TEXT, _font(16), anchor="mm")
