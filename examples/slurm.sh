@@ -1,0 +1,34 @@
+#!/bin/bash
+# Train on two nodes with four GPUs each. Submit it from the folder that shall hold runs/:
+#   sbatch examples/slurm.sh --config imagenet_resnet34 --dataset /data/imagenet
+# Five minutes before the time limit, SLURM sends SIGUSR1 to this script, which sends SIGTERM to the run: it saves a
+# checkpoint and ends, the job is queued again, and --resume auto continues.
+#SBATCH --job-name=frskd
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=32
+#SBATCH --time=08:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+
+HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+GPUS=${SLURM_GPUS_ON_NODE:-1}
+
+# SLURM_NODEID differs from node to node, so srun's shell expands it.
+srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch --quiet --multi_gpu --num_machines "$1" --num_processes "$2" \
+    --machine_rank "$SLURM_NODEID" --main_process_ip "$3" --main_process_port 29500 -m frskd_train.train "${@:4}"' \
+    -- "$SLURM_JOB_NUM_NODES" "$((SLURM_JOB_NUM_NODES * GPUS))" "$HEAD" \
+    --output-dir "runs/slurm-$SLURM_JOB_ID" --resume auto "$@" &
+STEP=$!
+
+requeue() {
+    trap '' USR1
+    echo "The time is nearly over: saving a checkpoint and queueing the job again."
+    kill -TERM "$STEP"
+    wait "$STEP"
+    scontrol requeue "$SLURM_JOB_ID"
+}
+trap requeue USR1
+wait "$STEP"

@@ -1,0 +1,47 @@
+"""The lowest declared versions of all dependencies train, score, export and load.
+
+Installing them takes minutes and gigabytes, and needs the package index. Wheels of the oldest torch exist for Python
+up to 3.13; with a newer interpreter the test is skipped.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+LOAD = """
+import frskd_timm, timm, torch
+model = timm.create_model("local-dir:{student}").eval()
+print("logits", *model(torch.zeros(2, 3, 32, 32)).shape)
+"""
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """Run a command, and return what it printed."""
+    clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    done = subprocess.run([*map(str, command)], cwd=cwd, env=clean, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="the oldest torch has no wheels for this Python")
+@pytest.mark.parametrize("extras", ["train", "train,onnx"])
+def test_the_lowest_declared_versions_train_export_and_load(tmp_path: Path, extras: str) -> None:
+    uv = Path(sys.executable).with_name("uv")
+    run(uv, "venv", "--python", sys.executable, "lowest", cwd=tmp_path)
+    python = tmp_path / "lowest" / "bin" / "python"
+    lowest = ("--resolution", "lowest-direct", "--python", python)
+    run(uv, "pip", "install", *lowest, f"{ROOT}[{extras}]", cwd=tmp_path)
+
+    small = ("--model", "test_resnet", "--epochs", "1", "--train-num-samples", "64", "--img-size", "32")
+    export = ("--export", "onnx") if "onnx" in extras else ()
+    train = (python, "-m", "frskd_train", "train", *small, *export, "--threads", "1", "--output-dir", "run")
+    assert "epoch 1/1" in run(*train, cwd=tmp_path)
+    student = tmp_path / "run" / "student"
+    assert (tmp_path / "run" / "student.onnx").is_file() == ("onnx" in extras)
+    assert "top-1" in run(python, "-m", "frskd_train", "validate", "--model", f"local-dir:{student}", cwd=tmp_path)
+    assert run(python, "-c", LOAD.format(student=student), cwd=tmp_path).strip() == "logits 2 10"
