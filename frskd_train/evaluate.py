@@ -1,10 +1,7 @@
 """Score networks on the validation images of all processes, each image once."""
 
-import math
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +10,6 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn import functional as F
 
-from frskd_timm.errors import UserError
 from frskd_timm.segmentation.losses import IGNORED
 
 Scores = dict[str, dict[str, Any]]  # by network and name; percent, except losses and counts
@@ -113,26 +109,3 @@ def evaluate(
             none = torch.zeros(sizes[name], dtype=torch.float64, device=accelerator.device)
             sums[name] = accelerator.reduce(sums.get(name, none), reduction="sum")
     return {name: measure.scores(sums[name]) for name in sorted(sums, key=lambda name: name != "student")}
-
-
-def refuse_nonfinite(scores: Scores, model: str) -> dict[str, Any]:
-    """Return the student's scores; raise UserError if no image was scored or its outputs are not finite."""
-    if "student" not in scores:
-        raise UserError(f"{model} was not scored: no validation image could be read.")
-    if not math.isfinite(scores["student"]["loss"]):
-        raise UserError(f"The outputs of {model} are not finite: its weights or the 'std' in its config are wrong.")
-    return scores["student"]
-
-
-def storable(output: str | Path | None) -> Path | None:
-    """Return the path of the scores file; raise UserError, before scoring, if it cannot be written."""
-    if output is None:
-        return None
-    path = Path(output)
-    if path.is_dir():
-        raise UserError(f"--output {path} is a folder: give the name of a JSON file.")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            return path
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): give another file with --output.") from None

@@ -57,7 +57,7 @@ def parse_evaluation(args: Sequence[str]) -> EvaluationSettings:
         SystemExit: `--help` was given, or a value cannot be parsed.
     """
     _refuse_unknown(args, "validate.py", EvaluationSettings, VALIDATE)
-    description = "Scores a model on a dataset: top-1, top-5 and loss, or mean IoU, pixel accuracy and loss."
+    description = "Scores a model on a dataset: accuracy or mean IoU, scores by class, calibration and mistakes."
     settings = tyro.cli(EvaluationSettings, args=list(args), prog="validate.py", description=description, config=FLAT)
     for group in (settings, settings.data, settings.fit):
         check_group(group)

@@ -62,7 +62,7 @@ TRAIN = EITHER | {
     "sched_on_updates": "--sched, which is always stepped at every update",
     "start_epoch": "--resume, which restores the epoch",
     "train_interpolation": "--interpolation",
-    "tta": "validate.py, without test-time augmentation",
+    "tta": "validate.py, which has --tta flip",
     "val_num_samples": "--val-fraction or --val-split",
     "wandb_project": "--project",
     "wandb_resume_id": "nothing to set, or the environment variable WANDB_RUN_ID",

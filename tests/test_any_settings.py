@@ -44,6 +44,7 @@ WORDS: dict[str, st.SearchStrategy] = {
     "license": st.sampled_from(["mit", "nonsense"]),
     "train_split": st.sampled_from(["train", "test", "all", ""]),
     "val_split": st.sampled_from(["train", "test", "nowhere"]),
+    "calibration_split": st.sampled_from(["train", "test", "all", "nowhere"]),
     "input_key": st.sampled_from(["image", "label"]),
     "target_key": st.sampled_from(["label", "image", "x"]),
     "class_map": st.sampled_from(["nowhere.txt", str(ROOT / "LICENSE")]),

@@ -119,10 +119,11 @@ def test_where_validate_writes(places: Path, whole: Path, tmp_path: Path) -> Non
     before = {path: path.read_bytes() for path in (whole / "student").rglob("*") if path.is_file()}
     data = ["--dataset", places / "data", "--threads", 1]
     evaluate_here("--model", whole / "student", *data)
-    assert (whole / "evaluation-data.json").is_file()
-    (whole / "evaluation-data.json").unlink()
+    written = {path.name for path in (whole / "evaluation-data").iterdir()}
+    assert written == {"evaluation.json", "per_class.csv", "confusion.csv"}
+    shutil.rmtree(whole / "evaluation-data")
     assert {path: path.read_bytes() for path in (whole / "student").rglob("*") if path.is_file()} == before
-    for output in (tmp_path, tmp_path / "missing" / "scores.json"):
+    for output in (whole / "student", whole / "student" / "scores", tmp_path / "missing" / "scores.json"):
         with pytest.raises(UserError, match=r"--output"):
             evaluate_here("--model", whole, *data, "--output", output)
     evaluate_here("--model", whole, *data, "--output", tmp_path / "scores.json")

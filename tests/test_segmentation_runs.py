@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -56,12 +57,12 @@ def test_a_run_leaves_what_it_promises(places: Path, whole_masks: Path, capsys: 
     evaluate_here("--model", run, "--dataset", places / "masks", "--threads", 1)
     with pytest.raises(UserError, match="at their own size"):
         evaluate_here("--model", run, "--dataset", places / "masks", "--threads", 1, "--img-size", 64)
-    result = json.loads((run / "evaluation-masks.json").read_text(encoding="utf-8"))
+    result = json.loads((run / "evaluation-masks" / "evaluation.json").read_text(encoding="utf-8"))
     assert result["miou"] == pytest.approx(metrics["student"]["miou"], abs=0.02)
     assert result["pixel_accuracy"] == pytest.approx(metrics["student"]["pixel_accuracy"], abs=0.02)
     assert result["images"] == 9
     assert "mIoU" in capsys.readouterr().out
-    (run / "evaluation-masks.json").unlink()
+    shutil.rmtree(run / "evaluation-masks")
 
 
 def test_the_student_segments_and_its_backbone_is_timms(whole_masks: Path) -> None:

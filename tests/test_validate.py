@@ -1,9 +1,11 @@
 """`validate.py`: a trained model scored on a dataset."""
 
+import csv
 import json
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import timm
@@ -17,6 +19,8 @@ from torch.nn.functional import cross_entropy
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from frskd_timm.errors import UserError
+from frskd_train.data import Preprocessing, load_validation
+from frskd_train.data.corruptions import CORRUPTIONS
 from frskd_train.data.source import find_source
 from frskd_train.parse import flag
 from frskd_train.report.evaluation import Evaluation, read_evaluation
@@ -27,7 +31,7 @@ from frskd_train.students import load_for_evaluation, refuse_size
 def test_validation_of_the_export_is_the_runs_own_score(finished) -> None:
     run, _ = finished
     done = run_script(sys.executable, ROOT / "validate.py", "--model", run)
-    stored = json.loads((run / "evaluation-fashion_mnist_sample.json").read_text(encoding="utf-8"))
+    stored = json.loads((run / "evaluation-fashion_mnist_sample" / "evaluation.json").read_text(encoding="utf-8"))
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     assert stored["images"] == 1000
     for score in ("top1", "top5", "loss"):
@@ -85,6 +89,70 @@ def test_validation_at_another_size_is_timms(finished, tmp_path: Path) -> None:
         logits = model(torch.stack([transform(row["image"].convert("RGB")) for row in test]))
     assert found["top1"] == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item(), abs=0.11)
     assert found["loss"] == pytest.approx(cross_entropy(logits, labels).item(), abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def three_splits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a dataset of 40 training, 60 validation and 50 test images."""
+    rows = find_source(DataSettings()).splits["test"].shuffle(seed=0)
+    parts = {"train": range(40), "validation": range(40, 100), "test": range(100, 150)}
+    folder = tmp_path_factory.mktemp("three splits") / "data"
+    datasets.DatasetDict({name: rows.select(part) for name, part in parts.items()}).save_to_disk(folder)
+    return folder
+
+
+def test_calibrated_mirrored_and_corrupted(finished, three_splits: Path, tmp_path: Path) -> None:
+    run, _ = finished
+    data = ["--dataset", three_splits, "--val-split", "test"]
+    for taken in ("test", "train", "nowhere"):
+        with pytest.raises(UserError, match=rf"--calibration-split {taken} .* possible here: validation"):
+            evaluate_here("--model", run, *data, "--calibration-split", taken)
+    flags = ["--calibration-split", "validation", "--tta", "flip", "--corruptions", "--pictures", "--threads", 1]
+    evaluate_here("--model", run, *data, *flags, "--output", tmp_path / "scores")
+    found = read_evaluation(tmp_path / "scores" / "evaluation.json")
+    assert found.temperature is not None
+    assert (found.temperature.split, found.temperature.images, found.images) == ("validation", 60, 50)
+
+    model = timm.create_model(f"local-dir:{run / 'student'}", pretrained=True).eval()
+    transform = create_transform(**resolve_data_config({}, model=model))
+
+    def loss(split: str, temperature: float) -> float:
+        rows = datasets.load_from_disk(three_splits)[split]
+        images = torch.stack([transform(row["image"].convert("RGB")) for row in rows])
+        with torch.no_grad():
+            logits = (model(images) + model(images.flip(-1))) / 2
+        return cross_entropy(logits / temperature, torch.tensor(rows["label"])).item()
+
+    fitted = found.temperature.value
+    assert found.loss == pytest.approx(loss("test", 1), abs=2e-4)
+    assert found.calibrated.nll == pytest.approx(loss("test", fitted), abs=2e-4)
+    least = loss("validation", fitted)
+    assert all(least <= loss("validation", fitted * factor) for factor in (0.9, 0.97, 1.03, 1.1))
+
+    assert {name: len(rows) for name, rows in found.corruptions.items()} == dict.fromkeys(CORRUPTIONS, 5)
+    assert all(row["loss"] != found.loss for rows in found.corruptions.values() for row in rows)
+    written = {path.name for path in (tmp_path / "scores").iterdir()}
+    assert written == {"evaluation.json", *(f"{name}.csv" for name in ("per_class", "confusion", "corruptions")),
+                       "reliability.png", "confusion.png"}  # fmt: skip
+    with (tmp_path / "scores" / "confusion.csv").open(encoding="utf-8") as file:
+        head, *rows = csv.reader(file)
+    assert head[1:] == [row[0] for row in rows] == found.class_names
+    assert [[int(cell) for cell in row[1:]] for row in rows] == found.confusion
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_corruptions_grow_and_depend_on_the_image_alone(corruption: str, three_splits: Path) -> None:
+    settings = DataSettings(dataset=str(three_splits), val_split="test")
+    clean = load_validation(settings, Preprocessing((1, 28, 28), (0.0,), (1.0,)))
+    (original, _), *_ = clean.val_batches(50)
+    changes = []
+    for severity in range(1, 6):
+        data = clean.corrupted(corruption, severity)
+        (whole, _), *_ = data.val_batches(50)
+        assert torch.equal(whole, torch.cat([images for images, _ in data.val_batches(20)]))
+        changes.append((whole - original).abs().mean().item())
+    assert 0 < changes[0] < changes[-1]
+    assert changes == sorted(changes)
 
 
 def test_validation_at_a_size_that_a_model_cannot_take_reads_no_data(tmp_path: Path) -> None:

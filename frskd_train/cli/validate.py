@@ -1,6 +1,5 @@
 """`frskd validate` and `validate.py`: score a model on a dataset."""
 
-import json
 import sys
 from collections.abc import Sequence
 
@@ -31,9 +30,10 @@ def evaluate(settings: EvaluationSettings) -> None:
         UserError: The model or the data cannot be used, or the scores are not finite or cannot be stored.
     """
     # Imported here, so that --help and a wrong flag answer at once.
+    from frskd_train.calibration import find_temperature
     from frskd_train.device import start_accelerator
-    from frskd_train.evaluate import evaluate as score
-    from frskd_train.evaluate import refuse_nonfinite, storable
+    from frskd_train.report.score_files import check_output, summary, write_scores
+    from frskd_train.scores import Scorer, refuse_unscored
     from frskd_train.students import load_for_evaluation
     from frskd_train.tasks import job_of
 
@@ -43,32 +43,17 @@ def evaluate(settings: EvaluationSettings) -> None:
     model.to(accelerator.device).eval()
     job = job_of(model)
     data = job.load_validation(settings.data, settings.fit, model, progress=accelerator.is_main_process)
-    output = storable(settings.output or (run and run / f"evaluation-{data.name}.json"))
-    batches = data.val_batches(
-        settings.batch_size,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        device=accelerator.device,
-    )
-    scores = score(job.measure, lambda images: {"student": model(images)}, batches, accelerator)
+    output = check_output(settings.output or (run and run / f"evaluation-{data.name}"))
+    scorer = Scorer(model, accelerator, settings.batch_size, flip=settings.tta == "flip")
+    temperature, note = find_temperature(scorer, settings.data, data, run)
+    found = scorer.evaluate(data, settings.model, temperature, note, with_corruptions=settings.corruptions)
     notes = *data.notes, *data.bad_images()  # all processes know of images that were left out
     if not accelerator.is_main_process:
         return
-    for note in notes:
-        print(note)
-    found = refuse_nonfinite(scores, settings.model)
-    result = {
-        "model": settings.model,
-        "dataset": data.name,
-        "split": data.val_split,
-        "images": int(found["images"]),
-        **{name: round(found[name], 4) for name in (*job.shown, "loss")},
-        **settings.fit.given(),
-        "img_size": data.preprocessing.input_size[1],
-        "param_count": sum(p.numel() for p in model.parameters()),
-    }
-    figures = "  ".join(f"{label} {result[name]:.2f}%" for name, label in job.shown.items())
-    print(f"{figures}  loss {result['loss']:.4f}  ({result['images']} images)")
+    for text in notes:
+        print(text)
+    evaluation = refuse_unscored(found, settings.model)
+    print(summary(evaluation, job.shown))
     if output is not None:
-        output.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_scores(evaluation, output, pictures=settings.pictures)
         print(f"Stored in {output}.")

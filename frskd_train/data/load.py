@@ -13,6 +13,7 @@ from frskd_timm.errors import UserError
 from frskd_train.data.augment import BatchAugmentation, Normalize
 from frskd_train.data.batches import TrainBatches, ValBatches
 from frskd_train.data.cache import Cache, decode_all
+from frskd_train.data.corruptions import Corruption
 from frskd_train.data.loader import Samples
 from frskd_train.data.plan import DensePlan, Mode, Plan, WholeImagePlan, choose_mode, dense_bytes, in_memory
 from frskd_train.data.preprocessing import Preprocessing, given_statistics, measure
@@ -71,6 +72,10 @@ class ValidationData:
         """Create the validation batches of one process: its share, each image once; the last batch may be smaller."""
         device = torch.device(device)
         return ValBatches(self.val, self._normalize(channels_last, device), batch_size, rank, world_size, device)
+
+    def corrupted(self, name: str, severity: int) -> "ValidationData":
+        """Return the same data with one of `frskd_train.data.corruptions.CORRUPTIONS` at a severity from 1 to 5."""
+        return replace(self, val=replace(self.val, transform=Corruption(self.val.transform, name, severity)))
 
     def _normalize(self, channels_last: bool, device: torch.device) -> Normalize:
         return Normalize(self.preprocessing.mean, self.preprocessing.std, channels_last).to(device)

@@ -119,6 +119,7 @@ class Choice:
     def training(self) -> tuple[Split, Split]:
         """Choose training and validation rows before images are decoded; raise UserError if that is not possible."""
         train, val = choose_splits(self.splits, self.data.train_split, self.data.val_split)
+        self._check_calibration(train, val)
         targets = self._targets([train] if val is None else [train, val])
         if val is None:
             rows, val_rows = targets.hold_out(train, self.data.val_fraction)
@@ -136,10 +137,18 @@ class Choice:
         if name not in self.splits:
             train, name = choose_splits(self.splits, self.data.train_split, name)
         chosen = name or train or ""
+        self._check_calibration(chosen, train, self.data.train_split, *TRAIN_SPLITS)
         targets = self._targets([chosen])
         rows = np.arange(len(self.splits[chosen])) if name else targets.hold_out(chosen, self.data.val_fraction)[1]
         targets.match(chosen, rows, known_classes)
         return self._split(chosen, targets, rows)
+
+    def _check_calibration(self, *used: str | None) -> None:
+        wanted = self.data.calibration_split
+        if wanted is not None and (wanted in used or wanted not in self.splits):
+            free = [name for name in self.splits if name not in used]
+            possible = f"possible here: {', '.join(free)}" if free else "this dataset has no such split"
+            raise UserError(f"--calibration-split {wanted} has to be neither trained on nor scored; {possible}.")
 
     def _targets(self, names: Sequence[str]) -> Targets:
         used = {name: self.splits[name] for name in names}

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -31,18 +31,18 @@ _STYLE: dict[Any, Any] = {
     "legend.fontsize": 8,
 }
 # Colours of Okabe and Ito, which colour-blind readers can distinguish.
-_BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#777777"
+BLUE, ORANGE, _GREEN, _RED, _PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#777777"
 TERMS = {
-    "loss_ce": ("cross-entropy, student", _BLUE),
-    "loss_ce_teacher": ("cross-entropy, self-teacher", _ORANGE),
+    "loss_ce": ("cross-entropy, student", BLUE),
+    "loss_ce_teacher": ("cross-entropy, self-teacher", ORANGE),
     "loss_kl": ("soft labels", _GREEN),
     "loss_feature": ("feature maps", _PURPLE),
 }
 _SCORES = {
-    "top1": ("student", _BLUE),
-    "teacher_top1": ("self-teacher", _ORANGE),
-    "miou": ("student", _BLUE),
-    "teacher_miou": ("self-teacher", _ORANGE),
+    "top1": ("student", BLUE),
+    "teacher_top1": ("self-teacher", ORANGE),
+    "miou": ("student", BLUE),
+    "teacher_miou": ("self-teacher", ORANGE),
 }
 _IGNORED_COLOUR = (1.0, 1.0, 1.0)
 _BACKGROUND_COLOUR = (0.88, 0.88, 0.88)
@@ -59,7 +59,7 @@ def curves_figure(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     """
     columns = _columns(rows)
     epochs = columns.pop("epoch", np.arange(1, len(rows) + 1, dtype=float))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 4), layout="constrained")
         losses, scores = figure.subplots(1, 2)
         _draw_losses(losses, epochs, columns)
@@ -98,7 +98,7 @@ def attention_figure(
     columns = 1 + levels + len(teacher_maps)
     cell = min(1.0, 9 / columns)
     tall = cell * images.shape[1] / images.shape[2]
-    with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(cell * columns + 0.4, tall * len(images) + 0.45))
         # empty columns separate image, student and self-teacher
         gap = 0.18
@@ -193,7 +193,7 @@ def _number(value: Any) -> float:
 
 def _draw_losses(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray[np.float64]]) -> None:
     axes.set_title("loss terms, training")
-    spare = iter((_RED, _GREY, *matplotlib.color_sequences["Dark2"]))
+    spare = iter((_RED, GREY, *matplotlib.color_sequences["Dark2"]))
     terms = [name for name in columns if name.startswith("loss_")]
     for name in sorted(terms, key=lambda name: list(TERMS).index(name) if name in TERMS else len(TERMS)):
         label, colour = TERMS.get(name) or (name.removeprefix("loss_").replace("_", " "), next(spare))
@@ -201,7 +201,7 @@ def _draw_losses(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray
     if "loss" in columns:
         _line(axes, epochs, columns["loss"], label="sum", color="#222222", linewidth=2)
     if "val_loss" in columns:
-        _line(axes, epochs, columns["val_loss"], label="cross-entropy, validation", color=_BLUE, linestyle="--")
+        _line(axes, epochs, columns["val_loss"], label="cross-entropy, validation", color=BLUE, linestyle="--")
     drawn = [values[np.isfinite(values)] for line in axes.lines if len(values := np.asarray(line.get_ydata(), float))]
     if drawn and min(values.min() for values in drawn) > 0:
         axes.set_yscale("log")

@@ -64,11 +64,14 @@ def export_run(folder: RunFolder, job: Job, data: TrainingData, student: nn.Modu
 
 def evaluate_run(job: Job, data: TrainingData, student: nn.Module, accelerator: Accelerator) -> Evaluation | None:
     """Score the exported student on the validation images of all processes; None if none of them could be read."""
-    from frskd_train.scores import Scorer  # imports torchmetrics, which takes a second
+    from frskd_train.calibration import find_temperature  # imports torchmetrics, which takes a second
+    from frskd_train.scores import Scorer
 
     loop = job.settings.loop
-    scorer = Scorer(student.eval(), accelerator, loop.validation_batch_size or 2 * loop.batch_size, loop.channels_last)
-    return scorer.evaluate(data, job.about_student(student)["model"])
+    batch_size = loop.validation_batch_size or 2 * loop.batch_size
+    scorer = Scorer(student.eval(), accelerator, batch_size, channels_last=loop.channels_last)
+    temperature = find_temperature(scorer, job.settings.data, data)
+    return scorer.evaluate(data, job.about_student(student)["model"], *temperature)
 
 
 def finish_run(

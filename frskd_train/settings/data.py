@@ -26,6 +26,8 @@ class DataSettings:
     """Split to validate on; by default the first that exists of validation, val, valid, dev, test and testing."""
     val_fraction: Annotated[float, Range(low=0, high=0.9)] = 0.1
     """Fraction of the training split that is held out, stratified by class, if there is no validation split."""
+    calibration_split: str | None = None
+    """Split for fitting the temperature that calibrates the student, neither trained on nor scored."""
     input_key: str | None = None
     """Column of the images; by default the only image column."""
     target_key: str | None = None
@@ -159,5 +161,12 @@ class EvaluationSettings:
     """Data type of --amp."""
     threads: Annotated[int | None, Count] = None
     """CPU threads; all cores by default."""
+    tta: Literal["none", "flip"] = "none"
+    """Test-time augmentation. flip: mean of the logits of each image and of its mirror image."""
+    corruptions: bool = False
+    """Also score noisy, blurred, brighter, low-contrast, JPEG-compressed and pixelated images at 5 severities."""
+    pictures: bool = False
+    """Also write a reliability diagram and a picture of the confusion matrix."""
     output: str | None = None
-    """JSON file for the scores; by default evaluation-DATASET.json in the folder of a run, none for other models."""
+    """Folder for evaluation.json, per_class.csv and confusion.csv; FILE.json stores the first alone. By default
+    evaluation-DATASET in the folder of a run, none for other models."""

@@ -1,0 +1,100 @@
+"""Sums over the samples of a split, from which calibration, temperature and the list of mistakes are computed."""
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric
+
+from frskd_train.report.evaluation import Calibration, Mistake
+
+BINS = 15  # of the confidence, as in Guo et al., 2017
+KEPT = 100  # mistakes
+TEMPERATURES = torch.logspace(-1, 1, 233)  # in steps of 2%
+
+
+class CalibrationMetric(Metric):
+    """Sums for `Calibration`, of logits divided by a temperature. torchmetrics' own keeps every confidence."""
+
+    bins: Tensor
+    sums: Tensor
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.add_state("bins", torch.zeros(BINS, 3, dtype=torch.float64), "sum")  # samples, confidence, hits
+        self.add_state("sums", torch.zeros(2, dtype=torch.float64), "sum")  # NLL, Brier score
+
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        """Add logits [N, K] and classes [N]."""
+        logarithms = (logits / self.temperature).log_softmax(dim=1)
+        probabilities = logarithms.exp()
+        confidence, given = probabilities.max(dim=1)
+        own = probabilities.gather(1, target[:, None])[:, 0]
+        brier = probabilities.square().sum(dim=1) - 2 * own + 1
+        self.sums += torch.stack([F.nll_loss(logarithms, target, reduction="sum"), brier.sum()])
+        confidence = confidence.nan_to_num().double()
+        place = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+        self.bins.index_add_(0, place, torch.stack([torch.ones_like(confidence), confidence, given == target], dim=1))
+
+    def compute(self) -> Tensor:
+        """Return the bins, followed by NLL and Brier score."""
+        return torch.cat([self.bins.flatten(), self.sums])
+
+
+class TemperatureMetric(Metric):
+    """The temperature with the smallest NLL."""
+
+    losses: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("losses", torch.zeros(len(TEMPERATURES), dtype=torch.float64), "sum")
+
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        """Add logits [N, K] and classes [N]."""
+        values = (F.cross_entropy(logits / value, target, reduction="sum") for value in TEMPERATURES.tolist())
+        self.losses += torch.stack([*values])
+
+    def compute(self) -> Tensor:
+        """Return the temperature."""
+        return TEMPERATURES[int(self.losses.argmin())]
+
+
+class Mistakes:
+    """The most confident mistakes of one process."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._found = torch.empty(0, 4, dtype=torch.float64)  # confidence, place, true, given
+
+    def add(self, logits: Tensor, target: Tensor) -> None:
+        """Add logits [N, K] and classes [N]."""
+        confidence, given = logits.softmax(dim=1).max(dim=1)
+        place = torch.arange(self._seen, self._seen + len(target), device=target.device)
+        self._seen += len(target)
+        wrong = given != target
+        found = torch.stack([value[wrong].double() for value in (confidence, place, target, given)], dim=1).cpu()
+        found = torch.cat([self._found, found])
+        self._found = found[found[:, 0].argsort(descending=True, stable=True)[:KEPT]]
+
+    def gather(self, rows: list[int]) -> list[Mistake]:
+        """Return the most confident mistakes of all processes; `rows` has the row of each image of this process."""
+        own = [(score, rows[int(place)], int(true), int(given)) for score, place, true, given in self._found.tolist()]
+        found = sorted(gather_object(own), key=lambda mistake: (-mistake[0], mistake[1]))[:KEPT]
+        return [Mistake(row, true, given, round(confidence, 4)) for confidence, row, true, given in found]
+
+
+def read_bins(found: Tensor) -> Calibration:
+    """Compute the scores from the result of `CalibrationMetric`."""
+    bins, sums = found[:-2].reshape(BINS, 3), found[-2:]
+    count, confidence, hits = bins.unbind(dim=1)
+    nll, brier = (sums / count.sum()).tolist()
+    ece = (confidence - hits).abs().sum() / count.sum()
+    means = ([finite(value) for value in (part / count).tolist()] for part in (confidence, hits))
+    return Calibration(round(nll, 4), round(float(ece), 4), round(brier, 4), count.long().tolist(), *means)
+
+
+def finite(value: float) -> float | None:
+    """Return a rounded number; None for NaN."""
+    return round(value, 4) if value == value else None

@@ -1,0 +1,146 @@
+"""Files and pictures of an evaluation, and its summary for the user."""
+
+import csv
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from frskd_timm.errors import UserError
+from frskd_timm.export.folder import CONFIG, WEIGHTS
+from frskd_train.report.evaluation import EVALUATION, Calibration, Evaluation
+from frskd_train.report.figures import BLUE, GREY, ORANGE, STYLE
+
+_NAMED = 40  # largest number of classes whose names fit into the picture of the confusion matrix
+
+
+def check_output(output: str | Path | None) -> Path | None:
+    """Return the folder for the scores, or the JSON file; raise UserError, before scoring, if it cannot be written."""
+    if output is None:
+        return None
+    path = Path(output)
+    folder = path.parent if path.suffix == ".json" else path
+    for place in (folder, *folder.absolute().parents):
+        if (place / CONFIG).is_file() and (place / WEIGHTS).is_file():
+            raise UserError(f"--output {path} is in a student's folder, which holds the student alone: choose another.")
+    try:
+        if path.suffix != ".json":
+            path.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return path
+    except OSError as error:
+        raise UserError(f"--output {path} cannot be written ({error.strerror}): choose another folder.") from None
+
+
+def write_scores(evaluation: Evaluation, output: Path, *, pictures: bool = False) -> None:
+    """Write an evaluation as JSON and CSV, and as pictures, into a folder; as JSON alone if `output` is a `.json`."""
+    if output.suffix == ".json":
+        output.write_text(evaluation.to_json(), encoding="utf-8")
+        return
+    (output / EVALUATION).write_text(evaluation.to_json(), encoding="utf-8")
+    names = evaluation.class_names
+    corruptions = [{"corruption": name, **row} for name, rows in evaluation.corruptions.items() for row in rows]
+    _write_csv(output / "per_class.csv", [asdict(row) for row in evaluation.per_class])
+    _write_csv(output / "corruptions.csv", corruptions)
+    with (output / "confusion.csv").open("w", encoding="utf-8", newline="") as file:
+        named = ([name, *row] for name, row in zip(names, evaluation.confusion, strict=True))  # names may repeat
+        csv.writer(file, lineterminator="\n").writerows([["true / given", *names], *named])
+    if pictures:
+        reliability_figure(evaluation, output / "reliability.png")
+        confusion_figure(evaluation, output / "confusion.png")
+
+
+def summary(evaluation: Evaluation, shown: Mapping[str, str]) -> str:
+    """Return the lines for the user; `shown` has the labels of the scores by name."""
+    speed = f"{evaluation.images_per_second:.0f} images/s"
+    figures = "  ".join(f"{label} {getattr(evaluation, name):.2f}%" for name, label in shown.items())
+    macro = "  ".join(f"{name} {value:.2f}%" for name, value in evaluation.macro.items())
+    lines = [
+        f"{figures}  loss {evaluation.loss:.4f}  ({evaluation.images} images, {speed})",
+        f"means over the classes: {macro}",
+        f"calibration: {_describe(evaluation.calibration)}",
+    ]
+    if evaluation.calibrated is not None and evaluation.temperature is not None:
+        lines.append(f"with temperature {evaluation.temperature.value:.2f}: {_describe(evaluation.calibrated)}")
+    lines.append(evaluation.temperature_note)
+    confused = sorted(
+        ((count, true, given) for true, row in enumerate(evaluation.confusion) for given, count in enumerate(row)
+         if true != given and count), reverse=True,
+    )[:3]  # fmt: skip
+    names = evaluation.class_names
+    if confused:
+        most = ", ".join(f"{names[true]} as {names[given]} ({count:,})" for count, true, given in confused)
+        lines.append(f"most often confused: {most}")
+    score = next(iter(shown))
+    for name, rows in evaluation.corruptions.items():
+        values = "  ".join(f"{row[score]:.2f}%" for row in rows)
+        lines.append(f"{name:<10} {shown[score]} at severity 1 to {len(rows)}: {values}")
+    return "\n".join(lines)
+
+
+def reliability_figure(evaluation: Evaluation, path: Path) -> Path:
+    """Draw the accuracy by confidence, before and after temperature scaling, and return the path."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.6, 4.4), layout="constrained")
+        axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="perfectly calibrated")
+        curves = {"as it is": (evaluation.calibration, BLUE, "o")}
+        if evaluation.calibrated is not None and evaluation.temperature is not None:
+            label = f"temperature {evaluation.temperature.value:.2f}"
+            curves[label] = (evaluation.calibrated, ORANGE, "s")
+        for name, (found, colour, marker) in curves.items():
+            filled = [place for place, count in enumerate(found.bin_count) if count]
+            accuracy = [found.bin_accuracy[place] for place in filled]
+            confidence = [found.bin_confidence[place] for place in filled]
+            label = f"{name}, ECE {found.ece:.3f}"
+            axes.plot(confidence, accuracy, color=colour, marker=marker, clip_on=False, label=label)
+            edges = np.linspace(0, 1, len(found.bin_count) + 1)
+            counts.stairs(np.array(found.bin_count) / sum(found.bin_count), edges, color=colour)
+        axes.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), title="Reliability")
+        axes.legend(loc="upper left")
+        counts.set(xlabel="confidence", ylabel="share")
+        figure.savefig(path, dpi=160)
+    return path
+
+
+def confusion_figure(evaluation: Evaluation, path: Path) -> Path:
+    """Draw the confusion matrix, each row as shares of a true class, and return the path."""
+    counts = np.array(evaluation.confusion)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    classes = len(counts)
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+        side = min(8.0, 3.2 + 0.22 * classes)
+        figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+        axes = figure.subplots()
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.set(xlabel="given class", ylabel="true class", title="Confusion, share of each true class")
+        if classes <= _NAMED:
+            labels = [name if len(name) <= 20 else f"{name[:19]}…" for name in evaluation.class_names]
+            labels = [name.replace("$", r"\$") for name in labels]
+            axes.set_xticks(range(classes), labels, rotation=90)
+            axes.set_yticks(range(classes), labels)
+        if classes <= 12:
+            for (true, given), share in np.ndenumerate(shares):
+                if share >= 0.005:
+                    colour = "white" if share > 0.5 else "#333333"
+                    axes.text(given, true, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=colour)
+        figure.colorbar(image, shrink=0.7)
+        figure.savefig(path, dpi=160)
+    return path
+
+
+def _describe(calibration: Calibration) -> str:
+    return f"NLL {calibration.nll:.4f}  ECE {calibration.ece:.4f}  Brier score {calibration.brier:.4f}"
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
