@@ -1,7 +1,8 @@
-"""The documentation site builds without a warning and loads nothing from other servers."""
+"""The documentation site and the source distribution."""
 
 import re
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,23 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
     assert 'id="frskd_timm.task.FRSKDTask.create"' in pages["api.html"]
     for sheet in (tmp_path / "site").rglob("*.css"):
         assert not re.search(r"@import|url\(\"?https?:", sheet.read_text(encoding="utf-8")), sheet
+
+
+@pytest.mark.long
+def test_the_source_distribution_passes_its_own_tests(tmp_path: Path) -> None:
+    """It holds all files of the repository; the page on the package index has no link that leads nowhere."""
+    build = "from setuptools import build_meta as b; import sys; b.build_sdist(sys.argv[1])"
+    run_script(sys.executable, "-c", build, tmp_path)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as content:
+        content.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.glob("frskd_timm-*/")
+    if (ROOT / ".git").exists():
+        tracked = run_script("git", "ls-files", cwd=ROOT).stdout.split("\n")[:-1]
+        assert not [path for path in tracked if "/" in path and not (source / path).is_file()]
+    description = (source / "PKG-INFO").read_text(encoding="utf-8")
+    assert len(re.findall(r"\]\(https:", description)) > 1
+    assert not re.search(r"\]\((?!https:)", description)
+    quick = "links or commands or navigation or tables or guarantee or imports or short"
+    run_script(sys.executable, "-m", "pytest", "-q", "-n", 0, "tests/test_docs.py", "tests/test_layers.py", "-k", quick,
+               cwd=source)  # fmt: skip

@@ -196,7 +196,7 @@ def test_weights_travel_in_the_wheel(tmp_path: Path) -> None:
     source = tmp_path / "source"
     for part in ("frskd_timm", "frskd_train"):
         shutil.copytree(ROOT / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for part in ("pyproject.toml", "README.md", "LICENSE"):
+    for part in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / part, source / part)
     pip = [sys.executable, "-m", "pip", "-q"]
     run_script(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, source, cwd=tmp_path)
