@@ -177,6 +177,11 @@ def test_layer_decay_covers_all_parameters() -> None:
     assert head == 2
 
 
+def test_the_self_teacher_has_the_type_of_the_student() -> None:
+    task = FRSKDTask.create(networks.create("test_resnet").double(), (3, 64, 64), 5, feature_loss="fitnet", sla=True)
+    assert task(BATCH[0].double(), BATCH[1])["teacher_output"].dtype == task.dtype == torch.float64
+
+
 def test_without_progress_distillation_has_full_weight() -> None:
     task = create(schedule="ramp").eval()
     never = task(*BATCH)
