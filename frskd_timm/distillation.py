@@ -1,5 +1,6 @@
 """FRSKD for any kind of target: the base class of the tasks with a self-teacher."""
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frskd_timm.defaults import CLASSIFICATION as DEFAULT
-from frskd_timm.errors import UserError
 from frskd_timm.losses import FeatureLoss
 from frskd_timm.losses.functional import IGNORED
 from frskd_timm.losses.logits import LOGIT_LOSSES
@@ -66,7 +66,8 @@ class DistillationTask(StudentTask):
     With the schedule 'lead', r is a moving average of the relative lead of the self-teacher: how far its cross-entropy
     is below the student's, divided by the student's.
 
-    A loop that never calls `set_progress` trains with r = 1, whatever the schedule; `teacher_ema` demands the call.
+    A loop that never calls `set_progress` trains with r = 1, whatever the schedule, and gets a warning if there is a
+    `teacher_ema`: the average is not updated, so the self-teacher itself is used.
     """
 
     beta_factor = 1.0
@@ -163,19 +164,14 @@ class DistillationTask(StudentTask):
             'loss' (the scalar to backpropagate), 'output' (the student's logits), 'teacher_output' (the
             self-teacher's), and the weighted terms: loss_ce, loss_ce_teacher, loss_kl, loss_feature, and with SLA
             loss_sla, loss_sla_teacher, loss_sla_kl.
-
-        Raises:
-            UserError: There is a `teacher_ema`, and `set_progress` has never been called.
         """
-        if self.average is not None and self.training and not self._in_progress:
-            raise UserError(
-                "teacher_ema needs task.set_progress(FRACTION_OF_THE_RUN) before each step, which updates the average."
-            )
         if self.clock is not None and int(self.clock[1]) % self.teacher_interval:
             return self._labels_only(input, target)
         views = self.extend(self.observe(input, self.networks), input)
         advice = views
-        if self.average is not None:
+        if self.average is not None and self.training and not self._in_progress:
+            warnings.warn("teacher_ema has no effect until task.set_progress is called before each step.", stacklevel=2)
+        elif self.average is not None:
             with torch.no_grad():
                 _, _, refined, teacher_logits, _ = self.observe(input, dict(self.average.items()))
             advice = views._replace(refined=refined, teacher_logits=teacher_logits)

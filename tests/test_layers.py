@@ -25,7 +25,7 @@ LIBRARY = {
     "pyramid": {"defaults", "errors", "preactivation"},
     "preactivation": {"errors"},
     "student_task": {"defaults", "losses"},
-    "distillation": {"defaults", "errors", "losses", "schedule", "student_task", "teachers"},
+    "distillation": {"defaults", "losses", "schedule", "student_task", "teachers"},
     "task": {"augment", "defaults", "distillation", "errors", "losses", "pyramid", "student_task", "teachers"},
     "segmentation": {
         *("defaults", "distillation", "errors", "lookup", "losses", "models", "pyramid", "registry", "student_task"),

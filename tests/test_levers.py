@@ -24,8 +24,11 @@ TARGET = torch.tensor([0, 1, 2, 3])
 MASKS = TARGET.view(4, 1, 1).expand(4, 64, 64)
 
 
+OFF: dict[str, Any] = {"teacher_ema": 0.0, "teacher_interval": 1}  # whatever the defaults
+
+
 def create(**options: Any) -> FRSKDTask:
-    return FRSKDTask.create(networks.create("test_resnet"), (3, 64, 64), 5, **options).train()
+    return FRSKDTask.create(networks.create("test_resnet"), (3, 64, 64), 5, **OFF | options).train()
 
 
 images = partial(networks.images, batch=4)
@@ -123,7 +126,7 @@ def test_state_goes_into_a_checkpoint(kind: str, options: dict[str, Any]) -> Non
         torch.manual_seed(0)
         if kind == "classification":
             return create(**options)
-        return SegmentationTask.create(create_segmentation_student("test_resnet", 4, channels=8), **options)
+        return SegmentationTask.create(create_segmentation_student("test_resnet", 4, channels=8), **OFF | options)
 
     target = TARGET if kind == "classification" else MASKS
     whole, first, second = make(), make(), make()
