@@ -3,7 +3,7 @@
 import csv
 import json
 import statistics
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from frskd_train.errors import SettingsError
 from frskd_train.progress import duration
 from frskd_train.recipe import read_yaml
 from frskd_train.report.card_text import FORMS, Form
-from frskd_train.report.charts import Chart, Line, data_uri, line_chart
+from frskd_train.report.charts import Chart, Line, data_uri, describe, line_chart
 from frskd_train.report.evaluation import EVALUATION, read_evaluation
 from frskd_train.report.figures import TERMS
 from frskd_train.report.metrics import Metrics, read_metrics
@@ -80,9 +80,10 @@ class Run:
 
     def picture(self, name: str) -> str | None:
         """Return a picture of the run as a data URI, if there is one."""
-        if not (self.folder / name).is_file():
+        try:
+            picture = Image.open(self.folder / name).convert("RGB")
+        except OSError:  # there is none, or it is damaged
             return None
-        picture = Image.open(self.folder / name).convert("RGB")
         picture.thumbnail((_WIDEST, _WIDEST * 4))
         return data_uri(picture, "JPEG")
 
@@ -122,7 +123,7 @@ class Group:
     def calibration(self) -> str:
         """Mean and spread of the expected calibration error, or an empty text."""
         found = [run.predictions.evaluation.calibration.ece for run in self.runs if run.predictions]
-        return spread(found, "{:.3f}")
+        return spread([value for value in found if value is not None], "{:.3f}")
 
     def shown(self, score: str, network: str = "student") -> str:
         """Return mean and standard deviation of a score for people, or an empty text."""
@@ -162,7 +163,7 @@ class Group:
         if self.run.predictions:
             evaluation = self.run.predictions.evaluation
             found.append(("mean F1 (%)", f"{evaluation.macro['f1']:.2f}", "of the classes"))
-            found.append(("ECE", f"{evaluation.calibration.ece:.3f}", "calibration error"))
+            found.append(("ECE", describe(evaluation.calibration.ece), "calibration error"))
         found.append(("parameters", f"{self.metrics.param_count / 1e6:.2f} M", ""))
         return [*found, ("training", duration(self.metrics.seconds), "")]
 
@@ -243,14 +244,3 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
                 differing.append(f"{name} {describe(own[name])}")
         group.label = ", ".join([group.method, *([group.run.data] if several else []), *differing])
     return groups
-
-
-def describe(value: Any) -> str:
-    """Return a setting's value for people, on one line."""
-    if isinstance(value, Mapping):
-        return " ".join(f"{name}={each}" for name, each in value.items()) or "none"
-    if isinstance(value, list):
-        return " ".join(map(str, value)) or "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "none" if value is None else str(value)

@@ -10,8 +10,8 @@ import jinja2
 
 from frskd_timm.errors import UserError
 from frskd_train.disk import write_atomically
-from frskd_train.report.charts import Line, line_chart
-from frskd_train.report.groups import Group, Run, describe, group_runs
+from frskd_train.report.charts import Line, describe, line_chart
+from frskd_train.report.groups import Group, Run, group_runs
 from frskd_train.report.verdict import verdict
 
 PAGE = "report.html"
@@ -26,7 +26,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
         UserError: A folder does not hold a finished run, the runs are of different tasks, or the page cannot be
             written.
     """
-    runs = [Run.read(folder) for folder in folders]
+    runs = [Run.read(folder) for folder in dict.fromkeys(folders)]
     if len({run.metrics.task for run in runs}) > 1:
         raise UserError("The runs are of different tasks (classification and segmentation): make one report for each.")
     groups = group_runs(runs)

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from frskd_train.data import ValidationData
 from frskd_train.data.images import BadImageError
-from frskd_train.report.charts import Chart, Line, data_uri, heatmap, reliability_chart
+from frskd_train.report.charts import Chart, Line, data_uri, describe, heatmap, reliability_chart
 from frskd_train.report.evaluation import Calibration, ClassScores, Evaluation, Mistake
 
 MISTAKES = "mistakes.png"
@@ -120,10 +120,10 @@ class Predictions:
                 for count, mean, right in zip(found.bin_count, found.bin_confidence, found.bin_accuracy, strict=True)
                 if count >= self.few and mean is not None and right is not None
             ]
-            lines.append(Line(f"{label}, ECE {found.ece:.3f}", colour, points))
+            lines.append(Line(f"{label}, ECE {describe(found.ece)}", colour, points))
         own = self.evaluation.calibration
         shares = [count / max(sum(own.bin_count), 1) for count in own.bin_count]
-        described = ", ".join(f"{label} {found.ece:.3f}" for label, found in self.calibrations())
+        described = ", ".join(f"{label} {describe(found.ece)}" for label, found in self.calibrations())
         alt = f"Accuracy over confidence. Expected calibration error: {described}."
         return reliability_chart("Accuracy over confidence", alt, lines, shares)
 
@@ -131,9 +131,10 @@ class Predictions:
         """Return picture, true class, given class and confidence of the most confident mistakes."""
         path = self.folder / MISTAKES
         shown = self.evaluation.mistakes[:_SHOWN]
-        if not shown or not path.is_file():
+        try:
+            strip = Image.open(path).convert("RGB")
+        except OSError:  # there is none, or it is damaged
             return []
-        strip = Image.open(path).convert("RGB")
         side = strip.height
         tiles = [strip.crop((side * place, 0, side * (place + 1), side)) for place in range(strip.width // side)]
         return [
