@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from PIL import Image
 
+from frskd_timm.errors import UserError, first_line
 from frskd_train.run_folder import RunFolder
 from frskd_train.settings import Settings, flat
 
@@ -24,6 +25,9 @@ class Trackers:
         accelerator: Knows the trackers; files of trackers that write some are put into the run's folder.
         settings: Settings of the run, which are stored as hyperparameters.
         folder: Folder of the run.
+
+    Raises:
+        UserError: A tracker could not start.
     """
 
     def __init__(self, accelerator: Accelerator, settings: Settings, folder: RunFolder) -> None:
@@ -33,7 +37,10 @@ class Trackers:
         names = {tracker: {key: name} for tracker, key in RUN_NAME.items()}
         names["trackio"]["resume"] = "allow"
         values = {key: _plain(value) for key, value in flat(settings).items()}
-        accelerator.init_trackers(settings.run.project, values, init_kwargs=names)
+        try:
+            accelerator.init_trackers(settings.run.project, values, init_kwargs=names)
+        except Exception as error:  # each tracker has its own, for instance if there is no account
+            raise UserError(f"A tracker of --report-to could not start: {first_line(error)}.") from error
 
     def log(self, values: Mapping[str, float], step: int, prefix: str = "") -> None:
         """Log numbers at an update."""

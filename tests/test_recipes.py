@@ -230,7 +230,8 @@ REFUSED = {
     "--scale 0.9 0.1": "--scale .*smaller", "--model-kwargs features_only=True": "features_only",
     "--jsd-loss": "--aug-repeats", "--warmup-epochs 10": "--epochs 10", "--sched multistep": "--decay-milestones",
     **{f"--tag={tag}": "--tag .*letters" for tag in ("../x", ".hidden", "a/b", "x" * 65, "")},
-    "--bce-sum": "--bce-loss", "--lr 1 --lr-base 1": "exclude", "--sched plateau --decay-rate 1": "below 1",
+    "--project=a/b": "--project .*letters", "--bce-sum": "--bce-loss",
+    "--lr 1 --lr-base 1": "exclude", "--sched plateau --decay-rate 1": "below 1",
     "--tag=a\nb": "control character", "--momentun 1": "--momentum",
 }  # fmt: skip
 

@@ -7,6 +7,8 @@ from tyro.conf import arg
 
 from frskd_train.constraints import FIXED, FREE, PRIVATE, Count, KeywordArguments, NotNegative, Pattern, Positive, Range
 
+Name = Pattern(r"\w[\w.-]{0,63}", "1 to 64 letters, digits, '_', '-' or '.'")
+
 
 @dataclass(frozen=True)
 class OptimizerSettings:
@@ -109,7 +111,7 @@ class RunSettings:
     """Epochs between validations; the last epoch is always validated."""
     log_interval: Annotated[int, Count, PRIVATE] = 50
     """Steps between two progress lines if the output is not a terminal."""
-    tag: Annotated[str | None, Pattern(r"\w[\w.-]{0,63}", "1 to 64 letters, digits, '_', '-' or '.'")] = None
+    tag: Annotated[str | None, Name] = None
     """Tag of the exported weights (ARCHITECTURE.TAG); the dataset's name by default."""
     license: str | None = None
     """Licence of the exported weights as spelled by the Hub (apache-2.0, mit, ...); the card states none by default."""
@@ -123,7 +125,7 @@ class RunSettings:
     """Make that repository private."""
     report_to: Annotated[tuple[str, ...], PRIVATE] = ()
     """Trackers: tensorboard, wandb, trackio, mlflow and others of Accelerate, each of which has to be installed."""
-    project: Annotated[str, PRIVATE] = "frskd_timm"
+    project: Annotated[str, Name, PRIVATE] = "frskd_timm"
     """Project of the run in the trackers."""
-    run_name: Annotated[str | None, PRIVATE] = None
+    run_name: Annotated[str | None, Name, PRIVATE] = None
     """Name of the run in the trackers; the name of its folder by default."""
