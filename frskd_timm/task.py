@@ -116,7 +116,8 @@ class FRSKDTask(DistillationTask):
             beta: Weight of the feature loss; 0 disables it, None uses its `default_beta`.
             max_levels: Maximum number of levels of the student; the coarsest ones are used.
             sla: Add the heads of self-supervised label augmentation.
-            teacher_options: Further arguments of the self-teacher (width, depth, repeats).
+            teacher_options: Further arguments of the self-teacher (width, depth, repeats). By default, its width is the
+                largest, up to the paper's, at which it has no more parameters than the student.
             **options: Further arguments of the task.
 
         Raises:
@@ -125,7 +126,7 @@ class FRSKDTask(DistillationTask):
         loss_class: Any = None if beta == 0 else FEATURE_LOSSES.get(feature_loss)
         preactivation = bool(getattr(loss_class, "preactivation", False))
         pyramid = Pyramid(student, input_size, max_levels, preactivation)
-        teacher_arguments = dict(teacher_options or {})
+        teacher_arguments = {"max_parameters": sum(p.numel() for p in student.parameters()), **(teacher_options or {})}
         if preactivation:
             teacher_arguments["preactivation"] = True
         teacher = create_self_teacher(self_teacher, pyramid.channels, num_classes, **teacher_arguments)

@@ -7,6 +7,7 @@ from typing import Any
 
 import networks
 import pytest
+import timm
 import torch
 from golden_names import assert_close
 from runs import assert_same, small, train_here
@@ -19,6 +20,7 @@ from frskd_timm.losses.logits import LOGIT_LOSSES
 from frskd_timm.schedule import distillation_weight
 from frskd_timm.segmentation import SegmentationTask, create_segmentation_student
 from frskd_timm.task import FRSKDTask
+from frskd_timm.teachers import SelfTeacher
 
 TARGET = torch.tensor([0, 1, 2, 3])
 MASKS = TARGET.view(4, 1, 1).expand(4, 64, 64)
@@ -201,3 +203,20 @@ def test_a_run_with_every_lever_resumes_exactly(places: Path, tmp_path: Path) ->
     first = sorted((tmp_path / "resumed" / "checkpoints").glob("step-*"))[0]
     train_here(*flags, "--resume", first)
     assert_same(tmp_path / "whole", tmp_path / "resumed")
+
+
+def test_the_default_self_teacher_has_at_most_as_many_parameters_as_its_student() -> None:
+    def teacher(model: str, **options: int) -> SelfTeacher:
+        torch.manual_seed(0)
+        network = timm.create_model(model, num_classes=10)
+        return FRSKDTask.create(network, (3, 64, 64), 10, teacher_options=options).self_teacher
+
+    def size(network: torch.nn.Module) -> int:
+        return sum(parameter.numel() for parameter in network.parameters())
+
+    student = timm.create_model("test_resnet", num_classes=10)
+    assert teacher("test_resnet", width=2).channels == [64, 96, 384, 192]
+    assert size(teacher("test_resnet")) <= size(student) < size(teacher("test_resnet", width=2))
+    # A smaller self-teacher is the paper's, with the same initial weights.
+    default, paper = (teacher("wide_resnet16_2_frskd", **options).state_dict() for options in ({}, {"width": 2}))
+    assert all(torch.equal(weight, paper[key]) for key, weight in default.items())

@@ -1,7 +1,8 @@
 """Self-teachers: `teacher(features) -> (refined_features, logits)`.
 
 To add one, put a function or class into a file of this folder and decorate it with `@SELF_TEACHERS.register(name)`. It
-is called as `builder(channels, num_classes, **options)` and returns a `SelfTeacher`; flags, help and tests find it.
+is called as `builder(channels, num_classes, **options)`, with the options of `create_self_teacher`, and returns a
+`SelfTeacher`; flags, help and tests find it.
 """
 
 from abc import ABC, abstractmethod
@@ -50,7 +51,8 @@ def create_self_teacher(name: str, channels: Sequence[int], num_classes: int, **
         name: A registered name, such as 'bifpnc'.
         channels: Channels of the student's maps, fine to coarse.
         num_classes: Number of classes.
-        **options: Further arguments of the self-teacher (width, depth, repeats, preactivation); None for its default.
+        **options: Further arguments of the self-teacher (width, depth, repeats, preactivation, max_parameters); None
+            for its default.
 
     Raises:
         UserError: The name is unknown.

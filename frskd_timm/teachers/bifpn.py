@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -115,22 +116,77 @@ class BiFPN(SelfTeacher):
         return cast(BiFPNLayer, self.layers[-1]).output_norms()
 
 
+def widen(channels: Sequence[int], width: float, cap: int | None = None) -> list[int]:
+    """Return `width` times the channels of each level, in multiples of 8 for a fraction, and at most `cap`."""
+    exact = [width * c for c in channels]
+    widened = [int(c) if float(width).is_integer() else max(8, 8 * round(c / 8)) for c in exact]
+    return [min(c, cap) if cap else c for c in widened]
+
+
+def fit_channels(
+    channels: Sequence[int],
+    num_classes: int,
+    width: float | None,
+    max_parameters: int | None,
+    cap: int | None = None,
+    **options: int | bool,
+) -> list[int]:
+    """Return the channels of each level for a `width`, or for the default width.
+
+    The default is the paper's, 2, or the largest eighth below it at which the self-teacher has at most `max_parameters`
+    parameters. `FRSKDTask.create` passes the number of the student's: a self-teacher of width 2 has four times the
+    parameters of a ResNet-50, and a step takes 3.6 times as long as without it.
+    """
+    if width is not None or max_parameters is None:
+        return widen(channels, width or 2, cap)
+    for eighths in range(16, 0, -1):
+        chosen = widen(channels, eighths / 8, cap)
+        with torch.device("meta"):
+            teacher = BiFPN(channels, chosen, num_classes, **options)  # type: ignore[arg-type]
+        if sum(parameter.numel() for parameter in teacher.parameters()) <= max_parameters:
+            break
+    return chosen
+
+
 @SELF_TEACHERS.register("bifpnc")
-def bifpnc(channels: Sequence[int], num_classes: int, *, width: int = 2, **options: int | bool) -> BiFPN:
+def bifpnc(
+    channels: Sequence[int],
+    num_classes: int,
+    *,
+    width: float | None = None,
+    max_parameters: int | None = None,
+    **options: int | bool,
+) -> BiFPN:
     """Create the default: level i has width * c_i channels, and lateral blocks convert them between levels."""
-    return BiFPN(channels, [width * c for c in channels], num_classes, **options)  # type: ignore[arg-type]
+    chosen = fit_channels(channels, num_classes, width, max_parameters, **options)
+    return BiFPN(channels, chosen, num_classes, **options)  # type: ignore[arg-type]
 
 
 @SELF_TEACHERS.register("bifpn")
-def bifpn(channels: Sequence[int], num_classes: int, *, width: int = 256, **options: int | bool) -> BiFPN:
-    """Create a BiFPN with `width` channels at every level."""
+def bifpn(
+    channels: Sequence[int],
+    num_classes: int,
+    *,
+    width: int = 256,
+    max_parameters: int | None = None,
+    **options: int | bool,
+) -> BiFPN:
+    """Create a BiFPN with `width` channels at every level, whatever `max_parameters`."""
     return BiFPN(channels, [width] * len(channels), num_classes, **options)  # type: ignore[arg-type]
 
 
 @SELF_TEACHERS.register("residual")
-def residual(channels: Sequence[int], num_classes: int, *, width: int = 2, **options: int | bool) -> BiFPN:
+def residual(
+    channels: Sequence[int],
+    num_classes: int,
+    *,
+    width: float | None = None,
+    max_parameters: int | None = None,
+    **options: int | bool,
+) -> BiFPN:
     """Create bifpnc with at most 256 channels, whose logits correct the student's from 0 on (not in the paper)."""
-    teacher = BiFPN(channels, [min(width * c, 256) for c in channels], num_classes, **options)  # type: ignore[arg-type]
+    chosen = fit_channels(channels, num_classes, width, max_parameters, cap=256, **options)
+    teacher = BiFPN(channels, chosen, num_classes, **options)  # type: ignore[arg-type]
     teacher.residual = True
     nn.init.zeros_(teacher.fc.weight)
     nn.init.zeros_(teacher.fc.bias)
