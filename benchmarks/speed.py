@@ -3,12 +3,14 @@
     python benchmarks/speed.py                      # the three students in docs/speed.md on this machine
     python benchmarks/speed.py --model resnet18_frskd --img-size 224 --batch-size 32 --precision bf16
     python benchmarks/speed.py --table speed.csv    # print the table in docs/speed.md
+    python benchmarks/speed.py --costs --output costs.csv   # what FRSKD costs for various backbones
     python benchmarks/speed.py --start-up           # time of importing the package and of train.py --help
 
 A whole step is timed: forward, backward and optimizer. The variants take turns in every round, so that other load on
-the machine affects all of them; figures are medians over the rounds with the minimum and the maximum. `float32` is a
-plain implementation of the same loss that stands for the authors' code: float32, channels first, 1x1 convolutions after
-upsampling, attention maps by elementary operations. Multiply-adds are counted in a training forward pass.
+the machine affects all of them; figures are medians over the rounds with the minimum and the maximum. With one CPU
+thread, steps are measured in processor time. `float32` is a plain implementation of the same loss that stands for the
+authors' code: float32, channels first, 1x1 convolutions after upsampling, attention maps by elementary operations.
+Multiply-adds are counted in a training forward pass.
 """
 
 import argparse
@@ -26,15 +28,22 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from speed_tables import costs, spread, table  # noqa: E402
+
 if TYPE_CHECKING:
     import torch
 
 PAPER = [("wide_resnet16_2_frskd", 32, 64), ("resnet18_frskd", 64, 64), ("resnet18_cifar_frskd", 32, 32)]
+# Widely used backbones with wide and with narrow maps, which FRSKD makes slower by different factors.
+COSTS = (
+    "resnet18_frskd", "resnet34_frskd", "resnet50_frskd", "densenet121", "efficientnet_b0_frskd", "hgnetv2_b0",
+    "mobilenetv3_small_100", "mobilenetv4_conv_small", "regnety_004", "convnext_atto", "vit_tiny_patch16_224",
+)  # fmt: skip
 Rates = list[float]
 
 
-def seconds(run: Callable[[], Any], device: "torch.device") -> float:
-    """Measure the wall time of a call, including the work of the device."""
+def seconds(run: Callable[[], Any], device: "torch.device", clock: Callable[[], float]) -> float:
+    """Measure the time of a call, including the work of the device."""
     import torch
 
     def wait() -> None:
@@ -42,20 +51,24 @@ def seconds(run: Callable[[], Any], device: "torch.device") -> float:
             torch.cuda.synchronize()
 
     wait()
-    start = time.perf_counter()
+    start = clock()
     run()
     wait()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def in_turn(
-    variants: dict[str, Callable[[], Any]], images: int, rounds: int, device: "torch.device"
+    variants: dict[str, Callable[[], Any]],
+    images: int,
+    rounds: int,
+    device: "torch.device",
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Rates]:
     """Measure images per second of each variant in each round, after a warm-up round."""
     rates: dict[str, Rates] = {name: [] for name in variants}
     for turn in range(rounds + 1):
         for name, run in variants.items():
-            took = seconds(run, device)
+            took = seconds(run, device, clock)
             if turn:
                 rates[name].append(images / took)
     return rates
@@ -117,11 +130,6 @@ def resident(name: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def spread(values: Sequence[float], digits: int = 0) -> str:
-    """Format the median, the minimum and the maximum: '371 (365..380)'."""
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}..{max(values):.{digits}f})"
-
-
 def quotients(numerators: Rates, denominators: Rates) -> Rates:
     """Divide round by round."""
     return [a / b for a, b in zip(numerators, denominators, strict=True)]
@@ -131,7 +139,7 @@ def measure(case: argparse.Namespace, device: "torch.device") -> dict[str, Any]:
     """Measure one row of the CSV."""
     import timm
     import torch
-    from steps import gmacs, package_step, random_batch, reference_step
+    from steps import gmacs, package_step, parameters, random_batch, reference_step
 
     import frskd_timm
     from frskd_train.device import machine_name
@@ -143,13 +151,18 @@ def measure(case: argparse.Namespace, device: "torch.device") -> dict[str, Any]:
         channels_first = images.contiguous()
         reference = reference_step(case.model, case.img_size, device)
         variants["float32"] = lambda: reference(channels_first, target)
-    rates = in_turn(variants, case.batch_size, case.rounds, device)
+    alone = device.type == "cpu" and case.threads == 1  # processor time, which other load hardly affects
+    clock = time.process_time if alone else time.perf_counter
+    rates = in_turn(variants, case.batch_size, case.rounds, device, clock)
+    networks = parameters(case.model, case.img_size)
     counts = {method: gmacs(case.model, case.img_size, method) for method in ("ce", "frskd")}
     row: dict[str, Any] = {
         "model": case.model,
         "img_size": case.img_size,
         "batch_size": case.batch_size,
         "precision": case.precision,
+        "student_parameters": networks[0],
+        "self_teacher_parameters": networks[1],
         "ce_images_per_s": spread(rates["ce"]),
         "frskd_images_per_s": spread(rates["frskd"]),
         "ratio": spread(quotients(rates["ce"], rates["frskd"]), 2),
@@ -197,24 +210,6 @@ def start_up(rounds: int) -> str:
     return "\n".join([*lines, f"frskd_timm adds {spread(added, 2)} s to timm; ratio {spread(ratio, 3)}"])
 
 
-def table(rows: Sequence[dict[str, str]]) -> str:
-    """Format the rows of a CSV as two Markdown tables."""
-    head = "| student | batch | CE, images/s | FRSKD, images/s | time ratio | GMAC ratio | speed-up over float32 |"
-    lines = [head, "|---|---|---|---|---|---|---|"]
-    for row in rows:
-        shape = f"{row['batch_size']} of {row['img_size']}x{row['img_size']}, {row['precision']}"
-        cells = [f"`{row['model']}`", shape, row["ce_images_per_s"], row["frskd_images_per_s"], row["ratio"]]
-        lines.append(f"| {' | '.join([*cells, row['multiply_adds_ratio'], row['times_float32']])} |")
-    head = "| student | CE, peak MiB | FRSKD, peak MiB | in memory, images/s | lost | streaming, images/s | lost |"
-    lines += ["", head, "|---|---|---|---|---|---|---|"]
-    for row in rows:
-        cells = [f"`{row['model']}` {row['precision']}", row.get("ce_peak_mib", ""), row.get("frskd_peak_mib", "")]
-        for mode in ("memory", "stream"):
-            cells += [row.get(f"{mode}_loop_images_per_s", ""), row.get(f"{mode}_lost_to_data_percent", "") + "%"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the flags without importing torch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -231,6 +226,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="skip the peak memory")
     parser.add_argument("--output", type=Path, default=Path("speed.csv"), help="CSV file to which rows are appended")
     parser.add_argument("--table", type=Path, metavar="CSV", help="print the tables of these results and exit")
+    parser.add_argument("--costs", action="store_true", help="measure only the steps, of various backbones")
     parser.add_argument("--start-up", action="store_true", help="measure only imports and train.py --help")
     parser.add_argument("--peak", choices=("ce", "frskd"), help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -241,7 +237,7 @@ def main() -> None:
     case = parse()
     if case.table:
         with case.table.open(encoding="utf-8") as file:
-            print(table(list(csv.DictReader(file))))
+            print((costs if case.costs else table)(list(csv.DictReader(file))))
         return
     if case.start_up:
         print(start_up(case.rounds))
@@ -263,7 +259,10 @@ def main() -> None:
     if case.peak:
         report_peak(case, device)
         return
-    for model, img_size, batch_size in [(case.model, case.img_size, case.batch_size)] if case.model else PAPER:
+    if case.costs:
+        case.reference = case.memory = case.dataset = False
+    cases = [*PAPER, *((name, 224, 8) for name in COSTS)] if case.costs else PAPER
+    for model, img_size, batch_size in [(case.model, case.img_size, case.batch_size)] if case.model else cases:
         case.model, case.img_size, case.batch_size = model, img_size, batch_size
         row = measure(case, device)
         print(json.dumps(row, indent=2), flush=True)

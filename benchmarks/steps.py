@@ -110,6 +110,12 @@ def gmacs(model: str, size: int, method: str) -> float:
     return counter.get_total_flops() / 2 / 2 / 1e9
 
 
+def parameters(model: str, size: int) -> list[int]:
+    """Count the parameters of student and self-teacher."""
+    task = make_task(model, size, "frskd")
+    return [sum(p.numel() for p in network.parameters()) for network in (task.student, task.self_teacher)]
+
+
 def random_batch(size: int, batch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Create images [B, 3, size, size] in channels-last memory and class numbers [B]."""
     torch.manual_seed(0)

@@ -4,6 +4,7 @@ import csv
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -71,8 +72,11 @@ def test_a_compiled_run_exports_a_plain_student(tmp_path: Path) -> None:
     student.load_state_dict(load_file(tmp_path / "run" / "student" / "model.safetensors"))  # strict: no prefixes
 
 
-@pytest.mark.parametrize("name", ["speed", "speed_quiet"])
-def test_the_document_shows_the_measurements(name: str) -> None:
+@pytest.mark.parametrize(
+    ("document", "name", "table"),
+    [("speed", "speed", speed.table), ("speed", "speed_quiet", speed.table), ("backbones", "costs", speed.costs)],
+)
+def test_the_document_shows_the_measurements(document: str, name: str, table: Callable[..., str]) -> None:
     with (ROOT / "benchmarks" / "results" / f"{name}.csv").open(encoding="utf-8") as file:
-        table = speed.table(list(csv.DictReader(file)))
-    assert table in (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+        rows = list(csv.DictReader(file))
+    assert table(rows) in (ROOT / "docs" / f"{document}.md").read_text(encoding="utf-8")
