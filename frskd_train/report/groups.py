@@ -136,7 +136,7 @@ class Group:
         return [
             (name, value, defaults.get(name))
             for name, value in self.run.settings.items()
-            if value != defaults.get(name) and PRIVATE not in facts.get(name, ())
+            if value not in (defaults.get(name), "") and PRIVATE not in facts.get(name, ())  # "": a path left out
         ]
 
     def load(self) -> tuple[str, str] | None:
