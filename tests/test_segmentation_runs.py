@@ -34,7 +34,7 @@ def test_a_run_leaves_what_it_promises(places: Path, whole_masks: Path, capsys: 
     names = {path.name for path in run.iterdir()}
     assert names == {
         ".lock", "config.yaml", "summary.csv", "metrics.json", "evaluation.json", "curves.png", "segmentation.png",
-        "confusion.png", "checkpoints", "student", "backbone",
+        "confusion.png", "report.html", "checkpoints", "student", "backbone",
     }  # fmt: skip
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     assert (metrics["task"], metrics["model"], metrics["weights"]) == ("segmentation", "test_resnet", "ema")
