@@ -1,12 +1,14 @@
-"""The documentation site and the source distribution."""
+"""The documentation site, the notebook and the source distribution."""
 
 import re
 import sys
 import tarfile
 from pathlib import Path
 
+import nbformat
 import pytest
 from conftest import ROOT, run_script
+from nbclient import NotebookClient
 
 EXTERNAL = re.compile(r"<(?:script|img|iframe|source)[^>]+src=\"?(?:https?:)?//|<link[^>]+href=\"?(?:https?:)?//[^>]+>")
 
@@ -24,6 +26,19 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
     assert 'id="frskd_timm.task.FRSKDTask.create"' in pages["api.html"]
     for sheet in (tmp_path / "site").rglob("*.css"):
         assert not re.search(r"@import|url\(\"?https?:", sheet.read_text(encoding="utf-8")), sheet
+
+
+@pytest.mark.long
+def test_the_notebook_runs_offline(tmp_path: Path) -> None:
+    notebook = nbformat.read(ROOT / "docs" / "first_student.ipynb", 4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "the notebook is stored without outputs"
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    scores = re.findall(r"(\w+) student: top-1 ([\d.]+)%", "".join(output.get("text", "") for output in outputs))
+    assert [name for name, _ in scores] == ["Pretrained", "My"]
+    assert float(scores[0][1]) > 90  # of 1,000 test images
+    assert float(scores[1][1]) > 30  # after one epoch; guessing gives 10
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
 
 
 @pytest.mark.long
