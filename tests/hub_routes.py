@@ -13,7 +13,7 @@ from hub_server import USER, Answer, Handler, LoopbackHub, Repo
 
 
 def _is_lfs(path: str) -> bool:
-    return path.endswith((".safetensors", ".png", ".onnx"))
+    return path.endswith((".safetensors", ".png", ".onnx", ".wasm"))
 
 
 def _oid(hub: LoopbackHub, path: str, sha: str) -> str:
@@ -25,12 +25,13 @@ def create(request: Handler) -> None:
     asked = request.json()
     request.known(required=True)
     owner = asked.get("organization") or USER
-    repo_id = f"{owner}/{asked['name']}"
+    repo_id = ("spaces/" if asked.get("type") == "space" else "") + f"{owner}/{asked['name']}"
     if owner != USER:
         raise Answer(403, {"error": "Forbidden"}, X_Error_Message="you may not create here")
     if repo_id in request.hub.repos:
         raise Answer(409, {"error": "You already created this model repo"})
     repo = Repo(private=asked.get("visibility") == "private" or bool(asked.get("private")))
+    repo.sdk = asked.get("sdk")
     repo.refs["main"] = repo.commit(None, "initial commit", {})
     request.hub.repos[repo_id] = repo
     raise Answer(200, {"url": f"{request.hub.endpoint}/{repo_id}"})
@@ -136,8 +137,8 @@ def resolve(request: Handler, repo: str, revision: str, path: str) -> None:
     )
 
 
-_REPO = r"(?P<repo>[^/]+/[^/]+)"
-_API = rf"/api/models/{_REPO}"
+_REPO = r"(?P<repo>(?:spaces/)?[^/]+/[^/]+)"  # Spaces are kept as spaces/OWNER/NAME
+_API = rf"/api/(?:models/)?{_REPO}"
 ROUTES: list[tuple[tuple[str, ...], str, Callable[..., None]]] = [
     (("POST",), r"/api/repos/create", create),
     (("POST",), r"/api/validate-yaml", validate_yaml),

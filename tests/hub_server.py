@@ -37,6 +37,7 @@ class Fault:
 @dataclass
 class Repo:
     private: bool
+    sdk: str | None = None  # of a Space
     commits: dict[str, dict[str, Any]] = field(default_factory=dict)  # oid -> parent, message, tree {path: sha256}
     refs: dict[str, str] = field(default_factory=dict)
 
@@ -203,7 +204,7 @@ class Handler(BaseHTTPRequestHandler):
         known, repo = self.known(required=write), self.hub.repos.get(repo_id)
         if repo is None or (repo.private and not known):
             raise Answer(404 if known else 401, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
-        if write and not repo_id.startswith(f"{USER}/") and "create_pr" not in self.query:
+        if write and not repo_id.removeprefix("spaces/").startswith(f"{USER}/") and "create_pr" not in self.query:
             raise Answer(403, {"error": "Forbidden"}, X_Error_Message="you may not write here")
         return repo
 

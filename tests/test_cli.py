@@ -23,7 +23,7 @@ def test_help_lists_the_commands_without_heavy_imports() -> None:
     assert all(f"  {command} " in listed for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["train", "validate", "export", "push"])
+@pytest.mark.parametrize("command", ["train", "validate", "export", "demo", "push"])
 def test_each_command_explains_its_flags_without_torch(command: str) -> None:
     code = f"import sys; sys.argv = ['frskd', {command!r}, '--help']; from frskd_train.cli import main\n"
     code += "try: main()\nfinally: assert 'torch' not in sys.modules"

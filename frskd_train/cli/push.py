@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from frskd_train.cli.demo import add_page_arguments
 from frskd_train.errors import exit_interrupted, exit_with_error
 
 
@@ -11,10 +12,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and publish; exit with status 2 after an error that the user can fix."""
     parser = argparse.ArgumentParser(
         None if arguments is None else "frskd push",
-        description="Publish a trained student on the Hugging Face Hub, in one commit.",
+        description="Publish a trained student on the Hugging Face Hub, in one commit, and a demo of it as a Space.",
     )
     parser.add_argument("folder", type=Path, help="folder of a finished run, or its student/ folder")
-    parser.add_argument("--repo-id", required=True, metavar="OWNER/NAME", help="repository; created if missing")
+    parser.add_argument("--repo-id", metavar="OWNER/NAME", help="repository; created if missing")
+    parser.add_argument("--space", metavar="OWNER/NAME", help="also, or only, publish a demo as a static Space")
     parser.add_argument("--private", action="store_true", help="only the owner sees the repository")
     parser.add_argument("--revision", metavar="REV", help="branch to commit to; created from main if missing")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
@@ -24,15 +26,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="check the folder and list what would be uploaded")
     parser.add_argument("--commit-message", metavar="TEXT", help="first line of the commit")
     parser.add_argument("--onnx", action="store_true", help="also upload the student as onnx/model.onnx")
+    add_page_arguments(parser)
     options = parser.parse_args(arguments)
+    if options.repo_id is None and options.space is None:
+        parser.error("give --repo-id OWNER/NAME, --space OWNER/NAME, or both")
+    page = {name: vars(options).pop(name) for name in ("space", "examples", "img_size", "runtime")}
     if (options.folder / "student" / "config.json").is_file():
         options.folder /= "student"
     # Imported here, so that --help and a wrong flag answer at once.
     from frskd_timm.errors import UserError
-    from frskd_train.report.publish import INTERRUPTED, push_student
+    from frskd_train.report.publish import INTERRUPTED, check_repo_id, push_student
 
     try:
-        push_student(**vars(options))
+        if page["space"] is not None:
+            from frskd_train.demo.runtime import find_runtime
+            from frskd_train.demo.space import push_space
+
+            check_repo_id("--space", page["space"])
+            find_runtime(page["runtime"])
+        if options.repo_id is not None:
+            push_student(**vars(options))
+        if page["space"] is not None:
+            common = {name: vars(options)[name] for name in ("repo_id", "private", "dry_run")}
+            push_space(options.folder, **page, **common)
     except UserError as error:
         exit_with_error(error)
     except KeyboardInterrupt:

@@ -1,0 +1,87 @@
+"""`frskd demo`: write a demo page of a student, and serve it on this machine."""
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from frskd_train.errors import exit_interrupted, exit_with_error
+
+PORT = 7860
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the arguments, write the demo and serve it; exit with status 2 after an error that the user can fix."""
+    parser = argparse.ArgumentParser(
+        "frskd demo", description="Write a page on which a student runs in the browser, and serve it on this machine."
+    )
+    parser.add_argument("student", help="folder of a run or a student, hf-hub:OWNER/NAME, or a name with weights")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="only write the page, into this folder")
+    parser.add_argument("--no-serve", action="store_true", help="only write the page, into demo/ of the run")
+    parser.add_argument("--port", type=int, help=f"port of the server (default: {PORT}, or any if it is taken)")
+    add_page_arguments(parser)
+    options = parser.parse_args(arguments)
+    # Imported here, so that --help and a wrong flag answer at once.
+    from frskd_timm.errors import UserError
+    from frskd_train.demo.build import build_demo
+    from frskd_train.students import find_exported
+
+    try:
+        found = find_exported(options.student)
+        folder = options.output or found.place / ("demo" if found.run else f"demo-{found.name}")
+        server = None if options.no_serve or options.output else bind(folder, options.port)
+        build_demo(found, folder, img_size=options.img_size, examples=options.examples, runtime=options.runtime)
+        print(f"Wrote {folder}, which any static web server can serve.")
+        if server is not None:
+            serve(server)
+    except UserError as error:
+        exit_with_error(error)
+    except KeyboardInterrupt:
+        exit_interrupted("Interrupted before the demo was written.")
+
+
+def add_page_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the page, which `frskd push --space` has as well."""
+    parser.add_argument("--examples", nargs="+", type=Path, default=[], metavar="FILE", help="pictures to offer")
+    parser.add_argument("--img-size", nargs="+", type=int, metavar="N", help="height and width; only for segmentation")
+    parser.add_argument("--runtime", type=Path, metavar="PATH", help="local copy of the npm package onnxruntime-web")
+
+
+def bind(folder: Path, port: int | None) -> ThreadingHTTPServer:
+    """Return a server of a folder on the loopback interface, before the folder exists.
+
+    Raises:
+        UserError: The port cannot be used.
+    """
+    from frskd_timm.errors import UserError
+
+    handler = partial(Handler, directory=str(folder))
+    for number in (PORT, 0) if port is None else (port,):
+        try:
+            return ThreadingHTTPServer(("127.0.0.1", number), handler)
+        except (OSError, OverflowError) as error:
+            reason = error
+    raise UserError(f"--port {port} cannot be used ({reason}): give another one, or 0 for any.")
+
+
+def serve(server: ThreadingHTTPServer) -> None:
+    """Serve until Ctrl-C."""
+    with server:
+        print(f"Open http://127.0.0.1:{server.server_port} in a browser; Ctrl-C ends the server.", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Files of a folder, with the types that browsers require, and without a log."""
+
+    def guess_type(self, path: Any) -> str:
+        types = {".mjs": "text/javascript", ".wasm": "application/wasm"}
+        return types.get(Path(path).suffix) or super().guess_type(path)
+
+    def log_message(self, *_: Any) -> None:
+        pass

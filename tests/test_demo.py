@@ -1,0 +1,192 @@
+"""The demo: in Chromium the page says what PyTorch says and asks nobody else; the Space holds exactly this page."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from conftest import ROOT
+from hub_server import TOKEN, USER
+from PIL import Image
+from published import REPO, push
+from timm.data import create_transform, resolve_data_config
+
+from frskd_timm.errors import UserError
+from frskd_timm.export.load import load_student
+from frskd_timm.export.student import export_segmentation, export_student
+from frskd_timm.segmentation import SegmentationStudent
+from frskd_train import cli
+from frskd_train.demo.runtime import FILES, cached_runtime, find_runtime
+from frskd_train.demo.space import push_space
+
+SIZE = (48, 64)  # height and width in the demo of the segmentation student
+
+
+def make_pictures(folder: Path) -> list[Path]:
+    """Write 20 PNG files: colour, gray and palette, upright, wide and tiny, smooth and noisy."""
+    generator = np.random.default_rng(0)
+    paths = []
+    for number in range(20):
+        height, width = generator.integers(9, 400, 2).tolist() if number else (28, 28)
+        small = generator.integers(0, 256, (5, 4, 3), dtype=np.uint8)
+        image = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+        if number % 3 == 0:
+            image = Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        image = image.convert(("RGB", "RGB", "L", "P")[number % 4])
+        paths.append(folder / f"{number}.png")
+        image.save(paths[-1])
+    return paths
+
+
+def make_student(kind: str, folder: Path) -> str:
+    torch.manual_seed(0)
+    if kind == "shipped":
+        return "wide_resnet16_2_frskd"
+    names = ["background", "<i>cat", "dog"]
+    if kind == "gray":
+        model = timm.create_model("test_resnet", num_classes=3, in_chans=1)
+        data: dict[str, Any] = {"input_size": (1, 64, 64), "mean": (0.4,), "std": (0.3,), "label_names": names}
+        return str(export_student(model, folder, tag="gray", interpolation="bicubic", crop_pct=0.9, **data))
+    model = SegmentationStudent("test_resnet", 3, channels=8, layers=1, class_names=names)
+    return str(export_segmentation(model, folder))
+
+
+def expected_logits(kind: str, student: str, path: Path) -> torch.Tensor:
+    """Return PyTorch's logits for a file, with timm's preprocessing."""
+    model = timm.create_model(student, pretrained=True).eval() if kind == "shipped" else load_student(student)
+    with Image.open(path) as file, torch.inference_mode():
+        if isinstance(model, SegmentationStudent):
+            image = file.convert("RGB")
+            scale = min(1, SIZE[1] / image.width, SIZE[0] / image.height)
+            image = image.resize([max(1, int(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
+            pixels = (torch.from_numpy(np.array(image)) / 255 - torch.tensor(model.mean)) / torch.tensor(model.std)
+            images = torch.zeros(1, 3, *SIZE)
+            images[0, :, : image.height, : image.width] = pixels.permute(2, 0, 1)
+            return model(images).flatten()
+        config = resolve_data_config(model=model)
+        image = file.convert("L" if config["input_size"][0] == 1 else "RGB")
+        return model(create_transform(**config)(image)[None])[0]
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """Start headless Chromium, which reaches this machine only."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs Debian's package chromium")
+    if not all((cached_runtime() / name).is_file() for name in FILES):
+        pytest.skip("needs onnxruntime-web in the cache: run `frskd demo` once")
+    with playwright.sync_playwright() as started:
+        rules = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+        yield started.chromium.launch(executable_path=chromium, args=["--no-sandbox", rules])
+
+
+LISTEN = """() => { window.answer = new Promise((done) =>
+  document.addEventListener("prediction", (event) => done(event.detail.logits), {once: true})); }"""
+# Give a file to the page in the other two ways.
+GIVE = """async ([name, kind]) => {
+  const blob = await (await fetch(name)).blob(), data = new DataTransfer();
+  data.items.add(new File([blob], "picture.png", {type: "image/png"}));
+  dispatchEvent(kind === "drop" ? new DragEvent("drop", {dataTransfer: data})
+                                : new ClipboardEvent("paste", {clipboardData: data}));
+}"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["shipped", "gray", "segmentation"])
+def test_the_page_says_what_pytorch_says(kind: str, browser: Any, tmp_path: Path) -> None:
+    student = make_student(kind, tmp_path / "student")
+    size = ["--img-size", *map(str, SIZE)] if kind == "segmentation" else []
+    command = [sys.executable, "-m", "frskd_train", "demo", student, "--port", "0", *size]
+    server = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        address = next(found[0] for line in server.stdout if (found := re.search(r"http://127\.0\.0\.1:\d+", line)))
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        asked, problems = [], []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: problems.append(error))
+        page.goto(address)
+        page.wait_for_selector("body[data-ready]", timeout=120_000)
+        if kind == "shipped":  # its classes are those of the included sample
+            page.wait_for_selector("#bars li")
+            assert page.locator("#bars li .name").first.inner_text() == "T-shirt/top"
+        pictures = make_pictures(tmp_path)
+        for path in pictures:
+            page.evaluate(LISTEN)
+            page.set_input_files("#file", path)
+            found = torch.tensor(page.evaluate("window.answer"))
+            expected = expected_logits(kind, student, path)
+            assert (found - expected).abs().max() <= 1e-3, path
+        shutil.copy(pictures[-1], next(tmp_path.glob("demo-*")) / "last.png")
+        for way in ("drop", "paste"):
+            page.evaluate(LISTEN)
+            page.evaluate(GIVE, ["last.png", way])
+            assert torch.equal(torch.tensor(page.evaluate("window.answer")), found)
+        assert 1 <= page.locator("#bars li").count() <= (5 if kind == "shipped" else 3)
+        assert page.locator("#view").is_visible()
+        page.click("#show-draw")
+        page.evaluate(LISTEN)
+        box = page.locator("#pad").bounding_box()
+        page.mouse.move(box["x"] + 50, box["y"] + 50)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 150, box["y"] + 90, steps=5)
+        page.mouse.up()
+        assert not torch.equal(torch.tensor(page.evaluate("window.answer")), found)
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        assert not problems
+        assert all(url.startswith((f"{address}/", "blob:", "data:")) for url in asked), asked
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> Path:
+    """Return a folder in place of the npm package."""
+    (tmp_path / "npm").mkdir()
+    for name in FILES:
+        (tmp_path / "npm" / name).write_bytes(name.encode())
+    return tmp_path / "npm"
+
+
+def test_another_runtime_is_refused(runtime: Path) -> None:
+    assert find_runtime(runtime) == runtime
+    with pytest.raises(UserError, match="checksum differs"):
+        find_runtime(runtime / FILES[0])
+    (runtime / FILES[1]).unlink()
+    with pytest.raises(UserError, match="lacks"):
+        find_runtime(runtime)
+
+
+@pytest.mark.long
+def test_a_space_holds_the_page_and_a_repository_the_onnx_file(hub, student, runtime, capsys) -> None:
+    options: dict[str, Any] = {"runtime": runtime, "token": TOKEN, "endpoint": hub.endpoint, "say": lambda _: None}
+    published = push_space(student, f"{USER}/demo", repo_id=REPO, examples=[ROOT / "docs" / "curves.png"], **options)
+    assert published == hub.repos[f"spaces/{USER}/demo"].history()[0]
+    assert hub.repos[f"spaces/{USER}/demo"].sdk == "static"
+    files = hub.files(f"spaces/{USER}/demo")
+    page = {"index.html", "app.js", "view.js", "preprocess.js", "style.css", "demo.json", "model.onnx", "README.md"}
+    assert set(files) == page | {f"ort/{name}" for name in FILES} | {"examples/0.png"}
+    header = yaml.safe_load(files["README.md"].decode().split("---")[1])
+    assert (header["sdk"], header["models"]) == ("static", [REPO])
+    again = push_space(student, f"{USER}/demo", repo_id=REPO, **options)  # no example any more
+    assert again != published
+    assert "examples/0.png" not in hub.files(f"spaces/{USER}/demo")
+    assert push_space(student, f"{USER}/demo", repo_id=REPO, **options) == again
+
+    assert push(hub, student, onnx=True).changed
+    assert hub.files(REPO)["onnx/model.onnx"].startswith(b"\x08")
+    assert not push(hub, student, onnx=True).changed
+    cli.run("push", [str(student), "--space", f"{USER}/other", "--runtime", str(runtime), "--dry-run"])
+    assert "model.onnx" in capsys.readouterr().out
+    assert f"spaces/{USER}/other" not in hub.repos
