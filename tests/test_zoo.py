@@ -162,7 +162,7 @@ def test_what_ships_scores_what_is_stated(folder: Path, tmp_path: Path, capsys: 
     evaluate_here("--model", folder.name, "--threads", 1, "--output", tmp_path / "found.json")
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    assert "(1000 images)" in capsys.readouterr().out
+    assert "(1000 images," in capsys.readouterr().out
     # Another CPU's arithmetic may turn the odd image over.
     assert found["top1"] == pytest.approx(float(row["sample_top1"]), abs=0.21)
     assert found["loss"] == pytest.approx(metrics["sample"]["loss"], abs=2e-3)

@@ -25,7 +25,7 @@ def _noise(image: Tensor, sigma: float) -> Tensor:
 
 
 def _blur(image: Tensor, share: float) -> Tensor:
-    sigma = share * min(image.shape[1:])
+    sigma = 0.3 + share * min(image.shape[1:])  # pixels; a smaller one would leave tiny images as they are
     return F.gaussian_blur(image, [2 * round(2 * sigma) + 1] * 2, [sigma, sigma])
 
 
