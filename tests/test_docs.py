@@ -144,6 +144,7 @@ def test_timm_flags_are_answered_with_flags_that_exist(read, table) -> None:
     known = {flag(field.name) for group in (ours, *typing.get_type_hints(ours).values()) for field in own_fields(group)}
     for name, here in table.items():
         assert flag(name) not in known
+        # --cpu is accelerate's, --tta is validate.py's
         assert set(re.findall(r"--[a-z-]+", here)) - {"--cpu", "--tta"} <= known, (
             name
         )  # of accelerate, and of validate.py
