@@ -1,6 +1,7 @@
 """The speed benchmark: the reference computes the same loss as the package, and a run writes a row of figures."""
 
 import csv
+import re
 import shutil
 import subprocess
 import sys
@@ -80,3 +81,9 @@ def test_the_document_shows_the_measurements(document: str, name: str, table: Ca
     with (ROOT / "benchmarks" / "results" / f"{name}.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert table(rows) in (ROOT / "docs" / f"{document}.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.long
+def test_the_input_pipeline_is_compared_with_timms() -> None:
+    done = run_script(sys.executable, ROOT / "benchmarks" / "loading.py", "--images", 300, "--rounds", 1, cwd=ROOT)
+    assert float(re.search(r"ratio ([\d.]+)", done.stdout).group(1)) > 0.5, done.stdout
