@@ -44,7 +44,8 @@ def test_the_reference_computes_the_same_loss_and_gradients(model: str, size: in
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6 * largest, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.long)], ids=["step", "whole"])
+@pytest.mark.long
+@pytest.mark.parametrize("whole", [False, True], ids=["step", "whole"])
 def test_a_run_writes_a_row_of_figures(tmp_path: Path, whole: bool) -> None:
     output = tmp_path / "speed.csv"
     command = [sys.executable, SPEED, "--output", output, "--model", "wide_resnet16_2_frskd", "--batch-size", 4]

@@ -193,6 +193,7 @@ def test_help_offers_what_is_registered() -> None:
     assert list(settings.model.PIXEL_TEACHERS) == SEGMENTATION_TEACHERS.names()
 
 
+@pytest.mark.long
 def test_a_new_self_teacher_is_one_file(tmp_path) -> None:
     """Help and a run find a file that is added to a copy of the package."""
     for part in ("frskd_timm", "frskd_train", "train.py"):

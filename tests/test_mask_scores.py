@@ -56,6 +56,7 @@ def test_scores_by_hand() -> None:
     json.dumps(scores, allow_nan=False)
 
 
+@pytest.mark.long
 def test_scores_of_several_processes() -> None:
     """Two processes give the scores of one, also where one of them has no image."""
     expected = score(guesses())

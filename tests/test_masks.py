@@ -59,6 +59,7 @@ def test_scenes_are_the_default_data() -> None:
     assert load(SCENES, train_num_samples=20, in_chans=1).preprocessing.input_size == (1, 64, 64)
 
 
+@pytest.mark.long
 def test_it_learns() -> None:
     """Forty steps on sixteen scenes reduce the loss and give scores."""
     data = load(SCENES, train_num_samples=16, resize_range=(1, 1), hflip=0)

@@ -50,7 +50,7 @@ def golden_task(golden: dict[str, Tensor]) -> SegmentationTask:
     student: Any = SegmentationStudent("resnet10t", 21, channels=8)
     student.pyramid = FeaturePyramid([6, 10, 12, 16], 8)
     student.backbone = torch.nn.Identity()
-    student.backbone_maps = lambda images: [golden[f"input.p{level}"] for level in range(2, 6)]
+    student.backbone_maps = lambda images: [golden[f"input.p{level}"].to(images.dtype) for level in range(2, 6)]
     weights: dict[str, float] = {"alpha": 1.0, "beta": 50.0, "temperature": 1.0, "smoothing": 0.0}
     task = SegmentationTask.create(student, teacher_layers=2, schedule="constant", distill_unlabelled=True, **weights)
     state = {key: value for key, value in part(golden, "state").items() if not key.startswith("smooth")}  # never used
@@ -61,12 +61,13 @@ def golden_task(golden: dict[str, Tensor]) -> SegmentationTask:
 def test_golden() -> None:
     """Features, logits, losses and gradients of one training step.
 
-    A normalisation cancels the scale and shift of its input, so gradients of per-channel weights before it are rounding
-    errors. A gradient below a thousandth of the largest is therefore compared relative to that thousandth.
+    A normalisation cancels the scale and shift of its input, so gradients of per-channel weights before it are zero but
+    for rounding errors, here those of the file, which is in float32. A gradient below two thousandths of the largest is
+    therefore compared relative to that limit.
     """
     golden = read("segmentation")
-    task = golden_task(golden).eval()
-    images, target = torch.zeros(2, 3, 64, 64), golden["label"]
+    task = golden_task(golden).double().eval()
+    images, target = torch.zeros(2, 3, 64, 64, dtype=torch.float64), golden["label"]
     for name, logits in task.predict(images).items():
         assert_close(logits[..., ::4, ::4], golden[f"eval.logits.{name.removeprefix('self_')}"], 1e-5, name)
 
@@ -89,12 +90,12 @@ def test_golden() -> None:
     expected = renamed(part(golden, "train.grad"), ours)
     parameters = dict(task.named_parameters())
     assert set(expected) == set(parameters)
-    floor = 1e-3 * max(float(gradient.abs().max()) for gradient in expected.values())
     sizes = {key: float(gradient.abs().max()) for key, gradient in expected.items()}
-    assert sum(size > floor for size in sizes.values()) >= 80
+    noise = 2e-6 * max(sizes.values())
+    assert sum(1e-3 * size > noise for size in sizes.values()) >= 70
     for key, gradient in expected.items():
         difference = float((parameters[key].grad - gradient).abs().max())
-        assert difference <= 1e-3 * max(sizes[key], floor), f"gradient of {key}"
+        assert difference <= max(2e-4 * sizes[key], noise), f"gradient of {key}"
 
 
 # --- Losses and schedule ---------------------------------------------------------------------------------------------
@@ -170,8 +171,8 @@ def test_warm_up_and_ramp() -> None:
         (SMALL, 4),
         ("wide_resnet16_2_frskd", 3),
         ("vit_tiny_patch16_224", 4),  # one size at all levels, images padded to multiples of 16
-        ("convnext_atto", 4),
-        ("hrnet_w18_small", 4),  # images padded to multiples of 32
+        pytest.param("convnext_atto", 4, marks=pytest.mark.long),
+        pytest.param("hrnet_w18_small", 4, marks=pytest.mark.long),  # images padded to multiples of 32
         ("eva02_tiny_patch14_224", 4),  # 14
     ],
 )

@@ -245,6 +245,7 @@ def test_muon_does_not_emulate_bfloat16(monkeypatch) -> None:
         assert error / 1000 < found < error
 
 
+@pytest.mark.long
 def test_pushed_at_the_end_of_training(train, tmp_path: Path) -> None:
     with LoopbackHub() as hub:
         flags = [*SMALL, "--epochs", 1, "--push-to-hub", f"{USER}/pushed"]

@@ -63,6 +63,7 @@ def repository(tmp_path_factory) -> tuple[Path, Path, Path]:
     return root, run, plain
 
 
+@pytest.mark.long
 def test_a_second_run_of_a_recipe_keeps_its_baseline(repository, tmp_path: Path) -> None:
     root, run, _ = repository
     shipped = Path("frskd_timm") / "weights" / "resnet18_frskd.garments"
