@@ -62,8 +62,7 @@ def test_golden() -> None:
     """Features, logits, losses and gradients of one training step.
 
     A normalisation cancels the scale and shift of its input, so gradients of per-channel weights before it are zero but
-    for rounding errors, here those of the file, which is in float32. A gradient below two thousandths of the largest is
-    therefore compared relative to that limit.
+    for rounding errors, here those of the file, which is in float32 (`noise`).
     """
     golden = read("segmentation")
     task = golden_task(golden).double().eval()
