@@ -20,9 +20,11 @@ print("logits", *model(torch.zeros(2, 3, 32, 32)).shape)
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    """Run a command, and return what it printed."""
+    """Run a command, and return what it printed; skip the test if it needs a package index that is out of reach."""
     clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
     done = subprocess.run([*map(str, command)], cwd=cwd, env=clean, capture_output=True, text=True)
+    if done.returncode and "error sending request" in done.stderr:
+        pytest.skip("the package index cannot be reached")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return done.stdout
 
