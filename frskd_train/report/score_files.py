@@ -13,10 +13,9 @@ from matplotlib.figure import Figure
 
 from frskd_timm.errors import UserError
 from frskd_timm.export.folder import CONFIG, WEIGHTS
+from frskd_train.report.answers import confusion_picture
 from frskd_train.report.evaluation import EVALUATION, Calibration, Evaluation
 from frskd_train.report.figures import BLUE, GREY, ORANGE, STYLE
-
-_NAMED = 40  # largest number of classes whose names fit into the picture of the confusion matrix
 
 
 def check_output(output: str | Path | None) -> Path | None:
@@ -52,7 +51,7 @@ def write_scores(evaluation: Evaluation, output: Path, *, pictures: bool = False
         csv.writer(file, lineterminator="\n").writerows([["true / given", *names], *named])
     if pictures:
         reliability_figure(evaluation, output / "reliability.png")
-        confusion_figure(evaluation, output / "confusion.png")
+        confusion_picture(evaluation.confusion, names, output / "confusion.png")
 
 
 def summary(evaluation: Evaluation, shown: Mapping[str, str]) -> str:
@@ -104,32 +103,6 @@ def reliability_figure(evaluation: Evaluation, path: Path) -> Path:
         axes.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), title="Reliability")
         axes.legend(loc="upper left")
         counts.set(xlabel="confidence", ylabel="share")
-        figure.savefig(path, dpi=160)
-    return path
-
-
-def confusion_figure(evaluation: Evaluation, path: Path) -> Path:
-    """Draw the confusion matrix, each row as shares of a true class, and return the path."""
-    counts = np.array(evaluation.confusion)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    classes = len(counts)
-    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        side = min(8.0, 3.2 + 0.22 * classes)
-        figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-        axes = figure.subplots()
-        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        axes.set(xlabel="given class", ylabel="true class", title="Confusion, share of each true class")
-        if classes <= _NAMED:
-            labels = [name if len(name) <= 20 else f"{name[:19]}…" for name in evaluation.class_names]
-            labels = [name.replace("$", r"\$") for name in labels]
-            axes.set_xticks(range(classes), labels, rotation=90)
-            axes.set_yticks(range(classes), labels)
-        if classes <= 12:
-            for (true, given), share in np.ndenumerate(shares):
-                if share >= 0.005:
-                    colour = "white" if share > 0.5 else "#333333"
-                    axes.text(given, true, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=colour)
-        figure.colorbar(image, shrink=0.7)
         figure.savefig(path, dpi=160)
     return path
 
