@@ -123,6 +123,16 @@ class Evaluation:
     tta: str | None = None
     corruptions: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
+    def confused(self, most: int) -> list[tuple[int, int, int]]:
+        """Return the most frequent confusions: true class, given class and how often, the most frequent first."""
+        wrong = [
+            (true, given, count)
+            for true, row in enumerate(self.confusion)
+            for given, count in enumerate(row)
+            if true != given and count
+        ]
+        return sorted(wrong, key=lambda found: -found[2])[:most]
+
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Evaluation":
         """Create it from parsed JSON; raise TypeError for missing and unknown keys."""

@@ -75,14 +75,9 @@ class Predictions:
 
     def pairs(self) -> list[Pair]:
         """Return the most frequent confusions."""
-        counts = np.array(self.evaluation.confusion)
-        np.fill_diagonal(counts, 0)
-        order = np.argsort(-counts, axis=None, kind="stable")[:_PAIRS]
-        places = [divmod(int(place), len(counts)) for place in order]
         return [
-            Pair(self.names[true], self.names[given], int(counts[true, given]), float(self.shares[true, given]))
-            for true, given in places
-            if counts[true, given]
+            Pair(self.names[true], self.names[given], count, float(self.shares[true, given]))
+            for true, given, count in self.evaluation.confused(_PAIRS)
         ]
 
     def classes(self) -> list[ClassScores]:

@@ -67,14 +67,10 @@ def summary(evaluation: Evaluation, shown: Mapping[str, str]) -> str:
     if evaluation.calibrated is not None and evaluation.temperature is not None:
         lines.append(f"with temperature {evaluation.temperature.value:.2f}: {_describe(evaluation.calibrated)}")
     lines.append(evaluation.temperature_note)
-    confused = sorted(
-        ((count, true, given) for true, row in enumerate(evaluation.confusion) for given, count in enumerate(row)
-         if true != given and count), reverse=True,
-    )[:3]  # fmt: skip
     names = evaluation.class_names
+    confused = [f"{names[true]} as {names[given]} ({count:,})" for true, given, count in evaluation.confused(3)]
     if confused:
-        most = ", ".join(f"{names[true]} as {names[given]} ({count:,})" for count, true, given in confused)
-        lines.append(f"most often confused: {most}")
+        lines.append(f"most often confused: {', '.join(confused)}")
     score = next(iter(shown))
     for name, rows in evaluation.corruptions.items():
         values = "  ".join(f"{row[score]:.2f}%" for row in rows)
