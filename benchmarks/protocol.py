@@ -10,22 +10,34 @@ from pathlib import Path
 from typing import Any
 
 IDX = Path("/usr/share/datasets/fashion-mnist")  # of the Debian package dataset-fashion-mnist
-HELD_OUT, WRONG = 0.2, 0.4  # fraction of the training images for tuning; fraction of the labels that are wrong
+HELD_OUT = 0.2  # fraction of the training images for tuning
+WRONG = 0.4  # fraction of the labels that are wrong
+RAREST = 0.05  # number of images of the rarest class relative to the most frequent one
 COLUMNS = (
-    "data", "split", "method", "epochs", "seed", "score", "self_teacher_score", "seconds_per_epoch", "flags", "commit",
+    "data", "split", "method", "epochs", "seed", "score", "ece", "self_teacher_score", "seconds_per_epoch", "flags",
+    "commit",
 )  # fmt: skip
 Row = Mapping[str, str]
+NOTHING = "There are no results yet."
 
 
 @dataclass(frozen=True)
 class Case:
-    """A recipe on some data: title in tables, dataset, numbers of epochs, flags of `train.py`, wrong labels."""
+    """A recipe on some data.
+
+    Attributes:
+        title: Name in tables.
+        dataset: Name of the dataset.
+        epochs: Numbers of epochs.
+        flags: Flags of `train.py`.
+        spoilt: Key in `SPOILT` of the change to the training images, if any.
+    """
 
     title: str
     dataset: str
     epochs: tuple[int, ...]
     flags: str
-    wrong_labels: bool = False
+    spoilt: str = ""
 
     @property
     def is_dense(self) -> bool:
@@ -49,8 +61,9 @@ CASES = {
         (30,),
         f"{_GARMENTS} {_FEW} {_ERASING} --opt nmuon --lr 3e-3 --weight-decay 0.05",
     ),
-    "wrong": Case(
-        "Fashion-MNIST, 4,000 images, 40 % wrong labels", "fashion_mnist", (20,), _GARMENTS, wrong_labels=True
+    "wrong": Case("Fashion-MNIST, 4,000 images, 40 % wrong labels", "fashion_mnist", (20,), _GARMENTS, spoilt="wrong"),
+    "imbalanced": Case(
+        "Fashion-MNIST, 400 to 20 images of a class", "fashion_mnist", (20,), _GARMENTS, spoilt="imbalanced"
     ),
     "scenes": Case("scenes, segmentation", "fashion_mnist_scenes", (20,), "--task segmentation"),
     "full": Case("Fashion-MNIST, 60,000 images", "fashion_mnist", (30,), f"{_GARMENTS} --batch-size 128 {_ERASING}"),
@@ -60,6 +73,7 @@ RUNS = {
     "ce": "--method ce --smoothing 0",
     "ce + smoothing": "--method ce --smoothing 0.1 --model-ema",
     "ce + mixup/cutmix": "--method ce --smoothing 0.1 --mixup 0.2 --cutmix 1",
+    "ce + class weights": "--method ce --smoothing 0.1 --class-weights auto",
 }
 AVERAGED = "ce + smoothing + EMA"
 BASELINES = (*RUNS, AVERAGED)
@@ -136,8 +150,16 @@ def plan(
                     if more is None or method == name:
                         continue
                     run = replace(run, epochs=more)
-                if run not in done and not (CASES[case].is_dense and "mixup" in RUNS.get(method, "")):
+                if run not in done and makes_sense(CASES[case], method):
                     yield run
+
+
+def makes_sense(case: Case, method: str) -> bool:
+    """Return whether a method is compared on a case."""
+    flags = RUNS.get(method, "")
+    if "--class-weights" in flags:
+        return case.spoilt == "imbalanced"
+    return not (case.is_dense and "--mixup" in flags)
 
 
 def find_dataset(case: Case, split: str, folder: Path, rehearsal: bool = False) -> str:
@@ -146,9 +168,9 @@ def find_dataset(case: Case, split: str, folder: Path, rehearsal: bool = False) 
     from frskd_train.settings import DataSettings
 
     plain = _plain_dataset(case.dataset, folder, rehearsal)
-    if split == "test" and not case.wrong_labels:
+    if split == "test" and not case.spoilt:
         return plain
-    path = folder / f"{case.dataset}{'_wrong' * case.wrong_labels}_{split}"
+    path = folder / f"{case.dataset}{case.spoilt and '_'}{case.spoilt}_{split}"
     if not path.exists():
         import datasets
 
@@ -157,8 +179,8 @@ def find_dataset(case: Case, split: str, folder: Path, rehearsal: bool = False) 
         if split == "tuning":
             stratify = {} if case.is_dense else {"stratify_by_column": "label"}
             train, val = train.train_test_split(HELD_OUT, seed=0, **stratify).values()
-        if case.wrong_labels:
-            train = with_wrong_labels(train)
+        if case.spoilt:
+            train = SPOILT[case.spoilt](train)
         unfinished = path.with_name(f"{path.name}.partial")
         shutil.rmtree(unfinished, ignore_errors=True)  # left behind by an interruption
         datasets.DatasetDict(train=train, validation=val).save_to_disk(unfinished)
@@ -188,17 +210,36 @@ def _plain_dataset(name: str, folder: Path, rehearsal: bool) -> str:
 
 
 def with_wrong_labels(train: Any) -> Any:
-    """Return 400 images of each class of a dataset, 40 % of them with another class than their own."""
+    """Return the images of the shipped sample, 400 of each class, 40 % of them with another class than their own."""
     import numpy as np
 
-    from tools.make_sample import choose_rows
-
     feature = train.features["label"]
-    train = train.select(choose_rows(np.array(train["label"]), 400, "frskd fashion-mnist train"))
+    train = _sample(train)
     labels, rng = np.array(train["label"]), np.random.default_rng(0)
     wrong = rng.permutation(len(labels))[: round(WRONG * len(labels))]
     labels[wrong] = (labels[wrong] + rng.integers(1, feature.num_classes, len(wrong))) % feature.num_classes
     return train.remove_columns("label").add_column("label", labels).cast_column("label", feature)
+
+
+def imbalanced(train: Any) -> Any:
+    """Return images of the shipped sample: 400 of the first class, and fewer of each further one, 20 of the last."""
+    import numpy as np
+
+    train = _sample(train)
+    labels, last = np.array(train["label"]), train.features["label"].num_classes - 1
+    kept = [np.flatnonzero(labels == k)[: round(400 * RAREST ** (k / last))] for k in range(last + 1)]
+    return train.select(sorted(np.concatenate(kept)))
+
+
+def _sample(train: Any) -> Any:
+    import numpy as np
+
+    from tools.make_sample import PER_CLASS, choose_rows
+
+    return train.select(choose_rows(np.array(train["label"]), PER_CLASS["train"], "frskd fashion-mnist train"))
+
+
+SPOILT = {"wrong": with_wrong_labels, "imbalanced": imbalanced}
 
 
 def table(rows: Sequence[Row], name: str = "frskd", split: str = "test", epochs: int | None = None) -> str:
@@ -219,7 +260,24 @@ def table(rows: Sequence[Row], name: str = "frskd", split: str = "test", epochs:
                 shown = f"{budget}, baseline {more}" if longer else str(budget)
                 best = max(baselines, key=lambda pair: statistics.mean(pair[0]))
                 lines.append(f"| {case.title} | {shown} | {' | '.join(compare(*best, own, teacher))} |")
-    return "\n".join(lines) if len(lines) > 2 else "There are no results yet."
+    return "\n".join(lines) if len(lines) > 2 else NOTHING
+
+
+def spoilt_table(rows: Sequence[Row], split: str = "test") -> str:
+    """Format a Markdown table of accuracy and calibration of every method on imbalanced and wrong labels."""
+    lines = ["| data | method | top-1 | ECE, % | seeds |", "|---|---|---:|---:|---:|"]
+    for data, case in CASES.items():
+        methods = dict.fromkeys(row["method"] for row in rows if row["data"] == data and case.spoilt)
+        for method in sorted(methods, key=lambda name: ([*RUNS, AVERAGED, name].index(name), name)):
+            run = Run(data, split, method, case.epochs[0], 0)
+            found, ece = scores(rows, run), [100 * value for value in scores(rows, run, "ece")]
+            if found:
+                cells = [
+                    f"{statistics.mean(v):.2f} ± {statistics.stdev(v):.2f}" if v[1:] else f"{v[0]:.2f}"
+                    for v in (found, ece)
+                ]
+                lines.append(f"| {case.title} | `{method}` | {' | '.join(cells)} | {len(found)} |")
+    return "\n".join(lines) if len(lines) > 2 else NOTHING
 
 
 def scores(rows: Sequence[Row], run: Run, column: str = "score") -> list[float]:

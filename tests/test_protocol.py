@@ -14,7 +14,7 @@ from tools import typefaces
 
 def row(method: str, epochs: int, seed: int, score: float, teacher: float | str = "", seconds: float = 1) -> dict:
     key = {"data": "wrong", "split": "test", "method": method, "epochs": str(epochs), "seed": str(seed)}
-    values = {"score": str(score), "self_teacher_score": str(teacher), "seconds_per_epoch": str(seconds)}
+    values = {"score": str(score), "self_teacher_score": str(teacher), "seconds_per_epoch": str(seconds), "ece": "0.1"}
     return {**key, **values, "flags": "", "commit": ""}
 
 
@@ -34,6 +34,11 @@ def test_the_table_compares_with_the_best_baseline_of_the_same_epochs_and_of_the
         f"| {title} | 20 | `ce + smoothing + EMA` | 85.00 | 89.00 | +4.00 | 1.41 | 2 | 92.00 | 57 % |",
         f"| {title} | 20, baseline 32 | `ce` | 90.00 | 89.00 | -1.00 | 1.12 | 2 | 92.00 | -50 % |",
     ]
+    assert protocol.spoilt_table(RECORDED).splitlines()[2:] == [
+        f"| {title} | `ce` | 80.00 ± 0.00 | 10.00 ± 0.00 | 2 |",
+        f"| {title} | `{protocol.AVERAGED}` | 85.00 ± 1.41 | 10.00 ± 0.00 | 2 |",
+        f"| {title} | `frskd` | 89.00 ± 1.41 | 10.00 ± 0.00 | 2 |",
+    ]
     assert protocol.table([]) == protocol.table(RECORDED[2:]) == "There are no results yet."
 
 
@@ -42,7 +47,7 @@ def test_the_plan_leaves_out_what_is_recorded_and_knows_the_epochs_of_the_same_t
         runs = protocol.plan(RECORDED, ["wrong"], ["frskd", *protocol.RUNS], [1, 2, 3], **options)
         return {(run.method, run.epochs, run.seed) for run in runs}
 
-    others = {"ce + smoothing", "ce + mixup/cutmix"}
+    others = {"ce + smoothing", "ce + mixup/cutmix"}  # class weights are for imbalanced data only
     same_epochs = {(method, 20, seed) for method in others for seed in (1, 2, 3)} | {("frskd", 20, 3), ("ce", 20, 3)}
     assert missing() == same_epochs
     longer = {(method, 32, seed) for method in others for seed in (1, 2, 3)} | {("ce", 32, 3)}
@@ -53,13 +58,15 @@ def test_the_plan_leaves_out_what_is_recorded_and_knows_the_epochs_of_the_same_t
 
 @pytest.mark.long
 def test_a_rehearsal_trains_every_method_and_continues(tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "benchmarks" / "budgets.py", "--rehearse", "--data", "wrong", "scenes", "--tune"]
+    command = [sys.executable, ROOT / "benchmarks" / "budgets.py", "--rehearse", "--data"]
+    command += ["wrong", "imbalanced", "scenes", "--tune"]
     command += ["--data-dir", tmp_path / "data", "--run-dir", tmp_path / "runs", "--output", tmp_path / "rows.csv"]
     run_script(*command, "--methods", "ce")
     run_script(*command)
     rows = budgets.read(tmp_path / "rows.csv")
     methods = [(row["data"], row["method"]) for row in rows]
-    wanted = {(data, name) for data in ("wrong", "scenes") for name in ("frskd", *protocol.BASELINES)}
+    wanted = {(data, name) for data in ("wrong", "imbalanced", "scenes") for name in ("frskd", *protocol.BASELINES)}
+    wanted -= {("wrong", "ce + class weights"), ("scenes", "ce + class weights")}
     assert len(methods) == len(set(methods))
     assert set(methods) == wanted - {("scenes", "ce + mixup/cutmix")}
     assert "| scenes, segmentation | 1 |" in run_script(*command, "--table").stdout
