@@ -49,6 +49,7 @@ _TYPEFACES = "--model resnet18_frskd --img-size 64 --opt sgd --lr 0.05 --weight-
 _GARMENTS = "--model wide_resnet16_2_frskd --opt sgd --lr 0.1 --weight-decay 5e-4 --batch-size 64"
 _FEW = "--train-num-samples 4000"
 _ERASING = "--crop-padding 2 --reprob 0.25"
+_ALL = f"--batch-size 128 {_ERASING}"
 CASES = {
     "typefaces": Case("100 typefaces", "typefaces", (30,), _TYPEFACES),
     "typefaces_2": Case("100 other typefaces", "typefaces_2", (30,), _TYPEFACES),
@@ -66,8 +67,24 @@ CASES = {
         "Fashion-MNIST, 400 to 20 images of a class", "fashion_mnist", (20,), _GARMENTS, spoilt="imbalanced"
     ),
     "scenes": Case("scenes, segmentation", "fashion_mnist_scenes", (20,), "--task segmentation"),
-    "full": Case("Fashion-MNIST, 60,000 images", "fashion_mnist", (30,), f"{_GARMENTS} --batch-size 128 {_ERASING}"),
+    "full": Case("Fashion-MNIST, 60,000 images", "fashion_mnist", (30,), f"{_GARMENTS} {_ALL}"),
+    # For a GPU, see gpu.py.
+    **{
+        model: Case(
+            f"Fashion-MNIST, 60,000 images, {title}",
+            "fashion_mnist",
+            (30,),
+            f"{_GARMENTS} {_ALL} --model {model} {size}",
+        )
+        for model, title, size in (
+            ("resnet18_cifar_frskd", "ResNet-18 with a 3x3 stem", ""),
+            ("resnet34_frskd", "ResNet-34 at 64 px", "--img-size 64"),
+            ("resnet50_frskd", "ResNet-50 at 64 px", "--img-size 64"),
+        )
+    },
+    "typefaces_224": Case("100 typefaces at 224 px", "typefaces_224", (30,), f"{_TYPEFACES} --img-size 224"),
 }
+ON_GPU = (*CASES,)[-4:]  # takes hours on a CPU
 # Methods by the run that measures them: a run with an average of the weights has the scores of both.
 RUNS = {
     "ce": "--method ce --smoothing 0",
@@ -198,6 +215,7 @@ def _plain_dataset(name: str, folder: Path, rehearsal: bool) -> str:
     makers: dict[str, Any] = {
         "typefaces": partial(typefaces.write, **tiny),
         "typefaces_2": partial(typefaces.write, skip=skip, **tiny),
+        "typefaces_224": partial(typefaces.write, size=224, **tiny),
         "fashion_mnist": lambda path: make_sample.main(["--idx-dir", str(IDX), "--full", str(path)]),
     }
     path = folder / name

@@ -102,7 +102,8 @@ def peak_memory(case: argparse.Namespace, method: str) -> float:
     """Measure the peak memory in MiB of three steps in a new process: of the GPU, or resident minus the imports."""
     command = [sys.executable, __file__, "--peak", method, "--model", case.model, "--img-size", str(case.img_size)]
     command += ["--batch-size", str(case.batch_size), "--precision", case.precision, "--device", case.device]
-    done = subprocess.run([*command, "--threads", str(case.threads)], capture_output=True, text=True, check=True)
+    command += ["--threads", str(case.threads), *(["--torchcompile"] if case.torchcompile else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
 
@@ -112,7 +113,7 @@ def report_peak(case: argparse.Namespace, device: "torch.device") -> None:
     from steps import package_step, random_batch
 
     before = resident("VmRSS")
-    step = package_step(case.model, case.img_size, case.peak, case.precision, device)
+    step = package_step(case.model, case.img_size, case.peak, case.precision, device, case.torchcompile)
     batch = random_batch(case.img_size, case.batch_size, device)
     for _ in range(3):
         step(*batch)
@@ -145,7 +146,8 @@ def measure(case: argparse.Namespace, device: "torch.device") -> dict[str, Any]:
     from frskd_train.device import machine_name
 
     images, target = random_batch(case.img_size, case.batch_size, device)
-    steps = {m: package_step(case.model, case.img_size, m, case.precision, device) for m in ("ce", "frskd")}
+    options = (case.precision, device, case.torchcompile)
+    steps = {method: package_step(case.model, case.img_size, method, *options) for method in ("ce", "frskd")}
     variants: dict[str, Callable[[], Any]] = {m: (lambda s=step: s(images, target)) for m, step in steps.items()}
     if case.reference:
         channels_first = images.contiguous()
@@ -161,6 +163,7 @@ def measure(case: argparse.Namespace, device: "torch.device") -> dict[str, Any]:
         "img_size": case.img_size,
         "batch_size": case.batch_size,
         "precision": case.precision,
+        "torchcompile": case.torchcompile,
         "student_parameters": networks[0],
         "self_teacher_parameters": networks[1],
         "ce_images_per_s": spread(rates["ce"]),
@@ -218,6 +221,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="auto: same as train.py")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto: the GPU if there is one")
+    parser.add_argument("--torchcompile", action="store_true", help="compile the steps")
     parser.add_argument("--threads", type=int, help="CPU threads; all cores by default")
     parser.add_argument("--rounds", type=int, default=9, help="number of measurements of each variant")
     parser.add_argument("--steps", type=int, default=5, help="steps per run of the whole loop with data")

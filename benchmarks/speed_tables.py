@@ -15,6 +15,7 @@ def table(rows: Sequence[dict[str, str]]) -> str:
     lines = [head, "|---|---|---|---|---|---|---|"]
     for row in rows:
         shape = f"{row['batch_size']} of {row['img_size']}x{row['img_size']}, {row['precision']}"
+        shape += ", compiled" if row.get("torchcompile") == "True" else ""
         cells = [f"`{row['model']}`", shape, row["ce_images_per_s"], row["frskd_images_per_s"], row["ratio"]]
         lines.append(f"| {' | '.join([*cells, row['multiply_adds_ratio'], row['times_float32']])} |")
     head = "| student | CE, peak MiB | FRSKD, peak MiB | in memory, images/s | lost | streaming, images/s | lost |"

@@ -89,10 +89,12 @@ def make_step(
 
 
 def package_step(
-    model: str, size: int, method: str, precision: str, device: torch.device
+    model: str, size: int, method: str, precision: str, device: torch.device, compiled: bool = False
 ) -> Callable[[Tensor, Tensor], None]:
-    """Create a step as `train.py` runs it: channels last, autocast, fused optimizer."""
+    """Create a step as `train.py` runs it: channels last, autocast, fused optimizer, compiled with `--torchcompile`."""
     task: Any = make_task(model, size, method).to(device, memory_format=torch.channels_last)
+    if compiled:
+        torch.nn.Module.compile(task)
     return make_step(task, lambda images, target: task(images, target)["loss"], precision, device)
 
 

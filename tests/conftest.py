@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,24 @@ for _number in (signal.SIGINT, signal.SIGHUP):
 
 # A stock timm architecture with 0.4 million parameters: a run takes seconds.
 SMALL = ["--model", "test_resnet", "--train-num-samples", "160", "--batch-size", "32", "--epochs", "2", "--no-amp"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--device`."""
+    parser.addoption("--device", help="device of the golden tests, and of the tests of a GPU; by default these skip")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Run a golden test on the chosen device, in full float32."""
+    device = item.config.getoption("--device")
+    if device is None or item.get_closest_marker("golden") is None:
+        return (yield)
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False
+    with torch.device(device):
+        return (yield)
 
 
 def run_script(*command: object, check: bool = True, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -27,8 +28,8 @@ _STUDENT = [
 
 
 def read(name: str) -> dict[str, Tensor]:
-    """Read one golden file."""
-    return load_file(GOLDEN / f"{name}.safetensors")
+    """Read one golden file, to the default device."""
+    return load_file(GOLDEN / f"{name}.safetensors", device=str(torch.get_default_device()))
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Small synthetic datasets for the tests."""
 
 import io
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 
 from frskd_train.data import TrainingData, load_data
 from frskd_train.settings import DataSettings, PreprocessingSettings
+from tools import typefaces
 
 MODEL_CFG = {"input_size": (3, 32, 32), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 PREPROCESSING = set(PreprocessingSettings.__dataclass_fields__)
@@ -111,3 +113,9 @@ def damaged(kind: str) -> dict[str, Any]:
         "float": encoded(Image.new("F", (12, 12), 0.5), "TIFF"),
         "empty": {"bytes": b"", "path": None},
     }[kind]
+
+
+def typefaces_are_installed() -> bool:
+    """Return whether the Debian packages of `tools.typefaces` are there."""
+    command = f"dpkg-query -W {' '.join(typefaces.PACKAGES)}"
+    return subprocess.run(["sh", "-c", command], capture_output=True).returncode == 0

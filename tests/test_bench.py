@@ -8,12 +8,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import protocol
 import pytest
 import speed
 import steps
 import timm
 import torch
 from conftest import ROOT, run_script
+from pictures import typefaces_are_installed
 from safetensors.torch import load_file
 
 SPEED = ROOT / "benchmarks" / "speed.py"
@@ -88,3 +90,24 @@ def test_the_document_shows_the_measurements(document: str, name: str, table: Ca
 def test_the_input_pipeline_is_compared_with_timms() -> None:
     done = run_script(sys.executable, ROOT / "benchmarks" / "loading.py", "--images", 300, "--rounds", 1, cwd=ROOT)
     assert float(re.search(r"ratio ([\d.]+)", done.stdout).group(1)) > 0.5, done.stdout
+
+
+@pytest.mark.long
+def test_a_rehearsal_of_the_stages_for_a_gpu(tmp_path: Path) -> None:
+    stages = ["check", "speed", "accuracy", *(["typefaces"] if typefaces_are_installed() else [])]
+    command = [sys.executable, ROOT / "benchmarks" / "gpu.py", *stages, "--rehearse", "--output", tmp_path]
+    assert run_script(*command, "--minutes", 0, check=False).returncode == 3  # no time: everything is left to do
+    for _ in range(4):
+        done = run_script(*command, "--minutes", 5, check=False)
+        if done.returncode != 3:
+            break
+    assert done.returncode == 0, done.stdout + "".join(path.read_text() for path in tmp_path.glob("logs/*.log"))
+    with (tmp_path / "jobs.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["status"] == "done"]
+    assert list(dict.fromkeys(row["stage"] for row in rows)) == stages
+    assert not run_script(*command).stdout  # nothing is repeated
+    with (tmp_path / "accuracy.csv").open(encoding="utf-8") as file:
+        trained = {row["data"] for row in csv.DictReader(file)}
+    assert trained == {"full", *protocol.ON_GPU[: None if "typefaces" in stages else -1]}
+    refused = run_script(sys.executable, ROOT / "benchmarks" / "gpu.py", "check", "--output", tmp_path, check=False)
+    assert torch.cuda.is_available() or "there is no GPU" in refused.stderr

@@ -29,6 +29,7 @@ def build_teacher(name: str, prefix: str, tensors: dict, channels: list[int], **
     return teacher
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize(("name", "width"), [("bifpnc", 2), ("bifpn", 16)])
 def test_self_teacher(name: str, width: int) -> None:
     golden = read(f"self_teacher_{name}")
@@ -76,6 +77,7 @@ class FixedNorms(SelfTeacher):
         return list(self.norms)
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("name", ["attention", "fitnet", "overhaul"])
 def test_feature_losses(name: str) -> None:
     golden = read("losses")
@@ -155,6 +157,7 @@ def run_trajectory(variant: str, golden: dict, jolt: int = 0) -> Trajectory:
     return Trajectory(torch.stack(losses), first_gradients, task)
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("variant", ["frskd", "frskd_sla", "frskd_mixup", "frskd_cutmix"])
 def test_trajectory(variant: str) -> None:
     """Whole training steps: losses, first gradients, final weights.

@@ -1,6 +1,5 @@
 """The comparison of FRSKD with baselines: which runs it makes, what its table says, and a rehearsal."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import budgets
 import protocol
 import pytest
 from conftest import ROOT, run_script
+from pictures import typefaces_are_installed
 
 from tools import typefaces
 
@@ -74,10 +74,7 @@ def test_a_rehearsal_trains_every_method_and_continues(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.skipif(
-    bool(subprocess.run(["sh", "-c", f"dpkg-query -W {' '.join(typefaces.PACKAGES)}"], capture_output=True).returncode),
-    reason="needs Debian's font packages",
-)
+@pytest.mark.skipif(not typefaces_are_installed(), reason="needs Debian's font packages")
 def test_typefaces_are_the_same_for_the_same_arguments_and_others_after_a_skip(tmp_path: Path) -> None:
     def files(name: str, skip: int = 0) -> dict[str, bytes]:
         typefaces.write(tmp_path / name, classes=3, train=4, test=2, size=32, skip=skip)

@@ -58,6 +58,7 @@ def golden_task(golden: dict[str, Tensor]) -> SegmentationTask:
     return task
 
 
+@pytest.mark.golden
 def test_golden() -> None:
     """Features, logits, losses and gradients of one training step.
 

@@ -1,0 +1,28 @@
+"""Training on a GPU. Without one these tests skip; `--device cpu` rehearses them."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from runs import train_here
+from safetensors.torch import load_file
+
+import frskd_timm  # noqa: F401  registers the students
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> str:
+    """Return the device of `--device`, or skip the test if there is no GPU."""
+    chosen = request.config.getoption("--device") or ("cuda" if torch.cuda.is_available() else None)
+    return chosen or pytest.skip("needs a GPU, or --device cpu")
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("model", timm.list_models("*_frskd"))
+def test_two_steps_of_every_student(model: str, compiled: bool, device: str, tmp_path: Path) -> None:
+    """With the defaults: bfloat16, channels last, and data on the GPU."""
+    flags = ["--model", model, "--train-num-samples", 40, "--batch-size", 20, "--epochs", 1, "--img-size", 64]
+    train_here(*flags, "--output-dir", tmp_path / "run", *(["--torchcompile"] if compiled else []))
+    weights = load_file(tmp_path / "run" / "student" / "model.safetensors", device=device)
+    assert all(bool(value.isfinite().all()) for value in weights.values())
