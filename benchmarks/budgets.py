@@ -31,6 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import protocol  # noqa: E402
 from protocol import Row, Run  # noqa: E402
+from protocol_data import find_dataset  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENT = ROOT / "docs" / "results.md"
@@ -123,7 +124,7 @@ def work(args: argparse.Namespace) -> int:
             args.data_dir.mkdir(parents=True, exist_ok=True)
             with (args.data_dir / "budgets.lock").open("w") as creating:  # another process may need the same dataset
                 fcntl.flock(creating, fcntl.LOCK_EX)
-                dataset = protocol.find_dataset(protocol.CASES[run.data], run.split, args.data_dir, args.rehearse)
+                dataset = find_dataset(protocol.CASES[run.data], run.split, args.data_dir, args.rehearse)
             rows = train(run, dataset, [*flags.split(), "--threads", str(args.threads)], folder)
         except Exception as error:  # the other runs may work
             print(f"== failed: {run}: {error}", file=sys.stderr, flush=True)

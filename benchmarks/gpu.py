@@ -30,6 +30,7 @@ BENCHMARKS = ROOT / "benchmarks"
 sys.path[:0] = [str(ROOT), str(BENCHMARKS)]
 
 import protocol  # noqa: E402
+from protocol_data import find_dataset  # noqa: E402
 
 STAGES = ("check", "speed", "accuracy", "typefaces")
 SHAPES = [("wide_resnet16_2_frskd", 32), ("resnet18_frskd", 224), ("resnet50_frskd", 224)]
@@ -220,7 +221,7 @@ def execute(job: Job, log: Path, seconds: float) -> str:
 def make_data(args: argparse.Namespace) -> None:
     """Create the datasets that training needs."""
     for case in ("full", "typefaces_224"):
-        print(protocol.find_dataset(protocol.CASES[case], "test", args.data_dir))
+        print(find_dataset(protocol.CASES[case], "test", args.data_dir))
 
 
 def rebuilt(args: argparse.Namespace) -> list[object]:

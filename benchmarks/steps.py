@@ -53,8 +53,8 @@ def reference_loss(task: Any, images: Tensor, target: Tensor) -> Tensor:
     soft_target = F.softmax(teacher_logits.detach() / t, 1)
     soft = F.kl_div(F.log_softmax(logits / t, 1), soft_target, reduction="batchmean") * t**2
     distances = [(attention(f) - attention(r.detach())).pow(2).mean() for f, r in zip(maps, refined, strict=True)]
-    hard = sum(F.cross_entropy(z, target, label_smoothing=task.smoothing) for z in (logits, teacher_logits))
-    return hard + task.alpha * soft + task.beta * sum(distances)
+    hard, teacher = (F.cross_entropy(z, target, label_smoothing=task.smoothing) for z in (logits, teacher_logits))
+    return hard + task.teacher_weight * teacher + task.alpha * soft + task.beta * sum(distances)
 
 
 def without_optimised_layers(task: Any) -> Any:

@@ -18,6 +18,7 @@ class MethodDefaults:
     logit_loss: str = "kl"
     gate: str = "none"
     distill_schedule: str = "ramp"
+    teacher_weight: float = 0.5
     teacher_gradient: float = 1.0
     teacher_ema: float = 0.0
     teacher_interval: int = 1
@@ -32,9 +33,9 @@ class MethodDefaults:
     def task_options(self) -> dict[str, Any]:
         """Return the defaults of `DistillationTask`, with the names of its arguments."""
         names = ("alpha", "beta", "temperature", "smoothing", "logit_loss", "gate")
-        teacher = ("teacher_gradient", "teacher_ema", "teacher_interval")
+        teacher = ("teacher_weight", "teacher_gradient", "teacher_ema", "teacher_interval")
         return {"schedule": self.distill_schedule, **{name: getattr(self, name) for name in names + teacher}}
 
 
 CLASSIFICATION = MethodDefaults()
-SEGMENTATION = MethodDefaults(alpha=1.0, temperature=1.0, smoothing=0.0)
+SEGMENTATION = MethodDefaults(alpha=1.0, temperature=1.0, smoothing=0.0, teacher_weight=1.0)

@@ -40,10 +40,10 @@ class Views(NamedTuple):
 class DistillationTask(StudentTask):
     """FRSKD (arXiv 2103.08273, eq. 6) for any kind of target.
 
-        loss = CE(z_s, y) + CE(z_t, y) + r (alpha KL_T(z_t, z_s) + beta sum_i D(F_i, T_i))
+        loss = CE(z_s, y) + w CE(z_t, y) + r (alpha KL_T(z_t, z_s) + beta sum_i D(F_i, T_i))
 
-    r is the weight given by the schedule, 1 in the paper. The maps F_i enter the self-teacher without detaching, so
-    CE(z_t, y) also trains the student's backbone.
+    w is `teacher_weight` and r the weight given by the schedule, both 1 in the paper. The maps F_i enter the
+    self-teacher without detaching, so CE(z_t, y) also trains the student's backbone.
 
     Args:
         student: The network that is kept after training.
@@ -58,6 +58,7 @@ class DistillationTask(StudentTask):
         logit_loss: A name in `losses.logits.LOGIT_LOSSES`.
         gate: 'none', or 'advantage' to use the soft labels only for images or pixels whose cross-entropy is lower for
             the self-teacher than for the student; the loss is the mean over these, so its scale does not change.
+        teacher_weight: w, the weight of the terms with which the self-teacher learns the labels, above 0.
         teacher_gradient: Factor of the gradient that flows from the self-teacher into the student, 1 in the paper.
         teacher_ema: Decay per update of a moving average of both networks that replaces the self-teacher as source of
             soft labels and refined maps; 0 for none. It normalises with the statistics of the batch.
@@ -89,6 +90,7 @@ class DistillationTask(StudentTask):
         start: float = 0.0,
         logit_loss: str = DEFAULT.logit_loss,
         gate: str = DEFAULT.gate,
+        teacher_weight: float = DEFAULT.teacher_weight,
         teacher_gradient: float = DEFAULT.teacher_gradient,
         teacher_ema: float = DEFAULT.teacher_ema,
         teacher_interval: int = DEFAULT.teacher_interval,
@@ -100,6 +102,7 @@ class DistillationTask(StudentTask):
             beta = self.beta_factor * feature_loss.default_beta if feature_loss is not None else 0.0
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
         self.schedule, self.start, self.gate = schedule, start, gate
+        self.teacher_weight = teacher_weight
         self.teacher_gradient, self.teacher_ema, self.teacher_interval = teacher_gradient, teacher_ema, teacher_interval
         self.logit_loss = LOGIT_LOSSES.get(logit_loss)
         self.average: nn.ModuleDict | None = None
@@ -183,7 +186,7 @@ class DistillationTask(StudentTask):
             distance = self.feature_loss(advice.maps, advice.refined, self.valid_positions(advice, target))
             terms["loss_feature"] = weight * self.beta * distance
         if self.lead is not None and self.training:
-            own, other = terms["loss_ce"].detach(), terms["loss_ce_teacher"].detach()
+            own, other = terms["loss_ce"].detach(), terms["loss_ce_teacher"].detach() / self.teacher_weight
             self.lead.lerp_((1 - other / own.clamp_min(1e-6)).clamp(0, 1), 0.01)
         loss = torch.stack(list(terms.values())).sum()
         logged = {name: term.detach() for name, term in terms.items()}
@@ -203,7 +206,7 @@ class DistillationTask(StudentTask):
         """Return the loss terms that use the labels."""
         return {
             "loss_ce": self.cross_entropy(views.logits, target),
-            "loss_ce_teacher": self.cross_entropy(views.teacher_logits, target),
+            "loss_ce_teacher": self.teacher_weight * self.cross_entropy(views.teacher_logits, target),
         }
 
     def soft_labels(self, views: Views, target: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ TARGET = torch.tensor([0, 1, 2, 3])
 MASKS = TARGET.view(4, 1, 1).expand(4, 64, 64)
 
 
-OFF: dict[str, Any] = {"teacher_ema": 0.0, "teacher_interval": 1}  # whatever the defaults
+OFF: dict[str, Any] = {"teacher_weight": 1.0, "teacher_ema": 0.0, "teacher_interval": 1}  # whatever the defaults
 
 
 def create(**options: Any) -> FRSKDTask:
@@ -95,6 +95,20 @@ def test_the_self_teachers_gradient_is_scaled() -> None:
         gradients.append(torch.cat([p.grad.flatten() for p in task.student.parameters()]))
     assert_close(gradients[1], 0.75 * gradients[0] + 0.25 * gradients[2], 1e-4, "gradient of the student")
     assert not torch.allclose(gradients[0], gradients[2], rtol=1e-2)
+
+
+def test_the_self_teachers_label_terms_are_weighted() -> None:
+    found = []
+    for weight in (1.0, 0.25):
+        torch.manual_seed(0)
+        task = create(teacher_weight=weight, schedule="lead")
+        found.append(task(images(), TARGET) | {"lead": task.lead})
+    whole, quarter = found
+    assert_close(quarter["loss_ce_teacher"], whole["loss_ce_teacher"] / 4, 1e-6, "cross-entropy of the self-teacher")
+    for name in ("loss_ce", "loss_kl", "loss_feature", "lead"):  # the lead compares unweighted losses
+        assert_close(quarter[name], whole[name], 1e-6, name)
+    rotated = [create(teacher_weight=weight, sla=True)(images(), TARGET) for weight in (1.0, 0.25)]
+    assert rotated[1]["loss_sla_teacher"] < 0.5 * rotated[0]["loss_sla_teacher"]
 
 
 def test_the_residual_self_teacher_starts_as_its_student() -> None:

@@ -125,7 +125,7 @@ def run_trajectory(variant: str, golden: dict, jolt: int = 0) -> Trajectory:
         names = {"fc1": "student", "fc2": "teacher"}
         heads.load_state_dict({names[k[:3]] + k[3:]: v for k, v in part(golden, "sla.init").items()})
     attention = FEATURE_LOSSES.get("attention")([16, 32, 64], teacher)
-    weights: dict[str, float] = {"alpha": 2, "beta": 100, "temperature": 4, "smoothing": 0, "teacher_ema": 0}
+    weights: dict[str, float] = {"alpha": 2, "beta": 100, "temperature": 4, "smoothing": 0, "teacher_weight": 1}
     task = FRSKDTask(net, Pyramid(net, (3, 32, 32)), teacher, attention, schedule="constant", sla=heads, **weights)
     if jolt:
         generator = torch.Generator().manual_seed(jolt)
@@ -253,7 +253,6 @@ def test_every_combination_reaches_every_parameter(name: str, feature_loss: str 
         beta=None if feature_loss else 0.0,
         sla=sla,
         smoothing=0.1,
-        teacher_ema=0.0,
         teacher_options={"width": 2 if name == "bifpnc" else 8, "repeats": 2},
     ).train()
     target = torch.rand(4, 5).softmax(dim=1)

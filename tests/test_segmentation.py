@@ -51,7 +51,13 @@ def golden_task(golden: dict[str, Tensor]) -> SegmentationTask:
     student.pyramid = FeaturePyramid([6, 10, 12, 16], 8)
     student.backbone = torch.nn.Identity()
     student.backbone_maps = lambda images: [golden[f"input.p{level}"].to(images.dtype) for level in range(2, 6)]
-    weights: dict[str, float] = {"alpha": 1.0, "beta": 50.0, "temperature": 1.0, "smoothing": 0.0}
+    weights: dict[str, float] = {
+        "alpha": 1.0,
+        "beta": 50.0,
+        "temperature": 1.0,
+        "smoothing": 0.0,
+        "teacher_weight": 1.0,
+    }
     task = SegmentationTask.create(student, teacher_layers=2, schedule="constant", distill_unlabelled=True, **weights)
     state = {key: value for key, value in part(golden, "state").items() if not key.startswith("smooth")}  # never used
     task.load_state_dict(renamed(state, ours))

@@ -91,6 +91,8 @@ class MethodSettings:
     """Consecutive BiFPN layers of the self-teacher (for segmentation on top of those of the decoder)."""
     teacher_lr_scale: Annotated[float, Positive] = 1.0
     """Learning rate of the self-teacher as a multiple of the student's."""
+    teacher_weight: Annotated[float, Positive] = DEFAULT.teacher_weight
+    """Weight of the self-teacher's cross-entropy (1 in the paper)."""
     teacher_gradient: Annotated[float, Fraction] = DEFAULT.teacher_gradient
     """Factor of the gradient from the self-teacher into the backbone; 0 detaches the feature maps."""
     teacher_ema: Annotated[float, Range(low=0, high=0.9999), FIXED] = DEFAULT.teacher_ema

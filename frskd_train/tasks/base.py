@@ -117,6 +117,7 @@ class Job(ABC):
             "start": method.distill_start / self.settings.optimizer.epochs,
             "logit_loss": method.logit_loss,
             "gate": method.gate,
+            "teacher_weight": method.teacher_weight,
             "teacher_gradient": method.teacher_gradient,
             "teacher_ema": method.teacher_ema,
             "teacher_interval": method.teacher_interval,

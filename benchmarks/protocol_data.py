@@ -1,0 +1,94 @@
+"""The datasets of the protocol, created where they are not there yet."""
+
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from protocol import Case
+
+IDX = Path("/usr/share/datasets/fashion-mnist")  # of the Debian package dataset-fashion-mnist
+HELD_OUT = 0.2  # fraction of the training images for tuning
+WRONG = 0.4  # fraction of the labels that are wrong
+RAREST = 0.05  # number of images of the rarest class relative to the most frequent one
+
+
+def find_dataset(case: Case, split: str, folder: Path, rehearsal: bool = False) -> str:
+    """Return the value of `--dataset` for a case; create the dataset below `folder` if it is not there yet."""
+    from frskd_train.data.source import find_source
+    from frskd_train.settings import DataSettings
+
+    plain = _plain_dataset(case.dataset, folder, rehearsal)
+    if split == "test" and not case.spoilt:
+        return plain
+    path = folder / f"{case.dataset}{case.spoilt and '_'}{case.spoilt}_{split}"
+    if not path.exists():
+        import datasets
+
+        splits = find_source(DataSettings(dataset=plain)).splits
+        train, val = splits["train"], splits["test"]
+        if split == "tuning":
+            stratify = {} if case.is_dense else {"stratify_by_column": "label"}
+            train, val = train.train_test_split(HELD_OUT, seed=0, **stratify).values()
+        if case.spoilt:
+            train = SPOILT[case.spoilt](train)
+        unfinished = path.with_name(f"{path.name}.partial")
+        shutil.rmtree(unfinished, ignore_errors=True)  # left behind by an interruption
+        datasets.DatasetDict(train=train, validation=val).save_to_disk(unfinished)
+        unfinished.rename(path)
+    return str(path)
+
+
+def _plain_dataset(name: str, folder: Path, rehearsal: bool) -> str:
+    from tools import make_sample, typefaces
+
+    if name == "fashion_mnist_scenes" or (name == "fashion_mnist" and rehearsal):
+        return name if name != "fashion_mnist" else "fashion_mnist_sample"
+    tiny: dict[str, int] = {"classes": 4, "train": 10, "test": 5} if rehearsal else {}
+    skip = tiny.get("classes", 100)
+    makers: dict[str, Any] = {
+        "typefaces": partial(typefaces.write, **tiny),
+        "typefaces_2": partial(typefaces.write, skip=skip, **tiny),
+        "typefaces_224": partial(typefaces.write, size=224, **tiny),
+        "fashion_mnist": lambda path: make_sample.main(["--idx-dir", str(IDX), "--full", str(path)]),
+    }
+    path = folder / name
+    if not path.exists():
+        unfinished = path.with_name(f"{name}.partial")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        makers[name](unfinished)
+        unfinished.rename(path)
+    return str(path)
+
+
+def with_wrong_labels(train: Any) -> Any:
+    """Return the images of the shipped sample, 400 of each class, 40 % of them with another class than their own."""
+    import numpy as np
+
+    feature = train.features["label"]
+    train = _sample(train)
+    labels, rng = np.array(train["label"]), np.random.default_rng(0)
+    wrong = rng.permutation(len(labels))[: round(WRONG * len(labels))]
+    labels[wrong] = (labels[wrong] + rng.integers(1, feature.num_classes, len(wrong))) % feature.num_classes
+    return train.remove_columns("label").add_column("label", labels).cast_column("label", feature)
+
+
+def imbalanced(train: Any) -> Any:
+    """Return images of the shipped sample: 400 of the first class, and fewer of each further one, 20 of the last."""
+    import numpy as np
+
+    train = _sample(train)
+    labels, last = np.array(train["label"]), train.features["label"].num_classes - 1
+    kept = [np.flatnonzero(labels == k)[: round(400 * RAREST ** (k / last))] for k in range(last + 1)]
+    return train.select(sorted(np.concatenate(kept)))
+
+
+def _sample(train: Any) -> Any:
+    import numpy as np
+
+    from tools.make_sample import PER_CLASS, choose_rows
+
+    return train.select(choose_rows(np.array(train["label"]), PER_CLASS["train"], "frskd fashion-mnist train"))
+
+
+SPOILT = {"wrong": with_wrong_labels, "imbalanced": imbalanced}
