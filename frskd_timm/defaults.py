@@ -11,14 +11,14 @@ from typing import Any
 class MethodDefaults:
     """Defaults of one kind of task, with the names of the flags."""
 
-    alpha: float = 2.0
+    alpha: float = 4.0
     beta: float | None = None  # the `default_beta` of the feature loss; half of it for segmentation
     temperature: float = 4.0
     smoothing: float = 0.1
     logit_loss: str = "kl"
     gate: str = "none"
     distill_schedule: str = "ramp"
-    teacher_weight: float = 0.5
+    teacher_weight: float = 0.25
     teacher_gradient: float = 1.0
     teacher_ema: float = 0.0
     teacher_interval: int = 1
