@@ -54,7 +54,7 @@ CASES = {
         (30,),
         f"{_GARMENTS} {_FEW} {_ERASING} --opt nmuon --lr 3e-3 --weight-decay 0.05",
     ),
-    "wrong": Case("Fashion-MNIST, 4,000 images, 40 % wrong labels", "fashion_mnist", (20,), _GARMENTS, spoilt="wrong"),
+    "wrong": Case("Fashion-MNIST, 4,000 images, 40 % wrong labels", "fashion_mnist", (10,), _GARMENTS, spoilt="wrong"),
     "imbalanced": Case(
         "Fashion-MNIST, 400 to 20 images of a class", "fashion_mnist", (20,), _GARMENTS, spoilt="imbalanced"
     ),
@@ -194,7 +194,7 @@ def table(rows: Sequence[Row], name: str = "frskd", split: str = "test", epochs:
 
 def spoilt_table(rows: Sequence[Row], split: str = "test") -> str:
     """Format a Markdown table of accuracy and calibration of every method on imbalanced and wrong labels."""
-    lines = ["| data | method | top-1 | ECE, % | seeds |", "|---|---|---:|---:|---:|"]
+    lines = ["| data | epochs | method | top-1 | ECE, % | seeds |", "|---|---:|---|---:|---:|---:|"]
     for data, case in CASES.items():
         methods = dict.fromkeys(row["method"] for row in rows if row["data"] == data and case.spoilt)
         for method in sorted(methods, key=lambda name: ([*RUNS, AVERAGED, name].index(name), name)):
@@ -205,7 +205,7 @@ def spoilt_table(rows: Sequence[Row], split: str = "test") -> str:
                     f"{statistics.mean(v):.2f} ± {statistics.stdev(v):.2f}" if v[1:] else f"{v[0]:.2f}"
                     for v in (found, ece)
                 ]
-                lines.append(f"| {case.title} | `{method}` | {' | '.join(cells)} | {len(found)} |")
+                lines.append(f"| {case.title} | {run.epochs} | `{method}` | {' | '.join(cells)} | {len(found)} |")
     return "\n".join(lines) if len(lines) > 2 else NOTHING
 
 
