@@ -35,7 +35,6 @@ from protocol_data import find_dataset  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENT = ROOT / "docs" / "results.md"
-ON_CPU = [case for case in protocol.CASES if case not in protocol.ON_GPU]
 BEGIN = "<!-- begin: written by python benchmarks/budgets.py --write -->"
 BEGIN_SPOILT = "<!-- begin: imbalanced and wrong labels, written by python benchmarks/budgets.py --write -->"
 
@@ -209,7 +208,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     choices = [*protocol.RUNS, "frskd"]
-    parser.add_argument("--data", nargs="+", choices=protocol.CASES, default=ON_CPU)
+    parser.add_argument("--data", nargs="+", choices=protocol.CASES, default=protocol.ON_CPU)
     parser.add_argument("--methods", nargs="+", choices=choices, default=["frskd", *protocol.RUNS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--epochs", type=int, help="number of epochs instead of those of the protocol")

@@ -85,13 +85,14 @@ def speed(args: argparse.Namespace) -> Iterator[Job]:
 
 def accuracy(args: argparse.Namespace) -> Iterator[Job]:
     """Yield the runs on Fashion-MNIST."""
-    for case in ("full", *protocol.ON_GPU[:-1]):
+    for case in ("full", *protocol.LARGE_GARMENTS):
         yield training("accuracy", case, args)
 
 
 def typefaces(args: argparse.Namespace) -> Iterator[Job]:
     """Yield the runs on typefaces."""
-    yield training("typefaces", protocol.ON_GPU[-1], args)
+    for case in protocol.LARGE_TYPEFACES:
+        yield training("typefaces", case, args)
 
 
 def training(stage: str, case: str, args: argparse.Namespace) -> Job:

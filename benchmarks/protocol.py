@@ -60,23 +60,24 @@ CASES = {
     ),
     "scenes": Case("scenes, segmentation", "fashion_mnist_scenes", (20,), "--task segmentation"),
     "full": Case("Fashion-MNIST, 60,000 images", "fashion_mnist", (30,), f"{_GARMENTS} {_ALL}"),
-    # For a GPU, see gpu.py.
-    **{
-        model: Case(
-            f"Fashion-MNIST, 60,000 images, {title}",
-            "fashion_mnist",
-            (30,),
-            f"{_GARMENTS} {_ALL} --model {model} {size}",
-        )
-        for model, title, size in (
-            ("resnet18_cifar_frskd", "ResNet-18 with a 3x3 stem", ""),
-            ("resnet34_frskd", "ResNet-34 at 64 px", "--img-size 64"),
-            ("resnet50_frskd", "ResNet-50 at 64 px", "--img-size 64"),
-        )
-    },
-    "typefaces_224": Case("100 typefaces at 224 px", "typefaces_224", (30,), f"{_TYPEFACES} --img-size 224"),
 }
-ON_GPU = (*CASES,)[-4:]  # takes hours on a CPU
+# Cases that take many hours on a CPU; gpu.py trains them.
+_LARGE = (
+    ("resnet18_cifar_frskd", "ResNet-18 with a 3x3 stem", ""),
+    ("resnet34_frskd", "ResNet-34 at 64 px", "--img-size 64"),
+    ("resnet50_frskd", "ResNet-50 at 64 px", "--img-size 64"),
+)
+LARGE_GARMENTS = {
+    model: Case(
+        f"Fashion-MNIST, 60,000 images, {title}", "fashion_mnist", (30,), f"{_GARMENTS} {_ALL} --model {model} {size}"
+    )
+    for model, title, size in _LARGE
+}
+LARGE_TYPEFACES = {
+    "typefaces_224": Case("100 typefaces at 224 px", "typefaces_224", (30,), f"{_TYPEFACES} --img-size 224")
+}
+ON_CPU = [*CASES]
+CASES |= LARGE_GARMENTS | LARGE_TYPEFACES
 # Methods by the run that measures them: a run with an average of the weights has the scores of both.
 RUNS = {
     "ce": "--method ce --smoothing 0",
