@@ -33,6 +33,7 @@ import protocol  # noqa: E402
 from protocol_data import find_dataset  # noqa: E402
 
 STAGES = ("check", "speed", "accuracy", "typefaces")
+DATASETS = {"accuracy": "full", "typefaces": "typefaces_224"}  # by stage: a case with the dataset
 SHAPES = [("wide_resnet16_2_frskd", 32), ("resnet18_frskd", 224), ("resnet50_frskd", 224)]
 NOT_FINISHED = 3
 GRACE = 60  # seconds that a training process gets to save a checkpoint
@@ -221,7 +222,7 @@ def execute(job: Job, log: Path, seconds: float) -> str:
 
 def make_data(args: argparse.Namespace) -> None:
     """Create the datasets that training needs."""
-    for case in ("full", "typefaces_224"):
+    for case in DATASETS.values():
         print(find_dataset(protocol.CASES[case], "test", args.data_dir))
 
 
@@ -234,7 +235,7 @@ def rebuilt(args: argparse.Namespace) -> list[object]:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the flags without importing torch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="*", choices=[*STAGES, []], default=[], metavar="STAGE", help=", ".join(STAGES))
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=", ".join(STAGES))
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "gpu", help="folder of results and logs")
     parser.add_argument("--minutes", type=float, default=10, help="time of one call")
     parser.add_argument("--device", default="cuda")
@@ -249,7 +250,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         args.device = "cpu"
     if args.timm_train is not None and not args.timm_train.is_file():
         parser.error(f"There is no file {args.timm_train}.")
-    if not (args.stages or args.data or args.compare_loops):
+    if not set(args.stages) <= set(STAGES) or not (args.stages or args.data or args.compare_loops):
         parser.error(f"Name one or more stages: {', '.join(STAGES)}.")
     return args
 
@@ -269,6 +270,9 @@ def main() -> None:
 
         if not torch.cuda.is_available():
             sys.exit("error: there is no GPU here; --rehearse runs everything with tiny sizes on the CPU.")
+        for name in (protocol.CASES[DATASETS[stage]].dataset for stage in args.stages if stage in DATASETS):
+            if not (args.data_dir / name).exists():
+                sys.exit(f"error: there is no dataset {args.data_dir / name}; gpu.py --data creates it.")
     sys.exit(work(args))
 
 

@@ -109,5 +109,7 @@ def test_a_rehearsal_of_the_stages_for_a_gpu(tmp_path: Path) -> None:
     with (tmp_path / "accuracy.csv").open(encoding="utf-8") as file:
         trained = {row["data"] for row in csv.DictReader(file)}
     assert trained == {"full", *protocol.LARGE_GARMENTS, *(protocol.LARGE_TYPEFACES if "typefaces" in stages else [])}
+    misspelled = run_script(sys.executable, ROOT / "benchmarks" / "gpu.py", "chek", check=False)
+    assert "check, speed, accuracy, typefaces" in misspelled.stderr
     refused = run_script(sys.executable, ROOT / "benchmarks" / "gpu.py", "check", "--output", tmp_path, check=False)
     assert torch.cuda.is_available() or "there is no GPU" in refused.stderr
