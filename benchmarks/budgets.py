@@ -2,7 +2,7 @@
 
     python benchmarks/budgets.py --plan                              # the runs that are missing
     nohup python benchmarks/budgets.py --seconds > budgets.log &     # make them, seed by seed
-    python benchmarks/budgets.py --tune --data typefaces --methods frskd --name alpha4 -- --alpha 4
+    python benchmarks/budgets.py --tune --data typefaces --methods frskd --name alpha8 -- --alpha 8
     python benchmarks/budgets.py --write                             # the table in docs/results.md
 
 Runs whose results are in the CSV file are not repeated, and an interrupted run continues from its last checkpoint, so
