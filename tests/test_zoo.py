@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -72,10 +73,10 @@ def test_a_second_run_of_a_recipe_keeps_its_baseline(repository, tmp_path: Path)
     again = tmp_path / "again"
     shutil.copytree(run, again, ignore=shutil.ignore_patterns("checkpoints"))
     config = (run / "config.yaml").read_text(encoding="utf-8")
-    for setting, kept in (("alpha: 2.0", True), ("weight_decay: 0.0005", False)):
-        name = setting.split(":")[0]
-        assert f"\n{setting}\n" in config
-        (again / "config.yaml").write_text(config.replace(f"\n{setting}\n", f"\n{name}: 0.0\n"), encoding="utf-8")
+    for name, kept in (("alpha", True), ("weight_decay", False)):
+        changed, count = re.subn(rf"(?m)^{name}: .*$", f"{name}: 0.0", config)
+        assert count == 1
+        (again / "config.yaml").write_text(changed, encoding="utf-8")
         ship(again, dataset_name="Garments", threads=1, root=tmp_path)
         found = json.loads((tmp_path / shipped / "metrics.json").read_text(encoding="utf-8"))["baseline"]
         wanted = json.loads((root / shipped / "metrics.json").read_text(encoding="utf-8"))["baseline"]
