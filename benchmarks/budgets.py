@@ -13,7 +13,6 @@ Needs the Debian packages dataset-fashion-mnist and those of `python -m tools.ty
 """
 
 import argparse
-import csv
 import fcntl
 import json
 import os
@@ -32,6 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import protocol  # noqa: E402
 from protocol import Row, Run  # noqa: E402
 from protocol_data import find_dataset  # noqa: E402
+from table_files import append, read  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENT = ROOT / "docs" / "results.md"
@@ -129,7 +129,9 @@ def work(args: argparse.Namespace) -> int:
             print(f"== failed: {run}: {error}", file=sys.stderr, flush=True)
             failed.add(run)
         else:
-            append(args.output, [{**row, "flags": flags, "commit": commit.stdout.strip()} for row in rows])
+            rows = [{**row, "flags": flags, "commit": commit.stdout.strip()} for row in rows]
+            append(args.output, rows, protocol.COLUMNS)
+            print(json.dumps(rows), flush=True)
             shutil.rmtree(folder)
         os.close(held)
 
@@ -156,26 +158,6 @@ def lock(folder: Path, run: Run) -> int | None:
         os.close(held)
         return None
     return held
-
-
-def append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Append rows to the CSV; several processes may do so at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8", newline="") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        writer = csv.DictWriter(file, protocol.COLUMNS, lineterminator="\n")
-        if file.tell() == 0:
-            writer.writeheader()
-        writer.writerows(rows)
-    print(json.dumps(rows), flush=True)
-
-
-def read(path: Path) -> list[Row]:
-    """Read the rows of a CSV, none if there is no file."""
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def variants_table(rows: Sequence[Row]) -> str:

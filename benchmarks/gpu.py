@@ -31,6 +31,7 @@ sys.path[:0] = [str(ROOT), str(BENCHMARKS)]
 
 import protocol  # noqa: E402
 from protocol_data import find_dataset  # noqa: E402
+from table_files import append, read  # noqa: E402
 
 STAGES = ("check", "speed", "accuracy", "typefaces")
 DATASETS = {"accuracy": "full", "typefaces": "typefaces_224"}  # by stage: a case with the dataset
@@ -124,7 +125,7 @@ def compare_loops(args: argparse.Namespace) -> None:
     if not rates:
         sys.exit(f"error: the output of {args.timm_train} has no images per second:\n{log[-2000:]}")
     row = {"model": model, "img_size": size, "batch_size": batch, "ours": our_rate, "timm": float(rates[-1])}
-    append(args.output / "loops.csv", row)
+    append(args.output / "loops.csv", [row])
 
 
 def write_pictures(folder: Path, classes: int, train: int, test: int) -> None:
@@ -151,23 +152,9 @@ def run(command: Sequence[object]) -> str:
     return done.stdout
 
 
-def append(path: Path, row: dict[str, object]) -> None:
-    """Append a row to a CSV file."""
-    new = not path.exists()
-    with path.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
 def finished(output: Path) -> set[tuple[str, str]]:
     """Return stage and name of the jobs that are done."""
-    path = output / "jobs.csv"
-    if not path.exists():
-        return set()
-    with path.open(encoding="utf-8") as file:
-        return {(row["stage"], row["job"]) for row in csv.DictReader(file) if row["status"] == "done"}
+    return {(row["stage"], row["job"]) for row in read(output / "jobs.csv") if row["status"] == "done"}
 
 
 def work(args: argparse.Namespace) -> int:
@@ -185,7 +172,7 @@ def work(args: argparse.Namespace) -> int:
         start = time.monotonic()
         result = execute(job, args.output / "logs" / f"{job.stage}-{job.name}.log", left)
         row = {"stage": job.stage, "job": job.name, "status": result, "seconds": round(time.monotonic() - start, 1)}
-        append(args.output / "jobs.csv", row)
+        append(args.output / "jobs.csv", [row])
         print(*row.values(), flush=True)
         if result == "stopped" and not job.continues and left > limit - 5:
             print(f"{job.name} alone takes longer than --minutes {args.minutes}.", file=sys.stderr)

@@ -1,6 +1,7 @@
 """The datasets of the protocol, created where they are not there yet."""
 
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,7 @@ def find_dataset(case: Case, split: str, folder: Path, rehearsal: bool = False) 
             train, val = train.train_test_split(HELD_OUT, seed=0, **stratify).values()
         if case.spoilt:
             train = SPOILT[case.spoilt](train)
-        unfinished = path.with_name(f"{path.name}.partial")
-        shutil.rmtree(unfinished, ignore_errors=True)  # left behind by an interruption
-        datasets.DatasetDict(train=train, validation=val).save_to_disk(unfinished)
-        unfinished.rename(path)
+        _create(path, datasets.DatasetDict(train=train, validation=val).save_to_disk)
     return str(path)
 
 
@@ -54,11 +52,16 @@ def _plain_dataset(name: str, folder: Path, rehearsal: bool) -> str:
     }
     path = folder / name
     if not path.exists():
-        unfinished = path.with_name(f"{name}.partial")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        makers[name](unfinished)
-        unfinished.rename(path)
+        _create(path, makers[name])
     return str(path)
+
+
+def _create(path: Path, maker: Callable[[Path], object]) -> None:
+    """Create a dataset beside its place, so that an interruption leaves nothing there."""
+    unfinished = path.with_name(f"{path.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    maker(unfinished)
+    unfinished.rename(path)
 
 
 def with_wrong_labels(train: Any) -> Any:
