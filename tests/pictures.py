@@ -2,7 +2,7 @@
 
 import io
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ def damaged(kind: str) -> dict[str, Any]:
     }[kind]
 
 
-def typefaces_are_installed() -> bool:
-    """Return whether the Debian packages of `tools.typefaces` are there."""
-    command = f"dpkg-query -W {' '.join(typefaces.PACKAGES)}"
+def typefaces_are_installed(packages: Sequence[str] = typefaces.PACKAGES) -> bool:
+    """Return whether Debian packages are there, by default those of `tools.typefaces`."""
+    command = f"dpkg-query -W {' '.join(packages)}"
     return subprocess.run(["sh", "-c", command], capture_output=True).returncode == 0

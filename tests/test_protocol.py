@@ -7,9 +7,6 @@ import budgets
 import protocol
 import pytest
 from conftest import ROOT, run_script
-from pictures import typefaces_are_installed
-
-from tools import typefaces
 
 
 def row(method: str, epochs: int, seed: int, score: float, teacher: float | str = "", seconds: float = 1) -> dict:
@@ -71,20 +68,3 @@ def test_a_rehearsal_trains_every_method_and_continues(tmp_path: Path) -> None:
     assert set(methods) == wanted - {("scenes", "ce + mixup/cutmix")}
     assert "| scenes, segmentation | 1 |" in run_script(*command, "--table").stdout
     assert not run_script(*command, "--plan").stdout.strip()
-
-
-@pytest.mark.long
-@pytest.mark.skipif(not typefaces_are_installed(), reason="needs Debian's font packages")
-def test_typefaces_are_the_same_for_the_same_arguments_and_others_after_a_skip(tmp_path: Path) -> None:
-    def files(name: str, skip: int = 0) -> dict[str, bytes]:
-        typefaces.write(tmp_path / name, classes=3, train=4, test=2, size=32, skip=skip)
-        found = (tmp_path / name).rglob("*.png")
-        return {path.relative_to(tmp_path / name).as_posix(): path.read_bytes() for path in found}
-
-    first, second = files("first"), files("second", skip=3)
-    assert files("again") == first
-    assert len(first) == len(second) == 18
-    families = [{path.split("/")[1] for path in each} for each in (first, second)]
-    assert len(families[0] | families[1]) == 6
-    train, test = ({path.split("/", 1)[1] for path in first if path.startswith(s)} for s in ("train", "test"))
-    assert not train & test

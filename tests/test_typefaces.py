@@ -1,0 +1,56 @@
+"""The datasets drawn from typefaces: reproducible, and tested on words that were not trained on."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from pictures import typefaces_are_installed
+from PIL import Image
+
+from frskd_timm.errors import UserError
+from tools import typeface_words, typefaces
+
+pytestmark = pytest.mark.long
+
+
+def read_files(folder: Path, suffix: str) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob(f"*{suffix}")}
+
+
+@pytest.mark.skipif(not typefaces_are_installed(), reason="needs the packages of tools.typefaces")
+def test_typefaces_are_the_same_for_the_same_arguments_and_others_after_a_skip(tmp_path: Path) -> None:
+    def files(name: str, skip: int = 0) -> dict[str, bytes]:
+        typefaces.write(tmp_path / name, classes=3, train=4, test=2, size=32, skip=skip)
+        return read_files(tmp_path / name, ".png")
+
+    first, second = files("first"), files("second", skip=3)
+    assert files("again") == first
+    assert len(first) == len(second) == 18
+    families = [{path.split("/")[1] for path in each} for each in (first, second)]
+    assert len(families[0] | families[1]) == 6
+    train, test = ({path.split("/", 1)[1] for path in first if path.startswith(s)} for s in ("train", "test"))
+    assert not train & test
+
+
+@pytest.mark.skipif(not typefaces_are_installed(typeface_words.PACKAGES), reason="needs those of typeface_words")
+def test_words_are_new_in_the_test_images_and_licences_are_named(tmp_path: Path) -> None:
+    def files(name: str, seed: int) -> dict[str, bytes]:
+        typeface_words.write(tmp_path / name, 3, {"train": 20, "test": 5, "photo": 5}, size=32, seed=seed)
+        return read_files(tmp_path / name, ".jpg")
+
+    first, other = files("first", 0), files("other", 1)
+    assert files("again", 0) == first
+    assert len(first) == len(other) == 3 * 30
+    assert not set(first.values()) & set(other.values())
+    words: dict[str, set[str]] = {split: set() for split in typeface_words.RENDERINGS}
+    for path in [*first, *other]:
+        words[path.split("/")[0]].add(path.removesuffix(".jpg").rsplit("_", 1)[1].lower())
+    assert not words["train"] & (words["test"] | words["photo"])
+    pictures = [Image.open(path) for path in (tmp_path / "first").rglob("*.jpg")]
+    assert {(picture.mode, picture.size) for picture in pictures} == {("RGB", (32, 32))}
+    with (tmp_path / "first" / "families.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["class"] for row in rows} == {path.split("/")[1] for path in first}
+    assert all(row["licence"] and row["package"] in typeface_words.PACKAGES for row in rows)
+    with pytest.raises(UserError, match="families that differ visibly, fewer than --classes 1000"):
+        typeface_words.choose(1000)

@@ -1,0 +1,314 @@
+"""Draw the dataset of the typeface students: words in 200 open typefaces, as many images as asked for.
+
+    apt-get install --no-install-recommends $(python -m tools.typeface_words --packages)
+    python -m tools.typeface_words data/typeface_words
+
+Writes `FOLDER/{train,test,photo}/FAMILY/NUMBER_WORD.jpg`, 50,000, 5,000 and 5,000 RGB images of 64x64 pixels, and
+`FOLDER/families.csv` with the package and the licence of each family. Words, letter case, weights, sizes, places,
+colours and backgrounds are random. The test images show words, angles and kinds of background that no training image
+has; those of `photo` look photographed as well: perspective, uneven light, blur and the traces of JPEG. Other numbers
+of `--seed` give other images of the same families. The images depend only on the arguments and the versions of the
+packages, NumPy and Pillow.
+"""
+
+import argparse
+import csv
+import io
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import ascii_letters, ascii_lowercase
+
+import numpy as np
+from fontTools.ttLib import TTFont, TTLibError
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from frskd_timm.errors import UserError
+from tools.typefaces import ADF, OTHERS, md5
+
+MORE = (
+    "3270", "adobe-sourcesans3", "agave", "anonymous-pro", "atkinson-hyperlegible", "averia-gwf", "averia-sans-gwf",
+    "averia-serif-gwf", "b612", "beteckna", "cantarell", "cardo", "cascadia-code", "century-catalogue", "clear-sans",
+    "cmu", "compagnon", "crosextra-caladea", "crosextra-carlito", "elstob", "fantasque-sans", "firacode",
+    "freefont-otf", "georgewilliams", "gfs-artemisia", "gfs-didot", "gfs-neohellenic", "go", "hack-ttf", "hermit",
+    "inconsolata", "inter", "jetbrains-mono", "joscelyn", "junicode", "karmilla", "klaudia-berenika", "le-murmure",
+    "league-mono", "lemonada", "levien-museum", "liberation", "lmodern", "manrope", "millimetre", "monofur",
+    "mononoki", "national-park", "ocr-a", "ocr-b", "open-sans", "osifont", "paratype", "roadgeek", "roboto-unhinted",
+    "routed-gothic", "sil-andika", "sil-charis", "sil-galatia", "sil-gentiumplus", "smiley-sans", "sn-pro",
+    "solide-mirage", "stix", "texgyre", "tiresias", "uralic", "yrsa-rasa", "kode-mono", "croscore",
+    "culmus", "hosny-amiri", "nanum", "smc-manjari", "smc-chilanka", "arundina", "sil-harmattan", "sil-padauk",
+    "tlwg-loma-ttf", "tlwg-purisa-ttf", "tlwg-norasi-ttf",
+)  # fmt: skip
+LEFT_OUT = ("aenigma",)  # hundreds of display faces that few people will meet
+NAMES = [*MORE, *(name for name in OTHERS if name not in LEFT_OUT), *(f"adf-{name}" for name in ADF)]
+PACKAGES = [f"fonts-{name}" for name in NAMES]
+OTHER = re.compile("italic|oblique|slant|cond|narrow|outline|inverted|sharp|math|quran|D050000L", re.IGNORECASE)
+VARIANTS = {
+    "alternates",
+    "bible",
+    "caps",
+    "classic",
+    "demi",
+    "light",
+    "medium",
+    "minus",
+    "nf",
+    "nl",
+    "pl",
+    "semibold",
+    "thin",
+    "z",
+}
+ALIKE = 0.9  # correlation of two families' letters from which on they count as one
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How the images of a split are drawn; angles in degrees."""
+
+    angles: tuple[float, float]
+    backgrounds: tuple[str, ...]
+    photographed: bool = False
+
+
+RENDERINGS = {
+    "train": Rendering((0, 6), ("plain", "gradient", "clouds")),
+    "test": Rendering((6, 10), ("stripes", "spot")),
+    "photo": Rendering((6, 10), ("stripes", "spot"), photographed=True),
+}
+
+
+@dataclass
+class Family:
+    """A family of typefaces with its upright fonts, the regular one first."""
+
+    name: str
+    package: str
+    fonts: list[Path]
+
+    @property
+    def folder(self) -> str:
+        """Return the name of the class."""
+        return re.sub(r"[^0-9A-Za-z]+", "_", self.name).strip("_")
+
+    def licence(self) -> str:
+        """Return the licence that Debian's copyright file states for the font."""
+        text = Path(f"/usr/share/doc/{self.package}/copyright").read_text(encoding="utf-8", errors="replace")
+        stated = re.search(r"^Files:\s*\*.*?^License:[ \t]*(\S[^\n]*)", text, re.MULTILINE | re.DOTALL)
+        return stated[1].strip() if stated else f"see the copyright file of {self.package}"
+
+
+def find_families() -> list[Family]:
+    """Return the upright families with all Latin letters, sorted by name.
+
+    Raises:
+        UserError: A package is not installed.
+    """
+    families: dict[str, Family] = {}
+    for package in PACKAGES:
+        listed = subprocess.run(["dpkg-query", "--listfiles", package], capture_output=True, text=True)
+        if listed.returncode:
+            raise UserError(
+                f"The package {package} is missing: run apt-get install --no-install-recommends "
+                "$(python -m tools.typeface_words --packages)."
+            )
+        for path in sorted(Path(line) for line in listed.stdout.splitlines() if line.endswith((".ttf", ".otf"))):
+            try:
+                font = TTFont(path, lazy=True)
+                name, style = font["name"].getBestFamilyName(), font["name"].getBestSubFamilyName() or ""
+                complete = set(map(ord, ascii_letters)) <= set(font.getBestCmap())
+            except (TTLibError, KeyError, TypeError):  # damaged, or without names or a character map
+                continue
+            if name and complete and not OTHER.search(f"{name} {style}"):
+                key = name.replace(" ", "").lower()  # "CabinSketch" is a weight of "Cabin Sketch"
+                fonts = families.setdefault(key, Family(name, package, [])).fonts
+                fonts.insert(0 if style.lower() in ("regular", "book", "roman", "medium") else len(fonts), path)
+    return [families[key] for key in sorted(families)]
+
+
+def choose(classes: int) -> list[Family]:
+    """Return families that a reader can tell apart: no copies and no variants (`X Light` beside `X`).
+
+    Raises:
+        UserError: Packages are missing, or there are not enough families.
+    """
+    chosen: list[Family] = []
+    shapes = np.zeros((0, 4 * 96 * 40), np.float32)
+    found = find_families()
+    names = {family.name for family in found}
+    for family in sorted(found, key=lambda family: md5(family.name.encode())):
+        if len(chosen) == classes:
+            break
+        base, _, last = family.name.rpartition(" ")
+        if base in names and last.lower() in VARIANTS:
+            continue
+        shape = letters(family.fonts[0])
+        if shape is not None and (shapes @ shape < ALIKE).all():
+            chosen.append(family)
+            shapes = np.vstack([shapes, shape])
+    if len(chosen) < classes:
+        raise UserError(f"There are {len(chosen)} families that differ visibly, fewer than --classes {classes}.")
+    return sorted(chosen, key=lambda family: family.folder)
+
+
+def letters(path: Path) -> np.ndarray | None:
+    """Return the standardised pixels of some words in a font, or None where it leaves no mark."""
+    parts = []
+    for word in ("hand", "gloves", "quick", "fjmpbt"):
+        marks = np.asarray(set_word(path, word).resize((96, 40), Image.Resampling.BILINEAR), np.float32).ravel()
+        if marks.std() < 1:
+            return None
+        parts.append((marks - marks.mean()) / marks.std())
+    return np.concatenate(parts) / np.sqrt(4 * 96 * 40)
+
+
+def set_word(path: Path, word: str) -> Image.Image:
+    """Set a word in white on black, cut to its size."""
+    font = ImageFont.truetype(path, 80)
+    left, top, right, bottom = map(round, font.getbbox(word))
+    line = Image.new("L", (max(right - left, 1) + 8, max(bottom - top, 1) + 8), 0)
+    ImageDraw.Draw(line).text((4 - left, 4 - top), word, fill=255, font=font)
+    return line
+
+
+def draw_word(r: random.Random, split: str) -> str:
+    """Return three or four letters; the hash of a word decides whether it is one of the training words."""
+    while True:
+        word = "".join(r.choices(ascii_lowercase, k=r.randint(3, 4)))
+        if (split == "train") == (int(md5(word.encode()), 16) % 2 == 0):
+            return r.choice((word, word, word.capitalize(), word.upper()))
+
+
+def draw_colours(r: random.Random) -> tuple[np.ndarray, np.ndarray]:
+    """Return ink and paper, dark on light or light on dark, with a contrast of at least 90 of 255 levels."""
+    while True:
+        ink, paper = (np.array([r.uniform(0, 255) for _ in range(3)], np.float32) for _ in range(2))
+        if abs((ink - paper) @ np.array([0.299, 0.587, 0.114], np.float32)) >= 90:
+            return ink, paper
+
+
+def draw_paper(r: random.Random, kind: str, side: int) -> np.ndarray:
+    """Return how far each pixel of a background is from the colour of the paper, in [-1, 1], shape (side, side, 1)."""
+    y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side - 0.5
+    angle = r.uniform(0, 2 * np.pi)
+    along = x * np.cos(angle) + y * np.sin(angle)
+    if kind == "gradient":
+        level = along * 1.4
+    elif kind == "clouds":
+        coarse = Image.fromarray(np.array([[r.uniform(-1, 1) for _ in range(5)] for _ in range(5)], np.float32))
+        level = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC))
+    elif kind == "stripes":
+        level = np.sign(np.sin(along * r.uniform(15, 50)))
+    elif kind == "spot":
+        level = 1 - 2 * np.hypot(x - r.uniform(-0.5, 0.5), y - r.uniform(-0.5, 0.5))
+    else:
+        level = np.zeros_like(along)
+    return np.clip(level, -1, 1)[..., None]
+
+
+def draw_image(path: Path, r: random.Random, word: str, size: int, rendering: Rendering) -> Image.Image:
+    """Set a word on a square page of `size` pixels."""
+    side = 2 * size  # drawn at twice the size, so that edges are smooth
+    angle = r.choice((-1, 1)) * r.uniform(*rendering.angles)
+    line = set_word(path, word).rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    scale = r.uniform(0.75, 0.98) * side / max(line.size)
+    width, height = (max(1, round(length * scale)) for length in line.size)
+    mask = Image.new("L", (side, side), 0)
+    place = r.randint(0, side - width), r.randint(0, side - height)
+    mask.paste(line.resize((width, height), Image.Resampling.LANCZOS), place)
+    marks = np.asarray(mask, np.float32)[..., None] / 255
+    ink, paper = draw_colours(r)
+    page = paper + r.uniform(10, 30) * draw_paper(r, r.choice(rendering.backgrounds), side)
+    image = Image.fromarray(np.clip(page + (ink - page) * marks, 0, 255).astype(np.uint8))
+    if rendering.photographed:
+        image = photograph(image, r)
+    image = image.resize((size, size), Image.Resampling.LANCZOS)
+    noise = np.random.default_rng(r.getrandbits(32)).normal(0, r.uniform(0, 8), (size, size, 3))
+    image = Image.fromarray(np.clip(np.asarray(image, np.float32) + noise, 0, 255).astype(np.uint8))
+    return compress(image, r.randint(30, 70)) if rendering.photographed else image
+
+
+def photograph(image: Image.Image, r: random.Random) -> Image.Image:
+    """Return an image as a camera may see it: from one side, out of focus, in uneven light."""
+    side = image.width
+    corners = ((0, 0), (side, 0), (side, side), (0, side))
+    seen = [(x + r.uniform(-0.08, 0.08) * side, y + r.uniform(-0.08, 0.08) * side) for x, y in corners]
+    rows = []
+    for (x, y), (u, v) in zip(corners, seen, strict=True):
+        rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
+    coefficients = np.linalg.solve(np.array(rows), np.array(seen).ravel())
+    fill = tuple(int(level) for level in np.asarray(image).reshape(-1, 3).mean(0))
+    image = image.transform(
+        image.size, Image.Transform.PERSPECTIVE, tuple(coefficients), Image.Resampling.BICUBIC, fillcolor=fill
+    )
+    image = image.filter(ImageFilter.GaussianBlur(r.uniform(0.5, 2)))
+    light = 0.85 + 0.3 * draw_paper(r, "gradient", side)
+    return Image.fromarray(np.clip(np.asarray(image, np.float32) * light, 0, 255).astype(np.uint8))
+
+
+def compress(image: Image.Image, quality: int) -> Image.Image:
+    """Return an image as it comes back from a JPEG file."""
+    with io.BytesIO() as file:
+        image.save(file, "JPEG", quality=quality)
+        return Image.open(io.BytesIO(file.getvalue())).convert("RGB")
+
+
+def write(folder: Path, classes: int, counts: dict[str, int], size: int = 64, seed: int = 0) -> None:
+    """Write images to a folder that does not exist yet or is empty.
+
+    Args:
+        folder: The folder.
+        classes: Number of families.
+        counts: Number of images per family in each split.
+        size: Height and width of the images in pixels.
+        seed: Number of the draw.
+
+    Raises:
+        UserError: The folder is not empty, packages are missing, or there are not enough families.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"The folder {folder} is not empty.")
+    families = choose(classes)
+    for family in families:
+        for split, count in counts.items():
+            r = random.Random(f"{split} {seed} {family.name}")
+            place = folder / split / family.folder
+            place.mkdir(parents=True)
+            for number in range(count):
+                word = draw_word(r, split)
+                image = draw_image(r.choice(family.fonts), r, word, size, RENDERINGS[split])
+                image.save(place / f"{number:05d}_{word}.jpg", quality=95)
+    with (folder / "families.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(("class", "family", "package", "licence", "fonts"))
+        table.writerows((f.folder, f.name, f.package, f.licence(), len(f.fonts)) for f in families)
+    print(f"{folder}: {classes} families; images of each: {counts}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the images, or print the names of the font packages."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?")
+    defaults = {"classes": 200, "train": 250, "test": 25, "photo": 25, "size": 64, "seed": 0}
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
+    parser.add_argument("--packages", action="store_true", help="print the names of the Debian packages and exit")
+    options = parser.parse_args(arguments)
+    if options.packages:
+        print(*PACKAGES)
+    elif options.folder is None:
+        parser.error("give the folder for the images")
+    else:
+        counts = {split: getattr(options, split) for split in RENDERINGS}
+        write(options.folder, options.classes, counts, options.size, options.seed)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
