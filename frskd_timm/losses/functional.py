@@ -17,6 +17,28 @@ def cross_entropy(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Ten
     return F.cross_entropy(logits.float(), target, label_smoothing=smoothing)
 
 
+def pixel_cross_entropy(
+    logits: Tensor, target: Tensor, class_weights: Tensor | None = None, smoothing: float = 0.0
+) -> Tensor:
+    """Compute the mean cross-entropy over the labelled pixels of the batch; 0 if there are none.
+
+    Args:
+        logits: [B, K, H, W].
+        target: Classes [B, H, W], `IGNORED` for pixels without one.
+        class_weights: Weights [K] of a weighted mean; pixels of a class with weight 0 do not count.
+        smoothing: Probability mass spread evenly over all classes, 0..1.
+    """
+    counts = target != IGNORED
+    total = counts.sum()
+    if class_weights is not None:
+        weights = class_weights[target.masked_fill(~counts, 0)] * counts
+        target, total = target.masked_fill(weights == 0, IGNORED), weights.sum()
+    loss = F.cross_entropy(
+        logits.float(), target, class_weights, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
+    )
+    return loss / total.where(total > 0, 1)
+
+
 def soft_label_loss(
     teacher_logits: Tensor, student_logits: Tensor, temperature: float, weight: Tensor | None = None
 ) -> Tensor:

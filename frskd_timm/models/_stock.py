@@ -11,17 +11,13 @@ from torch import nn
 from frskd_timm.errors import UserError
 from frskd_timm.models._pretrained import with_default_classes
 
-
-def imagenet_cfg(**changes: Any) -> dict[str, Any]:
-    """Return the ImageNet configuration of an architecture without weights, with some entries changed."""
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        **changes,
-    }
+IMAGENET = {
+    "num_classes": 1000,
+    "input_size": (3, 224, 224),
+    "pool_size": (7, 7),
+    "mean": IMAGENET_DEFAULT_MEAN,
+    "std": IMAGENET_DEFAULT_STD,
+}
 
 
 def stock_topology(stock: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
@@ -36,14 +32,10 @@ def stock_topology(stock: str) -> Callable[[Callable[..., nn.Module]], Callable[
 
     def decorate(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         @wraps(function)
-        def build(
-            pretrained: bool = False,
-            pretrained_cfg: Any = None,
-            pretrained_cfg_overlay: dict[str, Any] | None = None,
-            **kwargs: Any,
-        ) -> nn.Module:
-            arguments = with_default_classes(pretrained, {**kwargs, "pretrained_cfg": pretrained_cfg})
-            cfg = resolve_pretrained_cfg(function.__name__, pretrained_cfg, pretrained_cfg_overlay)
+        def build(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+            overlay = kwargs.pop("pretrained_cfg_overlay", None)
+            cfg = resolve_pretrained_cfg(function.__name__, kwargs.get("pretrained_cfg"), overlay)
+            arguments = with_default_classes(pretrained, kwargs)
             return function(pretrained, **{**arguments, "pretrained_cfg": cfg.to_dict()})
 
         build.stock_name = stock  # type: ignore[attr-defined]

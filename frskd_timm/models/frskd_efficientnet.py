@@ -5,18 +5,15 @@ from typing import Any
 from timm.models import EfficientNet, efficientnet, generate_default_cfgs, register_model
 
 from frskd_timm.models._pretrained import with_weights
-from frskd_timm.models._stock import imagenet_cfg, stock_topology
+from frskd_timm.models._stock import IMAGENET, stock_topology
 
-__all__: list[str] = []  # register_model adds each student
-
-
-_NAMES = {"first_conv": "conv_stem", "classifier": "classifier"}
+_CFG = {**IMAGENET, "first_conv": "conv_stem", "classifier": "classifier"}
 
 default_cfgs = generate_default_cfgs(
     with_weights(
         {
-            "efficientnet_b0_frskd": imagenet_cfg(**_NAMES),
-            "efficientnet_b1_frskd": imagenet_cfg(input_size=(3, 240, 240), pool_size=(8, 8), **_NAMES),
+            "efficientnet_b0_frskd": _CFG,
+            "efficientnet_b1_frskd": {**_CFG, "input_size": (3, 240, 240), "pool_size": (8, 8)},
         }
     )
 )

@@ -11,10 +11,9 @@ from frskd_timm.defaults import SEGMENTATION as DEFAULT
 from frskd_timm.distillation import DistillationTask, Views
 from frskd_timm.errors import UserError
 from frskd_timm.losses import FEATURE_LOSSES, FeatureLoss
-from frskd_timm.losses.functional import IGNORED
+from frskd_timm.losses.functional import IGNORED, pixel_cross_entropy
 from frskd_timm.losses.labels import weights_of_classes
 from frskd_timm.segmentation.evaluator import SegmentationEvaluator
-from frskd_timm.segmentation.losses import pixel_cross_entropy
 from frskd_timm.segmentation.student import SegmentationStudent
 from frskd_timm.segmentation.teacher import SEGMENTATION_TEACHERS
 from frskd_timm.student_task import CrossEntropyTask, StudentTask
