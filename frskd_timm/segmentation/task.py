@@ -142,7 +142,7 @@ class SegmentationTask(_PixelTask, DistillationTask):
 
     def soft_labels(self, views: Views, target: Tensor) -> Tensor:
         """Return the mean soft-label loss over the labelled pixels."""
-        weight, gate = self._labelled(target).float(), self.gate_weights(views, target)
+        weight, gate = self._labelled(target).float(), self._gate_weights(views, target)
         weight = weight if gate is None else weight * gate
         rows = (_rows(views.teacher_logits), _rows(views.logits), target.flatten())
         return self.logit_loss(*rows, self.temperature, weight.flatten())
