@@ -8,6 +8,7 @@ through the registry.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from frskd_timm.registry import Registry
@@ -27,7 +28,6 @@ class FeatureLoss(nn.Module, ABC):
     preactivation = False
     default_beta = 100.0
 
-    @abstractmethod
     def forward(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], valid: Sequence[Tensor] | None = None
     ) -> Tensor:
@@ -41,6 +41,13 @@ class FeatureLoss(nn.Module, ABC):
         Returns:
             Scalar loss.
         """
+        masks: Sequence[Tensor | None] = [None] * len(student) if valid is None else valid
+        levels = enumerate(zip(student, teacher, masks, strict=True))
+        return torch.stack([self.distance(i, *maps) for i, maps in levels]).sum()
+
+    @abstractmethod
+    def distance(self, level: int, student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:
+        """Compute the scalar distance of one level; the arguments are those of `forward`."""
 
 
 FEATURE_LOSSES: Registry[FeatureLoss] = Registry("feature loss", __name__)

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from timm.models import ResNet, build_model_with_cfg, generate_default_cfgs, register_model, resnet
+from timm.models import ResNet, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock
 from torch import nn
 
 from frskd_timm.models._pretrained import with_default_classes, with_weights
-from frskd_timm.models._stock import IMAGENET, stock_topology
+from frskd_timm.models._stock import IMAGENET, register_stock
 
 
 class CifarResNet(ResNet):
@@ -52,26 +52,10 @@ default_cfgs = generate_default_cfgs(
     )
 )
 
-
-@register_model
-@stock_topology("resnet18")
-def resnet18_frskd(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """Create ResNet-18 (arXiv 1512.03385) with the ImageNet stem."""
-    return resnet.resnet18(pretrained, **kwargs)
-
-
-@register_model
-@stock_topology("resnet34")
-def resnet34_frskd(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """Create ResNet-34 (arXiv 1512.03385) with the ImageNet stem."""
-    return resnet.resnet34(pretrained, **kwargs)
-
-
-@register_model
-@stock_topology("resnet50")
-def resnet50_frskd(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """Create ResNet-50 (arXiv 1512.03385) with the ImageNet stem; not in the paper."""
-    return resnet.resnet50(pretrained, **kwargs)
+# Deep residual learning (arXiv 1512.03385), with the ImageNet stem; ResNet-50 is not in the paper of FRSKD.
+resnet18_frskd = register_stock("resnet18_frskd", "resnet18", __name__)
+resnet34_frskd = register_stock("resnet34_frskd", "resnet34", __name__)
+resnet50_frskd = register_stock("resnet50_frskd", "resnet50", __name__)
 
 
 @register_model

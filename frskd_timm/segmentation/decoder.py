@@ -14,14 +14,7 @@ EXTRA_LEVELS = 2  # p6 and p7, computed from the coarsest map of the backbone
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution with bias, batch normalisation and ReLU; padded to keep the size at stride 1.
-
-    Args:
-        in_channels: Channels of the input.
-        channels: Channels of the output.
-        kernel_size: Height and width of the kernel.
-        stride: Stride of the convolution.
-    """
+    """Convolution with bias, batch normalisation and ReLU; padded to keep the size at stride 1."""
 
     def __init__(self, in_channels: int, channels: int, kernel_size: int, stride: int = 1) -> None:
         super().__init__(
@@ -63,14 +56,13 @@ class FeaturePyramid(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Convert maps [B, C_i, H_i, W_i], fine to coarse, to two more maps, all [B, channels, H_i, W_i]."""
-        extra, last = [], features[-1]
+        extra = [features[-1]]
         for block in self.coarser:
-            last = block(last)
-            extra.append(last)
+            extra.append(block(extra[-1]))
         maps = [lateral(f) for lateral, f in zip(self.lateral, features, strict=True)]
         for i in range(len(maps) - 2, -1, -1):
             maps[i] = maps[i] + resize_bilinear(maps[i + 1], maps[i])
-        return [*maps, *extra]
+        return [*maps, *extra[1:]]
 
 
 class SumBiFPN(nn.Module):
@@ -92,22 +84,12 @@ class SumBiFPN(nn.Module):
         self.down = nn.ModuleList(block(channels) for _ in range(levels - 1 if bottom_up else 0))
 
     def forward(self, maps: Sequence[Tensor], finest_only: bool = False) -> list[Tensor]:
-        """Refine maps.
-
-        Args:
-            maps: [B, channels, H_i, W_i], fine to coarse, of any sizes.
-            finest_only: Compute only what the finest map depends on.
-
-        Returns:
-            The same number of maps of the same sizes; only the finest with `finest_only`.
-        """
+        """Refine maps [B, channels, H_i, W_i], fine to coarse, of any sizes; `finest_only` computes only the first."""
         refined = [self.up[-1](maps[-1])]
         for block, map_ in zip(reversed(self.up[:-1]), reversed(maps[:-1]), strict=True):
             refined.insert(0, block(map_ + resize_bilinear(refined[0], map_)))
-        if finest_only:
-            return refined[:1]
-        if not self.down:
-            return refined
+        if finest_only or not self.down:
+            return refined[:1] if finest_only else refined
         out = [refined[0]]
         for i, block in enumerate(self.down, 1):
             out.append(block(maps[i] + refined[i] + upsample(out[-1], maps[i].shape[-2:])))

@@ -49,16 +49,13 @@ class SegmentationEvaluator:
 
     def summary(self) -> dict[str, float]:
         """Return the scores of this process's images."""
-        return self._scores(self.sums)
+        return self.compute()
 
     def compute(self, distributed: bool = False) -> dict[str, float]:
         """Return the scores, with `distributed` of the images of all processes."""
         sums = self.sums.clone()
         if distributed:
             dist.all_reduce(sums)
-        return self._scores(sums)
-
-    def _scores(self, sums: Tensor) -> dict[str, float]:
         confusion = sums[:-1].view(self.num_classes, self.num_classes)  # labels, predictions
         hits = confusion.diagonal()
         union = confusion.sum(0) + confusion.sum(1) - hits

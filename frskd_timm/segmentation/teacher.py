@@ -17,11 +17,7 @@ SEGMENTATION_TEACHERS: Registry[SelfTeacher] = Registry("segmentation self-teach
 class SegmentationTeacher(SelfTeacher):
     """Refines the maps of a segmentation student as in the paper (FRSKD, section 4.3).
 
-    Args:
-        channels: Channels of each of the student's maps.
-        num_levels: Number of maps.
-        num_classes: Number of classes.
-        layers: Number of BiFPN layers; the last one is only top-down.
+    The maps are `num_levels` with `channels` channels each. The last of the BiFPN `layers` is only top-down.
     """
 
     block: Callable[[int], nn.Module] = DepthwiseNorm
