@@ -197,17 +197,10 @@ def _size_message(model: nn.Module, input_size: tuple[int, int, int], error: Exc
 
 
 def choose_levels(sizes: Sequence[Size], max_levels: int) -> list[int]:
-    """Choose the levels of a pyramid from all intermediate maps.
+    """Choose at most `max_levels` maps from the sizes of all, in the order of the forward; return ascending indices.
 
     If the maps have at least two sizes, the last map of each size is used, up to the coarsest `max_levels`. If all have
     the same size, as in a plain ViT, `max_levels` maps evenly spread over the depth are used, including the last one.
-
-    Args:
-        sizes: (height, width) of every map, in the order of the forward pass.
-        max_levels: Maximum number of levels.
-
-    Returns:
-        Indices into `sizes`, ascending.
     """
     last_of_size = [i for i in range(len(sizes)) if i + 1 == len(sizes) or sizes[i + 1] != sizes[i]]
     if len(last_of_size) > 1:

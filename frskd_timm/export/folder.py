@@ -23,11 +23,7 @@ _OWN = {WEIGHTS, CONFIG, CARD, RECIPE, "metrics.json", ".eval_results"}
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder that replaces `folder` when the block ends without an error.
-
-    Raises:
-        UserError: `folder` holds something other than an older export.
-    """
+    """Yield a temporary folder that replaces `folder`, an older export, when the block ends without an error."""
     folder = folder.resolve()
     recover(folder)
     _refuse_foreign(folder)
@@ -70,11 +66,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        UserError: The file is missing or does not hold a JSON object.
-    """
+    """Read a JSON object; raise UserError if the file is missing or holds something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -100,10 +92,7 @@ def write_weights(folder: Path, model: nn.Module, *, half: bool = False) -> None
 def plain_state_dict(model: nn.Module, *, half: bool = False) -> dict[str, Tensor]:
     """Return the tensors to save: on the CPU, contiguous, unshared, float32, keys without wrapper prefixes.
 
-    With `half`, parameters are float16; buffers stay float32.
-
-    Raises:
-        UserError: A value is not finite.
+    With `half`, parameters are float16; buffers stay float32. Raises UserError if a value is not finite.
     """
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     state = {}
@@ -118,11 +107,7 @@ def plain_state_dict(model: nn.Module, *, half: bool = False) -> dict[str, Tenso
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read `model.safetensors`.
-
-    Raises:
-        UserError: The file is missing or damaged, or a value is not finite.
-    """
+    """Read `model.safetensors`; raise UserError if it is missing or damaged, or a value is not finite."""
     path = folder / WEIGHTS
     try:
         state = load_file(path)

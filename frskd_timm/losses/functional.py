@@ -7,13 +7,7 @@ IGNORED = 255  # the label of pixels that belong to no class
 
 
 def cross_entropy(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Compute the mean cross-entropy over the batch.
-
-    Args:
-        logits: [B, K].
-        target: Classes [B], or probabilities [B, K] (Mixup, CutMix).
-        smoothing: Probability mass spread evenly over all classes, 0..1.
-    """
+    """Compute the mean cross-entropy of logits [B, K] and classes [B], or probabilities [B, K] (Mixup, CutMix)."""
     return F.cross_entropy(logits.float(), target, label_smoothing=smoothing)
 
 

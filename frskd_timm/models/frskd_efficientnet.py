@@ -7,14 +7,11 @@ from frskd_timm.models._stock import IMAGENET, register_stock
 
 _CFG = {**IMAGENET, "first_conv": "conv_stem", "classifier": "classifier"}
 
-default_cfgs = generate_default_cfgs(
-    with_weights(
-        {
-            "efficientnet_b0_frskd": _CFG,
-            "efficientnet_b1_frskd": {**_CFG, "input_size": (3, 240, 240), "pool_size": (8, 8)},
-        }
-    )
-)
+_CFGS = {
+    "efficientnet_b0_frskd": _CFG,
+    "efficientnet_b1_frskd": {**_CFG, "input_size": (3, 240, 240), "pool_size": (8, 8)},
+}
+default_cfgs = generate_default_cfgs(with_weights(_CFGS))
 
 efficientnet_b0_frskd = register_stock("efficientnet_b0_frskd", "efficientnet_b0", __name__)
 efficientnet_b1_frskd = register_stock("efficientnet_b1_frskd", "efficientnet_b1", __name__)

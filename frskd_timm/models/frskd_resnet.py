@@ -41,16 +41,13 @@ _CIFAR = {
     "std": (0.2673, 0.2564, 0.2762),
 }
 
-default_cfgs = generate_default_cfgs(
-    with_weights(
-        {
-            "resnet18_frskd": _RESNET,
-            "resnet34_frskd": _RESNET,
-            "resnet50_frskd": {**_RESNET, "interpolation": "bicubic"},
-            "resnet18_cifar_frskd": {**_RESNET, **_CIFAR},
-        }
-    )
-)
+_CFGS = {
+    "resnet18_frskd": _RESNET,
+    "resnet34_frskd": _RESNET,
+    "resnet50_frskd": {**_RESNET, "interpolation": "bicubic"},
+    "resnet18_cifar_frskd": {**_RESNET, **_CIFAR},
+}
+default_cfgs = generate_default_cfgs(with_weights(_CFGS))
 
 # Deep residual learning (arXiv 1512.03385), with the ImageNet stem; ResNet-50 is not in the paper of FRSKD.
 resnet18_frskd = register_stock("resnet18_frskd", "resnet18", __name__)

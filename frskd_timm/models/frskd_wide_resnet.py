@@ -196,31 +196,21 @@ class WideResNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-default_cfgs = generate_default_cfgs(
-    with_weights(
-        {
-            "wide_resnet16_2_frskd": {
-                "num_classes": 1000,
-                "input_size": (3, 32, 32),
-                "pool_size": (8, 8),
-                "crop_pct": 1.0,
-                "mean": (0.5071, 0.4865, 0.4409),  # CIFAR-100's
-                "std": (0.2673, 0.2564, 0.2762),
-                "first_conv": "conv1",
-                "classifier": "fc",
-            }
-        }
-    )
-)
+_CFG = {
+    "num_classes": 1000,
+    "input_size": (3, 32, 32),
+    "pool_size": (8, 8),
+    "crop_pct": 1.0,
+    "mean": (0.5071, 0.4865, 0.4409),  # CIFAR-100's
+    "std": (0.2673, 0.2564, 0.2762),
+    "first_conv": "conv1",
+    "classifier": "fc",
+}
+default_cfgs = generate_default_cfgs(with_weights({"wide_resnet16_2_frskd": _CFG}))
 
 
 @register_model
 def wide_resnet16_2_frskd(pretrained: bool = False, **kwargs: Any) -> WideResNet:
     """Create WRN-16-2, the paper's small student on CIFAR-100 and TinyImageNet."""
-    return build_model_with_cfg(
-        WideResNet,
-        "wide_resnet16_2_frskd",
-        pretrained,
-        feature_cfg={"out_indices": (0, 1, 2)},
-        **{"depth": 16, "widen_factor": 2, **with_default_classes(pretrained, kwargs)},
-    )
+    model_args = {"feature_cfg": {"out_indices": (0, 1, 2)}, **with_default_classes(pretrained, kwargs)}
+    return build_model_with_cfg(WideResNet, "wide_resnet16_2_frskd", pretrained, **model_args)

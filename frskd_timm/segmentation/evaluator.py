@@ -11,12 +11,8 @@ from frskd_timm.losses.functional import IGNORED
 class SegmentationEvaluator:
     """Accumulate the mean loss per pixel, and mean IoU and pixel accuracy in percent.
 
-    Pixels labelled 255 do not count, and the mean IoU is over the classes that occur in labels or predictions.
-
-    Args:
-        num_classes: K.
-        device: Device of the sums.
-        max_samples: Ignore further images, such as the padding of a distributed sampler.
+    Pixels labelled 255 do not count, and the mean IoU is over the classes that occur in labels or predictions. Images
+    beyond `max_samples`, such as the padding of a distributed sampler, are ignored.
     """
 
     default_metric = "miou"
