@@ -112,11 +112,7 @@ class DistillationTask(StudentTask):
 
     @torch.no_grad()
     def set_progress(self, progress: float) -> None:
-        """Set r for the next step, and update the moving average if the last step updated the weights.
-
-        Args:
-            progress: Fraction of the run that is over before this step, 0..1.
-        """
+        """Set r for the next step, and update the moving average if the last step updated the weights."""
         self._in_progress = True
         self.distill_weight.fill_(distillation_weight(self.schedule, progress, self.start))
         if self.clock is None or bool(self.clock[0] == torch.tensor(progress, device=self.clock.device)):

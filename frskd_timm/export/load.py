@@ -102,11 +102,7 @@ class ExportedStudent(ABC):
 
     @abstractmethod
     def load_line(self, name: str) -> str:
-        """Return the Python expression that loads the student.
-
-        Args:
-            name: OWNER/NAME on the Hub, with or without @REVISION, or `local-dir:FOLDER`.
-        """
+        """Return the Python expression that loads the student from OWNER/NAME[@REVISION] or `local-dir:FOLDER`."""
 
     @abstractmethod
     def _build(self) -> nn.Module: ...
@@ -207,29 +203,18 @@ def read_student(folder: str | Path) -> ExportedStudent:
 
 
 def load_student(folder: str | Path) -> nn.Module:
-    """Load an exported student in eval mode; a classifier through timm alone.
-
-    Raises:
-        UserError: A file is missing or unreadable, the architecture is unknown, or the weights do not fit it.
-    """
+    """Load an exported student in eval mode, a classifier through timm alone; see `ExportedStudent.load`."""
     return read_student(folder).load()
 
 
 def verify_export(folder: str | Path, model: nn.Module, *, tolerance: float = 1e-4) -> float:
-    """Load an exported student and compare its logits with those of the model it was exported from.
-
-    Raises:
-        UserError: The folder does not load, or its logits differ; see `compare_logits`.
-    """
+    """Load an exported student and compare its logits with those of `model`; see `compare_logits`."""
     student = read_student(folder)
     return compare_logits(model, student.load(), student.probe(), tolerance=tolerance)
 
 
 def compare_logits(model: nn.Module, other: nn.Module, images: Tensor, *, tolerance: float = 1e-4) -> float:
-    """Compare the outputs of two models in eval mode and float32 on the first one's device.
-
-    Returns:
-        The largest absolute difference.
+    """Return the largest difference of two models' outputs, in eval mode and float32 on the first one's device.
 
     Raises:
         UserError: The difference exceeds `tolerance` times the largest logit, or is NaN.

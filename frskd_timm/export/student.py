@@ -154,15 +154,7 @@ def _write_config(
 def export_segmentation(student: nn.Module, folder: str | Path, *, finish: Callable[[Path], Any] | None = None) -> Path:
     """Write a student to a folder that `SegmentationStudent.from_pretrained` loads, and verify it by loading it.
 
-    Everything is written and verified in a temporary folder, which then replaces `folder`.
-
-    Args:
-        student: The student; wrappers of DDP and `torch.compile` are removed. Its mode and device are restored.
-        folder: Destination. An older export there is replaced.
-        finish: Called with the temporary folder once the weights are verified, to add card, pictures and recipe.
-
-    Returns:
-        The folder with `model.safetensors` and `config.json`, the student only.
+    Model, folder and `finish` are treated as by `export_student`.
 
     Raises:
         UserError: The model is not a segmentation student, has values that are not finite, or the folder holds
@@ -192,15 +184,8 @@ def export_backbone(
         timm.create_model('local-dir:FOLDER', pretrained=True, features_only=True)
 
     It also loads without `features_only`, for a new classifier. Layers after the maps (the last convolution of an
-    EfficientNet, a final norm) were not trained and keep timm's initial weights.
-
-    Args:
-        student: The student; wrappers of DDP and `torch.compile` are removed. Its mode and device are restored.
-        folder: Destination. An older export there is replaced.
-        tag, license, dataset, method: As for `export_student`.
-
-    Returns:
-        The folder with `model.safetensors` and `config.json`.
+    EfficientNet, a final norm) were not trained and keep timm's initial weights. The arguments are those of
+    `export_student`.
 
     Raises:
         UserError: The model is not a segmentation student, has values that are not finite, timm's `features_only` does

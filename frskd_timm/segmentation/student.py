@@ -195,7 +195,7 @@ class SegmentationStudent(
             Class indices [H, W] on the CPU.
 
         Raises:
-            UserError: The array is not a uint8 image, or has another number of channels.
+            UserError: The array is not a uint8 image.
         """
         if not hasattr(image, "convert"):
             array = np.asarray(image)

@@ -32,11 +32,7 @@ class BiFPNLayer(nn.Module):
         self.to_coarser = nn.ModuleList(Lateral(c, d) if change else Same() for c, d in pairwise(channels))
 
     def forward(self, features: Sequence[Tensor], preactivation: bool = False) -> tuple[list[Tensor], list[Tensor]]:
-        """Refine maps [B, in_channels[i], H_i, W_i] to [B, channels[i], H_i, W_i].
-
-        Returns:
-            The refined maps, before their ReLU with `preactivation`, and the refined maps after their ReLU.
-        """
+        """Return the refined maps, with `preactivation` before their ReLU, and the refined maps after it."""
         n = len(features)
         sizes = [(f.shape[-2], f.shape[-1]) for f in features]
         rectify = F.relu if preactivation else F.relu_
