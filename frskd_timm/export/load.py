@@ -41,22 +41,19 @@ class ExportedStudent(ABC):
     """
 
     libraries: ClassVar[tuple[str, ...]]
-    architecture_key: ClassVar[str]
-    names_key: ClassVar[str]
+    any_size: ClassVar[bool]
     imports: str
     in_chans: int
     size: tuple[int, int]
-    any_size: ClassVar[bool]
 
-    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+    def __init__(self, path: Path, config: dict[str, Any], key: str, names_key: str) -> None:
         self.path, self.config, self.where = path, config, path / CONFIG
-        self.architecture: str = entry(config, self.architecture_key, str, self.where)
+        self.architecture: str = entry(config, key, str, self.where)
         if not is_model(self.architecture):
-            key = self.architecture_key
             raise UserError(f"{self.where} names the {key} '{self.architecture}', which timm does not know.")
         package = model_entrypoint(self.architecture).__module__.split(".")[0]
         self.package = None if package == "timm" else package
-        self.class_names: list[str] = entry(config, self.names_key, list, self.where, default=[])
+        self.class_names: list[str] = entry(config, names_key, list, self.where, default=[])
 
     def check(self) -> dict[str, Tensor]:
         """Return the weights after checking that they fit the architecture and are complete and finite.
@@ -122,10 +119,10 @@ class ExportedClassifier(ExportedStudent):
     """A timm checkpoint."""
 
     libraries: ClassVar = ("timm", "transformers")
-    architecture_key, names_key, any_size = "architecture", "label_names", False
+    any_size = False
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
-        super().__init__(path, config)
+        super().__init__(path, config, "architecture", "label_names")
         cfg = entry(config, "pretrained_cfg", dict, self.where)
         self.imports = f"import timm, {self.package}" if self.package else "import timm"
         self.arguments = entry(config, "model_args", dict, self.where, default=config.get("model_args", {}))
@@ -159,10 +156,10 @@ class ExportedSegmenter(ExportedStudent):
 
     libraries: ClassVar = ("frskd-timm", "timm")
     imports = "from frskd_timm.segmentation import SegmentationStudent"
-    architecture_key, names_key, any_size = "backbone", "class_names", True
+    any_size = True
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
-        super().__init__(path, config)
+        super().__init__(path, config, "backbone", "class_names")
         refuse_huge({key: value for key, value in config.items() if key != "class_names"}, self.where)
         for name in ("num_classes", "channels", "layers", "in_chans"):
             if entry(config, name, int, self.where, default=None if name == "num_classes" else 3) < 1:

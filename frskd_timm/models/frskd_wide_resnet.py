@@ -140,10 +140,7 @@ class WideResNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the last computed map and the list of the groups' maps, like every timm model.
-
-        `norm` has no effect, because every map is normalised; `output_fmt` must be 'NCHW'.
-        """
+        """Return the last computed map and the groups' maps, all of them normalised whatever `norm`, like every timm model."""
         assert output_fmt == "NCHW", "Output format must be NCHW."
         take_indices, max_index = feature_take_indices(3, indices)
         intermediates = []

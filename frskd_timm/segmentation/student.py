@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.lookup import known_cfg
 from frskd_timm.pyramid import Pyramid, evaluating, sample_images
-from frskd_timm.segmentation.decoder import FeaturePyramid, PixelHead, SumBiFPN
+from frskd_timm.segmentation.decoder import FeaturePyramid, SumBiFPN, pixel_head
 
 MAX_LEVELS = 4  # p2..p5
 PROBE = 128  # side of the images for probing a backbone
@@ -111,7 +111,7 @@ class SegmentationStudent(
         self.num_levels = len(self.levels) + 2
         self.pyramid = FeaturePyramid(pyramid.channels, channels)
         self.bifpn = nn.ModuleList(SumBiFPN(self.num_levels, channels) for _ in range(layers))
-        self.head = PixelHead(channels, num_classes)
+        self.head = pixel_head(channels, num_classes)
         self._freeze_unreached()
 
     def config(self) -> dict[str, Any]:
@@ -169,6 +169,10 @@ class SegmentationStudent(
                 "with the backbone argument img_size, or another backbone."
             )
         return -(-size[0] // self.multiple) * self.multiple, -(-size[1] // self.multiple) * self.multiple
+
+    def freeze_bottom_up(self) -> None:
+        """Freeze the last bottom-up pass if nothing uses its maps but the logits: DDP would wait for its gradients."""
+        self.bifpn[-1].get_submodule("down").requires_grad_(False)
 
     def pad(self, images: Tensor) -> Tensor:
         """Pad [..., H, W] with zeros at the bottom and right to the size that the backbone takes."""

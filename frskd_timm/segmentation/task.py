@@ -51,7 +51,7 @@ class SegmentationCrossEntropyTask(_PixelTask, CrossEntropyTask):
     ) -> None:
         super().__init__(student, smoothing)
         self.set_class_weights(class_weights)
-        _freeze_unused(student)
+        student.freeze_bottom_up()
 
 
 class SegmentationTask(_PixelTask, DistillationTask):
@@ -85,7 +85,7 @@ class SegmentationTask(_PixelTask, DistillationTask):
         self.set_class_weights(class_weights)
         self.distill_unlabelled = distill_unlabelled
         if self.teacher_gradient == 0 and self.feature_loss is None:
-            _freeze_unused(student)
+            student.freeze_bottom_up()
 
     @classmethod
     def create(
@@ -144,9 +144,3 @@ class SegmentationTask(_PixelTask, DistillationTask):
 
     def _labelled(self, target: Tensor) -> Tensor:
         return torch.ones_like(target, dtype=torch.bool) if self.distill_unlabelled else target != IGNORED
-
-
-def _freeze_unused(student: SegmentationStudent) -> None:
-    """Freeze the parts of the student that its logits do not depend on, because DDP would wait for their gradients."""
-    last: Any = student.bifpn[-1]
-    last.down.requires_grad_(False)
