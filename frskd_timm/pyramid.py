@@ -163,8 +163,6 @@ def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[int
         try:
             logits = model(images)
             final, maps = _intermediates(model, images)
-        except UserError:
-            raise
         except Exception as error:  # models raise various errors for a size that they do not accept
             raise UserError(_size_message(model, input_size, error)) from error
         if not all(isinstance(map_, Tensor) and map_.ndim == 4 for map_ in maps):

@@ -83,9 +83,8 @@ class StudentTask(TrainingTask):
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
         """Return the state of everything but the student; an average has none."""
-        if ema:
-            return {}
-        return {key: value for key, value in self.state_dict().items() if not key.startswith("student.")}
+        state = {} if ema else self.state_dict()
+        return {key: value for key, value in state.items() if not key.startswith("student.")}
 
     def load_task_state(
         self, state: dict[str, Any] | None, strict: bool = True, module: nn.Module | None = None, ema: bool = False
@@ -100,9 +99,7 @@ class StudentTask(TrainingTask):
         head = {id(parameter) for parameter in list(self.student.parameters())[-2:]} if exclude_head else set()
         return [p for p in self.parameters() if p.requires_grad and id(p) not in head]
 
-    def setup_ema(  # type: ignore[override]  # the other arguments by name only
-        self, decay: float = 0.9999, **options: Any
-    ) -> ModelEmaV3:
+    def setup_ema(self, decay: float = 0.9999, **options: Any) -> ModelEmaV3:  # type: ignore[override]
         """Create an average of the student (`timm.utils.ModelEmaV3`), which `update_ema` updates after each step."""
         self._ema = (ModelEmaV3(self.student, decay=decay, **options),)
         return self._ema[0]

@@ -144,7 +144,7 @@ class FRSKDTask(DistillationTask):
         # The rotated images include the unrotated ones, which still need a second forward: each batch has its own
         # normalisation statistics.
         turned_maps, _ = self.pyramid(self.student, rotations(images), head=False)
-        turned_refined, _ = self.refine(turned_maps)
+        turned_refined, _ = self.refine(turned_maps, self.networks)
         joint = self.sla.student(global_average(self.pyramid.activate(self.student, turned_maps)[-1]))
         last = turned_refined[-1]
         if self.feature_loss is not None and self.feature_loss.preactivation:
@@ -181,9 +181,6 @@ class FRSKDTask(DistillationTask):
         )
         return super().soft_labels(both, torch.cat([target, target]))
 
-    def refine(
-        self, maps: list[Tensor], networks: Mapping[str, nn.Module] | None = None
-    ) -> tuple[list[Tensor], Tensor]:
+    def refine(self, maps: list[Tensor], networks: Mapping[str, nn.Module]) -> tuple[list[Tensor], Tensor]:
         """Run the self-teacher on the student's maps after their activation, whatever the feature loss."""
-        networks = networks or self.networks
         return networks["self_teacher"](self.entering(self.pyramid.activate(networks["student"], maps)))

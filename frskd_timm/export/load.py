@@ -1,8 +1,4 @@
-"""Load exported students: config, weights and logits.
-
-The weights are compared with the plain architecture named in the config, which detects parts of a self-teacher and
-prefixes of wrappers.
-"""
+"""Load exported students, after comparing their weights with the plain architecture named in the config."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable

@@ -76,9 +76,6 @@ def export_student(
         half: Store parameters as float16; buffers (running statistics) stay float32.
         finish: Called with the temporary folder once the weights are verified, to add card, pictures and recipe.
 
-    Returns:
-        The folder.
-
     Raises:
         UserError: The model is not a timm model, has keys that the plain architecture lacks or values that are not
             finite; the names or sizes do not fit it; or the folder holds something other than an export.

@@ -31,15 +31,12 @@ class FeatureLoss(nn.Module, ABC):
     def forward(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], valid: Sequence[Tensor] | None = None
     ) -> Tensor:
-        """Sum the distances of all levels.
+        """Return the sum of the distances of all levels, a scalar.
 
         Args:
             student: Maps [B, C_i, H_i, W_i], fine to coarse.
             teacher: Refined maps [B, C'_i, H_i, W_i].
             valid: Boolean masks [B, H_i, W_i] of the positions to compare; None for all.
-
-        Returns:
-            Scalar loss.
         """
         masks: Sequence[Tensor | None] = [None] * len(student) if valid is None else valid
         levels = enumerate(zip(student, teacher, masks, strict=True))

@@ -11,13 +11,10 @@ from frskd_timm.teachers import SelfTeacher
 
 
 def expected_negative_response(norm: nn.BatchNorm2d) -> Tensor:
-    """Compute the mean of the negative part of each output channel of a batch normalisation (OFD, eq. 6).
+    """Compute the mean of the negative part of each output channel of a batch normalisation, [1, C, 1, 1] (OFD, eq. 6).
 
     With scale s = |weight| and shift m = bias, the channel is assumed to be distributed as normal(m, s). Channels that
     are almost never negative (probability up to 0.001) get -3 s.
-
-    Returns:
-        Margins [1, C, 1, 1], all negative.
     """
     scale = norm.weight.detach().abs().double()
     shift = norm.bias.detach().double()

@@ -22,10 +22,7 @@ IMAGENET = {
 def register_stock(name: str, stock: str, module: str) -> Callable[..., nn.Module]:
     """Register timm's network `stock` under another name, with the pretrained configurations of that name.
 
-    Args:
-        name: The name of the student.
-        stock: Name under which timm creates the same network; exported checkpoints use it.
-        module: `__name__` of the calling module, which holds the configurations as `default_cfgs`.
+    Exported checkpoints use timm's name. `module` is the name of the calling module, which has the `default_cfgs`.
     """
     create = model_entrypoint(stock)
 
@@ -44,9 +41,7 @@ def stock_name(model_name: str) -> str | None:
     """Return the name under which plain timm creates this network, or None if it needs an import besides timm.
 
     `resnet18_frskd` gives `resnet18`, with or without a tag, `resnet18` itself, and `wide_resnet16_2_frskd` None.
-
-    Raises:
-        UserError: timm has no such model.
+    Raises UserError if timm has no such model.
     """
     architecture, _ = split_model_name_tag(model_name)
     if not is_model(architecture):

@@ -13,12 +13,8 @@ from frskd_timm.models._stock import IMAGENET, register_stock
 class CifarResNet(ResNet):
     """timm's ResNet with a 3x3 stride-1 stem and no max-pooling, for images of about 32x32 pixels.
 
-    Its four stages have strides 1, 2, 4, 8 instead of 4, 8, 16, 32.
-
-    Args:
-        in_chans: Number of image channels.
-        output_stride: Stride of the last stage: 8, 4 or 2; below 8, later stages are dilated instead.
-        **kwargs: Further arguments of timm's ResNet, except those of the stem.
+    Its four stages have strides 1, 2, 4, 8 instead of 4, 8, 16, 32; with an `output_stride` of 4 or 2, later stages are
+    dilated instead. The other arguments are those of timm's ResNet, except those of the stem.
     """
 
     def __init__(self, *, in_chans: int = 3, output_stride: int = 8, **kwargs: Any) -> None:

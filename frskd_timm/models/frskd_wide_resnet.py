@@ -55,9 +55,7 @@ class WideResNet(nn.Module):
         depth: Convolutions on the longest path, 6n + 4 for n blocks per group.
         widen_factor: Factor of the groups' 16, 32 and 64 channels.
         num_classes: Number of classes; with 0, `forward` returns the pooled features.
-        in_chans: Number of image channels.
-        global_pool: timm's name of the pooling; '' for none.
-        drop_rate: Dropout rate before the classifier.
+        in_chans, global_pool, drop_rate: As in timm's networks.
         drop_path_rate: Stochastic depth rate of the last block; it rises linearly over the blocks.
         **dd: `device` and `dtype` of the parameters.
 
@@ -140,7 +138,7 @@ class WideResNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the last computed map and the groups' maps, all of them normalised whatever `norm`, like every timm model."""
+        """Return the last computed map and the groups' maps, like every timm model; `norm` has no effect."""
         assert output_fmt == "NCHW", "Output format must be NCHW."
         take_indices, max_index = feature_take_indices(3, indices)
         intermediates = []

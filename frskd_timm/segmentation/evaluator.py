@@ -18,11 +18,9 @@ class SegmentationEvaluator:
     default_metric = "miou"
     metric_names = ("loss", "miou", "pixel_accuracy")
 
-    def __init__(
-        self, num_classes: int, device: torch.device | str | None = None, *, max_samples: int | None = None
-    ) -> None:
+    def __init__(self, num_classes: int, device: torch.device | None = None, *, max_samples: int | None = None) -> None:
         self.num_classes = num_classes
-        self.device = torch.device(device or "cpu")
+        self.device = device or torch.device("cpu")
         self.max_samples = max_samples
         self.reset()
 

@@ -58,11 +58,9 @@ def create_segmentation_student(
 
 
 def load_backbone(student: SegmentationStudent, name: str | None = None) -> None:
-    """Load timm's weights of a backbone into a student.
+    """Load weights into a student's backbone, by default timm's own.
 
-    Args:
-        student: The student.
-        name: A timm model of the same architecture, or a `local-dir:` or `hf-hub:` name; by default the backbone's.
+    `name` is a timm model of the same architecture, or a `local-dir:` or `hf-hub:` name.
 
     Raises:
         WeightsUnavailableError: The weights could not be loaded.

@@ -12,6 +12,7 @@ from PIL import Image
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms.functional import normalize, pil_to_tensor
 
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.lookup import known_cfg
@@ -190,13 +191,10 @@ class SegmentationStudent(
         self.backbone.set_grad_checkpointing(enable)  # type: ignore[operator]
 
     def segment(self, image: Any) -> Tensor:
-        """Segment one image at its own size, normalised with `mean` and `std`, as in validation.
+        """Return the class indices [H, W] of an image at its own size, normalised as in validation, on the CPU.
 
         Args:
             image: A PIL image, or a uint8 array [H, W] or [H, W, C]; an alpha channel is ignored.
-
-        Returns:
-            Class indices [H, W] on the CPU.
 
         Raises:
             UserError: The array is not a uint8 image.
@@ -208,13 +206,10 @@ class SegmentationStudent(
                     f"segment() takes a uint8 array [H, W] or [H, W, C], not {array.dtype} of shape {array.shape}."
                 )
             image = Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
-        array = np.asarray(image.convert("L" if self.in_chans == 1 else "RGB"))
         weight = next(self.parameters())
-        pixels = torch.from_numpy(array.copy()).to(weight.device, weight.dtype) / 255
-        pixels = pixels.reshape(*array.shape[:2], -1).permute(2, 0, 1)
-        mean, std = (torch.tensor(v, device=weight.device, dtype=weight.dtype) for v in (self.mean, self.std))
+        pixels = pil_to_tensor(image.convert("L" if self.in_chans == 1 else "RGB")).to(weight.device, weight.dtype)
         with evaluating(self):
-            logits = self((pixels - mean[:, None, None])[None] / std[:, None, None])
+            logits = self(normalize(pixels / 255, self.mean, self.std)[None])
         return logits.argmax(dim=1)[0].cpu()
 
 

@@ -62,17 +62,12 @@ class BiFPNLayer(nn.Module):
             finer = rectified[i] = rectify(refined[-1])
         return refined, rectified
 
-    def output_norms(self) -> list[nn.BatchNorm2d]:
-        """Return the normalisation that outputs each outgoing map, fine to coarse."""
-        return [cast(nn.BatchNorm2d, cast(Fuse, fuse).blocks[-1]) for fuse in (self.top_down[0], *self.bottom_up)]
-
 
 class BiFPN(SelfTeacher):
-    """BiFPN layers on the student's maps and a linear classifier on the coarsest refined map.
+    """BiFPN layers on the student's maps, fine to coarse, and a linear classifier on the coarsest refined map.
 
     Args:
-        in_channels: Channels of the student's maps, fine to coarse; at least two levels.
-        channels: Channels of the refined maps.
+        in_channels, channels: Channels of the student's maps, at least two, and of the refined ones.
         num_classes: Number of classes.
         depth: Depthwise-pointwise repetitions in each fusion block.
         repeats: Number of BiFPN layers, each on the rectified output of the previous one.
@@ -105,7 +100,8 @@ class BiFPN(SelfTeacher):
         return refined, logits
 
     def output_norms(self) -> list[nn.BatchNorm2d]:
-        return cast(BiFPNLayer, self.layers[-1]).output_norms()
+        layer = cast(BiFPNLayer, self.layers[-1])
+        return [cast(nn.BatchNorm2d, cast(Fuse, fuse).blocks[-1]) for fuse in (layer.top_down[0], *layer.bottom_up)]
 
 
 def widen(channels: Sequence[int], width: float, cap: int | None = None) -> list[int]:
