@@ -13,8 +13,7 @@ from frskd_timm.defaults import CLASSIFICATION as DEFAULT
 from frskd_timm.errors import UserError, first_line
 
 Size = tuple[int, int]
-Place = tuple[str, int]
-"""A module's name and the number of its call within a forward, because some models reuse one activation."""
+Place = tuple[str, int]  # a module's name and the number of its call in a forward: some models reuse one activation
 
 # Where torch and timm define activations; pooling or dropout before a map is not one.
 ACTIVATION_SOURCES = ("torch.nn.modules.activation", "timm.layers.activations")

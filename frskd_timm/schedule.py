@@ -5,13 +5,12 @@ from collections.abc import Callable
 
 from frskd_timm.errors import UserError
 
-SCHEDULES: dict[str, Callable[[float], float]] = {
+SCHEDULES: dict[str, Callable[[float], float]] = {  # functions of the progress t, 0..1
     "constant": lambda t: 1.0,  # as in the paper's classification experiments
     "lead": lambda t: 1.0,  # the task multiplies it by the measured lead of the self-teacher
     "ramp": lambda t: math.exp(-5 * (1 - t) ** 2),  # from 0.007 to 1, as in the authors' segmentation code
     "warmup": lambda t: min(1.0, 10 * t),  # a linear rise over the first tenth, so that most of the run has full weight
 }
-"""Functions of the progress t, 0..1."""
 
 
 def distillation_weight(name: str, progress: float, start: float = 0.0) -> float:

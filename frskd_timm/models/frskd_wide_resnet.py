@@ -154,10 +154,7 @@ class WideResNet(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove layers that these maps do not need and return the maps' indices, like every timm model.
-
-        `prune_norm` has no effect, because every BN belongs to a map; removing the last group removes the classifier.
-        """
+        """Remove the groups that these maps do not need, with the last one also the classifier; return the indices."""
         take_indices, max_index = feature_take_indices(3, indices)
         for group in range(max_index + 2, 4):
             setattr(self, f"layer{group}", nn.Sequential())

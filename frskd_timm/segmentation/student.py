@@ -126,12 +126,17 @@ class SegmentationStudent(
 
     def _freeze_unreached(self) -> None:
         """Freeze parameters of the backbone that no map depends on, because DDP would wait for their gradients."""
-        parameters = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
         with evaluating(self.backbone), torch.enable_grad():
             maps = self.backbone_maps(sample_images(self.backbone, (self.in_chans, *self.probe)))
-            gradients = torch.autograd.grad([map_.sum() for map_ in maps], parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.requires_grad_(gradient is not None)
+        nodes, seen = [map_.grad_fn for map_ in maps], set()
+        for node in nodes:  # the list grows meanwhile
+            if node is not None and node not in seen:
+                seen.add(node)
+                nodes += [following for following, _ in node.next_functions]
+        reached = {id(getattr(node, "variable", None)) for node in seen}
+        for parameter in self.backbone.parameters():
+            if id(parameter) not in reached:
+                parameter.requires_grad_(False)
 
     def backbone_maps(self, images: Tensor) -> list[Tensor]:
         """Return the backbone's maps [B, C_i, H_i, W_i] for the decoder, from images that need no padding."""

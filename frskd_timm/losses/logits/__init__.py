@@ -58,10 +58,7 @@ def dkd(teacher: Tensor, student: Tensor, target: Tensor, temperature: float, we
 
 @LOGIT_LOSSES.register("dist")
 def dist(teacher: Tensor, student: Tensor, target: Tensor, temperature: float, weight: Tensor | None = None) -> Tensor:
-    """Compute T^2 times the mean of 1 - Pearson correlation, over the classes of each row plus over rows per class.
-
-    This is DIST (arXiv 2205.10536).
-    """
+    """Compute T^2 times the mean of 1 - Pearson correlation, of rows plus of classes (DIST, arXiv 2205.10536)."""
     t, s = (F.softmax(z.float() / temperature, dim=1) for z in (teacher.detach(), student))
     weight = torch.ones_like(s[:, 0]) if weight is None else weight
     within_rows = weighted_mean(1 - F.cosine_similarity(_centred(t), _centred(s), dim=1), weight)
