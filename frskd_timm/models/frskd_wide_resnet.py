@@ -57,7 +57,7 @@ class WideResNet(nn.Module):
         num_classes: Number of classes; with 0, `forward` returns the pooled features.
         in_chans, global_pool, drop_rate: As in timm's networks.
         drop_path_rate: Stochastic depth rate of the last block; it rises linearly over the blocks.
-        **dd: `device` and `dtype` of the parameters.
+        device, dtype: Those of the parameters.
 
     Raises:
         UserError: The depth is not of the form 6n + 4.
@@ -72,7 +72,8 @@ class WideResNet(nn.Module):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        **dd: Any,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
@@ -82,6 +83,7 @@ class WideResNet(nn.Module):
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
 
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         rates = torch.linspace(0, drop_path_rate, 3 * blocks, device="cpu").tolist()
         chs1, chs2, chs3 = (chs * widen_factor for chs in (16, 32, 64))
         self.conv1 = nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False, **dd)
