@@ -14,18 +14,15 @@ def mixup(images: Tensor, target: Tensor, lam: float, index: Tensor) -> tuple[Te
 
     Args:
         images: [B, C, H, W], floating point.
-        target: Probabilities [B, K].
+        target: Probabilities [B, K], which are mixed likewise.
         lam: Weight of the image itself, 0..1.
         index: Each image's partner, a permutation [B].
-
-    Returns:
-        Mixed images and mixed probabilities.
     """
     return torch.lerp(images[index], images, lam), torch.lerp(target[index], target, lam)
 
 
 def cutmix(images: Tensor, target: Tensor, lam: float, index: Tensor, box: Box) -> tuple[Tensor, Tensor]:
-    """Paste a box from another image of the batch into each image (CutMix, arXiv 1905.04899).
+    """Paste a box from another image of the batch into each image, and mix their targets (CutMix, arXiv 1905.04899).
 
     Args:
         images: [B, C, H, W].
@@ -33,9 +30,6 @@ def cutmix(images: Tensor, target: Tensor, lam: float, index: Tensor, box: Box) 
         lam: Weight of the image's own target, 0..1: 1 minus the fraction of the area that the box covers.
         index: Each image's partner, a permutation [B].
         box: Start and end row, start and end column; ends are exclusive.
-
-    Returns:
-        Images with pasted boxes and mixed probabilities.
     """
     top, bottom, left, right = box
     images = images.clone(memory_format=torch.preserve_format)
@@ -44,10 +38,9 @@ def cutmix(images: Tensor, target: Tensor, lam: float, index: Tensor, box: Box) 
 
 
 def cutmix_box(height: int, width: int, lam: float, generator: np.random.Generator) -> tuple[Box, float]:
-    """Draw the box of CutMix: about 1 - lam of the image's area, centred anywhere, clipped at the image's edges.
+    """Draw the box of CutMix, and return it with lambda corrected for its area.
 
-    Returns:
-        The box, and lambda corrected for the clipped area.
+    It covers about 1 - lam of the image, is centred anywhere and clipped at the image's edges.
     """
     side = math.sqrt(1 - lam)
     half_height, half_width = int(height * side) // 2, int(width * side) // 2
@@ -58,13 +51,9 @@ def cutmix_box(height: int, width: int, lam: float, generator: np.random.Generat
 
 
 def rotations(images: Tensor) -> Tensor:
-    """Rotate square images by 0, 90, 180 and 270 degrees.
+    """Rotate square images by 0, 90, 180 and 270 degrees: [B, C, S, S] -> [4 B, C, S, S].
 
-    Args:
-        images: [B, C, S, S].
-
-    Returns:
-        [4 B, C, S, S], image-major: the rotations of image k are rows 4 k to 4 k + 3.
+    The rotations of image k are rows 4 k to 4 k + 3.
     """
     turned = torch.stack([torch.rot90(images, r, (2, 3)) for r in range(4)], dim=1).flatten(0, 1)
     if images.is_contiguous(memory_format=torch.channels_last):

@@ -20,21 +20,13 @@ from frskd_timm.teachers import SelfTeacher
 
 
 class Views(NamedTuple):
-    """Outputs of student and self-teacher for a batch.
+    """Outputs of student and self-teacher for a batch; lists of maps are fine to coarse."""
 
-    Attributes:
-        maps: The student's feature maps, fine to coarse.
-        logits: The student's logits.
-        refined: The self-teacher's maps.
-        teacher_logits: The self-teacher's logits.
-        joint: Joint logits of class and rotation of both networks, with SLA.
-    """
-
-    maps: list[Tensor]
+    maps: list[Tensor]  # the student's
     logits: Tensor
-    refined: list[Tensor]
+    refined: list[Tensor]  # the self-teacher's maps
     teacher_logits: Tensor
-    joint: tuple[Tensor, Tensor] | None = None
+    joint: tuple[Tensor, Tensor] | None = None  # with SLA: both networks' joint logits of class and rotation
 
 
 class DistillationTask(StudentTask):
@@ -102,8 +94,8 @@ class DistillationTask(StudentTask):
             beta = self.beta_factor * feature_loss.default_beta if feature_loss is not None else 0.0
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
         self.schedule, self.start, self.gate = schedule, start, gate
-        self.teacher_weight = teacher_weight
-        self.teacher_gradient, self.teacher_ema, self.teacher_interval = teacher_gradient, teacher_ema, teacher_interval
+        self.teacher_weight, self.teacher_gradient = teacher_weight, teacher_gradient
+        self.teacher_ema, self.teacher_interval = teacher_ema, teacher_interval
         self.logit_loss = LOGIT_LOSSES.get(logit_loss)
         self.average: nn.ModuleDict | None = None
         if teacher_ema:
@@ -118,30 +110,24 @@ class DistillationTask(StudentTask):
         distillation_weight(schedule, 0.0)  # refuses an unknown schedule
         self._in_progress = False
 
+    @torch.no_grad()
     def set_progress(self, progress: float) -> None:
-        """Set r for the next step, and update the moving average if the last step updated the weights.
-
-        Args:
-            progress: Fraction of the run that is over before this step, 0..1.
-        """
+        """Set r for the next step, and update the moving average if the last step updated the weights."""
         self._in_progress = True
         self.distill_weight.fill_(distillation_weight(self.schedule, progress, self.start))
-        if self.clock is not None and bool(self.clock[0] != torch.tensor(progress, device=self.clock.device)):
-            self.clock[0] = progress
-            self.clock[1] += 1
-            if self.average is not None:
-                self._update_average(float(self.clock[1]))
-
-    @torch.no_grad()
-    def _update_average(self, updates: float) -> None:
-        assert self.average is not None
-        decay = min(self.teacher_ema, (1 + updates) / (10 + updates))  # forgets the random initial weights sooner
-        for name, average in self.average.items():
-            network = self.get_submodule(name)
-            for kept, new in zip(average.parameters(), network.parameters(), strict=True):
-                kept.lerp_(new, 1 - decay)
-            for buffer, current in zip(average.buffers(), network.buffers(), strict=True):
-                buffer.copy_(current)
+        if self.clock is None or bool(self.clock[0] == torch.tensor(progress, device=self.clock.device)):
+            return
+        self.clock[0] = progress
+        self.clock[1] += 1
+        if self.average is not None:
+            updates = float(self.clock[1])
+            decay = min(self.teacher_ema, (1 + updates) / (10 + updates))  # forgets the random initial weights sooner
+            for name, average in self.average.items():
+                network = self.get_submodule(name)
+                for kept, new in zip(average.parameters(), network.parameters(), strict=True):
+                    kept.lerp_(new, 1 - decay)
+                for buffer, current in zip(average.buffers(), network.buffers(), strict=True):
+                    buffer.copy_(current)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -198,8 +184,10 @@ class DistillationTask(StudentTask):
         with torch.autocast(images.device.type, enabled=False):
             loss = self.cross_entropy(logits, target)
         idle = [parameter.flatten()[0].float() for parameter in self.parameters() if parameter.requires_grad]
-        names = ["loss_ce_teacher", "loss_kl", *(["loss_feature"] if self.feature_loss is not None else [])]
-        terms = {"loss_ce": loss.detach(), **{name: torch.zeros_like(loss) for name in names}}
+        zero = torch.zeros_like(loss)
+        terms = {"loss_ce": loss.detach(), "loss_ce_teacher": zero, "loss_kl": zero}
+        if self.feature_loss is not None:
+            terms["loss_feature"] = zero
         return {"loss": loss + 0 * torch.stack(idle).sum(), "output": logits, **terms}
 
     def label_terms(self, views: Views, target: Tensor) -> Terms:
@@ -211,10 +199,10 @@ class DistillationTask(StudentTask):
 
     def soft_labels(self, views: Views, target: Tensor) -> Tensor:
         """Return the unweighted soft-label loss."""
-        weight = self.gate_weights(views, target)
+        weight = self._gate_weights(views, target)
         return self.logit_loss(views.teacher_logits, views.logits, target, self.temperature, weight)
 
-    def gate_weights(self, views: Views, target: Tensor) -> Tensor | None:
+    def _gate_weights(self, views: Views, target: Tensor) -> Tensor | None:
         """Return 1 for images or pixels whose soft labels count and 0 for the others; None if all count."""
         if self.gate == "none":
             return None
@@ -231,7 +219,7 @@ class DistillationTask(StudentTask):
         return None
 
     def entering(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Return the maps that the self-teacher takes as input."""
+        """Return the maps that the self-teacher takes as input, with their gradient scaled by `teacher_gradient`."""
         if self.teacher_gradient == 1:
             return list(maps)
         return [torch.lerp(map_.detach(), map_, self.teacher_gradient) for map_ in maps]

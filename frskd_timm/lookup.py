@@ -9,17 +9,10 @@ from frskd_timm.errors import UserError
 
 
 def known_cfg(name: str, *, weights: bool = False) -> PretrainedCfg | None:
-    """Return timm's default configuration of a registered model.
-
-    Args:
-        name: `architecture` or `architecture.tag`.
-        weights: Whether pretrained weights are asked for.
-
-    Returns:
-        The configuration, or None if the model has none.
+    """Return timm's default configuration of `architecture` or `architecture.tag`; None if the model has none.
 
     Raises:
-        UserError: timm has no such model, no such tag, or no weights although they are asked for.
+        UserError: timm has no such model, no such tag, or no weights although `weights` asks for them.
     """
     architecture = name.split(".")[0]
     if not timm.is_model(name):

@@ -1,17 +1,22 @@
 """Feature pyramid of any timm model: choice of levels, and maps and logits from one forward."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from frskd_timm.defaults import CLASSIFICATION as DEFAULT
-from frskd_timm.errors import UserError
-from frskd_timm.preactivation import Place, catch_inputs, find_activations, keep_inputs
+from frskd_timm.errors import UserError, first_line
 
 Size = tuple[int, int]
+Place = tuple[str, int]  # a module's name and the number of its call in a forward: some models reuse one activation
+
+# Where torch and timm define activations; pooling or dropout before a map is not one.
+ACTIVATION_SOURCES = ("torch.nn.modules.activation", "timm.layers.activations")
 OTHER_SIZES = (28, 32, 42, 64, 84, 96, 112, 128, 160, 168, 192, 224, 240, 256, 288, 320, 336, 384, 448, 512)
 
 
@@ -56,11 +61,11 @@ class Pyramid:
         self.sizes = [shapes[i][1] for i in self.indices]
         self._before: list[Place] = []
         if preactivation:
-            with evaluating(model):
-                self._before = find_activations(
-                    model, lambda: _intermediates(model, _sample(model, input_size), self.indices)[1]
-                )
-            keep_inputs(model, self._before)
+            self._before = _find_activations(model, sample_images(model, input_size), self.indices)
+            for place, _ in self._before:  # in place, they would overwrite the maps before they are read
+                activation: Any = model.get_submodule(place)
+                if hasattr(activation, "inplace"):
+                    activation.inplace = False
 
     def __call__(self, model: nn.Module, images: Tensor, head: bool = True) -> tuple[list[Tensor], Tensor | None]:
         """Run the model once.
@@ -74,9 +79,9 @@ class Pyramid:
             Maps [B, C_i, H_i, W_i], fine to coarse, and logits [B, num_classes], equal to `model(images)`.
         """
         if self._before:
-            with catch_inputs(model, self._before) as caught:
+            with _recorded(model, {name for name, _ in self._before}) as calls:
                 final, _ = _intermediates(model, images, self.indices)
-            maps = [caught[place] for place in self._before]
+            maps = [calls[place][0][0] for place in self._before]
         else:
             final, maps = _intermediates(model, images, self.indices)
         return maps, (model.forward_head(final) if head else None)  # type: ignore[operator]
@@ -107,51 +112,79 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _sample(model: nn.Module, input_size: tuple[int, int, int]) -> Tensor:
+def sample_images(model: nn.Module, input_size: tuple[int, int, int]) -> Tensor:
+    """Return a fixed batch of one image [1, C, H, W] with the type and device of the model's parameters."""
     parameter = next(model.parameters())
     channels, height, width = input_size
     ramp = torch.linspace(-1, 1, channels * height * width, device=parameter.device, dtype=parameter.dtype)
     return ramp.view(1, channels, height, width)
 
 
+@contextmanager
+def _recorded(model: nn.Module, names: Iterable[str]) -> Iterator[dict[Place, tuple[Any, Any]]]:
+    """Collect arguments and output of every call of some activations while the model runs."""
+    found: dict[Place, tuple[Any, Any]] = {}
+    calls: Counter[str] = Counter()
+
+    def note(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        found[name, calls[name]] = args, output
+        calls[name] += 1
+
+    handles = [model.get_submodule(name).register_forward_hook(partial(note, name)) for name in names]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _find_activations(model: nn.Module, images: Tensor, indices: list[int]) -> list[Place]:
+    """Find the call of an activation that outputs each map; raise UserError if there is none."""
+    activations = [n for n, module in model.named_modules() if type(module).__module__.startswith(ACTIVATION_SOURCES)]
+    with evaluating(model), _recorded(model, activations) as calls:
+        _, maps = _intermediates(model, images, indices)
+    producers = {id(output): place for place, (_, output) in calls.items()}
+    missing = [str(i) for i, map_ in enumerate(maps, 1) if id(map_) not in producers]
+    if missing:
+        raise UserError(
+            f"{type(model).__name__} has no activation right before its feature map {' and '.join(missing)} of "
+            f"{len(maps)}, so a feature loss that compares maps before their activation is not possible: "
+            "use --feature-loss attention or fitnet."
+        )
+    return [producers[id(map_)] for map_ in maps]
+
+
 def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[int, Size]]:
     """Measure (channels, (height, width)) of every intermediate map: feature_info has no sizes."""
     name = type(model).__name__
-    images = _sample(model, input_size)
+    images = sample_images(model, input_size)
     with evaluating(model):
         try:
             logits = model(images)
             final, maps = _intermediates(model, images)
-        except UserError:
-            raise
         except Exception as error:  # models raise various errors for a size that they do not accept
             raise UserError(_size_message(model, input_size, error)) from error
         if not all(isinstance(map_, Tensor) and map_.ndim == 4 for map_ in maps):
             raise UserError(f"{name} returns feature maps that are not [B, C, H, W] tensors.")
-        if getattr(model, "num_classes", 0):
-            _check_logits(model, logits, final)
+        classes: Any = getattr(model, "num_classes", 0)
+        if classes:
+            if not isinstance(logits, Tensor) or logits.shape != (1, classes):
+                raise UserError(f"{name} is not a classifier: it does not return {classes} logits per image.")
+            again = model.forward_head(final)  # type: ignore[operator]
+            if not torch.allclose(again.float(), logits.float(), rtol=1e-3, atol=1e-4, equal_nan=True):
+                raise UserError(
+                    f"{name} classifies from more than its last feature map, so maps and logits need two forwards."
+                )
     return [(map_.shape[1], (map_.shape[2], map_.shape[3])) for map_ in maps]
-
-
-def _check_logits(model: nn.Module, logits: Tensor, final: Tensor) -> None:
-    """Check that one forward is enough: the head applied to the last map must return the model's logits."""
-    name = type(model).__name__
-    if not isinstance(logits, Tensor) or logits.shape != (1, model.num_classes):
-        raise UserError(f"{name} is not a classifier: it does not return {model.num_classes} logits per image.")
-    again = model.forward_head(final)  # type: ignore[operator]
-    if not torch.allclose(again.float(), logits.float(), rtol=1e-3, atol=1e-4, equal_nan=True):
-        raise UserError(f"{name} classifies from more than its last feature map, so maps and logits need two forwards.")
 
 
 def _size_message(model: nn.Module, input_size: tuple[int, int, int], error: Exception) -> str:
     """Return a message about the size that failed, with a similar size that works if there is one."""
     channels, height, width = input_size
-    reason = str(error).strip().split("\n")[0].rstrip(".")
-    message = f"{type(model).__name__} does not run on {channels}x{height}x{width} images"
-    message += f" ({reason})" if reason else ""
+    message = f"{type(model).__name__} does not run on {channels}x{height}x{width} images ({first_line(error)})"
     for side in sorted(OTHER_SIZES, key=lambda side: abs(side - max(height, width))):
         try:
-            _intermediates(model, _sample(model, (channels, side, side)))
+            _intermediates(model, sample_images(model, (channels, side, side)))
         except Exception:  # as above
             continue
         return f"{message}, but runs on {channels}x{side}x{side}."
@@ -161,17 +194,10 @@ def _size_message(model: nn.Module, input_size: tuple[int, int, int], error: Exc
 
 
 def choose_levels(sizes: Sequence[Size], max_levels: int) -> list[int]:
-    """Choose the levels of a pyramid from all intermediate maps.
+    """Choose at most `max_levels` maps from the sizes of all, in the order of the forward; return ascending indices.
 
     If the maps have at least two sizes, the last map of each size is used, up to the coarsest `max_levels`. If all have
     the same size, as in a plain ViT, `max_levels` maps evenly spread over the depth are used, including the last one.
-
-    Args:
-        sizes: (height, width) of every map, in the order of the forward pass.
-        max_levels: Maximum number of levels.
-
-    Returns:
-        Indices into `sizes`, ascending.
     """
     last_of_size = [i for i in range(len(sizes)) if i + 1 == len(sizes) or sizes[i + 1] != sizes[i]]
     if len(last_of_size) > 1:

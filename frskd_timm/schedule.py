@@ -5,27 +5,11 @@ from collections.abc import Callable
 
 from frskd_timm.errors import UserError
 
-
-def constant(t: float) -> float:
-    """Return 1 from the first step to the last, as in the paper's classification experiments."""
-    return 1.0
-
-
-def ramp(t: float) -> float:
-    """Return exp(-5 (1 - t)^2) for t in 0..1: from 0.007 to 1, as in the authors' segmentation code."""
-    return math.exp(-5 * (1 - t) ** 2)
-
-
-def warmup(t: float) -> float:
-    """Return min(10 t, 1): a linear rise over the first tenth, so that most of the run has full weight."""
-    return min(1.0, 10 * t)
-
-
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": constant,
-    "lead": constant,  # the task multiplies it by the measured lead of the self-teacher
-    "ramp": ramp,
-    "warmup": warmup,
+SCHEDULES: dict[str, Callable[[float], float]] = {  # functions of the progress t, 0..1
+    "constant": lambda t: 1.0,  # as in the paper's classification experiments
+    "lead": lambda t: 1.0,  # the task multiplies it by the measured lead of the self-teacher
+    "ramp": lambda t: math.exp(-5 * (1 - t) ** 2),  # from 0.007 to 1, as in the authors' segmentation code
+    "warmup": lambda t: min(1.0, 10 * t),  # a linear rise over the first tenth, so that most of the run has full weight
 }
 
 

@@ -22,7 +22,7 @@ Terms = dict[str, Tensor]
 
 
 class StudentTask(TrainingTask):
-    """Base class of every task: timm's interface of a training task around a student.
+    """timm's interface of a training task around a student.
 
     The model that is evaluated, averaged and saved is the student alone. All other state, such as the self-teacher, is
     the task state of a checkpoint. timm's order applies: device, optimizer, `setup_ema`, `compile`,
@@ -78,25 +78,20 @@ class StudentTask(TrainingTask):
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
         """Return the student, or with `ema` its average; None if there is no average."""
         module = module or self.get_trainable_module(ema=ema)
-        if module is None:
-            return None
-        inner = unwrap_model(module)
+        inner = module and unwrap_model(module)
         return getattr(inner, "student", inner)
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
         """Return the state of everything but the student; an average has none."""
-        return {} if ema else {key: value for key, value in self.state_dict().items() if not _of_student(key)}
+        state = {} if ema else self.state_dict()
+        return {key: value for key, value in state.items() if not key.startswith("student.")}
 
     def load_task_state(
-        self,
-        state: dict[str, Any] | None,
-        strict: bool = True,
-        module: nn.Module | None = None,
-        ema: bool = False,
+        self, state: dict[str, Any] | None, strict: bool = True, module: nn.Module | None = None, ema: bool = False
     ) -> None:
         """Load the result of `get_task_state`; without one, as in a checkpoint of another task, change nothing."""
         if state and not ema:
-            student = {key: value for key, value in self.state_dict().items() if _of_student(key)}
+            student = {f"student.{key}": value for key, value in self.student.state_dict().items()}
             self.load_state_dict(student | state, strict=strict)
 
     def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
@@ -104,15 +99,9 @@ class StudentTask(TrainingTask):
         head = {id(parameter) for parameter in list(self.student.parameters())[-2:]} if exclude_head else set()
         return [p for p in self.parameters() if p.requires_grad and id(p) not in head]
 
-    def setup_ema(
-        self,
-        decay: float = 0.9999,
-        use_warmup: bool = False,
-        device: torch.device | None = None,
-        **kwargs: Any,
-    ) -> ModelEmaV3:
-        """Create an average of the student; `update_ema` updates it after each step of the optimizer."""
-        self._ema = (ModelEmaV3(self.student, decay=decay, use_warmup=use_warmup, device=device, **kwargs),)
+    def setup_ema(self, decay: float = 0.9999, **options: Any) -> ModelEmaV3:  # type: ignore[override]
+        """Create an average of the student (`timm.utils.ModelEmaV3`), which `update_ema` updates after each step."""
+        self._ema = (ModelEmaV3(self.student, decay=decay, **options),)
         return self._ema[0]
 
     def update_ema(self, step: int | None = None) -> None:
@@ -120,22 +109,18 @@ class StudentTask(TrainingTask):
         for average in self._ema:
             average.update(self.student, step=step)
 
-    def compile(  # type: ignore[override]  # as in timm
-        self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
-    ) -> nn.Module:
+    def compile(self, backend: str = "inductor", **options: Any) -> nn.Module:  # type: ignore[override]
         """Compile the step and the student in place, without wrappers and their prefixes; return the student."""
         self._wrapped = (_Step(self),)
         for module in (*self._wrapped, self.student):
-            module.compile(backend=backend, mode=mode, **compile_kwargs)
+            module.compile(backend=backend, **options)
         return self.student
 
-    def compile_ema(
-        self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
-    ) -> nn.Module | None:
+    def compile_ema(self, backend: str = "inductor", **options: Any) -> nn.Module | None:  # type: ignore[override]
         """Compile the average of the student in place, and return it, if there is one."""
         model = self.get_eval_model(ema=True)
         if model is not None:
-            model.compile(backend=backend, mode=mode, **compile_kwargs)
+            model.compile(backend=backend, **options)
         return model
 
     def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> "StudentTask":
@@ -164,10 +149,6 @@ class _Step(nn.Module):
 
     def forward(self, input: Tensor, target: Tensor) -> Terms:
         return self.module.step(input, target)
-
-
-def _of_student(key: str) -> bool:
-    return key.startswith("student.")
 
 
 class CrossEntropyTask(StudentTask):

@@ -24,10 +24,7 @@ __all__ = ["CrossEntropyTask", "FRSKDTask", "SLAHeads", "StudentTask"]
 class SLAHeads(nn.Module):
     """Joint classifiers of class and rotation on the global averages of both networks' last maps (SLA).
 
-    Args:
-        student_channels: Channels of the student's last map.
-        teacher_channels: Channels of the self-teacher's last map.
-        num_classes: Number of classes; each head has four outputs per class, class-major.
+    Each head has four outputs per class, class-major.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, num_classes: int) -> None:
@@ -39,11 +36,7 @@ class SLAHeads(nn.Module):
 def joint_target(target: Tensor) -> Tensor:
     """Return the joint labels of class and rotation, 4 y + r, for the output of `augment.rotations`.
 
-    Args:
-        target: Classes [B], or probabilities [B, K].
-
-    Returns:
-        [4 B], or [4 B, 4 K].
+    Classes [B] become [4 B], probabilities [B, K] become [4 B, 4 K].
     """
     rotation = torch.arange(4, device=target.device)
     if target.ndim == 1:
@@ -127,8 +120,7 @@ class FRSKDTask(DistillationTask):
         preactivation = bool(getattr(loss_class, "preactivation", False))
         pyramid = Pyramid(student, input_size, max_levels, preactivation)
         teacher_arguments = {"max_parameters": sum(p.numel() for p in student.parameters()), **(teacher_options or {})}
-        if preactivation:
-            teacher_arguments["preactivation"] = True
+        teacher_arguments["preactivation"] = preactivation or None
         teacher = create_self_teacher(self_teacher, pyramid.channels, num_classes, **teacher_arguments)
         if sla and input_size[1] != input_size[2]:
             raise UserError(f"SLA rotates the images, so they must be square, not {input_size[1]}x{input_size[2]}.")
@@ -138,9 +130,9 @@ class FRSKDTask(DistillationTask):
 
     def observe(self, images: Tensor, networks: Mapping[str, nn.Module]) -> Views:
         """Run a student and a self-teacher on images [B, C, H, W]."""
+        logits: Any
         maps, logits = self.pyramid(networks["student"], images)
         refined, teacher_logits = self.refine(maps, networks)
-        assert logits is not None
         if self.self_teacher.residual:
             teacher_logits = logits.detach() + teacher_logits
         return Views(maps, logits, refined, teacher_logits)
@@ -152,9 +144,12 @@ class FRSKDTask(DistillationTask):
         # The rotated images include the unrotated ones, which still need a second forward: each batch has its own
         # normalisation statistics.
         turned_maps, _ = self.pyramid(self.student, rotations(images), head=False)
-        turned_refined, _ = self.refine(turned_maps)
+        turned_refined, _ = self.refine(turned_maps, self.networks)
         joint = self.sla.student(global_average(self.pyramid.activate(self.student, turned_maps)[-1]))
-        teacher_joint = self.sla.teacher(global_average(self._rectified(turned_refined[-1])))
+        last = turned_refined[-1]
+        if self.feature_loss is not None and self.feature_loss.preactivation:
+            last = F.relu(last)
+        teacher_joint = self.sla.teacher(global_average(last))
         return views._replace(
             maps=[torch.cat(pair) for pair in zip(views.maps, turned_maps, strict=True)],
             refined=[torch.cat(pair) for pair in zip(views.refined, turned_refined, strict=True)],
@@ -186,13 +181,6 @@ class FRSKDTask(DistillationTask):
         )
         return super().soft_labels(both, torch.cat([target, target]))
 
-    def refine(
-        self, maps: list[Tensor], networks: Mapping[str, nn.Module] | None = None
-    ) -> tuple[list[Tensor], Tensor]:
+    def refine(self, maps: list[Tensor], networks: Mapping[str, nn.Module]) -> tuple[list[Tensor], Tensor]:
         """Run the self-teacher on the student's maps after their activation, whatever the feature loss."""
-        networks = networks or self.networks
         return networks["self_teacher"](self.entering(self.pyramid.activate(networks["student"], maps)))
-
-    def _rectified(self, refined: Tensor) -> Tensor:
-        """Return a refined map after its ReLU, which is missing in the maps for a pre-activation loss."""
-        return F.relu(refined) if self.feature_loss is not None and self.feature_loss.preactivation else refined

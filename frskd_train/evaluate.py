@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn import functional as F
 
-from frskd_timm.segmentation.losses import IGNORED
+from frskd_timm.losses.functional import IGNORED
 
 Scores = dict[str, dict[str, Any]]  # by network and name; percent, except losses and counts
 

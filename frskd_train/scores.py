@@ -26,7 +26,7 @@ from torchmetrics.classification import (
 )
 
 from frskd_timm.errors import UserError
-from frskd_timm.segmentation.losses import IGNORED
+from frskd_timm.losses.functional import IGNORED
 from frskd_train.accumulators import CalibrationMetric, Mistakes, TemperatureMetric, finite, read_bins
 from frskd_train.data import ValidationData
 from frskd_train.data.corruptions import CORRUPTIONS, SEVERITIES

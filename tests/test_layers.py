@@ -22,8 +22,7 @@ LIBRARY = {
     "models": {"errors"},
     "teachers": {"defaults", "registry"},
     "losses": {"errors", "registry", "teachers"},  # the interface of a self-teacher, which some losses read
-    "pyramid": {"defaults", "errors", "preactivation"},
-    "preactivation": {"errors"},
+    "pyramid": {"defaults", "errors"},
     "student_task": {"defaults", "losses"},
     "distillation": {"defaults", "losses", "schedule", "student_task", "teachers"},
     "task": {"augment", "defaults", "distillation", "errors", "losses", "pyramid", "student_task", "teachers"},
@@ -31,7 +30,7 @@ LIBRARY = {
         *("defaults", "distillation", "errors", "lookup", "losses", "models", "pyramid", "registry", "student_task"),
         "teachers",
     },
-    "export": {"errors", "models", "segmentation"},
+    "export": {"errors", "models", "pyramid", "segmentation"},
 }
 
 

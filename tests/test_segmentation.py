@@ -12,6 +12,7 @@ from torch import Tensor
 
 import frskd_timm  # noqa: F401 registers the students
 from frskd_timm.errors import UserError
+from frskd_timm.losses.functional import pixel_cross_entropy
 from frskd_timm.segmentation import (
     SegmentationCrossEntropyTask,
     SegmentationStudent,
@@ -19,7 +20,6 @@ from frskd_timm.segmentation import (
     create_segmentation_student,
 )
 from frskd_timm.segmentation.decoder import FeaturePyramid
-from frskd_timm.segmentation.losses import pixel_cross_entropy
 
 SMALL = "mobilenetv3_small_050"
 

@@ -13,11 +13,7 @@ CROP_MODES = {"center", "squash", "border"}
 
 
 def check_pretrained_cfg(cfg: dict[str, Any], where: object) -> None:
-    """Check the image settings of a timm configuration; `where` names its source in messages.
-
-    Raises:
-        UserError: A value of the wrong type or out of range.
-    """
+    """Raise UserError for image settings of a timm configuration that cannot be used; `where` names its source."""
     size = cfg.get("input_size", (3, 224, 224))
     check_size(size, where)
     for name in ("mean", "std"):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -18,28 +17,26 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 CARD = "README.md"
 RECIPE = "recipe.yaml"
-# Files of an export besides weights and config; pictures and ONNX files are recognised by their suffix.
+# Pictures and ONNX files of an export are recognised by their suffix.
 _OWN = {WEIGHTS, CONFIG, CARD, RECIPE, "metrics.json", ".eval_results"}
-# Written into student folders by earlier versions of validate.py; moved out of the folder when it is replaced.
-_EVALUATIONS = "evaluation-*.json"
 
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder that replaces `folder` when the block ends without an error.
-
-    Raises:
-        UserError: `folder` holds something other than an older export.
-    """
+    """Yield a temporary folder that replaces `folder`, an older export, when the block ends without an error."""
     folder = folder.resolve()
     recover(folder)
     _refuse_foreign(folder)
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
+    aside, previous = folder.with_name(f".{folder.name}.partial"), _previous(folder)
+    for leftover in (aside, previous):
+        shutil.rmtree(leftover, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         yield aside
-        _put_in_place(aside, folder)
+        if folder.exists():
+            folder.rename(previous)
+        aside.rename(folder)
+        shutil.rmtree(previous, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -51,12 +48,25 @@ def recover(folder: Path) -> None:
         previous.rename(folder)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+def _previous(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.previous")
 
-    Raises:
-        UserError: The file is missing or does not hold a JSON object.
-    """
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise UserError unless `folder` is missing, empty or an older export, so that a typo cannot delete files."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: give a folder for the student.")
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    other = sorted(name for name in names - _OWN if Path(name).suffix not in (".png", ".onnx"))
+    if names and (other or CONFIG not in names):
+        raise UserError(
+            f"{folder} holds something other than an exported student ({', '.join(other or sorted(names))}): "
+            "move it away, or give another folder."
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; raise UserError if the file is missing or holds something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -82,12 +92,7 @@ def write_weights(folder: Path, model: nn.Module, *, half: bool = False) -> None
 def plain_state_dict(model: nn.Module, *, half: bool = False) -> dict[str, Tensor]:
     """Return the tensors to save: on the CPU, contiguous, unshared, float32, keys without wrapper prefixes.
 
-    Args:
-        model: The student.
-        half: Store parameters as float16; buffers stay float32.
-
-    Raises:
-        UserError: A value is not finite.
+    With `half`, parameters are float16; buffers stay float32. Raises UserError if a value is not finite.
     """
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     state = {}
@@ -97,71 +102,24 @@ def plain_state_dict(model: nn.Module, *, half: bool = False) -> dict[str, Tenso
             tensor = tensor.to(torch.float16 if half and name in parameters else torch.float32)
         plain = name.replace("_orig_mod.", "")  # torch.compile may also wrap single blocks, in the middle of a key
         state[plain] = tensor.clone(memory_format=torch.contiguous_format)
-    refuse_nonfinite(state)
+    _refuse_nonfinite(state)
     return state
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read `model.safetensors`.
-
-    Raises:
-        UserError: The file is missing or damaged, or a value is not finite.
-    """
-    with _weights_errors(folder / WEIGHTS):
-        state = load_file(folder / WEIGHTS)
-    refuse_nonfinite(state)
-    return state
-
-
-def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Read the names and shapes of `model.safetensors` without the values; raises like `read_weights`."""
-    with _weights_errors(folder / WEIGHTS), safe_open(folder / WEIGHTS, framework="pt") as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 not a dict
-
-
-def refuse_nonfinite(state: dict[str, Tensor]) -> None:
-    """Raise UserError if a tensor holds NaN or infinity."""
-    bad = sorted(name for name, tensor in state.items() if not torch.isfinite(tensor).all())
-    if bad:
-        raise UserError(f"The student has values that are not finite in {', '.join(bad[:3])}: it cannot be exported.")
-
-
-@contextmanager
-def _weights_errors(path: Path) -> Iterator[None]:
+    """Read `model.safetensors`; raise UserError if it is missing or damaged, or a value is not finite."""
+    path = folder / WEIGHTS
     try:
-        yield
+        state = load_file(path)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give the student/ folder of a finished run.") from None
     except Exception as error:  # safetensors has its own exception for damaged files
         raise UserError(f"{path} is damaged ({first_line(error)}): export the student again.") from None
+    _refuse_nonfinite(state)
+    return state
 
 
-def _refuse_foreign(folder: Path) -> None:
-    """Raise UserError unless `folder` is missing, empty or an older export, so that a typo cannot delete files."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file: give a folder for the student.")
-    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-    evaluations = {path.name for path in folder.glob(_EVALUATIONS)}
-    other = sorted(n for n in names - _OWN - evaluations if Path(n).suffix not in (".png", ".onnx"))
-    if names and (other or CONFIG not in names):
-        raise UserError(
-            f"{folder} holds something other than an exported student ({', '.join(other or sorted(names))}): "
-            "move it away, or give another folder."
-        )
-
-
-def _put_in_place(new: Path, folder: Path) -> None:
-    """Rename `new` to `folder`, then delete the old folder; evaluations in it are moved beside the folder."""
-    previous = _previous(folder)
-    shutil.rmtree(previous, ignore_errors=True)
-    if folder.exists():
-        folder.rename(previous)
-    new.rename(folder)
-    for evaluation in previous.glob(_EVALUATIONS):
-        if not (folder.parent / evaluation.name).exists():
-            evaluation.rename(folder.parent / evaluation.name)
-    shutil.rmtree(previous, ignore_errors=True)
-
-
-def _previous(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.previous")
+def _refuse_nonfinite(state: dict[str, Tensor]) -> None:
+    bad = sorted(name for name, tensor in state.items() if not torch.isfinite(tensor).all())
+    if bad:
+        raise UserError(f"The student has values that are not finite in {', '.join(bad[:3])}: it cannot be exported.")

@@ -1,12 +1,8 @@
-"""Load exported students: config, weights and logits.
-
-The weights are compared with the plain architecture named in the config, which detects parts of a self-teacher and
-prefixes of wrappers.
-"""
+"""Load exported students, after comparing their weights with the plain architecture named in the config."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,20 +14,22 @@ from torch import Tensor, nn
 
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.config import check_pretrained_cfg, check_size, check_statistics, entry, refuse_huge
-from frskd_timm.export.folder import CONFIG, read_json, read_shapes, read_weights, recover
+from frskd_timm.export.folder import CONFIG, read_json, read_weights, recover
+from frskd_timm.pyramid import evaluating
 from frskd_timm.segmentation.student import SegmentationStudent, probe_size
 
 
 class ExportedStudent(ABC):
     """The folder of an exported student of any task.
 
-    Args:
+    Attributes:
         path: The folder.
         config: Its `config.json`.
-
-    Attributes:
+        architecture: timm's name of the network, or of its backbone.
+        package: Package that registers the architecture with timm; None if it is part of timm.
         libraries: Libraries that load it, the Hub's `library_name` first.
         imports: Python imports that loading it needs.
+        in_chans: Number of image channels.
         class_names: One name per class, or empty.
 
     Raises:
@@ -39,14 +37,19 @@ class ExportedStudent(ABC):
     """
 
     libraries: ClassVar[tuple[str, ...]]
+    any_size: ClassVar[bool]
     imports: str
-    architecture: str
     in_chans: int
-    class_names: list[str]
+    size: tuple[int, int]
 
-    def __init__(self, path: Path, config: dict[str, Any]) -> None:
-        self.path = path
-        self.config = config
+    def __init__(self, path: Path, config: dict[str, Any], key: str, names_key: str) -> None:
+        self.path, self.config, self.where = path, config, path / CONFIG
+        self.architecture: str = entry(config, key, str, self.where)
+        if not is_model(self.architecture):
+            raise UserError(f"{self.where} names the {key} '{self.architecture}', which timm does not know.")
+        package = model_entrypoint(self.architecture).__module__.split(".")[0]
+        self.package = None if package == "timm" else package
+        self.class_names: list[str] = entry(config, names_key, list, self.where, default=[])
 
     def check(self) -> dict[str, Tensor]:
         """Return the weights after checking that they fit the architecture and are complete and finite.
@@ -54,8 +57,19 @@ class ExportedStudent(ABC):
         Raises:
             UserError: A check failed; the message names the first keys.
         """
-        self._compare_shapes(read_shapes(self.path))
-        return read_weights(self.path)
+        state = read_weights(self.path)
+        plain = self.skeleton().state_dict()
+        for problem, keys in {
+            f"keys that the plain {self.architecture} does not have": state.keys() - plain.keys(),
+            f"no weights for keys of the plain {self.architecture}": plain.keys() - state.keys(),
+            f"shapes other than the plain {self.architecture}'s": {
+                key for key in state.keys() & plain.keys() if state[key].shape != plain[key].shape
+            },
+        }.items():
+            if keys:
+                some = ", ".join(sorted(keys)[:3]) + (", ..." if len(keys) > 3 else "")
+                raise UserError(f"The student in {self.path} has {problem}: {some}.")
+        return state
 
     def load(self) -> nn.Module:
         """Return the student in eval mode.
@@ -76,21 +90,12 @@ class ExportedStudent(ABC):
 
     def probe(self, batch: int = 2, size: tuple[int, int] | None = None) -> Tensor:
         """Return the fixed noise [batch, C, H, W] used in all comparisons; classifiers have their own size."""
-        return torch.randn(batch, self.in_chans, *self._size(size), generator=torch.Generator().manual_seed(0))
-
-    @property
-    def package(self) -> str | None:
-        """Package that registers the architecture with timm; None if it is part of timm."""
-        package = model_entrypoint(self.architecture).__module__.split(".")[0]
-        return None if package == "timm" else package
+        height, width = size if size and self.any_size else self.size
+        return torch.randn(batch, self.in_chans, height, width, generator=torch.Generator().manual_seed(0))
 
     @abstractmethod
     def load_line(self, name: str) -> str:
-        """Return the Python expression that loads the student.
-
-        Args:
-            name: OWNER/NAME on the Hub, with or without @REVISION, or `local-dir:FOLDER`.
-        """
+        """Return the Python expression that loads the student from OWNER/NAME[@REVISION] or `local-dir:FOLDER`."""
 
     @abstractmethod
     def _build(self) -> nn.Module: ...
@@ -98,57 +103,36 @@ class ExportedStudent(ABC):
     @abstractmethod
     def _load(self) -> nn.Module: ...
 
-    @abstractmethod
-    def _size(self, size: tuple[int, int] | None) -> tuple[int, int]: ...
-
     def _guarded(self, make: Callable[[], nn.Module]) -> nn.Module:
         try:
             return make()
         except Exception as error:  # models raise various errors for unsuitable arguments
-            raise UserError(
-                f"The architecture '{self.architecture}' of {self.path / CONFIG} could not be built: "
-                f"{first_line(error)}."
-            ) from None
-
-    def _compare_shapes(self, found: dict[str, tuple[int, ...]]) -> None:
-        plain = {name: tuple(tensor.shape) for name, tensor in self.skeleton().state_dict().items()}
-        different = {name for name in found.keys() & plain.keys() if found[name] != plain[name]}
-        for keys, problem in (
-            (found.keys() - plain.keys(), "keys that the plain {} does not have"),
-            (plain.keys() - found.keys(), "no weights for keys of the plain {}"),
-            (different, "shapes other than the plain {}'s"),
-        ):
-            if keys:
-                some = ", ".join(sorted(keys)[:3]) + (", ..." if len(keys) > 3 else "")
-                raise UserError(f"The student in {self.path} has {problem.format(self.architecture)}: {some}.")
+            problem = f"The architecture '{self.architecture}' of {self.where} could not be built"
+            raise UserError(f"{problem}: {first_line(error)}.") from None
 
 
 class ExportedClassifier(ExportedStudent):
     """A timm checkpoint."""
 
     libraries: ClassVar = ("timm", "transformers")
+    any_size = False
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
-        super().__init__(path, config)
-        where = path / CONFIG
-        cfg = entry(config, "pretrained_cfg", dict, where)
-        self.architecture = entry(config, "architecture", str, where)
-        if not is_model(self.architecture):
-            raise UserError(f"{where} names the architecture '{self.architecture}', which timm does not know.")
+        super().__init__(path, config, "architecture", "label_names")
+        cfg = entry(config, "pretrained_cfg", dict, self.where)
         self.imports = f"import timm, {self.package}" if self.package else "import timm"
-        self.arguments = entry(config, "model_args", dict, where, default=config.get("model_args", {}))
-        refuse_huge(self.arguments, where)
-        classes = entry(config, "num_classes", int, where, default=cfg.get("num_classes", 1000))
+        self.arguments = entry(config, "model_args", dict, self.where, default=config.get("model_args", {}))
+        refuse_huge(self.arguments, self.where)
+        classes = entry(config, "num_classes", int, self.where, default=cfg.get("num_classes", 1000))
         if not 0 <= classes <= 1 << 20:
-            raise UserError(f"'num_classes' in {where} is {classes}: give the number of classes.")
+            raise UserError(f"'num_classes' in {self.where} is {classes}: give the number of classes.")
         self.num_classes = classes
-        check_pretrained_cfg(cfg, where)
-        self.in_chans, *self.size = cfg.get("input_size", (3, 224, 224))
-        self.class_names = entry(config, "label_names", list, where, default=[])
-        if self.class_names and (
-            len(self.class_names) != classes or not all(isinstance(name, str) for name in self.class_names)
-        ):
-            raise UserError(f"'label_names' in {where} is not a list of {classes} names.")
+        check_pretrained_cfg(cfg, self.where)
+        self.in_chans, *size = cfg.get("input_size", (3, 224, 224))
+        self.size = (size[0], size[1])
+        names = self.class_names
+        if names and (len(names) != classes or not all(isinstance(name, str) for name in names)):
+            raise UserError(f"'label_names' in {self.where} is not a list of {classes} names.")
 
     def load_line(self, name: str) -> str:
         place = name if name.startswith("local-dir:") else f"hf-hub:{name}"
@@ -162,37 +146,29 @@ class ExportedClassifier(ExportedStudent):
     def _load(self) -> nn.Module:
         return timm.create_model(f"local-dir:{self.path}", pretrained=True)
 
-    def _size(self, size: tuple[int, int] | None) -> tuple[int, int]:
-        return self.size[0], self.size[1]
-
 
 class ExportedSegmenter(ExportedStudent):
     """A `SegmentationStudent`."""
 
     libraries: ClassVar = ("frskd-timm", "timm")
     imports = "from frskd_timm.segmentation import SegmentationStudent"
+    any_size = True
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
-        super().__init__(path, config)
-        where = path / CONFIG
-        self.architecture = entry(config, "backbone", str, where)
-        if not is_model(self.architecture):
-            raise UserError(f"{where} names the backbone '{self.architecture}', which timm does not know.")
-        refuse_huge({key: value for key, value in config.items() if key != "class_names"}, where)
+        super().__init__(path, config, "backbone", "class_names")
+        refuse_huge({key: value for key, value in config.items() if key != "class_names"}, self.where)
         for name in ("num_classes", "channels", "layers", "in_chans"):
-            if entry(config, name, int, where, default=None if name == "num_classes" else 3) < 1:
-                raise UserError(f"'{name}' in {where} is {config[name]}: give a positive number.")
+            if entry(config, name, int, self.where, default=None if name == "num_classes" else 3) < 1:
+                raise UserError(f"'{name}' in {self.where} is {config[name]}: give a positive number.")
         self.in_chans = config.get("in_chans", 3)
         for name in ("mean", "std"):
             if name in config:
-                check_statistics(name, config[name], self.in_chans, where)
-        self.class_names = entry(config, "class_names", list, where, default=[])
-        self.arguments = entry(config, "backbone_args", dict, where, default={})
+                check_statistics(name, config[name], self.in_chans, self.where)
         try:
-            height, width = probe_size(self.arguments)
+            self.size = probe_size(entry(config, "backbone_args", dict, self.where, default={}))
         except (TypeError, LookupError):
-            raise UserError(f"'img_size' in {where} is not a size in pixels.") from None
-        check_size([self.in_chans, height, width], where)
+            raise UserError(f"'img_size' in {self.where} is not a size in pixels.") from None
+        check_size([self.in_chans, *self.size], self.where)
 
     def load_line(self, name: str) -> str:
         place, _, revision = name.removeprefix("local-dir:").partition("@")
@@ -205,9 +181,6 @@ class ExportedSegmenter(ExportedStudent):
     def _load(self) -> nn.Module:
         with redirect_stdout(None):  # huggingface_hub prints messages
             return SegmentationStudent.from_pretrained(self.path)
-
-    def _size(self, size: tuple[int, int] | None) -> tuple[int, int]:
-        return size or probe_size(self.arguments)
 
 
 def read_student(folder: str | Path) -> ExportedStudent:
@@ -223,58 +196,39 @@ def read_student(folder: str | Path) -> ExportedStudent:
 
 
 def load_student(folder: str | Path) -> nn.Module:
-    """Load an exported student in eval mode; a classifier through timm alone.
-
-    Raises:
-        UserError: A file is missing or unreadable, the architecture is unknown, or the weights do not fit it.
-    """
+    """Load an exported student in eval mode, a classifier through timm alone; see `ExportedStudent.load`."""
     return read_student(folder).load()
 
 
 def verify_export(folder: str | Path, model: nn.Module, *, tolerance: float = 1e-4) -> float:
-    """Load an exported student and compare its logits with those of the model it was exported from.
-
-    Raises:
-        UserError: The folder does not load, or its logits differ; see `compare_logits`.
-    """
+    """Load an exported student and compare its logits with those of `model`; see `compare_logits`."""
     student = read_student(folder)
     return compare_logits(model, student.load(), student.probe(), tolerance=tolerance)
 
 
 def compare_logits(model: nn.Module, other: nn.Module, images: Tensor, *, tolerance: float = 1e-4) -> float:
-    """Compare the outputs of two models in eval mode and float32 on the first one's device.
-
-    Returns:
-        The largest absolute difference.
+    """Return the largest difference of two models' outputs, in eval mode and float32 on the first one's device.
 
     Raises:
         UserError: The difference exceeds `tolerance` times the largest logit, or is NaN.
     """
     model = unwrap_model(model)
     parameter = next(model.parameters())
-    images = images.to(parameter.device)
-    other = other.to(parameter.device)
-    with torch.inference_mode(), torch.autocast(parameter.device.type, enabled=False), _eval(model), _eval(other):
-        expected = model(images.to(parameter.dtype)).float()
-        found = other(images).float()
+    images, other = images.to(parameter.device), other.to(parameter.device)
+    with torch.autocast(parameter.device.type, enabled=False), evaluating(model), evaluating(other):
+        expected, found = model(images.to(parameter.dtype)), other(images)
+    return compare_outputs(expected, found, tolerance=tolerance)
+
+
+def compare_outputs(expected: Tensor, found: Tensor, *, tolerance: float = 1e-4) -> float:
+    """Compare outputs of the same shape; see `compare_logits`."""
+    expected, found = expected.float(), found.float()
     if expected.shape != found.shape:
         raise UserError(f"The exported student returns shape {tuple(found.shape)}, not {tuple(expected.shape)}.")
-    difference = (expected - found).abs().max().item() if expected.numel() else 0.0
-    limit = tolerance * max(1.0, expected.abs().max().item() if expected.numel() else 0.0)
+    difference, largest = (x.abs().max().item() if x.numel() else 0.0 for x in (expected - found, expected))
+    limit = tolerance * max(1.0, largest)
     if not difference <= limit:  # also true for NaN
         raise UserError(
             f"The exported student's logits differ from the trained one's by {difference:.3g} > {limit:.3g}."
         )
     return difference
-
-
-@contextmanager
-def _eval(model: nn.Module) -> Iterator[None]:
-    """Set eval mode and restore each module's own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -18,16 +18,19 @@ from torch import nn
 
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.folder import CONFIG, plain_state_dict, read_json, replacing, write_json, write_weights
-from frskd_timm.export.load import compare_logits, verify_export
+from frskd_timm.export.load import compare_outputs, verify_export
 from frskd_timm.models import stock_name
+from frskd_timm.pyramid import evaluating, sample_images
 from frskd_timm.segmentation.student import SegmentationStudent
 
 PAPER_NAME = "Refine Myself by Teaching Myself: Feature Refinement via Self-Knowledge Distillation"
 PAPER_ID = "arXiv:2103.08273"
 
-# Fields of a default cfg that describe the architecture; the others describe timm's own weights.
-_ARCHITECTURE_FIELDS = ("custom_load", "fixed_input_size", "num_classes", "pool_size", "first_conv", "classifier")
-_DATA_FIELDS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+# Fields of a default cfg that describe the architecture or the images; the others describe timm's own weights.
+_KEPT_FIELDS = (
+    *("custom_load", "fixed_input_size", "num_classes", "pool_size", "first_conv", "classifier"),
+    *("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"),
+)
 
 
 def export_student(
@@ -73,9 +76,6 @@ def export_student(
         half: Store parameters as float16; buffers (running statistics) stay float32.
         finish: Called with the temporary folder once the weights are verified, to add card, pictures and recipe.
 
-    Returns:
-        The folder.
-
     Raises:
         UserError: The model is not a timm model, has keys that the plain architecture lacks or values that are not
             finite; the names or sizes do not fit it; or the folder holds something other than an export.
@@ -85,21 +85,20 @@ def export_student(
     architecture = _architecture_name(model, model_name)
     if label_names is not None and len(label_names) != model.num_classes:
         raise UserError(f"label_names has {len(label_names)} names, but the student has {model.num_classes} classes.")
+    data_config = {
+        "input_size": tuple(input_size),
+        "mean": tuple(mean),
+        "std": tuple(std),
+        "interpolation": interpolation,
+        "crop_pct": crop_pct,
+        "crop_mode": crop_mode,
+    }
+    facts = _facts(tag, license, f"Trained on {dataset}." if dataset else None, method)
     with replacing(folder) as aside:
         write_weights(aside, model, half=half)
-        data_config = {
-            "input_size": tuple(input_size),
-            "mean": tuple(mean),
-            "std": tuple(std),
-            "interpolation": interpolation,
-            "crop_pct": crop_pct,
-            "crop_mode": crop_mode,
-        }
-        facts = _weights_facts(tag, license, f"Trained on {dataset}." if dataset else None, method)
-        config = _timm_config(model, aside, architecture, data_config, facts, label_names)
-        if half:
-            config["dtype"] = "float32"  # otherwise transformers would compute in the precision of the file
-        write_json(aside / CONFIG, config)
+        config = _write_config(model, aside, architecture, data_config, facts, list(label_names or ()))
+        if half:  # otherwise transformers would compute in the precision of the file
+            write_json(aside / CONFIG, {**config, "dtype": "float32"})
         verify_export(aside, model, tolerance=2e-2 if half else 1e-4)
         if finish is not None:
             finish(aside)
@@ -107,11 +106,7 @@ def export_student(
 
 
 def _architecture_name(model: nn.Module, model_name: str | None) -> str:
-    """Return the name under which plain timm, or else this package, creates the model.
-
-    Raises:
-        UserError: The model was not made by timm, or timm does not know the name.
-    """
+    """Return the name under which plain timm, or else this package, creates the model; raise UserError without one."""
     cfg = getattr(model, "pretrained_cfg", None)
     if not isinstance(cfg, dict) or not hasattr(model, "num_classes") or not hasattr(model, "num_features"):
         raise UserError(f"{type(model).__name__} cannot be exported: it is not a model made by timm.create_model.")
@@ -121,51 +116,42 @@ def _architecture_name(model: nn.Module, model_name: str | None) -> str:
     return stock_name(name) or name
 
 
-def _timm_config(
+def _facts(tag: str, license: str | None, description: str | None, method: str) -> dict[str, str]:
+    """Return the fields of a timm config that describe the weights; with method `ce` the paper is not cited."""
+    facts = {"tag": tag, "license": license, "description": description}
+    if method == "frskd":
+        facts |= {"paper_name": PAPER_NAME, "paper_ids": PAPER_ID}
+    return {key: value for key, value in facts.items() if value is not None}
+
+
+def _write_config(
     model: nn.Module,
     folder: Path,
     architecture: str,
     data_config: dict[str, Any],
-    facts: dict[str, Any],
-    label_names: Sequence[str] | None = None,
+    facts: dict[str, str],
+    label_names: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return timm's config of the model, with the metadata of these weights instead of those of timm's default weights.
-
-    Raises:
-        UserError: Sizes contradict the model, or arguments cannot be stored as JSON.
-    """
-    model_config = {"pretrained_cfg": {"architecture": architecture}, "label_names": list(label_names or ())}
+    """Write timm's config of the model, with `facts` instead of the metadata of timm's default weights; return it."""
+    path = folder / CONFIG
+    model_config = {"pretrained_cfg": {"architecture": architecture}, "label_names": label_names}
     try:
-        save_config_for_hf(model, str(folder / CONFIG), model_config=model_config, data_config=data_config)
+        save_config_for_hf(model, str(path), model_config=model_config, data_config=data_config)
     except ValueError as error:
         raise UserError(f"The student could not be described in {CONFIG}: {first_line(error)}.") from None
-    config = read_json(folder / CONFIG)
+    config = read_json(path)
     found = config["pretrained_cfg"]
-    kept = {key: found[key] for key in (*_ARCHITECTURE_FIELDS, *_DATA_FIELDS) if key in found}
-    config["pretrained_cfg"] = {key: value for key, value in facts.items() if value is not None} | kept
+    config["pretrained_cfg"] = facts | {key: found[key] for key in _KEPT_FIELDS if key in found}
     # transformers would pass num_classes twice, because it is also at the top level
     config.get("model_args", {}).pop("num_classes", None)
+    write_json(path, config)
     return config
-
-
-def _weights_facts(tag: str, license: str | None, description: str | None, method: str) -> dict[str, Any]:
-    """Return the fields of a timm config that describe the weights; with method `ce` the paper is not cited."""
-    facts: dict[str, Any] = {"tag": tag, "license": license, "description": description}
-    return facts | ({"paper_name": PAPER_NAME, "paper_ids": PAPER_ID} if method == "frskd" else {})
 
 
 def export_segmentation(student: nn.Module, folder: str | Path, *, finish: Callable[[Path], Any] | None = None) -> Path:
     """Write a student to a folder that `SegmentationStudent.from_pretrained` loads, and verify it by loading it.
 
-    Everything is written and verified in a temporary folder, which then replaces `folder`.
-
-    Args:
-        student: The student; wrappers of DDP and `torch.compile` are removed. Its mode and device are restored.
-        folder: Destination. An older export there is replaced.
-        finish: Called with the temporary folder once the weights are verified, to add card, pictures and recipe.
-
-    Returns:
-        The folder with `model.safetensors` and `config.json`, the student only.
+    Model, folder and `finish` are treated as by `export_student`.
 
     Raises:
         UserError: The model is not a segmentation student, has values that are not finite, or the folder holds
@@ -195,18 +181,8 @@ def export_backbone(
         timm.create_model('local-dir:FOLDER', pretrained=True, features_only=True)
 
     It also loads without `features_only`, for a new classifier. Layers after the maps (the last convolution of an
-    EfficientNet, a final norm) were not trained and keep timm's initial weights.
-
-    Args:
-        student: The student; wrappers of DDP and `torch.compile` are removed. Its mode and device are restored.
-        folder: Destination. An older export there is replaced.
-        tag: Name of these weights, usually that of the dataset.
-        license: Licence of the weights, as the Hub spells it.
-        dataset: Readable name of the training data.
-        method: `frskd`, or `ce` for a student trained without the self-teacher; its config does not cite the paper.
-
-    Returns:
-        The folder with `model.safetensors` and `config.json`.
+    EfficientNet, a final norm) were not trained and keep timm's initial weights. The arguments are those of
+    `export_student`.
 
     Raises:
         UserError: The model is not a segmentation student, has values that are not finite, timm's `features_only` does
@@ -230,10 +206,9 @@ def export_backbone(
         "crop_mode": "center",
     }
     about = f"Backbone of a network for semantic segmentation, trained on {dataset}." if dataset else None
-    facts = _weights_facts(tag, license, about, method)
     with replacing(Path(folder)) as aside:
         write_weights(aside, whole)
-        write_json(aside / CONFIG, _timm_config(whole, aside, architecture, data_config, facts))
+        _write_config(whole, aside, architecture, data_config, _facts(tag, license, about, method))
         _compare_maps(student, aside)
     return Path(folder)
 
@@ -245,28 +220,17 @@ def _plain(student: nn.Module) -> SegmentationStudent:
     return student
 
 
-class _Maps(nn.Module):
-    """All feature maps of a backbone, concatenated per image for `compare_logits`."""
-
-    def __init__(self, backbone: nn.Module, maps: Callable[[Any], Any]) -> None:
-        super().__init__()
-        self.backbone, self.maps = backbone, maps
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.cat([maps.flatten(1) for maps in self.maps(images)], dim=1)
-
-
 def _compare_maps(student: SegmentationStudent, folder: Path) -> None:
-    name = student.backbone_name
+    """Load a backbone with `features_only`, and compare all maps, concatenated per image."""
     arguments = {**student.backbone_args, "features_only": True, "out_indices": student.levels}
     try:
         loaded: Any = timm.create_model(f"local-dir:{folder}", pretrained=True, **arguments)
         channels_last = str(getattr(loaded, "output_fmt", None)).endswith("NHWC")
     except Exception as error:  # timm raises various errors
+        name = student.backbone_name
         raise UserError(f"The backbone {name} does not load with features_only: {first_line(error)}.") from error
-
-    def maps(images: torch.Tensor) -> list[torch.Tensor]:
-        return [map_.permute(0, 3, 1, 2) if channels_last else map_ for map_ in loaded(images)]
-
-    images = torch.randn(2, student.in_chans, *student.probe, generator=torch.Generator().manual_seed(0))
-    compare_logits(_Maps(student.backbone, student.backbone_maps), _Maps(loaded, maps), images)
+    images = sample_images(student, (student.in_chans, *student.probe))
+    with evaluating(student), evaluating(loaded):
+        expected = student.backbone_maps(images)
+        found = [map_.permute(0, 3, 1, 2) if channels_last else map_ for map_ in loaded.to(images.device)(images)]
+    compare_outputs(*(torch.cat([map_.flatten(1) for map_ in maps], dim=1) for maps in (expected, found)))

@@ -8,6 +8,7 @@ through the registry.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from frskd_timm.registry import Registry
@@ -27,20 +28,23 @@ class FeatureLoss(nn.Module, ABC):
     preactivation = False
     default_beta = 100.0
 
-    @abstractmethod
     def forward(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], valid: Sequence[Tensor] | None = None
     ) -> Tensor:
-        """Sum the distances of all levels.
+        """Return the sum of the distances of all levels, a scalar.
 
         Args:
             student: Maps [B, C_i, H_i, W_i], fine to coarse.
             teacher: Refined maps [B, C'_i, H_i, W_i].
             valid: Boolean masks [B, H_i, W_i] of the positions to compare; None for all.
-
-        Returns:
-            Scalar loss.
         """
+        masks: Sequence[Tensor | None] = [None] * len(student) if valid is None else valid
+        levels = enumerate(zip(student, teacher, masks, strict=True))
+        return torch.stack([self.distance(i, *maps) for i, maps in levels]).sum()
+
+    @abstractmethod
+    def distance(self, level: int, student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:
+        """Compute the scalar distance of one level; the arguments are those of `forward`."""
 
 
 FEATURE_LOSSES: Registry[FeatureLoss] = Registry("feature loss", __name__)

@@ -35,14 +35,9 @@ class _MeanSquare(torch.autograd.Function):
 
 
 def attention_map(features: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Compute the mean over channels of the squared maps, flattened and l2-normalised.
+    """Compute the mean over channels of squared maps [B, C, H, W] as rows of length 1, [B, H * W], at least in float32.
 
-    Args:
-        features: [B, C, H, W].
-        valid: Boolean mask [B, H, W] of the positions that count; the others become 0.
-
-    Returns:
-        [B, H * W] in float32 or higher precision, with rows of length 1.
+    Positions where the boolean mask `valid` [B, H, W] is False become 0.
     """
     means = _MeanSquare.apply(features)
     return F.normalize((means if valid is None else means * valid).flatten(1), dim=1)
@@ -58,17 +53,10 @@ class AttentionLoss(FeatureLoss):
     def __init__(self, student_channels: Sequence[int], teacher: SelfTeacher) -> None:
         super().__init__()
 
-    def forward(
-        self, student: Sequence[Tensor], teacher: Sequence[Tensor], valid: Sequence[Tensor] | None = None
-    ) -> Tensor:
-        terms = []
-        for i, (f, t) in enumerate(zip(student, teacher, strict=True)):
-            counts = None if valid is None else valid[i]
-            with torch.no_grad():
-                target = attention_map(t, counts)
-            if counts is None:
-                terms.append(F.mse_loss(attention_map(f), target))
-            else:
-                squared = (attention_map(f, counts) - target).square()  # 0 at positions that are not compared
-                terms.append(squared.sum() / counts.sum().clamp_min(1))
-        return torch.stack(terms).sum()
+    def distance(self, level: int, student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            target = attention_map(teacher, valid)
+        if valid is None:
+            return F.mse_loss(attention_map(student), target)
+        squared = (attention_map(student, valid) - target).square()  # 0 at positions that are not compared
+        return squared.sum() / valid.sum().clamp_min(1)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,14 +23,8 @@ class FitNetLoss(FeatureLoss):
             for c, t in zip(student_channels, teacher.channels, strict=True)
         )
 
-    def forward(
-        self, student: Sequence[Tensor], teacher: Sequence[Tensor], valid: Sequence[Tensor] | None = None
-    ) -> Tensor:
-        terms = []
-        for i, (project, f, t) in enumerate(zip(self.projections, student, teacher, strict=True)):
-            source, target = project(f).float(), t.detach().float()
-            if valid is None:
-                terms.append(F.mse_loss(source, target))
-            else:
-                terms.append(weighted_mean((source - target).square().mean(dim=1), valid[i].float()))
-        return torch.stack(terms).sum()
+    def distance(self, level: int, student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:
+        source, target = self.projections[level](student).float(), teacher.detach().float()
+        if valid is None:
+            return F.mse_loss(source, target)
+        return weighted_mean((source - target).square().mean(dim=1), valid.float())

@@ -7,28 +7,35 @@ IGNORED = 255  # the label of pixels that belong to no class
 
 
 def cross_entropy(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Compute the mean cross-entropy over the batch.
-
-    Args:
-        logits: [B, K].
-        target: Classes [B], or probabilities [B, K] (Mixup, CutMix).
-        smoothing: Probability mass spread evenly over all classes, 0..1.
-    """
+    """Compute the mean cross-entropy of logits [B, K] and classes [B], or probabilities [B, K] (Mixup, CutMix)."""
     return F.cross_entropy(logits.float(), target, label_smoothing=smoothing)
+
+
+def pixel_cross_entropy(
+    logits: Tensor, target: Tensor, class_weights: Tensor | None = None, smoothing: float = 0.0
+) -> Tensor:
+    """Compute the mean cross-entropy of logits [B, K, H, W] over the labelled pixels [B, H, W]; 0 if there are none.
+
+    With class weights [K] it is a weighted mean, and pixels of a class with weight 0 do not count.
+    """
+    counts = target != IGNORED
+    total = counts.sum()
+    if class_weights is not None:
+        weights = class_weights[target.masked_fill(~counts, 0)] * counts
+        target, total = target.masked_fill(weights == 0, IGNORED), weights.sum()
+    loss = F.cross_entropy(
+        logits.float(), target, class_weights, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
+    )
+    return loss / total.where(total > 0, 1)
 
 
 def soft_label_loss(
     teacher_logits: Tensor, student_logits: Tensor, temperature: float, weight: Tensor | None = None
 ) -> Tensor:
-    """Compute T^2 * KL(softmax(z_t / T) || softmax(z_s / T)), summed over classes (FRSKD, eq. 4).
+    """Compute T^2 * KL(softmax(z_t / T) || softmax(z_s / T)) of logits [N, K], summed over classes (FRSKD, eq. 4).
 
-    The gradient flows to the student's logits only.
-
-    Args:
-        teacher_logits: z_t, [N, K].
-        student_logits: z_s, [N, K].
-        temperature: T, above 0.
-        weight: Weight of each row in the mean, [N]; None for equal weights. The loss is 0 if all are 0.
+    The gradient flows to the student's logits only. The mean over the rows has the weights [N], if given; the loss is
+    0 if all are 0.
     """
     log_teacher = F.log_softmax(teacher_logits.detach().float() / temperature, dim=1)
     log_student = F.log_softmax(student_logits.float() / temperature, dim=1)

@@ -1,6 +1,7 @@
 """The loss of logits and class labels with class weights, as cross-entropy or as timm's binary cross-entropy."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timm.loss import BinaryCrossEntropy
@@ -12,11 +13,7 @@ from frskd_timm.losses.functional import weighted_mean
 
 
 def weights_of_classes(weights: Sequence[float] | None, num_classes: int) -> Tensor | None:
-    """Return class weights as a tensor [K]; None for equal weights.
-
-    Raises:
-        UserError: The number of weights is wrong, a weight is negative, or all are 0.
-    """
+    """Return class weights as a tensor [K], None for equal weights; raise UserError if they do not fit."""
     if weights is None:
         return None
     if len(weights) != num_classes or min(weights) < 0 or max(weights) == 0:
@@ -36,9 +33,8 @@ class LabelLoss(nn.Module):
         class_weights: Weight of each class; None for equal weights. With cross-entropy an image has the weight of its
             class, and the loss is a weighted mean.
         binary: Use timm's binary cross-entropy (arXiv 2110.00476).
-        sum_classes: binary: sum over the classes instead of the mean.
-        target_threshold: binary: targets above it become 1, the others 0; None keeps soft targets.
-        pos_weight: binary: weight of the positive term.
+        **options: Its further arguments: `sum_classes`, `target_threshold` (targets above it become 1, the others 0)
+            and `pos_weight`.
     """
 
     class_weights: Tensor | None
@@ -50,9 +46,7 @@ class LabelLoss(nn.Module):
         class_weights: Sequence[float] | None = None,
         *,
         binary: bool = False,
-        sum_classes: bool = False,
-        target_threshold: float | None = None,
-        pos_weight: float | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
         self.smoothing = smoothing
@@ -60,8 +54,7 @@ class LabelLoss(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
         self.binary: BinaryCrossEntropy | None = None
         if binary:
-            options = {"sum_classes": sum_classes, "target_threshold": target_threshold, "pos_weight": pos_weight}
-            self.binary = BinaryCrossEntropy(smoothing, weight=weights, **options)  # type: ignore[arg-type]
+            self.binary = BinaryCrossEntropy(smoothing, weight=weights, **options)
             for name, buffer in self.binary.named_buffers():
                 self.binary.register_buffer(name, buffer, persistent=False)  # settings, which checkpoints hold already
 

@@ -11,13 +11,10 @@ from frskd_timm.teachers import SelfTeacher
 
 
 def expected_negative_response(norm: nn.BatchNorm2d) -> Tensor:
-    """Compute the mean of the negative part of each output channel of a batch normalisation (OFD, eq. 6).
+    """Compute the mean of the negative part of each output channel of a batch normalisation, [1, C, 1, 1] (OFD, eq. 6).
 
     With scale s = |weight| and shift m = bias, the channel is assumed to be distributed as normal(m, s). Channels that
     are almost never negative (probability up to 0.001) get -3 s.
-
-    Returns:
-        Margins [1, C, 1, 1], all negative.
     """
     scale = norm.weight.detach().abs().double()
     shift = norm.bias.detach().double()
@@ -48,15 +45,9 @@ class OverhaulLoss(FeatureLoss):
         for i, norm in enumerate(teacher.output_norms()):
             self.register_buffer(f"margin{i}", expected_negative_response(norm))
 
-    def forward(
-        self, student: Sequence[Tensor], teacher: Sequence[Tensor], valid: Sequence[Tensor] | None = None
-    ) -> Tensor:
-        n = len(student)
-        terms = []
-        for i, (project, f, t) in enumerate(zip(self.projections, student, teacher, strict=True)):
-            source = project(f).float()
-            target = torch.maximum(t.detach().float(), getattr(self, f"margin{i}"))
-            counts = (source > target) | (target > 0)
-            squared = (source - target).square() * (counts if valid is None else counts & valid[i].unsqueeze(1))
-            terms.append(squared.sum() / len(source) / 2 ** (n - 1 - i))
-        return torch.stack(terms).sum()
+    def distance(self, level: int, student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:
+        source = self.projections[level](student).float()
+        target = torch.maximum(teacher.detach().float(), getattr(self, f"margin{level}"))
+        counts = (source > target) | (target > 0)
+        squared = (source - target).square() * (counts if valid is None else counts & valid.unsqueeze(1))
+        return squared.sum() / len(source) / 2 ** (len(self.projections) - 1 - level)

@@ -5,7 +5,7 @@ A student has no code specific to FRSKD, so any timm model can be one. Those of 
 To add a student, put a file `frskd_<family>.py` in this folder with
 
 - `default_cfgs = generate_default_cfgs(with_weights({'<name>_frskd': {...}}))`, above the functions, and
-- one function `<name>_frskd` under `@register_model` (and `@stock_topology('<name>')` if timm has that network).
+- one function `<name>_frskd` under `@register_model`, or `register_stock` if timm has that network.
 
 The file is found automatically, and `tests/test_students.py` covers every registered name. Because of the prefix
 `frskd_`, timm does not list the student under its own module of the same family.
@@ -14,9 +14,9 @@ The file is found automatically, and `tests/test_students.py` covers every regis
 from importlib import import_module
 from pkgutil import iter_modules
 
-from frskd_timm.models._stock import stock_name, stock_topology
+from frskd_timm.models._stock import register_stock, stock_name
 
-__all__ = ["stock_name", "stock_topology"]
+__all__ = ["register_stock", "stock_name"]
 
 for _module in iter_modules(__path__):
     if not _module.name.startswith("_"):

@@ -17,28 +17,16 @@ from timm.models._pretrained import PretrainedCfg
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 
-DEFAULT_TAGS = {
-    "resnet18_frskd": "fashion_mnist",
-    "wide_resnet16_2_frskd": "fashion_mnist",
-}
+DEFAULT_TAGS = {"resnet18_frskd": "fashion_mnist", "wide_resnet16_2_frskd": "fashion_mnist"}
 """Weights that `pretrained=True` loads without a tag. Adding weights of an architecture does not change them."""
-
-UNTRAINED_CLASSES = 1000
-"""Number of classes of a student that is created without weights and without `num_classes`."""
 
 PUBLISHED: dict[str, dict[str, Any]] = {}
 """Weights on the Hub by `architecture.tag`: `hf_hub_id` ('owner/name'), and what differs from the architecture's
 configuration (num_classes, input_size, mean, std, license...). List only public repositories."""
 
-_CFG_FIELDS = {field.name for field in dataclasses.fields(PretrainedCfg)}
-
 
 def with_weights(cfgs: Mapping[str, dict[str, Any]], folder: Path = WEIGHTS) -> dict[str, Any]:
-    """Add the available weights to the configurations of untrained architectures.
-
-    Args:
-        cfgs: One configuration without weights per architecture, by its name.
-        folder: Folder with one folder for each set of weights.
+    """Add the weights in a folder and on the Hub to the configurations of untrained architectures by name.
 
     Returns:
         Configurations by `architecture.tag` for `timm.models.generate_default_cfgs`, the default first: that of
@@ -51,46 +39,36 @@ def with_weights(cfgs: Mapping[str, dict[str, Any]], folder: Path = WEIGHTS) -> 
         if (path.parent / "config.json").is_file()
     }
     for name, cfg in sorted(PUBLISHED.items()):
-        found.setdefault(name, cfg)
-        found[name] = {**found[name], "hf_hub_id": _hub_id(cfg["hf_hub_id"])}
+        owner, _, repository = cfg["hf_hub_id"].partition("/")
+        hub_id = f"{os.environ.get('FRSKD_HUB_OWNER') or owner}/{repository}"  # a fork's owner, if set
+        found[name] = {**found.get(name, cfg), "hf_hub_id": hub_id}
 
     out: dict[str, Any] = {}
     for architecture, base in cfgs.items():
-        tagged = {
-            name: _fit_pool_size(base, {**base, **cfg})
-            for name, cfg in found.items()
-            if split_model_name_tag(name)[0] == architecture
-        }
+        stride = 2 ** round(math.log2(base["input_size"][-1] / base["pool_size"][-1]))
+        tagged = {}
+        for name, cfg in found.items():
+            if split_model_name_tag(name)[0] == architecture:
+                height, width = cfg.get("input_size", base["input_size"])[1:]
+                tagged[name] = {**base, **cfg, "pool_size": (math.ceil(height / stride), math.ceil(width / stride))}
         default = f"{architecture}.{DEFAULT_TAGS.get(architecture)}"
         out.update(dict(sorted(tagged.items(), key=lambda item: item[0] != default)) or {architecture: base})
     return out
 
 
 def with_default_classes(pretrained: bool, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Add the default `num_classes` to the arguments of a student if neither weights nor `num_classes` are given.
+    """Add 1000 as `num_classes` to the arguments of a student if neither weights nor `num_classes` are given.
 
     timm would take the number from the configuration of the default weights, so it would depend on what ships.
     """
     if pretrained or arguments.get("pretrained_cfg") is not None:
         return arguments
-    return {"num_classes": UNTRAINED_CLASSES, **arguments}
+    return {"num_classes": 1000, **arguments}
 
 
 def shipped_cfg(path: Path) -> dict[str, Any]:
     """Return the pretrained configuration of an exported folder, with the path of its weights file."""
     cfg, _, _ = load_model_config_from_path(path)
-    known = {key: tuple(value) if isinstance(value, list) else value for key, value in cfg.items()}
-    known = {key: value for key, value in known.items() if key in _CFG_FIELDS}
+    fields = {field.name for field in dataclasses.fields(PretrainedCfg)}
+    known = {key: tuple(value) if isinstance(value, list) else value for key, value in cfg.items() if key in fields}
     return {**known, "source": None, "file": str(path / "model.safetensors")}
-
-
-def _hub_id(hub_id: str) -> str:
-    """Return the repository's id, with another owner if a fork sets FRSKD_HUB_OWNER."""
-    owner, _, name = hub_id.partition("/")
-    return f"{os.environ.get('FRSKD_HUB_OWNER') or owner}/{name}"
-
-
-def _fit_pool_size(base: dict[str, Any], cfg: dict[str, Any]) -> dict[str, Any]:
-    """Adapt the size of the last feature map to the input size of the weights."""
-    stride = 2 ** round(math.log2(base["input_size"][-1] / base["pool_size"][-1]))
-    return {**cfg, "pool_size": tuple(math.ceil(size / stride) for size in cfg["input_size"][1:])}

@@ -1,66 +1,47 @@
 """Students that are timm's own networks registered under another name, and timm's name of each network."""
 
 from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import is_model, model_entrypoint, resolve_pretrained_cfg, split_model_name_tag
+from timm.models import is_model, model_entrypoint, register_model, resolve_pretrained_cfg, split_model_name_tag
 from torch import nn
 
 from frskd_timm.errors import UserError
 from frskd_timm.models._pretrained import with_default_classes
 
-
-def imagenet_cfg(**changes: Any) -> dict[str, Any]:
-    """Return the ImageNet configuration of an architecture without weights, with some entries changed."""
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        **changes,
-    }
+IMAGENET = {
+    "num_classes": 1000,
+    "input_size": (3, 224, 224),
+    "pool_size": (7, 7),
+    "mean": IMAGENET_DEFAULT_MEAN,
+    "std": IMAGENET_DEFAULT_STD,
+}
 
 
-def stock_topology(stock: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
-    """Mark a registered function as timm's network `stock` with the pretrained configurations of the registered name.
+def register_stock(name: str, stock: str, module: str) -> Callable[..., nn.Module]:
+    """Register timm's network `stock` under another name, with the pretrained configurations of that name.
 
-    The function may pass its arguments to timm's own function unchanged: the configuration of the registered name, or
-    of the requested tag, is resolved here before timm looks up its own.
-
-    Args:
-        stock: Name under which timm creates the same network; exported checkpoints use it.
+    Exported checkpoints use timm's name. `module` is the name of the calling module, which has the `default_cfgs`.
     """
+    create = model_entrypoint(stock)
 
-    def decorate(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        @wraps(function)
-        def build(
-            pretrained: bool = False,
-            pretrained_cfg: Any = None,
-            pretrained_cfg_overlay: dict[str, Any] | None = None,
-            **kwargs: Any,
-        ) -> nn.Module:
-            arguments = with_default_classes(pretrained, {**kwargs, "pretrained_cfg": pretrained_cfg})
-            cfg = resolve_pretrained_cfg(function.__name__, pretrained_cfg, pretrained_cfg_overlay)
-            return function(pretrained, **{**arguments, "pretrained_cfg": cfg.to_dict()})
+    def build(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        overlay = kwargs.pop("pretrained_cfg_overlay", None)
+        cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)  # before timm looks up its own
+        arguments = with_default_classes(pretrained, kwargs)
+        return create(pretrained, **{**arguments, "pretrained_cfg": cfg.to_dict()})
 
-        build.stock_name = stock  # type: ignore[attr-defined]
-        return build
-
-    return decorate
+    build.__name__, build.__module__ = name, module
+    build.stock_name = stock  # type: ignore[attr-defined]
+    return register_model(build)
 
 
 def stock_name(model_name: str) -> str | None:
     """Return the name under which plain timm creates this network, or None if it needs an import besides timm.
 
-    Args:
-        model_name: A registered name, with or without a tag: `resnet18_frskd` gives `resnet18`, `resnet18` itself,
-            `wide_resnet16_2_frskd` None.
-
-    Raises:
-        UserError: timm has no such model.
+    `resnet18_frskd` gives `resnet18`, with or without a tag, `resnet18` itself, and `wide_resnet16_2_frskd` None.
+    Raises UserError if timm has no such model.
     """
     architecture, _ = split_model_name_tag(model_name)
     if not is_model(architecture):

@@ -1,36 +1,17 @@
-"""EfficientNet-B0 and B1, the paper's backbones for segmentation: timm's own networks under other names."""
+"""EfficientNet-B0 and B1 (arXiv 1905.11946), the paper's backbones for segmentation, under other names."""
 
-from typing import Any
-
-from timm.models import EfficientNet, efficientnet, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 
 from frskd_timm.models._pretrained import with_weights
-from frskd_timm.models._stock import imagenet_cfg, stock_topology
+from frskd_timm.models._stock import IMAGENET, register_stock
 
-__all__: list[str] = []  # register_model adds each student
+_CFG = {**IMAGENET, "first_conv": "conv_stem", "classifier": "classifier"}
 
+_CFGS = {
+    "efficientnet_b0_frskd": _CFG,
+    "efficientnet_b1_frskd": {**_CFG, "input_size": (3, 240, 240), "pool_size": (8, 8)},
+}
+default_cfgs = generate_default_cfgs(with_weights(_CFGS))
 
-_NAMES = {"first_conv": "conv_stem", "classifier": "classifier"}
-
-default_cfgs = generate_default_cfgs(
-    with_weights(
-        {
-            "efficientnet_b0_frskd": imagenet_cfg(**_NAMES),
-            "efficientnet_b1_frskd": imagenet_cfg(input_size=(3, 240, 240), pool_size=(8, 8), **_NAMES),
-        }
-    )
-)
-
-
-@register_model
-@stock_topology("efficientnet_b0")
-def efficientnet_b0_frskd(pretrained: bool = False, **kwargs: Any) -> EfficientNet:
-    """Create EfficientNet-B0 (arXiv 1905.11946)."""
-    return efficientnet.efficientnet_b0(pretrained, **kwargs)
-
-
-@register_model
-@stock_topology("efficientnet_b1")
-def efficientnet_b1_frskd(pretrained: bool = False, **kwargs: Any) -> EfficientNet:
-    """Create EfficientNet-B1 (arXiv 1905.11946)."""
-    return efficientnet.efficientnet_b1(pretrained, **kwargs)
+efficientnet_b0_frskd = register_stock("efficientnet_b0_frskd", "efficientnet_b0", __name__)
+efficientnet_b1_frskd = register_stock("efficientnet_b1_frskd", "efficientnet_b1", __name__)

@@ -2,82 +2,53 @@
 
 from typing import Any
 
-from timm.models import ResNet, build_model_with_cfg, generate_default_cfgs, register_model, resnet
+from timm.models import ResNet, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock
 from torch import nn
 
 from frskd_timm.models._pretrained import with_default_classes, with_weights
-from frskd_timm.models._stock import imagenet_cfg, stock_topology
-
-__all__ = ["CifarResNet"]  # register_model adds each student
+from frskd_timm.models._stock import IMAGENET, register_stock
 
 
 class CifarResNet(ResNet):
     """timm's ResNet with a 3x3 stride-1 stem and no max-pooling, for images of about 32x32 pixels.
 
-    Its four stages have strides 1, 2, 4, 8 instead of 4, 8, 16, 32.
+    Its four stages have strides 1, 2, 4, 8 instead of 4, 8, 16, 32; with an `output_stride` of 4 or 2, later stages are
+    dilated instead. The other arguments are those of timm's ResNet, except those of the stem.
     """
 
     def __init__(self, *, in_chans: int = 3, output_stride: int = 8, **kwargs: Any) -> None:
-        """Create the network.
-
-        Args:
-            in_chans: Number of image channels.
-            output_stride: Stride of the last stage: 8, 4 or 2; below 8, later stages are dilated instead.
-            **kwargs: Further arguments of timm's ResNet, except those of the stem.
-        """
         super().__init__(in_chans=in_chans, output_stride=4 * output_stride, **kwargs)
         dd = {key: kwargs.get(key) for key in ("device", "dtype")}
         self.conv1 = nn.Conv2d(in_chans, 64, 3, padding=1, bias=False, **dd)  # type: ignore[assignment, arg-type]
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")  # type: ignore[arg-type]
         self.maxpool = nn.Identity()  # type: ignore[assignment]
         strides = [1, *(min(stride, output_stride) for stride in (1, 2, 4, 8))]
-        self.feature_info = [
-            {**info, "reduction": stride} for info, stride in zip(self.feature_info, strides, strict=True)
-        ]
+        for info, stride in zip(self.feature_info, strides, strict=True):
+            info["reduction"] = stride
 
 
-def _cfg(**changes: Any) -> dict[str, Any]:
-    return imagenet_cfg(**{"interpolation": "bilinear", "first_conv": "conv1", "classifier": "fc", **changes})
+_RESNET = {**IMAGENET, "interpolation": "bilinear", "first_conv": "conv1", "classifier": "fc"}
+_CIFAR = {
+    "input_size": (3, 32, 32),
+    "pool_size": (4, 4),
+    "crop_pct": 1.0,  # a crop would cut off 4 of 32 pixels
+    "mean": (0.5071, 0.4865, 0.4409),  # CIFAR-100's
+    "std": (0.2673, 0.2564, 0.2762),
+}
 
+_CFGS = {
+    "resnet18_frskd": _RESNET,
+    "resnet34_frskd": _RESNET,
+    "resnet50_frskd": {**_RESNET, "interpolation": "bicubic"},
+    "resnet18_cifar_frskd": {**_RESNET, **_CIFAR},
+}
+default_cfgs = generate_default_cfgs(with_weights(_CFGS))
 
-default_cfgs = generate_default_cfgs(
-    with_weights(
-        {
-            "resnet18_frskd": _cfg(),
-            "resnet34_frskd": _cfg(),
-            "resnet50_frskd": _cfg(interpolation="bicubic"),
-            "resnet18_cifar_frskd": _cfg(
-                input_size=(3, 32, 32),
-                pool_size=(4, 4),
-                crop_pct=1.0,  # a crop would cut off 4 of 32 pixels
-                mean=(0.5071, 0.4865, 0.4409),  # CIFAR-100's
-                std=(0.2673, 0.2564, 0.2762),
-            ),
-        }
-    )
-)
-
-
-@register_model
-@stock_topology("resnet18")
-def resnet18_frskd(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """Create ResNet-18 (arXiv 1512.03385) with the ImageNet stem."""
-    return resnet.resnet18(pretrained, **kwargs)
-
-
-@register_model
-@stock_topology("resnet34")
-def resnet34_frskd(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """Create ResNet-34 (arXiv 1512.03385) with the ImageNet stem."""
-    return resnet.resnet34(pretrained, **kwargs)
-
-
-@register_model
-@stock_topology("resnet50")
-def resnet50_frskd(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """Create ResNet-50 (arXiv 1512.03385) with the ImageNet stem; not in the paper."""
-    return resnet.resnet50(pretrained, **kwargs)
+# Deep residual learning (arXiv 1512.03385), with the ImageNet stem; ResNet-50 is not in the paper of FRSKD.
+resnet18_frskd = register_stock("resnet18_frskd", "resnet18", __name__)
+resnet34_frskd = register_stock("resnet34_frskd", "resnet34", __name__)
+resnet50_frskd = register_stock("resnet50_frskd", "resnet50", __name__)
 
 
 @register_model

@@ -12,29 +12,18 @@ from torch import Tensor, nn
 from frskd_timm.errors import UserError
 from frskd_timm.models._pretrained import with_default_classes, with_weights
 
-__all__ = ["WideResNet"]  # register_model adds each student
-
 
 class WideBlock(nn.Module):
     """relu - conv3x3 - BN - relu - conv3x3 beside a shortcut; no BN before the first convolution.
 
-    The shortcut is the input itself, or a 1x1 convolution of the activated input if the shapes differ.
+    The shortcut is the input itself, or a 1x1 convolution of the activated input if the shapes differ. The input of a
+    block with a stride is activated already.
     """
 
-    def __init__(
-        self,
-        in_chs: int,
-        out_chs: int,
-        stride: int = 1,
-        activated: bool = False,
-        drop_path: float = 0.0,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
+    def __init__(self, in_chs: int, out_chs: int, stride: int, drop_path: float, **dd: Any) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         # Not in place: the input may be a returned feature map, and the identity shortcut needs it too.
-        self.act1 = nn.Identity() if activated else nn.ReLU()
+        self.act1 = nn.ReLU() if stride == 1 else nn.Identity()
         self.conv1 = nn.Conv2d(in_chs, out_chs, 3, stride, 1, bias=False, **dd)
         self.norm = nn.BatchNorm2d(out_chs, **dd)
         self.act2 = nn.ReLU(inplace=True)
@@ -51,12 +40,9 @@ class WideBlock(nn.Module):
 
 
 def _group(in_chs: int, out_chs: int, stride: int, drop_path_rates: list[float], **dd: Any) -> nn.Sequential:
-    """Create a group of blocks; the first one has the stride, and its input is already activated if it strides."""
     first, *others = drop_path_rates
-    return nn.Sequential(
-        WideBlock(in_chs, out_chs, stride, activated=stride > 1, drop_path=first, **dd),
-        *(WideBlock(out_chs, out_chs, drop_path=rate, **dd) for rate in others),
-    )
+    blocks = (WideBlock(out_chs, out_chs, 1, rate, **dd) for rate in others)
+    return nn.Sequential(WideBlock(in_chs, out_chs, stride, first, **dd), *blocks)
 
 
 class WideResNet(nn.Module):
@@ -64,6 +50,17 @@ class WideResNet(nn.Module):
 
     The outputs of these ReLUs are the feature maps. They are also the inputs of the next group and of the head, so that
     `forward_head(forward_intermediates(x)[0])` is `forward(x)`.
+
+    Args:
+        depth: Convolutions on the longest path, 6n + 4 for n blocks per group.
+        widen_factor: Factor of the groups' 16, 32 and 64 channels.
+        num_classes: Number of classes; with 0, `forward` returns the pooled features.
+        in_chans, global_pool, drop_rate: As in timm's networks.
+        drop_path_rate: Stochastic depth rate of the last block; it rises linearly over the blocks.
+        device, dtype: Those of the parameters.
+
+    Raises:
+        UserError: The depth is not of the form 6n + 4.
     """
 
     def __init__(
@@ -78,32 +75,15 @@ class WideResNet(nn.Module):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        """Create the network.
-
-        Args:
-            depth: Convolutions on the longest path, 6n + 4 for n blocks per group.
-            widen_factor: Factor of the groups' 16, 32 and 64 channels.
-            num_classes: Number of classes; with 0, `forward` returns the pooled features.
-            in_chans: Number of image channels.
-            global_pool: timm's name of the pooling; '' for none.
-            drop_rate: Dropout rate before the classifier.
-            drop_path_rate: Stochastic depth rate of the last block; it rises linearly over the blocks.
-            device: Device of the parameters.
-            dtype: Data type of the parameters.
-
-        Raises:
-            UserError: The depth is not of the form 6n + 4.
-        """
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
             raise UserError(f"A wide ResNet has a depth of 10, 16, 22, 28 or another 6n + 4, not {depth}.")
         blocks = (depth - 4) // 6
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
 
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         rates = torch.linspace(0, drop_path_rate, 3 * blocks, device="cpu").tolist()
         chs1, chs2, chs3 = (chs * widen_factor for chs in (16, 32, 64))
         self.conv1 = nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False, **dd)
@@ -115,19 +95,10 @@ class WideResNet(nn.Module):
         self.layer3 = _group(chs2, chs3, 2, rates[-blocks:], **dd)
         self.norm3, self.act3 = nn.BatchNorm2d(chs3, **dd), nn.ReLU()
         self.feature_info = [
-            {"num_chs": chs1, "reduction": 1, "module": "act1"},
-            {"num_chs": chs2, "reduction": 2, "module": "act2"},
-            {"num_chs": chs3, "reduction": 4, "module": "act3"},
+            {"num_chs": chs, "reduction": 2**i, "module": f"act{i + 1}"} for i, chs in enumerate((chs1, chs2, chs3))
         ]
-
         self.num_features = chs3
-        self.global_pool, self.fc = create_classifier(chs3, num_classes, pool_type=global_pool, **dd)
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.init_weights()
-
-    @torch.jit.ignore
-    def init_weights(self) -> None:
-        """Initialise the convolutions with He's method (fan-out) and the classifier's bias with zero."""
+        self.reset_classifier(num_classes, global_pool)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -153,14 +124,12 @@ class WideResNet(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier (0 classes for none) and, unless `global_pool` is None, the pooling."""
-        dd = get_device_dtype(self)
-        self.num_classes = num_classes
         if global_pool is None:
-            global_pool = self.global_pool.pool_type
+            global_pool = self.global_pool.pool_type  # type: ignore[has-type]
+        self.num_classes = num_classes
+        dd = get_device_dtype(self)
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.global_pool.train(self.training)
-        self.fc.train(self.training)
 
     def forward_intermediates(
         self,
@@ -171,10 +140,7 @@ class WideResNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the last computed map and the list of the groups' maps, like every timm model.
-
-        `norm` has no effect, because every map is normalised; `output_fmt` must be 'NCHW'.
-        """
+        """Return the last computed map and the groups' maps, like every timm model; `norm` has no effect."""
         assert output_fmt == "NCHW", "Output format must be NCHW."
         take_indices, max_index = feature_take_indices(3, indices)
         intermediates = []
@@ -190,17 +156,13 @@ class WideResNet(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove layers that these maps do not need and return the maps' indices, like every timm model.
-
-        `prune_norm` has no effect, because every BN belongs to a map; removing the last group removes the classifier.
-        """
+        """Remove the groups that these maps do not need, with the last one also the classifier; return the indices."""
         take_indices, max_index = feature_take_indices(3, indices)
         for group in range(max_index + 2, 4):
             setattr(self, f"layer{group}", nn.Sequential())
             setattr(self, f"norm{group}", nn.Identity())
             setattr(self, f"act{group}", nn.Identity())
-        if max_index < 2:
-            self.num_features = (self.norm1, self.norm2)[max_index].num_features
+        self.num_features = self.feature_info[max_index]["num_chs"]
         if prune_head or max_index < 2:
             self.reset_classifier(0, "")
         return take_indices
@@ -228,31 +190,21 @@ class WideResNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-default_cfgs = generate_default_cfgs(
-    with_weights(
-        {
-            "wide_resnet16_2_frskd": {
-                "num_classes": 1000,
-                "input_size": (3, 32, 32),
-                "pool_size": (8, 8),
-                "crop_pct": 1.0,
-                "mean": (0.5071, 0.4865, 0.4409),  # CIFAR-100's
-                "std": (0.2673, 0.2564, 0.2762),
-                "first_conv": "conv1",
-                "classifier": "fc",
-            }
-        }
-    )
-)
+_CFG = {
+    "num_classes": 1000,
+    "input_size": (3, 32, 32),
+    "pool_size": (8, 8),
+    "crop_pct": 1.0,
+    "mean": (0.5071, 0.4865, 0.4409),  # CIFAR-100's
+    "std": (0.2673, 0.2564, 0.2762),
+    "first_conv": "conv1",
+    "classifier": "fc",
+}
+default_cfgs = generate_default_cfgs(with_weights({"wide_resnet16_2_frskd": _CFG}))
 
 
 @register_model
 def wide_resnet16_2_frskd(pretrained: bool = False, **kwargs: Any) -> WideResNet:
     """Create WRN-16-2, the paper's small student on CIFAR-100 and TinyImageNet."""
-    return build_model_with_cfg(
-        WideResNet,
-        "wide_resnet16_2_frskd",
-        pretrained,
-        feature_cfg={"out_indices": (0, 1, 2)},
-        **{"depth": 16, "widen_factor": 2, **with_default_classes(pretrained, kwargs)},
-    )
+    model_args = {"feature_cfg": {"out_indices": (0, 1, 2)}, **with_default_classes(pretrained, kwargs)}
+    return build_model_with_cfg(WideResNet, "wide_resnet16_2_frskd", pretrained, **model_args)

@@ -11,22 +11,16 @@ from frskd_timm.losses.functional import IGNORED
 class SegmentationEvaluator:
     """Accumulate the mean loss per pixel, and mean IoU and pixel accuracy in percent.
 
-    Pixels labelled 255 do not count, and the mean IoU is over the classes that occur in labels or predictions.
-
-    Args:
-        num_classes: K.
-        device: Device of the sums.
-        max_samples: Ignore further images, such as the padding of a distributed sampler.
+    Pixels labelled 255 do not count, and the mean IoU is over the classes that occur in labels or predictions. Images
+    beyond `max_samples`, such as the padding of a distributed sampler, are ignored.
     """
 
     default_metric = "miou"
     metric_names = ("loss", "miou", "pixel_accuracy")
 
-    def __init__(
-        self, num_classes: int, device: torch.device | str | None = None, *, max_samples: int | None = None
-    ) -> None:
+    def __init__(self, num_classes: int, device: torch.device | None = None, *, max_samples: int | None = None) -> None:
         self.num_classes = num_classes
-        self.device = torch.device(device or "cpu")
+        self.device = device or torch.device("cpu")
         self.max_samples = max_samples
         self.reset()
 
@@ -49,16 +43,13 @@ class SegmentationEvaluator:
 
     def summary(self) -> dict[str, float]:
         """Return the scores of this process's images."""
-        return self._scores(self.sums)
+        return self.compute()
 
     def compute(self, distributed: bool = False) -> dict[str, float]:
         """Return the scores, with `distributed` of the images of all processes."""
         sums = self.sums.clone()
         if distributed:
             dist.all_reduce(sums)
-        return self._scores(sums)
-
-    def _scores(self, sums: Tensor) -> dict[str, float]:
         confusion = sums[:-1].view(self.num_classes, self.num_classes)  # labels, predictions
         hits = confusion.diagonal()
         union = confusion.sum(0) + confusion.sum(1) - hits

@@ -44,7 +44,12 @@ def create_segmentation_student(
     arguments = {**PRESETS.get(name, {"backbone": name}), **arguments}
     weights = arguments["backbone"]
     if weights.startswith(_ELSEWHERE):
-        arguments["backbone"] = _architecture(weights)
+        kind, place = weights.split(":", 1)
+        read: Any = load_model_config_from_path if kind == "local-dir" else timm.models.load_model_config_from_hf
+        try:
+            arguments["backbone"] = str(read(place)[1])
+        except Exception as error:
+            raise UserError(f"{weights} is not an exported model: {first_line(error)}.") from error
         pretrained = True
     student = SegmentationStudent(num_classes=num_classes, **arguments)
     if pretrained:
@@ -53,12 +58,9 @@ def create_segmentation_student(
 
 
 def load_backbone(student: SegmentationStudent, name: str | None = None) -> None:
-    """Load the weights of a backbone into a student.
+    """Load weights into a student's backbone, by default timm's own.
 
-    Args:
-        student: The student.
-        name: Name of a timm model with weights of the same architecture, or a `local-dir:` or `hf-hub:` name. By
-            default the backbone's own name.
+    `name` is a timm model of the same architecture, or a `local-dir:` or `hf-hub:` name.
 
     Raises:
         WeightsUnavailableError: The weights could not be loaded.
@@ -79,12 +81,3 @@ def load_backbone(student: SegmentationStudent, name: str | None = None) -> None
             f"{missing[0]} first."
         )
     student.backbone.load_state_dict({key: found[key] for key in own})
-
-
-def _architecture(name: str) -> str:
-    kind, place = name.split(":", 1)
-    load: Any = load_model_config_from_path if kind == "local-dir" else timm.models.load_model_config_from_hf
-    try:
-        return str(load(place)[1])
-    except Exception as error:
-        raise UserError(f"{name} is not an exported model: {first_line(error)}.") from error

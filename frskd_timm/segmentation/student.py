@@ -1,6 +1,7 @@
 """Segmentation students: any timm backbone with the decoder of the segmentation experiments of FRSKD."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,15 @@ from PIL import Image
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms.functional import normalize, pil_to_tensor
 
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.lookup import known_cfg
-from frskd_timm.pyramid import Pyramid, evaluating
-from frskd_timm.segmentation.decoder import FeaturePyramid, PixelHead, SumBiFPN
+from frskd_timm.pyramid import Pyramid, evaluating, sample_images
+from frskd_timm.segmentation.decoder import FeaturePyramid, SumBiFPN, pixel_head
 
 MAX_LEVELS = 4  # p2..p5
-PROBES = (128, 224)  # image sides for probing a backbone; 224 fits all common patch sizes
+PROBE = 128  # side of the images for probing a backbone
 # Candidates for the required multiple of a backbone's input size: the first whose odd multiples work.
 MULTIPLES = {1: (97, 113), 4: (100, 116), 14: (98, 126), 16: (112, 80), 32: (96, 160), 128: (128, 384)}
 
@@ -64,8 +66,6 @@ class SegmentationStudent(
         backbone_args: Further arguments of `timm.create_model`.
 
     Attributes:
-        backbone: The timm model without its head.
-        backbone_args: The arguments of `timm.create_model` other than name, classes and channels.
         levels: Indices of the backbone's maps that the decoder uses, fine to coarse.
         probe: Height and width of a small image that the backbone accepts without padding.
         num_levels: Number of maps that `forward_features` returns: two more than `levels`.
@@ -94,7 +94,14 @@ class SegmentationStudent(
         self.backbone_name, self.num_classes, self.channels, self.in_chans = backbone, num_classes, channels, in_chans
         self.mean, self.std, self.class_names = tuple(mean), tuple(std), list(class_names or ())
         self.backbone, self.backbone_args = _make_backbone(backbone, in_chans, dict(backbone_args or {}))
-        pyramid, self.probe = _make_pyramid(self.backbone, in_chans, probe_size(backbone_args))
+        self.probe = probe_size(self.backbone_args)
+        try:
+            pyramid = Pyramid(self.backbone, (in_chans, *self.probe), MAX_LEVELS)
+        except UserError:
+            if self.probe != (PROBE, PROBE):  # given by the user
+                raise
+            self.probe = (224, 224)  # fits all common patch sizes
+            pyramid = Pyramid(self.backbone, (in_chans, *self.probe), MAX_LEVELS)
         self.levels = pyramid.indices
         prune: Any = getattr(self.backbone, "prune_intermediate_layers", None)
         if prune is not None:
@@ -105,29 +112,38 @@ class SegmentationStudent(
         self.num_levels = len(self.levels) + 2
         self.pyramid = FeaturePyramid(pyramid.channels, channels)
         self.bifpn = nn.ModuleList(SumBiFPN(self.num_levels, channels) for _ in range(layers))
-        self.head = PixelHead(channels, num_classes)
-        _freeze_unreached(self.backbone, lambda: self.backbone_maps(_blank(self.backbone, in_chans, self.probe)))
+        self.head = pixel_head(channels, num_classes)
+        self._freeze_unreached()
 
     def config(self) -> dict[str, Any]:
         """Return the arguments of the constructor, as stored in `config.json`."""
-        config: Any = self._hub_mixin_config
-        return dict(config)
+        return dict(self._hub_mixin_config)  # type: ignore[arg-type]
 
     @classmethod
     def _load_as_safetensor(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
         # By default, huggingface_hub would leave weights that are missing in the file at their random values.
         return super()._load_as_safetensor(model, model_file, map_location, strict=True)
 
+    def _freeze_unreached(self) -> None:
+        """Freeze parameters of the backbone that no map depends on, because DDP would wait for their gradients."""
+        with evaluating(self.backbone), torch.enable_grad():
+            maps = self.backbone_maps(sample_images(self.backbone, (self.in_chans, *self.probe)))
+        nodes, seen = [map_.grad_fn for map_ in maps], set()
+        for node in nodes:  # the list grows meanwhile
+            if node is not None and node not in seen:
+                seen.add(node)
+                nodes += [following for following, _ in node.next_functions]
+        reached = {id(getattr(node, "variable", None)) for node in seen}
+        for parameter in self.backbone.parameters():
+            if id(parameter) not in reached:
+                parameter.requires_grad_(False)
+
     def backbone_maps(self, images: Tensor) -> list[Tensor]:
         """Return the backbone's maps [B, C_i, H_i, W_i] for the decoder, from images that need no padding."""
         return self.backbone.forward_intermediates(images, indices=self.levels, intermediates_only=True)  # type: ignore[operator]
 
     def forward_features(self, images: Tensor, finest_only: bool = False) -> list[Tensor]:
-        """Compute the decoder's maps.
-
-        Args:
-            images: Normalised images [B, in_chans, H, W] of any size.
-            finest_only: Compute only what the logits depend on.
+        """Compute the decoder's maps from normalised images [B, in_chans, H, W] of any size.
 
         Returns:
             `num_levels` maps [B, channels, H_i, W_i], fine to coarse; only the first one with `finest_only`.
@@ -135,9 +151,7 @@ class SegmentationStudent(
         Raises:
             UserError: The backbone does not accept images of this size.
         """
-        height, width = self.padded_size(images.shape[-2:])
-        if (height, width) != tuple(images.shape[-2:]):
-            images = F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
+        images = self.pad(images)
         maps = self.pyramid(self.backbone_maps(images))
         for i, layer in enumerate(self.bifpn):
             maps = layer(maps, finest_only=finest_only and i + 1 == len(self.bifpn))
@@ -155,12 +169,23 @@ class SegmentationStudent(
     def padded_size(self, size: Sequence[int]) -> tuple[int, int]:
         """Return the height and width of images of this size after padding at the bottom and right."""
         if self.fixed_size is not None and tuple(size) != self.fixed_size:
-            height, width = self.fixed_size
+            only, given = ("x".join(map(str, pair)) for pair in (self.fixed_size, size))
             raise UserError(
-                f"The backbone {self.backbone_name} takes only images of {height}x{width} pixels, not "
-                f"{size[0]}x{size[1]}; choose a size with the backbone argument img_size, or another backbone."
+                f"The backbone {self.backbone_name} takes only images of {only} pixels, not {given}; choose a size "
+                "with the backbone argument img_size, or another backbone."
             )
         return -(-size[0] // self.multiple) * self.multiple, -(-size[1] // self.multiple) * self.multiple
+
+    def freeze_bottom_up(self) -> None:
+        """Freeze the last bottom-up pass if nothing uses its maps but the logits: DDP would wait for its gradients."""
+        self.bifpn[-1].get_submodule("down").requires_grad_(False)
+
+    def pad(self, images: Tensor) -> Tensor:
+        """Pad [..., H, W] with zeros at the bottom and right to the size that the backbone takes."""
+        height, width = self.padded_size(images.shape[-2:])
+        if (height, width) == tuple(images.shape[-2:]):
+            return images
+        return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B, num_classes, H, W] for images [B, in_chans, H, W]."""
@@ -171,16 +196,13 @@ class SegmentationStudent(
         self.backbone.set_grad_checkpointing(enable)  # type: ignore[operator]
 
     def segment(self, image: Any) -> Tensor:
-        """Segment one image at its own size, normalised with `mean` and `std`, as in validation.
+        """Return the class indices [H, W] of an image at its own size, normalised as in validation, on the CPU.
 
         Args:
             image: A PIL image, or a uint8 array [H, W] or [H, W, C]; an alpha channel is ignored.
 
-        Returns:
-            Class indices [H, W] on the CPU.
-
         Raises:
-            UserError: The array is not a uint8 image, or has another number of channels.
+            UserError: The array is not a uint8 image.
         """
         if not hasattr(image, "convert"):
             array = np.asarray(image)
@@ -189,53 +211,32 @@ class SegmentationStudent(
                     f"segment() takes a uint8 array [H, W] or [H, W, C], not {array.dtype} of shape {array.shape}."
                 )
             image = Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
-        array = np.asarray(image.convert("L" if self.in_chans == 1 else "RGB"))
         weight = next(self.parameters())
-        pixels = torch.from_numpy(array.copy()).to(weight.device, weight.dtype) / 255
-        pixels = pixels.reshape(*array.shape[:2], -1).permute(2, 0, 1)
-        mean, std = (torch.tensor(v, device=weight.device, dtype=weight.dtype) for v in (self.mean, self.std))
+        pixels = pil_to_tensor(image.convert("L" if self.in_chans == 1 else "RGB")).to(weight.device, weight.dtype)
         with evaluating(self):
-            logits = self((pixels - mean[:, None, None])[None] / std[:, None, None])
+            logits = self(normalize(pixels / 255, self.mean, self.std)[None])
         return logits.argmax(dim=1)[0].cpu()
 
 
 def _make_backbone(name: str, in_chans: int, arguments: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     """Create a timm model without its head; return it with the arguments that it was created with."""
     cfg = known_cfg(name)
-    # Without this argument, transformers accept only images of their own size.
-    freedoms: list[dict[str, Any]] = [{}]
-    if cfg is not None and cfg.fixed_input_size:
-        freedoms = [{"dynamic_img_size": True}, {"strict_img_size": False}, {}]
-    for freedom in freedoms:
-        given = {**freedom, **arguments}
-        try:
-            return timm.create_model(name, num_classes=0, in_chans=in_chans, **given), given
-        except Exception as error:  # unknown or unsuitable arguments
-            if not isinstance(error, TypeError) or freedom is freedoms[-1]:
-                raise UserError(f"Could not create the backbone '{name}': {first_line(error)}.") from error
-    raise AssertionError("not reached")
-
-
-def _make_pyramid(model: nn.Module, in_chans: int, probe: tuple[int, int]) -> tuple[Pyramid, tuple[int, int]]:
-    """Choose the levels of a backbone; return them with an image size that it accepts."""
     try:
-        return Pyramid(model, (in_chans, *probe), MAX_LEVELS), probe
-    except UserError:
-        if probe != (PROBES[0], PROBES[0]):  # given by the user
-            raise
-    probe = (PROBES[1], PROBES[1])
-    return Pyramid(model, (in_chans, *probe), MAX_LEVELS), probe
+        if cfg is not None and cfg.fixed_input_size:
+            # Without one of these arguments, transformers accept only images of their own size.
+            for freedom in ({"dynamic_img_size": True}, {"strict_img_size": False}):
+                with suppress(TypeError):  # not an argument of this model
+                    given = {**freedom, **arguments}
+                    return timm.create_model(name, num_classes=0, in_chans=in_chans, **given), given
+        return timm.create_model(name, num_classes=0, in_chans=in_chans, **arguments), arguments
+    except Exception as error:  # unknown or unsuitable arguments
+        raise UserError(f"Could not create the backbone '{name}': {first_line(error)}.") from error
 
 
-def probe_size(backbone_args: Mapping[str, Any] | None) -> tuple[int, int]:
+def probe_size(backbone_args: Mapping[str, Any]) -> tuple[int, int]:
     """Return the height and width of a small image for probing a backbone with these arguments."""
-    size = (backbone_args or {}).get("img_size", PROBES[0])
+    size = backbone_args.get("img_size", PROBE)
     return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def _blank(model: nn.Module, in_chans: int, size: tuple[int, int]) -> Tensor:
-    parameter = next(model.parameters())
-    return torch.zeros(1, in_chans, *size, device=parameter.device, dtype=parameter.dtype)
 
 
 def _find_multiple(model: nn.Module, in_chans: int) -> int | None:
@@ -244,27 +245,8 @@ def _find_multiple(model: nn.Module, in_chans: int) -> int | None:
     with evaluating(model):
         for multiple, size in MULTIPLES.items():
             try:
-                run(_blank(model, in_chans, size), intermediates_only=True)
+                run(sample_images(model, (in_chans, *size)), intermediates_only=True)
             except (AssertionError, RuntimeError, ValueError):  # raised by models for sizes that they do not accept
                 continue
             return multiple
     return None
-
-
-def _freeze_unreached(module: nn.Module, forward: Any) -> None:
-    """Freeze parameters that no output depends on, because DDP would wait for their gradients."""
-    with evaluating(module), torch.enable_grad():
-        nodes = [output.grad_fn for output in forward()]
-    reached, seen = set(), set(nodes)
-    while nodes:
-        node = nodes.pop()
-        if node is None:
-            continue
-        if hasattr(node, "variable"):
-            reached.add(id(node.variable))
-        fresh = {following for following, _ in node.next_functions} - seen
-        seen |= fresh
-        nodes.extend(fresh)
-    for parameter in module.parameters():
-        if id(parameter) not in reached:
-            parameter.requires_grad_(False)

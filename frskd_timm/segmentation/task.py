@@ -11,10 +11,9 @@ from frskd_timm.defaults import SEGMENTATION as DEFAULT
 from frskd_timm.distillation import DistillationTask, Views
 from frskd_timm.errors import UserError
 from frskd_timm.losses import FEATURE_LOSSES, FeatureLoss
-from frskd_timm.losses.functional import IGNORED
+from frskd_timm.losses.functional import IGNORED, pixel_cross_entropy
 from frskd_timm.losses.labels import weights_of_classes
 from frskd_timm.segmentation.evaluator import SegmentationEvaluator
-from frskd_timm.segmentation.losses import pixel_cross_entropy
 from frskd_timm.segmentation.student import SegmentationStudent
 from frskd_timm.segmentation.teacher import SEGMENTATION_TEACHERS
 from frskd_timm.student_task import CrossEntropyTask, StudentTask
@@ -28,11 +27,7 @@ class _PixelTask(StudentTask):
     class_weights: Tensor | None
 
     def set_class_weights(self, class_weights: Sequence[float] | None) -> None:
-        """Set one weight per class; None for equal weights.
-
-        Raises:
-            UserError: The number of weights is wrong, a weight is negative, or all are 0.
-        """
+        """Set one weight per class, None for equal weights; raise UserError if their number or a value is wrong."""
         weights = weights_of_classes(class_weights, self.student.num_classes)
         self.register_buffer("class_weights", weights, persistent=False)
 
@@ -46,13 +41,7 @@ class _PixelTask(StudentTask):
 
 
 class SegmentationCrossEntropyTask(_PixelTask, CrossEntropyTask):
-    """The baseline: the student alone, with the parts that only a self-teacher would use frozen.
-
-    Args:
-        student: The network.
-        class_weights: Weight of each class in the cross-entropy; None for equal weights.
-        smoothing: Label smoothing, 0..1.
-    """
+    """The baseline: the student alone, with the parts that only a self-teacher would use frozen."""
 
     def __init__(
         self,
@@ -62,7 +51,7 @@ class SegmentationCrossEntropyTask(_PixelTask, CrossEntropyTask):
     ) -> None:
         super().__init__(student, smoothing)
         self.set_class_weights(class_weights)
-        _freeze_unused(student)
+        student.freeze_bottom_up()
 
 
 class SegmentationTask(_PixelTask, DistillationTask):
@@ -96,7 +85,7 @@ class SegmentationTask(_PixelTask, DistillationTask):
         self.set_class_weights(class_weights)
         self.distill_unlabelled = distill_unlabelled
         if self.teacher_gradient == 0 and self.feature_loss is None:
-            _freeze_unused(student)
+            student.freeze_bottom_up()
 
     @classmethod
     def create(
@@ -143,28 +132,15 @@ class SegmentationTask(_PixelTask, DistillationTask):
 
     def soft_labels(self, views: Views, target: Tensor) -> Tensor:
         """Return the mean soft-label loss over the labelled pixels."""
-        weight, gate = self._labelled(target).float(), self.gate_weights(views, target)
+        weight, gate = self._labelled(target).float(), self._gate_weights(views, target)
         weight = weight if gate is None else weight * gate
-        rows = (_rows(views.teacher_logits), _rows(views.logits), target.flatten())
-        return self.logit_loss(*rows, self.temperature, weight.flatten())
+        teacher, student = (logits.movedim(1, -1).flatten(0, -2) for logits in (views.teacher_logits, views.logits))
+        return self.logit_loss(teacher, student, target.flatten(), self.temperature, weight.flatten())
 
     def valid_positions(self, views: Views, target: Tensor) -> list[Tensor]:
         """Return a mask per map of the positions with at least half of their pixels labelled."""
-        height, width = self.student.padded_size(target.shape[-2:])
-        padding = (0, width - target.shape[-1], 0, height - target.shape[-2])
-        labelled = F.pad(self._labelled(target).float(), padding)
+        labelled = self.student.pad(self._labelled(target).float())
         return [F.adaptive_avg_pool2d(labelled, (map_.shape[-2], map_.shape[-1])) >= 0.5 for map_ in views.maps]
 
     def _labelled(self, target: Tensor) -> Tensor:
         return torch.ones_like(target, dtype=torch.bool) if self.distill_unlabelled else target != IGNORED
-
-
-def _rows(logits: Tensor) -> Tensor:
-    """Reshape logits [B, K, H, W] to [B * H * W, K]."""
-    return logits.movedim(1, -1).flatten(0, -2)
-
-
-def _freeze_unused(student: SegmentationStudent) -> None:
-    """Freeze the parts of the student that its logits do not depend on, because DDP would wait for their gradients."""
-    last: Any = student.bifpn[-1]
-    last.down.requires_grad_(False)

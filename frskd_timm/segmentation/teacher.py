@@ -1,12 +1,11 @@
 """Self-teachers of segmentation: additional BiFPN layers on the student's maps, and their own head."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from frskd_timm.defaults import SEGMENTATION as DEFAULT
 from frskd_timm.registry import Registry
-from frskd_timm.segmentation.decoder import ConvNorm, DepthwiseNorm, PixelHead, SumBiFPN
+from frskd_timm.segmentation.decoder import Block, SumBiFPN, conv_norm, depthwise_norm, pixel_head
 from frskd_timm.teachers import SelfTeacher
 from frskd_timm.teachers.blocks import Depthwise, Pointwise
 
@@ -17,22 +16,18 @@ SEGMENTATION_TEACHERS: Registry[SelfTeacher] = Registry("segmentation self-teach
 class SegmentationTeacher(SelfTeacher):
     """Refines the maps of a segmentation student as in the paper (FRSKD, section 4.3).
 
-    Args:
-        channels: Channels of each of the student's maps.
-        num_levels: Number of maps.
-        num_classes: Number of classes.
-        layers: Number of BiFPN layers; the last one is only top-down.
+    The last of the BiFPN `layers` is only top-down; `block` creates the block after each sum.
     """
 
-    block: Callable[[int], nn.Module] = DepthwiseNorm
-
-    def __init__(self, channels: int, num_levels: int, num_classes: int, layers: int = DEFAULT.teacher_repeats) -> None:
+    def __init__(
+        self, channels: int, num_levels: int, num_classes: int, layers: int, block: Block = depthwise_norm
+    ) -> None:
         super().__init__()
         self.channels = [channels] * num_levels
         self.bifpn = nn.ModuleList(
-            SumBiFPN(num_levels, channels, bottom_up=i + 1 < layers, block=type(self).block) for i in range(layers)
+            SumBiFPN(num_levels, channels, bottom_up=i + 1 < layers, block=block) for i in range(layers)
         )
-        self.head: nn.Module = PixelHead(channels, num_classes)
+        self.head: nn.Module = pixel_head(channels, num_classes)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Return refined maps of the same shapes, and logits [B, num_classes, h, w] of the size of the finest map."""
@@ -42,26 +37,20 @@ class SegmentationTeacher(SelfTeacher):
         return maps, self.head(maps[0])
 
 
-class MixingNorm(nn.Sequential):
-    """Depthwise 3x3 and pointwise convolution, batch normalisation, ReLU."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(
-            Depthwise(channels), Pointwise(channels, channels), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
-        )
+def mixing_norm(channels: int) -> nn.Sequential:
+    """Create a depthwise 3x3 and a pointwise convolution, batch normalisation and ReLU."""
+    convolutions = (Depthwise(channels), Pointwise(channels, channels))
+    return nn.Sequential(*convolutions, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
 
 
 @SEGMENTATION_TEACHERS.register("mixing")
-class MixingTeacher(SegmentationTeacher):
-    """Self-teacher that mixes channels and neighbouring pixels and classifies at twice the finest resolution."""
-
-    block = MixingNorm
-
-    def __init__(self, channels: int, num_levels: int, num_classes: int, layers: int = DEFAULT.teacher_repeats) -> None:
-        super().__init__(channels, num_levels, num_classes, layers)
-        self.head = nn.Sequential(
-            nn.Upsample(scale_factor=2, mode="bilinear"),
-            MixingNorm(channels),
-            ConvNorm(channels, 2 * channels, 1),
-            nn.Conv2d(2 * channels, num_classes, 3, padding=1),
-        )
+def mixing(channels: int, num_levels: int, num_classes: int, layers: int) -> SegmentationTeacher:
+    """Create a self-teacher that mixes channels and neighbouring pixels and classifies at twice the resolution."""
+    teacher = SegmentationTeacher(channels, num_levels, num_classes, layers, mixing_norm)
+    teacher.head = nn.Sequential(
+        nn.Upsample(scale_factor=2, mode="bilinear"),
+        mixing_norm(channels),
+        conv_norm(channels, 2 * channels, 1),
+        nn.Conv2d(2 * channels, num_classes, 3, padding=1),
+    )
+    return teacher

@@ -45,10 +45,10 @@ SELF_TEACHERS: Registry[SelfTeacher] = Registry("self-teacher", __name__)
 
 
 def create_self_teacher(name: str, channels: Sequence[int], num_classes: int, **options: Any) -> SelfTeacher:
-    """Create the self-teacher registered under `name`.
+    """Create the self-teacher registered under `name`, such as 'bifpnc'.
 
     Args:
-        name: A registered name, such as 'bifpnc'.
+        name: A registered name.
         channels: Channels of the student's maps, fine to coarse.
         num_classes: Number of classes.
         **options: Further arguments of the self-teacher (width, depth, repeats, preactivation, max_parameters); None

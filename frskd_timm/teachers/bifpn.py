@@ -1,7 +1,8 @@
 """The BiFPN self-teachers of FRSKD (section 3.1): `bifpnc` with channels per level, `bifpn` with one width."""
 
 from collections.abc import Sequence
-from typing import cast
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,32 +16,23 @@ from frskd_timm.teachers.blocks import Fuse, Lateral, Same, add_upsampled, downs
 class BiFPNLayer(nn.Module):
     """One top-down and one bottom-up pass over n maps, fine to coarse.
 
-    Args:
-        in_channels: Channels of each incoming map.
-        channels: Channels of each outgoing map. Unless all are equal, neighbours are connected by lateral blocks.
-        depth: Repetitions in each fusion block.
+    Neighbouring levels are connected by lateral blocks, unless all outgoing maps have equal channels.
     """
 
     def __init__(self, in_channels: Sequence[int], channels: Sequence[int], depth: int) -> None:
         super().__init__()
         n = len(channels)
         change = len(set(channels)) > 1
-        self.lateral = nn.ModuleList(Lateral(c, w) for c, w in zip(in_channels, channels, strict=True))
+        self.lateral = nn.ModuleList(map(Lateral, in_channels, channels))
         # Lists that start at the second level are indexed by level - 1.
-        self.lateral2 = nn.ModuleList(Lateral(c, w) for c, w in zip(in_channels[1:], channels[1:], strict=True))
-        self.top_down = nn.ModuleList(Fuse(2, channels[i], depth) for i in range(n - 1))
+        self.lateral2 = nn.ModuleList(map(Lateral, in_channels[1:], channels[1:]))
+        self.top_down = nn.ModuleList(Fuse(2, c, depth) for c in channels[:-1])
         self.bottom_up = nn.ModuleList(Fuse(3 if i < n - 1 else 2, channels[i], depth) for i in range(1, n))
         self.to_finer = nn.ModuleList(Lateral(channels[i + 1], channels[i]) if change else Same() for i in range(n - 1))
-        self.to_coarser = nn.ModuleList(
-            Lateral(channels[i], channels[i + 1]) if change else Same() for i in range(n - 1)
-        )
+        self.to_coarser = nn.ModuleList(Lateral(c, d) if change else Same() for c, d in pairwise(channels))
 
     def forward(self, features: Sequence[Tensor], preactivation: bool = False) -> tuple[list[Tensor], list[Tensor]]:
-        """Refine maps [B, in_channels[i], H_i, W_i] to [B, channels[i], H_i, W_i].
-
-        Returns:
-            The refined maps, before their ReLU with `preactivation`, and the refined maps after their ReLU.
-        """
+        """Return the refined maps, with `preactivation` before their ReLU, and the refined maps after it."""
         n = len(features)
         sizes = [(f.shape[-2], f.shape[-1]) for f in features]
         rectify = F.relu if preactivation else F.relu_
@@ -70,17 +62,12 @@ class BiFPNLayer(nn.Module):
             finer = rectified[i] = rectify(refined[-1])
         return refined, rectified
 
-    def output_norms(self) -> list[nn.BatchNorm2d]:
-        """Return the normalisation that outputs each outgoing map, fine to coarse."""
-        return [cast(nn.BatchNorm2d, cast(Fuse, fuse).blocks[-1]) for fuse in (self.top_down[0], *self.bottom_up)]
-
 
 class BiFPN(SelfTeacher):
-    """BiFPN layers on the student's maps and a linear classifier on the coarsest refined map.
+    """BiFPN layers on the student's maps, fine to coarse, and a linear classifier on the coarsest refined map.
 
     Args:
-        in_channels: Channels of the student's maps, fine to coarse; at least two levels.
-        channels: Channels of the refined maps.
+        in_channels, channels: Channels of the student's maps, at least two, and of the refined ones.
         num_classes: Number of classes.
         depth: Depthwise-pointwise repetitions in each fusion block.
         repeats: Number of BiFPN layers, each on the rectified output of the previous one.
@@ -113,7 +100,8 @@ class BiFPN(SelfTeacher):
         return refined, logits
 
     def output_norms(self) -> list[nn.BatchNorm2d]:
-        return cast(BiFPNLayer, self.layers[-1]).output_norms()
+        layer = cast(BiFPNLayer, self.layers[-1])
+        return [cast(nn.BatchNorm2d, cast(Fuse, fuse).blocks[-1]) for fuse in (layer.top_down[0], *layer.bottom_up)]
 
 
 def widen(channels: Sequence[int], width: float, cap: int | None = None) -> list[int]:
@@ -123,31 +111,6 @@ def widen(channels: Sequence[int], width: float, cap: int | None = None) -> list
     return [min(c, cap) if cap else c for c in widened]
 
 
-def fit_channels(
-    channels: Sequence[int],
-    num_classes: int,
-    width: float | None,
-    max_parameters: int | None,
-    cap: int | None = None,
-    **options: int | bool,
-) -> list[int]:
-    """Return the channels of each level for a `width`, or for the default width.
-
-    The default is the paper's, 2, or the largest eighth below it at which the self-teacher has at most `max_parameters`
-    parameters. `FRSKDTask.create` passes the number of the student's: a self-teacher of width 2 has four times the
-    parameters of a ResNet-50, and a step takes 3.6 times as long as without it.
-    """
-    if width is not None or max_parameters is None:
-        return widen(channels, width or 2, cap)
-    for eighths in range(16, 0, -1):
-        chosen = widen(channels, eighths / 8, cap)
-        with torch.device("meta"):
-            teacher = BiFPN(channels, chosen, num_classes, **options)  # type: ignore[arg-type]
-        if sum(parameter.numel() for parameter in teacher.parameters()) <= max_parameters:
-            break
-    return chosen
-
-
 @SELF_TEACHERS.register("bifpnc")
 def bifpnc(
     channels: Sequence[int],
@@ -155,38 +118,37 @@ def bifpnc(
     *,
     width: float | None = None,
     max_parameters: int | None = None,
-    **options: int | bool,
+    cap: int | None = None,
+    **options: Any,
 ) -> BiFPN:
-    """Create the default: level i has width * c_i channels, and lateral blocks convert them between levels."""
-    chosen = fit_channels(channels, num_classes, width, max_parameters, **options)
-    return BiFPN(channels, chosen, num_classes, **options)  # type: ignore[arg-type]
+    """Create the default: level i has width * c_i channels, and lateral blocks convert them between levels.
+
+    The default width is the paper's, 2, or the largest eighth below it at which the self-teacher has at most
+    `max_parameters` parameters. `FRSKDTask.create` passes the number of the student's: a self-teacher of width 2 has
+    four times the parameters of a ResNet-50, and a step takes 3.6 times as long as without it.
+    """
+    if width is None and max_parameters is not None:
+        for eighths in range(16, 0, -1):
+            width = eighths / 8
+            with torch.device("meta"):
+                teacher = BiFPN(channels, widen(channels, width, cap), num_classes, **options)
+            if sum(parameter.numel() for parameter in teacher.parameters()) <= max_parameters:
+                break
+    return BiFPN(channels, widen(channels, width or 2, cap), num_classes, **options)
 
 
 @SELF_TEACHERS.register("bifpn")
 def bifpn(
-    channels: Sequence[int],
-    num_classes: int,
-    *,
-    width: int = 256,
-    max_parameters: int | None = None,
-    **options: int | bool,
+    channels: Sequence[int], num_classes: int, *, width: int = 256, max_parameters: int | None = None, **options: Any
 ) -> BiFPN:
     """Create a BiFPN with `width` channels at every level, whatever `max_parameters`."""
-    return BiFPN(channels, [width] * len(channels), num_classes, **options)  # type: ignore[arg-type]
+    return BiFPN(channels, [width] * len(channels), num_classes, **options)
 
 
 @SELF_TEACHERS.register("residual")
-def residual(
-    channels: Sequence[int],
-    num_classes: int,
-    *,
-    width: float | None = None,
-    max_parameters: int | None = None,
-    **options: int | bool,
-) -> BiFPN:
+def residual(channels: Sequence[int], num_classes: int, **options: Any) -> BiFPN:
     """Create bifpnc with at most 256 channels, whose logits correct the student's from 0 on (not in the paper)."""
-    chosen = fit_channels(channels, num_classes, width, max_parameters, cap=256, **options)
-    teacher = BiFPN(channels, chosen, num_classes, **options)  # type: ignore[arg-type]
+    teacher: Any = bifpnc(channels, num_classes, cap=256, **options)
     teacher.residual = True
     nn.init.zeros_(teacher.fc.weight)
     nn.init.zeros_(teacher.fc.bias)

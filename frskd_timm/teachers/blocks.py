@@ -13,7 +13,6 @@ class Pointwise(nn.Conv2d):
         super().__init__(in_channels, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve maps [B, in_channels, H, W]."""
         # For few pixels and many channels, as at the coarsest level, a matrix product takes half the time on a CPU.
         if x.device.type == "cpu" and x.shape[-2:].numel() <= 16 and x.is_contiguous(memory_format=torch.channels_last):
             return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1)).permute(0, 3, 1, 2)
@@ -27,7 +26,6 @@ class Depthwise(nn.Conv2d):
         super().__init__(channels, channels, 3, padding=1, groups=channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve maps [B, channels, H, W]."""
         # On a CPU, oneDNN's gradient takes 40 times as long if the map is smaller than the kernel.
         if x.device.type == "cpu" and min(x.shape[-2:]) < 3:
             return F.conv2d(F.pad(x, (1, 1, 1, 1)), self.weight, groups=self.groups)
@@ -42,7 +40,6 @@ class CentredConv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve maps [B, C, H, W]."""
         weight, stride, padding = self.weight, list(self.stride), [size // 2 for size in self.kernel_size]
         for axis in (0, 1):
             if x.shape[2 + axis] == 1:
@@ -82,22 +79,20 @@ class Fuse(nn.Module):
     """Weighted sum of maps, followed by `depth` times depthwise 3x3, pointwise 1x1 and batch normalisation.
 
     A ReLU follows every repetition but the last. The weights are relu(a_j) / sum relu(a) with learned a, initially 1.
-
-    Args:
-        inputs: Number of summed maps.
-        channels: Channels of the maps.
-        depth: Number of repetitions.
     """
 
     def __init__(self, inputs: int, channels: int, depth: int) -> None:
         super().__init__()
         self.weights = nn.Parameter(torch.ones(inputs))
         blocks: list[nn.Module] = []
-        for i in range(depth):
-            if i:
-                blocks.append(nn.ReLU(inplace=True))
-            blocks += [Depthwise(channels), Pointwise(channels, channels), nn.BatchNorm2d(channels)]
-        self.blocks = nn.Sequential(*blocks)
+        for _ in range(depth):
+            blocks += [
+                Depthwise(channels),
+                Pointwise(channels, channels),
+                nn.BatchNorm2d(channels),
+                nn.ReLU(inplace=True),
+            ]
+        self.blocks = nn.Sequential(*blocks[:-1])
 
     def fusion_weights(self) -> Tensor:
         """Return the weight of each map in the sum, [inputs]; the caller multiplies the maps, where it is cheapest."""

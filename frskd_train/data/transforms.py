@@ -19,7 +19,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from frskd_timm.errors import UserError
-from frskd_timm.segmentation.losses import IGNORED
+from frskd_timm.losses.functional import IGNORED
 from frskd_train.data.preprocessing import Preprocessing
 from frskd_train.data.splits import Sample
 from frskd_train.settings import PreprocessingSettings

@@ -120,7 +120,7 @@ class ClassificationJob(Job):
         if not isinstance(task, FRSKDTask):
             return [examples]
         maps, _ = task.pyramid(task.student, images)
-        refined, _ = task.refine(maps)
+        refined, _ = task.refine(maps, task.networks)
         picture = attention_figure(
             pixels,
             [m.float().cpu().numpy() for m in maps],

@@ -6,8 +6,67 @@ none) or probabilities [N, K]; the temperature T; and the weight of each row in 
 tests find it through the registry.
 """
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from frskd_timm.losses.functional import soft_label_loss, weighted_mean
 from frskd_timm.registry import Registry
 
 LOGIT_LOSSES: Registry[Tensor] = Registry("logit loss", __name__)
+
+OTHERS = 8.0  # weight of DKD's divergence among the other classes in its paper's CIFAR-100 experiments
+
+
+@LOGIT_LOSSES.register("kl")
+def kl(teacher: Tensor, student: Tensor, target: Tensor, temperature: float, weight: Tensor | None = None) -> Tensor:
+    """Compute T^2 KL(softmax(z_t / T) || softmax(z_s / T)) (FRSKD, eq. 4)."""
+    return soft_label_loss(teacher, student, temperature, weight)
+
+
+@LOGIT_LOSSES.register("standardised")
+def standardised(
+    teacher: Tensor, student: Tensor, target: Tensor, temperature: float, weight: Tensor | None = None
+) -> Tensor:
+    """Compute `kl` of logits scaled to mean 0 and standard deviation 1 per row (arXiv 2403.01427)."""
+    return soft_label_loss(_standardise(teacher), _standardise(student), temperature, weight)
+
+
+def _standardise(logits: Tensor) -> Tensor:
+    logits = logits.float()
+    return (logits - logits.mean(dim=1, keepdim=True)) / (logits.std(dim=1, keepdim=True, correction=0) + 1e-7)
+
+
+@LOGIT_LOSSES.register("dkd")
+def dkd(teacher: Tensor, student: Tensor, target: Tensor, temperature: float, weight: Tensor | None = None) -> Tensor:
+    """Compute T^2 (KL of the target class against the rest + 8 KL among the other classes) (DKD, arXiv 2203.08679).
+
+    For mixed labels, the most probable class is the target.
+    """
+    classes = target if target.ndim == 1 else target.argmax(dim=1)
+    own = F.one_hot(classes.where(classes < student.shape[1], 0), student.shape[1]).bool()
+    log_teacher, log_student = (
+        torch.stack([log[own], log.masked_fill(own, -torch.inf).logsumexp(dim=1)], dim=1)
+        for log in (F.log_softmax(z.float() / temperature, dim=1) for z in (teacher.detach(), student))
+    )
+    rows = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=1)
+    binary = temperature**2 * (rows.mean() if weight is None else weighted_mean(rows, weight))
+    without = -1000.0 * temperature  # logit of probability 0; finite, because inf - inf is NaN
+    others, own_others = (z.float().masked_fill(own, without) for z in (teacher, student))
+    return binary + OTHERS * soft_label_loss(others, own_others, temperature, weight)
+
+
+@LOGIT_LOSSES.register("dist")
+def dist(teacher: Tensor, student: Tensor, target: Tensor, temperature: float, weight: Tensor | None = None) -> Tensor:
+    """Compute T^2 times the mean of 1 - Pearson correlation, of rows plus of classes (DIST, arXiv 2205.10536)."""
+    t, s = (F.softmax(z.float() / temperature, dim=1) for z in (teacher.detach(), student))
+    weight = torch.ones_like(s[:, 0]) if weight is None else weight
+    within_rows = weighted_mean(1 - F.cosine_similarity(_centred(t), _centred(s), dim=1), weight)
+    share = (weight / weight.sum().clamp_min(1e-6))[:, None]
+    t, s = ((z - (share * z).sum(dim=0)) * share.sqrt() for z in (t, s))
+    within_classes = ((1 - F.cosine_similarity(t, s, dim=0)) * (weight.sum() > 0)).mean()
+    return temperature**2 * (within_rows + within_classes)
+
+
+def _centred(rows: Tensor) -> Tensor:
+    return rows - rows.mean(dim=1, keepdim=True)

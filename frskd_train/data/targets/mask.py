@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from frskd_timm.errors import UserError
-from frskd_timm.segmentation.losses import IGNORED
+from frskd_timm.losses.functional import IGNORED
 from frskd_train.data.images import BadImageError, Images, in_blocks
 from frskd_train.data.sampler import Rows, shuffled
 from frskd_train.data.targets.base import (
