@@ -12,8 +12,6 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-Point = tuple[float, float]
-
 
 @dataclass(frozen=True)
 class Line:
@@ -21,33 +19,25 @@ class Line:
 
     label: str
     colour: int
-    points: Sequence[Point]
+    points: Sequence[tuple[float, float]]
     style: str = ""  # classes of the line: dashed, thin
 
 
 @dataclass(frozen=True)
-class Tick:
-    """A labelled place on an axis, in percent from the left or the bottom."""
-
-    place: float
-    label: str
-
-
-@dataclass(frozen=True)
 class Chart:
-    """A line chart; all places are in percent of its area, from the left and from the top."""
+    """A line chart; all places are in percent of its area, those of points from the left and from the top."""
 
     title: str
     alt: str
     x_label: str
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
+    x_ticks: list[tuple[float, str]]  # place from the left, and label
+    y_ticks: list[tuple[float, str]]  # place from the bottom, and label
     lines: list[Line]
     bars: list[tuple[float, float]] = field(default_factory=list)  # right edge and height of each
     square: bool = False
 
 
-def line_chart(title: str, lines: Sequence[Line], x_label: str, unit: str = "", log: bool = False) -> Chart | None:
+def line_chart(title: str, lines: Sequence[Line], unit: str = "", log: bool = False) -> Chart | None:
     """Lay out a chart of lines over epochs; None if no line has a point."""
     lines = [line for line in lines if line.points]
     if not lines:
@@ -73,17 +63,19 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str, unit: str = "", 
     last = ", ".join(f"{line.label} {line.points[-1][1]:.4g}{unit}" for line in lines if line.style != "thin")
     return Chart(
         title,
-        f"{title} by {x_label}. At the end: {last}.",
-        x_label,
-        [Tick(across(x), f"{x:g}") for x in x_values],
-        [Tick(up(y), f"{y:g}{unit}") for y in y_values],
+        f"{title} by epoch. At the end: {last}.",
+        "epoch",
+        [(across(x), f"{x:g}") for x in x_values],
+        [(up(y), f"{y:g}{unit}") for y in y_values],
         [replace(line, points=[(across(x), 100 - up(y)) for x, y in line.points]) for line in lines],
     )
 
 
-def reliability_chart(title: str, alt: str, lines: Sequence[Line], shares: Sequence[float]) -> Chart:
+def reliability_chart(lines: Sequence[Line], shares: Sequence[float]) -> Chart:
     """Lay out accuracy over confidence, both in 0..1, over bars with the share of the images in each bin."""
-    ticks = [Tick(percent, f"{percent}%") for percent in range(0, 101, 20)]
+    title = "Accuracy over confidence"
+    alt = f"{title}: {'; '.join(line.label for line in lines if line.style != 'dashed')}."
+    ticks: list[tuple[float, str]] = [(percent, f"{percent}%") for percent in range(0, 101, 20)]
     scaled = [replace(line, points=[(100 * x, 100 - 100 * y) for x, y in line.points]) for line in lines]
     bars = [(100 * (place + 1) / len(shares), round(100 * share, 2)) for place, share in enumerate(shares)]
     return Chart(title, alt, "confidence", ticks, ticks, scaled, bars, square=True)
@@ -107,7 +99,7 @@ def data_uri(picture: Image.Image, kind: str) -> str:
 def describe(value: Any) -> str:
     """Return a setting's value for people, on one line."""
     if isinstance(value, Mapping):
-        return " ".join(f"{name}={each}" for name, each in value.items()) or "none"
+        value = [f"{name}={each}" for name, each in value.items()]
     if isinstance(value, list):
         return " ".join(map(str, value)) or "none"
     if isinstance(value, bool):

@@ -133,6 +133,13 @@ class Evaluation:
         ]
         return sorted(wrong, key=lambda found: -found[2])[:most]
 
+    def calibrations(self) -> list[tuple[str, Calibration]]:
+        """Return label and calibration of the student as it is and, if there is one, with the temperature."""
+        found = [("as trained", self.calibration)]
+        if self.calibrated is not None and self.temperature is not None:
+            found.append((f"temperature {self.temperature.value:.2f}", self.calibrated))
+        return found
+
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Evaluation":
         """Create it from parsed JSON; raise TypeError for missing and unknown keys."""

@@ -1,7 +1,7 @@
 """Figures of a run: curves over the epochs, attention maps over images, and predicted masks."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ STYLE: dict[Any, Any] = {
 }
 # Colours of Okabe and Ito, which colour-blind readers can distinguish.
 BLUE, ORANGE, _GREEN, _RED, _PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#777777"
-TERMS = {
+_TERMS = {
     "loss_ce": ("cross-entropy, student", BLUE),
     "loss_ce_teacher": ("cross-entropy, self-teacher", ORANGE),
     "loss_kl": ("soft labels", _GREEN),
@@ -72,6 +72,17 @@ def curves_figure(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
             axes.tick_params(length=0)
         figure.savefig(path, dpi=160)
     return Path(path)
+
+
+def sort_terms(columns: Iterable[str]) -> list[str]:
+    """Return the columns of loss terms, those of FRSKD first."""
+    terms = dict.fromkeys(name for name in columns if name.startswith("loss_"))
+    return sorted(terms, key=lambda name: list(_TERMS).index(name) if name in _TERMS else len(_TERMS))
+
+
+def term_label(column: str) -> str:
+    """Return the readable name of a loss term."""
+    return _TERMS[column][0] if column in _TERMS else column.removeprefix("loss_").replace("_", " ")
 
 
 def attention_figure(
@@ -177,7 +188,7 @@ def class_colours(count: int) -> NDArray[np.float64]:
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.float64]]:
-    """Return the numbers by column, NaN for missing ones, without columns that have none."""
+    """Return the numbers by column, NaN for missing ones, without columns that have no finite one."""
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: np.array([_number(row.get(name)) for row in rows]) for name in names}
     return {name: values for name, values in columns.items() if np.isfinite(values).any()}
@@ -185,19 +196,17 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.float64]
 
 def _number(value: Any) -> float:
     try:
-        number = float(value)
+        return float(value)
     except (TypeError, ValueError):
         return math.nan
-    return number if math.isfinite(number) else math.nan
 
 
 def _draw_losses(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray[np.float64]]) -> None:
     axes.set_title("loss terms, training")
     spare = iter((_RED, GREY, *matplotlib.color_sequences["Dark2"]))
-    terms = [name for name in columns if name.startswith("loss_")]
-    for name in sorted(terms, key=lambda name: list(TERMS).index(name) if name in TERMS else len(TERMS)):
-        label, colour = TERMS.get(name) or (name.removeprefix("loss_").replace("_", " "), next(spare))
-        _line(axes, epochs, columns[name], label=label, color=colour)
+    for name in sort_terms(columns):
+        colour = _TERMS[name][1] if name in _TERMS else next(spare)
+        _line(axes, epochs, columns[name], label=term_label(name), color=colour)
     if "loss" in columns:
         _line(axes, epochs, columns["loss"], label="sum", color="#222222", linewidth=2)
     if "val_loss" in columns:
