@@ -14,7 +14,7 @@ from frskd_train.report.figures import attention_figure, class_colours, curves_f
 
 KEYS = ["epoch", "lr", "loss", "loss_ce", "loss_ce_teacher", "loss_kl", "loss_feature", "loss_sla", "val_loss"]
 KEYS += ["top1", "teacher_top1", "images_per_second"]
-NUMBERS = st.one_of(st.floats(0, 100), st.sampled_from(["", None, math.nan, "12.5", "-", math.inf, 0]))
+NUMBERS = st.one_of(st.floats(0, 100), st.sampled_from([None, math.nan, math.inf, 0]))
 
 
 def pixels(path):

@@ -31,11 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         found = find_exported(options.student)
         folder = options.output or found.place / ("demo" if found.run else f"demo-{found.name}")
-        server = None if options.no_serve or options.output else bind(folder, options.port)
+        server = None if options.no_serve or options.output else _bind(folder, options.port)
         build_demo(found, folder, img_size=options.img_size, examples=options.examples, runtime=options.runtime)
         print(f"Wrote {folder}, which any static web server can serve.")
         if server is not None:
-            serve(server)
+            _serve(server)
     except UserError as error:
         exit_with_error(error)
     except KeyboardInterrupt:
@@ -49,25 +49,19 @@ def add_page_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runtime", type=Path, metavar="PATH", help="local copy of the npm package onnxruntime-web")
 
 
-def bind(folder: Path, port: int | None) -> ThreadingHTTPServer:
-    """Return a server of a folder on the loopback interface, before the folder exists.
-
-    Raises:
-        UserError: The port cannot be used.
-    """
+def _bind(folder: Path, port: int | None) -> ThreadingHTTPServer:
+    """Return a server of a folder on the loopback interface, before the folder exists."""
     from frskd_timm.errors import UserError
 
-    handler = partial(Handler, directory=str(folder))
     for number in (PORT, 0) if port is None else (port,):
         try:
-            return ThreadingHTTPServer(("127.0.0.1", number), handler)
+            return ThreadingHTTPServer(("127.0.0.1", number), partial(Handler, directory=str(folder)))
         except (OSError, OverflowError) as error:
             reason = error
     raise UserError(f"--port {port} cannot be used ({reason}): give another one, or 0 for any.")
 
 
-def serve(server: ThreadingHTTPServer) -> None:
-    """Serve until Ctrl-C."""
+def _serve(server: ThreadingHTTPServer) -> None:
     with server:
         print(f"Open http://127.0.0.1:{server.server_port} in a browser; Ctrl-C ends the server.", flush=True)
         try:
@@ -79,9 +73,7 @@ def serve(server: ThreadingHTTPServer) -> None:
 class Handler(SimpleHTTPRequestHandler):
     """Files of a folder, with the types that browsers require, and without a log."""
 
-    def guess_type(self, path: Any) -> str:
-        types = {".mjs": "text/javascript", ".wasm": "application/wasm"}
-        return types.get(Path(path).suffix) or super().guess_type(path)
+    extensions_map = SimpleHTTPRequestHandler.extensions_map | {".mjs": "text/javascript", ".wasm": "application/wasm"}
 
     def log_message(self, *_: Any) -> None:
         pass

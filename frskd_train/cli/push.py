@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.folder /= "student"
     # Imported here, so that --help and a wrong flag answer at once.
     from frskd_timm.errors import UserError
-    from frskd_train.report.publish import INTERRUPTED, check_repo_id, push_student
+    from frskd_train.report.publish import push_student
+    from frskd_train.report.repository import check_repo_id
 
     try:
         if page["space"] is not None:
@@ -52,4 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         exit_with_error(error)
     except KeyboardInterrupt:
-        exit_interrupted(INTERRUPTED)
+        exit_interrupted(
+            "Publishing was interrupted: the repository holds its old commit or the new one, complete; run the same "
+            "command again to finish."
+        )

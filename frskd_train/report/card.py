@@ -130,11 +130,8 @@ def _eval_results(metrics: Metrics, evaluation: Evaluation | None) -> list[EvalR
     whole = hub_dataset(dataset) if dataset.whole_split else None  # scores on a sample are not those of the dataset
     scores = dict(metrics.student or {})
     if scores and evaluation is not None:
-        scores |= {
-            "f1": evaluation.macro["f1"],
-            "ece": evaluation.calibration.ece,
-            "brier": evaluation.calibration.brier,
-        }
+        calibration = evaluation.calibration
+        scores |= {"f1": evaluation.macro["f1"], "ece": calibration.ece, "brier": calibration.brier}
     return [
         EvalResult(
             task_type=form.pipeline,

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from frskd_timm.export.load import ExportedStudent
+from frskd_train.progress import duration
 from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.metrics import Metrics
 
-LISTED = 20  # largest number of classes that are all listed; of more classes, the worst are listed
+_LISTED = 20  # largest number of classes that are all listed; of more classes, the worst are listed
 _WORST = 5
 
 
@@ -76,41 +77,37 @@ def text_facts(
     metrics: Metrics, student: ExportedStudent, names: Collection[str], evaluation: Evaluation | None
 ) -> dict[str, Any]:
     """Return the variables of the template; lists are empty and values None if there is no information."""
-    form, baseline = FORMS[metrics.task], metrics.baseline
-    columns, results = _result_table(metrics)
-    score = (metrics.student or {}).get(form.score)
+    form, baseline, scores = FORMS[metrics.task], metrics.baseline, metrics.student or {}
+    score = scores.get(form.score)
     return {
         "run": metrics,
+        "form": form,
         "title": card_title(metrics, student),
         "student": student,
         "files": names,
-        "columns": columns,
-        "results": results,
-        "score": form.label,
-        "classes": {_cell(name): iou for name, iou in _with_value((metrics.student or {}).get("iou", {})).items()},
+        "results": _result_rows(metrics),
+        "classes": {_cell(name): iou for name, iou in scores.get("iou", {}).items() if iou is not None},
         "gain": f"{score - baseline.mean:+.2f}" if score is not None and baseline else None,
-        "baseline_seeds": ", ".join(str(run["seed"]) for run in baseline.runs) if baseline else "",
-        "mode": "L" if student.in_chans == 1 else "RGB",
         "settings": _settings(metrics),
         "single_seed": score is not None,
         "evaluation": evaluation,
-        "calibration": _calibration_table(evaluation) if evaluation else [],
-        "by_class": _class_table(evaluation) if evaluation else [],
+        "calibration": _calibration_rows(evaluation) if evaluation else [],
+        "by_class": _class_rows(evaluation) if evaluation else [],
     }
 
 
-def _calibration_table(evaluation: Evaluation) -> list[list[str]]:
-    rows = {"probabilities as they are": evaluation.calibration}
-    if evaluation.temperature is not None and evaluation.calibrated is not None:
-        found = evaluation.temperature
-        rows[f"logits divided by {found.value:.3g}, fitted to {found.images:,} held-out images"] = evaluation.calibrated
-    return [[name, f"{row.nll:.3f}", f"{row.ece:.3f}", f"{row.brier:.3f}"] for name, row in rows.items()]
+def _calibration_rows(evaluation: Evaluation) -> list[list[str]]:
+    names, temperature = ["probabilities as they are"], evaluation.temperature
+    if temperature is not None:
+        names.append(f"logits divided by {temperature.value:.3g}, fitted to {temperature.images:,} held-out images")
+    rows = zip(names, evaluation.calibrations(), strict=True)
+    return [[name, *(f"{value:.3f}" for value in (found.nll, found.ece, found.brier))] for name, (_, found) in rows]
 
 
-def _class_table(evaluation: Evaluation) -> list[list[str]]:
+def _class_rows(evaluation: Evaluation) -> list[list[str]]:
     """Return the scores of all classes of a classifier, or of those with the lowest F1 if there are many."""
     found = [row for row in evaluation.per_class if row.support and evaluation.task == "classification"]
-    if len(found) > LISTED:
+    if len(found) > _LISTED:
         found = sorted(found, key=lambda row: row.f1)[:_WORST]
     return [
         [_cell(row.name), *(f"{value:.1f}" for value in (row.precision, row.recall, row.f1)), f"{row.support:,}"]
@@ -118,25 +115,22 @@ def _class_table(evaluation: Evaluation) -> list[list[str]]:
     ]
 
 
-def _result_table(metrics: Metrics) -> tuple[list[str], list[dict[str, Any]]]:
-    """Return column headings and rows, without empty rows and columns."""
-    form = FORMS[metrics.task]
-    rows = {
-        f"**this model** ({'FRSKD student' if metrics.method == 'frskd' else 'student'})": metrics.student,
-        "its self-teacher (not in this repository)": metrics.self_teacher,
+def _result_rows(metrics: Metrics) -> list[list[str]]:
+    columns = FORMS[metrics.task].columns
+    networks = {
+        f"**this model** ({'FRSKD student' if metrics.method == 'frskd' else 'student'})": metrics.student or {},
+        "its self-teacher (not in this repository)": metrics.self_teacher or {},
     }
-    table = {
-        name: {key: text.format(scores[key]) for key, (_, text) in form.columns.items() if scores[key] is not None}
-        for name, scores in rows.items()
-        if scores
-    }
+    rows = [
+        [name, *("" if scores.get(key) is None else text.format(scores[key]) for key, (_, text) in columns.items())]
+        for name, scores in networks.items()
+    ]
     if metrics.baseline:
-        mean, spread, count = metrics.baseline.mean, metrics.baseline.std, len(metrics.baseline.runs)
+        mean, deviation, count = metrics.baseline.mean, metrics.baseline.std, len(metrics.baseline.runs)
         name = f"cross-entropy alone, same recipe, {count} seed{'s' if count > 1 else ''}"
-        table[name] = {form.score: f"{mean:.2f}" + (f" ± {spread:.2f}" if spread is not None else "")}
-    columns = [key for key in form.columns if any(key in row for row in table.values())]
-    cells = [{"name": name, "cells": [row.get(key, "") for key in columns]} for name, row in table.items() if row]
-    return [form.columns[key][0] for key in columns], cells
+        score = f"{mean:.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "")
+        rows.append([name, score, *[""] * (len(columns) - 1)])
+    return [row for row in rows if any(row[1:])]
 
 
 def _settings(metrics: Metrics) -> list[tuple[str, str]]:
@@ -144,7 +138,6 @@ def _settings(metrics: Metrics) -> list[tuple[str, str]]:
     where = [machine.name or machine.device]
     where += [f"{machine.cores} core{'s' if machine.cores > 1 else ''}"] if machine.cores else []
     where += [f"{machine.processes} processes"] if machine.processes > 1 else []
-    speed = metrics.images_per_second
     rows = {
         "Method": {"frskd": "FRSKD", "ce": "cross-entropy"}[metrics.method],
         "Weights": "exponential moving average" if metrics.weights == "ema" else "the student's own",
@@ -158,24 +151,13 @@ def _settings(metrics: Metrics) -> list[tuple[str, str]]:
         "Precision": machine.precision,
         "Parameters stored in": metrics.stored_in,
         "Machine": ", ".join(where),
-        "Training time": _duration(metrics.seconds),
-        "Images per second": f"{speed:,.0f}" if speed is not None else None,
+        "Training time": duration(metrics.seconds),
+        "Images per second": f"{metrics.images_per_second:,.0f}" if metrics.images_per_second else None,
         "Versions": ", ".join(f"{name} {version}" for name, version in metrics.versions.items()),
     }
-    return [(name, _cell(value)) for name, value in _with_value(rows).items()]
+    return [(name, _cell(value)) for name, value in rows.items() if value not in (None, "")]
 
 
 def _cell(value: Any) -> str:
     """Return text for a table cell, which a line break or a vertical bar would end; it is not HTML."""
     return re.sub(r"\s+", " ", str(value)).replace("|", "\\|").replace("<", "&lt;")
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _with_value(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value not in (None, "")}

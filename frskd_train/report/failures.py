@@ -1,14 +1,13 @@
 """Failures of the connection to the Hub: temporary ones are retried, others end with one sentence."""
 
 import json
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, get_session, set_client_factory
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
 from frskd_timm.errors import UserError, first_line
 
@@ -61,44 +60,31 @@ def with_retries(call: Callable[[], T], repo_id: str, api: HfApi, once: bool = F
 
     huggingface_hub itself retries uploads and downloads; this retries other requests, up to four times. If the Hub does
     not answer, it gives up after two minutes. With `once`, a commit that was sent but not answered is not sent again.
-    The call runs in a thread, so that Ctrl-C takes effect immediately.
+    The call runs in a thread, so that Ctrl-C reaches the caller immediately.
 
     Raises:
         UserError: The call failed; the message says what went wrong and what to do next.
     """
     _limit_silence()
-    for attempt in range(_ATTEMPTS):
+    attempt = 0
+    while True:
+        attempt += 1
         try:
-            return _in_thread(call)
-        except UserError:
-            raise
+            return ThreadPoolExecutor(1).submit(call).result()
         except (OSError, RuntimeError, ValueError, _TransportError, AlteredError, SilentError) as error:
             cause = _cause(error)
             wait = _wait(cause, attempt)
-            unknown = once and _sends_commit(cause) and not isinstance(cause, HfHubHTTPError)
-            if wait is None or unknown or attempt == _ATTEMPTS - 1 or wait > _LONGEST_WAIT:
-                raise UserError(_sentence(cause, repo_id, api, unknown)) from None
+            if once and _lost_commit(cause):
+                raise UserError(
+                    f"The pull request for {repo_id} was not confirmed: look at its discussions before trying again."
+                ) from None
+            if wait is None or attempt == _ATTEMPTS or wait > _LONGEST_WAIT:
+                raise UserError(_sentence(cause, repo_id, api)) from None
             time.sleep(wait)
-    raise AssertionError("unreachable")
 
 
-def _in_thread(call: Callable[[], T]) -> T:
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future.result()
-
-
-def _sentence(error: BaseException, repo_id: str, api: HfApi, unknown: bool) -> str:
+def _sentence(error: BaseException, repo_id: str, api: HfApi) -> str:
     """Describe what went wrong and what to do next, without the client's message, which may quote headers."""
-    if unknown:
-        return f"The pull request for {repo_id} was not confirmed: look at its discussions before trying again."
     if isinstance(error, AlteredError):
         return f"{repo_id} returns something other than what was sent ({error}): do not use that commit, and {_AGAIN}."
     if isinstance(error, OfflineModeIsEnabled):
@@ -115,21 +101,20 @@ def _sentence(error: BaseException, repo_id: str, api: HfApi, unknown: bool) -> 
 
 def _status_sentence(error: HfHubHTTPError, repo_id: str) -> str:
     status = error.response.status_code
-    if status == 401 and not isinstance(error, RepositoryNotFoundError):
-        return "The Hub does not accept the token (401): run `hf auth login` again, or set HF_TOKEN to a valid one."
-    if isinstance(error, RevisionNotFoundError):
-        return f"{repo_id} has no such revision: give the name of a branch."
+    if isinstance(error, RepositoryNotFoundError) or status == 404:
+        return f"{repo_id} was not found ({status}): check its name, and that the token may see it."
+    if status >= 500:
+        return f"The Hub has problems of its own ({status}): {_AGAIN}."
     sentences = {
+        401: "The Hub does not accept the token (401): run `hf auth login` again, or set HF_TOKEN to a valid one.",
         403: f"The token may not write to {repo_id} (403): use one with write permission, a repository of your own, or "
         "--create-pr to open a pull request.",
         413: "The Hub refuses files of this size (413): export the student in half precision, or make it smaller.",
         429: f"The Hub asks to slow down (429): wait {_retry_after(error) or 'a few minutes'}, then {_AGAIN}.",
     }
-    unseen = f"{repo_id} was not found ({status}): check its name, and that the token may see it."
-    sentences |= dict.fromkeys((401, 404), unseen)
     sentences |= dict.fromkeys((409, 412), f"{repo_id} was changed by someone else meanwhile ({status}): {_AGAIN}.")
     refused = f"The Hub refuses the upload to {repo_id} ({status}): check the folder and the name, then {_AGAIN}."
-    return sentences.get(status, f"The Hub has problems of its own ({status}): {_AGAIN}." if status >= 500 else refused)
+    return sentences.get(status, refused)
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -144,16 +129,15 @@ def _cause(error: BaseException) -> BaseException:
 
 def _wait(error: BaseException, attempt: int) -> float | None:
     """Return the seconds to wait before the next attempt, or None if another one would not help."""
-    pause = float(2**attempt)
     if isinstance(error, (OfflineModeIsEnabled, SilentError)):
         return None
-    if isinstance(error, HfHubHTTPError):
-        status = error.response.status_code
-        if status == 400 and error.response.request.method == "PUT":  # the upload was damaged
-            return pause
-        temporary = status in (408, 409, 412, 425, 429) or status >= 500
-        return max(pause, _retry_after(error) or 0) if temporary else None
-    return pause
+    pause = 2.0 ** (attempt - 1)
+    if not isinstance(error, HfHubHTTPError):
+        return pause
+    status = error.response.status_code
+    damaged = status == 400 and error.response.request.method == "PUT"
+    temporary = damaged or status in (408, 409, 412, 425, 429) or status >= 500
+    return max(pause, _retry_after(error) or 0) if temporary else None
 
 
 def _retry_after(error: HfHubHTTPError) -> float | None:
@@ -161,6 +145,8 @@ def _retry_after(error: HfHubHTTPError) -> float | None:
     return float(value) if value.isdigit() else None
 
 
-def _sends_commit(error: BaseException) -> bool:
+def _lost_commit(error: BaseException) -> bool:
+    """Return whether a commit was sent and the connection was lost before the answer."""
     request = getattr(error, "request", None) if isinstance(error, _TransportError) else None
-    return request is not None and "/commit/" in request.url.path
+    answered = isinstance(error, HfHubHTTPError)
+    return request is not None and "/commit/" in request.url.path and not answered

@@ -14,6 +14,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
+from frskd_timm.segmentation.losses import IGNORED
+
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -38,14 +40,6 @@ _TERMS = {
     "loss_kl": ("soft labels", _GREEN),
     "loss_feature": ("feature maps", _PURPLE),
 }
-_SCORES = {
-    "top1": ("student", BLUE),
-    "teacher_top1": ("self-teacher", ORANGE),
-    "miou": ("student", BLUE),
-    "teacher_miou": ("self-teacher", ORANGE),
-}
-_IGNORED_COLOUR = (1.0, 1.0, 1.0)
-_BACKGROUND_COLOUR = (0.88, 0.88, 0.88)
 _LEGEND_CLASSES = 24  # with more classes the legend is omitted
 
 
@@ -54,10 +48,12 @@ def curves_figure(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
 
     Args:
         rows: One mapping per epoch, as in `summary.csv`: `epoch`, `loss`, `loss_*`, `val_loss`, `top1`, `teacher_top1`,
-            or `miou`, `teacher_miou` (percent). Numbers may be text, missing or empty.
+            or `miou`, `teacher_miou` (percent). Numbers may be missing, None or not finite.
         path: The PNG file to write.
     """
-    columns = _columns(rows)
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: np.array([row.get(name) for row in rows], dtype=float) for name in names}
+    columns = {name: values for name, values in columns.items() if np.isfinite(values).any()}
     epochs = columns.pop("epoch", np.arange(1, len(rows) + 1, dtype=float))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 4), layout="constrained")
@@ -70,6 +66,8 @@ def curves_figure(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
             if len(rows) == 1:
                 axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
             axes.tick_params(length=0)
+            if axes.lines:  # the legend is below the axes, because long runs leave no free corner
+                axes.legend(loc="upper left", bbox_to_anchor=(0, -0.15), ncols=2, borderaxespad=0)
         figure.savefig(path, dpi=160)
     return Path(path)
 
@@ -136,25 +134,22 @@ def segmentation_figure(
     self_teacher: NDArray[Any] | None,
     class_names: Sequence[str],
     path: str | Path,
-    *,
-    ignored: int = 255,
 ) -> Path:
     """Draw images with the ground truth and the predictions of two networks; return the path.
 
     Args:
         images: [N, H, W, 1 or 3].
-        truth: Classes [N, H, W].
+        truth: Classes [N, H, W]; pixels of `IGNORED` are white in every column.
         student: Predicted classes [N, H, W].
         self_teacher: Predicted classes [N, H, W]; None omits the column.
         class_names: One per class; the first is drawn in light grey.
         path: The PNG file to write.
-        ignored: Label of pixels without a class; they are white in every column.
     """
     columns: list[tuple[str, NDArray[Any]]] = [("image", images), ("truth", truth), ("student", student)]
     if self_teacher is not None:
         columns.append(("self-teacher", self_teacher))
     colours = class_colours(len(class_names))
-    shown = sorted({int(label) for _, labels in columns[1:] for label in np.unique(labels)} - {ignored})
+    shown = sorted({int(label) for _, labels in columns[1:] for label in np.unique(labels)} - {IGNORED})
     cell = 1.5
     tall = cell * images.shape[1] / images.shape[2]
     legend_rows = -(-len(shown) // 4) if len(shown) <= _LEGEND_CLASSES else 0
@@ -166,9 +161,12 @@ def segmentation_figure(
         bottom=below / height, top=1 - 0.3 / height,
     )  # fmt: skip
     for row in range(len(images)):
-        hidden = truth[row] == ignored
+        hidden = truth[row][..., None] == IGNORED
         for column, (title, content) in enumerate(columns):
-            picture = content[row].squeeze() if column == 0 else _painted(content[row], hidden, colours)
+            if column == 0:
+                picture = content[row].squeeze()
+            else:
+                picture = np.where(hidden, 1.0, colours[content[row].clip(max=len(colours) - 1)])
             _cell(figure, grid[row, column], picture, title if row == 0 else "", fontsize=9)
     if legend_rows:
         patches = [Patch(color=tuple(colours[label]), label=class_names[label]) for label in shown]
@@ -183,22 +181,8 @@ def class_colours(count: int) -> NDArray[np.float64]:
     """Return one colour per class, [count, 3] in 0..1: light grey for the first, then distinct colours."""
     palette = [*matplotlib.color_sequences["tab10"], *matplotlib.color_sequences["Dark2"]]
     palette += [colour for place, colour in enumerate(matplotlib.color_sequences["tab20b"]) if place % 4 != 3]
-    colours = [_BACKGROUND_COLOUR, *(palette[index % len(palette)] for index in range(count - 1))]
+    colours = [(0.88, 0.88, 0.88), *(palette[index % len(palette)] for index in range(count - 1))]
     return np.array(colours[:count])
-
-
-def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.float64]]:
-    """Return the numbers by column, NaN for missing ones, without columns that have no finite one."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: np.array([_number(row.get(name)) for row in rows]) for name in names}
-    return {name: values for name, values in columns.items() if np.isfinite(values).any()}
-
-
-def _number(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
 
 
 def _draw_losses(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray[np.float64]]) -> None:
@@ -211,38 +195,27 @@ def _draw_losses(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray
         _line(axes, epochs, columns["loss"], label="sum", color="#222222", linewidth=2)
     if "val_loss" in columns:
         _line(axes, epochs, columns["val_loss"], label="cross-entropy, validation", color=BLUE, linestyle="--")
-    drawn = [values[np.isfinite(values)] for line in axes.lines if len(values := np.asarray(line.get_ydata(), float))]
-    if drawn and min(values.min() for values in drawn) > 0:
+    drawn = [value for line in axes.lines for value in np.asarray(line.get_ydata(), float)]
+    if drawn and 0 < 10 * min(drawn) <= max(drawn):
         axes.set_yscale("log")
-        if max(values.max() for values in drawn) < 10 * min(values.min() for values in drawn):
-            axes.set_yscale("linear")
-    if drawn:
-        _legend_below(axes)
 
 
 def _draw_scores(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray[np.float64]]) -> None:
-    axes.set_title("mean IoU, validation (%)" if "miou" in columns else "top-1 accuracy, validation (%)")
-    last = []
-    for name, (label, colour) in _SCORES.items():
-        if name not in columns:
-            continue
-        known = np.flatnonzero(np.isfinite(columns[name]))
-        final = columns[name][known[-1]]
-        _line(axes, epochs, columns[name], label=f"{label}: {final:.2f}", color=colour)
-        axes.plot(epochs[known[-1]], final, "o", color=colour, markersize=4)
-        last.append(columns[name][known])
-    if last:
+    score, title = ("miou", "mean IoU") if "miou" in columns else ("top1", "top-1 accuracy")
+    axes.set_title(f"{title}, validation (%)")
+    drawn: list[float] = []
+    for name, label, colour in ((score, "student", BLUE), (f"teacher_{score}", "self-teacher", ORANGE)):
+        if name in columns:
+            known = np.flatnonzero(np.isfinite(columns[name]))
+            final = columns[name][known[-1]]
+            _line(axes, epochs, columns[name], label=f"{label}: {final:.2f}", color=colour)
+            axes.plot(epochs[known[-1]], final, "o", color=colour, markersize=4)
+            drawn += columns[name][known].tolist()
+    if drawn:
         # the first epochs of a long run would compress the rest, where the lines are compared
-        low = np.percentile(np.concatenate(last), 8 if len(epochs) >= 10 else 0)
-        high = max(values.max() for values in last)
+        low, high = np.percentile(drawn, 8 if len(epochs) >= 10 else 0), max(drawn)
         margin = max((high - low) * 0.12, 0.5)
         axes.set_ylim(max(low - margin, 0), min(high + margin, 100))
-        _legend_below(axes)
-
-
-def _legend_below(axes: Axes) -> None:
-    """Put the legend below the axes, because long runs leave no free corner."""
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.15), ncols=2, borderaxespad=0)
 
 
 def _line(axes: Axes, epochs: NDArray[Any], values: NDArray[np.float64], **style: Any) -> None:
@@ -262,8 +235,17 @@ def _cell(figure: Figure, place: Any, picture: NDArray[Any], title: str, fontsiz
 
 
 def _overlay(image: NDArray[np.uint8], features: NDArray[Any]) -> NDArray[np.uint8]:
-    """Overlay an attention map in colour on an image [H, W, C] in grey, at least 112 pixels wide."""
-    attention = _unit(features)
+    """Overlay an attention map in colour on an image [H, W, C] in grey, at least 112 pixels wide.
+
+    It is computed from a feature map [C, h, w] if necessary, and scaled to 0..1. Values of a diverged run may not be
+    finite: infinity is drawn as the maximum, NaN as zero.
+    """
+    attention = features.astype(np.float64)
+    if attention.ndim == 3:
+        attention = np.square(attention).mean(axis=0)
+    known = attention[np.isfinite(attention)]
+    low, span = (known.min(), max(np.ptp(known), 1e-12)) if known.size else (0.0, 1.0)
+    attention = np.nan_to_num((attention - low) / span, nan=0.0, posinf=1.0, neginf=0.0).astype(np.float32)
     height, width = image.shape[:2]
     factor = max(1, math.ceil(112 / width))
     size = (width * factor, height * factor)
@@ -272,22 +254,3 @@ def _overlay(image: NDArray[np.uint8], features: NDArray[Any]) -> NDArray[np.uin
     colour = matplotlib.colormaps["inferno"](np.asarray(heat))[..., :3] * 255
     mixed = 0.62 * colour + 0.38 * np.asarray(grey, dtype=np.float32)[..., None]
     return mixed.clip(0, 255).astype(np.uint8)
-
-
-def _unit(features: NDArray[Any]) -> NDArray[np.float32]:
-    """Return an attention map, computed from a feature map [C, H, W] if necessary, scaled to 0..1.
-
-    Values of a diverged run may not be finite: infinity is drawn as the maximum, NaN as zero.
-    """
-    attention = features.astype(np.float64)
-    if attention.ndim == 3:
-        attention = np.square(attention).mean(axis=0)
-    known = attention[np.isfinite(attention)]
-    low, span = (known.min(), max(np.ptp(known), 1e-12)) if known.size else (0.0, 1.0)
-    return np.nan_to_num((attention - low) / span, nan=0.0, posinf=1.0, neginf=0.0).astype(np.float32)
-
-
-def _painted(labels: NDArray[Any], hidden: NDArray[Any], colours: NDArray[np.float64]) -> NDArray[np.float64]:
-    painted = colours[np.clip(labels, 0, len(colours) - 1)]
-    painted[hidden] = _IGNORED_COLOUR
-    return painted

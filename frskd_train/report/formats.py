@@ -2,8 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,33 +131,26 @@ def _export(
     read: Callable[[Path], Callable[[Tensor], Sequence[Any]]],
 ) -> Path:
     """Write a file, compare its outputs with the model's, and only then put it in place."""
-    with _replacing(path) as aside:
+    aside = path.with_name(f".{path.stem}.partial{path.suffix}")
+    with disk_errors(path, lambda: None):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # warnings of the exporters about torch internals
                 write(student.probe(size=size), aside)
-        except OSError:
+            run = read(aside)
+            for batch in (1, 3):  # one image, and more images than were traced
+                _compare(model, run, student.probe(batch, size))
+            aside.replace(path)
+        except (OSError, UserError):
             raise
         except Exception as error:  # the exporters raise various errors for unsupported architectures
             raise UserError(
                 f"{student.architecture} cannot be exported to {path.suffix} ({type(error).__name__})."
             ) from error
-        run = read(aside)
-        for batch in (1, 3):  # one image, and more images than were traced
-            _compare(model, run, student.probe(batch, size))
-    return path
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    aside = path.with_name(f".{path.stem}.partial{path.suffix}")
-    with disk_errors(path, lambda: None):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield aside
-            aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
+    return path
 
 
 def _compare(model: nn.Module, run: Callable[[Tensor], Sequence[Any]], images: Tensor) -> None:

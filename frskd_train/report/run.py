@@ -32,7 +32,8 @@ from frskd_train.report.formats import export_onnx
 from frskd_train.report.metrics import DatasetFacts, MachineFacts, Metrics
 from frskd_train.report.page import PAGE, write_report
 from frskd_train.report.predictions import MISTAKES, draw_mistakes
-from frskd_train.report.publish import check_repo_id, push_student
+from frskd_train.report.publish import push_student
+from frskd_train.report.repository import check_repo_id
 from frskd_train.run_folder import RunFolder
 from frskd_train.run_state import RunState
 from frskd_train.settings import RunSettings, Settings, default_settings
