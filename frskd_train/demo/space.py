@@ -6,8 +6,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from frskd_train.demo.build import build_demo
-from frskd_train.report.failures import with_retries
-from frskd_train.report.repository import Repository, check_repo_id, connect, list_files
+from frskd_train.report.hub import Repository, check_repo_id, connect, list_files, with_retries
 from frskd_train.students import find_exported
 
 
@@ -60,7 +59,7 @@ def push_space(
         with TemporaryDirectory() as cache:
             hub.compare(files, made, cache)
 
-    made = with_retries(commit, space, hub.api)
-    with_retries(compare, space, hub.api)
+    made = with_retries(commit, hub)
+    with_retries(compare, hub)
     say(f"Committed {made[:10]}; downloaded again, every file is the same: {hub.api.endpoint}/spaces/{space}")
     return made

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import statistics
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,10 +16,9 @@ from frskd_timm.export.folder import RECIPE
 from frskd_timm.export.load import ExportedStudent, read_student
 from frskd_train.constraints import PRIVATE
 from frskd_train.errors import SettingsError
-from frskd_train.progress import duration
 from frskd_train.recipe import read_yaml
-from frskd_train.report.card_text import FORMS, Form
-from frskd_train.report.charts import Chart, Line, data_uri, describe, line_chart
+from frskd_train.report.card import FORMS, spread
+from frskd_train.report.charts import Line, data_uri, describe, line_chart
 from frskd_train.report.evaluation import EVALUATION, read_evaluation
 from frskd_train.report.figures import sort_terms, term_label
 from frskd_train.report.metrics import Metrics, read_metrics
@@ -85,17 +83,17 @@ class Run:
         except OSError:  # there is none, or it is damaged
             return None
         picture.thumbnail((_WIDEST, _WIDEST * 4))
-        return data_uri(picture, "JPEG")
+        return data_uri(picture)
 
 
 class Group:
     """Runs that differ only in the seed."""
 
-    def __init__(self, runs: Sequence[Run], form: Form) -> None:
+    def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = runs
-        self.form = form
         self.run = runs[0]
         self.metrics = runs[0].metrics
+        self.form = FORMS[self.metrics.task]
         self.method = {"frskd": "FRSKD", "ce": "cross-entropy"}[self.metrics.method]
         self.label = self.method  # the page adds the settings in which groups differ
 
@@ -128,27 +126,7 @@ class Group:
             if value not in (defaults.get(name), "") and PRIVATE not in facts.get(name, ())  # "": a path left out
         ]
 
-    def tiles(self) -> list[tuple[str, str, str]]:
-        """Return name, value and note of the main numbers of the first run."""
-        found, scores = [], self.metrics.student or {}
-        for name, (heading, form) in self.form.columns.items():
-            if scores.get(name) is not None:
-                found.append((heading, form.format(scores[name]), ""))
-        score = self.form.score
-        if self.metrics.self_teacher:
-            found.append(("self-teacher", f"{self.metrics.self_teacher[score]:.2f}", "not exported"))
-        if self.metrics.baseline:
-            runs = [run[score] for run in self.metrics.baseline.runs]
-            mean, *deviation = spread(runs).split(" ", 1)
-            found.append(("cross-entropy", mean, ", ".join([*deviation, count_seeds(runs)])))
-        if self.run.predictions:
-            evaluation = self.run.predictions.evaluation
-            found.append(("mean F1 (%)", f"{evaluation.macro['f1']:.2f}", "of the classes"))
-            found.append(("ECE", describe(evaluation.calibration.ece), "calibration error"))
-        found.append(("parameters", f"{self.metrics.param_count / 1e6:.2f} M", ""))
-        return [*found, ("training", duration(self.metrics.seconds), "")]
-
-    def charts(self) -> list[Chart]:
+    def charts(self) -> list[dict[str, Any]]:
         """Return the charts of losses and scores over the epochs."""
         series, score = self.run.series, self.form.score
         columns = sort_terms(name for row in self.run.rows for name in row)
@@ -159,25 +137,12 @@ class Group:
         return [chart for chart in charts if chart is not None]
 
 
-def spread(values: Sequence[float], form: str = "{:.2f}") -> str:
-    """Return mean ± standard deviation for people; without ± for one value, empty for none."""
-    if not values:
-        return ""
-    text = form.format(statistics.mean(values))
-    return text if len(values) == 1 else f"{text} ± {form.format(statistics.stdev(values))}"
-
-
-def count_seeds(values: Sequence[float]) -> str:
-    """Return the number of seeds for people."""
-    return f"{len(values)} seed{'s' if len(values) > 1 else ''}"
-
-
 def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Put runs that differ only in the seed into one group and label the groups by what differs between them."""
     found: dict[str, list[Run]] = {}
     for run in runs:
         found.setdefault(json.dumps([run.data, run.recipe()], sort_keys=True, default=str), []).append(run)
-    groups = [Group(members, FORMS[members[0].metrics.task]) for members in found.values()]
+    groups = [Group(members) for members in found.values()]
     several = len({group.run.data for group in groups}) > 1
     for group in groups:
         own, differing = group.run.recipe(), []

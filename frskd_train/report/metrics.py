@@ -81,8 +81,7 @@ class Metrics:
         student: Scores of the exported weights; None if no validation image could be read.
         self_teacher: Scores of the self-teacher, if there was one.
         weights: `ema` or `student`.
-        epochs: Number of planned epochs.
-        epoch: Number of completed epochs.
+        epochs: Number of planned epochs; `epoch` is that of completed ones.
         date: Day of the scores, YYYY-MM-DD in UTC.
         initial: The weights that training started from; None for random ones.
         gmacs: Multiply-adds of one image, in billions; None if they could not be counted, like `activations`.

@@ -10,8 +10,10 @@ import jinja2
 
 from frskd_timm.errors import UserError
 from frskd_train.disk import write_atomically
+from frskd_train.progress import duration
+from frskd_train.report.card import count_seeds, spread
 from frskd_train.report.charts import Line, describe, line_chart
-from frskd_train.report.groups import METHOD, Group, Run, count_seeds, group_runs
+from frskd_train.report.groups import METHOD, Group, Run, group_runs
 from frskd_train.report.metrics import Metrics
 
 PAGE = "report.html"
@@ -43,7 +45,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     models, data = dict.fromkeys(run.metrics.model for run in runs), dict.fromkeys(run.data for run in runs)
     loader = jinja2.PackageLoader("frskd_train.report", "")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["describe"] = describe
+    environment.filters |= {"count_seeds": count_seeds, "describe": describe, "duration": duration, "spread": spread}
     environment.globals |= {
         "title": f"{' and '.join(models)} on {' and '.join(data)}",
         "subtitle": runs[0].name if len(runs) == 1 else f"{len(runs)} runs: {', '.join(run.name for run in runs)}",

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from PIL import Image, ImageOps
 
 from frskd_train.data import ValidationData
 from frskd_train.data.images import BadImageError
-from frskd_train.report.charts import Chart, Line, data_uri, describe, heatmap, reliability_chart
+from frskd_train.report.charts import Line, data_uri, describe, reliability_chart
 from frskd_train.report.evaluation import ClassScores, Evaluation, Mistake
 
 MISTAKES = "mistakes.png"
@@ -51,10 +52,6 @@ class Predictions:
         counts = np.array(self.evaluation.confusion, np.float64)
         return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
-    def picture(self) -> str:
-        """Return the confusion matrix as a picture."""
-        return heatmap(self.shares)
-
     def classes(self) -> list[ClassScores]:
         """Return the scores of each class that has samples, worst first."""
         present = (row for row in self.evaluation.per_class if row.support or row.iou is not None)
@@ -73,7 +70,7 @@ class Predictions:
             tone = "about as sure as it should be"
         return f"The student is right for {right:.1%} of the {self.unit}, its mean confidence {sure:.1%}: it is {tone}."
 
-    def reliability(self) -> Chart:
+    def reliability(self) -> dict[str, Any]:
         """Return the reliability diagram."""
         lines = [Line("perfect", 5, [(0, 0), (1, 1)], "dashed")]
         for colour, (label, found) in enumerate(self.evaluation.calibrations()):
@@ -95,6 +92,6 @@ class Predictions:
         side = strip.height
         tiles = [strip.crop((side * place, 0, side * (place + 1), side)) for place in range(strip.width // side)]
         return [
-            (data_uri(tile, "JPEG"), self.names[mistake.true], self.names[mistake.given], mistake.confidence)
+            (data_uri(tile), self.names[mistake.true], self.names[mistake.given], mistake.confidence)
             for tile, mistake in zip(tiles, self.evaluation.mistakes, strict=False)  # the others have no picture
         ]

@@ -14,9 +14,8 @@ from frskd_timm.errors import UserError
 from frskd_timm.export.folder import CARD, CONFIG, RECIPE, WEIGHTS
 from frskd_timm.export.load import compare_logits, load_student, read_student
 from frskd_train.report.card import EVAL_RESULTS, PLACEHOLDER
-from frskd_train.report.failures import with_retries
 from frskd_train.report.formats import export_onnx
-from frskd_train.report.repository import Repository, check_repo_id, connect, list_files
+from frskd_train.report.hub import Repository, check_repo_id, connect, list_files, with_retries
 from frskd_train.students import find_exported
 
 # Files of an older push, deleted if the new push lacks them. Other files belong to the owner.
@@ -30,19 +29,11 @@ _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 
 @dataclass(frozen=True)
 class Published:
-    """A published student.
-
-    Attributes:
-        commit: The commit that contains it.
-        url: URL of the commit.
-        changed: Whether this push made the commit.
-        pull_request: URL of the pull request, if one was requested and made.
-    """
+    """A published student."""
 
     commit: str
-    url: str
-    changed: bool
-    pull_request: str | None = None
+    changed: bool  # whether this push made the commit
+    pull_request: str | None = None  # its URL, if one was requested and made
 
 
 def push_student(
@@ -124,8 +115,7 @@ def push_student(
             _refuse_edited(hub, head, files[CARD])
         made = hub.commit(head, files, stale, message)
         changed = made.oid != before[0]
-        url = f"{hub.api.endpoint}/{repo_id}/commit/{made.oid}"
-        return Published(made.oid, url, changed, made.pr_url if changed else None)
+        return Published(made.oid, changed, made.pr_url if changed else None)
 
     def compare() -> float:
         with TemporaryDirectory() as cache:
@@ -133,12 +123,13 @@ def push_student(
             downloaded = load_student(hub.download(CONFIG, published.commit, cache).parent)
             return compare_logits(student.load(), downloaded, student.probe())
 
-    published = with_retries(commit, repo_id, hub.api, once=create_pr)
+    published = with_retries(commit, hub, once=create_pr)
     if published.changed:
-        say(f"Committed {published.commit[:10]}: {published.pull_request or published.url}")
+        url = f"{hub.api.endpoint}/{repo_id}/commit/{published.commit}"
+        say(f"Committed {published.commit[:10]}: {published.pull_request or url}")
     else:
         say(f"Nothing has changed since {published.commit[:10]}: no commit was made.")
-    difference = with_retries(compare, repo_id, hub.api)
+    difference = with_retries(compare, hub)
     say(f"Downloaded that commit again: every file is the same, and the logits differ by {difference:.1g}.")
     at = revision or (published.commit if create_pr else None)  # a pull request is not on main
     say(f"Load it: {student.load_line(f'{repo_id}@{at}' if at else repo_id)}")

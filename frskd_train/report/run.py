@@ -1,5 +1,6 @@
 """The end of a run: export, metrics, pictures, card, and the summary for the user."""
 
+import math
 import platform
 import signal
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from huggingface_hub import get_token
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.folder import RECIPE
@@ -25,19 +27,22 @@ from frskd_train.progress import duration
 from frskd_train.recipe import write_recipe
 from frskd_train.report.answers import confusion_picture
 from frskd_train.report.baseline import read_baseline
-from frskd_train.report.cost import count_cost
 from frskd_train.report.evaluation import EVALUATION, Evaluation
 from frskd_train.report.figures import curves_figure
 from frskd_train.report.formats import export_onnx
+from frskd_train.report.hub import check_repo_id
 from frskd_train.report.metrics import DatasetFacts, MachineFacts, Metrics
 from frskd_train.report.page import PAGE, write_report
 from frskd_train.report.predictions import MISTAKES, draw_mistakes
 from frskd_train.report.publish import push_student
-from frskd_train.report.repository import check_repo_id
 from frskd_train.run_folder import RunFolder
 from frskd_train.run_state import RunState
 from frskd_train.settings import RunSettings, Settings, default_settings
 from frskd_train.tasks import Job
+
+# The operations that fvcore, which timm uses, counts the outputs of.
+_ATEN: Any = torch.ops.aten
+_LAYERS = (_ATEN.convolution, _ATEN._convolution, _ATEN.mm, _ATEN.addmm, _ATEN.bmm, _ATEN.baddbmm)
 
 
 def preflight(settings: Settings, score: str) -> None:
@@ -178,6 +183,31 @@ def make_metrics(
         gmacs=cost and round(cost[0], 4),
         activations=cost and round(cost[1], 4),
     )
+
+
+@torch.no_grad()
+def count_cost(network: nn.Module, input_size: tuple[int, int, int]) -> tuple[float, float] | None:
+    """Return multiply-adds in billions and activations in millions for one image, as on timm's model cards.
+
+    Args:
+        network: A network in evaluation mode; on the meta device nothing is computed.
+        input_size: Channels, height and width.
+
+    Returns:
+        None if they cannot be counted.
+    """
+    image = torch.empty(1, *input_size, device=next(network.parameters()).device)
+    flops = FlopCounterMode(display=False)
+    outputs = FlopCounterMode(
+        display=False, custom_mapping=dict.fromkeys(_LAYERS, lambda *_, out_shape, **__: math.prod(out_shape))
+    )
+    try:
+        with flops, outputs:
+            network(image)
+    except Exception:  # a network may compute with values, which the meta device does not have
+        return None
+    counted = outputs.get_flop_counts()["Global"]
+    return flops.get_total_flops() / 2e9, sum(counted.get(layer, 0) for layer in _LAYERS) / 1e6
 
 
 def _rounded(scores: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, Any]:

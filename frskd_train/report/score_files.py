@@ -3,7 +3,7 @@
 import csv
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from frskd_timm.errors import UserError
 from frskd_timm.export.folder import CONFIG, WEIGHTS
 from frskd_train.report.answers import confusion_picture
-from frskd_train.report.evaluation import EVALUATION, Evaluation
+from frskd_train.report.evaluation import EVALUATION, ClassScores, Evaluation
 from frskd_train.report.figures import BLUE, GREY, ORANGE, STYLE
 
 
@@ -43,12 +43,13 @@ def write_scores(evaluation: Evaluation, output: Path, *, pictures: bool = False
         return
     (output / EVALUATION).write_text(evaluation.to_json(), encoding="utf-8")
     names = evaluation.class_names
+    table = [[name, *row] for name, row in zip(names, evaluation.confusion, strict=True)]
+    _write_csv(output / "confusion.csv", ["true / given", *names], table)
+    columns = [attribute.name for attribute in fields(ClassScores)]
+    _write_csv(output / "per_class.csv", columns, [astuple(row) for row in evaluation.per_class])
     corruptions = [{"corruption": name, **row} for name, rows in evaluation.corruptions.items() for row in rows]
-    _write_csv(output / "per_class.csv", [asdict(row) for row in evaluation.per_class])
-    _write_csv(output / "corruptions.csv", corruptions)
-    with (output / "confusion.csv").open("w", encoding="utf-8", newline="") as file:
-        named = ([name, *row] for name, row in zip(names, evaluation.confusion, strict=True))  # names may repeat
-        csv.writer(file, lineterminator="\n").writerows([["true / given", *names], *named])
+    if corruptions:
+        _write_csv(output / "corruptions.csv", list(corruptions[0]), [list(row.values()) for row in corruptions])
     if pictures:
         _reliability_figure(evaluation, output / "reliability.png")
         confusion_picture(evaluation.confusion, names, output / "confusion.png")
@@ -99,9 +100,6 @@ def _reliability_figure(evaluation: Evaluation, path: Path) -> None:
         figure.savefig(path, dpi=160)
 
 
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    if rows:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
