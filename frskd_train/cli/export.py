@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-FORMATS = ("onnx", "torch-export")
+FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -23,11 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     # Imported here, so that --help and a wrong flag answer at once.
     from frskd_timm.errors import UserError
-    from frskd_train.report.formats import SUFFIXES, export_onnx, export_program
+    from frskd_train.report.formats import export_onnx, export_program
     from frskd_train.students import find_exported
 
-    suffixes = [SUFFIXES[name] for name in options.format]
-    if options.output and options.output.suffix in SUFFIXES.values() and [options.output.suffix] != suffixes:
+    suffixes = [FORMATS[name] for name in options.format]
+    if options.output and options.output.suffix in FORMATS.values() and [options.output.suffix] != suffixes:
         raise UserError(f"--output {options.output} does not fit --format {' '.join(options.format)}.")
     found = find_exported(options.student)
     size = found.image_size(options.img_size)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from huggingface_hub import SpaceCard, SpaceCardData
 from PIL import Image
 from timm.data import resolve_data_config
 
@@ -24,9 +24,10 @@ from frskd_train.students import FoundStudent
 
 DESCRIPTION = "demo.json"
 _README = """---
-{header}---
+{{ card_data }}
+---
 
-# {title}
+# {{ title }}
 
 A student trained with FRSKD, self-knowledge distillation by feature refinement
 ([CVPR 2021](https://arxiv.org/abs/2103.08273)). It runs in the browser with
@@ -42,7 +43,7 @@ def build_demo(
     examples: Sequence[Path] = (),
     runtime: Path | None = None,
     repo_id: str | None = None,
-) -> Path:
+) -> None:
     """Write a demo as a folder for any static web server or a static Space; an older demo there is replaced.
 
     Args:
@@ -52,9 +53,6 @@ def build_demo(
         examples: Pictures to offer.
         runtime: A local copy of onnxruntime-web; see `find_runtime`.
         repo_id: Repository of the student on the Hub, for the Space's README.
-
-    Returns:
-        The folder.
 
     Raises:
         UserError: The student cannot be exported, an example cannot be read, the runtime could not be downloaded, or
@@ -81,7 +79,6 @@ def build_demo(
             aside.rename(folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    return folder
 
 
 def _describe(student: ExportedStudent, size: tuple[int, int] | None) -> dict[str, Any]:
@@ -157,10 +154,14 @@ def _copy_examples(examples: Sequence[Path], student: ExportedStudent, folder: P
 
 def _readme(student: ExportedStudent, title: str, repo_id: str | None) -> str:
     """Return the Space's card with the front matter that the Hub reads."""
-    header: dict[str, Any] = {"title": title, "emoji": "🔍", "colorFrom": "blue", "colorTo": "yellow", "sdk": "static"}
-    header["pinned"] = False
-    if license := student.config.get("pretrained_cfg", {}).get("license"):
-        header["license"] = license
-    if repo_id:
-        header["models"] = [repo_id]
-    return _README.format(header=yaml.safe_dump(header, sort_keys=False, allow_unicode=True), title=title)
+    data = SpaceCardData(
+        title=title,
+        emoji="🔍",
+        colorFrom="blue",
+        colorTo="yellow",
+        sdk="static",
+        pinned=False,
+        license=student.config.get("pretrained_cfg", {}).get("license"),
+        models=[repo_id] if repo_id else None,
+    )
+    return str(SpaceCard.from_template(data, template_str=_README, title=title))

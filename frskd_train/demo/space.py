@@ -43,7 +43,8 @@ def push_space(
     check_repo_id("--space", space)
     hub = None if dry_run else Repository(connect(token, endpoint), space, "space", private)
     with TemporaryDirectory() as aside:
-        folder = build_demo(find_exported(str(student)), Path(aside) / "demo", **page)
+        folder = Path(aside) / "demo"
+        build_demo(find_exported(str(student)), folder, **page)
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
     if hub is None:

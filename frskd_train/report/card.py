@@ -29,17 +29,11 @@ _LISTED, _WORST = 20, 5  # of more classes than this, only the worst are listed
 
 @dataclass(frozen=True)
 class Form:
-    """Presentation of the scores of one task.
+    """Presentation of the scores of one task."""
 
-    Attributes:
-        pipeline: The Hub's name of the task.
-        columns: Heading and number format of the columns of the result table, by name of the score.
-        results: The Hub's metric type and readable name, by name of the score; models are compared by the first.
-    """
-
-    pipeline: str
-    columns: Mapping[str, tuple[str, str]]
-    results: Mapping[str, tuple[str, str]]
+    pipeline: str  # the Hub's name of the task
+    columns: Mapping[str, tuple[str, str]]  # heading and number format in tables, by name of the score
+    results: Mapping[str, tuple[str, str]]  # the Hub's metric type and readable name; models are compared by the first
 
     @property
     def score(self) -> str:
@@ -251,7 +245,7 @@ def _result_rows(metrics: Metrics) -> list[list[str]]:
 
 def _source_name(metrics: Metrics) -> str:
     """Return what produced the scores, and when."""
-    name = f"frskd_timm {metrics.versions.get('frskd_timm', '')}".strip()
+    name = f"frskd_timm {metrics.versions['frskd_timm']}"
     return f"{name}, {metrics.date}" if metrics.date else name
 
 

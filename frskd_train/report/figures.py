@@ -97,25 +97,22 @@ def attention_figure(
 
     Args:
         images: [N, H, W, 1 or 3].
-        student_maps: One array per level, fine to coarse: attention maps [N, H_i, W_i], or the feature maps
-            [N, C_i, H_i, W_i] to compute them from.
+        student_maps: The feature maps [N, C_i, H_i, W_i] of each level, fine to coarse.
         teacher_maps: The same for the self-teacher's refined maps.
         titles: One per image, for example its class.
         path: The PNG file to write.
     """
     levels = len(student_maps)
-    columns = 1 + levels + len(teacher_maps)
-    cell = min(1.0, 9 / columns)
-    tall = cell * images.shape[1] / images.shape[2]
+    gap = 0.18  # empty columns separate image, student and self-teacher
+    widths = [1, gap, *[1] * levels, gap, *[1] * levels]
+    cell = min(1.0, 9 / (1 + 2 * levels))
+    height = cell * images.shape[1] / images.shape[2] * len(images) + 0.45
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(cell * columns + 0.4, tall * len(images) + 0.45))
-        # empty columns separate image, student and self-teacher
-        gap = 0.18
-        widths = [1, gap, *[1] * levels, gap, *[1] * len(teacher_maps)]
+        figure = Figure(figsize=(cell * (1 + 2 * levels) + 0.4, height))
         grid = figure.add_gridspec(
-            len(images), len(widths), width_ratios=widths, wspace=0.04, hspace=0.04, left=0.03, right=0.99, bottom=0.01
-        )
-        grid.update(top=1 - 0.45 / figure.get_figheight())
+            len(images), len(widths), width_ratios=widths, wspace=0.04, hspace=0.04,
+            left=0.03, right=0.99, bottom=0.01, top=1 - 0.45 / height,
+        )  # fmt: skip
         for row, (image, title) in enumerate(zip(images, titles, strict=True)):
             axes = _cell(figure, grid[row, 0], image.squeeze(), "image" if row == 0 else "")
             axes.set_ylabel(title, fontsize=7, color="#333333", labelpad=3)
@@ -235,19 +232,16 @@ def _cell(figure: Figure, place: Any, picture: NDArray[Any], title: str, fontsiz
 
 
 def _overlay(image: NDArray[np.uint8], features: NDArray[Any]) -> NDArray[np.uint8]:
-    """Overlay an attention map in colour on an image [H, W, C] in grey, at least 112 pixels wide.
+    """Overlay the attention map of a feature map [C, h, w] in colour on an image [H, W, C] in grey.
 
-    It is computed from a feature map [C, h, w] if necessary, and scaled to 0..1. Values of a diverged run may not be
-    finite: infinity is drawn as the maximum, NaN as zero.
+    Values of a diverged run may not be finite: infinity is drawn as the maximum, NaN as zero.
     """
-    attention = features.astype(np.float64)
-    if attention.ndim == 3:
-        attention = np.square(attention).mean(axis=0)
+    attention = np.square(features.astype(np.float64)).mean(axis=0)
     known = attention[np.isfinite(attention)]
     low, span = (known.min(), max(np.ptp(known), 1e-12)) if known.size else (0.0, 1.0)
     attention = np.nan_to_num((attention - low) / span, nan=0.0, posinf=1.0, neginf=0.0).astype(np.float32)
     height, width = image.shape[:2]
-    factor = max(1, math.ceil(112 / width))
+    factor = max(1, math.ceil(112 / width))  # at least 112 pixels wide
     size = (width * factor, height * factor)
     heat = Image.fromarray(attention).resize(size, Image.Resampling.BILINEAR)
     grey = Image.fromarray(image.mean(axis=2).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)

@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from frskd_timm.export.load import ExportedStudent, read_student
 from frskd_timm.pyramid import Pyramid
 from frskd_train.disk import disk_errors
 
-SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 TOLERANCE = 1e-4
 _BATCH = ({0: torch.export.Dim("batch")},)
 
@@ -33,6 +33,13 @@ class WithAttention(nn.Module):
         maps, logits = self.pyramid(self.model, images)
         assert logits is not None
         return logits, *(map_.square().mean(1) for map_ in maps)
+
+
+def check_onnx() -> None:
+    """Raise UserError if the extra `frskd-timm[onnx]` is not installed."""
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"ONNX needs {', '.join(missing)}: pip install 'frskd-timm[onnx]'.")
 
 
 def export_onnx(
@@ -61,11 +68,9 @@ def export_onnx(
             onnxruntime's outputs differ.
     """
     student = read_student(folder)
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401 torch's exporter is built on it
-    except ImportError as error:
-        raise UserError(f"ONNX needs {error.name}, which is not installed: pip install 'frskd-timm[onnx]'.") from None
+    check_onnx()
+    import onnxruntime
+
     model, names = student.load(), ["logits"]
     if attention:
         _, channels, height, width = student.probe(size=size).shape
@@ -91,7 +96,7 @@ def export_onnx(
 
 
 def export_program(folder: str | Path, path: str | Path, *, size: tuple[int, int] | None = None) -> Path:
-    """Write an exported student as a program of `torch.export` for any batch size, and verify it.
+    """Write an exported student as a program of `torch.export` for any batch size, verify it, and return the path.
 
     `torch.export.load(path).module()` runs it without timm. The archive contains the student's `config.json`.
 
@@ -99,9 +104,6 @@ def export_program(folder: str | Path, path: str | Path, *, size: tuple[int, int
         folder: An exported student.
         path: The file to write, with the suffix `.pt2`.
         size: Height and width of the images for segmentation students; classifiers have their own size.
-
-    Returns:
-        The path.
 
     Raises:
         UserError: The folder does not load, the architecture cannot be exported, or the program's logits differ.

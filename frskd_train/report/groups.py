@@ -55,11 +55,6 @@ class Run:
         return cls(folder, metrics, student, rows, settings, predictions)
 
     @property
-    def name(self) -> str:
-        """Name of the folder."""
-        return self.folder.resolve().name
-
-    @property
     def data(self) -> str:
         """Name of the dataset."""
         return self.metrics.dataset.name

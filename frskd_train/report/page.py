@@ -46,9 +46,10 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     loader = jinja2.PackageLoader("frskd_train.report", "")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"count_seeds": count_seeds, "describe": describe, "duration": duration, "spread": spread}
+    names = [run.folder.resolve().name for run in runs]
     environment.globals |= {
         "title": f"{' and '.join(models)} on {' and '.join(data)}",
-        "subtitle": runs[0].name if len(runs) == 1 else f"{len(runs)} runs: {', '.join(run.name for run in runs)}",
+        "subtitle": names[0] if len(runs) == 1 else f"{len(runs)} runs: {', '.join(names)}",
         "low": low,
         "high": high,
         "place": lambda value: round(4 + 92 * (value - low) / (high - low), 1),

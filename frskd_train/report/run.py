@@ -1,12 +1,11 @@
 """The end of a run: export, metrics, pictures, card, and the summary for the user."""
 
 import math
-import platform
 import signal
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
-from importlib.util import find_spec
+from platform import python_version
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from frskd_train.report.answers import confusion_picture
 from frskd_train.report.baseline import read_baseline
 from frskd_train.report.evaluation import EVALUATION, Evaluation
 from frskd_train.report.figures import curves_figure
-from frskd_train.report.formats import export_onnx
+from frskd_train.report.formats import check_onnx, export_onnx
 from frskd_train.report.hub import check_repo_id
 from frskd_train.report.metrics import DatasetFacts, MachineFacts, Metrics
 from frskd_train.report.page import PAGE, write_report
@@ -51,9 +50,7 @@ def preflight(settings: Settings, score: str) -> None:
     if run.baseline:
         read_baseline(run.baseline, settings, score)
     if "onnx" in run.export:
-        missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
-        if missing:
-            raise UserError(f"--export onnx needs {', '.join(missing)}: pip install 'frskd-timm[onnx]'.")
+        check_onnx()
     if run.push_to_hub is not None:
         check_repo_id("--push-to-hub", run.push_to_hub)
         if get_token() is None:
@@ -171,12 +168,7 @@ def make_metrics(
             processes=accelerator.num_processes,
             precision={"no": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(accelerator.mixed_precision),
         ),
-        versions={
-            "frskd_timm": version("frskd-timm"),
-            "torch": str(torch.__version__),
-            "timm": version("timm"),
-            "python": platform.python_version(),
-        },
+        versions={name: version(name) for name in ("frskd_timm", "torch", "timm")} | {"python": python_version()},
         baseline=read_baseline(settings.run.baseline, settings, job.score) if settings.run.baseline else None,
         date=datetime.now(timezone.utc).date().isoformat(),
         initial=job.initial_weights(),
@@ -187,20 +179,15 @@ def make_metrics(
 
 @torch.no_grad()
 def count_cost(network: nn.Module, input_size: tuple[int, int, int]) -> tuple[float, float] | None:
-    """Return multiply-adds in billions and activations in millions for one image, as on timm's model cards.
+    """Return multiply-adds in billions and activations in millions for one image; None if they cannot be counted.
 
     Args:
         network: A network in evaluation mode; on the meta device nothing is computed.
         input_size: Channels, height and width.
-
-    Returns:
-        None if they cannot be counted.
     """
     image = torch.empty(1, *input_size, device=next(network.parameters()).device)
-    flops = FlopCounterMode(display=False)
-    outputs = FlopCounterMode(
-        display=False, custom_mapping=dict.fromkeys(_LAYERS, lambda *_, out_shape, **__: math.prod(out_shape))
-    )
+    counters = dict.fromkeys(_LAYERS, lambda *_, out_shape, **__: math.prod(out_shape))
+    flops, outputs = FlopCounterMode(display=False), FlopCounterMode(display=False, custom_mapping=counters)
     try:
         with flops, outputs:
             network(image)
@@ -212,13 +199,10 @@ def count_cost(network: nn.Module, input_size: tuple[int, int, int]) -> tuple[fl
 
 def _rounded(scores: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
     """Round the scores of one network, and name the scores of each class."""
-    found: dict[str, Any] = {}
-    for name, value in scores.items():
-        if isinstance(value, list):
-            by_class = zip(class_names, value, strict=True)
-            found[name] = {label: None if each is None else round(each, 4) for label, each in by_class}
-        elif name != "images":
-            found[name] = round(value, 4)
+    found = {name: round(value, 4) for name, value in scores.items() if name not in ("images", "iou")}
+    if "iou" in scores:
+        rounded = (None if value is None else round(value, 4) for value in scores["iou"])
+        found["iou"] = dict(zip(class_names, rounded, strict=True))
     return found
 
 
