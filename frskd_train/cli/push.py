@@ -46,9 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.repo_id is not None:
             push_student(**vars(options))
         if page["space"] is not None:
-            push_space(
-                options.folder, **page, repo_id=options.repo_id, private=options.private, dry_run=options.dry_run
-            )
+            common = {name: vars(options)[name] for name in ("repo_id", "private", "dry_run")}
+            push_space(options.folder, **page, **common)
     except KeyboardInterrupt:
         exit_interrupted(
             "Publishing was interrupted: the repository holds its old commit or the new one, complete; run the same "

@@ -102,16 +102,6 @@ class Group:
         found = [(getattr(run.metrics, network) or {}).get(score) for run in self.runs]
         return [value for value in found if value is not None]
 
-    @property
-    def calibration(self) -> str:
-        """Mean and spread of the expected calibration error, or an empty text."""
-        found = [run.predictions.evaluation.calibration.ece for run in self.runs if run.predictions]
-        return spread([value for value in found if value is not None], "{:.3f}")
-
-    def shown(self, score: str, network: str = "student") -> str:
-        """Return mean and standard deviation of a score for people, or an empty text."""
-        return spread(self.values(score, network), self.form.columns[score][1])
-
     def changed(self) -> list[tuple[str, Any, Any]]:
         """Return name, value and default of the settings that differ from the defaults."""
         defaults, facts = flat(default_settings(self.metrics.task)), declared(Settings)

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -113,13 +114,11 @@ def connect(token: str | None, endpoint: str | None) -> HfApi:
 
 def check_repo_id(flag: str, repo_id: str) -> None:
     """Raise UserError if the name of a repository is not of the form OWNER/NAME."""
-    try:
+    with suppress(HFValidationError):
         validate_repo_id(repo_id)
-        valid = repo_id.count("/") == 1
-    except HFValidationError:
-        valid = False
-    if not valid:
-        raise UserError(f"{flag} must be OWNER/NAME, of letters, digits, '-', '_' and '.', not {repo_id!r}.")
+        if repo_id.count("/") == 1:
+            return
+    raise UserError(f"{flag} must be OWNER/NAME, of letters, digits, '-', '_' and '.', not {repo_id!r}.")
 
 
 def list_files(files: Mapping[str, bytes], repo_id: str, say: Callable[[str], None]) -> None:

@@ -150,9 +150,8 @@ def _refuse_edited(hub: Repository, head: str, card: bytes) -> None:
 def _signed(card: bytes) -> bytes:
     """Return a card with its hash in a comment at the end, from which a later push knows whether it was edited."""
     text = _SIGNATURE.sub(b"", card).rstrip() + b"\n"
-    return (
-        text + b"\n<!-- Written by frskd_timm; SHA-256 of the text above: %s -->\n" % sha256(text).hexdigest().encode()
-    )
+    digest = sha256(text).hexdigest().encode()
+    return text + b"\n<!-- Written by frskd_timm; SHA-256 of the text above: %s -->\n" % digest
 
 
 def check_folder(folder: Path) -> list[str]:
