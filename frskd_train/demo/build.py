@@ -160,7 +160,6 @@ def _readme(student: ExportedStudent, title: str, repo_id: str | None) -> str:
         colorFrom="blue",
         colorTo="yellow",
         sdk="static",
-        pinned=False,
         license=student.config.get("pretrained_cfg", {}).get("license"),
         models=[repo_id] if repo_id else None,
     )

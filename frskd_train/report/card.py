@@ -81,8 +81,7 @@ def write_card(folder: Path, metrics: Metrics, evaluation: Evaluation | None = N
     """Write the card of an exported student beside its weights, with the pictures and the recipe in the folder."""
     names = {path.name for path in folder.iterdir()}
     model_card(metrics, read_student(folder), names, evaluation).save(folder / CARD)
-    entries = eval_result_entries(metrics)
-    if entries:
+    if entries := eval_result_entries(metrics):
         target = folder / EVAL_RESULTS
         target.parent.mkdir(exist_ok=True)
         target.write_text(yaml.safe_dump(entries, sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -55,22 +55,6 @@ def line_chart(title: str, lines: Sequence[Line], unit: str = "", log: bool = Fa
     }
 
 
-def reliability_chart(lines: Sequence[Line], shares: Sequence[float]) -> dict[str, Any]:
-    """Lay out accuracy over confidence, both in 0..1, over bars with the share of the images in each bin."""
-    title = "Accuracy over confidence"
-    ticks = [(percent, f"{percent}%") for percent in range(0, 101, 20)]
-    return {
-        "title": title,
-        "alt": f"{title}: {'; '.join(line.label for line in lines if line.style != 'dashed')}.",
-        "x_label": "confidence",
-        "x_ticks": ticks,
-        "y_ticks": ticks,
-        "lines": [replace(line, points=[(100 * x, 100 - 100 * y) for x, y in line.points]) for line in lines],
-        "bars": [(100 * (place + 1) / len(shares), round(100 * share, 2)) for place, share in enumerate(shares)],
-        "square": True,
-    }
-
-
 def data_uri(picture: Image.Image) -> str:
     """Return a picture as a data URI."""
     buffer = io.BytesIO()

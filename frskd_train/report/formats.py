@@ -147,9 +147,8 @@ def _export(
         except (OSError, UserError):
             raise
         except Exception as error:  # the exporters raise various errors for unsupported architectures
-            raise UserError(
-                f"{student.architecture} cannot be exported to {path.suffix} ({type(error).__name__})."
-            ) from error
+            reason = type(error).__name__
+            raise UserError(f"{student.architecture} cannot be exported to {path.suffix} ({reason}).") from error
         finally:
             aside.unlink(missing_ok=True)
     return path

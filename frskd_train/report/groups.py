@@ -111,15 +111,14 @@ class Group:
             if value not in (defaults.get(name), "") and PRIVATE not in facts.get(name, ())  # "": a path left out
         ]
 
-    def charts(self) -> list[dict[str, Any]]:
-        """Return the charts of losses and scores over the epochs."""
+    def charts(self) -> list[dict[str, Any] | None]:
+        """Return the charts of losses and scores over the epochs; None for one without a number."""
         series, score = self.run.series, self.form.score
         columns = sort_terms(name for row in self.run.rows for name in row)
         terms = [Line(term_label(name), colour % 6, series(name)) for colour, name in enumerate(columns)]
         terms.append(Line("validation, student", 0, series("val_loss"), "dashed"))
         scores = [Line("student", 0, series(score)), Line("self-teacher", 1, series(f"teacher_{score}"))]
-        charts = line_chart("Loss terms", terms, log=True), line_chart(self.form.label, scores, unit="%")
-        return [chart for chart in charts if chart is not None]
+        return [line_chart("Loss terms", terms, log=True), line_chart(self.form.label, scores, unit="%")]
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:

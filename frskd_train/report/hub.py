@@ -1,7 +1,4 @@
-"""A repository on the Hub, of a student or a Space: one commit, and the comparison with what was sent.
-
-Temporary failures of the connection are retried, others end with one sentence.
-"""
+"""Publishing on the Hub: one commit, its comparison with what was sent, and retries after temporary failures."""
 
 import json
 import time
@@ -74,10 +71,7 @@ class Repository:
                 self.api.create_branch(self.repo_id, branch=self.revision, exist_ok=True)
             info = look()
         if self.private and not info.private:
-            raise UserError(
-                f"{self.repo_id} exists and is public, but --private was given: make it private in its settings on the"
-                " Hub first, or leave --private out."
-            )
+            raise UserError(f"{self.repo_id} is public: make it private in its settings, or leave --private out.")
         return str(info.sha), {sibling.rfilename for sibling in info.siblings or ()}
 
     def commit(self, parent: str, files: Mapping[str, bytes], stale: Iterable[str], message: str) -> CommitInfo:
@@ -186,30 +180,28 @@ def _sentence(error: BaseException, repo_id: str, api: HfApi) -> str:
         return f"{repo_id} returns something other than what was sent ({error}): do not use that commit, and {_AGAIN}."
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set, so nothing can be published: unset it and run the same command again."
-    if isinstance(error, HfHubHTTPError):
-        return _status_sentence(error, repo_id)
     if isinstance(error, json.JSONDecodeError):
         return f"{api.endpoint} does not answer like a Hub: check HF_ENDPOINT and proxies, then {_AGAIN}."
-    if isinstance(error, (_TransportError, ConnectionError, SilentError)):
-        return f"The Hub could not be reached at {api.endpoint}, or did not answer: check the network, then {_AGAIN}."
-    text = first_line(error).replace(str(api.token), "***")
-    return f"Publishing to {repo_id} failed ({type(error).__name__}: {text[:200]}): {_AGAIN}."
-
-
-def _status_sentence(error: HfHubHTTPError, repo_id: str) -> str:
+    if not isinstance(error, HfHubHTTPError):
+        if isinstance(error, (_TransportError, ConnectionError, SilentError)):
+            return f"The Hub could not be reached at {api.endpoint}, or did not answer: check the network and {_AGAIN}."
+        text = first_line(error).replace(str(api.token), "***")
+        return f"Publishing to {repo_id} failed ({type(error).__name__}: {text[:200]}): {_AGAIN}."
     status = error.response.status_code
     if isinstance(error, RepositoryNotFoundError) or status == 404:
         return f"{repo_id} was not found ({status}): check its name, and that the token may see it."
     if status >= 500:
         return f"The Hub has problems of its own ({status}): {_AGAIN}."
+    changed = f"{repo_id} was changed by someone else meanwhile ({status}): {_AGAIN}."
     sentences = {
         401: "The Hub does not accept the token (401): run `hf auth login` again, or set HF_TOKEN to a valid one.",
         403: f"The token may not write to {repo_id} (403): use one with write permission, a repository of your own, or "
         "--create-pr to open a pull request.",
+        409: changed,
+        412: changed,
         413: "The Hub refuses files of this size (413): export the student in half precision, or make it smaller.",
         429: f"The Hub asks to slow down (429): wait {_retry_after(error) or 'a few minutes'}, then {_AGAIN}.",
     }
-    sentences |= dict.fromkeys((409, 412), f"{repo_id} was changed by someone else meanwhile ({status}): {_AGAIN}.")
     refused = f"The Hub refuses the upload to {repo_id} ({status}): check the folder and the name, then {_AGAIN}."
     return sentences.get(status, refused)
 
@@ -245,5 +237,4 @@ def _retry_after(error: HfHubHTTPError) -> float | None:
 def _lost_commit(error: BaseException) -> bool:
     """Return whether a commit was sent and the connection was lost before the answer."""
     request = getattr(error, "request", None) if isinstance(error, _TransportError) else None
-    answered = isinstance(error, HfHubHTTPError)
-    return request is not None and "/commit/" in request.url.path and not answered
+    return request is not None and "/commit/" in request.url.path and not isinstance(error, HfHubHTTPError)

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from frskd_train.data import ValidationData
 from frskd_train.data.images import BadImageError
-from frskd_train.report.charts import Line, data_uri, describe, reliability_chart
+from frskd_train.report.charts import Line, data_uri, describe
 from frskd_train.report.evaluation import ClassScores, Evaluation, Mistake
 
 MISTAKES = "mistakes.png"
@@ -23,8 +23,8 @@ def draw_mistakes(data: ValidationData, mistakes: Sequence[Mistake], path: Path)
     """Draw the images of the first mistakes, cropped to squares, side by side."""
     split = data.val.split
     places = np.searchsorted(split.rows, [mistake.row for mistake in mistakes[:_SHOWN]]).tolist()
-    found = [sample for sample in split.read(places) if not isinstance(sample, BadImageError)]
-    images = [sample.image for sample in found if isinstance(sample.image, Image.Image)]
+    found = (sample.image for sample in split.read(places) if not isinstance(sample, BadImageError))
+    images = [image for image in found if isinstance(image, Image.Image)]
     if not images or len(images) < len(places):
         return
     side = min(_TILE, max(max(image.size) for image in images))
@@ -40,9 +40,7 @@ class Predictions:
     few = 5  # samples below which the accuracy of a bin is not drawn
 
     def __init__(self, evaluation: Evaluation, folder: Path) -> None:
-        self.evaluation = evaluation
-        self.folder = folder
-        self.names = evaluation.class_names
+        self.evaluation, self.folder, self.names = evaluation, folder, evaluation.class_names
         self.is_dense = evaluation.task == "segmentation"
         self.unit = "pixels" if self.is_dense else "images"
 
@@ -71,17 +69,30 @@ class Predictions:
         return f"The student is right for {right:.1%} of the {self.unit}, its mean confidence {sure:.1%}: it is {tone}."
 
     def reliability(self) -> dict[str, Any]:
-        """Return the reliability diagram."""
-        lines = [Line("perfect", 5, [(0, 0), (1, 1)], "dashed")]
+        """Lay out accuracy over confidence, over bars with the share of the images in each bin; see `line_chart`."""
+        lines = [Line("perfect", 5, [(0, 100), (100, 0)], "dashed")]
         for colour, (label, found) in enumerate(self.evaluation.calibrations()):
             points = [
-                (mean, right)
+                (100 * mean, 100 - 100 * right)
                 for count, mean, right in zip(found.bin_count, found.bin_confidence, found.bin_accuracy, strict=True)
                 if count >= self.few and mean is not None and right is not None
             ]
             lines.append(Line(f"{label}, ECE {describe(found.ece)}", colour, points))
         counts = self.evaluation.calibration.bin_count
-        return reliability_chart(lines, [count / max(sum(counts), 1) for count in counts])
+        ticks = [(percent, f"{percent}%") for percent in range(0, 101, 20)]
+        return {
+            "title": "Accuracy over confidence",
+            "alt": f"Accuracy over confidence: {'; '.join(line.label for line in lines[1:])}.",
+            "x_label": "confidence",
+            "x_ticks": ticks,
+            "y_ticks": ticks,
+            "lines": lines,
+            "bars": [
+                (100 * (place + 1) / len(counts), round(100 * count / max(sum(counts), 1), 2))
+                for place, count in enumerate(counts)
+            ],
+            "square": True,
+        }
 
     def mistakes(self) -> list[tuple[str, str, str, float]]:
         """Return picture, true class, given class and confidence of the most confident mistakes."""

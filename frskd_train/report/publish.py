@@ -187,9 +187,7 @@ def _card_pictures(folder: Path, library: str) -> list[str]:
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path} is not a valid card ({' '.join(str(error).split())}): write it again.") from None
     if card.data.get("library_name") != library:
-        raise UserError(
-            f"{path} must contain 'library_name: {library}' between its '---' lines, or the Hub cannot load it."
-        )
+        raise UserError(f"{path} needs 'library_name: {library}' between its '---' lines, or the Hub cannot load it.")
     pictures = [name for name in dict.fromkeys(_PICTURE.findall(card.text)) if "://" not in name]
     for name in pictures:
         if not (folder / name).resolve().is_relative_to(folder.resolve()) or not (folder / name).is_file():

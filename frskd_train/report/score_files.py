@@ -57,8 +57,8 @@ def write_scores(evaluation: Evaluation, output: Path, *, pictures: bool = False
 
 def summary(evaluation: Evaluation, shown: Mapping[str, str]) -> str:
     """Return the lines for the user; `shown` has the labels of the scores by name."""
-    speed = f"{evaluation.images_per_second:.0f} images/s"
     figures = "  ".join(f"{label} {getattr(evaluation, name):.2f}%" for name, label in shown.items())
+    speed = f"{evaluation.images_per_second:.0f} images/s"
     macro = "  ".join(f"{name} {value:.2f}%" for name, value in evaluation.macro.items())
     lines = [
         f"{figures}  loss {evaluation.loss:.4f}  ({evaluation.images} images, {speed})",
