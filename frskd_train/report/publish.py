@@ -18,10 +18,9 @@ from frskd_train.report.formats import export_onnx
 from frskd_train.report.hub import Repository, check_repo_id, connect, list_files, with_retries
 from frskd_train.students import find_exported
 
-# Files of an older push, deleted if the new push lacks them. Other files belong to the owner.
 ONNX = "onnx/model.onnx"  # where transformers.js and optimum look for it
-_PICTURES = ("attention.png", "confusion.png", "curves.png", "examples.png", "segmentation.png")
-_OPTIONAL = (*_PICTURES, RECIPE, EVAL_RESULTS, ONNX)
+# Files of an older push, deleted if the new push lacks them. Other files belong to the owner.
+_OPTIONAL = ("attention.png", "confusion.png", "curves.png", "examples.png", "segmentation.png", RECIPE, EVAL_RESULTS)
 _PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 _SIGNATURE = re.compile(rb"\n<!-- Written by frskd_timm; SHA-256 [^\n]*-->\s*\Z")
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
@@ -107,7 +106,7 @@ def push_student(
     def commit() -> Published:
         head, remote = hub.head()
         before.append(head)  # a retry may find its own commit
-        stale = [name for name in _OPTIONAL if name in remote and name not in files]
+        stale = [name for name in (*_OPTIONAL, ONNX) if name in remote and name not in files]
         if CARD in remote and keep_card:
             files.pop(CARD, None)
             stale = [name for name in stale if not name.endswith(".png")]  # the card may show them
