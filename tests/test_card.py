@@ -23,8 +23,8 @@ from frskd_train.parse import parse_settings
 from frskd_train.recipe import write_recipe
 from frskd_train.report.baseline import read_baseline
 from frskd_train.report.card import eval_result_entries, model_card
-from frskd_train.report.cost import count_cost
 from frskd_train.report.metrics import InitialWeights, Metrics, read_metrics
+from frskd_train.report.run import count_cost
 from frskd_train.settings import Settings
 from frskd_train.tasks import choose_job
 from tools.zoo import read_results, results_row, zoo_card

@@ -15,7 +15,7 @@ from published import REPO, make_student, push
 from runs import wait_for
 
 from frskd_timm.errors import UserError
-from frskd_train.report import failures, publish
+from frskd_train.report import hub as publishing
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,8 @@ def whole(folder):
 
 @pytest.mark.parametrize("pattern", ["GET /api/models", "preupload", "PUT", "/commit/", "GET .*safetensors"])
 def test_a_silent_hub_is_given_up(hub, student, quick_clock, monkeypatch, pattern):
-    monkeypatch.setattr(failures, "SILENCE", 0.3)
-    monkeypatch.setattr(publish, "SILENCE", 0.3)
-    monkeypatch.setattr(failures, "PATIENCE", 1.0)
+    monkeypatch.setattr(publishing, "SILENCE", 0.3)
+    monkeypatch.setattr(publishing, "PATIENCE", 1.0)
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
     hub.faults = [Fault(pattern, "silent", 99)]
     with pytest.raises(UserError, match="did not answer"):

@@ -14,7 +14,7 @@ from frskd_train.report.figures import attention_figure, class_colours, curves_f
 
 KEYS = ["epoch", "lr", "loss", "loss_ce", "loss_ce_teacher", "loss_kl", "loss_feature", "loss_sla", "val_loss"]
 KEYS += ["top1", "teacher_top1", "images_per_second"]
-NUMBERS = st.one_of(st.floats(0, 100), st.sampled_from(["", None, math.nan, "12.5", "-", math.inf, 0]))
+NUMBERS = st.one_of(st.floats(0, 100), st.sampled_from([None, math.nan, math.inf, 0]))
 
 
 def pixels(path):
@@ -56,14 +56,11 @@ def test_curves_of_whatever_there_is(tmp_path_factory, rows):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("reduced", [False, True])
-def test_attention_is_where_the_maps_are_large(tmp_path, channels, reduced):
+def test_attention_is_where_the_maps_are_large(tmp_path, channels):
     images = np.full((2, 28, 28, channels), 128, np.uint8)
     maps = np.zeros((2, 6, 7, 7), np.float32)
     maps[:, :, :, :3] = 5.0  # the left half
     other = maps[..., ::-1]  # the right half
-    if reduced:
-        maps, other = np.square(maps).mean(1), np.square(other).mean(1)
     picture = pixels(attention_figure(images, [maps], [other], ["one", "two"], tmp_path / "attention.png"))
     warm = picture[..., 0] - picture[..., 2] > 40
     columns = np.flatnonzero(warm.any(axis=0))
@@ -80,10 +77,10 @@ def test_attention_is_where_the_maps_are_large(tmp_path, channels, reduced):
 def test_attention_of_a_run_that_diverged(tmp_path):
     """Infinity is drawn as the maximum and NaN as the minimum; the rest of the figure is unchanged."""
     images = np.full((1, 28, 28, 3), 128, np.uint8)
-    usual = np.random.default_rng(0).random((1, 7, 7), np.float32)
+    usual = np.random.default_rng(0).random((1, 1, 7, 7), np.float32)
     diverged = usual.copy()
-    usual[0, 2, 3], usual[0, 5, 1] = usual.max(), usual.min()
-    diverged[0, 2, 3], diverged[0, 5, 1] = np.inf, np.nan
+    usual[0, 0, 2, 3], usual[0, 0, 5, 1] = usual.max(), usual.min()
+    diverged[0, 0, 2, 3], diverged[0, 0, 5, 1] = np.inf, np.nan
     all_nan = np.full((1, 8, 7, 7), np.nan, np.float32)
     wanted, found = (
         pixels(attention_figure(images, [maps], [all_nan], ["one"], tmp_path / name))

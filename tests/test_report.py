@@ -17,7 +17,7 @@ import pytest
 from pictures import encoded, picture, save, split
 from runs import small, train_here
 
-from frskd_train.cli.report import main
+from frskd_train import cli
 from frskd_train.report.run import write_page
 from frskd_train.run_folder import RunFolder
 
@@ -94,7 +94,7 @@ def test_a_run_ends_with_a_page_that_needs_nothing_else(run: Path, tmp_path: Pat
         changed(run, tmp_path / f"{method}-{seed}", seed, method, top1)
         for seed, method, top1 in ((1, "frskd", 70.0), (2, "frskd", 72.0), (1, "ce", 60.0), (2, "ce", 62.0))
     ]
-    main([*map(str, others), "--output", str(tmp_path / "all.html")])
+    cli.run("report", [*map(str, others), "--output", str(tmp_path / "all.html")])
     text = Page(tmp_path / "all.html").text
     assert "no baseline" not in text
     assert f"71.00 ± {statistics.stdev((70, 72)):.2f}" in text
@@ -105,7 +105,7 @@ def test_a_run_ends_with_a_page_that_needs_nothing_else(run: Path, tmp_path: Pat
 def test_a_page_that_cannot_be_made_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert write_page(RunFolder(tmp_path), None, None).startswith("The report could not be made")  # type: ignore[arg-type]
     with pytest.raises(SystemExit, match="2"):
-        main([str(tmp_path)])
+        cli.run("report", [str(tmp_path)])
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "metrics.json" in message
@@ -128,7 +128,7 @@ def test_a_browser_requests_nothing_and_needs_no_horizontal_scrolling(
         evaluation["per_class"] = [row | {"name": name, "support": 1} for name in evaluation["class_names"]]
         evaluation["confusion"] = [[(i * j) % 7 for j in range(classes)] for i in range(classes)]
         (copy / "evaluation.json").write_text(json.dumps(evaluation))
-    main([*map(str, runs), "--output", str(tmp_path / "page.html")])
+    cli.run("report", [*map(str, runs), "--output", str(tmp_path / "page.html")])
     measure = "f => { const d = f.contentDocument, b = f.contentWindow.performance.getEntriesByType('resource');"
     measure += " document.title = [d.documentElement.scrollWidth, d.querySelectorAll('table').length, b.length] }"
     frame = f'<iframe src="page.html" width="{width}" style="border:0" onload="({measure})(this)"></iframe>'

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from frskd_train.errors import exit_with_error
+from frskd_train.errors import SettingsError, exit_interrupted, exit_with_error
 
 COMMANDS = {
     "train": ("frskd_train.train", "train a model with FRSKD and export the student"),
@@ -34,10 +34,20 @@ def main() -> None:
 
 
 def run(command: str, arguments: Sequence[str] | None = None) -> None:
-    """Run a subcommand of `COMMANDS`; if a package is missing, exit with one sentence that says how to install it."""
+    """Run a subcommand of `COMMANDS`; an error that the user can fix ends the process with a sentence and status 2."""
     try:
         import_module(COMMANDS[command][0]).main(arguments)
+    except SettingsError as error:
+        exit_with_error(error)
+    except KeyboardInterrupt:
+        exit_interrupted(f"frskd {command} was interrupted: run it again.")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("frskd_"):
             raise
         exit_with_error(f"The package '{error.name}' is not installed; run: pip install 'frskd-timm[train]'.")
+    except Exception as error:
+        from frskd_timm.errors import UserError  # imports torch
+
+        if not isinstance(error, UserError):
+            raise
+        exit_with_error(error)

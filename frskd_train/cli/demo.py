@@ -2,18 +2,17 @@
 
 import argparse
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from frskd_train.errors import exit_interrupted, exit_with_error
-
 PORT = 7860
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the arguments, write the demo and serve it; exit with status 2 after an error that the user can fix."""
+    """Parse the arguments, write the demo and serve it."""
     parser = argparse.ArgumentParser(
         "frskd demo", description="Write a page on which a student runs in the browser, and serve it on this machine."
     )
@@ -24,22 +23,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_page_arguments(parser)
     options = parser.parse_args(arguments)
     # Imported here, so that --help and a wrong flag answer at once.
-    from frskd_timm.errors import UserError
     from frskd_train.demo.build import build_demo
     from frskd_train.students import find_exported
 
-    try:
-        found = find_exported(options.student)
-        folder = options.output or found.place / ("demo" if found.run else f"demo-{found.name}")
-        server = None if options.no_serve or options.output else bind(folder, options.port)
-        build_demo(found, folder, img_size=options.img_size, examples=options.examples, runtime=options.runtime)
-        print(f"Wrote {folder}, which any static web server can serve.")
-        if server is not None:
-            serve(server)
-    except UserError as error:
-        exit_with_error(error)
-    except KeyboardInterrupt:
-        exit_interrupted("Interrupted before the demo was written.")
+    found = find_exported(options.student)
+    folder = options.output or found.place / ("demo" if found.run else f"demo-{found.name}")
+    server = None if options.no_serve or options.output else _bind(folder, options.port)
+    build_demo(found, folder, img_size=options.img_size, examples=options.examples, runtime=options.runtime)
+    print(f"Wrote {folder}, which any static web server can serve.")
+    if server is not None:
+        with server, suppress(KeyboardInterrupt):
+            print(f"Open http://127.0.0.1:{server.server_port} in a browser; Ctrl-C ends the server.", flush=True)
+            server.serve_forever()
 
 
 def add_page_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,39 +44,22 @@ def add_page_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runtime", type=Path, metavar="PATH", help="local copy of the npm package onnxruntime-web")
 
 
-def bind(folder: Path, port: int | None) -> ThreadingHTTPServer:
-    """Return a server of a folder on the loopback interface, before the folder exists.
-
-    Raises:
-        UserError: The port cannot be used.
-    """
+def _bind(folder: Path, port: int | None) -> ThreadingHTTPServer:
+    """Return a server of a folder on the loopback interface, before the folder exists."""
     from frskd_timm.errors import UserError
 
-    handler = partial(Handler, directory=str(folder))
     for number in (PORT, 0) if port is None else (port,):
         try:
-            return ThreadingHTTPServer(("127.0.0.1", number), handler)
+            return ThreadingHTTPServer(("127.0.0.1", number), partial(Handler, directory=str(folder)))
         except (OSError, OverflowError) as error:
             reason = error
     raise UserError(f"--port {port} cannot be used ({reason}): give another one, or 0 for any.")
 
 
-def serve(server: ThreadingHTTPServer) -> None:
-    """Serve until Ctrl-C."""
-    with server:
-        print(f"Open http://127.0.0.1:{server.server_port} in a browser; Ctrl-C ends the server.", flush=True)
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            print()
-
-
 class Handler(SimpleHTTPRequestHandler):
     """Files of a folder, with the types that browsers require, and without a log."""
 
-    def guess_type(self, path: Any) -> str:
-        types = {".mjs": "text/javascript", ".wasm": "application/wasm"}
-        return types.get(Path(path).suffix) or super().guess_type(path)
+    extensions_map = SimpleHTTPRequestHandler.extensions_map | {".mjs": "text/javascript", ".wasm": "application/wasm"}
 
     def log_message(self, *_: Any) -> None:
         pass

@@ -4,13 +4,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from frskd_train.errors import exit_interrupted, exit_with_error
-
-FORMATS = ("onnx", "torch-export")
+FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the arguments and export; exit with status 2 after an error that the user can fix."""
+    """Parse the arguments and export."""
     parser = argparse.ArgumentParser(
         "frskd export", description="Write a student as ONNX (.onnx) or as a program of torch.export (.pt2)."
     )
@@ -25,23 +23,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     # Imported here, so that --help and a wrong flag answer at once.
     from frskd_timm.errors import UserError
-    from frskd_train.report.formats import SUFFIXES, export_onnx, export_program
+    from frskd_train.report.formats import export_onnx, export_program
     from frskd_train.students import find_exported
 
-    try:
-        suffixes = [SUFFIXES[name] for name in options.format]
-        if options.output and options.output.suffix in SUFFIXES.values() and [options.output.suffix] != suffixes:
-            raise UserError(f"--output {options.output} does not fit --format {' '.join(options.format)}.")
-        found = find_exported(options.student)
-        size = found.image_size(options.img_size)
-        for suffix in suffixes:
-            path = found.place / f"{found.name}{suffix}"
-            if options.output:
-                path = options.output if options.output.suffix == suffix else options.output / path.name
-            export = export_onnx if suffix == ".onnx" else export_program
-            export(found.student.path, path, size=size)
-            print(f"Wrote {path} ({path.stat().st_size / 1e6:.1f} MB); its logits equal the student's.")
-    except UserError as error:
-        exit_with_error(error)
-    except KeyboardInterrupt:
-        exit_interrupted("The export was interrupted; no file was changed.")
+    suffixes = [FORMATS[name] for name in options.format]
+    if options.output and options.output.suffix in FORMATS.values() and [options.output.suffix] != suffixes:
+        raise UserError(f"--output {options.output} does not fit --format {' '.join(options.format)}.")
+    found = find_exported(options.student)
+    size = found.image_size(options.img_size)
+    for suffix in suffixes:
+        path = found.place / f"{found.name}{suffix}"
+        if options.output:
+            path = options.output if options.output.suffix == suffix else options.output / path.name
+        export = export_onnx if suffix == ".onnx" else export_program
+        export(found.student.path, path, size=size)
+        print(f"Wrote {path} ({path.stat().st_size / 1e6:.1f} MB); its logits equal the student's.")

@@ -1,7 +1,8 @@
 """`frskd list`: list the registered students with their pretrained weights, and the included recipes."""
 
 from collections.abc import Sequence
-from importlib.resources import files
+
+from frskd_train.recipe import RECIPES
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -14,6 +15,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("Students, with the tags of their pretrained weights:")
     for name in timm.list_models("*_frskd"):
         print(" ", name, *(tag for model, tag in (weight.split(".", 1) for weight in weights) if model == name))
-    names = (file.name for file in files("frskd_train").joinpath("recipes").iterdir())
-    recipes = sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
-    print("Recipes:", *recipes, sep="\n  ")
+    print("Recipes:", *sorted(path.stem for path in RECIPES.glob("*.yaml")), sep="\n  ")

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from frskd_train.cli.demo import add_page_arguments
-from frskd_train.errors import exit_interrupted, exit_with_error
+from frskd_train.errors import exit_interrupted
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the arguments and publish; exit with status 2 after an error that the user can fix."""
+    """Parse the arguments and publish."""
     parser = argparse.ArgumentParser(
         None if arguments is None else "frskd push",
         description="Publish a trained student on the Hugging Face Hub, in one commit, and a demo of it as a Space.",
@@ -34,14 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if (options.folder / "student" / "config.json").is_file():
         options.folder /= "student"
     # Imported here, so that --help and a wrong flag answer at once.
-    from frskd_timm.errors import UserError
-    from frskd_train.report.publish import INTERRUPTED, check_repo_id, push_student
+    from frskd_train.demo.runtime import find_runtime
+    from frskd_train.demo.space import push_space
+    from frskd_train.report.hub import check_repo_id
+    from frskd_train.report.publish import push_student
 
     try:
-        if page["space"] is not None:
-            from frskd_train.demo.runtime import find_runtime
-            from frskd_train.demo.space import push_space
-
+        if page["space"] is not None:  # what can be wrong with it is said before the student is published
             check_repo_id("--space", page["space"])
             find_runtime(page["runtime"])
         if options.repo_id is not None:
@@ -49,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if page["space"] is not None:
             common = {name: vars(options)[name] for name in ("repo_id", "private", "dry_run")}
             push_space(options.folder, **page, **common)
-    except UserError as error:
-        exit_with_error(error)
     except KeyboardInterrupt:
-        exit_interrupted(INTERRUPTED)
+        exit_interrupted(
+            "Publishing was interrupted: the repository holds its old commit or the new one, complete; run the same "
+            "command again to finish."
+        )

@@ -3,23 +3,14 @@
 import sys
 from collections.abc import Sequence
 
-from frskd_train.errors import SettingsError, exit_process, exit_with_error
+from frskd_train.errors import exit_process
 from frskd_train.parse import parse_evaluation
 from frskd_train.settings import EvaluationSettings, LoopSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one evaluation; exit with status 2 after an error that the user can fix."""
-    try:
-        settings = parse_evaluation(sys.argv[1:] if arguments is None else arguments)
-    except SettingsError as error:
-        exit_with_error(error)
-    from frskd_timm.errors import UserError
-
-    try:
-        evaluate(settings)
-    except UserError as error:
-        exit_with_error(error)
+    """Run one evaluation and end the process."""
+    evaluate(parse_evaluation(sys.argv[1:] if arguments is None else arguments))
     exit_process(0)
 
 

@@ -3,16 +3,15 @@
 import re
 import shutil
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
+from huggingface_hub import SpaceCard, SpaceCardData
 from PIL import Image
 from timm.data import resolve_data_config
 
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.export.folder import CARD, read_json, write_json
+from frskd_timm.export.folder import CARD, write_json
 from frskd_timm.export.load import ExportedClassifier, ExportedStudent
 from frskd_train.data.files import read_sample
 from frskd_train.data.images import open_image, to_8_bits
@@ -20,19 +19,15 @@ from frskd_train.demo.runtime import FILES, find_runtime
 from frskd_train.disk import disk_errors
 from frskd_train.report.figures import class_colours
 from frskd_train.report.formats import export_onnx
+from frskd_train.report.metrics import read_metrics
 from frskd_train.students import FoundStudent
 
-PAGE = ("index.html", "style.css", "app.js", "view.js", "preprocess.js")
 DESCRIPTION = "demo.json"
-_CAPTIONS = {
-    "classification": "Attention: where the feature maps of this level are strong, from dark (weak) to "
-    "yellow (strong), over the part of the picture that the network sees.",
-    "segmentation": "The class of each pixel; the bars give its share of the picture.",
-}
 _README = """---
-{header}---
+{{ card_data }}
+---
 
-# {title}
+# {{ title }}
 
 A student trained with FRSKD, self-knowledge distillation by feature refinement
 ([CVPR 2021](https://arxiv.org/abs/2103.08273)). It runs in the browser with
@@ -48,7 +43,7 @@ def build_demo(
     examples: Sequence[Path] = (),
     runtime: Path | None = None,
     repo_id: str | None = None,
-) -> Path:
+) -> None:
     """Write a demo as a folder for any static web server or a static Space; an older demo there is replaced.
 
     Args:
@@ -58,9 +53,6 @@ def build_demo(
         examples: Pictures to offer.
         runtime: A local copy of onnxruntime-web; see `find_runtime`.
         repo_id: Repository of the student on the Hub, for the Space's README.
-
-    Returns:
-        The folder.
 
     Raises:
         UserError: The student cannot be exported, an example cannot be read, the runtime could not be downloaded, or
@@ -74,43 +66,46 @@ def build_demo(
     shutil.rmtree(aside, ignore_errors=True)
     with disk_errors(folder, lambda: None):
         try:
-            (aside / "ort").mkdir(parents=True)
+            shutil.copytree(Path(__file__).parent / "page", aside)
+            (aside / "ort").mkdir()
             for name in FILES:
                 shutil.copyfile(source / name, aside / "ort" / name)
-            for name in PAGE:
-                (aside / name).write_bytes(files("frskd_train.demo").joinpath("page", name).read_bytes())
             description = _describe(student, size) | {"examples": _copy_examples(examples, student, aside)}
             write_json(aside / DESCRIPTION, description)
             (aside / "README.md").write_text(_readme(student, description["title"], repo_id), encoding="utf-8")
-            export_onnx(
-                student.path, aside / "model.onnx", size=size, attention=isinstance(student, ExportedClassifier)
-            )
+            attention = isinstance(student, ExportedClassifier)
+            export_onnx(student.path, aside / "model.onnx", size=size, attention=attention)
             shutil.rmtree(folder, ignore_errors=True)
             aside.rename(folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    return folder
 
 
 def _describe(student: ExportedStudent, size: tuple[int, int] | None) -> dict[str, Any]:
     """Return what the page needs to know: preprocessing, classes and texts."""
     _, channels, height, width = student.probe(1, size).shape
-    classifier = isinstance(student, ExportedClassifier)
-    if classifier:
+    if isinstance(student, ExportedClassifier):
         data = resolve_data_config(pretrained_cfg=student.config["pretrained_cfg"])
-        fitting = {name: data[name] for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
+        fitting = {
+            "task": "classification",
+            "caption": "Attention: where the feature maps of this level are strong, from dark (weak) to yellow "
+            "(strong), over the part of the picture that the network sees.",
+            **{name: data[name] for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode")},
+        }
     else:
         model: Any = student.load()
         rgb = (class_colours(model.num_classes) * 255).round().astype(int).tolist()
-        colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in rgb]
-        fitting = {"mean": model.mean, "std": model.std, "colours": colours}
-    task = "classification" if classifier else "segmentation"
+        fitting = {
+            "task": "segmentation",
+            "caption": "The class of each pixel; the bars give its share of the picture.",
+            "mean": model.mean,
+            "std": model.std,
+            "colours": ["#{:02x}{:02x}{:02x}".format(*colour) for colour in rgb],
+        }
     return {
         "title": _title(student),
         "summary": _summary(student),
         "details": f"{student.architecture}, images of {width}x{height} pixels.",
-        "caption": _CAPTIONS[task],
-        "task": task,
         "classes": student.class_names,
         "channels": channels,
         "size": [height, width],
@@ -128,15 +123,15 @@ def _title(student: ExportedStudent) -> str:
 
 def _summary(student: ExportedStudent) -> str:
     """Return a sentence on data and scores, as far as they are known."""
-    places = (student.path, student.path.resolve().parent)
+    places = (student.path, student.path.resolve().parent)  # shipped weights, and a run
     path = next((place / "metrics.json" for place in places if (place / "metrics.json").is_file()), None)
     if path is None:
         return f"{len(student.class_names)} classes." if student.class_names else ""
-    metrics = read_json(path)
-    text = f"Trained on {metrics['dataset']['name']}, {metrics['dataset']['num_classes']} classes."
-    scores = metrics.get("student") or {}
-    labels = {"top1": "Top-1", "miou": "Mean IoU"}
-    return " ".join([text, *(f"{label} {scores[name]:.2f} %." for name, label in labels.items() if name in scores)])
+    metrics = read_metrics(path)
+    score, label = ("miou", "Mean IoU") if metrics.task == "segmentation" else ("top1", "Top-1")
+    value = (metrics.student or {}).get(score)
+    text = f"Trained on {metrics.dataset.name}, {metrics.dataset.num_classes} classes."
+    return text if value is None else f"{text} {label} {value:.2f} %."
 
 
 def _copy_examples(examples: Sequence[Path], student: ExportedStudent, folder: Path) -> list[dict[str, str]]:
@@ -147,26 +142,25 @@ def _copy_examples(examples: Sequence[Path], student: ExportedStudent, folder: P
             images.append((path.stem, to_8_bits(open_image(None, str(path)))))
         except Exception as error:  # Pillow's plugins raise nearly any exception for damaged files
             raise UserError(f"--examples {path} could not be read as a picture: {first_line(error)}.") from None
-    if not examples:
-        rows = read_sample().splits["test"]
-        names = rows.features["label"].names
-        if names == student.class_names:
-            labels = rows["label"]
-            images = [(name, rows[list(labels).index(label)]["image"]) for label, name in enumerate(names)]
-    if images:
-        (folder / "examples").mkdir()
-    listed = []
-    for number, (name, image) in enumerate(images):
+    sample = read_sample().splits["test"]
+    if not examples and sample.features["label"].names == student.class_names:
+        labels = list(sample["label"])
+        images = [(name, sample[labels.index(label)]["image"]) for label, name in enumerate(student.class_names)]
+    (folder / "examples").mkdir()
+    for number, (_, image) in enumerate(images):
         image.save(folder / "examples" / f"{number}.png")
-        listed.append({"file": f"examples/{number}.png", "name": name})
-    return listed
+    return [{"file": f"examples/{number}.png", "name": name} for number, (name, _) in enumerate(images)]
 
 
 def _readme(student: ExportedStudent, title: str, repo_id: str | None) -> str:
     """Return the Space's card with the front matter that the Hub reads."""
-    header = {
-        "title": title, "emoji": "🔍", "colorFrom": "blue", "colorTo": "yellow", "sdk": "static", "pinned": False,
-        "license": student.config.get("pretrained_cfg", {}).get("license"), "models": [repo_id] if repo_id else None,
-    }  # fmt: skip
-    known = {name: value for name, value in header.items() if value is not None}
-    return _README.format(header=yaml.safe_dump(known, sort_keys=False, allow_unicode=True), title=title)
+    data = SpaceCardData(
+        title=title,
+        emoji="🔍",
+        colorFrom="blue",
+        colorTo="yellow",
+        sdk="static",
+        license=student.config.get("pretrained_cfg", {}).get("license"),
+        models=[repo_id] if repo_id else None,
+    )
+    return str(SpaceCard.from_template(data, template_str=_README, title=title))

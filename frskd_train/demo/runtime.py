@@ -54,13 +54,11 @@ def find_runtime(local: Path | None = None) -> Path:
         ) from None
     if base64.b64encode(hashlib.sha512(archive).digest()).decode() != INTEGRITY:
         raise UserError(f"{local or URL} is not onnxruntime-web {VERSION}: its checksum differs.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as aside, tarfile.open(fileobj=io.BytesIO(archive)) as package:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as aside, tarfile.open(fileobj=io.BytesIO(archive)) as package:
         for name in FILES:
             member = package.extractfile(f"package/dist/{name}")
             assert member is not None
             (Path(aside) / name).write_bytes(member.read())
-        folder.mkdir(exist_ok=True)
-        for name in FILES:
             (Path(aside) / name).replace(folder / name)
     return folder

@@ -21,13 +21,7 @@ _LONGEST = 24  # characters of a class name
 
 
 def confusion_picture(confusion: Sequence[Sequence[int]], class_names: Sequence[str], path: str | Path) -> Path:
-    """Draw a confusion matrix in percent of each true class; return the path.
-
-    Args:
-        confusion: Number of samples by true class (rows) and given class (columns).
-        class_names: One per class.
-        path: The PNG file to write.
-    """
+    """Draw a confusion matrix, the number of samples by true class (rows) and given class; return the path."""
     counts = np.asarray(confusion, dtype=np.float64)
     percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     classes = len(counts)
@@ -69,9 +63,9 @@ def examples_picture(
 
     Args:
         images: [N, H, W, 1 or 3].
-        truth: The true class of each.
+        truth: The true classes [N].
         probabilities: [N, K].
-        class_names: One per class.
+        class_names: Names of the K classes.
         path: The PNG file to write.
     """
     top, width, gap, line = min(_TOP, probabilities.shape[1]), 280, 24, 40

@@ -19,26 +19,23 @@ def read_baseline(folders: Sequence[str | Path], settings: Settings, score: str)
         UserError: A folder does not contain a finished cross-entropy run with these settings.
     """
     runs = []
+    own, facts = flat(settings), declared(Settings)
     for folder in map(Path, folders):
         metrics = read_metrics(folder / "metrics.json")
         if metrics.method != "ce":
             raise UserError(f"--baseline {folder} was trained with --method {metrics.method}, not ce.")
         if metrics.student is None or metrics.student.get(score) is None:
             raise UserError(f"--baseline {folder} has no score '{score}'.")
-        _refuse_other_recipe(folder, settings)
+        try:
+            other = read_recipe(str(folder / "config.yaml"))
+        except SettingsError as error:
+            raise UserError(f"--baseline {folder} cannot be compared: {error}") from None
+        others = flat(other)
+        different = [name for name in differences(settings, other) if FREE not in facts[name]]
+        if "dataset" in different and Path(own["dataset"]).resolve() == Path(others["dataset"]).resolve():
+            different.remove("dataset")
+        if different:
+            named = ", ".join(f"{name} is {others[name]} there and {own[name]} here" for name in different[:5])
+            raise UserError(f"--baseline {folder} was trained with another recipe: {named}.")
         runs.append({"seed": metrics.seed, score: metrics.student[score]})
     return Baseline.of(runs, score)
-
-
-def _refuse_other_recipe(folder: Path, settings: Settings) -> None:
-    try:
-        other = read_recipe(str(folder / "config.yaml"))
-    except SettingsError as error:
-        raise UserError(f"--baseline {folder} cannot be compared: {error}") from None
-    own, others, facts = flat(settings), flat(other), declared(Settings)
-    different = [name for name in differences(settings, other) if FREE not in facts[name]]
-    if "dataset" in different and Path(own["dataset"]).resolve() == Path(others["dataset"]).resolve():
-        different.remove("dataset")
-    named = [f"{name} is {others[name]} there and {own[name]} here" for name in different[:5]]
-    if named:
-        raise UserError(f"--baseline {folder} was trained with another recipe: {', '.join(named)}.")

@@ -1,7 +1,9 @@
 """Model cards, created from `metrics.json` and the exported config with `huggingface_hub`'s card classes."""
 
 import re
-from collections.abc import Collection
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from frskd_timm.export.folder import CARD
 from frskd_timm.export.load import ExportedStudent, read_student
-from frskd_train.report.card_text import FORMS, FURTHER_RESULTS, card_title, text_facts
+from frskd_train.progress import duration
 from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.metrics import DatasetFacts, Metrics
 
@@ -22,14 +24,64 @@ PLACEHOLDER = "OWNER/NAME"
 SOURCE = f"https://huggingface.co/{PLACEHOLDER}"
 
 _LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+_LISTED, _WORST = 20, 5  # of more classes than this, only the worst are listed
+
+
+@dataclass(frozen=True)
+class Form:
+    """Presentation of the scores of one task."""
+
+    pipeline: str  # the Hub's name of the task
+    columns: Mapping[str, tuple[str, str]]  # heading and number format in tables, by name of the score
+    results: Mapping[str, tuple[str, str]]  # the Hub's metric type and readable name; models are compared by the first
+
+    @property
+    def score(self) -> str:
+        """Name of the score that models are compared by."""
+        return next(iter(self.results))
+
+    @property
+    def label(self) -> str:
+        """Readable name of that score, without its unit."""
+        return self.columns[self.score][0].removesuffix(" (%)")
+
+
+FORMS = {
+    "classification": Form(
+        "image-classification",
+        {"top1": ("top-1 (%)", "{:.2f}"), "top5": ("top-5 (%)", "{:.2f}"), "loss": ("loss", "{:.3f}")},
+        {"top1": ("accuracy", "Top-1 accuracy (%)"), "top5": ("top_5_accuracy", "Top-5 accuracy (%)")},
+    ),
+    "segmentation": Form(
+        "image-segmentation",
+        {
+            "miou": ("mIoU (%)", "{:.2f}"),
+            "pixel_accuracy": ("pixel accuracy (%)", "{:.2f}"),
+            "loss": ("loss per pixel", "{:.3f}"),
+        },
+        {"miou": ("mean_iou", "Mean IoU (%)"), "pixel_accuracy": ("accuracy", "Pixel accuracy (%)")},
+    ),
+}
+
+
+def spread(values: Sequence[float], form: str = "{:.2f}") -> str:
+    """Return mean ± standard deviation for people; without ± for one value, empty for none."""
+    if not values:
+        return ""
+    text = form.format(statistics.mean(values))
+    return text if len(values) == 1 else f"{text} ± {form.format(statistics.stdev(values))}"
+
+
+def count_seeds(scores: Sequence[float]) -> str:
+    """Return the number of seeds for people."""
+    return f"{len(scores)} seed{'s' if len(scores) > 1 else ''}"
 
 
 def write_card(folder: Path, metrics: Metrics, evaluation: Evaluation | None = None) -> None:
     """Write the card of an exported student beside its weights, with the pictures and the recipe in the folder."""
     names = {path.name for path in folder.iterdir()}
     model_card(metrics, read_student(folder), names, evaluation).save(folder / CARD)
-    entries = eval_result_entries(metrics)
-    if entries:
+    if entries := eval_result_entries(metrics):
         target = folder / EVAL_RESULTS
         target.parent.mkdir(exist_ok=True)
         target.write_text(yaml.safe_dump(entries, sort_keys=False, allow_unicode=True), encoding="utf-8")
@@ -63,10 +115,29 @@ def model_card(
         base_model=metrics.initial.hub_id if metrics.initial else None,
         base_architecture=student.architecture,
         metrics=[form.results[form.score][0]] if results else None,
-        model_name=card_title(metrics, student),
+        model_name=f"{metrics.model if metrics.task == 'segmentation' else student.architecture}.{metrics.tag}",
         eval_results=results or None,
     )
-    return _fill("card_template.md", data, text_facts(metrics, student, names, evaluation))
+    score = (metrics.student or {}).get(form.score)
+    classes = [row for row in evaluation.per_class if row.support] if evaluation else []
+    if len(classes) > _LISTED:
+        classes = sorted(classes, key=lambda row: row.f1)[:_WORST]
+    return _fill(
+        "card_template.md",
+        data,
+        run=metrics,
+        form=form,
+        title=data.model_name,
+        student=student,
+        files=names,
+        results=_result_rows(metrics),
+        score=score,
+        gain=f"{score - metrics.baseline.mean:+.2f}" if score is not None and metrics.baseline else None,
+        evaluation=evaluation,
+        classes=classes,
+        cell=_cell,
+        duration=duration,
+    )
 
 
 def write_backbone_card(folder: Path, metrics: Metrics) -> None:
@@ -79,7 +150,7 @@ def write_backbone_card(folder: Path, metrics: Metrics) -> None:
         tags=["timm", "semantic-segmentation"],
         base_architecture=architecture,
     )
-    card = _fill("backbone_template.md", data, {"title": f"{architecture}.{metrics.tag}", "run": metrics})
+    card = _fill("backbone_template.md", data, title=f"{architecture}.{metrics.tag}", run=metrics)
     card.save(folder / CARD)
 
 
@@ -107,7 +178,7 @@ def eval_result_entries(metrics: Metrics) -> list[dict[str, Any]]:
         date=metrics.date,
         source_url=SOURCE,
         source_name=_source_name(metrics),
-        notes=f"{form.leaderboard}, {dataset.split} split",
+        notes=f"{form.results[form.score][1]}, {dataset.split} split",
     )
     return huggingface_hub.eval_result_entries_to_yaml([entry])
 
@@ -115,12 +186,11 @@ def eval_result_entries(metrics: Metrics) -> list[dict[str, Any]]:
 def hub_dataset(dataset: DatasetFacts) -> str | None:
     """Return the dataset's id on the Hub, or None: `hub_id`, or an `id` of the form OWNER/NAME."""
     name = dataset.hub_id or dataset.id
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "frskd/")):
-        return None  # a folder, or the sample that ships with this package
-    return name
+    is_local = name.startswith((".", "frskd/"))  # a folder, or the sample that ships with this package
+    return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not is_local else None
 
 
-def _fill(template: str, data: ModelCardData, variables: dict[str, Any]) -> ModelCard:
+def _fill(template: str, data: ModelCardData, **variables: Any) -> ModelCard:
     text = files("frskd_train.report").joinpath(template).read_text(encoding="utf-8")
     return tidy(ModelCard.from_template(data, template_str=text, **variables))
 
@@ -129,12 +199,13 @@ def _eval_results(metrics: Metrics, evaluation: Evaluation | None) -> list[EvalR
     form, dataset = FORMS[metrics.task], metrics.dataset
     whole = hub_dataset(dataset) if dataset.whole_split else None  # scores on a sample are not those of the dataset
     scores = dict(metrics.student or {})
+    found = [(kind, label, scores.get(name)) for name, (kind, label) in form.results.items()]
     if scores and evaluation is not None:
-        scores |= {
-            "f1": evaluation.macro["f1"],
-            "ece": evaluation.calibration.ece,
-            "brier": evaluation.calibration.brier,
-        }
+        found += [
+            ("f1", "F1, mean over the classes (%)", evaluation.macro["f1"]),
+            ("expected_calibration_error", "Expected calibration error", evaluation.calibration.ece),
+            ("brier_score", "Brier score", evaluation.calibration.brier),
+        ]
     return [
         EvalResult(
             task_type=form.pipeline,
@@ -144,16 +215,38 @@ def _eval_results(metrics: Metrics, evaluation: Evaluation | None) -> list[EvalR
             dataset_split=dataset.split,
             metric_type=kind,
             metric_name=label,
-            metric_value=round(scores[key], 4),
+            metric_value=round(value, 4),
             source_name=_source_name(metrics),
             source_url=SOURCE,
         )
-        for key, (kind, label) in {**form.results, **FURTHER_RESULTS}.items()
-        if scores.get(key) is not None
+        for kind, label, value in found
+        if value is not None
     ]
+
+
+def _result_rows(metrics: Metrics) -> list[list[str]]:
+    columns = FORMS[metrics.task].columns
+    networks = {
+        f"**this model** ({'FRSKD student' if metrics.method == 'frskd' else 'student'})": metrics.student or {},
+        "its self-teacher (not in this repository)": metrics.self_teacher or {},
+    }
+    rows = [
+        [name, *("" if scores.get(key) is None else text.format(scores[key]) for key, (_, text) in columns.items())]
+        for name, scores in networks.items()
+    ]
+    if metrics.baseline:
+        scores = [run[FORMS[metrics.task].score] for run in metrics.baseline.runs]
+        name = f"cross-entropy alone, same recipe, {count_seeds(scores)}"
+        rows.append([name, spread(scores), *[""] * (len(columns) - 1)])
+    return [row for row in rows if any(row[1:])]
 
 
 def _source_name(metrics: Metrics) -> str:
     """Return what produced the scores, and when."""
-    name = f"frskd_timm {metrics.versions.get('frskd_timm', '')}".strip()
+    name = f"frskd_timm {metrics.versions['frskd_timm']}"
     return f"{name}, {metrics.date}" if metrics.date else name
+
+
+def _cell(value: Any) -> str:
+    """Return text for a table cell, which a line break or a vertical bar would end; it is not HTML."""
+    return re.sub(r"\s+", " ", str(value)).replace("|", "\\|").replace("<", "&lt;")

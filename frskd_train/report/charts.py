@@ -4,15 +4,11 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator
-from numpy.typing import NDArray
 from PIL import Image
-
-Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -21,34 +17,12 @@ class Line:
 
     label: str
     colour: int
-    points: Sequence[Point]
+    points: Sequence[tuple[float, float]]
     style: str = ""  # classes of the line: dashed, thin
 
 
-@dataclass(frozen=True)
-class Tick:
-    """A labelled place on an axis, in percent from the left or the bottom."""
-
-    place: float
-    label: str
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A line chart; all places are in percent of its area, from the left and from the top."""
-
-    title: str
-    alt: str
-    x_label: str
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
-    lines: list[Line]
-    bars: list[tuple[float, float]] = field(default_factory=list)  # right edge and height of each
-    square: bool = False
-
-
-def line_chart(title: str, lines: Sequence[Line], x_label: str, unit: str = "", log: bool = False) -> Chart | None:
-    """Lay out a chart of lines over epochs; None if no line has a point."""
+def line_chart(title: str, lines: Sequence[Line], unit: str = "", log: bool = False) -> dict[str, Any] | None:
+    """Lay out a chart of lines over epochs: the variables of the macro `plot`, or None if no line has a point."""
     lines = [line for line in lines if line.points]
     if not lines:
         return None
@@ -71,43 +45,27 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str, unit: str = "", 
         return round(100 * ((math.log10(y) if log else y) - y_low) / max(y_high - y_low, 1e-9), 2)
 
     last = ", ".join(f"{line.label} {line.points[-1][1]:.4g}{unit}" for line in lines if line.style != "thin")
-    return Chart(
-        title,
-        f"{title} by {x_label}. At the end: {last}.",
-        x_label,
-        [Tick(across(x), f"{x:g}") for x in x_values],
-        [Tick(up(y), f"{y:g}{unit}") for y in y_values],
-        [replace(line, points=[(across(x), 100 - up(y)) for x, y in line.points]) for line in lines],
-    )
+    return {
+        "title": title,
+        "alt": f"{title} by epoch. At the end: {last}.",
+        "x_label": "epoch",
+        "x_ticks": [(across(x), f"{x:g}") for x in x_values],
+        "y_ticks": [(up(y), f"{y:g}{unit}") for y in y_values],
+        "lines": [replace(line, points=[(across(x), 100 - up(y)) for x, y in line.points]) for line in lines],
+    }
 
 
-def reliability_chart(title: str, alt: str, lines: Sequence[Line], shares: Sequence[float]) -> Chart:
-    """Lay out accuracy over confidence, both in 0..1, over bars with the share of the images in each bin."""
-    ticks = [Tick(percent, f"{percent}%") for percent in range(0, 101, 20)]
-    scaled = [replace(line, points=[(100 * x, 100 - 100 * y) for x, y in line.points]) for line in lines]
-    bars = [(100 * (place + 1) / len(shares), round(100 * share, 2)) for place, share in enumerate(shares)]
-    return Chart(title, alt, "confidence", ticks, ticks, scaled, bars, square=True)
-
-
-def heatmap(counts: NDArray[np.float64]) -> str:
-    """Return a picture of shares in 0..1 [K, K], one pixel per cell, as a data URI; only its opacity varies."""
-    opacity = (255 * np.sqrt(counts)).round().astype(np.uint8)  # the root keeps rare confusions visible
-    picture = np.empty((*opacity.shape, 4), np.uint8)
-    picture[..., :3], picture[..., 3] = (0, 114, 178), opacity
-    return data_uri(Image.fromarray(picture), "PNG")
-
-
-def data_uri(picture: Image.Image, kind: str) -> str:
-    """Return a picture as a data URI, in the format `PNG` or `JPEG`."""
+def data_uri(picture: Image.Image) -> str:
+    """Return a picture as a data URI."""
     buffer = io.BytesIO()
-    picture.save(buffer, kind, optimize=True, **({"quality": 88, "subsampling": 0} if kind == "JPEG" else {}))
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    picture.save(buffer, "JPEG", optimize=True, quality=88, subsampling=0)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def describe(value: Any) -> str:
     """Return a setting's value for people, on one line."""
     if isinstance(value, Mapping):
-        return " ".join(f"{name}={each}" for name, each in value.items()) or "none"
+        value = [f"{name}={each}" for name, each in value.items()]
     if isinstance(value, list):
         return " ".join(map(str, value)) or "none"
     if isinstance(value, bool):

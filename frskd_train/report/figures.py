@@ -1,7 +1,7 @@
 """Figures of a run: curves over the epochs, attention maps over images, and predicted masks."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
+
+from frskd_timm.segmentation.losses import IGNORED
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -32,20 +34,12 @@ STYLE: dict[Any, Any] = {
 }
 # Colours of Okabe and Ito, which colour-blind readers can distinguish.
 BLUE, ORANGE, _GREEN, _RED, _PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#777777"
-TERMS = {
+_TERMS = {
     "loss_ce": ("cross-entropy, student", BLUE),
     "loss_ce_teacher": ("cross-entropy, self-teacher", ORANGE),
     "loss_kl": ("soft labels", _GREEN),
     "loss_feature": ("feature maps", _PURPLE),
 }
-_SCORES = {
-    "top1": ("student", BLUE),
-    "teacher_top1": ("self-teacher", ORANGE),
-    "miou": ("student", BLUE),
-    "teacher_miou": ("self-teacher", ORANGE),
-}
-_IGNORED_COLOUR = (1.0, 1.0, 1.0)
-_BACKGROUND_COLOUR = (0.88, 0.88, 0.88)
 _LEGEND_CLASSES = 24  # with more classes the legend is omitted
 
 
@@ -54,10 +48,12 @@ def curves_figure(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
 
     Args:
         rows: One mapping per epoch, as in `summary.csv`: `epoch`, `loss`, `loss_*`, `val_loss`, `top1`, `teacher_top1`,
-            or `miou`, `teacher_miou` (percent). Numbers may be text, missing or empty.
+            or `miou`, `teacher_miou` (percent). Numbers may be missing, None or not finite.
         path: The PNG file to write.
     """
-    columns = _columns(rows)
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: np.array([row.get(name) for row in rows], dtype=float) for name in names}
+    columns = {name: values for name, values in columns.items() if np.isfinite(values).any()}
     epochs = columns.pop("epoch", np.arange(1, len(rows) + 1, dtype=float))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 4), layout="constrained")
@@ -70,8 +66,21 @@ def curves_figure(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
             if len(rows) == 1:
                 axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
             axes.tick_params(length=0)
+            if axes.lines:  # the legend is below the axes, because long runs leave no free corner
+                axes.legend(loc="upper left", bbox_to_anchor=(0, -0.15), ncols=2, borderaxespad=0)
         figure.savefig(path, dpi=160)
     return Path(path)
+
+
+def sort_terms(columns: Iterable[str]) -> list[str]:
+    """Return the columns of loss terms, those of FRSKD first."""
+    terms = dict.fromkeys(name for name in columns if name.startswith("loss_"))
+    return sorted(terms, key=lambda name: list(_TERMS).index(name) if name in _TERMS else len(_TERMS))
+
+
+def term_label(column: str) -> str:
+    """Return the readable name of a loss term."""
+    return _TERMS[column][0] if column in _TERMS else column.removeprefix("loss_").replace("_", " ")
 
 
 def attention_figure(
@@ -88,25 +97,22 @@ def attention_figure(
 
     Args:
         images: [N, H, W, 1 or 3].
-        student_maps: One array per level, fine to coarse: attention maps [N, H_i, W_i], or the feature maps
-            [N, C_i, H_i, W_i] to compute them from.
+        student_maps: The feature maps [N, C_i, H_i, W_i] of each level, fine to coarse.
         teacher_maps: The same for the self-teacher's refined maps.
         titles: One per image, for example its class.
         path: The PNG file to write.
     """
     levels = len(student_maps)
-    columns = 1 + levels + len(teacher_maps)
-    cell = min(1.0, 9 / columns)
-    tall = cell * images.shape[1] / images.shape[2]
+    gap = 0.18  # empty columns separate image, student and self-teacher
+    widths = [1, gap, *[1] * levels, gap, *[1] * levels]
+    cell = min(1.0, 9 / (1 + 2 * levels))
+    height = cell * images.shape[1] / images.shape[2] * len(images) + 0.45
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(cell * columns + 0.4, tall * len(images) + 0.45))
-        # empty columns separate image, student and self-teacher
-        gap = 0.18
-        widths = [1, gap, *[1] * levels, gap, *[1] * len(teacher_maps)]
+        figure = Figure(figsize=(cell * (1 + 2 * levels) + 0.4, height))
         grid = figure.add_gridspec(
-            len(images), len(widths), width_ratios=widths, wspace=0.04, hspace=0.04, left=0.03, right=0.99, bottom=0.01
-        )
-        grid.update(top=1 - 0.45 / figure.get_figheight())
+            len(images), len(widths), width_ratios=widths, wspace=0.04, hspace=0.04,
+            left=0.03, right=0.99, bottom=0.01, top=1 - 0.45 / height,
+        )  # fmt: skip
         for row, (image, title) in enumerate(zip(images, titles, strict=True)):
             axes = _cell(figure, grid[row, 0], image.squeeze(), "image" if row == 0 else "")
             axes.set_ylabel(title, fontsize=7, color="#333333", labelpad=3)
@@ -125,25 +131,22 @@ def segmentation_figure(
     self_teacher: NDArray[Any] | None,
     class_names: Sequence[str],
     path: str | Path,
-    *,
-    ignored: int = 255,
 ) -> Path:
     """Draw images with the ground truth and the predictions of two networks; return the path.
 
     Args:
         images: [N, H, W, 1 or 3].
-        truth: Classes [N, H, W].
+        truth: Classes [N, H, W]; pixels of `IGNORED` are white in every column.
         student: Predicted classes [N, H, W].
         self_teacher: Predicted classes [N, H, W]; None omits the column.
         class_names: One per class; the first is drawn in light grey.
         path: The PNG file to write.
-        ignored: Label of pixels without a class; they are white in every column.
     """
     columns: list[tuple[str, NDArray[Any]]] = [("image", images), ("truth", truth), ("student", student)]
     if self_teacher is not None:
         columns.append(("self-teacher", self_teacher))
     colours = class_colours(len(class_names))
-    shown = sorted({int(label) for _, labels in columns[1:] for label in np.unique(labels)} - {ignored})
+    shown = sorted({int(label) for _, labels in columns[1:] for label in np.unique(labels)} - {IGNORED})
     cell = 1.5
     tall = cell * images.shape[1] / images.shape[2]
     legend_rows = -(-len(shown) // 4) if len(shown) <= _LEGEND_CLASSES else 0
@@ -155,9 +158,12 @@ def segmentation_figure(
         bottom=below / height, top=1 - 0.3 / height,
     )  # fmt: skip
     for row in range(len(images)):
-        hidden = truth[row] == ignored
+        hidden = truth[row][..., None] == IGNORED
         for column, (title, content) in enumerate(columns):
-            picture = content[row].squeeze() if column == 0 else _painted(content[row], hidden, colours)
+            if column == 0:
+                picture = content[row].squeeze()
+            else:
+                picture = np.where(hidden, 1.0, colours[content[row].clip(max=len(colours) - 1)])
             _cell(figure, grid[row, column], picture, title if row == 0 else "", fontsize=9)
     if legend_rows:
         patches = [Patch(color=tuple(colours[label]), label=class_names[label]) for label in shown]
@@ -172,68 +178,41 @@ def class_colours(count: int) -> NDArray[np.float64]:
     """Return one colour per class, [count, 3] in 0..1: light grey for the first, then distinct colours."""
     palette = [*matplotlib.color_sequences["tab10"], *matplotlib.color_sequences["Dark2"]]
     palette += [colour for place, colour in enumerate(matplotlib.color_sequences["tab20b"]) if place % 4 != 3]
-    colours = [_BACKGROUND_COLOUR, *(palette[index % len(palette)] for index in range(count - 1))]
+    colours = [(0.88, 0.88, 0.88), *(palette[index % len(palette)] for index in range(count - 1))]
     return np.array(colours[:count])
-
-
-def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.float64]]:
-    """Return the numbers by column, NaN for missing ones, without columns that have none."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: np.array([_number(row.get(name)) for row in rows]) for name in names}
-    return {name: values for name, values in columns.items() if np.isfinite(values).any()}
-
-
-def _number(value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return math.nan
-    return number if math.isfinite(number) else math.nan
 
 
 def _draw_losses(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray[np.float64]]) -> None:
     axes.set_title("loss terms, training")
     spare = iter((_RED, GREY, *matplotlib.color_sequences["Dark2"]))
-    terms = [name for name in columns if name.startswith("loss_")]
-    for name in sorted(terms, key=lambda name: list(TERMS).index(name) if name in TERMS else len(TERMS)):
-        label, colour = TERMS.get(name) or (name.removeprefix("loss_").replace("_", " "), next(spare))
-        _line(axes, epochs, columns[name], label=label, color=colour)
+    for name in sort_terms(columns):
+        colour = _TERMS[name][1] if name in _TERMS else next(spare)
+        _line(axes, epochs, columns[name], label=term_label(name), color=colour)
     if "loss" in columns:
         _line(axes, epochs, columns["loss"], label="sum", color="#222222", linewidth=2)
     if "val_loss" in columns:
         _line(axes, epochs, columns["val_loss"], label="cross-entropy, validation", color=BLUE, linestyle="--")
-    drawn = [values[np.isfinite(values)] for line in axes.lines if len(values := np.asarray(line.get_ydata(), float))]
-    if drawn and min(values.min() for values in drawn) > 0:
+    drawn = [value for line in axes.lines for value in np.asarray(line.get_ydata(), float)]
+    if drawn and 0 < 10 * min(drawn) <= max(drawn):
         axes.set_yscale("log")
-        if max(values.max() for values in drawn) < 10 * min(values.min() for values in drawn):
-            axes.set_yscale("linear")
-    if drawn:
-        _legend_below(axes)
 
 
 def _draw_scores(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray[np.float64]]) -> None:
-    axes.set_title("mean IoU, validation (%)" if "miou" in columns else "top-1 accuracy, validation (%)")
-    last = []
-    for name, (label, colour) in _SCORES.items():
-        if name not in columns:
-            continue
-        known = np.flatnonzero(np.isfinite(columns[name]))
-        final = columns[name][known[-1]]
-        _line(axes, epochs, columns[name], label=f"{label}: {final:.2f}", color=colour)
-        axes.plot(epochs[known[-1]], final, "o", color=colour, markersize=4)
-        last.append(columns[name][known])
-    if last:
+    score, title = ("miou", "mean IoU") if "miou" in columns else ("top1", "top-1 accuracy")
+    axes.set_title(f"{title}, validation (%)")
+    drawn: list[float] = []
+    for name, label, colour in ((score, "student", BLUE), (f"teacher_{score}", "self-teacher", ORANGE)):
+        if name in columns:
+            known = np.flatnonzero(np.isfinite(columns[name]))
+            final = columns[name][known[-1]]
+            _line(axes, epochs, columns[name], label=f"{label}: {final:.2f}", color=colour)
+            axes.plot(epochs[known[-1]], final, "o", color=colour, markersize=4)
+            drawn += columns[name][known].tolist()
+    if drawn:
         # the first epochs of a long run would compress the rest, where the lines are compared
-        low = np.percentile(np.concatenate(last), 8 if len(epochs) >= 10 else 0)
-        high = max(values.max() for values in last)
+        low, high = np.percentile(drawn, 8 if len(epochs) >= 10 else 0), max(drawn)
         margin = max((high - low) * 0.12, 0.5)
         axes.set_ylim(max(low - margin, 0), min(high + margin, 100))
-        _legend_below(axes)
-
-
-def _legend_below(axes: Axes) -> None:
-    """Put the legend below the axes, because long runs leave no free corner."""
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.15), ncols=2, borderaxespad=0)
 
 
 def _line(axes: Axes, epochs: NDArray[Any], values: NDArray[np.float64], **style: Any) -> None:
@@ -253,32 +232,19 @@ def _cell(figure: Figure, place: Any, picture: NDArray[Any], title: str, fontsiz
 
 
 def _overlay(image: NDArray[np.uint8], features: NDArray[Any]) -> NDArray[np.uint8]:
-    """Overlay an attention map in colour on an image [H, W, C] in grey, at least 112 pixels wide."""
-    attention = _unit(features)
+    """Overlay the attention map of a feature map [C, h, w] in colour on an image [H, W, C] in grey.
+
+    Values of a diverged run may not be finite: infinity is drawn as the maximum, NaN as zero.
+    """
+    attention = np.square(features.astype(np.float64)).mean(axis=0)
+    known = attention[np.isfinite(attention)]
+    low, span = (known.min(), max(np.ptp(known), 1e-12)) if known.size else (0.0, 1.0)
+    attention = np.nan_to_num((attention - low) / span, nan=0.0, posinf=1.0, neginf=0.0).astype(np.float32)
     height, width = image.shape[:2]
-    factor = max(1, math.ceil(112 / width))
+    factor = max(1, math.ceil(112 / width))  # at least 112 pixels wide
     size = (width * factor, height * factor)
     heat = Image.fromarray(attention).resize(size, Image.Resampling.BILINEAR)
     grey = Image.fromarray(image.mean(axis=2).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
     colour = matplotlib.colormaps["inferno"](np.asarray(heat))[..., :3] * 255
     mixed = 0.62 * colour + 0.38 * np.asarray(grey, dtype=np.float32)[..., None]
     return mixed.clip(0, 255).astype(np.uint8)
-
-
-def _unit(features: NDArray[Any]) -> NDArray[np.float32]:
-    """Return an attention map, computed from a feature map [C, H, W] if necessary, scaled to 0..1.
-
-    Values of a diverged run may not be finite: infinity is drawn as the maximum, NaN as zero.
-    """
-    attention = features.astype(np.float64)
-    if attention.ndim == 3:
-        attention = np.square(attention).mean(axis=0)
-    known = attention[np.isfinite(attention)]
-    low, span = (known.min(), max(np.ptp(known), 1e-12)) if known.size else (0.0, 1.0)
-    return np.nan_to_num((attention - low) / span, nan=0.0, posinf=1.0, neginf=0.0).astype(np.float32)
-
-
-def _painted(labels: NDArray[Any], hidden: NDArray[Any], colours: NDArray[np.float64]) -> NDArray[np.float64]:
-    painted = colours[np.clip(labels, 0, len(colours) - 1)]
-    painted[hidden] = _IGNORED_COLOUR
-    return painted

@@ -2,8 +2,8 @@
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from frskd_timm.export.load import ExportedStudent, read_student
 from frskd_timm.pyramid import Pyramid
 from frskd_train.disk import disk_errors
 
-SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 TOLERANCE = 1e-4
 _BATCH = ({0: torch.export.Dim("batch")},)
 
@@ -34,6 +33,13 @@ class WithAttention(nn.Module):
         maps, logits = self.pyramid(self.model, images)
         assert logits is not None
         return logits, *(map_.square().mean(1) for map_ in maps)
+
+
+def check_onnx() -> None:
+    """Raise UserError if the extra `frskd-timm[onnx]` is not installed."""
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"ONNX needs {', '.join(missing)}: pip install 'frskd-timm[onnx]'.")
 
 
 def export_onnx(
@@ -62,11 +68,9 @@ def export_onnx(
             onnxruntime's outputs differ.
     """
     student = read_student(folder)
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401 torch's exporter is built on it
-    except ImportError as error:
-        raise UserError(f"ONNX needs {error.name}, which is not installed: pip install 'frskd-timm[onnx]'.") from None
+    check_onnx()
+    import onnxruntime
+
     model, names = student.load(), ["logits"]
     if attention:
         _, channels, height, width = student.probe(size=size).shape
@@ -92,7 +96,7 @@ def export_onnx(
 
 
 def export_program(folder: str | Path, path: str | Path, *, size: tuple[int, int] | None = None) -> Path:
-    """Write an exported student as a program of `torch.export` for any batch size, and verify it.
+    """Write an exported student as a program of `torch.export` for any batch size, verify it, and return the path.
 
     `torch.export.load(path).module()` runs it without timm. The archive contains the student's `config.json`.
 
@@ -100,9 +104,6 @@ def export_program(folder: str | Path, path: str | Path, *, size: tuple[int, int
         folder: An exported student.
         path: The file to write, with the suffix `.pt2`.
         size: Height and width of the images for segmentation students; classifiers have their own size.
-
-    Returns:
-        The path.
 
     Raises:
         UserError: The folder does not load, the architecture cannot be exported, or the program's logits differ.
@@ -132,33 +133,25 @@ def _export(
     read: Callable[[Path], Callable[[Tensor], Sequence[Any]]],
 ) -> Path:
     """Write a file, compare its outputs with the model's, and only then put it in place."""
-    with _replacing(path) as aside:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # warnings of the exporters about torch internals
-                write(student.probe(size=size), aside)
-        except OSError:
-            raise
-        except Exception as error:  # the exporters raise various errors for unsupported architectures
-            raise UserError(
-                f"{student.architecture} cannot be exported to {path.suffix} ({type(error).__name__})."
-            ) from error
-        run = read(aside)
-        for batch in (1, 3):  # one image, and more images than were traced
-            _compare(model, run, student.probe(batch, size))
-    return path
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.stem}.partial{path.suffix}")
     with disk_errors(path, lambda: None):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            yield aside
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # warnings of the exporters about torch internals
+                write(student.probe(size=size), aside)
+            run = read(aside)
+            for batch in (1, 3):  # one image, and more images than were traced
+                _compare(model, run, student.probe(batch, size))
             aside.replace(path)
+        except (OSError, UserError):
+            raise
+        except Exception as error:  # the exporters raise various errors for unsupported architectures
+            reason = type(error).__name__
+            raise UserError(f"{student.architecture} cannot be exported to {path.suffix} ({reason}).") from error
         finally:
             aside.unlink(missing_ok=True)
+    return path
 
 
 def _compare(model: nn.Module, run: Callable[[Tensor], Sequence[Any]], images: Tensor) -> None:

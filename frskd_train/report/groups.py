@@ -2,10 +2,10 @@
 
 import csv
 import json
-import statistics
+import math
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,14 @@ from PIL import Image
 
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.folder import RECIPE
-from frskd_timm.export.load import read_student
+from frskd_timm.export.load import ExportedStudent, read_student
 from frskd_train.constraints import PRIVATE
 from frskd_train.errors import SettingsError
-from frskd_train.progress import duration
 from frskd_train.recipe import read_yaml
-from frskd_train.report.card_text import FORMS, Form
-from frskd_train.report.charts import Chart, Line, data_uri, describe, line_chart
+from frskd_train.report.card import FORMS, spread
+from frskd_train.report.charts import Line, data_uri, describe, line_chart
 from frskd_train.report.evaluation import EVALUATION, read_evaluation
-from frskd_train.report.figures import TERMS
+from frskd_train.report.figures import sort_terms, term_label
 from frskd_train.report.metrics import Metrics, read_metrics
 from frskd_train.report.predictions import Predictions
 from frskd_train.settings import MethodSettings, Settings, declared, default_settings, flat
@@ -37,6 +36,7 @@ class Run:
 
     folder: Path
     metrics: Metrics
+    student: ExportedStudent
     rows: list[dict[str, str]]
     settings: dict[str, Any]
     predictions: Predictions | None
@@ -44,27 +44,22 @@ class Run:
     @classmethod
     def read(cls, folder: Path) -> "Run":
         """Read a run; raise UserError if the folder does not hold a finished one."""
-        metrics = read_metrics(folder / "metrics.json")
+        metrics, student = read_metrics(folder / "metrics.json"), read_student(folder / "student")
         try:
             rows = list(csv.DictReader((folder / "summary.csv").read_text(encoding="utf-8").splitlines()))
-            settings = flat(default_settings(metrics.task)) | read_yaml(str(folder / "student" / RECIPE))
+            settings = flat(default_settings(metrics.task)) | read_yaml(str(student.path / RECIPE))
         except (OSError, UnicodeDecodeError, csv.Error, SettingsError) as error:
             raise UserError(f"{folder} is not the folder of a finished run ({first_line(error)}).") from None
         evaluated = (folder / EVALUATION).is_file()  # runs of earlier versions have no such file
         predictions = Predictions(read_evaluation(folder / EVALUATION), folder) if evaluated else None
-        return cls(folder, metrics, rows, settings, predictions)
-
-    @property
-    def name(self) -> str:
-        """Name of the folder."""
-        return self.folder.resolve().name
+        return cls(folder, metrics, student, rows, settings, predictions)
 
     @property
     def data(self) -> str:
         """Name of the dataset."""
         return self.metrics.dataset.name
 
-    def recipe(self, without: Collection[str]) -> dict[str, Any]:
+    def recipe(self, without: Collection[str] = ()) -> dict[str, Any]:
         """Return the settings that two runs have to share to differ only in the seed, apart from some."""
         return {name: value for name, value in self.settings.items() if name not in _APART and name not in without}
 
@@ -72,11 +67,9 @@ class Run:
         """Return the (epoch, value) pairs of a column of `summary.csv` that hold a finite number."""
         found = []
         for row in self.rows:
-            try:
+            with suppress(KeyError, TypeError, ValueError):
                 found.append((float(row["epoch"]), float(row[column])))
-            except (KeyError, TypeError, ValueError):
-                continue
-        return [point for point in found if abs(point[1]) < float("inf")]
+        return [point for point in found if math.isfinite(point[1])]
 
     def picture(self, name: str) -> str | None:
         """Return a picture of the run as a data URI, if there is one."""
@@ -85,53 +78,32 @@ class Run:
         except OSError:  # there is none, or it is damaged
             return None
         picture.thumbnail((_WIDEST, _WIDEST * 4))
-        return data_uri(picture, "JPEG")
+        return data_uri(picture)
 
 
 class Group:
     """Runs that differ only in the seed."""
 
-    def __init__(self, runs: Sequence[Run], form: Form) -> None:
+    def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = runs
-        self.form = form
         self.run = runs[0]
         self.metrics = runs[0].metrics
+        self.form = FORMS[self.metrics.task]
         self.method = {"frskd": "FRSKD", "ce": "cross-entropy"}[self.metrics.method]
         self.label = self.method  # the page adds the settings in which groups differ
-
-    @property
-    def mean(self) -> float:
-        """Mean of the main score."""
-        return statistics.mean(self.values(self.form.score))
 
     @property
     def minutes(self) -> str:
         """Mean and spread of the training time."""
         return spread([run.metrics.seconds / 60 for run in self.runs], "{:.1f}")
 
-    @property
-    def seeds(self) -> str:
-        """The seeds, for people."""
-        return ", ".join(str(run.metrics.seed) for run in self.runs)
-
     def values(self, score: str, network: str = "student") -> list[float]:
         """Return a score of each run that has it."""
         found = [(getattr(run.metrics, network) or {}).get(score) for run in self.runs]
         return [value for value in found if value is not None]
 
-    @property
-    def calibration(self) -> str:
-        """Mean and spread of the expected calibration error, or an empty text."""
-        found = [run.predictions.evaluation.calibration.ece for run in self.runs if run.predictions]
-        return spread([value for value in found if value is not None], "{:.3f}")
-
-    def shown(self, score: str, network: str = "student") -> str:
-        """Return mean and standard deviation of a score for people, or an empty text."""
-        return spread(self.values(score, network), self.form.columns[score][1])
-
-    @cached_property
     def changed(self) -> list[tuple[str, Any, Any]]:
-        """Name, value and default of the settings that differ from the defaults."""
+        """Return name, value and default of the settings that differ from the defaults."""
         defaults, facts = flat(default_settings(self.metrics.task)), declared(Settings)
         return [
             (name, value, defaults.get(name))
@@ -139,105 +111,25 @@ class Group:
             if value not in (defaults.get(name), "") and PRIVATE not in facts.get(name, ())  # "": a path left out
         ]
 
-    def load(self) -> tuple[str, str] | None:
-        """Return the imports and the expression that load the student, if it is there."""
-        try:
-            student = read_student(self.run.folder / "student")
-        except UserError:
-            return None
-        return student.imports, student.load_line(f"local-dir:{(self.run.folder / 'student').as_posix()}")
-
-    def tiles(self) -> list[tuple[str, str, str]]:
-        """Return name, value and note of the main numbers of the first run."""
-        found, scores = [], self.metrics.student or {}
-        for score, (heading, form) in self.form.columns.items():
-            if scores.get(score) is not None:
-                found.append((heading, form.format(scores[score]), ""))
-        score = self.form.score
-        if self.metrics.self_teacher:
-            found.append(("self-teacher", f"{self.metrics.self_teacher[score]:.2f}", "not exported"))
-        if self.metrics.baseline:
-            runs = [run[score] for run in self.metrics.baseline.runs]
-            mean, *deviation = spread(runs).split(" ", 1)
-            found.append(("cross-entropy", mean, ", ".join([*deviation, count_seeds(runs)])))
-        if self.run.predictions:
-            evaluation = self.run.predictions.evaluation
-            found.append(("mean F1 (%)", f"{evaluation.macro['f1']:.2f}", "of the classes"))
-            found.append(("ECE", describe(evaluation.calibration.ece), "calibration error"))
-        found.append(("parameters", f"{self.metrics.param_count / 1e6:.2f} M", ""))
-        return [*found, ("training", duration(self.metrics.seconds), "")]
-
-    def facts(self) -> list[tuple[str, str]]:
-        """Return data, machine and versions of the first run."""
-        data, machine = self.metrics.dataset, self.metrics.machine
-        return [
-            ("data", f"{data.name}: {data.train_images:,} training and {data.val_images:,} validation images"),
-            ("classes", str(data.num_classes)),
-            ("image size", f"{self.metrics.img_size} pixels"),
-            ("weights", "moving average" if self.metrics.weights == "ema" else "of the last step"),
-            ("seed", str(self.metrics.seed)),
-            ("machine", ", ".join(map(str, filter(None, (machine.name or machine.device, machine.precision))))),
-            *self.metrics.versions.items(),
-        ]
-
-    def charts(self) -> list[Chart]:
-        """Return the charts of losses and scores over the epochs."""
-        names = {name: None for row in self.run.rows for name in row if name.startswith("loss_")}
-        terms = [
-            Line(TERMS[name][0] if name in TERMS else name.removeprefix("loss_"), colour % 6, self.run.series(name))
-            for colour, name in enumerate(sorted(names, key=lambda n: list(TERMS).index(n) if n in TERMS else 9))
-        ]
-        terms += [Line("validation, student", 0, self.run.series("val_loss"), "dashed")]
-        score = self.form.score
-        lines = [
-            Line("student", 0, self.run.series(score)),
-            Line("self-teacher", 1, self.run.series(f"teacher_{score}")),
-        ]
-        charts = (
-            line_chart("Loss terms", terms, "epoch", log=True),
-            line_chart(self.form.label, lines, "epoch", unit="%"),
-        )
-        return [chart for chart in charts if chart is not None]
-
-    def pictures(self) -> list[tuple[str, str, str]]:
-        """Return heading, data URI and description of the pictures made at the end of the run."""
-        known = {
-            "attention.png": (
-                "Attention",
-                "Where the feature maps of the student and of the self-teacher are large, over one validation image "
-                "per row: levels from fine to coarse.",
-            ),
-            "segmentation.png": (
-                "Masks",
-                "Validation images with the true mask, the student's and the self-teacher's, one image per row.",
-            ),
-        }
-        found = ((title, self.run.picture(name), text) for name, (title, text) in known.items())
-        return [(title, picture, text) for title, picture, text in found if picture]
-
-
-def spread(values: Sequence[float], form: str = "{:.2f}") -> str:
-    """Return mean ± standard deviation for people; without ± for one value, empty for none."""
-    if not values:
-        return ""
-    text = form.format(statistics.mean(values))
-    return text if len(values) == 1 else f"{text} ± {form.format(statistics.stdev(values))}"
-
-
-def count_seeds(values: Sequence[float]) -> str:
-    """Return the number of seeds for people."""
-    return f"{len(values)} seed{'s' if len(values) > 1 else ''}"
+    def charts(self) -> list[dict[str, Any] | None]:
+        """Return the charts of losses and scores over the epochs; None for one without a number."""
+        series, score = self.run.series, self.form.score
+        columns = sort_terms(name for row in self.run.rows for name in row)
+        terms = [Line(term_label(name), colour % 6, series(name)) for colour, name in enumerate(columns)]
+        terms.append(Line("validation, student", 0, series("val_loss"), "dashed"))
+        scores = [Line("student", 0, series(score)), Line("self-teacher", 1, series(f"teacher_{score}"))]
+        return [line_chart("Loss terms", terms, log=True), line_chart(self.form.label, scores, unit="%")]
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Put runs that differ only in the seed into one group and label the groups by what differs between them."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        found.setdefault(json.dumps([run.data, run.recipe(())], sort_keys=True, default=str), []).append(run)
-    groups = [Group(members, FORMS[members[0].metrics.task]) for members in found.values()]
+        found.setdefault(json.dumps([run.data, run.recipe()], sort_keys=True, default=str), []).append(run)
+    groups = [Group(members) for members in found.values()]
     several = len({group.run.data for group in groups}) > 1
     for group in groups:
-        own, differing = group.run.recipe(()), []
+        own, differing = group.run.recipe(), []
         for name in own:  # settings of the method are compared between runs of the same method only
             others = (g.run for g in groups if name not in METHOD or g.metrics.method == group.metrics.method)
             if any(other.settings.get(name) != own[name] for other in others):

@@ -16,25 +16,18 @@ NetworkScores = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """The training and validation data of a run.
-
-    Attributes:
-        id: The name given as `--dataset`.
-        split: The validation split.
-        whole_split: Whether the scores are for a whole split of the dataset, not for a sample or held-out images.
-        hub_id: OWNER/NAME on the Hub if `id` is another name.
-    """
+    """The training and validation data of a run."""
 
     name: str
-    id: str
-    split: str
+    id: str  # the name given as `--dataset`
+    split: str  # of the validation images
     license: str | None
     homepage: str | None
     train_images: int
     val_images: int
     num_classes: int
-    whole_split: bool
-    hub_id: str | None = None
+    whole_split: bool  # whether the scores are for a whole split, not for a sample or held-out images
+    hub_id: str | None = None  # OWNER/NAME on the Hub if `id` is another name
 
 
 @dataclass(frozen=True)
@@ -75,22 +68,7 @@ class InitialWeights:
 
 @dataclass(frozen=True)
 class Metrics:
-    """A finished run.
-
-    Attributes:
-        student: Scores of the exported weights; None if no validation image could be read.
-        self_teacher: Scores of the self-teacher, if there was one.
-        weights: `ema` or `student`.
-        epochs: Number of planned epochs.
-        epoch: Number of completed epochs.
-        date: Day of the scores, YYYY-MM-DD in UTC.
-        initial: The weights that training started from; None for random ones.
-        gmacs: Multiply-adds of one image, in billions; None if they could not be counted, like `activations`.
-        activations: Outputs of the layers for one image, in millions.
-        stored_in: Precision of the parameters in the weights file if not float32 (shipped weights only).
-        shipped_as: Name of the weights (shipped weights only, like `crop_pct`, `interpolation` and `sample`).
-        sample: Scores on the sample in the repository.
-    """
+    """A finished run."""
 
     schema: int
     task: str
@@ -100,38 +78,36 @@ class Metrics:
     tag: str
     license: str | None
     dataset: DatasetFacts
-    student: NetworkScores | None
+    student: NetworkScores | None  # of the exported weights; None if no validation image could be read
     self_teacher: NetworkScores | None
-    weights: str
+    weights: str  # `ema` or `student`
     param_count: int
     img_size: int
-    epochs: int
-    epoch: int
+    epochs: int  # planned
+    epoch: int  # completed
     seed: int
     seconds: float
     images_per_second: float | None
     machine: MachineFacts
     versions: dict[str, str]
     baseline: Baseline | None = None
-    date: str | None = None
-    initial: InitialWeights | None = None
-    gmacs: float | None = None
-    activations: float | None = None
-    stored_in: str | None = None
-    shipped_as: str | None = None
+    date: str | None = None  # of the scores, YYYY-MM-DD in UTC
+    initial: InitialWeights | None = None  # None for random weights
+    gmacs: float | None = None  # multiply-adds of one image, in billions; None if they could not be counted
+    activations: float | None = None  # outputs of the layers for one image, in millions
+    # Of shipped weights only.
+    stored_in: str | None = None  # precision of the parameters in the weights file if not float32
+    shipped_as: str | None = None  # name of the weights
     crop_pct: float | None = None
     interpolation: str | None = None
-    sample: dict[str, Any] | None = None
+    sample: dict[str, Any] | None = None  # scores on the sample in the repository
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Metrics":
         """Create it from parsed JSON; raise TypeError for missing and unknown keys."""
-        parts = {
-            "dataset": DatasetFacts, "machine": MachineFacts, "baseline": Baseline, "initial": InitialWeights,
-        }  # fmt: skip
-        return cls(
-            **{name: parts[name](**value) if name in parts and value else value for name, value in content.items()}
-        )
+        kinds = {"dataset": DatasetFacts, "machine": MachineFacts, "baseline": Baseline, "initial": InitialWeights}
+        parts = {name: kind(**content[name]) for name, kind in kinds.items() if content.get(name)}
+        return cls(**{**content, **parts})
 
     def to_json(self) -> str:
         """Return the text of `metrics.json`; numbers that are not finite become null."""

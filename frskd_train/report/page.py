@@ -1,22 +1,26 @@
 """The report of one or several runs: one HTML page that needs no other file."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
 from frskd_timm.errors import UserError
 from frskd_train.disk import write_atomically
+from frskd_train.progress import duration
+from frskd_train.report.card import count_seeds, spread
 from frskd_train.report.charts import Line, describe, line_chart
-from frskd_train.report.groups import Group, Run, group_runs
-from frskd_train.report.verdict import verdict
+from frskd_train.report.groups import METHOD, Group, Run, group_runs
+from frskd_train.report.metrics import Metrics
 
 PAGE = "report.html"
 _DETAILED = 8  # groups of runs that are shown in detail, or fewer if the page would be too large
 _LARGEST = 4_800_000  # characters of a page; most take one byte
+# 97.5% quantiles of Student's t distribution for 1, 2, ... degrees of freedom; the last stands for more.
+_T = (12.7, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.2)
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:
@@ -30,12 +34,34 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     if len({run.metrics.task for run in runs}) > 1:
         raise UserError("The runs are of different tasks (classification and segmentation): make one report for each.")
     groups = group_runs(runs)
+    form = groups[0].form
+    values = [value for group in groups for value in group.values(form.score)]
+    low, high = (math.floor(min(values)), math.ceil(max(values) + 0.01)) if values else (0, 100)
+    lines = [
+        Line(group.label if number == 0 else "", place % 6, run.series(form.score), "thin" if number else "")
+        for place, group in enumerate(groups)
+        for number, run in enumerate(group.runs)
+    ]
+    models, data = dict.fromkeys(run.metrics.model for run in runs), dict.fromkeys(run.data for run in runs)
     loader = jinja2.PackageLoader("frskd_train.report", "")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["describe"] = describe
-    template, facts = environment.get_template("page_template.html"), _facts(runs, groups)
+    environment.filters |= {"count_seeds": count_seeds, "describe": describe, "duration": duration, "spread": spread}
+    names = [run.folder.resolve().name for run in runs]
+    environment.globals |= {
+        "title": f"{' and '.join(models)} on {' and '.join(data)}",
+        "subtitle": names[0] if len(runs) == 1 else f"{len(runs)} runs: {', '.join(names)}",
+        "low": low,
+        "high": high,
+        "place": lambda value: round(4 + 92 * (value - low) / (high - low), 1),
+        "form": form,
+        "groups": groups,
+        "verdicts": [(group.label, *_verdict(group, groups)) for group in groups],
+        "comparison": line_chart(form.label, lines, unit="%") if len(runs) > 1 else None,
+        "version": version("frskd-timm"),
+    }
+    template = environment.get_template("page_template.html")
     for detailed in range(min(len(groups), _DETAILED), 0, -1):
-        text = template.render(groups=groups, detailed=groups[:detailed], **facts)
+        text = template.render(detailed=groups[:detailed])
         if len(text) < _LARGEST:
             break
     try:
@@ -45,25 +71,54 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     return output
 
 
-def _facts(runs: Sequence[Run], groups: Sequence[Group]) -> dict[str, Any]:
-    """Return the variables of the template that concern all runs."""
-    form = groups[0].form
-    values = [value for group in groups for value in group.values(form.score)]
-    low, high = (math.floor(min(values)), math.ceil(max(values) + 0.01)) if values else (0, 100)
-    lines = [
-        Line(group.label if number == 0 else "", place % 6, run.series(form.score), "thin" if number else "")
-        for place, group in enumerate(groups)
-        for number, run in enumerate(group.runs)
-    ]
-    models, data = (dict.fromkeys(names) for names in zip(*((r.metrics.model, r.data) for r in runs), strict=True))
-    return {
-        "title": f"{' and '.join(models)} on {' and '.join(data)}",
-        "subtitle": runs[0].name if len(runs) == 1 else f"{len(runs)} runs: {', '.join(run.name for run in runs)}",
-        "low": low,
-        "high": high,
-        "place": lambda value: round(4 + 92 * (value - low) / (high - low), 1),
-        "form": form,
-        "verdicts": [(group.label, *verdict(group, groups)) for group in groups],
-        "comparison": line_chart(form.label, lines, "epoch", unit="%") if len(runs) > 1 else None,
-        "version": version("frskd-timm"),
-    }
+def _verdict(group: Group, groups: Sequence[Group]) -> tuple[str, str]:
+    """Return the tone (better, worse, same, none) and the text of the comparison of a group with its baseline."""
+    own, other = group.values(group.form.score), _baseline_scores(group, groups)
+    if not own:
+        return "none", "The student was not scored: no validation image could be read."
+    if group.metrics.method == "ce":
+        return "none", ""
+    if not other:
+        return "none", (
+            "There is no baseline to compare with: train one with --method ce and the same settings, and give both "
+            "folders to frskd report."
+        )
+    gain, margin = statistics.mean(own) - statistics.mean(other), _margin(own, other, group.metrics)
+    text = (
+        f"FRSKD is {abs(gain):.2f} points {'better' if gain >= 0 else 'worse'} in {group.form.label} than "
+        f"cross-entropy with the same recipe ({statistics.mean(own):.2f} with {count_seeds(own)}, "
+        f"{statistics.mean(other):.2f} with {count_seeds(other)})."
+    )
+    if margin is None:
+        return "same", f"{text} More seeds are needed to tell whether this is more than chance."
+    several = len(own) + len(other) > 2
+    cause = "the choice of seeds" if several else f"a test on {group.metrics.dataset.val_images:,} images"
+    inside = abs(gain) <= margin
+    text += f" That is {'within' if inside else 'more than'} the {margin:.2f} points that {cause} can explain."
+    return "same" if inside else "better" if gain > 0 else "worse", text
+
+
+def _baseline_scores(group: Group, groups: Sequence[Group]) -> list[float]:
+    """Return the scores of cross-entropy runs of the same recipe: among the groups, else those given to the run."""
+    for other in groups:
+        same = other.run.data == group.run.data and other.run.recipe(METHOD) == group.run.recipe(METHOD)
+        if same and other.metrics.method == "ce":
+            return other.values(group.form.score)
+    baseline = group.metrics.baseline
+    return [run[group.form.score] for run in baseline.runs] if baseline else []
+
+
+def _margin(own: Sequence[float], other: Sequence[float], metrics: Metrics) -> float | None:
+    """Return the difference of two means in points that chance explains with 95% probability; None if unknown.
+
+    With several seeds it follows from their spread, otherwise from the number of images (classification only).
+    """
+    freedom = len(own) + len(other) - 2
+    if freedom > 0:
+        squares = sum(statistics.pvariance(values) * len(values) for values in (own, other))
+        deviation = (squares / freedom * (1 / len(own) + 1 / len(other))) ** 0.5
+        return _T[min(freedom, len(_T)) - 1] * deviation
+    if metrics.task != "classification":
+        return None
+    rate = min(max(own[0] / 100, 0.005), 0.995)
+    return 1.96 * 100 * (2 * rate * (1 - rate) / max(metrics.dataset.val_images, 1)) ** 0.5

@@ -1,17 +1,18 @@
 """The end of a run: export, metrics, pictures, card, and the summary for the user."""
 
-import platform
+import math
 import signal
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
-from importlib.util import find_spec
+from platform import python_version
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from huggingface_hub import get_token
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.folder import RECIPE
@@ -25,18 +26,22 @@ from frskd_train.progress import duration
 from frskd_train.recipe import write_recipe
 from frskd_train.report.answers import confusion_picture
 from frskd_train.report.baseline import read_baseline
-from frskd_train.report.cost import count_cost
 from frskd_train.report.evaluation import EVALUATION, Evaluation
 from frskd_train.report.figures import curves_figure
-from frskd_train.report.formats import export_onnx
+from frskd_train.report.formats import check_onnx, export_onnx
+from frskd_train.report.hub import check_repo_id
 from frskd_train.report.metrics import DatasetFacts, MachineFacts, Metrics
 from frskd_train.report.page import PAGE, write_report
 from frskd_train.report.predictions import MISTAKES, draw_mistakes
-from frskd_train.report.publish import check_repo_id, push_student
+from frskd_train.report.publish import push_student
 from frskd_train.run_folder import RunFolder
 from frskd_train.run_state import RunState
 from frskd_train.settings import RunSettings, Settings, default_settings
 from frskd_train.tasks import Job
+
+# The operations that fvcore, which timm uses, counts the outputs of.
+_ATEN: Any = torch.ops.aten
+_LAYERS = (_ATEN.convolution, _ATEN._convolution, _ATEN.mm, _ATEN.addmm, _ATEN.bmm, _ATEN.baddbmm)
 
 
 def preflight(settings: Settings, score: str) -> None:
@@ -45,9 +50,7 @@ def preflight(settings: Settings, score: str) -> None:
     if run.baseline:
         read_baseline(run.baseline, settings, score)
     if "onnx" in run.export:
-        missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
-        if missing:
-            raise UserError(f"--export onnx needs {', '.join(missing)}: pip install 'frskd-timm[onnx]'.")
+        check_onnx()
     if run.push_to_hub is not None:
         check_repo_id("--push-to-hub", run.push_to_hub)
         if get_token() is None:
@@ -87,14 +90,13 @@ def finish_run(
     """Write metrics, pictures, cards and other formats beside the exported student; main process only."""
     with folder.writing():
         folder.write("metrics.json", metrics.to_json())
-        if evaluation is not None:
-            folder.write(EVALUATION, evaluation.to_json())
         pictures = [curves_figure(history, folder.path / "curves.png")]
         if metrics.student is not None:  # None if no validation image could be read
             pictures += job.draw(folder.path, data, task, student)
         if evaluation is not None:
-            names = evaluation.class_names
-            pictures.append(confusion_picture(evaluation.confusion, names, folder.path / "confusion.png"))
+            folder.write(EVALUATION, evaluation.to_json())
+            path = folder.path / "confusion.png"
+            pictures.append(confusion_picture(evaluation.confusion, evaluation.class_names, path))
         for picture in pictures:
             (folder.student / picture.name).write_bytes(picture.read_bytes())
         job.write_cards(folder, metrics, evaluation)
@@ -165,12 +167,7 @@ def make_metrics(
             processes=accelerator.num_processes,
             precision={"no": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(accelerator.mixed_precision),
         ),
-        versions={
-            "frskd_timm": version("frskd-timm"),
-            "torch": str(torch.__version__),
-            "timm": version("timm"),
-            "python": platform.python_version(),
-        },
+        versions={name: version(name) for name in ("frskd_timm", "torch", "timm")} | {"python": python_version()},
         baseline=read_baseline(settings.run.baseline, settings, job.score) if settings.run.baseline else None,
         date=datetime.now(timezone.utc).date().isoformat(),
         initial=job.initial_weights(),
@@ -179,15 +176,32 @@ def make_metrics(
     )
 
 
+@torch.no_grad()
+def count_cost(network: nn.Module, input_size: tuple[int, int, int]) -> tuple[float, float] | None:
+    """Return multiply-adds in billions and activations in millions for one image; None if they cannot be counted.
+
+    Args:
+        network: A network in evaluation mode; on the meta device nothing is computed.
+        input_size: Channels, height and width.
+    """
+    image = torch.empty(1, *input_size, device=next(network.parameters()).device)
+    counters = dict.fromkeys(_LAYERS, lambda *_, out_shape, **__: math.prod(out_shape))
+    flops, outputs = FlopCounterMode(display=False), FlopCounterMode(display=False, custom_mapping=counters)
+    try:
+        with flops, outputs:
+            network(image)
+    except Exception:  # a network may compute with values, which the meta device does not have
+        return None
+    counted = outputs.get_flop_counts()["Global"]
+    return flops.get_total_flops() / 2e9, sum(counted.get(layer, 0) for layer in _LAYERS) / 1e6
+
+
 def _rounded(scores: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
     """Round the scores of one network, and name the scores of each class."""
-    found: dict[str, Any] = {}
-    for name, value in scores.items():
-        if isinstance(value, list):
-            by_class = zip(class_names, value, strict=True)
-            found[name] = {label: None if each is None else round(each, 4) for label, each in by_class}
-        elif name != "images":
-            found[name] = round(value, 4)
+    found = {name: round(value, 4) for name, value in scores.items() if name not in ("images", "iou")}
+    if "iou" in scores:
+        rounded = (None if value is None else round(value, 4) for value in scores["iou"])
+        found["iou"] = dict(zip(class_names, rounded, strict=True))
     return found
 
 

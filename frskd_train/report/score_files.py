@@ -3,7 +3,7 @@
 import csv
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from frskd_timm.errors import UserError
 from frskd_timm.export.folder import CONFIG, WEIGHTS
 from frskd_train.report.answers import confusion_picture
-from frskd_train.report.evaluation import EVALUATION, Calibration, Evaluation
+from frskd_train.report.evaluation import EVALUATION, ClassScores, Evaluation
 from frskd_train.report.figures import BLUE, GREY, ORANGE, STYLE
 
 
@@ -43,30 +43,32 @@ def write_scores(evaluation: Evaluation, output: Path, *, pictures: bool = False
         return
     (output / EVALUATION).write_text(evaluation.to_json(), encoding="utf-8")
     names = evaluation.class_names
+    table = [[name, *row] for name, row in zip(names, evaluation.confusion, strict=True)]
+    _write_csv(output / "confusion.csv", ["true / given", *names], table)
+    columns = [attribute.name for attribute in fields(ClassScores)]
+    _write_csv(output / "per_class.csv", columns, [astuple(row) for row in evaluation.per_class])
     corruptions = [{"corruption": name, **row} for name, rows in evaluation.corruptions.items() for row in rows]
-    _write_csv(output / "per_class.csv", [asdict(row) for row in evaluation.per_class])
-    _write_csv(output / "corruptions.csv", corruptions)
-    with (output / "confusion.csv").open("w", encoding="utf-8", newline="") as file:
-        named = ([name, *row] for name, row in zip(names, evaluation.confusion, strict=True))  # names may repeat
-        csv.writer(file, lineterminator="\n").writerows([["true / given", *names], *named])
+    if corruptions:
+        _write_csv(output / "corruptions.csv", list(corruptions[0]), [list(row.values()) for row in corruptions])
     if pictures:
-        reliability_figure(evaluation, output / "reliability.png")
+        _reliability_figure(evaluation, output / "reliability.png")
         confusion_picture(evaluation.confusion, names, output / "confusion.png")
 
 
 def summary(evaluation: Evaluation, shown: Mapping[str, str]) -> str:
     """Return the lines for the user; `shown` has the labels of the scores by name."""
-    speed = f"{evaluation.images_per_second:.0f} images/s"
     figures = "  ".join(f"{label} {getattr(evaluation, name):.2f}%" for name, label in shown.items())
+    speed = f"{evaluation.images_per_second:.0f} images/s"
     macro = "  ".join(f"{name} {value:.2f}%" for name, value in evaluation.macro.items())
     lines = [
         f"{figures}  loss {evaluation.loss:.4f}  ({evaluation.images} images, {speed})",
         f"means over the classes: {macro}",
-        f"calibration: {_describe(evaluation.calibration)}",
+        *(
+            f"calibration {label}: NLL {found.nll:.4f}  ECE {found.ece:.4f}  Brier score {found.brier:.4f}"
+            for label, found in evaluation.calibrations()
+        ),
+        evaluation.temperature_note,
     ]
-    if evaluation.calibrated is not None and evaluation.temperature is not None:
-        lines.append(f"with temperature {evaluation.temperature.value:.2f}: {_describe(evaluation.calibrated)}")
-    lines.append(evaluation.temperature_note)
     names = evaluation.class_names
     confused = [f"{names[true]} as {names[given]} ({count:,})" for true, given, count in evaluation.confused(3)]
     if confused:
@@ -78,20 +80,16 @@ def summary(evaluation: Evaluation, shown: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def reliability_figure(evaluation: Evaluation, path: Path) -> Path:
-    """Draw the accuracy by confidence, before and after temperature scaling, and return the path."""
+def _reliability_figure(evaluation: Evaluation, path: Path) -> None:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.6, 4.4), layout="constrained")
         axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="perfectly calibrated")
-        curves = {"as it is": (evaluation.calibration, BLUE, "o")}
-        if evaluation.calibrated is not None and evaluation.temperature is not None:
-            label = f"temperature {evaluation.temperature.value:.2f}"
-            curves[label] = (evaluation.calibrated, ORANGE, "s")
-        for name, (found, colour, marker) in curves.items():
-            filled = [place for place, count in enumerate(found.bin_count) if count]
-            accuracy = [found.bin_accuracy[place] for place in filled]
-            confidence = [found.bin_confidence[place] for place in filled]
+        styles = ((BLUE, "o"), (ORANGE, "s"))
+        for (name, found), (colour, marker) in zip(evaluation.calibrations(), styles, strict=False):
+            confidence, accuracy = (  # without the empty bins
+                [mean for mean in means if mean is not None] for means in (found.bin_confidence, found.bin_accuracy)
+            )
             label = f"{name}, ECE {found.ece:.3f}"
             axes.plot(confidence, accuracy, color=colour, marker=marker, clip_on=False, label=label)
             edges = np.linspace(0, 1, len(found.bin_count) + 1)
@@ -100,16 +98,8 @@ def reliability_figure(evaluation: Evaluation, path: Path) -> Path:
         axes.legend(loc="upper left")
         counts.set(xlabel="confidence", ylabel="share")
         figure.savefig(path, dpi=160)
-    return path
 
 
-def _describe(calibration: Calibration) -> str:
-    return f"NLL {calibration.nll:.4f}  ECE {calibration.ece:.4f}  Brier score {calibration.brier:.4f}"
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    if rows:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])

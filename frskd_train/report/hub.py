@@ -1,0 +1,240 @@
+"""Publishing on the Hub: one commit, its comparison with what was sent, and retries after temporary failures."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import huggingface_hub
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from frskd_timm.errors import UserError, first_line
+
+T = TypeVar("T")
+
+SILENCE = 30.0  # seconds without an answer after which a request has failed
+_ATTEMPTS = 4
+PATIENCE = 120  # seconds without an answer after which there are no more retries
+_LONGEST_WAIT = 300  # longest wait in seconds at the request of a server
+# Base class of errors of the HTTP library in huggingface_hub; which library depends on its version.
+_TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
+_AGAIN = "run the same command again later, it continues where it stopped"
+
+
+class AlteredError(Exception):
+    """A downloaded file differs from the uploaded one."""
+
+
+class SilentError(Exception):
+    """The Hub has not answered for `PATIENCE` seconds."""
+
+
+@dataclass
+class Repository:
+    """A repository on the Hub and how to commit to it; `kind` is `model` or `space`."""
+
+    api: HfApi
+    repo_id: str
+    kind: str = "model"
+    private: bool = False
+    revision: str | None = None
+    create_pr: bool = False
+
+    def head(self) -> tuple[str, set[str]]:
+        """Return the parent commit and its files; create the repository and the branch if they are missing."""
+        find = self.api.space_info if self.kind == "space" else self.api.model_info
+        look = partial(find, self.repo_id, revision=self.revision, timeout=SILENCE)
+        try:
+            info = look()
+        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+            if isinstance(error, RepositoryNotFoundError):
+                if self.create_pr:
+                    raise
+                sdk = "static" if self.kind == "space" else None
+                self.api.create_repo(
+                    self.repo_id, repo_type=self.kind, space_sdk=sdk, private=self.private, exist_ok=True
+                )
+            if self.revision:
+                self.api.create_branch(self.repo_id, branch=self.revision, exist_ok=True)
+            info = look()
+        if self.private and not info.private:
+            raise UserError(f"{self.repo_id} is public: make it private in its settings, or leave --private out.")
+        return str(info.sha), {sibling.rfilename for sibling in info.siblings or ()}
+
+    def commit(self, parent: str, files: Mapping[str, bytes], stale: Iterable[str], message: str) -> CommitInfo:
+        """Add files and delete stale ones; the Hub makes no commit if nothing changes."""
+        added = [CommitOperationAdd(name, content) for name, content in files.items()]
+        return self.api.create_commit(
+            self.repo_id,
+            [*added, *map(CommitOperationDelete, stale)],
+            commit_message=message,
+            repo_type=self.kind,
+            revision=self.revision,
+            create_pr=self.create_pr,
+            parent_commit=parent,  # fails if someone else has committed in between
+        )
+
+    def download(self, name: str, commit: str, cache: str) -> Path:
+        """Download one file."""
+        return Path(self.api.hf_hub_download(self.repo_id, name, repo_type=self.kind, revision=commit, cache_dir=cache))
+
+    def compare(self, files: Mapping[str, bytes], commit: str, cache: str) -> None:
+        """Download files to an empty cache; raise AlteredError if one differs."""
+        for name, content in files.items():
+            if self.download(name, commit, cache).read_bytes() != content:
+                raise AlteredError(name)
+
+
+def connect(token: str | None, endpoint: str | None) -> HfApi:
+    """Return a client; raise UserError if there is no token."""
+    token = token or huggingface_hub.get_token()
+    if not token:
+        raise UserError("There is no Hugging Face token: run `hf auth login`, or set HF_TOKEN, with write permission.")
+    return HfApi(endpoint=endpoint, token=token, library_name="frskd-timm")
+
+
+def check_repo_id(flag: str, repo_id: str) -> None:
+    """Raise UserError if the name of a repository is not of the form OWNER/NAME."""
+    with suppress(HFValidationError):
+        validate_repo_id(repo_id)
+        if repo_id.count("/") == 1:
+            return
+    raise UserError(f"{flag} must be OWNER/NAME, of letters, digits, '-', '_' and '.', not {repo_id!r}.")
+
+
+def list_files(files: Mapping[str, bytes], repo_id: str, say: Callable[[str], None]) -> None:
+    """Report what a dry run would have uploaded."""
+    for name, content in files.items():
+        say(f"  {len(content):>12,}  {name}")
+    say(f"Nothing was uploaded: this was a dry run for {repo_id}.")
+
+
+class _Patience:
+    """Hooks of huggingface_hub's client that end requests after the Hub has not answered for too long."""
+
+    last_answer = 0.0
+
+    @classmethod
+    def before(cls, _: Any) -> None:
+        if time.monotonic() - cls.last_answer > PATIENCE:
+            raise SilentError
+
+    @classmethod
+    def after(cls, _: Any = None) -> None:
+        cls.last_answer = time.monotonic()
+
+
+def _limit_silence() -> None:
+    """Set time limits in huggingface_hub's client, which by default waits forever and retries several times."""
+    _Patience.after()
+    client = huggingface_hub.get_session()
+    hooks: Any = client.event_hooks
+    if _Patience.before not in hooks["request"]:
+        hooks = {"request": [*hooks["request"], _Patience.before], "response": [*hooks["response"], _Patience.after]}
+    huggingface_hub.set_client_factory(lambda: type(client)(event_hooks=hooks, follow_redirects=True, timeout=SILENCE))
+
+
+def with_retries(call: Callable[[], T], hub: Repository, once: bool = False) -> T:
+    """Call a function, and retry after failures that may be temporary.
+
+    huggingface_hub itself retries uploads and downloads; this retries other requests, up to four times. If the Hub does
+    not answer, it gives up after two minutes. With `once`, a commit that was sent but not answered is not sent again.
+    The call runs in a thread, so that Ctrl-C reaches the caller immediately.
+
+    Raises:
+        UserError: The call failed; the message says what went wrong and what to do next.
+    """
+    _limit_silence()
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            return ThreadPoolExecutor(1).submit(call).result()
+        except (OSError, RuntimeError, ValueError, _TransportError, AlteredError, SilentError) as error:
+            cause = _cause(error)
+            wait = _wait(cause, attempt)
+            if once and _lost_commit(cause):
+                text = f"The pull request for {hub.repo_id} was not confirmed: see its discussions before trying again."
+                raise UserError(text) from None
+            if wait is None or attempt == _ATTEMPTS or wait > _LONGEST_WAIT:
+                raise UserError(_sentence(cause, hub.repo_id, hub.api)) from None
+            time.sleep(wait)
+
+
+def _sentence(error: BaseException, repo_id: str, api: HfApi) -> str:
+    """Describe what went wrong and what to do next, without the client's message, which may quote headers."""
+    if isinstance(error, AlteredError):
+        return f"{repo_id} returns something other than what was sent ({error}): do not use that commit, and {_AGAIN}."
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set, so nothing can be published: unset it and run the same command again."
+    if isinstance(error, json.JSONDecodeError):
+        return f"{api.endpoint} does not answer like a Hub: check HF_ENDPOINT and proxies, then {_AGAIN}."
+    if not isinstance(error, HfHubHTTPError):
+        if isinstance(error, (_TransportError, ConnectionError, SilentError)):
+            return f"The Hub could not be reached at {api.endpoint}, or did not answer: check the network and {_AGAIN}."
+        text = first_line(error).replace(str(api.token), "***")
+        return f"Publishing to {repo_id} failed ({type(error).__name__}: {text[:200]}): {_AGAIN}."
+    status = error.response.status_code
+    if isinstance(error, RepositoryNotFoundError) or status == 404:
+        return f"{repo_id} was not found ({status}): check its name, and that the token may see it."
+    if status >= 500:
+        return f"The Hub has problems of its own ({status}): {_AGAIN}."
+    changed = f"{repo_id} was changed by someone else meanwhile ({status}): {_AGAIN}."
+    sentences = {
+        401: "The Hub does not accept the token (401): run `hf auth login` again, or set HF_TOKEN to a valid one.",
+        403: f"The token may not write to {repo_id} (403): use one with write permission, a repository of your own, or "
+        "--create-pr to open a pull request.",
+        409: changed,
+        412: changed,
+        413: "The Hub refuses files of this size (413): export the student in half precision, or make it smaller.",
+        429: f"The Hub asks to slow down (429): wait {_retry_after(error) or 'a few minutes'}, then {_AGAIN}.",
+    }
+    refused = f"The Hub refuses the upload to {repo_id} ({status}): check the folder and the name, then {_AGAIN}."
+    return sentences.get(status, refused)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return the response or connection error that caused an error of the client."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, (HfHubHTTPError, OfflineModeIsEnabled, SilentError, _TransportError)):
+            return found
+        found = found.__cause__
+    return error
+
+
+def _wait(error: BaseException, attempt: int) -> float | None:
+    """Return the seconds to wait before the next attempt, or None if another one would not help."""
+    if isinstance(error, (OfflineModeIsEnabled, SilentError)):
+        return None
+    pause = 2.0 ** (attempt - 1)
+    if not isinstance(error, HfHubHTTPError):
+        return pause
+    status = error.response.status_code
+    damaged = status == 400 and error.response.request.method == "PUT"
+    temporary = damaged or status in (408, 409, 412, 425, 429) or status >= 500
+    return max(pause, _retry_after(error) or 0) if temporary else None
+
+
+def _retry_after(error: HfHubHTTPError) -> float | None:
+    value = error.response.headers.get("Retry-After", "")
+    return float(value) if value.isdigit() else None
+
+
+def _lost_commit(error: BaseException) -> bool:
+    """Return whether a commit was sent and the connection was lost before the answer."""
+    request = getattr(error, "request", None) if isinstance(error, _TransportError) else None
+    return request is not None and "/commit/" in request.url.path and not isinstance(error, HfHubHTTPError)
