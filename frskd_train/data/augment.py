@@ -212,9 +212,8 @@ class BatchAugmentation:
         count, share = order.global_batch, order.share
         if self.resized is not None:
             # Drawn for the whole global batch, because every process knows its aspect ratios.
-            crop, whole = self.resized, order.permutation(epoch)[step * count :][:count]
-            generator = generator_for(Draw.CROP, order.seed, epoch, step)
-            boxes = draw_boxes(generator, crop.aspect[whole], crop.scale, crop.ratio)[:, share]
+            crop, generator = self.resized, generator_for(Draw.CROP, order.seed, epoch, step)
+            boxes = draw_boxes(generator, crop.aspect[order.whole(epoch, step)], crop.scale, crop.ratio)[:, share]
             images = crop_resized(images, boxes, crop.size, crop.interpolation)
         generator = generator_for(Draw.PLACE, order.seed, epoch, step)
         flips = generator.random((2, count))[:, share] < np.array([[self.hflip], [self.vflip]])

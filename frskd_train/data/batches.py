@@ -11,8 +11,8 @@ from torch import Tensor
 
 from frskd_timm.errors import UserError
 from frskd_train.data.augment import BatchAugmentation, Normalize
-from frskd_train.data.loader import BatchRequest, Reader, Samples
-from frskd_train.data.sampler import Draw, Order, Rows, generator_for, validation_share
+from frskd_train.data.loader import Reader, Samples
+from frskd_train.data.sampler import BatchRequest, Order, Rows
 
 
 @dataclass(eq=False)
@@ -48,19 +48,11 @@ class TrainBatches:
         Raises:
             UserError: A streamed image cannot be used with --bad-images stop, or no image can be used.
         """
-        order, permutation = self.order, self.order.permutation(epoch)
-
-        def requests() -> Iterator[BatchRequest]:
-            for step in range(start, order.steps):
-                generator = generator_for(Draw.IMAGE, order.seed, epoch, step)
-                seeds = generator.integers(2**63, size=order.global_batch)[order.share]
-                yield BatchRequest(permutation[order.places(step)], seeds)
-
-        step = start
-        for images, targets in self._reader.run(requests):
+        order, step = self.order, start
+        for images, targets in self._reader.run([order.request(epoch, step) for step in range(start, order.steps)]):
             if len(images) < order.per_process:
                 break
-            yield self._augment(images, targets, epoch, step)
+            yield self.augmentation(images, targets.long(), self.normalize, order, epoch, step)
             step += 1
         if step < order.steps:
             first = next(iter(self.samples.bad.values()))
@@ -72,9 +64,6 @@ class TrainBatches:
     def _reader(self) -> Reader:
         return Reader(self.samples, self.device, is_training=True)
 
-    def _augment(self, images: Tensor, targets: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        return self.augmentation(images, targets.long(), self.normalize, self.order, epoch, step)
-
 
 class ValBatches:
     """The validation batches of one process; all processes together take each image exactly once.
@@ -85,24 +74,22 @@ class ValBatches:
     def __init__(
         self, samples: Samples, normalize: Normalize, batch_size: int, rank: int, world_size: int, device: torch.device
     ) -> None:
-        self._normalize, self._samples = normalize, samples
-        self._read = lambda: Reader(samples, device, is_training=False)
-        sizes = samples.source.sizes() if samples.split.targets.is_dense else [(0, 0)] * len(samples)
-        by_size = sorted(range(len(sizes)), key=lambda place: sizes[place])
-        share = by_size[validation_share(len(sizes), rank, world_size)]
-        self._batches: list[Rows] = [
-            np.array(places[first : first + batch_size])
-            for _, group in groupby(share, key=lambda place: sizes[place])
-            for places in [list(group)]
-            for first in range(0, len(places), batch_size)
-        ]
+        self._samples, self._normalize, self._device = samples, normalize, device
+        count = len(samples)
+        sizes = samples.source.sizes() if samples.split.targets.is_dense else [(0, 0)] * count
+        by_size = sorted(range(count), key=lambda place: sizes[place])
+        share = by_size[count * rank // world_size : count * (rank + 1) // world_size]
+        self._batches: list[Rows] = []
+        for _, group in groupby(share, key=lambda place: sizes[place]):
+            places = np.array(list(group))
+            self._batches += [places[first : first + batch_size] for first in range(0, len(places), batch_size)]
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        requests = (BatchRequest(places, places) for places in self._batches)
-        for images, targets in self._read().run(lambda: requests):
+        reader = Reader(self._samples, self._device, is_training=False)
+        for images, targets in reader.run([BatchRequest(places, places) for places in self._batches]):
             with torch.no_grad():
                 normalised = self._normalize(images)
             yield normalised, targets.long()

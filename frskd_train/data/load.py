@@ -58,7 +58,7 @@ class ValidationData:
 
     def bad_images(self) -> list[str]:
         """Return notes about images that were left out while streaming so far; all processes have to call this."""
-        return _left_out(self.val, _of_all_processes(self.val.bad))
+        return _left_out_of_stream(self.val)
 
     def val_batches(
         self,
@@ -111,7 +111,7 @@ class TrainingData(ValidationData):
         return len(self.train)
 
     def bad_images(self) -> list[str]:
-        return [*_left_out(self.train, _of_all_processes(self.train.bad)), *super().bad_images()]
+        return [*_left_out_of_stream(self.train), *super().bad_images()]
 
     def train_batches(
         self,
@@ -127,7 +127,7 @@ class TrainingData(ValidationData):
 
         Order and augmentation depend on the seed. Raises UserError if there are fewer images than processes.
         """
-        order = Order.of(self.num_train, batch_size, rank, world_size, seed, self.augmentation.repeats)
+        order = Order(self.num_train, batch_size, rank, world_size, seed, self.augmentation.repeats)
         device = torch.device(device)
         return TrainBatches(self.train, order, self.augmentation, self._normalize(channels_last, device), device)
 
@@ -168,8 +168,8 @@ def load_data(
 
     plan = (DensePlan if targets.is_dense else WholeImagePlan)(preprocessing, train, val, model_cfg, resize_range)
     mode = plan.choose_mode(data)
-    train_samples = _samples(train, mode, plan.kept, data, progress)
-    val_samples = _samples(val, mode, plan.evaluated, data, progress)
+    train_samples, train_notes = _samples(train, mode, plan.kept, data, progress)
+    val_samples, val_notes = _samples(val, mode, plan.evaluated, data, progress)
     if None in statistics:
         mean, std = measure(_measured(train_samples, plan, progress), preprocessing.in_chans)
         statistics = statistics[0] or mean, statistics[1] or std
@@ -190,7 +190,7 @@ def load_data(
         fingerprint=digest.hexdigest()[:16],
         preprocessing=resolved,
         mode=mode,
-        notes=(*source.notes, *notes, *_left_out(train_samples), *_left_out(val_samples)),
+        notes=(*source.notes, *notes, *train_notes, *val_notes),
         train=replace(train_samples, transform=transform),
         val=val_samples,
         augmentation=augmentation,
@@ -227,7 +227,7 @@ def load_validation(
     is_dense = split.targets.is_dense
     transform: SampleTransform = as_is if is_dense else EvalTransform(preprocessing)
     mode = choose_mode(data, dense_bytes(split) if is_dense else len(split) * channels * height * width)
-    samples = _samples(split, mode, transform, data, progress)
+    samples, left_out = _samples(split, mode, transform, data, progress)
     if is_dense:
         preprocessing = replace(preprocessing, input_size=(channels, *samples.source.sizes()[0]))
     return ValidationData(
@@ -235,15 +235,19 @@ def load_validation(
         val_split=split.name,
         class_names=split.targets.class_names,
         preprocessing=preprocessing,
-        notes=(*source.notes, *_left_out(samples)),
+        notes=(*source.notes, *left_out),
         val=samples,
     )
 
 
-def _samples(split: Split, mode: Mode, kept: SampleTransform, data: DataSettings, progress: bool) -> Samples:
+def _samples(
+    split: Split, mode: Mode, kept: SampleTransform, data: DataSettings, progress: bool
+) -> tuple[Samples, list[str]]:
+    """Return the samples of a split, and notes about images that were left out while they were decoded."""
     if mode == "stream":
-        return Samples(split, kept, data.workers, data.bad_images)
-    return Samples(decode_all(in_memory(split), kept, data.bad_images, progress), as_is, 0, data.bad_images)
+        return Samples(split, kept, data), []
+    cache = decode_all(in_memory(split), kept, data.bad_images, progress)
+    return Samples(cache, as_is, data), _left_out(split, cache.bad)
 
 
 def _measured(samples: Samples, plan: Plan, progress: bool) -> Iterator[Tensor]:
@@ -257,24 +261,22 @@ def _measured(samples: Samples, plan: Plan, progress: bool) -> Iterator[Tensor]:
         yield from (source.images[place][None] for place in spread(len(source), plan.num_measured).tolist())
 
 
-def _left_out(samples: Samples, bad: dict[int, str] | None = None) -> list[str]:
-    """Return a note about the bad images of a split, if any; by default those found while decoding it."""
-    if bad is None:
-        bad = samples.source.bad if isinstance(samples.source, Cache) else {}
+def _left_out(split: Split, bad: dict[int, str]) -> list[str]:
+    """Return a note about the bad images of a split, if any."""
     if not bad:
         return []
-    split = samples.split
-    empty = split.targets.empty_classes(split.name, np.delete(split.rows, list(bad)))
-    lost = [name for name in empty if name not in split.targets.empty_classes(split.name, split.rows)]
+    targets, name = split.targets, split.name
+    known = targets.empty_classes(name, split.rows)
+    lost = [empty for empty in targets.empty_classes(name, np.delete(split.rows, list(bad))) if empty not in known]
     unreadable = f"; none of the images of {listed(lost)} can be read" if lost else ""
     first = next(iter(bad.values()))
-    return [f"Left out {len(bad)} of {len(split)} image(s) of split {split.name}. {first}{unreadable}."]
+    return [f"Left out {len(bad)} of {len(split)} image(s) of split {name}. {first}{unreadable}."]
 
 
-def _of_all_processes(bad: dict[int, str]) -> dict[int, str]:
-    """Return the bad images found by all processes."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return bad
-    found: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(found, bad)
-    return {place: message for part in found for place, message in part.items()}
+def _left_out_of_stream(samples: Samples) -> list[str]:
+    """Return a note about the bad images of a split that all processes have found so far."""
+    found = [samples.bad]
+    if distributed.is_available() and distributed.is_initialized():
+        found *= distributed.get_world_size()
+        distributed.all_gather_object(found, samples.bad)
+    return _left_out(samples.split, {place: message for bad in found for place, message in bad.items()})

@@ -5,12 +5,10 @@ import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from multiprocessing.synchronize import Event
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -18,23 +16,13 @@ from torch.utils.data import DataLoader, Dataset
 from frskd_timm.errors import UserError, first_line
 from frskd_train.data.cache import SKIP, Cache
 from frskd_train.data.images import BadImageError, quiet_pillow
-from frskd_train.data.sampler import Rows, untouched_randomness
+from frskd_train.data.sampler import BatchRequest, untouched_randomness
 from frskd_train.data.splits import Sample, Split
 from frskd_train.data.transforms import SampleTransform, as_is
+from frskd_train.settings import DataSettings
 
 GRACE = 60  # seconds that a worker continues after SIGTERM, so that the current step can finish
 Batch = tuple[Tensor | None, Tensor, dict[int, str]]  # images, targets, messages about samples that cannot be used
-
-
-@dataclass(frozen=True)
-class BatchRequest:
-    """One batch to read: places of samples, and a seed for the transform of each."""
-
-    places: Rows
-    seeds: Rows
-
-
-Requests = Callable[[], Iterator[BatchRequest]]
 
 
 @dataclass(frozen=True)
@@ -44,15 +32,14 @@ class Samples:
     Attributes:
         source: Encoded or decoded samples.
         transform: Transform of each sample.
-        workers: Number of decoding processes; 0 decodes in the training process.
-        bad_images: Whether an unusable sample is an error, or is left out (in training: replaced by another).
+        settings: Number of decoding processes, and whether an unusable sample is an error, or is left out (in training:
+            replaced by another).
         bad: Messages about the samples that were left out while streaming, by place.
     """
 
     source: Split | Cache
     transform: SampleTransform
-    workers: int
-    bad_images: Literal["stop", "skip"]
+    settings: DataSettings
     bad: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -67,10 +54,8 @@ class Samples:
 class SampleDataset(Dataset):
     """Dataset that converts requests to batches, in a worker or in the training process.
 
-    Args:
-        samples: The samples to read.
-        replace: Replace unusable samples by others, so that a batch is only short if no sample at all can be used;
-            otherwise unusable samples are left out.
+    With `replace`, unusable samples are replaced by others, so that a batch is only short if no sample at all can be
+    used; otherwise they are left out.
     """
 
     def __init__(self, samples: Samples, replace: bool) -> None:
@@ -83,10 +68,9 @@ class SampleDataset(Dataset):
         bad: dict[int, str] = {}
         places = request.places.tolist()
         with quiet_pillow(), untouched_randomness():
-            for place, seed, found in zip(places, request.seeds.tolist(), self._source.read(places), strict=True):
-                sample = None if isinstance(found, BadImageError) else found
-                if isinstance(found, BadImageError):
-                    bad[place] = str(found)
+            for place, seed, sample in zip(places, request.seeds.tolist(), self._source.read(places), strict=True):
+                if isinstance(sample, BadImageError):
+                    bad[place] = str(sample)
                     sample = self._other(place, bad) if self._replace else None
                 if sample is not None:
                     image, target = self._transform(sample, seed)
@@ -114,37 +98,28 @@ class SampleDataset(Dataset):
         return None
 
 
-@dataclass
-class _Sampler:
-    """Sampler of a DataLoader that is used for all epochs; its content is set before each epoch."""
-
-    make: Requests = field(default=lambda: iter(()))
-
-    def __iter__(self) -> Iterator[BatchRequest]:
-        return self.make()
-
-
 class Reader:
     """Read requested batches of samples to a device; in training, keep workers and replace bad samples."""
 
     def __init__(self, samples: Samples, device: torch.device, is_training: bool) -> None:
         self._samples = samples
         self._device = device
-        self._dataset = SampleDataset(samples, is_training and samples.bad_images == "skip")
+        self._dataset = SampleDataset(samples, is_training and samples.settings.bad_images == "skip")
+        self._requests: list[BatchRequest] = []
         self._loader = None
-        if samples.workers and isinstance(samples.source, Split):
+        if samples.settings.workers and isinstance(samples.source, Split):
             self._loader = DataLoader(
                 self._dataset,
-                sampler=_Sampler(),
+                sampler=self._requests,
                 batch_size=None,  # a request is a batch
-                num_workers=samples.workers,
+                num_workers=samples.settings.workers,
                 pin_memory=device.type == "cuda",
                 worker_init_fn=partial(_start_worker, _worker_ending()),
                 persistent_workers=is_training,
                 generator=torch.Generator(),  # otherwise every pass draws from the global generator
             )
 
-    def run(self, requests: Requests) -> Iterator[tuple[Tensor, Tensor]]:
+    def run(self, requests: Sequence[BatchRequest]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images uint8 [B, C, H, W] and targets of each request, except requests without a usable sample.
 
         Raises:
@@ -152,20 +127,20 @@ class Reader:
         """
         source = self._samples.source
         if isinstance(source, Cache) and isinstance(source.images, Tensor) and self._samples.transform is as_is:
-            yield from (source.batch(request.places, self._device) for request in requests())
+            yield from (source.batch(request.places, self._device) for request in requests)
             return
         for images, targets, bad in self._batches(requests):
-            if bad and self._samples.bad_images == "stop":
+            if bad and self._samples.settings.bad_images == "stop":
                 raise UserError(f"{next(iter(bad.values()))} ({SKIP}).")
             self._samples.bad.update(bad)
             if images is not None:
                 yield images.to(self._device, non_blocking=True), targets.to(self._device, non_blocking=True)
 
-    def _batches(self, requests: Requests) -> Iterator[Batch]:
+    def _batches(self, requests: Sequence[BatchRequest]) -> Iterator[Batch]:
         if self._loader is None:
-            yield from (self._dataset[request] for request in requests())
+            yield from (self._dataset[request] for request in requests)
             return
-        self._loader.sampler.make = requests  # type: ignore[attr-defined]
+        self._requests[:] = requests
         try:
             yield from self._loader
         except (RuntimeError, OSError, EOFError) as error:
