@@ -16,6 +16,7 @@ from torch import Tensor
 
 from frskd_timm.augment import cutmix, cutmix_box, mixup
 from frskd_train.data.sampler import Draw, Order, Rows, generator_for, untouched_randomness
+from frskd_train.settings import PreprocessingSettings
 
 Floats = npt.NDArray[np.float64]
 ATTEMPTS = 10  # boxes tried per image before the largest central one is used, as in torchvision
@@ -120,42 +121,29 @@ class Normalize(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Mix:
-    """Mixup and CutMix with the alphas of their Beta distributions, 0 for none.
+    """Mixup and CutMix of the batch of a process."""
 
-    Attributes:
-        prob: Probability of mixing.
-        switch_prob: Probability of CutMix if both are enabled.
-        mode: `batch`: each process's batch has one lambda and one permutation. `pair` and `elem`: as in timm.
-        minmax: Smallest and largest side of CutMix's box, relative to the image's, as in timm.
-        off_epoch: The epoch from which nothing is mixed; 0 for never.
-    """
-
-    mixup: float
-    cutmix: float
+    settings: PreprocessingSettings
     num_classes: int
-    prob: float = 1.0
-    switch_prob: float = 0.5
-    mode: str = "batch"
-    minmax: tuple[float, float] | None = None
-    off_epoch: int = 0
 
     def __bool__(self) -> bool:
-        return self.mixup > 0 or self.cutmix > 0 or self.minmax is not None
+        return self.settings.mixup > 0 or self.settings.cutmix > 0 or self.settings.cutmix_minmax is not None
 
     def __call__(
         self, images: Tensor, labels: Tensor, generator: np.random.Generator, epoch: int
     ) -> tuple[Tensor, Tensor]:
         """Mix images [B, C, H, W]; convert class numbers [B] to probabilities [B, num_classes]."""
+        settings = self.settings
         target = torch.zeros(len(labels), self.num_classes, device=images.device).scatter_(1, labels[:, None], 1.0)
-        if 0 < self.off_epoch <= epoch:
+        if 0 < settings.mixup_off_epoch <= epoch:
             return images, target
-        if self.mode != "batch" or self.minmax is not None:
+        if settings.mixup_mode != "batch" or settings.cutmix_minmax is not None:
             return self._as_timm(images, labels, target, generator)
-        if self.prob < 1 and generator.random() >= self.prob:
+        if settings.mixup_prob < 1 and generator.random() >= settings.mixup_prob:
             return images, target
-        both = self.mixup > 0 and self.cutmix > 0
-        takes_mixup = generator.random() < 1 - self.switch_prob if both else self.mixup > 0
-        alpha = self.mixup if takes_mixup else self.cutmix
+        both = settings.mixup > 0 and settings.cutmix > 0
+        takes_mixup = generator.random() < 1 - settings.mixup_switch_prob if both else settings.mixup > 0
+        alpha = settings.mixup if takes_mixup else settings.cutmix
         lam = float(generator.beta(alpha, alpha))
         index = torch.from_numpy(generator.permutation(len(labels))).to(images.device, non_blocking=True)
         if takes_mixup:
@@ -167,10 +155,10 @@ class Mix:
         self, images: Tensor, labels: Tensor, target: Tensor, generator: np.random.Generator
     ) -> tuple[Tensor, Tensor]:
         """Mix with timm's class, which draws from NumPy's global generator and takes an even number of images."""
-        shares = {"prob": self.prob, "switch_prob": self.switch_prob, "mode": self.mode}
-        mixing = Mixup(
-            self.mixup, self.cutmix, self.minmax, label_smoothing=0.0, num_classes=self.num_classes, **shares
-        )
+        settings = self.settings
+        alphas = settings.mixup, settings.cutmix, settings.cutmix_minmax
+        shares = settings.mixup_prob, settings.mixup_switch_prob, settings.mixup_mode
+        mixing = Mixup(*alphas, *shares, label_smoothing=0.0, num_classes=self.num_classes)
         with untouched_randomness():
             np.random.seed(generator.integers(2**32))
             if even := len(labels) // 2 * 2:

@@ -36,7 +36,7 @@ class Cache:
     targets: Tensor | list[Tensor]
     original_sizes: Rows
     rows: Rows
-    bad: dict[int, str] = field(default_factory=dict)
+    bad: dict[int, str]
     _resident: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -69,24 +69,24 @@ def decode_all(split: Split, transform: SampleTransform, bad_images: Literal["st
         UserError: An image cannot be used and `bad_images` is 'stop', or no image can be used.
     """
 
-    def decode(sample: Sample | BadImageError) -> tuple[Tensor, Tensor, tuple[int, int]] | BadImageError:
-        if isinstance(sample, BadImageError):
-            return sample
-        assert isinstance(sample.image, Image.Image)
-        return *transform(sample, 0), (sample.image.height, sample.image.width)
-
-    def decode_many(places: list[int]) -> list[tuple[Tensor, Tensor, tuple[int, int]] | BadImageError]:
-        return [decode(sample) for sample in split.read(places)]
+    def decode(places: list[int]) -> list[tuple[Tensor, Tensor, tuple[int, int]] | BadImageError]:
+        decoded: list[tuple[Tensor, Tensor, tuple[int, int]] | BadImageError] = []
+        for sample in split.read(places):
+            if isinstance(sample, BadImageError):
+                decoded.append(sample)
+            else:
+                assert isinstance(sample.image, Image.Image)
+                decoded.append((*transform(sample, 0), (sample.image.height, sample.image.width)))
+        return decoded
 
     count = len(split)
     pixels: Tensor | None = None
     images: list[Tensor] = []
     targets: list[Tensor] = []
     sizes: list[tuple[int, int]] = []
-    kept: list[int] = []
     bad: dict[int, str] = {}
     with quiet_pillow():
-        results = in_blocks(decode_many, list(range(count)), f"decoding {split.name}", progress)
+        results = in_blocks(decode, list(range(count)), f"decoding {split.name}", progress)
         for place, result in enumerate(results):
             if isinstance(result, BadImageError):
                 if bad_images == "stop":
@@ -101,13 +101,12 @@ def decode_all(split: Split, transform: SampleTransform, bad_images: Literal["st
                     pixels = torch.empty(count, *image.shape, dtype=torch.uint8)
                 elif len(image) > pixels.shape[1]:  # the first image with colours
                     pixels = pixels.expand(-1, len(image), -1, -1).contiguous()
-                pixels[len(kept)] = image  # a gray image among colour images fills all channels
+                pixels[len(targets)] = image  # a gray image among colour images fills all channels
             targets.append(target)
             sizes.append(size)
-            kept.append(place)
-    if not kept:
+    if not targets:
         raise UserError(f"None of the {count} images of split {split.name} can be used. {bad[0]}.")
-    rows, original_sizes = split.rows[kept], np.array(sizes, np.int64)
+    others = np.array(sizes, np.int64), np.delete(split.rows, list(bad)), bad
     if pixels is None:
-        return Cache(split, images, targets, original_sizes, rows, bad)
-    return Cache(split, pixels[: len(kept)], torch.stack(targets), original_sizes, rows, bad)
+        return Cache(split, images, targets, *others)
+    return Cache(split, pixels[: len(targets)], torch.stack(targets), *others)

@@ -11,7 +11,7 @@ import datasets
 from frskd_timm.errors import UserError
 from frskd_train.data.images import printable, stored_path
 from frskd_train.data.splits import TRAIN_SPLITS, VALIDATION_SPLITS
-from frskd_train.data.targets.base import listed
+from frskd_train.data.targets.base import listed, read_lines
 
 IMAGE_ENDINGS = frozenset(
     (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
@@ -86,20 +86,17 @@ def _split_folders(folder: Path) -> dict[str, Path]:
     roots = {sub.name.lower(): sub for sub in named if any(_has_images(below) for below in folders_in(sub))}
     others = [sub for sub in folders if sub not in named and _has_images(sub)]
     if not roots:
-        if named and not others and len(named) == len([sub for sub in folders if _has_images(sub)]):
+        if named and not others and all(_has_images(sub) for sub in named):
             raise UserError(
                 f"--dataset {folder}: the split folder(s) {_listed(named)} hold images, but no class folders."
             )
         several = [sub for sub in others if {below.name.lower() for below in folders_in(sub)} & SPLIT_NAMES]
-        datasets_inside = [sub for sub in several if _split_folders(sub)]
-        if datasets_inside:
+        inside = [sub for sub in several if _split_folders(sub)]
+        if inside:
             raise UserError(
-                f"--dataset {folder} holds whole datasets with splits ({_listed(datasets_inside)}); "
-                f"give one of them, such as {datasets_inside[0]}."
+                f"--dataset {folder} holds whole datasets with splits ({_listed(inside)}); give one: {inside[0]}."
             )
-        return {}
-    has_train = any(name in TRAIN_SPLITS for name in roots)
-    if others and not (has_train and len(roots) > 1):
+    elif others and (len(roots) == 1 or not set(TRAIN_SPLITS) & set(roots)):
         raise UserError(
             f"--dataset {folder}: {_listed(list(roots.values()))} looks like a split, but {_listed(others)} beside it "
             "does not; move or rename what does not belong together."
@@ -110,11 +107,10 @@ def _split_folders(folder: Path) -> dict[str, Path]:
 def _nested(roots: dict[str, Path]) -> list[str]:
     """Return a note about class folders that contain only folders, which may be the real classes."""
     folders = [sub for root in roots.values() for sub in folders_in(root)]
-    nested = [sub for sub in folders if len(folders_in(sub)) > 1 and next(_images_in(sub), None) is None]
-    if not nested or len(nested) < len(folders):
+    if any(len(folders_in(sub)) < 2 or any(_images_in(sub)) for sub in folders):
         return []
-    below = _listed(folders_in(nested[0]))
-    return [f"Each class folder holds only folders: the images of {below} are read as one class, {nested[0].name}."]
+    below, name = _listed(folders_in(folders[0])), folders[0].name
+    return [f"Each class folder holds only folders: the images of {below} are read as one class, {name}."]
 
 
 def _listed(folders: list[Path]) -> str:
@@ -122,7 +118,7 @@ def _listed(folders: list[Path]) -> str:
 
 
 def _has_images(folder: Path) -> bool:
-    return next(_images_below(folder), None) is not None
+    return any(_images_below(folder))
 
 
 def _images_in(folder: Path) -> Iterator[str]:
@@ -169,15 +165,14 @@ def read_voc(folder: Path) -> tuple[dict[str, datasets.Dataset], list[str] | Non
         raise UserError(f"--dataset {folder} has {MASKS}, but no list of a split such as {LISTS}/train.txt.")
     splits = {}
     for file in lists:
-        names = [line.split()[0] for line in _lines(file) if line.strip()]
-        if not names:
-            continue
-        rows: dict[str, list[str]] = {"image": [], "mask": []}
-        for name in names:
-            rows["image"].append(_find(folder / IMAGES, name, VOC_ENDINGS, file))
-            rows["mask"].append(_find(folder / MASKS, name, (".png",), file))
+        names = [line.split()[0] for line in read_lines(file)]
+        rows = {
+            "image": [_find(folder / IMAGES, name, VOC_ENDINGS, file) for name in names],
+            "mask": [_find(folder / MASKS, name, (".png",), file) for name in names],
+        }
         features = datasets.Features(image=datasets.Image(), mask=datasets.Image())
-        splits[file.stem] = datasets.Dataset.from_dict(rows, features=features)
+        if names:
+            splits[file.stem] = datasets.Dataset.from_dict(rows, features=features)
     if not splits:
         raise UserError(f"--dataset {folder}: the lists in {LISTS} name no image.")
     return splits, _class_names(folder)
@@ -185,22 +180,14 @@ def read_voc(folder: Path) -> tuple[dict[str, datasets.Dataset], list[str] | Non
 
 def _class_names(folder: Path) -> list[str] | None:
     if (folder / NAMES_FILE).is_file():
-        return [line.strip() for line in _lines(folder / NAMES_FILE) if line.strip()]
+        return read_lines(folder / NAMES_FILE)
     place = folder.resolve()
-    if any(name.upper().startswith("VOC") for name in (place.name, place.parent.name)):
-        return list(VOC_CLASSES)
-    return None
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as text ({error}).") from error
+    is_voc = any(name.upper().startswith("VOC") for name in (place.name, place.parent.name))
+    return list(VOC_CLASSES) if is_voc else None
 
 
 def _find(folder: Path, name: str, endings: tuple[str, ...], named_in: Path) -> str:
-    for ending in endings:
-        if (folder / f"{name}{ending}").is_file():
-            return stored_path(str((folder / f"{name}{ending}").absolute()))
+    for path in (folder / f"{name}{ending}" for ending in endings):
+        if path.is_file():
+            return stored_path(str(path.absolute()))
     raise UserError(f"{named_in} names {name}, but there is no {folder / name}{endings[0]}.")

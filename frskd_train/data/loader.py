@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from multiprocessing.synchronize import Event
+
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -68,9 +69,11 @@ class SampleDataset(Dataset):
         bad: dict[int, str] = {}
         places = request.places.tolist()
         with quiet_pillow(), untouched_randomness():
-            for place, seed, sample in zip(places, request.seeds.tolist(), self._source.read(places), strict=True):
-                if isinstance(sample, BadImageError):
-                    bad[place] = str(sample)
+            for place, seed, found in zip(places, request.seeds.tolist(), self._source.read(places), strict=True):
+                if isinstance(found, Sample):
+                    sample: Sample | None = found
+                else:
+                    bad[place] = str(found)
                     sample = self._other(place, bad) if self._replace else None
                 if sample is not None:
                     image, target = self._transform(sample, seed)

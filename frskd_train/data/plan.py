@@ -34,22 +34,19 @@ class WholeImagePlan:
     def __init__(
         self, settings: PreprocessingSettings, train: Split, val: Split, model_cfg: Mapping[str, Any], resize: object
     ) -> None:
-        for name, (low, high), limit in (("scale", settings.scale, 1.0), ("ratio", settings.ratio, float("inf"))):
-            if not 0 < low <= high <= limit:
-                most = " and at most 1" if limit == 1 else ""
-                raise UserError(f"--{name} {low:g} {high:g}: both must be above 0{most}, the smaller one first.")
         self._settings = settings
         self._counts = len(train), len(val)
-        headers = [header for header in train.sample(LOOKED_AT).headers() if header is not None]
-        sizes = {header.size for header in headers}
+        headers = train.images.headers(train.sample(LOOKED_AT).rows)
+        sizes = {header.size for header in headers} - {(0, 0)}
         self._channels = 1 if all(header.is_gray for header in headers) else settings.in_chans
         size = self._size = _input_size(settings.img_size, sizes, model_cfg)
         self.input_size = size, size
-        self._crop_mode = settings.train_crop_mode
-        if self._crop_mode == "auto":
-            self._crop_mode = "pad" if size <= SMALL else "rrc"
+        crop_mode = settings.train_crop_mode
+        if crop_mode == "auto":
+            crop_mode = "pad" if size <= SMALL else "rrc"
+        self._crops_resized = crop_mode == "rrc"
         self._padding = 0
-        if self._crop_mode == "pad":
+        if crop_mode == "pad":
             self._padding = settings.crop_padding if settings.crop_padding is not None else round(size / 8)
             if self._padding > size:
                 raise UserError(f"--crop-padding {self._padding} is more than the image, which is {size} pixels high.")
@@ -58,7 +55,7 @@ class WholeImagePlan:
             raise UserError(f"--cutmix-minmax has to give a range of sides; it is {smallest} to {largest} pixels here.")
         self.evaluated = self.kept = EvalTransform(Preprocessing.of(settings, self.input_size, (None, None)))
         self._kept_size = self.input_size
-        if self._crop_mode == "rrc":  # images keep their own size unless it is much too large
+        if self._crops_resized:  # images keep their own size unless it is much too large
             side = round(size * MARGIN)
             self._kept_size = sizes.pop() if len(sizes) == 1 and max(max(sizes)) <= 2 * size else (side, side)
             height, width = self._kept_size
@@ -80,23 +77,14 @@ class WholeImagePlan:
         self, preprocessing: Preprocessing, num_outputs: int, cache: Cache | None
     ) -> tuple[SampleTransform, BatchAugmentation]:
         """Return what is done to each training sample, decoded already if there is a cache, and then to each batch."""
-        settings, crops_resized = self._settings, self._crop_mode == "rrc"
-        streamed = PolicyTransform.of(settings, preprocessing, crops_resized)  # always created, to check the policy
+        settings = self._settings
+        streamed = PolicyTransform(settings, preprocessing, self._crops_resized)  # always created, to check the policy
         resized = None
-        if crops_resized and cache is not None:
+        if self._crops_resized and cache is not None:
             height, width = cache.original_sizes.T
             resized = ResizedCrop(self._size, settings.scale, settings.ratio, settings.interpolation, width / height)
         probabilities = settings.hflip, settings.vflip, settings.reprob
-        mix = Mix(
-            settings.mixup,
-            settings.cutmix,
-            num_outputs,
-            settings.mixup_prob,
-            settings.mixup_switch_prob,
-            settings.mixup_mode,
-            settings.cutmix_minmax,
-            settings.mixup_off_epoch,
-        )
+        mix = Mix(settings, num_outputs)
         batch = BatchAugmentation(resized, self._padding, *probabilities, mix, settings.aug_repeats)
         return (streamed if cache is None else as_is), batch
 

@@ -67,7 +67,7 @@ def garments(split: str) -> tuple[Bytes, npt.NDArray[np.bool_], npt.NDArray[np.i
     """Return gray images [M, 28, 28], which of their pixels are cloth, their classes [M], and the classes' names."""
     dataset = read_sample().splits[split]
     rows = list(range(len(dataset)))
-    decoded = Images.of(dataset, split, "image").load_many(rows, lambda image: to_8_bits(image, "L"))
+    decoded = Images(dataset, split, "image").load_many(rows, lambda image: to_8_bits(image, "L"))
     images = np.stack([np.asarray(image) for image in decoded])
     return images, cloth_of(images), np.array(dataset["label"], np.int64), tuple(dataset.features["label"].names)
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from frskd_timm.errors import UserError
-from frskd_train.data.images import BadImageError, Header, Images, to_8_bits
+from frskd_train.data.images import BadImageError, Images, to_8_bits
 from frskd_train.data.sampler import Rows, spread
 from frskd_train.data.targets import Targets
 from frskd_train.data.targets.base import Splits
@@ -53,13 +53,9 @@ class Split:
         """Name of the split."""
         return self.images.split
 
-    def headers(self) -> list[Header | None]:
-        """Return sizes and colours from the image headers, each read once; None if a header cannot be read."""
-        return self.images.headers(self.rows)
-
     def sizes(self) -> list[tuple[int, int]]:
-        """Return the height and width of each image; (0, 0) if its header cannot be read."""
-        return [(0, 0) if header is None else header.size for header in self.headers()]
+        """Return the height and width of each image from its header; (0, 0) if it cannot be read."""
+        return [header.size for header in self.images.headers(self.rows)]
 
     def sample(self, wanted: int) -> "Split":
         """Return at most `wanted` evenly spread rows."""
@@ -125,8 +121,11 @@ class Choice:
             rows, val_rows = targets.hold_out(train, self.data.val_fraction)
         else:
             rows, val_rows = np.arange(len(self.splits[train])), np.arange(len(self.splits[val]))
-        if self.data.train_num_samples is not None:
-            rows = targets.subset(train, rows, self.data.train_num_samples)
+        count = self.data.train_num_samples
+        if count is not None:
+            if count > len(rows):
+                raise UserError(f"--train-num-samples {count}: there are only {len(rows)} training images.")
+            rows = targets.subset(train, rows, count)
         return self._split(train, targets, rows), self._split(val or train, targets, val_rows)
 
     def validation(self, known_classes: Sequence[str] | None) -> Split:
@@ -140,7 +139,8 @@ class Choice:
         self._check_calibration(chosen, train, self.data.train_split, *TRAIN_SPLITS)
         targets = self._targets([chosen])
         rows = np.arange(len(self.splits[chosen])) if name else targets.hold_out(chosen, self.data.val_fraction)[1]
-        targets.match(chosen, rows, known_classes)
+        if known_classes is not None:
+            targets.match(chosen, rows, list(known_classes))
         return self._split(chosen, targets, rows)
 
     def _check_calibration(self, *used: str | None) -> None:
@@ -158,5 +158,5 @@ class Choice:
         return self.kind(used, self.data, self.class_names)
 
     def _split(self, name: str, targets: Targets, rows: Rows) -> Split:
-        images = Images.of(self.splits[name], name, targets.image_column)
+        images = Images(self.splits[name], name, targets.image_column)
         return Split(images, targets, rows, "L" if self.is_gray else "RGB")

@@ -82,24 +82,15 @@ class Squash:
         return pixels_of(image), sample.target
 
 
-@dataclass(frozen=True)
 class PolicyTransform:
-    """timm's training transforms of one image: random resized crop or `fit`, then a policy or colour jitter."""
+    """timm's training transforms of one streamed image: random resized crop, if any, and a policy or colour jitter.
 
-    crop: Callable[[Any], Image.Image] | None
-    colours: Callable[[Any], Image.Image]
-    fit: Callable[[Image.Image], Tensor]
-    is_random: bool
+    Flips, padded crops and erasing are applied to the batch. Raises UserError if timm does not know the policy.
+    """
 
-    @classmethod
-    def of(cls, settings: PreprocessingSettings, preprocessing: Preprocessing, resized_crop: bool) -> "PolicyTransform":
-        """Create the transform of streamed training images; flips, padded crops and erasing are applied to the batch.
-
-        Raises:
-            UserError: timm does not know the policy.
-        """
+    def __init__(self, settings: PreprocessingSettings, preprocessing: Preprocessing, resized_crop: bool) -> None:
         try:
-            crop, colours, _ = create_transform(
+            crop, self._colours, _ = create_transform(
                 preprocessing.input_size,
                 is_training=True,
                 scale=settings.scale,
@@ -121,18 +112,20 @@ class PolicyTransform:
         fitted = EvalTransform(preprocessing)
         if settings.gaussian_blur_prob and min(fitted.size) <= BLUR // 2:
             raise UserError(f"--gaussian-blur-prob needs images of at least {BLUR // 2 + 1} pixels.")
-        if not resized_crop:
-            crop = fitted.fit_picture if settings.gaussian_blur_prob else None  # the image may be too small to blur
-        return cls(crop, colours, fitted.fit, resized_crop or bool(colours.transforms))
+        # The image may be too small to blur before it is fitted.
+        fit_first = fitted.fit_picture if settings.gaussian_blur_prob else None
+        self._crop: Callable[[Any], Image.Image] | None = crop if resized_crop else fit_first
+        self._fit = fitted.fit
+        self._is_random = resized_crop or bool(self._colours.transforms)
 
     def __call__(self, sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
-        if self.is_random:
+        if self._is_random:
             random.seed(seed)
             np.random.seed(seed % 2**32)
             torch.default_generator.manual_seed(seed)
-        if self.crop is not None:
-            return pixels_of(self.colours(self.crop(sample.image))), sample.target
-        return self.fit(self.colours(sample.image)), sample.target
+        if self._crop is not None:
+            return pixels_of(self._colours(self._crop(sample.image))), sample.target
+        return self._fit(self._colours(sample.image)), sample.target
 
 
 @dataclass(frozen=True)

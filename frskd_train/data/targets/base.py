@@ -35,10 +35,7 @@ class Targets(ABC):
     def __init__(self, splits: Splits, data: DataSettings, class_names: list[str] | None) -> None:
         """Find the columns and check everything that needs no decoding; raise UserError.
 
-        Args:
-            splits: The used splits; the first one determines the classes.
-            data: The settings of the dataset.
-            class_names: Class names from the dataset's source, if any.
+        The first of the used splits determines the classes; `class_names` come from the dataset's source, if any.
         """
 
     @abstractmethod
@@ -54,18 +51,22 @@ class Targets(ABC):
 
     @abstractmethod
     def subset(self, split: str, rows: Rows, count: int) -> Rows:
-        """Choose `count` of the rows, always the same ones, ascending; raise UserError if there are too few."""
+        """Choose `count` of the rows, always the same ones, ascending; raise UserError if a class would be empty."""
 
     @abstractmethod
     def digest(self, split: str, rows: Rows) -> bytes:
         """Hash the targets of the rows."""
 
     @abstractmethod
-    def match(self, split: str, rows: Rows, known: Sequence[str] | None) -> None:
-        """Renumber the classes of the rows in the order of a trained model's outputs, if its class names are known.
+    def match(self, split: str, rows: Rows, known: list[str]) -> None:
+        """Renumber the classes of the rows in the order of a trained model's outputs, given its class names.
 
         Raises UserError for a class that the model does not know.
         """
+
+    @abstractmethod
+    def class_counts(self, split: str, rows: Rows) -> list[int]:
+        """Count the images, or the pixels of masks, of each class in the rows."""
 
     def check(self, split: str, row: int, image_size: tuple[int, int], target: Tensor) -> BadImageError | None:
         """Check a target against the width and height of its image."""
@@ -77,10 +78,6 @@ class Targets(ABC):
     def empty_classes(self, split: str, rows: Rows) -> list[str]:
         """Return the names of classes without a row among `rows`, if the classes of a row are known."""
         return []
-
-    @abstractmethod
-    def class_counts(self, split: str, rows: Rows) -> list[int]:
-        """Count the images, or the pixels of masks, of each class in the rows."""
 
 
 def columns_named(features: datasets.Features) -> str:
@@ -101,52 +98,52 @@ def holds_images(feature: Any) -> bool:
     return is_binary or isinstance(feature, datasets.Image)
 
 
-def check_columns(splits: Splits, *columns: str) -> None:
+def check_given(features: datasets.Features, data: DataSettings, target_holds_images: bool) -> None:
+    """Raise UserError if a column given by the user does not exist, or does not hold images where it has to."""
+    for setting, wanted in (("input", data.input_key), ("target", data.target_key)):
+        if wanted is None:
+            continue
+        if wanted not in features:
+            raise UserError(f"--{setting}-key {wanted}: the dataset has no such column, but {columns_named(features)}.")
+        if (setting == "input" or target_holds_images) and not holds_images(features[wanted]):
+            raise UserError(f"--{setting}-key {wanted}: this column holds {kind_of(features[wanted])}, not images.")
+
+
+def check_columns(splits: Splits, image: str, target: str) -> None:
     """Raise UserError if a split lacks a column, or both columns are the same."""
-    if len(set(columns)) < len(columns):
-        raise UserError(f"--input-key and --target-key both name the column {columns[0]}.")
+    if image == target:
+        raise UserError(f"--input-key and --target-key both name the column {image}.")
     for split, dataset in splits.items():
-        for column in columns:
+        for column in (image, target):
             if column not in dataset.features:
                 raise UserError(f"Split {split} has no column {column}, but {columns_named(dataset.features)}.")
 
 
-def given_column(features: datasets.Features, setting: str, wanted: str, must_hold_images: bool = True) -> str:
-    """Return the column given by the user; raise UserError if it does not exist or does not hold images."""
-    if wanted not in features:
-        raise UserError(f"--{setting} {wanted}: the dataset has no such column, but {columns_named(features)}.")
-    if must_hold_images and not holds_images(features[wanted]):
-        raise UserError(f"--{setting} {wanted}: this column holds {kind_of(features[wanted])}, not images.")
-    return wanted
-
-
-def read_class_map(path: str) -> dict[str, int]:
-    """Read `--class-map`: one class name per line in numerical order, or a name and a number per line."""
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file, stripped, without empty ones; raise UserError if it cannot be read."""
     try:
-        lines = [line.strip() for line in Path(path).expanduser().read_text(encoding="utf-8").splitlines()]
+        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise UserError(f"--class-map {path} cannot be read as text ({error}).") from error
-    names = [line for line in lines if line]
-    numbers = {found[1]: int(found[2]) for line in names if (found := NAME_AND_NUMBER.fullmatch(line))}
-    if len(numbers) == len(names) and set(numbers.values()) == set(range(max(numbers.values(), default=0) + 1)):
-        return numbers
-    if len(set(names)) < max(len(names), 2):
+        raise UserError(f"{path} cannot be read as text ({error}).") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def read_class_map(path: str) -> tuple[dict[str, int], list[str]]:
+    """Read `--class-map`: one class name per line in numerical order, or a name and a number per line.
+
+    Returns:
+        The number of each name, and one name of each number.
+    """
+    lines = read_lines(Path(path))
+    numbers = {found[1]: int(found[2]) for line in lines if (found := NAME_AND_NUMBER.fullmatch(line))}
+    first = {number: name for name, number in reversed(list(numbers.items()))}
+    if first and len(numbers) == len(lines) and set(first) == set(range(len(first))):
+        return numbers, [first[number] for number in range(len(first))]
+    if len(set(lines)) < max(len(lines), 2):
         raise UserError(f"--class-map {path} must hold at least 2 class names, each only once.")
-    return {name: number for number, name in enumerate(names)}
-
-
-def names_of(class_map: Mapping[str, int]) -> list[str]:
-    """Return the class names in the order of their numbers; if several names have one number, the first one."""
-    first = {number: name for name, number in reversed(list(class_map.items()))}
-    return [first[number] for number in range(len(first))]
+    return {name: number for number, name in enumerate(lines)}, lines
 
 
 def listed(names: Sequence[str]) -> str:
     """Return the first names, for a sentence."""
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-
-
-def check_count(rows: Rows, count: int) -> None:
-    """Raise UserError if there are fewer rows than `--train-num-samples`."""
-    if count > len(rows):
-        raise UserError(f"--train-num-samples {count}: there are only {len(rows)} training images.")

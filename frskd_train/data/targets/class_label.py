@@ -1,6 +1,6 @@
 """Class labels: one class per image, from a column of classes, whole numbers, strings or booleans."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import datasets
@@ -15,13 +15,11 @@ from frskd_train.data.targets.base import (
     Splits,
     Targets,
     check_columns,
-    check_count,
+    check_given,
     columns_named,
-    given_column,
     holds_images,
     kind_of,
     listed,
-    names_of,
     read_class_map,
 )
 from frskd_train.settings import DataSettings
@@ -36,15 +34,17 @@ class ClassLabels(Targets):
 
     def __init__(self, splits: Splits, data: DataSettings, class_names: list[str] | None) -> None:
         features = next(iter(splits.values())).features
-        self.image_column = _find_image_column(features, data.input_key)
-        column = _find_label_column(features, data.target_key)
+        check_given(features, data, target_holds_images=False)
+        self.image_column = data.input_key or _find_image_column(features)
+        column = data.target_key or _find_label_column(features)
         check_columns(splits, self.image_column, column)
         self.labels, self.class_names = read_labels(splits, column)
-        self._map = read_class_map(data.class_map) if data.class_map is not None else None
-        if self._map is not None:
+        self._is_mapped = data.class_map is not None
+        if data.class_map is not None:
+            numbers, names = read_class_map(data.class_map)
             for split, labels in self.labels.items():
-                self._renumber(split, np.arange(len(labels)), self._map, f"--class-map {data.class_map} lacks")
-            self.class_names = names_of(self._map)
+                self._renumber(split, np.arange(len(labels)), numbers, f"--class-map {data.class_map} lacks")
+            self.class_names = names
 
     def load_many(self, split: str, rows: list[int]) -> Iterator[Tensor]:
         yield from torch.from_numpy(self.labels[split][rows])
@@ -58,18 +58,14 @@ class ClassLabels(Targets):
     def digest(self, split: str, rows: Rows) -> bytes:
         return self.labels[split][rows].astype("<i8").tobytes()
 
-    def match(self, split: str, rows: Rows, known: Sequence[str] | None) -> None:
+    def match(self, split: str, rows: Rows, known: list[str]) -> None:
         """See `Targets`; labels are matched by name, or by the numbers of a class map."""
-        if known is None:
-            return
-        if self._map is None:
-            numbers = {name: number for number, name in enumerate(known)}
-            self._renumber(
-                split, rows, numbers, f"Split {split} has classes that the model does not know (see --class-map):"
-            )
+        if not self._is_mapped:
+            complaint = f"Split {split} has classes that the model does not know (see --class-map):"
+            self._renumber(split, rows, {name: number for number, name in enumerate(known)}, complaint)
         elif len(self.class_names) > len(known):
             raise UserError(f"--class-map has {len(self.class_names)} classes, but the model has {len(known)}.")
-        self.class_names = list(known)
+        self.class_names = known
 
     def empty_classes(self, split: str, rows: Rows) -> list[str]:
         found = set(self.labels[split][rows].tolist())
@@ -87,10 +83,8 @@ class ClassLabels(Targets):
         self.labels[split] = np.array([numbers.get(name, -1) for name in self.class_names], np.int64)[labels]
 
 
-def _find_image_column(features: datasets.Features, wanted: str | None) -> str:
-    """Return the given column, or the only image column, or the only column of encoded bytes."""
-    if wanted is not None:
-        return given_column(features, "input-key", wanted)
+def _find_image_column(features: datasets.Features) -> str:
+    """Return the only image column, or the only column of encoded bytes."""
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     found = images or [name for name, feature in features.items() if holds_images(feature)]
     if len(found) > 1:
@@ -100,14 +94,12 @@ def _find_image_column(features: datasets.Features, wanted: str | None) -> str:
     return found[0]
 
 
-def _find_label_column(features: datasets.Features, wanted: str | None) -> str:
-    """Return the given column, or the only class column, or one with a common name for labels."""
-    if wanted is not None:
-        return given_column(features, "target-key", wanted, must_hold_images=False)
+def _find_label_column(features: datasets.Features) -> str:
+    """Return the only class column, or one with a common name for labels."""
     classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     named = [name for name in LABEL_NAMES if name in (classes or features)]
     if len(classes) == 1 or named:
-        return classes[0] if len(classes) == 1 else named[0]
+        return (named or classes)[0]
     if classes:
         raise UserError(f"The dataset has several class columns ({', '.join(classes)}); choose one with --target-key.")
     raise UserError(f"The dataset has no label column, only {columns_named(features)}; name it with --target-key.")
@@ -126,10 +118,9 @@ def read_labels(splits: Splits, column: str) -> tuple[dict[str, Rows], list[str]
         UserError: Labels are not classes (floats, lists), are missing, negative or out of range, or a class is missing
             in the training split.
     """
-    trained_on = next(iter(splits))
     read = {split: _read_column(dataset, split, column) for split, dataset in splits.items()}
-    trained, known = read[trained_on]
-    has_images = set(np.unique(trained).tolist())
+    trained_on, (trained, known) = next(iter(read.items()))
+    has_images = set(trained.tolist())
     number = {value: index for index, value in enumerate(known)}
     labels = {}
     for split, (codes, values) in read.items():
@@ -157,9 +148,10 @@ def _read_column(dataset: datasets.Dataset, split: str, column: str) -> tuple[Ro
     found = values.to_numpy(zero_copy_only=False)
     names = feature.names if isinstance(feature, datasets.ClassLabel) else None
     if pa.types.is_integer(kind):
-        wrong = np.flatnonzero((found < 0) | (found >= (len(names) if names is not None else np.inf)))
+        wanted, limit = ("0 or more", np.inf) if names is None else (f"0 to {len(names) - 1}", len(names))
+        wrong = np.flatnonzero((found < 0) | (found >= limit))
         if len(wrong):
-            row, wanted = wrong[0], "0 or more" if names is None else f"0 to {len(names) - 1}"
+            row = wrong[0]
             hint = " (-1 usually means unlabelled: choose another split)" if found[row] == -1 else ""
             raise UserError(
                 f"Row {row} of split {split} has label {found[row]} in column {column}; labels must be {wanted}{hint}."
@@ -172,22 +164,23 @@ def _read_column(dataset: datasets.Dataset, split: str, column: str) -> tuple[Ro
 
 def hold_out(labels: Rows, fraction: float) -> tuple[Rows, Rows]:
     """Divide rows by their labels, class by class; a class with one image goes to training."""
+    if fraction == 0:
+        raise UserError(
+            "The dataset has no validation split and --val-fraction 0 holds out none; "
+            "give --val-split or a fraction above 0."
+        )
     rank, size = _rank_in_class(labels)
-    held = np.maximum(np.round(size * fraction), 1) if fraction > 0 else np.zeros_like(size)
-    is_held = rank < np.minimum(held, size - 1)
+    is_held = rank < np.minimum(np.maximum(np.round(size * fraction), 1), size - 1)
     if not is_held.any():
-        # a class of two gives one of them, so a fraction above zero fails only if all classes have one image
-        why = f"--val-fraction {fraction:g} holds out none of its {len(labels)} images"
-        way = "a fraction above 0"
-        if fraction > 0:
-            why, way = "no class has a second image that --val-fraction could hold out", "more images of each class"
-        raise UserError(f"The dataset has no validation split and {why}; give --val-split or {way}.")
+        raise UserError(
+            "The dataset has no validation split and no class has a second image that --val-fraction could hold out; "
+            "give --val-split or more images of each class."
+        )
     return np.flatnonzero(~is_held), np.flatnonzero(is_held)
 
 
 def balanced_subset(labels: Rows, count: int, num_classes: int) -> Rows:
     """Choose `count` rows by their labels, balanced over the classes as far as possible. See `Targets.subset`."""
-    check_count(labels, count)
     if count < num_classes:
         raise UserError(f"--train-num-samples {count} is less than one image for each of the {num_classes} classes.")
     rank, _ = _rank_in_class(labels)

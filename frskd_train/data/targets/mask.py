@@ -1,6 +1,6 @@
 """Masks: one class per pixel, from a second column of images."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import ClassVar
 
@@ -18,11 +18,9 @@ from frskd_train.data.targets.base import (
     Splits,
     Targets,
     check_columns,
-    check_count,
+    check_given,
     columns_named,
-    given_column,
     holds_images,
-    names_of,
     read_class_map,
 )
 from frskd_train.settings import DataSettings
@@ -39,10 +37,11 @@ class Masks(Targets):
 
     def __init__(self, splits: Splits, data: DataSettings, class_names: list[str] | None) -> None:
         features = next(iter(splits.values())).features
-        self.image_column, column = find_pair_columns(features, data.input_key, data.target_key)
+        check_given(features, data, target_holds_images=True)
+        self.image_column, column = _find_columns(features, data.input_key, data.target_key)
         check_columns(splits, self.image_column, column)
-        self._masks = {split: Images.of(dataset, split, column, "mask") for split, dataset in splits.items()}
-        self.class_names = names_of(read_class_map(data.class_map)) if data.class_map is not None else class_names or []
+        self._masks = {split: Images(dataset, split, column, "mask") for split, dataset in splits.items()}
+        self.class_names = read_class_map(data.class_map)[1] if data.class_map is not None else class_names or []
 
     def load_many(self, split: str, rows: list[int]) -> Iterator[Tensor | BadImageError]:
         return self._masks[split].load_many(rows, self._decode)
@@ -59,13 +58,11 @@ class Masks(Targets):
         return torch.from_numpy(labels.astype(np.uint8))
 
     def check(self, split: str, row: int, image_size: tuple[int, int], target: Tensor) -> BadImageError | None:
-        size = target.shape[1], target.shape[0]
-        if size == image_size:
+        height, width = target.shape
+        if (width, height) == image_size:
             return None
-        return BadImageError(
-            f"{self._masks[split].describe(row)} is {size[0]}x{size[1]} pixels, "
-            f"but its image is {image_size[0]}x{image_size[1]}"
-        )
+        mask, image = f"{width}x{height} pixels", f"{image_size[0]}x{image_size[1]}"
+        return BadImageError(f"{self._masks[split].describe(row)} is {mask}, but its image is {image}")
 
     def hold_out(self, split: str, fraction: float) -> tuple[Rows, Rows]:
         count = len(self._masks[split].dataset)
@@ -79,19 +76,16 @@ class Masks(Targets):
         return np.sort(order[held:]), np.sort(order[:held])
 
     def subset(self, split: str, rows: Rows, count: int) -> Rows:
-        check_count(rows, count)
         return np.sort(rows[shuffled(len(rows))[:count]])
 
     def digest(self, split: str, rows: Rows) -> bytes:
         return self._masks[split].digest(rows)
 
-    def match(self, split: str, rows: Rows, known: Sequence[str] | None) -> None:
+    def match(self, split: str, rows: Rows, known: list[str]) -> None:
         """See `Targets`; labels are the numbers of the model's outputs."""
-        if known is None:
-            return
         if self.class_names and len(self.class_names) != len(known):
             raise UserError(f"The data have {len(self.class_names)} classes, but the model has {len(known)}.")
-        self.class_names = list(known)
+        self.class_names = known
 
     def find_classes(self, split: str, rows: Rows, progress: bool) -> None:
         """See `Targets`; classes without names are numbered up to the highest label. Decodes only masks, in threads."""
@@ -121,16 +115,9 @@ class Masks(Targets):
         return highest
 
 
-def find_pair_columns(features: datasets.Features, image: str | None, mask: str | None) -> tuple[str, str]:
-    """Find the columns of images and masks: the given ones, else those with common names for images and masks.
-
-    Raises:
-        UserError: There are not two image columns, or it is unclear which is which.
-    """
+def _find_columns(features: datasets.Features, image: str | None, mask: str | None) -> tuple[str, str]:
+    """Return the columns of images and masks: the given ones, else those with common names for images and masks."""
     found = [name for name, feature in features.items() if holds_images(feature)]
-    for setting, wanted in (("input-key", image), ("target-key", mask)):
-        if wanted is not None:
-            given_column(features, setting, wanted)
     if len(found) < 2:
         raise UserError(
             f"Segmentation needs a column of images and one of masks, but the dataset has {columns_named(features)}."
