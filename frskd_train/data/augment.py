@@ -15,6 +15,7 @@ from timm.data import Mixup
 from torch import Tensor
 
 from frskd_timm.augment import cutmix, cutmix_box, mixup
+from frskd_train.data.preprocessing import Preprocessing
 from frskd_train.data.sampler import Draw, Order, Rows, generator_for, untouched_randomness
 from frskd_train.settings import PreprocessingSettings
 
@@ -97,25 +98,20 @@ def erase(images: Tensor, boxes: Rows) -> Tensor:
     return images.masked_fill_((rows[:, None, :, None]) & (columns[:, None, None, :]), 0)
 
 
-class Normalize(torch.nn.Module):
+class Normalize:
     """Convert bytes to network input: scale to 0..1, subtract mean, divide by deviation; NHWC if channels last."""
 
-    scale: Tensor
-    shift: Tensor
+    def __init__(self, preprocessing: Preprocessing, channels_last: bool, device: torch.device) -> None:
+        self.device, self.format = device, torch.channels_last if channels_last else torch.contiguous_format
+        statistics = preprocessing.mean, preprocessing.std
+        mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in statistics)
+        self.scale, self.shift = (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], channels_last: bool) -> None:
-        super().__init__()
-        self.format = torch.channels_last if channels_last else torch.contiguous_format
-        centre, deviation = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (mean, std))
-        self.register_buffer("scale", (1 / (255 * deviation)).float(), persistent=False)
-        self.register_buffer("shift", (-centre / deviation).float(), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
         """Normalise [B, C or 1, H, W] with values 0..255 of any number type; a gray channel is repeated."""
-        count, _, height, width = images.shape
-        out = torch.empty(
-            count, len(self.scale), height, width, device=images.device, memory_format=self.format, dtype=torch.float32
-        )
+        size = len(images), len(self.scale), *images.shape[2:]
+        out = torch.empty(size, device=images.device, memory_format=self.format, dtype=torch.float32)
         return torch.addcmul(self.shift, images.float(), self.scale, out=out)
 
 

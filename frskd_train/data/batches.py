@@ -6,7 +6,6 @@ from functools import cached_property
 from itertools import groupby
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from frskd_timm.errors import UserError
@@ -29,7 +28,6 @@ class TrainBatches:
     order: Order
     augmentation: BatchAugmentation
     normalize: Normalize
-    device: torch.device
 
     def __len__(self) -> int:
         return self.order.steps
@@ -52,7 +50,7 @@ class TrainBatches:
         for images, targets in self._reader.run([order.request(epoch, step) for step in range(start, order.steps)]):
             if len(images) < order.per_process:
                 break
-            yield self.augmentation(images, targets.long(), self.normalize, order, epoch, step)
+            yield self._augment(images, targets, epoch, step)
             step += 1
         if step < order.steps:
             first = next(iter(self.samples.bad.values()))
@@ -62,7 +60,10 @@ class TrainBatches:
 
     @cached_property
     def _reader(self) -> Reader:
-        return Reader(self.samples, self.device, is_training=True)
+        return Reader(self.samples, self.normalize.device, is_training=True)
+
+    def _augment(self, images: Tensor, targets: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        return self.augmentation(images, targets.long(), self.normalize, self.order, epoch, step)
 
 
 class ValBatches:
@@ -71,10 +72,8 @@ class ValBatches:
     Images that keep their own size are grouped by size.
     """
 
-    def __init__(
-        self, samples: Samples, normalize: Normalize, batch_size: int, rank: int, world_size: int, device: torch.device
-    ) -> None:
-        self._samples, self._normalize, self._device = samples, normalize, device
+    def __init__(self, samples: Samples, normalize: Normalize, batch_size: int, rank: int, world_size: int) -> None:
+        self._samples, self._normalize = samples, normalize
         count = len(samples)
         sizes = samples.source.sizes() if samples.split.targets.is_dense else [(0, 0)] * count
         by_size = sorted(range(count), key=lambda place: sizes[place])
@@ -88,11 +87,9 @@ class ValBatches:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        reader = Reader(self._samples, self._device, is_training=False)
+        reader = Reader(self._samples, self._normalize.device, is_training=False)
         for images, targets in reader.run([BatchRequest(places, places) for places in self._batches]):
-            with torch.no_grad():
-                normalised = self._normalize(images)
-            yield normalised, targets.long()
+            yield self._normalize(images), targets.long()
 
     def rows(self) -> Rows:
         """Return the row in the split of each image of the last pass, in its order."""

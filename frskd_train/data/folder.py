@@ -9,10 +9,11 @@ from urllib.parse import unquote
 import datasets
 
 from frskd_timm.errors import UserError
+from frskd_train.data.columns import listed, read_lines
 from frskd_train.data.images import printable, stored_path
-from frskd_train.data.splits import TRAIN_SPLITS, VALIDATION_SPLITS
-from frskd_train.data.targets.base import listed, read_lines
 
+TRAIN_SPLITS = ("train", "training")
+VALIDATION_SPLITS = ("validation", "val", "valid", "dev", "test", "testing")
 IMAGE_ENDINGS = frozenset(
     (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
 )

@@ -22,7 +22,7 @@ class WholeImagePlan:
     """Plan for images resized to one size, with targets of the whole image.
 
     Attributes:
-        input_size: Height and width of the network's input.
+        preprocessing: Preprocessing of the network's input, with a neutral mean and standard deviation.
         evaluated: Transform of validation images.
         kept: Transform of training images that are kept in memory.
         num_measured: Number of images for measuring mean and deviation, unless all are in memory at one size.
@@ -40,7 +40,6 @@ class WholeImagePlan:
         sizes = {header.size for header in headers} - {(0, 0)}
         self._channels = 1 if all(header.is_gray for header in headers) else settings.in_chans
         size = self._size = _input_size(settings.img_size, sizes, model_cfg)
-        self.input_size = size, size
         crop_mode = settings.train_crop_mode
         if crop_mode == "auto":
             crop_mode = "pad" if size <= SMALL else "rrc"
@@ -53,8 +52,9 @@ class WholeImagePlan:
         smallest, largest = (int(size * side) for side in settings.cutmix_minmax or (0, 1))
         if smallest >= largest:
             raise UserError(f"--cutmix-minmax has to give a range of sides; it is {smallest} to {largest} pixels here.")
-        self.evaluated = self.kept = EvalTransform(Preprocessing.of(settings, self.input_size, (None, None)))
-        self._kept_size = self.input_size
+        self.preprocessing = _neutral(settings, size, size)
+        self.evaluated = self.kept = EvalTransform(self.preprocessing)
+        self._kept_size = size, size
         if self._crops_resized:  # images keep their own size unless it is much too large
             side = round(size * MARGIN)
             self._kept_size = sizes.pop() if len(sizes) == 1 and max(max(sizes)) <= 2 * size else (side, side)
@@ -99,12 +99,10 @@ class DensePlan:
         self, settings: PreprocessingSettings, train: Split, val: Split, model_cfg: object, resize: tuple[float, float]
     ) -> None:
         self._settings, self._resize, self._splits = settings, resize, (train, val)
-        self.input_size = settings.img_size or CROP, settings.img_size or CROP
-        if settings.img_size is None:
-            sizes = set(train.sizes()) - {(0, 0)}
-            if len(sizes) == 1:
-                ((height, width),) = sizes
-                self.input_size = min(height, CROP), min(width, CROP)
+        height = width = settings.img_size or CROP
+        if settings.img_size is None and len(sizes := set(train.sizes()) - {(0, 0)}) == 1:
+            height, width = (min(side, CROP) for side in sizes.pop())
+        self.preprocessing = _neutral(settings, height, width)
 
     def choose_mode(self, data: DataSettings) -> Mode:
         """Choose `memory` or `stream`."""
@@ -117,10 +115,16 @@ class DensePlan:
         settings = self._settings
         fill = tuple(round(255 * value) for value in preprocessing.mean)
         others = settings.hflip, settings.vflip, settings.color_jitter, fill, settings.interpolation
-        return DenseTransform(self.input_size, self._resize, *others), BatchAugmentation(repeats=settings.aug_repeats)
+        transform = DenseTransform(preprocessing.input_size[1:], self._resize, *others)
+        return transform, BatchAugmentation(repeats=settings.aug_repeats)
 
 
 Plan = WholeImagePlan | DensePlan
+
+
+def _neutral(settings: PreprocessingSettings, height: int, width: int) -> Preprocessing:
+    size, mean, std = (settings.in_chans, height, width), (0.0,) * settings.in_chans, (1.0,) * settings.in_chans
+    return Preprocessing(size, mean, std, settings.interpolation, settings.crop_pct)
 
 
 def in_memory(split: Split) -> Split:

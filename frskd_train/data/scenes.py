@@ -1,20 +1,22 @@
 """Scenes for segmentation with exact masks, composed on the fly from the garments of the Fashion-MNIST sample."""
 
 from collections import UserDict
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
 from PIL import Image
 
-from frskd_train.data.files import Source, read_sample
 from frskd_train.data.images import Images, to_8_bits
 from frskd_train.data.sampler import FIXED
 
-SCENES_NAME = "fashion_mnist_scenes"
+SAMPLE_FOLDER = Path(__file__).parent / "fashion_mnist_sample"
 BACKGROUND = "background"
 COUNTS = {"train": 1200, "test": 300}
 SIZE = 64  # height and width of a scene in pixels
@@ -35,12 +37,14 @@ class Scenes:
     masks: Bytes
 
 
-def composed_source(train_num_samples: int | None) -> Source:
-    """Return the scenes as a dataset with the columns `image` and `mask`; a split is composed on first access."""
-    sample = read_sample()
-    class_names = [BACKGROUND, *sample.splits["train"].features["label"].names]
+def compose_splits(train_num_samples: int | None) -> tuple[Mapping[str, datasets.Dataset], list[str]]:
+    """Return splits of scenes with the columns `image` and `mask`, composed on first access, and the class names."""
     splits = _ComposedSplits(COUNTS | {"train": train_num_samples or COUNTS["train"]})
-    return replace(sample, name=SCENES_NAME, splits=splits, class_names=class_names)
+    return splits, [BACKGROUND, *_read_sample("train").features["label"].names]
+
+
+def _read_sample(split: str) -> datasets.Dataset:
+    return datasets.Dataset(pq.read_table(SAMPLE_FOLDER / f"{split}.parquet"))
 
 
 class _ComposedSplits(UserDict[str, Any]):
@@ -65,7 +69,7 @@ def _uncompressed(pixels: Bytes) -> dict[str, Any]:
 @lru_cache(maxsize=2)
 def garments(split: str) -> tuple[Bytes, npt.NDArray[np.bool_], npt.NDArray[np.int64], tuple[str, ...]]:
     """Return gray images [M, 28, 28], which of their pixels are cloth, their classes [M], and the classes' names."""
-    dataset = read_sample().splits[split]
+    dataset = _read_sample(split)
     rows = list(range(len(dataset)))
     decoded = Images(dataset, split, "image").load_many(rows, lambda image: to_8_bits(image, "L"))
     images = np.stack([np.asarray(image) for image in decoded])

@@ -10,34 +10,39 @@ import torch
 from torch import Tensor
 
 from frskd_timm.errors import UserError
-from frskd_train.data.sampler import Rows, shuffled
-from frskd_train.data.targets.base import (
+from frskd_train.data.columns import (
+    Columns,
     Splits,
-    Targets,
-    check_columns,
-    check_given,
     columns_named,
+    find_columns,
     holds_images,
     kind_of,
     listed,
     read_class_map,
 )
+from frskd_train.data.images import BadImageError
+from frskd_train.data.sampler import Rows, shuffled
 from frskd_train.settings import DataSettings
 
 LABEL_NAMES = ("label", "labels", "class", "fine_label", "target")
 
 
-class ClassLabels(Targets):
-    """See `Targets`; a target is a class number, an int64 scalar."""
+class ClassLabels:
+    """The labels of the used splits; a target is a class number, an int64 scalar.
+
+    The constructor finds the columns and checks everything that needs no decoding. The first split determines the
+    classes. Every method raises UserError for data or settings that cannot be used.
+
+    Attributes:
+        is_dense: Whether a target has the size of its image and is transformed with it.
+        image_column: The column of the images.
+        class_names: In the order of the class numbers.
+    """
 
     is_dense: ClassVar = False
 
     def __init__(self, splits: Splits, data: DataSettings, class_names: list[str] | None) -> None:
-        features = next(iter(splits.values())).features
-        check_given(features, data, target_holds_images=False)
-        self.image_column = data.input_key or _find_image_column(features)
-        column = data.target_key or _find_label_column(features)
-        check_columns(splits, self.image_column, column)
+        self.image_column, column = find_columns(splits, data, False, _find_columns)
         self.labels, self.class_names = read_labels(splits, column)
         self._is_mapped = data.class_map is not None
         if data.class_map is not None:
@@ -47,19 +52,27 @@ class ClassLabels(Targets):
             self.class_names = names
 
     def load_many(self, split: str, rows: list[int]) -> Iterator[Tensor]:
+        """Decode the targets of the rows."""
         yield from torch.from_numpy(self.labels[split][rows])
 
+    def check(self, split: str, row: int, image_size: tuple[int, int], target: Tensor) -> BadImageError | None:
+        """Check a target against the width and height of its image."""
+        return None
+
     def hold_out(self, split: str, fraction: float) -> tuple[Rows, Rows]:
+        """Divide the rows of a split into training and validation rows, always the same ones, both ascending."""
         return hold_out(self.labels[split], fraction)
 
     def subset(self, split: str, rows: Rows, count: int) -> Rows:
+        """Choose `count` of the rows, always the same ones, ascending."""
         return rows[balanced_subset(self.labels[split][rows], count, len(self.class_names))]
 
     def digest(self, split: str, rows: Rows) -> bytes:
+        """Hash the targets of the rows."""
         return self.labels[split][rows].astype("<i8").tobytes()
 
     def match(self, split: str, rows: Rows, known: list[str]) -> None:
-        """See `Targets`; labels are matched by name, or by the numbers of a class map."""
+        """Renumber the classes of the rows as a trained model's: by name, or by the numbers of a class map."""
         if not self._is_mapped:
             complaint = f"Split {split} has classes that the model does not know (see --class-map):"
             self._renumber(split, rows, {name: number for number, name in enumerate(known)}, complaint)
@@ -67,11 +80,11 @@ class ClassLabels(Targets):
             raise UserError(f"--class-map has {len(self.class_names)} classes, but the model has {len(known)}.")
         self.class_names = known
 
-    def empty_classes(self, split: str, rows: Rows) -> list[str]:
-        found = set(self.labels[split][rows].tolist())
-        return [name for target, name in enumerate(self.class_names) if target not in found]
+    def find_classes(self, split: str, rows: Rows, progress: bool) -> None:
+        """Determine the classes from the targets of the training rows if the dataset does not name them."""
 
     def class_counts(self, split: str, rows: Rows) -> list[int]:
+        """Count the images, or the pixels of masks, of each class in the rows."""
         return np.bincount(self.labels[split][rows], minlength=len(self.class_names)).tolist()
 
     def _renumber(self, split: str, rows: Rows, numbers: Mapping[str, int], complaint: str) -> None:
@@ -83,26 +96,22 @@ class ClassLabels(Targets):
         self.labels[split] = np.array([numbers.get(name, -1) for name in self.class_names], np.int64)[labels]
 
 
-def _find_image_column(features: datasets.Features) -> str:
-    """Return the only image column, or the only column of encoded bytes."""
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    found = images or [name for name, feature in features.items() if holds_images(feature)]
-    if len(found) > 1:
-        raise UserError(f"The dataset has several image columns ({', '.join(found)}); choose one with --input-key.")
-    if not found:
+def _find_columns(features: datasets.Features, data: DataSettings) -> Columns:
+    """Return the only image column (or column of bytes), and the only class column or one with a common name."""
+    kinds = {name: type(feature) for name, feature in features.items()}
+    images = [name for name, kind in kinds.items() if kind is datasets.Image]
+    images = images or [name for name, feature in features.items() if holds_images(feature)]
+    if data.input_key is None and not images:
         raise UserError(f"The dataset has no image column, only {columns_named(features)}.")
-    return found[0]
-
-
-def _find_label_column(features: datasets.Features) -> str:
-    """Return the only class column, or one with a common name for labels."""
-    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if data.input_key is None and len(images) > 1:
+        raise UserError(f"The dataset has several image columns ({', '.join(images)}); choose one with --input-key.")
+    classes = [name for name, kind in kinds.items() if kind is datasets.ClassLabel]
     named = [name for name in LABEL_NAMES if name in (classes or features)]
-    if len(classes) == 1 or named:
-        return (named or classes)[0]
-    if classes:
-        raise UserError(f"The dataset has several class columns ({', '.join(classes)}); choose one with --target-key.")
-    raise UserError(f"The dataset has no label column, only {columns_named(features)}; name it with --target-key.")
+    found = classes if len(classes) == 1 else named
+    if data.target_key is None and not found:
+        several = f"several class columns ({', '.join(classes)})" if classes else "no label column"
+        raise UserError(f"The dataset has {several}: choose one of {columns_named(features)} with --target-key.")
+    return data.input_key or images[0], data.target_key or found[0]
 
 
 def read_labels(splits: Splits, column: str) -> tuple[dict[str, Rows], list[str]]:
