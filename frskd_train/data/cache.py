@@ -1,7 +1,7 @@
 """Small datasets, decoded once and kept as bytes in memory, and on the GPU if there is one."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -79,6 +79,8 @@ def decode_all(split: Split, transform: SampleTransform, bad_images: Literal["st
                 decoded.append((*transform(sample, 0), (sample.image.height, sample.image.width)))
         return decoded
 
+    if not split.targets.is_dense and split.mode == "RGB":
+        split = replace(split, mode=None)  # gray images take a third of the space
     count = len(split)
     pixels: Tensor | None = None
     images: list[Tensor] = []
@@ -86,8 +88,8 @@ def decode_all(split: Split, transform: SampleTransform, bad_images: Literal["st
     sizes: list[tuple[int, int]] = []
     bad: dict[int, str] = {}
     with quiet_pillow():
-        results = in_blocks(decode, list(range(count)), f"decoding {split.name}", progress)
-        for place, result in enumerate(results):
+        title = f"decoding {split.name}" if progress else None
+        for place, result in enumerate(in_blocks(decode, list(range(count)), title)):
             if isinstance(result, BadImageError):
                 if bad_images == "stop":
                     raise UserError(f"{result} ({SKIP}).") from result

@@ -7,7 +7,6 @@ import hashlib
 import io
 import os
 import re
-import stat
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -63,14 +62,14 @@ class Images:
 
     def headers(self, rows: Rows) -> list[Header]:
         """Read the headers of images, each only once."""
+
+        def read(block: list[int]) -> list[Header]:
+            return [found if isinstance(found, Header) else Header() for found in self.load_many(block, _read_header)]
+
         missing = [row for row in rows.tolist() if row not in self._headers]
         with quiet_pillow():
-            found = in_blocks(self._read_headers, missing, f"headers of {self.split}", False)
-            self._headers.update(zip(missing, found, strict=True))
+            self._headers.update(zip(missing, in_blocks(read, missing), strict=True))
         return [self._headers[row] for row in rows.tolist()]
-
-    def _read_headers(self, rows: list[int]) -> list[Header]:
-        return [found if isinstance(found, Header) else Header() for found in self.load_many(rows, _read_header)]
 
     def load_many(self, rows: list[int], decode: Callable[[Image.Image], T]) -> Iterator[T | BadImageError]:
         """Open images and decode each with `decode`; yield errors of bad images instead of raising them."""
@@ -100,12 +99,13 @@ class Images:
         lengths = self._lengths()[rows]
         digest = hashlib.sha256(lengths.astype("<i8").tobytes())
         chosen = rows if lengths.sum() <= HASHED_WHOLE else rows[spread(len(rows), HASHED)]
-        for part in in_blocks(self._digests, chosen.tolist(), f"hashing {self.split}", False):
+
+        def hashes(block: list[int]) -> list[bytes]:
+            return [_digest(content, path) for content, path in self._contents(block)]
+
+        for part in in_blocks(hashes, chosen.tolist()):
             digest.update(part)
         return digest.digest()
-
-    def _digests(self, rows: list[int]) -> list[bytes]:
-        return [_digest(content, path) for content, path in self._contents(rows)]
 
     def _lengths(self) -> Rows:
         """Return the length of each row of the split without reading images; -1 if the file is missing."""
@@ -119,7 +119,8 @@ class Images:
             if is_struct and (lengths < 0).any():
                 paths = pc.struct_field(column, "path")
                 for place in np.flatnonzero(lengths < 0).tolist():
-                    lengths[place] = _file_length(local_path(paths[place].as_py()))
+                    path = local_path(paths[place].as_py()) or ""
+                    lengths[place] = os.path.getsize(path) if os.path.isfile(path) else -1
             found.append(lengths)
         return np.concatenate(found)
 
@@ -144,19 +145,11 @@ def printable(text: str) -> str:
     return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
-def _file_length(path: str | None) -> int:
-    try:
-        found = os.stat(path or "")
-    except OSError:
-        return -1
-    return found.st_size if stat.S_ISREG(found.st_mode) else -1
-
-
 def _digest(content: bytes | None, path: str | None) -> bytes:
     if content is None:
-        if _file_length(path) < 0:  # missing, or a pipe, which would never end
+        if not path or not os.path.isfile(path):  # missing, or a pipe, which would never end
             return b"missing"
-        content = Path(str(path)).read_bytes()
+        content = Path(path).read_bytes()
     return hashlib.sha256(content).digest()
 
 
@@ -173,7 +166,7 @@ def open_image(content: bytes | None, path: str | None) -> Image.Image:
     """Open an encoded image without decoding it; exceptions of Pillow are not caught."""
     if content is None and not path:
         raise ValueError("the row is empty")
-    if content is None and os.path.exists(str(path)) and not os.path.isfile(str(path)):
+    if path and content is None and os.path.exists(path) and not os.path.isfile(path):
         raise ValueError("it is not a regular file")  # reading from a pipe would block forever
     image = Image.open(io.BytesIO(content) if content is not None else str(path), formats=_formats())
     if image.width * image.height > MAX_PIXELS:
@@ -214,9 +207,9 @@ def to_8_bits(image: Image.Image, mode: Literal["L", "RGB"] | None = None) -> Im
     return image if image.mode == mode else image.convert(mode)
 
 
-def in_blocks(work: Callable[[list[int]], Sequence[T]], items: list[int], title: str, progress: bool) -> Iterator[T]:
-    """Run `work` on blocks of items in threads; yield one result per item in order, with a progress bar if slow."""
-    bar = tqdm(total=len(items), desc=title, unit=" images", delay=3, disable=not progress)
+def in_blocks(work: Callable[[list[int]], Sequence[T]], items: list[int], title: str | None = None) -> Iterator[T]:
+    """Run `work` on blocks of items in threads; yield one result per item in order, with a progress bar if titled."""
+    bar = tqdm(total=len(items), desc=title, unit=" images", delay=3, disable=title is None)
     with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for first in range(0, len(items), CHUNK):
             chunk = items[first : first + CHUNK]

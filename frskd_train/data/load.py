@@ -12,11 +12,10 @@ from torch import Tensor, distributed
 
 from frskd_timm.errors import UserError
 from frskd_train.data.augment import BatchAugmentation, Normalize
-from frskd_train.data.batches import TrainBatches, ValBatches
+from frskd_train.data.batches import Samples, TrainBatches, ValBatches
 from frskd_train.data.cache import Cache, decode_all
 from frskd_train.data.columns import listed
-from frskd_train.data.loader import Samples
-from frskd_train.data.plan import DensePlan, Mode, Plan, WholeImagePlan, choose_mode, dense_bytes, in_memory
+from frskd_train.data.plan import DensePlan, Mode, Plan, WholeImagePlan, choose_mode, dense_bytes
 from frskd_train.data.preprocessing import Preprocessing, given_statistics, measure
 from frskd_train.data.sampler import Order, spread
 from frskd_train.data.source import find_source
@@ -233,7 +232,7 @@ def _samples(
     """Return the samples of a split, and notes about images that were left out while they were decoded."""
     if mode == "stream":
         return Samples(split, kept, data), []
-    cache = decode_all(in_memory(split), kept, data.bad_images, progress)
+    cache = decode_all(split, kept, data.bad_images, progress)
     return Samples(cache, as_is, data), _left_out(split, cache.bad)
 
 
@@ -241,7 +240,7 @@ def _measured(samples: Samples, plan: Plan, progress: bool) -> Iterator[Tensor]:
     """Yield training images, uint8 [N, C, H, W], for measuring mean and standard deviation."""
     source = samples.source
     if isinstance(source, Split):
-        source = decode_all(in_memory(source.sample(plan.num_measured)), plan.evaluated, "skip", progress)
+        source = decode_all(source.sample(plan.num_measured), plan.evaluated, "skip", progress)
     if isinstance(source.images, Tensor):
         yield source.images
     else:

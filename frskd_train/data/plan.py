@@ -1,7 +1,7 @@
 """Plans for sizing, storing, measuring and augmenting the images of a dataset, one for each kind of target."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from frskd_timm.errors import UserError
@@ -9,7 +9,7 @@ from frskd_train.data.augment import BatchAugmentation, Mix, ResizedCrop
 from frskd_train.data.cache import Cache
 from frskd_train.data.preprocessing import SMALL, Preprocessing
 from frskd_train.data.splits import Split
-from frskd_train.data.transforms import DenseTransform, EvalTransform, PolicyTransform, SampleTransform, Squash, as_is
+from frskd_train.data.transforms import DenseTransform, EvalTransform, PolicyTransform, SampleTransform, as_is, squash
 from frskd_train.settings import DataSettings, PreprocessingSettings, flag
 
 Mode = Literal["memory", "stream"]
@@ -58,8 +58,7 @@ class WholeImagePlan:
         if self._crops_resized:  # images keep their own size unless it is much too large
             side = round(size * MARGIN)
             self._kept_size = sizes.pop() if len(sizes) == 1 and max(max(sizes)) <= 2 * size else (side, side)
-            height, width = self._kept_size
-            self.kept = Squash(width, height, settings.interpolation)
+            self.kept = partial(squash, self._kept_size, settings.interpolation)
 
     def choose_mode(self, data: DataSettings) -> Mode:
         """Choose `memory` or `stream`; raise UserError if an augmentation of single images is requested in memory."""
@@ -125,11 +124,6 @@ Plan = WholeImagePlan | DensePlan
 def _neutral(settings: PreprocessingSettings, height: int, width: int) -> Preprocessing:
     size, mean, std = (settings.in_chans, height, width), (0.0,) * settings.in_chans, (1.0,) * settings.in_chans
     return Preprocessing(size, mean, std, settings.interpolation, settings.crop_pct)
-
-
-def in_memory(split: Split) -> Split:
-    """Return a split to decode into memory, where gray images take a third of the space unless they have masks."""
-    return split if split.targets.is_dense or split.mode == "L" else replace(split, mode=None)
 
 
 def choose_mode(data: DataSettings, size: float) -> Mode:

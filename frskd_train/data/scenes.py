@@ -1,7 +1,6 @@
 """Scenes for segmentation with exact masks, composed on the fly from the garments of the Fashion-MNIST sample."""
 
 from collections import UserDict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,8 +12,9 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 from PIL import Image
 
+from frskd_train.data.columns import Splits
 from frskd_train.data.images import Images, to_8_bits
-from frskd_train.data.sampler import FIXED
+from frskd_train.data.sampler import FIXED, Rows
 
 SAMPLE_FOLDER = Path(__file__).parent / "fashion_mnist_sample"
 BACKGROUND = "background"
@@ -26,7 +26,7 @@ VISIBLE = 0.75  # smallest fraction of a garment's side inside the scene
 TILT = 30  # degrees in both directions
 DARK = 24  # gray value up to which a pixel connected to the border is background
 
-Bytes = npt.NDArray[np.uint8]
+Bytes, Booleans, Floats = npt.NDArray[np.uint8], npt.NDArray[np.bool_], npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Scenes:
     masks: Bytes
 
 
-def compose_splits(train_num_samples: int | None) -> tuple[Mapping[str, datasets.Dataset], list[str]]:
+def compose_splits(train_num_samples: int | None) -> tuple[Splits, list[str]]:
     """Return splits of scenes with the columns `image` and `mask`, composed on first access, and the class names."""
     splits = _ComposedSplits(COUNTS | {"train": train_num_samples or COUNTS["train"]})
     return splits, [BACKGROUND, *_read_sample("train").features["label"].names]
@@ -67,16 +67,16 @@ def _uncompressed(pixels: Bytes) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=2)
-def garments(split: str) -> tuple[Bytes, npt.NDArray[np.bool_], npt.NDArray[np.int64], tuple[str, ...]]:
+def garments(split: str) -> tuple[Bytes, Booleans, Rows, list[str]]:
     """Return gray images [M, 28, 28], which of their pixels are cloth, their classes [M], and the classes' names."""
     dataset = _read_sample(split)
     rows = list(range(len(dataset)))
     decoded = Images(dataset, split, "image").load_many(rows, lambda image: to_8_bits(image, "L"))
     images = np.stack([np.asarray(image) for image in decoded])
-    return images, cloth_of(images), np.array(dataset["label"], np.int64), tuple(dataset.features["label"].names)
+    return images, _cloth_of(images), np.array(dataset["label"], np.int64), dataset.features["label"].names
 
 
-def cloth_of(images: Bytes) -> npt.NDArray[np.bool_]:
+def _cloth_of(images: Bytes) -> Booleans:
     """Return masks of cloth in gray images [M, H, W]; dark pixels connected to the border are background."""
     dark = np.pad(images <= DARK, ((0, 0), (1, 1), (1, 1)), constant_values=True)
     outside = np.zeros_like(dark)
@@ -109,7 +109,7 @@ def compose(split: str, count: int, size: int = SIZE, seed: int = FIXED) -> tupl
     return scenes, [BACKGROUND, *names]
 
 
-def _background(rng: np.random.Generator, size: int) -> npt.NDArray[np.float64]:
+def _background(rng: np.random.Generator, size: int) -> Floats:
     """Mix two colours with noise of several scales and, half of the time, with stripes: [size, size, 3] in 0..255."""
     mixture = np.zeros((size, size))
     for cells, weight in ((3, 1.0), (8, 0.6), (24, 0.4)):
@@ -124,25 +124,16 @@ def _background(rng: np.random.Generator, size: int) -> npt.NDArray[np.float64]:
     return first + mixture[..., None].clip(0, 1) * (second - first)
 
 
-def _lay(
-    rng: np.random.Generator,
-    picture: npt.NDArray[np.float64],
-    mask: Bytes,
-    garment: Bytes,
-    cloth: npt.NDArray[np.bool_],
-    target: int,
-) -> None:
+def _lay(rng: np.random.Generator, picture: Floats, mask: Bytes, garment: Bytes, cloth: Booleans, target: int) -> None:
     """Draw a garment of random size, tilt, colour and place on an image [S, S, 3] and its mask [S, S], in place."""
     scene = len(mask)
     side = round(scene * rng.uniform(*EXTENT))
     tilt, mirrored = rng.uniform(-TILT, TILT), rng.random() < 0.5
     dyed, shade = rng.uniform(60, 255, 3), rng.uniform(0, 40, 3)
+    layers = (garment, Image.Resampling.BICUBIC), (cloth.astype(np.uint8) * 255, Image.Resampling.BILINEAR)
     gray, shape = (
         Image.fromarray(layer).resize((side, side), kind).rotate(tilt, Image.Resampling.BILINEAR)
-        for layer, kind in (
-            (garment, Image.Resampling.BICUBIC),
-            (cloth.astype(np.uint8) * 255, Image.Resampling.BILINEAR),
-        )
+        for layer, kind in layers
     )
     light, covers = np.asarray(gray)[..., None] / 255, np.asarray(shape) >= 128
     if mirrored:

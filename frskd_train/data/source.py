@@ -2,17 +2,15 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets.table import InMemoryTable
 
 from frskd_timm.errors import UserError, first_line
+from frskd_train.data.columns import Splits
 from frskd_train.data.folder import folders_in, is_image_folder, is_voc_folder, read_image_folder, read_voc
 from frskd_train.data.images import printable
 from frskd_train.data.scenes import SAMPLE_FOLDER, compose_splits
@@ -25,7 +23,7 @@ SAMPLE_LICENSE, SAMPLE_HOMEPAGE = "mit", "https://github.com/zalandoresearch/fas
 READ_WHOLE = 2**30  # size in bytes up to which parquet files are read into memory, without datasets' cache
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SPLIT_IN_FILE_NAME = re.compile(r"(?:^|[^a-z])(train|training|validation|valid|val|dev|test|testing)(?:[^a-z]|$)")
-Files = dict[str, list[Path]]  # by split
+Files = dict[str, list[str]]  # paths by split
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Source:
 
     name: str
     id: str
-    splits: Mapping[str, datasets.Dataset]
+    splits: Splits
     license: str | None = None
     homepage: str | None = None
     class_names: list[str] | None = None
@@ -69,14 +67,20 @@ def find_source(settings: DataSettings) -> Source:
     if wanted == SCENES_NAME:
         splits, names = compose_splits(settings.train_num_samples)
         return replace(read_sample(), name=SCENES_NAME, splits=splits, class_names=names)
-    folder = Path(wanted).expanduser()
+    folder, name = Path(wanted).expanduser(), wanted
+    class_names, notes = None, ()
     if folder.is_file():
         raise UserError(f"--dataset {wanted} is a file; give the folder that holds it.")
     if folder.is_dir():
-        return _from_folder(folder, settings)
-    if not HUB_ID.fullmatch(wanted) or wanted.startswith("."):
+        name = printable(folder.resolve().name)
+        splits, class_names, notes = _read_folder(folder, settings)
+    elif HUB_ID.fullmatch(wanted) and not wanted.startswith("."):
+        splits = _load_from_hub(settings)
+    else:
         raise UserError(f"--dataset {wanted} is neither a folder nor the id of a dataset on the Hub{_similar(folder)}")
-    return _load_from_hub(settings)
+    slug = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-._").lower() or "dataset"
+    known = next(iter(splits.values())).info
+    return Source(slug, name, splits, known.license or None, known.homepage or None, class_names, notes)
 
 
 def read_sample() -> Source:
@@ -84,45 +88,30 @@ def read_sample() -> Source:
     return Source(SAMPLE_NAME, SAMPLE_ID, _read_files(SAMPLE_FOLDER), SAMPLE_LICENSE, SAMPLE_HOMEPAGE)
 
 
-def _from_folder(folder: Path, settings: DataSettings) -> Source:
+def _read_folder(folder: Path, settings: DataSettings) -> tuple[Splits, list[str] | None, tuple[str, ...]]:
+    """Return the splits of a folder, class names that are not in the rows, and notes for the user."""
     for setting, value in (("config", settings.dataset_config), ("revision", settings.dataset_revision)):
         if value is not None:
             raise UserError(f"--dataset-{setting} is for datasets on the Hub, but {folder} is a local folder.")
-    class_names: list[str] | None = None
-    notes: list[str] = []
     datasets.disable_progress_bars()  # shown while reading local files
     if is_voc_folder(folder):
-        splits, class_names = read_voc(folder)
-    elif is_image_folder(folder) and not (_is_saved(folder) or _has_metadata(folder)):
+        return *read_voc(folder), ()
+    if is_image_folder(folder) and not (_is_saved(folder) or _has_metadata(folder)):
         splits, notes = read_image_folder(folder)
-    else:
-        splits = _read_files(folder)
-    return _described(printable(folder.resolve().name), splits, class_names, tuple(notes))
+        return splits, None, notes
+    return _read_files(folder), None, ()
 
 
-def _load_from_hub(settings: DataSettings) -> Source:
+def _load_from_hub(settings: DataSettings) -> Splits:
     wanted = settings.dataset
     try:
-        loaded = datasets.load_dataset(wanted, name=settings.dataset_config, revision=settings.dataset_revision)
+        return dict(datasets.load_dataset(wanted, name=settings.dataset_config, revision=settings.dataset_revision))
     except Exception as error:  # not found, offline, gated, needs a configuration, holds a script: the error says which
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+        offline = " (HF_HUB_OFFLINE is set)" if datasets.config.HF_HUB_OFFLINE else ""
         raise UserError(
             f"--dataset {wanted} is not a folder here, and no dataset with this id could be loaded from the "
-            f"Hub{offline} ({_brief(error)}){_similar(Path(wanted))}"
+            f"Hub{offline} ({type(error).__name__}: {first_line(error)[:300]}){_similar(Path(wanted))}"
         ) from error
-    return _described(wanted, dict(loaded))
-
-
-def _described(
-    identifier: str,
-    splits: Mapping[str, datasets.Dataset],
-    class_names: list[str] | None = None,
-    notes: tuple[str, ...] = (),
-) -> Source:
-    """Return a source with licence and homepage from the splits, if they have them."""
-    name = re.sub(r"[^\w.-]+", "-", identifier, flags=re.ASCII).strip("-._").lower() or "dataset"
-    known = next(iter(splits.values())).info
-    return Source(name, identifier, splits, known.license or None, known.homepage or None, class_names, notes)
 
 
 def _similar(folder: Path) -> str:
@@ -142,57 +131,41 @@ def _has_metadata(folder: Path) -> bool:
     return any((sub / f"metadata{ending}").exists() for sub in (folder, *folders_in(folder)) for ending in endings)
 
 
-def _read_files(folder: Path) -> dict[str, datasets.Dataset]:
+def _read_files(folder: Path) -> Splits:
     """Read a folder of tables: saved by datasets, images with a metadata file, parquet or arrow files."""
-    if _is_saved(folder):
-        with _refusal(f"--dataset {folder} was saved by datasets but does not load"):
-            loaded = datasets.load_from_disk(str(folder))
-        return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
-    if _has_metadata(folder):
-        with _refusal(f"{folder} could not be read as images with a metadata file"):
-            return dict(datasets.load_dataset("imagefolder", data_dir=str(folder)))
-    for ending, read in ((".parquet", _read_parquet), (".arrow", _read_arrow)):
-        files = sorted(file for file in folder.rglob(f"*{ending}") if not file.name.startswith("."))
-        if files:
-            with _refusal(f"The {ending[1:]} files in {folder} could not be read"):
-                return read(_by_split(folder, files))
-    raise UserError(
-        f"--dataset {folder} holds neither class folders of images, nor parquet or arrow files, nor a dataset saved by "
-        "datasets' save_to_disk."
-    )
-
-
-@contextmanager
-def _refusal(sentence: str) -> Iterator[None]:
-    """Convert errors of datasets and pyarrow in the user's files into a UserError."""
     try:
-        yield
+        if _is_saved(folder):
+            loaded = datasets.load_from_disk(str(folder))
+            return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+        if _has_metadata(folder):
+            return dict(datasets.load_dataset("imagefolder", data_dir=str(folder)))
+        if found := _files_by_split(folder, ".parquet"):
+            return _read_parquet(found)
+        found = _files_by_split(folder, ".arrow")
+        read = {split: [datasets.Dataset.from_file(file) for file in files] for split, files in found.items()}
+        splits = {split: datasets.concatenate_datasets(parts) for split, parts in read.items()}
     except Exception as error:
-        raise UserError(f"{sentence} ({_brief(error)}).") from error
+        reason = f"{type(error).__name__}: {first_line(error)[:300]}"
+        raise UserError(f"The files of --dataset {folder} could not be read ({reason}).") from error
+    if not splits:
+        raise UserError(
+            f"--dataset {folder} holds neither class folders of images nor parquet or arrow files nor a dataset saved by "
+            "datasets' save_to_disk."
+        )
+    return splits
 
 
-def _read_parquet(by_split: Files) -> dict[str, datasets.Dataset]:
-    if sum(file.stat().st_size for files in by_split.values() for file in files) > READ_WHOLE:
-        names = {split: [str(file) for file in files] for split, files in by_split.items()}
-        return dict(datasets.load_dataset("parquet", data_files=names))
-    tables = {split: pa.concat_tables([pq.read_table(file) for file in files]) for split, files in by_split.items()}
-    return {split: datasets.Dataset(InMemoryTable(table)) for split, table in tables.items()}
-
-
-def _read_arrow(by_split: Files) -> dict[str, datasets.Dataset]:
-    read = {split: [datasets.Dataset.from_file(str(file)) for file in files] for split, files in by_split.items()}
-    return {split: datasets.concatenate_datasets(parts) for split, parts in read.items()}
-
-
-def _by_split(folder: Path, files: list[Path]) -> Files:
-    """Group files by the split in their path; files without one are training files."""
+def _files_by_split(folder: Path, ending: str) -> Files:
+    """Group the files of a folder by the split in their path; files without one are training files."""
     by_split: Files = {}
-    for file in files:
+    for file in sorted(file for file in folder.rglob(f"*{ending}") if not file.name.startswith(".")):
         named = SPLIT_IN_FILE_NAME.search(file.relative_to(folder).with_suffix("").as_posix().lower())
-        by_split.setdefault(named[1] if named else "train", []).append(file)
+        by_split.setdefault(named[1] if named else "train", []).append(str(file))
     return by_split
 
 
-def _brief(error: Exception) -> str:
-    """Return the class and the first line of an error."""
-    return f"{type(error).__name__}: {first_line(error)[:300]}" if str(error).strip() else type(error).__name__
+def _read_parquet(by_split: Files) -> Splits:
+    if sum(os.path.getsize(file) for files in by_split.values() for file in files) > READ_WHOLE:
+        return dict(datasets.load_dataset("parquet", data_files=by_split))
+    tables = {split: pa.concat_tables([pq.read_table(file) for file in files]) for split, files in by_split.items()}
+    return {split: datasets.Dataset(table) for split, table in tables.items()}

@@ -66,20 +66,13 @@ class EvalTransform:
         return F.to_pil_image(self.fit(image))
 
 
-@dataclass(frozen=True)
-class Squash:
-    """Resize to one size for all without keeping the aspect ratio, which random crops restore."""
-
-    width: int
-    height: int
-    interpolation: str
-
-    def __call__(self, sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
-        image = sample.image
-        assert isinstance(image, Image.Image)
-        if image.size != (self.width, self.height):
-            image = image.resize((self.width, self.height), str_to_pil_interp(self.interpolation))
-        return pixels_of(image), sample.target
+def squash(size: tuple[int, int], interpolation: str, sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
+    """Resize to one height and width without keeping the aspect ratio, which random crops restore."""
+    assert isinstance(sample.image, Image.Image)
+    image = sample.image
+    if image.size != size[::-1]:
+        image = image.resize(size[::-1], str_to_pil_interp(interpolation))
+    return pixels_of(image), sample.target
 
 
 class PolicyTransform:

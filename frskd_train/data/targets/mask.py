@@ -79,7 +79,8 @@ class Masks:
     def find_classes(self, split: str, rows: Rows, progress: bool) -> None:
         """See `ClassLabels`; classes without names are numbered up to the highest label. Decodes only masks."""
         if not self.class_names:
-            labels = np.flatnonzero(self._label_counts(split, rows, progress)[:IGNORED])
+            title = f"labels of {split}" if progress else None
+            labels = np.flatnonzero(self._label_counts(split, rows, title)[:IGNORED])
             self.class_names = [f"class {label}" for label in range(max(labels, default=-1) + 1)]
         if not 2 <= len(self.class_names) <= IGNORED:
             raise UserError(
@@ -87,16 +88,16 @@ class Masks:
             )
 
     def class_counts(self, split: str, rows: Rows) -> list[int]:
-        return self._label_counts(split, rows, progress=False)[: len(self.class_names)].tolist()
+        return self._label_counts(split, rows)[: len(self.class_names)].tolist()
 
-    def _label_counts(self, split: str, rows: Rows, progress: bool) -> Rows:
+    def _label_counts(self, split: str, rows: Rows, title: str | None = None) -> Rows:
         """Return the number of pixels with each label, 0 to 255, in the masks that can be read."""
 
         def count(block: list[int]) -> list[Rows]:
             masks = (mask for mask in self.load_many(split, block) if isinstance(mask, Tensor))
             return [np.bincount(mask.flatten().numpy(), minlength=IGNORED + 1) for mask in masks]
 
-        return sum(in_blocks(count, rows.tolist(), f"labels of {split}", progress), np.zeros(IGNORED + 1, np.int64))
+        return sum(in_blocks(count, rows.tolist(), title), np.zeros(IGNORED + 1, np.int64))
 
 
 def _find_columns(features: datasets.Features, data: DataSettings) -> Columns:
