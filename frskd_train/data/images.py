@@ -127,11 +127,7 @@ class Images:
 
 def stored_path(path: str) -> str:
     """Convert a path to a form that Arrow can store."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return QUOTED + quote(os.fsencode(path))
-    return path
+    return QUOTED + quote(os.fsencode(path)) if re.search(r"[\ud800-\udfff]", path) else path
 
 
 def local_path(stored: str | None) -> str | None:

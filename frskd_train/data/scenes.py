@@ -26,7 +26,9 @@ VISIBLE = 0.75  # smallest fraction of a garment's side inside the scene
 TILT = 30  # degrees in both directions
 DARK = 24  # gray value up to which a pixel connected to the border is background
 
-Bytes, Booleans, Floats = npt.NDArray[np.uint8], npt.NDArray[np.bool_], npt.NDArray[np.float64]
+Bytes = npt.NDArray[np.uint8]
+Booleans = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

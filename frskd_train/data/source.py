@@ -68,7 +68,8 @@ def find_source(settings: DataSettings) -> Source:
         splits, names = compose_splits(settings.train_num_samples)
         return replace(read_sample(), name=SCENES_NAME, splits=splits, class_names=names)
     folder, name = Path(wanted).expanduser(), wanted
-    class_names, notes = None, ()
+    class_names: list[str] | None = None
+    notes: tuple[str, ...] = ()
     if folder.is_file():
         raise UserError(f"--dataset {wanted} is a file; give the folder that holds it.")
     if folder.is_dir():
@@ -149,8 +150,8 @@ def _read_files(folder: Path) -> Splits:
         raise UserError(f"The files of --dataset {folder} could not be read ({reason}).") from error
     if not splits:
         raise UserError(
-            f"--dataset {folder} holds neither class folders of images nor parquet or arrow files nor a dataset saved by "
-            "datasets' save_to_disk."
+            f"--dataset {folder} holds neither class folders of images, nor parquet or arrow files, nor a dataset "
+            "saved by datasets' save_to_disk."
         )
     return splits
 

@@ -58,8 +58,7 @@ class EvalTransform:
         assert isinstance(image, Image.Image)
         if self.is_whole and image.size == self.size:
             return pixels_of(image)
-        fitted: Tensor = self.timm_transform(image)
-        return fitted
+        return self.timm_transform(image)
 
     def fit_picture(self, image: Image.Image) -> Image.Image:
         """Resize and crop one image."""
