@@ -31,14 +31,9 @@ Batch = tuple[Tensor | None, Tensor, dict[int, str]]  # images, targets, message
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of a split, and how to read them.
+    """The encoded or decoded samples of a split, and how to read them.
 
-    Attributes:
-        source: Encoded or decoded samples.
-        transform: Transform of each sample.
-        settings: Number of decoding processes, and whether an unusable sample is an error, or is left out (in training:
-            replaced by another).
-        bad: Messages about the samples that were left out while streaming, by place.
+    `bad` are messages about the samples that were left out while streaming, by place.
     """
 
     source: Split | Cache
@@ -70,9 +65,9 @@ class SampleDataset(Dataset):
     def __getitem__(self, request: BatchRequest) -> Batch:
         images, targets = [], []
         bad: dict[int, str] = {}
-        places = request.places.tolist()
+        places, seeds = (numbers.tolist() for numbers in request)
         with quiet_pillow(), untouched_randomness():
-            for place, seed, found in zip(places, request.seeds.tolist(), self._source.read(places), strict=True):
+            for place, seed, found in zip(places, seeds, self._source.read(places), strict=True):
                 if isinstance(found, Sample):
                     sample: Sample | None = found
                 else:
@@ -133,7 +128,7 @@ class Reader:
         """
         source = self._samples.source
         if isinstance(source, Cache) and isinstance(source.images, Tensor) and self._samples.transform is as_is:
-            yield from (source.batch(request.places, self._device) for request in requests)
+            yield from (source.batch(places, self._device) for places, _ in requests)
             return
         for images, targets, bad in self._batches(requests):
             if bad and self._samples.settings.bad_images == "stop":
@@ -229,9 +224,8 @@ class TrainBatches:
             step += 1
         if step < order.steps:
             first = next(iter(self.samples.bad.values()))
-            raise UserError(
-                f"None of the {len(self.samples)} images of split {self.samples.split.name} can be used. {first}."
-            )
+            count, split = len(self.samples), self.samples.split.name
+            raise UserError(f"None of the {count} images of split {split} can be used. {first}.")
 
     @cached_property
     def _reader(self) -> Reader:
@@ -250,7 +244,7 @@ class ValBatches:
     def __init__(self, samples: Samples, normalize: Normalize, batch_size: int, rank: int, world_size: int) -> None:
         self._samples, self._normalize = samples, normalize
         count = len(samples)
-        sizes = samples.source.sizes() if samples.split.targets.is_dense else [(0, 0)] * count
+        sizes = samples.source.sizes if samples.split.targets.is_dense else [(0, 0)] * count
         by_size = sorted(range(count), key=lambda place: sizes[place])
         share = by_size[count * rank // world_size : count * (rank + 1) // world_size]
         self._batches: list[Rows] = []
@@ -263,7 +257,7 @@ class ValBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         reader = Reader(self._samples, self._normalize.device, is_training=False)
-        for images, targets in reader.run([BatchRequest(places, places) for places in self._batches]):
+        for images, targets in reader.run([(places, places) for places in self._batches]):
             yield self._normalize(images), targets.long()
 
     def rows(self) -> Rows:

@@ -26,7 +26,7 @@ class Cache:
         split: The split that was decoded.
         images: uint8 [N, C, H, W], where C is 1 if all images are gray; a list of [C, H, W] for dense targets.
         targets: [N]; a list of [H, W] for dense targets.
-        original_sizes: Height and width of each image before resizing, [N, 2].
+        sizes: Height and width of each image before resizing.
         rows: Rows of the samples.
         bad: Messages about the images that were left out, by place in the split.
     """
@@ -34,17 +34,13 @@ class Cache:
     split: Split
     images: Tensor | list[Tensor]
     targets: Tensor | list[Tensor]
-    original_sizes: Rows
+    sizes: list[tuple[int, int]]
     rows: Rows
     bad: dict[int, str]
     _resident: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    def sizes(self) -> list[tuple[int, int]]:
-        """Return the height and width of each image before resizing."""
-        return [(height, width) for height, width in self.original_sizes.tolist()]
 
     def read(self, places: list[int]) -> Iterator[Sample]:
         """Yield samples one by one."""
@@ -108,7 +104,7 @@ def decode_all(split: Split, transform: SampleTransform, bad_images: Literal["st
             sizes.append(size)
     if not targets:
         raise UserError(f"None of the {count} images of split {split.name} can be used. {bad[0]}.")
-    others = np.array(sizes, np.int64), np.delete(split.rows, list(bad)), bad
+    rows = np.delete(split.rows, list(bad))
     if pixels is None:
-        return Cache(split, images, targets, *others)
-    return Cache(split, pixels[: len(targets)], torch.stack(targets), *others)
+        return Cache(split, images, targets, sizes, rows, bad)
+    return Cache(split, pixels[: len(targets)], torch.stack(targets), sizes, rows, bad)

@@ -157,10 +157,10 @@ def load_data(
     targets = train.targets
     targets.find_classes(train.name, train.rows, progress)
 
-    plan = (DensePlan if targets.is_dense else WholeImagePlan)(preprocessing, train, val, model_cfg, resize_range)
-    mode = plan.choose_mode(data)
-    train_samples, train_notes = _samples(train, mode, plan.kept, data, progress)
-    val_samples, val_notes = _samples(val, mode, plan.evaluated, data, progress)
+    plan_of = DensePlan if targets.is_dense else WholeImagePlan
+    plan: Plan = plan_of(data, preprocessing, train, val, model_cfg, resize_range)
+    train_samples, train_notes = _samples(train, plan.mode, plan.kept, data, progress)
+    val_samples, val_notes = _samples(val, plan.mode, plan.evaluated, data, progress)
     mean, std = given_statistics(preprocessing, model_cfg, use_model_stats)
     if mean is None or std is None:
         measured = measure(_measured(train_samples, plan, progress), preprocessing.in_chans)
@@ -181,7 +181,7 @@ def load_data(
         class_names=targets.class_names,
         fingerprint=digest.hexdigest()[:16],
         preprocessing=resolved,
-        mode=mode,
+        mode=plan.mode,
         notes=(*source.notes, *notes, *train_notes, *val_notes),
         train=replace(train_samples, transform=transform),
         val=val_samples,
@@ -221,7 +221,7 @@ def load_validation(
     mode = choose_mode(data, dense_bytes(split) if is_dense else len(split) * channels * height * width)
     samples, left_out = _samples(split, mode, transform, data, progress)
     if is_dense:
-        preprocessing = replace(preprocessing, input_size=(channels, *samples.source.sizes()[0]))
+        preprocessing = replace(preprocessing, input_size=(channels, *samples.source.sizes[0]))
     notes = (*source.notes, *left_out)
     return ValidationData(source.name, split.name, split.targets.class_names, preprocessing, notes, samples)
 

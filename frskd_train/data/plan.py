@@ -1,8 +1,11 @@
 """Plans for sizing, storing, measuring and augmenting the images of a dataset, one for each kind of target."""
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal
+
+import numpy as np
 
 from frskd_timm.errors import UserError
 from frskd_train.data.augment import BatchAugmentation, Mix, ResizedCrop
@@ -15,6 +18,7 @@ from frskd_train.settings import DataSettings, PreprocessingSettings, flag
 Mode = Literal["memory", "stream"]
 LOOKED_AT = 256  # images whose headers are read to find the sizes and colours of the dataset
 MARGIN = 8 / 7  # side of an image kept for random resized crops, relative to the network's input: 256 for 224
+ONE_BY_ONE = ("aa", "color_jitter", "grayscale_prob", "gaussian_blur_prob")  # settings that need single images
 CROP = 512  # largest side in pixels of the training crops in segmentation, by default
 
 
@@ -25,6 +29,7 @@ class WholeImagePlan:
         preprocessing: Preprocessing of the network's input, with a neutral mean and standard deviation.
         evaluated: Transform of validation images.
         kept: Transform of training images that are kept in memory.
+        mode: Whether images are kept in `memory`, or in a `stream`.
         num_measured: Number of images for measuring mean and deviation, unless all are in memory at one size.
     """
 
@@ -32,13 +37,18 @@ class WholeImagePlan:
     kept: SampleTransform
 
     def __init__(
-        self, settings: PreprocessingSettings, train: Split, val: Split, model_cfg: Mapping[str, Any], resize: object
+        self,
+        data: DataSettings,
+        settings: PreprocessingSettings,
+        train: Split,
+        val: Split,
+        model_cfg: Mapping[str, Any],
+        resize: tuple[float, float],
     ) -> None:
         self._settings = settings
-        self._counts = len(train), len(val)
         headers = train.images.headers(train.sample(LOOKED_AT).rows)
         sizes = {header.size for header in headers} - {(0, 0)}
-        self._channels = 1 if all(header.is_gray for header in headers) else settings.in_chans
+        channels = 1 if all(header.is_gray for header in headers) else settings.in_chans
         size = self._size = _input_size(settings.img_size, sizes, model_cfg)
         crop_mode = settings.train_crop_mode
         if crop_mode == "auto":
@@ -54,23 +64,16 @@ class WholeImagePlan:
             raise UserError(f"--cutmix-minmax has to give a range of sides; it is {smallest} to {largest} pixels here.")
         self.preprocessing = _neutral(settings, size, size)
         self.evaluated = self.kept = EvalTransform(self.preprocessing)
-        self._kept_size = size, size
+        kept_size = size, size
         if self._crops_resized:  # images keep their own size unless it is much too large
             side = round(size * MARGIN)
-            self._kept_size = sizes.pop() if len(sizes) == 1 and max(max(sizes)) <= 2 * size else (side, side)
-            self.kept = partial(squash, self._kept_size, settings.interpolation)
-
-    def choose_mode(self, data: DataSettings) -> Mode:
-        """Choose `memory` or `stream`; raise UserError if an augmentation of single images is requested in memory."""
-        settings = self._settings
-        names = ("aa", "color_jitter", "grayscale_prob", "gaussian_blur_prob")
-        one_by_one = next((flag(name) for name in names if getattr(settings, name)), None)
+            kept_size = sizes.pop() if len(sizes) == 1 and max(max(sizes)) <= 2 * size else (side, side)
+            self.kept = partial(squash, kept_size, settings.interpolation)
+        one_by_one = [flag(name) for name in ONE_BY_ONE if getattr(settings, name)]
         if data.data_mode == "memory" and one_by_one:
-            raise UserError(f"{one_by_one} works on one image at a time, so --data-mode must be auto or stream.")
-        if data.data_mode == "auto" and one_by_one:
-            return "stream"
-        pixels = self._counts[0] * self._kept_size[0] * self._kept_size[1] + self._counts[1] * self._size**2
-        return choose_mode(data, pixels * self._channels)
+            raise UserError(f"{one_by_one[0]} works on one image at a time, so --data-mode must be auto or stream.")
+        pixels = len(train) * math.prod(kept_size) + len(val) * size**2
+        self.mode: Mode = "stream" if one_by_one else choose_mode(data, pixels * channels)
 
     def augmentation(
         self, preprocessing: Preprocessing, num_outputs: int, cache: Cache | None
@@ -80,7 +83,7 @@ class WholeImagePlan:
         streamed = PolicyTransform(settings, preprocessing, self._crops_resized)  # always created, to check the policy
         resized = None
         if self._crops_resized and cache is not None:
-            height, width = cache.original_sizes.T
+            height, width = np.array(cache.sizes).T
             resized = ResizedCrop(self._size, settings.scale, settings.ratio, settings.interpolation, width / height)
         probabilities = settings.hflip, settings.vflip, settings.reprob
         mix = Mix(settings, num_outputs)
@@ -95,17 +98,20 @@ class DensePlan:
     evaluated = kept = staticmethod(as_is)
 
     def __init__(
-        self, settings: PreprocessingSettings, train: Split, val: Split, model_cfg: object, resize: tuple[float, float]
+        self,
+        data: DataSettings,
+        settings: PreprocessingSettings,
+        train: Split,
+        val: Split,
+        model_cfg: Mapping[str, Any],
+        resize: tuple[float, float],
     ) -> None:
-        self._settings, self._resize, self._splits = settings, resize, (train, val)
+        self._settings, self._resize = settings, resize
         height = width = settings.img_size or CROP
-        if settings.img_size is None and len(sizes := set(train.sizes()) - {(0, 0)}) == 1:
+        if settings.img_size is None and len(sizes := set(train.sizes) - {(0, 0)}) == 1:
             height, width = (min(side, CROP) for side in sizes.pop())
         self.preprocessing = _neutral(settings, height, width)
-
-    def choose_mode(self, data: DataSettings) -> Mode:
-        """Choose `memory` or `stream`."""
-        return choose_mode(data, dense_bytes(*self._splits) if data.data_mode == "auto" else 0)
+        self.mode = choose_mode(data, dense_bytes(train, val) if data.data_mode == "auto" else 0)
 
     def augmentation(
         self, preprocessing: Preprocessing, num_outputs: int, cache: Cache | None
@@ -135,7 +141,7 @@ def choose_mode(data: DataSettings, size: float) -> Mode:
 
 def dense_bytes(*splits: Split) -> int:
     """Return the size in bytes of the decoded images and masks of splits."""
-    return sum(h * w * (2 if split.mode == "L" else 4) for split in splits for h, w in split.sizes())
+    return sum(h * w * (2 if split.mode == "L" else 4) for split in splits for h, w in split.sizes)
 
 
 def _input_size(wanted: int | None, sizes: set[tuple[int, int]], model_cfg: Mapping[str, Any]) -> int:

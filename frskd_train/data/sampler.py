@@ -14,18 +14,10 @@ import torch
 from frskd_timm.errors import UserError
 
 Rows = npt.NDArray[np.int64]
+BatchRequest = tuple[Rows, Rows]  # places of samples to read, and a seed for the transform of each
+# Purposes of random numbers, each with its own stream: 1, 2, ...; never 0, which NumPy's seeding ignores.
+Draw = IntEnum("Draw", ["ORDER", "IMAGE", "CROP", "PLACE", "ERASE", "MIX"])
 FIXED = 210308273  # seed for choosing rows, so that runs with different seeds use the same splits
-
-
-class Draw(IntEnum):
-    """Purposes of random numbers, each with its own stream. Never 0, which NumPy's seeding ignores."""
-
-    ORDER = 1
-    IMAGE = 2
-    CROP = 3
-    PLACE = 4
-    ERASE = 5
-    MIX = 6
 
 
 def generator_for(purpose: Draw, *key: int) -> np.random.Generator:
@@ -43,14 +35,6 @@ def untouched_randomness() -> Iterator[None]:
         random.setstate(before[0])
         np.random.set_state(before[1])
         torch.set_rng_state(before[2])
-
-
-@dataclass(frozen=True)
-class BatchRequest:
-    """One batch to read: places of samples, and a seed for the transform of each."""
-
-    places: Rows
-    seeds: Rows
 
 
 @dataclass(frozen=True)
@@ -105,7 +89,7 @@ class Order:
     def request(self, epoch: int, step: int) -> BatchRequest:
         """Return the batch of this process at a step."""
         seeds = generator_for(Draw.IMAGE, self.seed, epoch, step).integers(2**63, size=self.global_batch)
-        return BatchRequest(self.whole(epoch, step)[self.share], seeds[self.share])
+        return self.whole(epoch, step)[self.share], seeds[self.share]
 
 
 @lru_cache(maxsize=2)

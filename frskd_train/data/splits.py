@@ -51,8 +51,9 @@ class Split:
         """Name of the split."""
         return self.images.split
 
+    @property
     def sizes(self) -> list[tuple[int, int]]:
-        """Return the height and width of each image from its header; (0, 0) if it cannot be read."""
+        """The height and width of each image from its header; (0, 0) if it cannot be read."""
         return [header.size for header in self.images.headers(self.rows)]
 
     def sample(self, wanted: int) -> "Split":
