@@ -20,23 +20,14 @@ SKIP = "--bad-images skip leaves such images out"
 
 @dataclass(frozen=True)
 class Cache:
-    """The decoded samples of a split, indexed by their place among the readable ones.
-
-    Attributes:
-        split: The split that was decoded.
-        images: uint8 [N, C, H, W], where C is 1 if all images are gray; a list of [C, H, W] for dense targets.
-        targets: [N]; a list of [H, W] for dense targets.
-        sizes: Height and width of each image before resizing.
-        rows: Rows of the samples.
-        bad: Messages about the images that were left out, by place in the split.
-    """
+    """The decoded samples of a split, indexed by their place among the readable ones."""
 
     split: Split
-    images: Tensor | list[Tensor]
-    targets: Tensor | list[Tensor]
-    sizes: list[tuple[int, int]]
+    images: Tensor | list[Tensor]  # uint8 [N, C, H, W], with C = 1 if all are gray; for dense targets N of [C, H, W]
+    targets: Tensor | list[Tensor]  # [N]; for dense targets N of [H, W]
+    sizes: list[tuple[int, int]]  # height and width of each image before resizing
     rows: Rows
-    bad: dict[int, str]
+    bad: dict[int, str]  # messages about the images that were left out, by place in the split
     _resident: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:

@@ -20,7 +20,7 @@ from frskd_train.data.preprocessing import Preprocessing, given_statistics, meas
 from frskd_train.data.sampler import Order, spread
 from frskd_train.data.source import find_source
 from frskd_train.data.splits import Choice, Split
-from frskd_train.data.targets import TARGETS
+from frskd_train.data.targets import TARGETS, Masks
 from frskd_train.data.transforms import EvalTransform, SampleTransform, as_is, corrupt
 from frskd_train.settings import DataSettings, PreprocessingSettings
 
@@ -119,7 +119,7 @@ class TrainingData(ValidationData):
 
         Order and augmentation depend on the seed. Raises UserError if there are fewer images than processes.
         """
-        order = Order(self.num_train, batch_size, rank, world_size, seed, self.augmentation.repeats)
+        order = Order(self.num_train, batch_size, rank, world_size, seed, self.augmentation.settings.aug_repeats)
         normalize = Normalize(self.preprocessing, channels_last, torch.device(device))
         return TrainBatches(self.train, order, self.augmentation, normalize)
 
@@ -155,10 +155,12 @@ def load_data(
     source = find_source(data)
     train, val = Choice(source, data, TARGETS[task], preprocessing.in_chans == 1).training()
     targets = train.targets
-    targets.find_classes(train.name, train.rows, progress)
-
-    plan_of = DensePlan if targets.is_dense else WholeImagePlan
-    plan: Plan = plan_of(data, preprocessing, train, val, model_cfg, resize_range)
+    plan: Plan
+    if isinstance(targets, Masks):
+        targets.find_classes(train.name, train.rows, progress)
+        plan = DensePlan(data, preprocessing, train, val, resize_range)
+    else:
+        plan = WholeImagePlan(data, preprocessing, train, val, model_cfg)
     train_samples, train_notes = _samples(train, plan.mode, plan.kept, data, progress)
     val_samples, val_notes = _samples(val, plan.mode, plan.evaluated, data, progress)
     mean, std = given_statistics(preprocessing, model_cfg, use_model_stats)

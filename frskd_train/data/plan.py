@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from frskd_timm.errors import UserError
-from frskd_train.data.augment import BatchAugmentation, Mix, ResizedCrop
+from frskd_train.data.augment import BatchAugmentation
 from frskd_train.data.cache import Cache
 from frskd_train.data.preprocessing import SMALL, Preprocessing
 from frskd_train.data.splits import Split
@@ -37,19 +38,13 @@ class WholeImagePlan:
     kept: SampleTransform
 
     def __init__(
-        self,
-        data: DataSettings,
-        settings: PreprocessingSettings,
-        train: Split,
-        val: Split,
-        model_cfg: Mapping[str, Any],
-        resize: tuple[float, float],
+        self, data: DataSettings, settings: PreprocessingSettings, train: Split, val: Split, cfg: Mapping[str, Any]
     ) -> None:
         self._settings = settings
         headers = train.images.headers(train.sample(LOOKED_AT).rows)
         sizes = {header.size for header in headers} - {(0, 0)}
         channels = 1 if all(header.is_gray for header in headers) else settings.in_chans
-        size = self._size = _input_size(settings.img_size, sizes, model_cfg)
+        size = _input_size(settings.img_size, sizes, cfg)
         crop_mode = settings.train_crop_mode
         if crop_mode == "auto":
             crop_mode = "pad" if size <= SMALL else "rrc"
@@ -81,14 +76,11 @@ class WholeImagePlan:
         """Return what is done to each training sample, decoded already if there is a cache, and then to each batch."""
         settings = self._settings
         streamed = PolicyTransform(settings, preprocessing, self._crops_resized)  # always created, to check the policy
-        resized = None
-        if self._crops_resized and cache is not None:
-            height, width = np.array(cache.sizes).T
-            resized = ResizedCrop(self._size, settings.scale, settings.ratio, settings.interpolation, width / height)
-        probabilities = settings.hflip, settings.vflip, settings.reprob
-        mix = Mix(settings, num_outputs)
-        batch = BatchAugmentation(resized, self._padding, *probabilities, mix, settings.aug_repeats)
-        return (streamed if cache is None else as_is), batch
+        if cache is None:
+            return streamed, BatchAugmentation(settings, num_outputs, self._padding)
+        height, width = np.array(cache.sizes).T
+        aspect = width / height if self._crops_resized else None
+        return as_is, BatchAugmentation(settings, num_outputs, self._padding, aspect, preprocessing.input_size[1])
 
 
 class DensePlan:
@@ -98,13 +90,7 @@ class DensePlan:
     evaluated = kept = staticmethod(as_is)
 
     def __init__(
-        self,
-        data: DataSettings,
-        settings: PreprocessingSettings,
-        train: Split,
-        val: Split,
-        model_cfg: Mapping[str, Any],
-        resize: tuple[float, float],
+        self, data: DataSettings, settings: PreprocessingSettings, train: Split, val: Split, resize: tuple[float, float]
     ) -> None:
         self._settings, self._resize = settings, resize
         height = width = settings.img_size or CROP
@@ -121,7 +107,7 @@ class DensePlan:
         fill = tuple(round(255 * value) for value in preprocessing.mean)
         others = settings.hflip, settings.vflip, settings.color_jitter, fill, settings.interpolation
         transform = DenseTransform(preprocessing.input_size[1:], self._resize, *others)
-        return transform, BatchAugmentation(repeats=settings.aug_repeats)
+        return transform, BatchAugmentation(replace(settings, hflip=0.0, vflip=0.0))
 
 
 Plan = WholeImagePlan | DensePlan
@@ -144,12 +130,12 @@ def dense_bytes(*splits: Split) -> int:
     return sum(h * w * (2 if split.mode == "L" else 4) for split in splits for h, w in split.sizes)
 
 
-def _input_size(wanted: int | None, sizes: set[tuple[int, int]], model_cfg: Mapping[str, Any]) -> int:
+def _input_size(wanted: int | None, sizes: set[tuple[int, int]], cfg: Mapping[str, Any]) -> int:
     """Return the given side, or the data's if all are equal and small, or the model's; a fixed size is kept."""
     if wanted is not None:
         return wanted
-    if len(sizes) == 1 and not model_cfg.get("fixed_input_size"):
+    if len(sizes) == 1 and not cfg.get("fixed_input_size"):
         (size,) = sizes
         if max(size) <= SMALL:
             return max(min(size), 8)
-    return int((model_cfg.get("input_size") or (3, 224, 224))[-1])
+    return int((cfg.get("input_size") or (3, 224, 224))[-1])

@@ -28,25 +28,15 @@ Files = dict[str, list[str]]  # paths by split
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset and what is known about it.
+    """A dataset and what is known about it."""
 
-    Attributes:
-        name: Name for folders and tags, of letters, digits, `_`, `-` and `.` only.
-        id: Its id on the Hub, or the name of its folder.
-        splits: Splits by name.
-        license: Identifier such as `mit`, if known.
-        homepage: URL, if known.
-        class_names: Class names if the rows do not contain them.
-        notes: Sentences that the user should see.
-    """
-
-    name: str
-    id: str
+    name: str  # for folders and tags: letters, digits, `_`, `-` and `.` only
+    id: str  # on the Hub, or the name of its folder
     splits: Splits
-    license: str | None = None
-    homepage: str | None = None
-    class_names: list[str] | None = None
-    notes: tuple[str, ...] = ()
+    license: str | None = None  # identifier such as `mit`, if known
+    homepage: str | None = None  # URL, if known
+    class_names: list[str] | None = None  # if the rows do not contain them
+    notes: tuple[str, ...] = ()  # sentences that the user should see
 
 
 def find_source(settings: DataSettings) -> Source:

@@ -15,7 +15,7 @@ from frskd_train.data.folder import TRAIN_SPLITS, VALIDATION_SPLITS
 from frskd_train.data.images import BadImageError, Images, to_8_bits
 from frskd_train.data.sampler import Rows, spread
 from frskd_train.data.source import Source
-from frskd_train.data.targets import Targets
+from frskd_train.data.targets import Masks, Targets
 from frskd_train.settings import DataSettings
 
 
@@ -29,19 +29,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Split:
-    """The used rows of a split, indexed by their place among these.
+    """The used rows of a split, indexed by their place among these."""
 
-    Attributes:
-        images: The encoded images of the whole split.
-        targets: The targets of the dataset.
-        rows: The used rows, ascending.
-        mode: Pillow's mode to decode to, L or RGB; None for L for gray images and RGB for others.
-    """
-
-    images: Images
-    targets: Targets
-    rows: Rows
-    mode: Literal["L", "RGB"] | None
+    images: Images  # of the whole split
+    targets: Targets  # of all used splits
+    rows: Rows  # the used ones, ascending
+    mode: Literal["L", "RGB"] | None  # Pillow's mode to decode to; None for L for gray images and RGB for others
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -69,8 +62,10 @@ class Split:
                 yield image
             elif isinstance(target, BadImageError):
                 yield target
+            elif isinstance(self.targets, Masks) and (wrong := self.targets.check(self.name, row, image.size, target)):
+                yield wrong
             else:
-                yield self.targets.check(self.name, row, image.size, target) or Sample(image, target)
+                yield Sample(image, target)
 
     def empty_classes(self, rows: Rows) -> list[str]:
         """Return the names of classes without a row among `rows`; none for masks, which would have to be decoded."""
@@ -143,8 +138,9 @@ class Choice:
         chosen = name or train or ""
         self._check_calibration(chosen, train, self.data.train_split, *TRAIN_SPLITS)
         targets = self._targets([chosen])
-        held_out = None if name else targets.hold_out(chosen, self.data.val_fraction)[1]
-        rows = np.arange(len(self.source.splits[chosen])) if held_out is None else held_out
+        rows = np.arange(len(self.source.splits[chosen]))
+        if name is None:
+            _, rows = targets.hold_out(chosen, self.data.val_fraction)
         if known_classes is not None:
             targets.match(chosen, rows, known_classes)
         return self._split(chosen, targets, rows)

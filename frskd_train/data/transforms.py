@@ -122,24 +122,15 @@ class PolicyTransform:
 
 @dataclass(frozen=True)
 class DenseTransform:
-    """Random scaling, crop, flips and colour jitter of an image together with its mask.
+    """Random scaling, crop, flips and colour jitter of an image together with its mask."""
 
-    Attributes:
-        crop: Height and width of the result. If the scaled image is smaller, it is padded.
-        resize: Smallest and largest factor of the image's size.
-        hflip: Probability of a horizontal flip; likewise vflip.
-        color_jitter: Strength of random brightness, contrast and saturation of the image.
-        fill: Colour of the padding, one byte per channel; the mask is padded with 255.
-        interpolation: Resizing filter of the image; masks use the nearest pixel.
-    """
-
-    crop: tuple[int, int]
-    resize: tuple[float, float]
-    hflip: float
+    crop: tuple[int, int]  # height and width of the result; smaller images are padded
+    resize: tuple[float, float]  # smallest and largest factor of the image's size
+    hflip: float  # probability; likewise vflip
     vflip: float
-    color_jitter: float
-    fill: tuple[int, ...]
-    interpolation: str = "bilinear"
+    color_jitter: float  # strength of random brightness, contrast and saturation of the image
+    fill: tuple[int, ...]  # colour of the padding, one byte per channel; the mask is padded with 255
+    interpolation: str = "bilinear"  # of the image; masks use the nearest pixel
 
     def __call__(self, sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
         """Return an image uint8 [C, *crop] and a mask uint8 [*crop]."""

@@ -20,7 +20,6 @@ from frskd_train.data.columns import (
     listed,
     read_class_map,
 )
-from frskd_train.data.images import BadImageError
 from frskd_train.data.sampler import Rows, shuffled
 from frskd_train.settings import DataSettings
 
@@ -55,10 +54,6 @@ class ClassLabels:
         """Decode the targets of the rows."""
         yield from torch.from_numpy(self.labels[split][rows])
 
-    def check(self, split: str, row: int, image_size: tuple[int, int], target: Tensor) -> BadImageError | None:
-        """Check a target against the width and height of its image."""
-        return None
-
     def hold_out(self, split: str, fraction: float) -> tuple[Rows, Rows]:
         """Divide the rows of a split into training and validation rows, always the same ones, both ascending."""
         return hold_out(self.labels[split], fraction)
@@ -79,9 +74,6 @@ class ClassLabels:
         elif len(self.class_names) > len(known):
             raise UserError(f"--class-map has {len(self.class_names)} classes, but the model has {len(known)}.")
         self.class_names = known
-
-    def find_classes(self, split: str, rows: Rows, progress: bool) -> None:
-        """Determine the classes from the targets of the training rows if the dataset does not name them."""
 
     def class_counts(self, split: str, rows: Rows) -> list[int]:
         """Count the images, or the pixels of masks, of each class in the rows."""
@@ -115,13 +107,10 @@ def _find_columns(features: datasets.Features, data: DataSettings) -> Columns:
 
 
 def read_labels(splits: Splits, column: str) -> tuple[dict[str, Rows], list[str]]:
-    """Read the labels of all splits as class numbers.
+    """Return the class number of each row of all splits, and the class names.
 
     Class columns keep their numbers, matched by name between splits. Whole numbers, strings and booleans become classes
     in the sorted order of the values in the first split, the training split.
-
-    Returns:
-        Class numbers of each split's rows, and the class names.
 
     Raises:
         UserError: Labels are not classes (floats, lists), are missing, negative or out of range, or a class is missing

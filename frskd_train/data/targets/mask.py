@@ -47,6 +47,7 @@ class Masks:
         return torch.from_numpy(labels.astype(np.uint8))
 
     def check(self, split: str, row: int, image_size: tuple[int, int], target: Tensor) -> BadImageError | None:
+        """Check a mask against the width and height of its image."""
         height, width = target.shape
         if (width, height) == image_size:
             return None
@@ -77,7 +78,7 @@ class Masks:
         self.class_names = known
 
     def find_classes(self, split: str, rows: Rows, progress: bool) -> None:
-        """See `ClassLabels`; classes without names are numbered up to the highest label. Decodes only masks."""
+        """Number classes without names up to the highest label in the training rows; decodes only masks."""
         if not self.class_names:
             title = f"labels of {split}" if progress else None
             labels = np.flatnonzero(self._label_counts(split, rows, title)[:IGNORED])
