@@ -58,8 +58,7 @@ class SampleDataset(Dataset):
     """
 
     def __init__(self, samples: Samples, replace: bool) -> None:
-        self._source, self._transform = samples.source, samples.transform
-        self._replace = replace
+        self._source, self._transform, self._replace = samples.source, samples.transform, replace
         self._bad: dict[int, str] = {}  # found by this worker so far
 
     def __getitem__(self, request: BatchRequest) -> Batch:
@@ -82,10 +81,7 @@ class SampleDataset(Dataset):
         return torch.stack(images), torch.stack(targets), bad
 
     def _other(self, place: int, bad: dict[int, str]) -> Sample | None:
-        """Return the fixed replacement of an unusable sample.
-
-        Candidates are far apart, so that a damaged section of the dataset is not replaced by a single sample.
-        """
+        """Return the fixed replacement of an unusable sample, far away: its neighbours may be unusable as well."""
         count = len(self._source)
         stride = next(step for step in range(max(1, round(0.618 * count)), 2 * count + 2) if math.gcd(step, count) == 1)
         self._bad |= bad
@@ -103,8 +99,7 @@ class Reader:
     """Read requested batches of samples to a device; in training, keep workers and replace bad samples."""
 
     def __init__(self, samples: Samples, device: torch.device, is_training: bool) -> None:
-        self._samples = samples
-        self._device = device
+        self._samples, self._device = samples, device
         self._dataset = SampleDataset(samples, is_training and samples.settings.bad_images == "skip")
         self._requests: list[BatchRequest] = []
         self._loader = None

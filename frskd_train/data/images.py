@@ -1,7 +1,4 @@
-"""Encoded images of a dataset: headers, 8-bit pixels and hashes; bad images are distinguished from bugs.
-
-Many rows are read in threads, because Pillow and hashing release the GIL.
-"""
+"""Encoded images of a dataset: headers, 8-bit pixels and hashes; bad images are distinguished from bugs."""
 
 import hashlib
 import io
@@ -204,7 +201,10 @@ def to_8_bits(image: Image.Image, mode: Literal["L", "RGB"] | None = None) -> Im
 
 
 def in_blocks(work: Callable[[list[int]], Sequence[T]], items: list[int], title: str | None = None) -> Iterator[T]:
-    """Run `work` on blocks of items in threads; yield one result per item in order, with a progress bar if titled."""
+    """Run `work` on blocks of items in threads; yield one result per item in order, with a progress bar if titled.
+
+    Threads help because Pillow and hashing release the GIL.
+    """
     bar = tqdm(total=len(items), desc=title, unit=" images", delay=3, disable=title is None)
     with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for first in range(0, len(items), CHUNK):

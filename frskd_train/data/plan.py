@@ -24,18 +24,13 @@ CROP = 512  # largest side in pixels of the training crops in segmentation, by d
 
 
 class WholeImagePlan:
-    """Plan for images resized to one size, with targets of the whole image.
+    """Plan for images resized to one size, with targets of the whole image."""
 
-    Attributes:
-        preprocessing: Preprocessing of the network's input, with a neutral mean and standard deviation.
-        evaluated: Transform of validation images.
-        kept: Transform of training images that are kept in memory.
-        mode: Whether images are kept in `memory`, or in a `stream`.
-        num_measured: Number of images for measuring mean and deviation, unless all are in memory at one size.
-    """
-
-    num_measured: ClassVar = 2048
-    kept: SampleTransform
+    num_measured: ClassVar = 2048  # images for measuring mean and deviation, unless all are in memory at one size
+    preprocessing: Preprocessing  # of the network's input, with a neutral mean and standard deviation
+    evaluated: SampleTransform  # of validation images
+    kept: SampleTransform  # of training images that are kept in memory
+    mode: Mode
 
     def __init__(
         self, data: DataSettings, settings: PreprocessingSettings, train: Split, val: Split, cfg: Mapping[str, Any]
@@ -68,7 +63,7 @@ class WholeImagePlan:
         if data.data_mode == "memory" and one_by_one:
             raise UserError(f"{one_by_one[0]} works on one image at a time, so --data-mode must be auto or stream.")
         pixels = len(train) * math.prod(kept_size) + len(val) * size**2
-        self.mode: Mode = "stream" if one_by_one else choose_mode(data, pixels * channels)
+        self.mode = "stream" if one_by_one else choose_mode(data, pixels * channels)
 
     def augmentation(
         self, preprocessing: Preprocessing, num_outputs: int, cache: Cache | None

@@ -90,18 +90,17 @@ def _cloth_of(images: Bytes) -> Booleans:
     return ~outside[:, 1:-1, 1:-1]
 
 
-def compose(split: str, count: int, size: int = SIZE, seed: int = FIXED) -> tuple[Scenes, list[str]]:
+def compose(split: str, count: int) -> tuple[Scenes, list[str]]:
     """Compose scenes from the garments of a split (train or test, which share none); also return the class names.
 
     The first class is the background. The first scenes do not depend on `count`.
     """
     images, cloth, labels, names = garments(split)
-    scenes = Scenes(np.empty((count, 3, size, size), np.uint8), np.zeros((count, size, size), np.uint8))
+    scenes = Scenes(np.empty((count, 3, SIZE, SIZE), np.uint8), np.zeros((count, SIZE, SIZE), np.uint8))
     by_class = [np.flatnonzero(labels == target) for target in range(len(names))]
-    key = 0 if split == "train" else 1
     for number in range(count):
-        rng = np.random.default_rng([seed, key, number])
-        picture, mask = _background(rng, size), scenes.masks[number]
+        rng = np.random.default_rng([FIXED, list(COUNTS).index(split), number])
+        picture, mask = _background(rng, SIZE), scenes.masks[number]
         for _ in range(rng.integers(GARMENTS[0], GARMENTS[1] + 1)):
             target = int(rng.integers(len(names)))
             row = rng.choice(by_class[target])

@@ -1,7 +1,4 @@
-"""Transforms of one sample with timm and torchvision, up to bytes [C, H, W] and a target.
-
-A transform takes a sample and a seed, which determines its randomness, and returns image and target.
-"""
+"""Transforms of one sample with timm and torchvision, up to bytes [C, H, W] and a target."""
 
 import math
 import random
@@ -25,7 +22,7 @@ from frskd_train.data.splits import Sample
 from frskd_train.settings import PreprocessingSettings
 
 BLUR = 23  # pixels of timm's Gaussian blur, half of which has to be less than the image
-SampleTransform = Callable[[Sample, int], tuple[Tensor, Tensor]]
+SampleTransform = Callable[[Sample, int], tuple[Tensor, Tensor]]  # the number is a seed, the results image and target
 
 
 def pixels_of(image: Image.Image | Tensor) -> Tensor:
