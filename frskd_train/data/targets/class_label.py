@@ -41,7 +41,7 @@ class ClassLabels:
     is_dense: ClassVar = False
 
     def __init__(self, splits: Splits, data: DataSettings, class_names: list[str] | None) -> None:
-        self.image_column, column = find_columns(splits, data, False, _find_columns)
+        self.image_column, column = find_columns(splits, data, has_masks=False, find=_find_columns)
         self.labels, self.class_names = read_labels(splits, column)
         self._is_mapped = data.class_map is not None
         if data.class_map is not None:
@@ -101,8 +101,8 @@ def _find_columns(features: datasets.Features, data: DataSettings) -> Columns:
     named = [name for name in LABEL_NAMES if name in (classes or features)]
     found = classes if len(classes) == 1 else named
     if data.target_key is None and not found:
-        several = f"several class columns ({', '.join(classes)})" if classes else "no label column"
-        raise UserError(f"The dataset has {several}: choose one of {columns_named(features)} with --target-key.")
+        what = f"several class columns ({', '.join(classes)})" if classes else "no label column"
+        raise UserError(f"The dataset has {what}; choose one of {columns_named(features)} with --target-key.")
     return data.input_key or images[0], data.target_key or found[0]
 
 

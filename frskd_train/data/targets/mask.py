@@ -27,7 +27,7 @@ class Masks:
     is_dense: ClassVar = True
 
     def __init__(self, splits: Splits, data: DataSettings, class_names: list[str] | None) -> None:
-        self.image_column, column = find_columns(splits, data, True, _find_columns)
+        self.image_column, column = find_columns(splits, data, has_masks=True, find=_find_columns)
         self._masks = {split: Images(dataset, split, column, "mask") for split, dataset in splits.items()}
         # Empty until find_classes if the dataset does not name its classes.
         self.class_names = read_class_map(data.class_map)[1] if data.class_map is not None else class_names or []
