@@ -29,7 +29,7 @@ from frskd_timm.errors import UserError
 from frskd_timm.losses.functional import IGNORED
 from frskd_train.accumulators import CalibrationMetric, Mistakes, TemperatureMetric, finite, read_bins
 from frskd_train.data import ValidationData
-from frskd_train.data.corruptions import CORRUPTIONS, SEVERITIES
+from frskd_train.data.transforms import CORRUPTIONS, SEVERITIES
 from frskd_train.report.evaluation import ClassScores, Evaluation, Temperature
 
 _RATES = {"precision": MulticlassPrecision, "recall": MulticlassRecall, "f1": MulticlassF1Score}

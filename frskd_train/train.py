@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         exit_process(141)
     # Imported here, so that --help and a wrong flag answer at once.
     from frskd_timm.errors import UserError, first_line
-    from frskd_train.data.loader import is_loss_of_a_worker, loss_of_a_worker
+    from frskd_train.data.batches import is_loss_of_a_worker, loss_of_a_worker
     from frskd_train.device import is_loss_of_a_process
     from frskd_train.trainer import Trainer
 

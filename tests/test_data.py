@@ -17,8 +17,7 @@ from timm.data import create_transform, resolve_data_config
 
 from frskd_timm.errors import UserError
 from frskd_train.data import load_data, load_validation
-from frskd_train.data.files import SAMPLE_FOLDER
-from frskd_train.data.source import find_source
+from frskd_train.data.source import SAMPLE_FOLDER, find_source
 from frskd_train.data.targets.class_label import read_labels
 from frskd_train.settings import DataSettings, PreprocessingSettings
 from tools import make_sample

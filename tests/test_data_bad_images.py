@@ -15,7 +15,7 @@ from PIL import Image
 from runs import end_of, fork, kill_all, small, start, wait_for
 
 from frskd_timm.errors import UserError
-from frskd_train.data.loader import is_loss_of_a_worker
+from frskd_train.data.batches import is_loss_of_a_worker
 
 STREAM: dict[str, Any] = {"data_mode": "stream", "bad_images": "skip", "img_size": 12, "mean": (0.5,), "std": (0.2,)}
 BROKEN = {"bytes": b"not an image", "path": None}

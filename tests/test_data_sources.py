@@ -79,8 +79,8 @@ def one_class(folder: Path) -> None:
         (lambda folder: None, "neither class folders"),
         (lambda folder: picture(1).save(folder / "1.png"), "neither class folders"),
         (one_class, "1 class folder"),
-        (broken_parquet, "parquet files .* could not be read"),
-        (half_a_saved_dataset, "does not load"),
+        (broken_parquet, "files of .* could not be read"),
+        (half_a_saved_dataset, "files of .* could not be read"),
     ],
 )
 def test_folders_that_hold_no_dataset_are_refused(

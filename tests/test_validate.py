@@ -20,8 +20,8 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from frskd_timm.errors import UserError
 from frskd_train.data import Preprocessing, load_validation
-from frskd_train.data.corruptions import CORRUPTIONS
 from frskd_train.data.source import find_source
+from frskd_train.data.transforms import CORRUPTIONS
 from frskd_train.parse import flag
 from frskd_train.report.evaluation import Evaluation, read_evaluation
 from frskd_train.settings import DataSettings

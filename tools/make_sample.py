@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from frskd_timm.errors import UserError
-from frskd_train.data.files import SAMPLE_FOLDER, SAMPLE_HOMEPAGE, SAMPLE_LICENSE
+from frskd_train.data.source import SAMPLE_FOLDER, SAMPLE_HOMEPAGE, SAMPLE_LICENSE
 from tools.idx import read_idx
 
 CLASSES = (

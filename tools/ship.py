@@ -24,7 +24,7 @@ from frskd_timm.export.load import compare_logits, load_student, read_student
 from frskd_timm.export.student import export_student
 from frskd_timm.models._pretrained import shipped_cfg
 from frskd_train.data import Preprocessing, ValidationData, load_validation
-from frskd_train.data.files import SAMPLE_NAME
+from frskd_train.data.source import SAMPLE_NAME
 from frskd_train.device import start_accelerator
 from frskd_train.errors import exit_with_error
 from frskd_train.evaluate import CLASSIFICATION, evaluate

@@ -1,15 +1,6 @@
 """Batches from datasets of images with classes or masks, independent of the number of processes and workers."""
 
-from frskd_train.data.batches import TrainBatches, ValBatches
 from frskd_train.data.load import TrainingData, ValidationData, load_data, load_validation
 from frskd_train.data.preprocessing import Preprocessing
 
-__all__ = [
-    "Preprocessing",
-    "TrainBatches",
-    "TrainingData",
-    "ValBatches",
-    "ValidationData",
-    "load_data",
-    "load_validation",
-]
+__all__ = ["Preprocessing", "TrainingData", "ValidationData", "load_data", "load_validation"]

@@ -1,7 +1,6 @@
 """Augmentation of whole batches: crops, flips, erasing, Mixup and CutMix, without a Python loop over images.
 
-Random numbers are drawn with NumPy for the whole global batch, then each process takes its share; pixels are processed
-with PyTorch on the device of the batch.
+Random numbers are drawn with NumPy for the whole global batch, then each process takes its share.
 """
 
 import math
@@ -15,7 +14,9 @@ from timm.data import Mixup
 from torch import Tensor
 
 from frskd_timm.augment import cutmix, cutmix_box, mixup
+from frskd_train.data.preprocessing import Preprocessing
 from frskd_train.data.sampler import Draw, Order, Rows, generator_for, untouched_randomness
+from frskd_train.settings import PreprocessingSettings
 
 Floats = npt.NDArray[np.float64]
 ATTEMPTS = 10  # boxes tried per image before the largest central one is used, as in torchvision
@@ -96,135 +97,90 @@ def erase(images: Tensor, boxes: Rows) -> Tensor:
     return images.masked_fill_((rows[:, None, :, None]) & (columns[:, None, None, :]), 0)
 
 
-class Normalize(torch.nn.Module):
+class Normalize:
     """Convert bytes to network input: scale to 0..1, subtract mean, divide by deviation; NHWC if channels last."""
 
-    scale: Tensor
-    shift: Tensor
+    def __init__(self, preprocessing: Preprocessing, channels_last: bool, device: torch.device) -> None:
+        self.device, self.format = device, torch.channels_last if channels_last else torch.contiguous_format
+        statistics = preprocessing.mean, preprocessing.std
+        mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in statistics)
+        self.scale, self.shift = (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], channels_last: bool) -> None:
-        super().__init__()
-        self.format = torch.channels_last if channels_last else torch.contiguous_format
-        centre, deviation = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (mean, std))
-        self.register_buffer("scale", (1 / (255 * deviation)).float(), persistent=False)
-        self.register_buffer("shift", (-centre / deviation).float(), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
         """Normalise [B, C or 1, H, W] with values 0..255 of any number type; a gray channel is repeated."""
-        count, _, height, width = images.shape
-        out = torch.empty(
-            count, len(self.scale), height, width, device=images.device, memory_format=self.format, dtype=torch.float32
-        )
+        size = len(images), len(self.scale), *images.shape[2:]
+        out = torch.empty(size, device=images.device, memory_format=self.format, dtype=torch.float32)
         return torch.addcmul(self.shift, images.float(), self.scale, out=out)
 
 
-@dataclass(frozen=True)
-class Mix:
-    """Mixup and CutMix with the alphas of their Beta distributions, 0 for none.
-
-    Attributes:
-        prob: Probability of mixing.
-        switch_prob: Probability of CutMix if both are enabled.
-        mode: `batch`: each process's batch has one lambda and one permutation. `pair` and `elem`: as in timm.
-        minmax: Smallest and largest side of CutMix's box, relative to the image's, as in timm.
-        off_epoch: The epoch from which nothing is mixed; 0 for never.
-    """
-
-    mixup: float
-    cutmix: float
-    num_classes: int
-    prob: float = 1.0
-    switch_prob: float = 0.5
-    mode: str = "batch"
-    minmax: tuple[float, float] | None = None
-    off_epoch: int = 0
-
-    def __bool__(self) -> bool:
-        return self.mixup > 0 or self.cutmix > 0 or self.minmax is not None
-
-    def __call__(
-        self, images: Tensor, labels: Tensor, generator: np.random.Generator, epoch: int
-    ) -> tuple[Tensor, Tensor]:
-        """Mix images [B, C, H, W]; convert class numbers [B] to probabilities [B, num_classes]."""
-        target = torch.zeros(len(labels), self.num_classes, device=images.device).scatter_(1, labels[:, None], 1.0)
-        if 0 < self.off_epoch <= epoch:
-            return images, target
-        if self.mode != "batch" or self.minmax is not None:
-            return self._as_timm(images, labels, target, generator)
-        if self.prob < 1 and generator.random() >= self.prob:
-            return images, target
-        both = self.mixup > 0 and self.cutmix > 0
-        takes_mixup = generator.random() < 1 - self.switch_prob if both else self.mixup > 0
-        alpha = self.mixup if takes_mixup else self.cutmix
-        lam = float(generator.beta(alpha, alpha))
-        index = torch.from_numpy(generator.permutation(len(labels))).to(images.device, non_blocking=True)
-        if takes_mixup:
-            return mixup(images, target, lam, index)
-        box, lam = cutmix_box(images.shape[2], images.shape[3], lam, generator)
-        return cutmix(images, target, lam, index, box)
-
-    def _as_timm(
-        self, images: Tensor, labels: Tensor, target: Tensor, generator: np.random.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Mix with timm's class, which draws from NumPy's global generator and takes an even number of images."""
-        shares = {"prob": self.prob, "switch_prob": self.switch_prob, "mode": self.mode}
-        mixing = Mixup(
-            self.mixup, self.cutmix, self.minmax, label_smoothing=0.0, num_classes=self.num_classes, **shares
-        )
-        with untouched_randomness():
-            np.random.seed(generator.integers(2**32))
-            if even := len(labels) // 2 * 2:
-                images[:even], target[:even] = mixing(images[:even], labels[:even])
+def mix(
+    images: Tensor, labels: Tensor, settings: PreprocessingSettings, num_classes: int, generator: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Apply Mixup or CutMix to images [B, C, H, W]; convert class numbers [B] to probabilities [B, num_classes]."""
+    target = F.one_hot(labels, num_classes).float()
+    if settings.mixup_mode != "batch" or settings.cutmix_minmax is not None:
+        return _mix_as_timm(images, labels, target, settings, generator)
+    if settings.mixup_prob < 1 and generator.random() >= settings.mixup_prob:
         return images, target
+    both = settings.mixup > 0 and settings.cutmix > 0
+    takes_mixup = generator.random() < 1 - settings.mixup_switch_prob if both else settings.mixup > 0
+    alpha = settings.mixup if takes_mixup else settings.cutmix
+    lam = float(generator.beta(alpha, alpha))
+    index = torch.from_numpy(generator.permutation(len(labels))).to(images.device, non_blocking=True)
+    if takes_mixup:
+        return mixup(images, target, lam, index)
+    box, lam = cutmix_box(images.shape[2], images.shape[3], lam, generator)
+    return cutmix(images, target, lam, index, box)
 
 
-@dataclass(frozen=True)
-class ResizedCrop:
-    """RandomResizedCrop of images in memory; `aspect` is width / height of each image before resizing, [N]."""
-
-    size: int
-    scale: tuple[float, float]
-    ratio: tuple[float, float]
-    interpolation: str
-    aspect: Floats
+def _mix_as_timm(
+    images: Tensor, labels: Tensor, target: Tensor, settings: PreprocessingSettings, generator: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Mix with timm's class, which draws from NumPy's global generator and takes an even number of images."""
+    alphas = settings.mixup, settings.cutmix, settings.cutmix_minmax
+    shares = settings.mixup_prob, settings.mixup_switch_prob, settings.mixup_mode
+    mixing = Mixup(*alphas, *shares, label_smoothing=0.0, num_classes=target.shape[1])
+    with untouched_randomness():
+        np.random.seed(generator.integers(2**32))
+        if even := len(labels) // 2 * 2:
+            images[:even], target[:even] = mixing(images[:even], labels[:even])
+    return images, target
 
 
 @dataclass(frozen=True)
 class BatchAugmentation:
-    """Augmentation of training batches: `padding` (of random crops) in pixels, flips and erasing as probabilities.
+    """Augmentation of training batches with the probabilities in the settings."""
 
-    `repeats` is the number of times that each image is repeated in a row.
-    """
-
-    resized: ResizedCrop | None = None
-    padding: int = 0
-    hflip: float = 0.0
-    vflip: float = 0.0
-    reprob: float = 0.0
-    mix: Mix | None = None
-    repeats: float = 1.0
+    settings: PreprocessingSettings
+    num_classes: int = 0  # of the probabilities that mixing makes from labels
+    padding: int = 0  # pixels, for random crops
+    aspect: Floats | None = None  # width / height of each image before it was resized, [N], for random resized crops
+    size: int = 0  # side of random resized crops in pixels
 
     @torch.no_grad()
     def __call__(
         self, images: Tensor, targets: Tensor, normalize: Normalize, order: Order, epoch: int, step: int
     ) -> tuple[Tensor, Tensor]:
         """Augment and normalise the batch of one process; random numbers depend only on the place in the run."""
-        count, share = order.global_batch, order.share
-        if self.resized is not None:
+        settings, count, share = self.settings, order.global_batch, order.share
+        if self.aspect is not None:
             # Drawn for the whole global batch, because every process knows its aspect ratios.
-            crop, whole = self.resized, order.permutation(epoch)[step * count :][:count]
-            generator = generator_for(Draw.CROP, order.seed, epoch, step)
-            boxes = draw_boxes(generator, crop.aspect[whole], crop.scale, crop.ratio)[:, share]
-            images = crop_resized(images, boxes, crop.size, crop.interpolation)
+            generator, aspect = generator_for(Draw.CROP, order.seed, epoch, step), self.aspect[order.whole(epoch, step)]
+            boxes = draw_boxes(generator, aspect, settings.scale, settings.ratio)[:, share]
+            images = crop_resized(images, boxes, self.size, settings.interpolation)
         generator = generator_for(Draw.PLACE, order.seed, epoch, step)
-        flips = generator.random((2, count))[:, share] < np.array([[self.hflip], [self.vflip]])
+        flips = generator.random((2, count))[:, share] < np.array([[settings.hflip], [settings.vflip]])
         if self.padding:
             offsets = generator.integers(0, 2 * self.padding + 1, (2, count))[:, share]
             images = crop_padded(images, offsets, self.padding)
         images = normalize(flip(images, flips))
-        if self.reprob:
+        if settings.reprob:
             generator = generator_for(Draw.ERASE, order.seed, epoch, step)
-            images = erase(images, draw_erased(generator, count, self.reprob, images.shape[-1])[:, share])
-        if self.mix:
-            return self.mix(images, targets, generator_for(Draw.MIX, order.seed, epoch, step, order.rank), epoch)
-        return images, targets
+            images = erase(images, draw_erased(generator, count, settings.reprob, images.shape[-1])[:, share])
+        if not settings.mixup and not settings.cutmix and settings.cutmix_minmax is None:
+            return images, targets
+        if 0 < settings.mixup_off_epoch <= epoch:
+            return images, F.one_hot(targets, self.num_classes).float()
+        generator = generator_for(Draw.MIX, order.seed, epoch, step, order.rank)
+        return mix(images, targets, settings, self.num_classes, generator)

@@ -1,18 +1,182 @@
-"""Training and validation batches of one process."""
+"""Training and validation batches of one process: from memory, or read in this process or by worker processes."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+import atexit
+import math
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property, partial
 from itertools import groupby
+from multiprocessing.synchronize import Event
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from frskd_timm.errors import UserError
+from frskd_timm.errors import UserError, first_line
 from frskd_train.data.augment import BatchAugmentation, Normalize
-from frskd_train.data.loader import BatchRequest, Reader, Samples
-from frskd_train.data.sampler import Draw, Order, Rows, generator_for, validation_share
+from frskd_train.data.cache import SKIP, Cache
+from frskd_train.data.images import BadImageError, quiet_pillow
+from frskd_train.data.sampler import BatchRequest, Order, Rows, untouched_randomness
+from frskd_train.data.splits import Sample, Split
+from frskd_train.data.transforms import SampleTransform, as_is
+from frskd_train.settings import DataSettings
+
+GRACE = 60  # seconds that a worker continues after SIGTERM, so that the current step can finish
+Batch = tuple[Tensor | None, Tensor, dict[int, str]]  # images, targets, messages about samples that cannot be used
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The encoded or decoded samples of a split, and how to read them.
+
+    `bad` are messages about the samples that were left out while streaming, by place.
+    """
+
+    source: Split | Cache
+    transform: SampleTransform
+    settings: DataSettings
+    bad: dict[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def split(self) -> Split:
+        """Split of the samples."""
+        return self.source.split if isinstance(self.source, Cache) else self.source
+
+
+class SampleDataset(Dataset):
+    """Dataset that converts requests to batches, in a worker or in the training process.
+
+    With `replace`, unusable samples are replaced by others, so that a batch is only short if no sample at all can be
+    used; otherwise they are left out.
+    """
+
+    def __init__(self, samples: Samples, replace: bool) -> None:
+        self._source, self._transform, self._replace = samples.source, samples.transform, replace
+        self._bad: dict[int, str] = {}  # found by this worker so far
+
+    def __getitem__(self, request: BatchRequest) -> Batch:
+        images, targets = [], []
+        bad: dict[int, str] = {}
+        places, seeds = (numbers.tolist() for numbers in request)
+        with quiet_pillow(), untouched_randomness():
+            for place, seed, found in zip(places, seeds, self._source.read(places), strict=True):
+                if isinstance(found, Sample):
+                    sample: Sample | None = found
+                else:
+                    bad[place] = str(found)
+                    sample = self._other(place, bad) if self._replace else None
+                if sample is not None:
+                    image, target = self._transform(sample, seed)
+                    images.append(image)
+                    targets.append(target)
+        if not images:
+            return None, torch.empty(0), bad
+        return torch.stack(images), torch.stack(targets), bad
+
+    def _other(self, place: int, bad: dict[int, str]) -> Sample | None:
+        """Return the fixed replacement of an unusable sample, far away: its neighbours may be unusable as well."""
+        count = len(self._source)
+        stride = next(step for step in range(max(1, round(0.618 * count)), 2 * count + 2) if math.gcd(step, count) == 1)
+        self._bad |= bad
+        for candidate in ((place + attempt * stride) % count for attempt in range(1, count)):
+            if candidate in self._bad:
+                continue
+            (sample,) = self._source.read([candidate])
+            if not isinstance(sample, BadImageError):
+                return sample
+            self._bad[candidate] = bad[candidate] = str(sample)
+        return None
+
+
+class Reader:
+    """Read requested batches of samples to a device; in training, keep workers and replace bad samples."""
+
+    def __init__(self, samples: Samples, device: torch.device, is_training: bool) -> None:
+        self._samples, self._device = samples, device
+        self._dataset = SampleDataset(samples, is_training and samples.settings.bad_images == "skip")
+        self._requests: list[BatchRequest] = []
+        self._loader = None
+        if samples.settings.workers and isinstance(samples.source, Split):
+            self._loader = DataLoader(
+                self._dataset,
+                sampler=self._requests,
+                batch_size=None,  # a request is a batch
+                num_workers=samples.settings.workers,
+                pin_memory=device.type == "cuda",
+                worker_init_fn=partial(_start_worker, _worker_ending()),
+                persistent_workers=is_training,
+                generator=torch.Generator(),  # otherwise every pass draws from the global generator
+            )
+
+    def run(self, requests: Sequence[BatchRequest]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images uint8 [B, C, H, W] and targets of each request, except requests without a usable sample.
+
+        Raises:
+            UserError: A sample cannot be used and `bad_images` is 'stop', or a worker died.
+        """
+        source = self._samples.source
+        if isinstance(source, Cache) and isinstance(source.images, Tensor) and self._samples.transform is as_is:
+            yield from (source.batch(places, self._device) for places, _ in requests)
+            return
+        for images, targets, bad in self._batches(requests):
+            if bad and self._samples.settings.bad_images == "stop":
+                raise UserError(f"{next(iter(bad.values()))} ({SKIP}).")
+            self._samples.bad.update(bad)
+            if images is not None:
+                yield images.to(self._device, non_blocking=True), targets.to(self._device, non_blocking=True)
+
+    def _batches(self, requests: Sequence[BatchRequest]) -> Iterator[Batch]:
+        if self._loader is None:
+            yield from (self._dataset[request] for request in requests)
+            return
+        self._requests[:] = requests
+        try:
+            yield from self._loader
+        except (RuntimeError, OSError, EOFError) as error:
+            # A dead worker may also cause a connection error; exceptions of a worker contain "Caught ... in".
+            is_lost = isinstance(error, OSError | EOFError) and "Caught" not in str(error)
+            if not is_lost and not is_loss_of_a_worker(error):
+                raise
+            raise UserError(loss_of_a_worker(error)) from error
+
+
+def is_loss_of_a_worker(error: BaseException) -> bool:
+    """Return whether an error is about a dead worker, which torch may raise anywhere in the training process."""
+    return isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
+
+
+def loss_of_a_worker(error: BaseException) -> str:
+    """Return the message about a dead worker."""
+    return f"A process that decodes images died ({first_line(error)}); try --workers 0."
+
+
+@cache
+def _worker_ending() -> Event:
+    """Return an event that is set when this process ends, which distinguishes that from a scheduler's SIGTERM."""
+    event = multiprocessing.get_context().Event()
+    atexit.register(event.set)
+    return event
+
+
+def _start_worker(ending: Event, _: int) -> None:
+    """Prepare a worker process; `ending` is the event of `_worker_ending`."""
+
+    # Ctrl-C and a scheduler's SIGTERM also reach the workers, which the training process needs to finish its step. At
+    # its end, and for a worker that hangs, SIGTERM takes effect.
+    def end(*_: object) -> None:
+        if ending.is_set() or not hasattr(signal, "alarm"):
+            os._exit(0)
+        signal.alarm(GRACE)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, end)
 
 
 @dataclass(eq=False)
@@ -29,7 +193,6 @@ class TrainBatches:
     order: Order
     augmentation: BatchAugmentation
     normalize: Normalize
-    device: torch.device
 
     def __len__(self) -> int:
         return self.order.steps
@@ -48,29 +211,20 @@ class TrainBatches:
         Raises:
             UserError: A streamed image cannot be used with --bad-images stop, or no image can be used.
         """
-        order, permutation = self.order, self.order.permutation(epoch)
-
-        def requests() -> Iterator[BatchRequest]:
-            for step in range(start, order.steps):
-                generator = generator_for(Draw.IMAGE, order.seed, epoch, step)
-                seeds = generator.integers(2**63, size=order.global_batch)[order.share]
-                yield BatchRequest(permutation[order.places(step)], seeds)
-
-        step = start
-        for images, targets in self._reader.run(requests):
+        order, step = self.order, start
+        for images, targets in self._reader.run([order.request(epoch, step) for step in range(start, order.steps)]):
             if len(images) < order.per_process:
                 break
             yield self._augment(images, targets, epoch, step)
             step += 1
         if step < order.steps:
             first = next(iter(self.samples.bad.values()))
-            raise UserError(
-                f"None of the {len(self.samples)} images of split {self.samples.split.name} can be used. {first}."
-            )
+            count, split = len(self.samples), self.samples.split.name
+            raise UserError(f"None of the {count} images of split {split} can be used. {first}.")
 
     @cached_property
     def _reader(self) -> Reader:
-        return Reader(self.samples, self.device, is_training=True)
+        return Reader(self.samples, self.normalize.device, is_training=True)
 
     def _augment(self, images: Tensor, targets: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         return self.augmentation(images, targets.long(), self.normalize, self.order, epoch, step)
@@ -82,30 +236,24 @@ class ValBatches:
     Images that keep their own size are grouped by size.
     """
 
-    def __init__(
-        self, samples: Samples, normalize: Normalize, batch_size: int, rank: int, world_size: int, device: torch.device
-    ) -> None:
-        self._normalize, self._samples = normalize, samples
-        self._read = lambda: Reader(samples, device, is_training=False)
-        sizes = samples.source.sizes() if samples.split.targets.is_dense else [(0, 0)] * len(samples)
-        by_size = sorted(range(len(sizes)), key=lambda place: sizes[place])
-        share = by_size[validation_share(len(sizes), rank, world_size)]
-        self._batches: list[Rows] = [
-            np.array(places[first : first + batch_size])
-            for _, group in groupby(share, key=lambda place: sizes[place])
-            for places in [list(group)]
-            for first in range(0, len(places), batch_size)
-        ]
+    def __init__(self, samples: Samples, normalize: Normalize, batch_size: int, rank: int, world_size: int) -> None:
+        self._samples, self._normalize = samples, normalize
+        count = len(samples)
+        sizes = samples.source.sizes if samples.split.targets.is_dense else [(0, 0)] * count
+        by_size = sorted(range(count), key=lambda place: sizes[place])
+        share = by_size[count * rank // world_size : count * (rank + 1) // world_size]
+        self._batches: list[Rows] = []
+        for _, group in groupby(share, key=lambda place: sizes[place]):
+            places = np.array(list(group))
+            self._batches += [places[first : first + batch_size] for first in range(0, len(places), batch_size)]
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        requests = (BatchRequest(places, places) for places in self._batches)
-        for images, targets in self._read().run(lambda: requests):
-            with torch.no_grad():
-                normalised = self._normalize(images)
-            yield normalised, targets.long()
+        reader = Reader(self._samples, self._normalize.device, is_training=False)
+        for images, targets in reader.run([(places, places) for places in self._batches]):
+            yield self._normalize(images), targets.long()
 
     def rows(self) -> Rows:
         """Return the row in the split of each image of the last pass, in its order."""

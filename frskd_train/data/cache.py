@@ -1,7 +1,7 @@
 """Small datasets, decoded once and kept as bytes in memory, and on the GPU if there is one."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -20,31 +20,18 @@ SKIP = "--bad-images skip leaves such images out"
 
 @dataclass(frozen=True)
 class Cache:
-    """The decoded samples of a split, indexed by their place among the readable ones.
-
-    Attributes:
-        split: The split that was decoded.
-        images: uint8 [N, C, H, W], where C is 1 if all images are gray; a list of [C, H, W] for dense targets.
-        targets: [N]; a list of [H, W] for dense targets.
-        original_sizes: Height and width of each image before resizing, [N, 2].
-        rows: Rows of the samples.
-        bad: Messages about the images that were left out, by place in the split.
-    """
+    """The decoded samples of a split, indexed by their place among the readable ones."""
 
     split: Split
-    images: Tensor | list[Tensor]
-    targets: Tensor | list[Tensor]
-    original_sizes: Rows
+    images: Tensor | list[Tensor]  # uint8 [N, C, H, W], with C = 1 if all are gray; for dense targets N of [C, H, W]
+    targets: Tensor | list[Tensor]  # [N]; for dense targets N of [H, W]
+    sizes: list[tuple[int, int]]  # height and width of each image before resizing
     rows: Rows
-    bad: dict[int, str] = field(default_factory=dict)
+    bad: dict[int, str]  # messages about the images that were left out, by place in the split
     _resident: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    def sizes(self) -> list[tuple[int, int]]:
-        """Return the height and width of each image before resizing."""
-        return [(height, width) for height, width in self.original_sizes.tolist()]
 
     def read(self, places: list[int]) -> Iterator[Sample]:
         """Yield samples one by one."""
@@ -69,25 +56,27 @@ def decode_all(split: Split, transform: SampleTransform, bad_images: Literal["st
         UserError: An image cannot be used and `bad_images` is 'stop', or no image can be used.
     """
 
-    def decode(sample: Sample | BadImageError) -> tuple[Tensor, Tensor, tuple[int, int]] | BadImageError:
-        if isinstance(sample, BadImageError):
-            return sample
-        assert isinstance(sample.image, Image.Image)
-        return *transform(sample, 0), (sample.image.height, sample.image.width)
+    def decode(places: list[int]) -> list[tuple[Tensor, Tensor, tuple[int, int]] | BadImageError]:
+        decoded: list[tuple[Tensor, Tensor, tuple[int, int]] | BadImageError] = []
+        for sample in split.read(places):
+            if isinstance(sample, BadImageError):
+                decoded.append(sample)
+            else:
+                assert isinstance(sample.image, Image.Image)
+                decoded.append((*transform(sample, 0), (sample.image.height, sample.image.width)))
+        return decoded
 
-    def decode_many(places: list[int]) -> list[tuple[Tensor, Tensor, tuple[int, int]] | BadImageError]:
-        return [decode(sample) for sample in split.read(places)]
-
+    if not split.targets.is_dense and split.mode == "RGB":
+        split = replace(split, mode=None)  # gray images take a third of the space
     count = len(split)
     pixels: Tensor | None = None
     images: list[Tensor] = []
     targets: list[Tensor] = []
     sizes: list[tuple[int, int]] = []
-    kept: list[int] = []
     bad: dict[int, str] = {}
     with quiet_pillow():
-        results = in_blocks(decode_many, list(range(count)), f"decoding {split.name}", progress)
-        for place, result in enumerate(results):
+        title = f"decoding {split.name}" if progress else None
+        for place, result in enumerate(in_blocks(decode, list(range(count)), title)):
             if isinstance(result, BadImageError):
                 if bad_images == "stop":
                     raise UserError(f"{result} ({SKIP}).") from result
@@ -101,13 +90,12 @@ def decode_all(split: Split, transform: SampleTransform, bad_images: Literal["st
                     pixels = torch.empty(count, *image.shape, dtype=torch.uint8)
                 elif len(image) > pixels.shape[1]:  # the first image with colours
                     pixels = pixels.expand(-1, len(image), -1, -1).contiguous()
-                pixels[len(kept)] = image  # a gray image among colour images fills all channels
+                pixels[len(targets)] = image  # a gray image among colour images fills all channels
             targets.append(target)
             sizes.append(size)
-            kept.append(place)
-    if not kept:
+    if not targets:
         raise UserError(f"None of the {count} images of split {split.name} can be used. {bad[0]}.")
-    rows, original_sizes = split.rows[kept], np.array(sizes, np.int64)
+    rows = np.delete(split.rows, list(bad))
     if pixels is None:
-        return Cache(split, images, targets, original_sizes, rows, bad)
-    return Cache(split, pixels[: len(kept)], torch.stack(targets), original_sizes, rows, bad)
+        return Cache(split, images, targets, sizes, rows, bad)
+    return Cache(split, pixels[: len(targets)], torch.stack(targets), sizes, rows, bad)

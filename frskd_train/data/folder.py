@@ -9,10 +9,11 @@ from urllib.parse import unquote
 import datasets
 
 from frskd_timm.errors import UserError
+from frskd_train.data.columns import Splits, listed, read_lines
 from frskd_train.data.images import printable, stored_path
-from frskd_train.data.splits import TRAIN_SPLITS, VALIDATION_SPLITS
-from frskd_train.data.targets.base import listed
 
+TRAIN_SPLITS = ("train", "training")
+VALIDATION_SPLITS = ("validation", "val", "valid", "dev", "test", "testing")
 IMAGE_ENDINGS = frozenset(
     (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
 )
@@ -30,16 +31,16 @@ VOC_CLASSES = (
 
 def is_image_folder(folder: Path) -> bool:
     """Return whether a folder contains images in subfolders at any depth."""
-    return any(_has_images(sub) for sub in folders_in(folder))
+    return any(any(_images_below(sub)) for sub in folders_in(folder))
 
 
-def read_image_folder(folder: Path) -> tuple[dict[str, datasets.Dataset], list[str]]:
+def read_image_folder(folder: Path) -> tuple[Splits, tuple[str, ...]]:
     """List the images of class folders as datasets of paths; no image is opened and nothing is written.
 
     Folders that are named like splits and contain folders are splits if one of them is a training split or if all
     folders are named like splits; otherwise every folder is a class. The images of a class may be in subfolders,
-    including links. Classes are the sorted folder names of all splits, in which `%2F` stands for `/` (see
-    `class_name`). Splits without class folders, such as unlabelled test images, are left out.
+    including links. Classes are the sorted folder names of all splits, in which `%2F` stands for `/`. Splits without
+    class folders, such as unlabelled test images, are left out.
 
     Returns:
         The splits, and notes for the user.
@@ -48,30 +49,26 @@ def read_image_folder(folder: Path) -> tuple[dict[str, datasets.Dataset], list[s
         UserError: There are fewer than two class folders, or it is unclear which folders are splits or classes.
     """
     roots = _split_folders(folder) or {"train": folder}
-    classes = sorted({class_name(sub) for root in roots.values() for sub in folders_in(root)})
+    classes = sorted({_class_name(sub) for root in roots.values() for sub in folders_in(root)})
     if len(classes) < 2:
         raise UserError(f"--dataset {folder} has {len(classes)} class folder(s) {classes}; at least 2 are needed.")
     number = {name: index for index, name in enumerate(classes)}
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=classes))
     splits = {}
     for split, root in roots.items():
-        found = [(path, number[class_name(sub)]) for sub in folders_in(root) for path in _images_below(sub)]
+        found = [(path, number[_class_name(sub)]) for sub in folders_in(root) for path in _images_below(sub)]
         columns = {"image": [path for path, _ in found], "label": [label for _, label in found]}
         splits[split] = datasets.Dataset.from_dict(columns, features=features)
     return splits, _nested(roots)
 
 
-def class_name(folder: Path) -> str:
+def _class_name(folder: Path) -> str:
     """Return the class name that a folder stands for: `T-shirt%2Ftop` is `T-shirt/top`, `%25` a percent sign."""
     return ESCAPED.sub(lambda found: unquote(found[0]), printable(folder.name))
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """Return the sorted subfolders of a folder, including links, without hidden ones.
-
-    Raises:
-        UserError: The folder cannot be listed.
-    """
+    """Return the sorted subfolders of a folder, including links, without hidden ones; raise UserError."""
     try:
         found = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))]
     except OSError as error:
@@ -83,46 +80,31 @@ def _split_folders(folder: Path) -> dict[str, Path]:
     """Return the folders that are splits, by name; empty if all folders are classes."""
     folders = folders_in(folder)
     named = [sub for sub in folders if sub.name.lower() in SPLIT_NAMES]
-    roots = {sub.name.lower(): sub for sub in named if any(_has_images(below) for below in folders_in(sub))}
-    others = [sub for sub in folders if sub not in named and _has_images(sub)]
+    roots = {sub.name.lower(): sub for sub in named if any(any(_images_below(below)) for below in folders_in(sub))}
+    others = [sub for sub in folders if sub not in named and any(_images_below(sub))]
     if not roots:
-        if named and not others and len(named) == len([sub for sub in folders if _has_images(sub)]):
-            raise UserError(
-                f"--dataset {folder}: the split folder(s) {_listed(named)} hold images, but no class folders."
-            )
+        if named and not others and all(any(_images_below(sub)) for sub in named):
+            raise UserError(f"--dataset {folder}: {_listed(named)} hold images, but no class folders.")
         several = [sub for sub in others if {below.name.lower() for below in folders_in(sub)} & SPLIT_NAMES]
-        datasets_inside = [sub for sub in several if _split_folders(sub)]
-        if datasets_inside:
-            raise UserError(
-                f"--dataset {folder} holds whole datasets with splits ({_listed(datasets_inside)}); "
-                f"give one of them, such as {datasets_inside[0]}."
-            )
-        return {}
-    has_train = any(name in TRAIN_SPLITS for name in roots)
-    if others and not (has_train and len(roots) > 1):
-        raise UserError(
-            f"--dataset {folder}: {_listed(list(roots.values()))} looks like a split, but {_listed(others)} beside it "
-            "does not; move or rename what does not belong together."
-        )
+        if inside := _listed([sub for sub in several if _split_folders(sub)]):
+            raise UserError(f"--dataset {folder} holds whole datasets with splits ({inside}); give one of them.")
+    elif others and (len(roots) == 1 or not set(TRAIN_SPLITS) & set(roots)):
+        found = f"{_listed(list(roots.values()))} looks like a split, but {_listed(others)} beside it does not"
+        raise UserError(f"--dataset {folder}: {found}; move or rename what does not belong together.")
     return roots
 
 
-def _nested(roots: dict[str, Path]) -> list[str]:
+def _nested(roots: dict[str, Path]) -> tuple[str, ...]:
     """Return a note about class folders that contain only folders, which may be the real classes."""
     folders = [sub for root in roots.values() for sub in folders_in(root)]
-    nested = [sub for sub in folders if len(folders_in(sub)) > 1 and next(_images_in(sub), None) is None]
-    if not nested or len(nested) < len(folders):
-        return []
-    below = _listed(folders_in(nested[0]))
-    return [f"Each class folder holds only folders: the images of {below} are read as one class, {nested[0].name}."]
+    if any(len(folders_in(sub)) < 2 or any(_images_in(sub)) for sub in folders):
+        return ()
+    below, name = _listed(folders_in(folders[0])), folders[0].name
+    return (f"Each class folder holds only folders: the images of {below} are read as one class, {name}.",)
 
 
 def _listed(folders: list[Path]) -> str:
     return listed([printable(sub.name) for sub in folders])
-
-
-def _has_images(folder: Path) -> bool:
-    return next(_images_below(folder), None) is not None
 
 
 def _images_in(folder: Path) -> Iterator[str]:
@@ -152,7 +134,7 @@ def is_voc_folder(folder: Path) -> bool:
     return (folder / MASKS).is_dir() or (folder / LISTS).is_dir()
 
 
-def read_voc(folder: Path) -> tuple[dict[str, datasets.Dataset], list[str] | None]:
+def read_voc(folder: Path) -> tuple[Splits, list[str] | None]:
     """List images and masks of a VOC folder as datasets of paths; no image is opened.
 
     The names in `ImageSets/Segmentation/SPLIT.txt` are those of `JPEGImages/NAME.jpg` and `SegmentationClass/NAME.png`.
@@ -164,43 +146,27 @@ def read_voc(folder: Path) -> tuple[dict[str, datasets.Dataset], list[str] | Non
     Raises:
         UserError: A folder, a list, an image or a mask is missing.
     """
-    lists = sorted((folder / LISTS).glob("*.txt"))
-    if not lists:
-        raise UserError(f"--dataset {folder} has {MASKS}, but no list of a split such as {LISTS}/train.txt.")
     splits = {}
-    for file in lists:
-        names = [line.split()[0] for line in _lines(file) if line.strip()]
-        if not names:
-            continue
-        rows: dict[str, list[str]] = {"image": [], "mask": []}
-        for name in names:
-            rows["image"].append(_find(folder / IMAGES, name, VOC_ENDINGS, file))
-            rows["mask"].append(_find(folder / MASKS, name, (".png",), file))
-        features = datasets.Features(image=datasets.Image(), mask=datasets.Image())
-        splits[file.stem] = datasets.Dataset.from_dict(rows, features=features)
+    for file in sorted((folder / LISTS).glob("*.txt")):
+        names = [line.split()[0] for line in read_lines(file)]
+        rows = {
+            "image": [_find(folder / IMAGES, name, VOC_ENDINGS, file) for name in names],
+            "mask": [_find(folder / MASKS, name, (".png",), file) for name in names],
+        }
+        if names:
+            features = datasets.Features(image=datasets.Image(), mask=datasets.Image())
+            splits[file.stem] = datasets.Dataset.from_dict(rows, features=features)
     if not splits:
-        raise UserError(f"--dataset {folder}: the lists in {LISTS} name no image.")
-    return splits, _class_names(folder)
-
-
-def _class_names(folder: Path) -> list[str] | None:
+        raise UserError(f"--dataset {folder} has {MASKS}, but no list of a split such as {LISTS}/train.txt.")
     if (folder / NAMES_FILE).is_file():
-        return [line.strip() for line in _lines(folder / NAMES_FILE) if line.strip()]
+        return splits, read_lines(folder / NAMES_FILE)
     place = folder.resolve()
-    if any(name.upper().startswith("VOC") for name in (place.name, place.parent.name)):
-        return list(VOC_CLASSES)
-    return None
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as text ({error}).") from error
+    is_voc = any(name.upper().startswith("VOC") for name in (place.name, place.parent.name))
+    return splits, list(VOC_CLASSES) if is_voc else None
 
 
 def _find(folder: Path, name: str, endings: tuple[str, ...], named_in: Path) -> str:
-    for ending in endings:
-        if (folder / f"{name}{ending}").is_file():
-            return stored_path(str((folder / f"{name}{ending}").absolute()))
+    for path in (folder / f"{name}{ending}" for ending in endings):
+        if path.is_file():
+            return stored_path(str(path.absolute()))
     raise UserError(f"{named_in} names {name}, but there is no {folder / name}{endings[0]}.")

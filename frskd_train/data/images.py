@@ -1,27 +1,23 @@
-"""Encoded images of a dataset: headers, 8-bit pixels and hashes; bad images are distinguished from bugs.
-
-Many rows are read in threads, because Pillow and hashing release the GIL.
-"""
+"""Encoded images of a dataset: headers, 8-bit pixels and hashes; bad images are distinguished from bugs."""
 
 import hashlib
 import io
 import os
 import re
-import stat
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal, TypeVar
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
 from urllib.parse import quote, unquote_to_bytes
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from frskd_timm.errors import UserError
@@ -44,98 +40,91 @@ class BadImageError(UserError):
     """An unusable image or mask; the message contains its row and file."""
 
 
-@dataclass(frozen=True)
-class Header:
-    """Facts about an image before decoding: upright height and width, and whether it is gray."""
+class Header(NamedTuple):
+    """Facts about an image before decoding: upright height and width, (0, 0) if unreadable, and whether it is gray."""
 
-    size: tuple[int, int]
-    is_gray: bool
+    size: tuple[int, int] = (0, 0)
+    is_gray: bool = True
 
 
-@dataclass(frozen=True)
 class Images:
-    """A column of encoded images of one split, indexed by row; `split` and `noun` are for messages."""
+    """A column of images or encoded bytes of one split, indexed by row; `split` and `noun` are for messages."""
 
-    dataset: datasets.Dataset
-    split: str
-    column: str
-    noun: str = "image"
-    _headers: dict[int, Header | None] = field(default_factory=dict, repr=False, compare=False)
-
-    @classmethod
-    def of(cls, dataset: datasets.Dataset, split: str, column: str, noun: str = "image") -> "Images":
-        """Create it from a column of images or encoded bytes, without copying or writing anything."""
+    def __init__(self, dataset: datasets.Dataset, split: str, column: str, noun: str = "image") -> None:
         only = dataset.select_columns([column]).with_format(None)
         if isinstance(only.features[column], datasets.Image):
             only = only.cast_column(column, datasets.Image(decode=False))
-        return cls(only, split, column, noun)
+        self.dataset, self.split, self._column, self._noun = only, split, column, noun
+        self._headers: dict[int, Header] = {}
 
-    def headers(self, rows: Rows) -> list[Header | None]:
-        """Read the headers of images, each only once; None if a header cannot be read."""
+    def headers(self, rows: Rows) -> list[Header]:
+        """Read the headers of images, each only once."""
+
+        def read(block: list[int]) -> list[Header]:
+            return [found if isinstance(found, Header) else Header() for found in self.load_many(block, _read_header)]
+
         missing = [row for row in rows.tolist() if row not in self._headers]
         with quiet_pillow():
-            found = in_blocks(self._read_headers, missing, f"headers of {self.split}", False)
-            self._headers.update(zip(missing, found, strict=True))
+            self._headers.update(zip(missing, in_blocks(read, missing), strict=True))
         return [self._headers[row] for row in rows.tolist()]
-
-    def _read_headers(self, rows: list[int]) -> list[Header | None]:
-        return [None if isinstance(found, BadImageError) else found for found in self.load_many(rows, read_header)]
 
     def load_many(self, rows: list[int], decode: Callable[[Image.Image], T]) -> Iterator[T | BadImageError]:
         """Open images and decode each with `decode`; yield errors of bad images instead of raising them."""
-        for row, value in zip(rows, self.dataset[rows][self.column], strict=True):
+        for row, (content, path) in zip(rows, self._contents(rows), strict=True):
             try:
-                yield decode(open_image(*_content(value)))
+                yield decode(open_image(content, path))
             except Exception as error:  # Pillow's plugins raise nearly any exception for damaged files
-                unknown = type(error).__name__ == "UnidentifiedImageError"
+                unknown = isinstance(error, UnidentifiedImageError)
                 reason = "it is not an image in a format that Pillow knows" if unknown else printable(str(error))
-                yield BadImageError(f"{self._describe(row, value)} cannot be read: {reason}")
+                yield BadImageError(f"{self.describe(row)} cannot be read: {reason}")
+
+    def _contents(self, rows: list[int]) -> list[tuple[bytes | None, str | None]]:
+        """Return the bytes of each image, or the path of its file."""
+        return [
+            (value.get("bytes"), local_path(value.get("path"))) if isinstance(value, dict) else (value, None)
+            for value in self.dataset[rows][self._column]
+        ]
 
     def describe(self, row: int) -> str:
         """Return the row and file of an image, for a message."""
-        return self._describe(row, self.dataset[row][self.column])
-
-    def _describe(self, row: int, value: Any) -> str:
-        path = _content(value)[1]
+        ((_, path),) = self._contents([row])
         where = f" ({printable(path)})" if path else ""
-        return f"{self.noun.capitalize()} {row} of split {self.split}{where}"
+        return f"{self._noun.capitalize()} {row} of split {self.split}{where}"
 
     def digest(self, rows: Rows) -> bytes:
         """Hash the encoded images, wherever they are stored; of large splits, all lengths and some images."""
         lengths = self._lengths()[rows]
         digest = hashlib.sha256(lengths.astype("<i8").tobytes())
         chosen = rows if lengths.sum() <= HASHED_WHOLE else rows[spread(len(rows), HASHED)]
-        for part in in_blocks(self._digests, chosen.tolist(), f"hashing {self.split}", False):
+
+        def hashes(block: list[int]) -> list[bytes]:
+            return [_digest(content, path) for content, path in self._contents(block)]
+
+        for part in in_blocks(hashes, chosen.tolist()):
             digest.update(part)
         return digest.digest()
-
-    def _digests(self, rows: list[int]) -> list[bytes]:
-        return [_digest(*_content(value)) for value in self.dataset[rows][self.column]]
 
     def _lengths(self) -> Rows:
         """Return the length of each row of the split without reading images; -1 if the file is missing."""
         found = []
         for first in range(0, len(self.dataset), LENGTHS_AT_ONCE):
             table = self.dataset.with_format("arrow")[first : first + LENGTHS_AT_ONCE]
-            column = table.column(self.column)
+            column = table.column(self._column)
             is_struct = pa.types.is_struct(column.type)
             stored = pc.struct_field(column, "bytes") if is_struct else column
             lengths = pc.fill_null(pc.binary_length(stored).cast(pa.int64()), -1).to_numpy().copy()
             if is_struct and (lengths < 0).any():
                 paths = pc.struct_field(column, "path")
                 for place in np.flatnonzero(lengths < 0).tolist():
-                    lengths[place] = _file_length(local_path(paths[place].as_py()))
+                    path = local_path(paths[place].as_py()) or ""
+                    lengths[place] = os.path.getsize(path) if os.path.isfile(path) else -1
             found.append(lengths)
-        return np.concatenate(found) if found else np.zeros(0, np.int64)
+        return np.concatenate(found)
 
 
 def stored_path(path: str) -> str:
     """Convert a path to a form that Arrow can store."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return QUOTED + quote(os.fsencode(path))
-    return path
+    return QUOTED + quote(os.fsencode(path)) if re.search(r"[\ud800-\udfff]", path) else path
 
 
 def local_path(stored: str | None) -> str | None:
@@ -149,25 +138,11 @@ def printable(text: str) -> str:
     return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
-def _content(value: Any) -> tuple[bytes | None, str | None]:
-    """Return the bytes of an image, or the path of its file."""
-    return (value.get("bytes"), local_path(value.get("path"))) if isinstance(value, dict) else (value, None)
-
-
-def _file_length(path: str | None) -> int:
-    try:
-        found = os.stat(path or "")
-    except OSError:
-        return -1
-    return found.st_size if stat.S_ISREG(found.st_mode) else -1
-
-
 def _digest(content: bytes | None, path: str | None) -> bytes:
     if content is None:
-        if _file_length(path) < 0:  # missing, or a pipe, which would never end
+        if not path or not os.path.isfile(path):  # missing, or a pipe, which would never end
             return b"missing"
-        with open(str(path), "rb") as file:
-            content = file.read()
+        content = Path(path).read_bytes()
     return hashlib.sha256(content).digest()
 
 
@@ -184,7 +159,7 @@ def open_image(content: bytes | None, path: str | None) -> Image.Image:
     """Open an encoded image without decoding it; exceptions of Pillow are not caught."""
     if content is None and not path:
         raise ValueError("the row is empty")
-    if content is None and os.path.exists(str(path)) and not os.path.isfile(str(path)):
+    if path and content is None and os.path.exists(path) and not os.path.isfile(path):
         raise ValueError("it is not a regular file")  # reading from a pipe would block forever
     image = Image.open(io.BytesIO(content) if content is not None else str(path), formats=_formats())
     if image.width * image.height > MAX_PIXELS:
@@ -201,7 +176,7 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def read_header(image: Image.Image) -> Header:
+def _read_header(image: Image.Image) -> Header:
     """Describe an opened image, taking its EXIF orientation into account."""
     turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
     return Header(image.size if turned else image.size[::-1], image.mode in GRAY_MODES)
@@ -225,9 +200,12 @@ def to_8_bits(image: Image.Image, mode: Literal["L", "RGB"] | None = None) -> Im
     return image if image.mode == mode else image.convert(mode)
 
 
-def in_blocks(work: Callable[[list[int]], Sequence[T]], items: list[int], title: str, progress: bool) -> Iterator[T]:
-    """Run `work` on blocks of items in threads; yield one result per item in order, with a progress bar if slow."""
-    bar = tqdm(total=len(items), desc=title, unit=" images", delay=3, disable=not progress)
+def in_blocks(work: Callable[[list[int]], Sequence[T]], items: list[int], title: str | None = None) -> Iterator[T]:
+    """Run `work` on blocks of items in threads; yield one result per item in order, with a progress bar if titled.
+
+    Threads help because Pillow and hashing release the GIL.
+    """
+    bar = tqdm(total=len(items), desc=title, unit=" images", delay=3, disable=title is None)
     with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for first in range(0, len(items), CHUNK):
             chunk = items[first : first + CHUNK]

@@ -1,8 +1,9 @@
 """Loading of data: find and check a dataset, choose rows, resolve the preprocessing, decode or prepare to stream."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,19 +12,19 @@ from torch import Tensor, distributed
 
 from frskd_timm.errors import UserError
 from frskd_train.data.augment import BatchAugmentation, Normalize
-from frskd_train.data.batches import TrainBatches, ValBatches
+from frskd_train.data.batches import Samples, TrainBatches, ValBatches
 from frskd_train.data.cache import Cache, decode_all
-from frskd_train.data.corruptions import Corruption
-from frskd_train.data.loader import Samples
-from frskd_train.data.plan import DensePlan, Mode, Plan, WholeImagePlan, choose_mode, dense_bytes, in_memory
+from frskd_train.data.columns import listed
+from frskd_train.data.plan import DensePlan, Mode, Plan, WholeImagePlan, choose_mode, dense_bytes
 from frskd_train.data.preprocessing import Preprocessing, given_statistics, measure
 from frskd_train.data.sampler import Order, spread
 from frskd_train.data.source import find_source
 from frskd_train.data.splits import Choice, Split
-from frskd_train.data.targets import TARGETS
-from frskd_train.data.targets.base import listed
-from frskd_train.data.transforms import EvalTransform, SampleTransform, as_is
+from frskd_train.data.targets import TARGETS, Masks
+from frskd_train.data.transforms import EvalTransform, SampleTransform, as_is, corrupt
 from frskd_train.settings import DataSettings, PreprocessingSettings
+
+Device = torch.device | str
 
 
 @dataclass(frozen=True)
@@ -58,27 +59,18 @@ class ValidationData:
 
     def bad_images(self) -> list[str]:
         """Return notes about images that were left out while streaming so far; all processes have to call this."""
-        return _left_out(self.val, _of_all_processes(self.val.bad))
+        return _left_out_of_stream(self.val)
 
     def val_batches(
-        self,
-        batch_size: int,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        device: torch.device | str = "cpu",
-        channels_last: bool = True,
+        self, batch_size: int, *, rank: int = 0, world_size: int = 1, device: Device = "cpu", channels_last: bool = True
     ) -> ValBatches:
         """Create the validation batches of one process: its share, each image once; the last batch may be smaller."""
-        device = torch.device(device)
-        return ValBatches(self.val, self._normalize(channels_last, device), batch_size, rank, world_size, device)
+        normalize = Normalize(self.preprocessing, channels_last, torch.device(device))
+        return ValBatches(self.val, normalize, batch_size, rank, world_size)
 
     def corrupted(self, name: str, severity: int) -> "ValidationData":
-        """Return the same data with one of `frskd_train.data.corruptions.CORRUPTIONS` at a severity from 1 to 5."""
-        return replace(self, val=replace(self.val, transform=Corruption(self.val.transform, name, severity)))
-
-    def _normalize(self, channels_last: bool, device: torch.device) -> Normalize:
-        return Normalize(self.preprocessing.mean, self.preprocessing.std, channels_last).to(device)
+        """Return the same data with one of `frskd_train.data.transforms.CORRUPTIONS` at a severity from 1 to 5."""
+        return replace(self, val=replace(self.val, transform=partial(corrupt, self.val.transform, name, severity)))
 
 
 @dataclass(frozen=True)
@@ -111,7 +103,7 @@ class TrainingData(ValidationData):
         return len(self.train)
 
     def bad_images(self) -> list[str]:
-        return [*_left_out(self.train, _of_all_processes(self.train.bad)), *super().bad_images()]
+        return [*_left_out_of_stream(self.train), *super().bad_images()]
 
     def train_batches(
         self,
@@ -120,16 +112,16 @@ class TrainingData(ValidationData):
         rank: int = 0,
         world_size: int = 1,
         seed: int = 0,
-        device: torch.device | str = "cpu",
+        device: Device = "cpu",
         channels_last: bool = True,
     ) -> TrainBatches:
         """Create the training batches of one process, of `batch_size` images each, on a device.
 
         Order and augmentation depend on the seed. Raises UserError if there are fewer images than processes.
         """
-        order = Order.of(self.num_train, batch_size, rank, world_size, seed, self.augmentation.repeats)
-        device = torch.device(device)
-        return TrainBatches(self.train, order, self.augmentation, self._normalize(channels_last, device), device)
+        order = Order(self.num_train, batch_size, rank, world_size, seed, self.augmentation.settings.aug_repeats)
+        normalize = Normalize(self.preprocessing, channels_last, torch.device(device))
+        return TrainBatches(self.train, order, self.augmentation, normalize)
 
 
 def load_data(
@@ -160,24 +152,26 @@ def load_data(
     Raises:
         UserError: There is no such dataset, or it cannot be used for training with these settings.
     """
-    statistics = given_statistics(preprocessing, model_cfg, use_model_stats)
     source = find_source(data)
-    train, val = Choice(source.splits, data, TARGETS[task], source.class_names, preprocessing.in_chans == 1).training()
+    train, val = Choice(source, data, TARGETS[task], preprocessing.in_chans == 1).training()
     targets = train.targets
-    targets.find_classes(train.name, train.rows, progress)
-
-    plan = (DensePlan if targets.is_dense else WholeImagePlan)(preprocessing, train, val, model_cfg, resize_range)
-    mode = plan.choose_mode(data)
-    train_samples = _samples(train, mode, plan.kept, data, progress)
-    val_samples = _samples(val, mode, plan.evaluated, data, progress)
-    if None in statistics:
-        mean, std = measure(_measured(train_samples, plan, progress), preprocessing.in_chans)
-        statistics = statistics[0] or mean, statistics[1] or std
-    resolved = Preprocessing.of(preprocessing, plan.input_size, statistics)
+    plan: Plan
+    if isinstance(targets, Masks):
+        targets.find_classes(train.name, train.rows, progress)
+        plan = DensePlan(data, preprocessing, train, val, resize_range)
+    else:
+        plan = WholeImagePlan(data, preprocessing, train, val, model_cfg)
+    train_samples, train_notes = _samples(train, plan.mode, plan.kept, data, progress)
+    val_samples, val_notes = _samples(val, plan.mode, plan.evaluated, data, progress)
+    mean, std = given_statistics(preprocessing, model_cfg, use_model_stats)
+    if mean is None or std is None:
+        measured = measure(_measured(train_samples, plan, progress), preprocessing.in_chans)
+        mean, std = mean or measured[0], std or measured[1]
+    resolved = replace(plan.preprocessing, mean=mean, std=std)
     cache = train_samples.source if isinstance(train_samples.source, Cache) else None
     transform, augmentation = plan.augmentation(resolved, num_outputs or len(targets.class_names), cache)
     digest = hashlib.sha256("\0".join(targets.class_names).encode() + train.digest() + val.digest())
-    empty, classes = targets.empty_classes(train.name, train_samples.source.rows), len(targets.class_names)
+    empty, classes = train.empty_classes(train_samples.source.rows), len(targets.class_names)
     notes = [f"{len(empty)} of {classes} classes have no training image: {listed(empty)}."] if empty else []
     return TrainingData(
         name=source.name,
@@ -189,8 +183,8 @@ def load_data(
         class_names=targets.class_names,
         fingerprint=digest.hexdigest()[:16],
         preprocessing=resolved,
-        mode=mode,
-        notes=(*source.notes, *notes, *_left_out(train_samples), *_left_out(val_samples)),
+        mode=plan.mode,
+        notes=(*source.notes, *notes, *train_notes, *val_notes),
         train=replace(train_samples, transform=transform),
         val=val_samples,
         augmentation=augmentation,
@@ -202,7 +196,7 @@ def load_validation(
     preprocessing: Preprocessing,
     *,
     task: str = "classification",
-    class_names: Sequence[str] | None = None,
+    class_names: list[str] | None = None,
     progress: bool = False,
 ) -> ValidationData:
     """Load a dataset for evaluating a trained model; training images are not decoded, and no training split is needed.
@@ -223,58 +217,53 @@ def load_validation(
     channels, height, width = preprocessing.input_size
     if channels not in (1, 3):
         raise UserError(f"The model takes images of {channels} channels; only 1 (gray) and 3 (RGB) are supported.")
-    split = Choice(source.splits, data, TARGETS[task], source.class_names, channels == 1).validation(class_names)
+    split = Choice(source, data, TARGETS[task], channels == 1).validation(class_names)
     is_dense = split.targets.is_dense
     transform: SampleTransform = as_is if is_dense else EvalTransform(preprocessing)
     mode = choose_mode(data, dense_bytes(split) if is_dense else len(split) * channels * height * width)
-    samples = _samples(split, mode, transform, data, progress)
+    samples, left_out = _samples(split, mode, transform, data, progress)
     if is_dense:
-        preprocessing = replace(preprocessing, input_size=(channels, *samples.source.sizes()[0]))
-    return ValidationData(
-        name=source.name,
-        val_split=split.name,
-        class_names=split.targets.class_names,
-        preprocessing=preprocessing,
-        notes=(*source.notes, *_left_out(samples)),
-        val=samples,
-    )
+        preprocessing = replace(preprocessing, input_size=(channels, *samples.source.sizes[0]))
+    notes = (*source.notes, *left_out)
+    return ValidationData(source.name, split.name, split.targets.class_names, preprocessing, notes, samples)
 
 
-def _samples(split: Split, mode: Mode, kept: SampleTransform, data: DataSettings, progress: bool) -> Samples:
+def _samples(
+    split: Split, mode: Mode, kept: SampleTransform, data: DataSettings, progress: bool
+) -> tuple[Samples, list[str]]:
+    """Return the samples of a split, and notes about images that were left out while they were decoded."""
     if mode == "stream":
-        return Samples(split, kept, data.workers, data.bad_images)
-    return Samples(decode_all(in_memory(split), kept, data.bad_images, progress), as_is, 0, data.bad_images)
+        return Samples(split, kept, data), []
+    cache = decode_all(split, kept, data.bad_images, progress)
+    return Samples(cache, as_is, data), _left_out(split, cache.bad)
 
 
 def _measured(samples: Samples, plan: Plan, progress: bool) -> Iterator[Tensor]:
     """Yield training images, uint8 [N, C, H, W], for measuring mean and standard deviation."""
     source = samples.source
     if isinstance(source, Split):
-        source = decode_all(in_memory(source.sample(plan.num_measured)), plan.evaluated, "skip", progress)
+        source = decode_all(source.sample(plan.num_measured), plan.evaluated, "skip", progress)
     if isinstance(source.images, Tensor):
         yield source.images
     else:
         yield from (source.images[place][None] for place in spread(len(source), plan.num_measured).tolist())
 
 
-def _left_out(samples: Samples, bad: dict[int, str] | None = None) -> list[str]:
-    """Return a note about the bad images of a split, if any; by default those found while decoding it."""
-    if bad is None:
-        bad = samples.source.bad if isinstance(samples.source, Cache) else {}
+def _left_out(split: Split, bad: dict[int, str]) -> list[str]:
+    """Return a note about the bad images of a split, if any."""
     if not bad:
         return []
-    split = samples.split
-    empty = split.targets.empty_classes(split.name, np.delete(split.rows, list(bad)))
-    lost = [name for name in empty if name not in split.targets.empty_classes(split.name, split.rows)]
+    known = split.empty_classes(split.rows)
+    lost = [name for name in split.empty_classes(np.delete(split.rows, list(bad))) if name not in known]
     unreadable = f"; none of the images of {listed(lost)} can be read" if lost else ""
     first = next(iter(bad.values()))
     return [f"Left out {len(bad)} of {len(split)} image(s) of split {split.name}. {first}{unreadable}."]
 
 
-def _of_all_processes(bad: dict[int, str]) -> dict[int, str]:
-    """Return the bad images found by all processes."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return bad
-    found: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(found, bad)
-    return {place: message for part in found for place, message in part.items()}
+def _left_out_of_stream(samples: Samples) -> list[str]:
+    """Return a note about the bad images of a split that all processes have found so far."""
+    found = [samples.bad]
+    if distributed.is_available() and distributed.is_initialized():
+        found *= distributed.get_world_size()
+        distributed.all_gather_object(found, samples.bad)
+    return _left_out(samples.split, {place: message for bad in found for place, message in bad.items()})

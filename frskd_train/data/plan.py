@@ -1,104 +1,81 @@
 """Plans for sizing, storing, measuring and augmenting the images of a dataset, one for each kind of target."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+
 from frskd_timm.errors import UserError
-from frskd_train.data.augment import BatchAugmentation, Mix, ResizedCrop
+from frskd_train.data.augment import BatchAugmentation
 from frskd_train.data.cache import Cache
 from frskd_train.data.preprocessing import SMALL, Preprocessing
 from frskd_train.data.splits import Split
-from frskd_train.data.transforms import DenseTransform, EvalTransform, PolicyTransform, SampleTransform, Squash, as_is
+from frskd_train.data.transforms import DenseTransform, EvalTransform, PolicyTransform, SampleTransform, as_is, squash
 from frskd_train.settings import DataSettings, PreprocessingSettings, flag
 
 Mode = Literal["memory", "stream"]
 LOOKED_AT = 256  # images whose headers are read to find the sizes and colours of the dataset
 MARGIN = 8 / 7  # side of an image kept for random resized crops, relative to the network's input: 256 for 224
+ONE_BY_ONE = ("aa", "color_jitter", "grayscale_prob", "gaussian_blur_prob")  # settings that need single images
 CROP = 512  # largest side in pixels of the training crops in segmentation, by default
 
 
 class WholeImagePlan:
-    """Plan for images resized to one size, with targets of the whole image.
+    """Plan for images resized to one size, with targets of the whole image."""
 
-    Attributes:
-        input_size: Height and width of the network's input.
-        evaluated: Transform of validation images.
-        kept: Transform of training images that are kept in memory.
-        num_measured: Number of images for measuring mean and deviation, unless all are in memory at one size.
-    """
-
-    num_measured: ClassVar = 2048
-    kept: SampleTransform
+    num_measured: ClassVar = 2048  # images for measuring mean and deviation, unless all are in memory at one size
+    preprocessing: Preprocessing  # of the network's input, with a neutral mean and standard deviation
+    evaluated: SampleTransform  # of validation images
+    kept: SampleTransform  # of training images that are kept in memory
+    mode: Mode
 
     def __init__(
-        self, settings: PreprocessingSettings, train: Split, val: Split, model_cfg: Mapping[str, Any], resize: object
+        self, data: DataSettings, settings: PreprocessingSettings, train: Split, val: Split, cfg: Mapping[str, Any]
     ) -> None:
-        for name, (low, high), limit in (("scale", settings.scale, 1.0), ("ratio", settings.ratio, float("inf"))):
-            if not 0 < low <= high <= limit:
-                most = " and at most 1" if limit == 1 else ""
-                raise UserError(f"--{name} {low:g} {high:g}: both must be above 0{most}, the smaller one first.")
         self._settings = settings
-        self._counts = len(train), len(val)
-        headers = [header for header in train.sample(LOOKED_AT).headers() if header is not None]
-        sizes = {header.size for header in headers}
-        self._channels = 1 if all(header.is_gray for header in headers) else settings.in_chans
-        size = self._size = _input_size(settings.img_size, sizes, model_cfg)
-        self.input_size = size, size
-        self._crop_mode = settings.train_crop_mode
-        if self._crop_mode == "auto":
-            self._crop_mode = "pad" if size <= SMALL else "rrc"
+        headers = train.images.headers(train.sample(LOOKED_AT).rows)
+        sizes = {header.size for header in headers} - {(0, 0)}
+        channels = 1 if all(header.is_gray for header in headers) else settings.in_chans
+        size = _input_size(settings.img_size, sizes, cfg)
+        crop_mode = settings.train_crop_mode
+        if crop_mode == "auto":
+            crop_mode = "pad" if size <= SMALL else "rrc"
+        self._crops_resized = crop_mode == "rrc"
         self._padding = 0
-        if self._crop_mode == "pad":
+        if crop_mode == "pad":
             self._padding = settings.crop_padding if settings.crop_padding is not None else round(size / 8)
             if self._padding > size:
                 raise UserError(f"--crop-padding {self._padding} is more than the image, which is {size} pixels high.")
         smallest, largest = (int(size * side) for side in settings.cutmix_minmax or (0, 1))
         if smallest >= largest:
             raise UserError(f"--cutmix-minmax has to give a range of sides; it is {smallest} to {largest} pixels here.")
-        self.evaluated = self.kept = EvalTransform(Preprocessing.of(settings, self.input_size, (None, None)))
-        self._kept_size = self.input_size
-        if self._crop_mode == "rrc":  # images keep their own size unless it is much too large
+        self.preprocessing = _neutral(settings, size, size)
+        self.evaluated = self.kept = EvalTransform(self.preprocessing)
+        kept_size = size, size
+        if self._crops_resized:  # images keep their own size unless it is much too large
             side = round(size * MARGIN)
-            self._kept_size = sizes.pop() if len(sizes) == 1 and max(max(sizes)) <= 2 * size else (side, side)
-            height, width = self._kept_size
-            self.kept = Squash(width, height, settings.interpolation)
-
-    def choose_mode(self, data: DataSettings) -> Mode:
-        """Choose `memory` or `stream`; raise UserError if an augmentation of single images is requested in memory."""
-        settings = self._settings
-        names = ("aa", "color_jitter", "grayscale_prob", "gaussian_blur_prob")
-        one_by_one = next((flag(name) for name in names if getattr(settings, name)), None)
+            kept_size = sizes.pop() if len(sizes) == 1 and max(max(sizes)) <= 2 * size else (side, side)
+            self.kept = partial(squash, kept_size, settings.interpolation)
+        one_by_one = [flag(name) for name in ONE_BY_ONE if getattr(settings, name)]
         if data.data_mode == "memory" and one_by_one:
-            raise UserError(f"{one_by_one} works on one image at a time, so --data-mode must be auto or stream.")
-        if data.data_mode == "auto" and one_by_one:
-            return "stream"
-        pixels = self._counts[0] * self._kept_size[0] * self._kept_size[1] + self._counts[1] * self._size**2
-        return choose_mode(data, pixels * self._channels)
+            raise UserError(f"{one_by_one[0]} works on one image at a time, so --data-mode must be auto or stream.")
+        pixels = len(train) * math.prod(kept_size) + len(val) * size**2
+        self.mode = "stream" if one_by_one else choose_mode(data, pixels * channels)
 
     def augmentation(
         self, preprocessing: Preprocessing, num_outputs: int, cache: Cache | None
     ) -> tuple[SampleTransform, BatchAugmentation]:
         """Return what is done to each training sample, decoded already if there is a cache, and then to each batch."""
-        settings, crops_resized = self._settings, self._crop_mode == "rrc"
-        streamed = PolicyTransform.of(settings, preprocessing, crops_resized)  # always created, to check the policy
-        resized = None
-        if crops_resized and cache is not None:
-            height, width = cache.original_sizes.T
-            resized = ResizedCrop(self._size, settings.scale, settings.ratio, settings.interpolation, width / height)
-        probabilities = settings.hflip, settings.vflip, settings.reprob
-        mix = Mix(
-            settings.mixup,
-            settings.cutmix,
-            num_outputs,
-            settings.mixup_prob,
-            settings.mixup_switch_prob,
-            settings.mixup_mode,
-            settings.cutmix_minmax,
-            settings.mixup_off_epoch,
-        )
-        batch = BatchAugmentation(resized, self._padding, *probabilities, mix, settings.aug_repeats)
-        return (streamed if cache is None else as_is), batch
+        settings = self._settings
+        streamed = PolicyTransform(settings, preprocessing, self._crops_resized)  # always created, to check the policy
+        if cache is None:
+            return streamed, BatchAugmentation(settings, num_outputs, self._padding)
+        height, width = np.array(cache.sizes).T
+        aspect = width / height if self._crops_resized else None
+        return as_is, BatchAugmentation(settings, num_outputs, self._padding, aspect, preprocessing.input_size[1])
 
 
 class DensePlan:
@@ -108,19 +85,14 @@ class DensePlan:
     evaluated = kept = staticmethod(as_is)
 
     def __init__(
-        self, settings: PreprocessingSettings, train: Split, val: Split, model_cfg: object, resize: tuple[float, float]
+        self, data: DataSettings, settings: PreprocessingSettings, train: Split, val: Split, resize: tuple[float, float]
     ) -> None:
-        self._settings, self._resize, self._splits = settings, resize, (train, val)
-        self.input_size = settings.img_size or CROP, settings.img_size or CROP
-        if settings.img_size is None:
-            sizes = set(train.sizes()) - {(0, 0)}
-            if len(sizes) == 1:
-                ((height, width),) = sizes
-                self.input_size = min(height, CROP), min(width, CROP)
-
-    def choose_mode(self, data: DataSettings) -> Mode:
-        """Choose `memory` or `stream`."""
-        return choose_mode(data, dense_bytes(*self._splits) if data.data_mode == "auto" else 0)
+        self._settings, self._resize = settings, resize
+        height = width = settings.img_size or CROP
+        if settings.img_size is None and len(sizes := set(train.sizes) - {(0, 0)}) == 1:
+            height, width = (min(side, CROP) for side in sizes.pop())
+        self.preprocessing = _neutral(settings, height, width)
+        self.mode = choose_mode(data, dense_bytes(train, val) if data.data_mode == "auto" else 0)
 
     def augmentation(
         self, preprocessing: Preprocessing, num_outputs: int, cache: Cache | None
@@ -129,15 +101,16 @@ class DensePlan:
         settings = self._settings
         fill = tuple(round(255 * value) for value in preprocessing.mean)
         others = settings.hflip, settings.vflip, settings.color_jitter, fill, settings.interpolation
-        return DenseTransform(self.input_size, self._resize, *others), BatchAugmentation(repeats=settings.aug_repeats)
+        transform = DenseTransform(preprocessing.input_size[1:], self._resize, *others)
+        return transform, BatchAugmentation(replace(settings, hflip=0.0, vflip=0.0))
 
 
 Plan = WholeImagePlan | DensePlan
 
 
-def in_memory(split: Split) -> Split:
-    """Return a split to decode into memory, where gray images take a third of the space unless they have masks."""
-    return split if split.targets.is_dense or split.mode == "L" else replace(split, mode=None)
+def _neutral(settings: PreprocessingSettings, height: int, width: int) -> Preprocessing:
+    size, mean, std = (settings.in_chans, height, width), (0.0,) * settings.in_chans, (1.0,) * settings.in_chans
+    return Preprocessing(size, mean, std, settings.interpolation, settings.crop_pct)
 
 
 def choose_mode(data: DataSettings, size: float) -> Mode:
@@ -149,15 +122,15 @@ def choose_mode(data: DataSettings, size: float) -> Mode:
 
 def dense_bytes(*splits: Split) -> int:
     """Return the size in bytes of the decoded images and masks of splits."""
-    return sum(h * w * (2 if split.mode == "L" else 4) for split in splits for h, w in split.sizes())
+    return sum(h * w * (2 if split.mode == "L" else 4) for split in splits for h, w in split.sizes)
 
 
-def _input_size(wanted: int | None, sizes: set[tuple[int, int]], model_cfg: Mapping[str, Any]) -> int:
+def _input_size(wanted: int | None, sizes: set[tuple[int, int]], cfg: Mapping[str, Any]) -> int:
     """Return the given side, or the data's if all are equal and small, or the model's; a fixed size is kept."""
     if wanted is not None:
         return wanted
-    if len(sizes) == 1 and not model_cfg.get("fixed_input_size"):
+    if len(sizes) == 1 and not cfg.get("fixed_input_size"):
         (size,) = sizes
         if max(size) <= SMALL:
             return max(min(size), 8)
-    return int((model_cfg.get("input_size") or (3, 224, 224))[-1])
+    return int((cfg.get("input_size") or (3, 224, 224))[-1])

@@ -9,7 +9,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from frskd_timm.errors import UserError
 from frskd_train.settings import FitSettings, PreprocessingSettings
 
 SMALL = 64  # size in pixels up to which images are used at their own size, with padded random crops
@@ -34,19 +33,6 @@ class Preprocessing:
     interpolation: str = "bilinear"
     crop_pct: float = 1.0
     crop_mode: str = "center"
-
-    @classmethod
-    def of(
-        cls,
-        settings: PreprocessingSettings,
-        size: tuple[int, int],
-        statistics: tuple[tuple[float, ...] | None, tuple[float, ...] | None],
-    ) -> "Preprocessing":
-        """Create it from settings, height and width; statistics that are not known yet are 0 and 1."""
-        mean, std = (
-            given or (neutral,) * settings.in_chans for given, neutral in zip(statistics, (0.0, 1.0), strict=True)
-        )
-        return cls((settings.in_chans, *size), mean, std, settings.interpolation, settings.crop_pct)
 
     @classmethod
     def from_timm(cls, config: Mapping[str, Any]) -> "Preprocessing":
@@ -74,32 +60,16 @@ class Preprocessing:
 
 def given_statistics(
     settings: PreprocessingSettings, model_cfg: Mapping[str, Any], use_model_stats: bool
-) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Return mean and standard deviation, each from the settings, else from the model if requested, else None.
-
-    Raises:
-        UserError: There is not one number per channel, or the numbers are for images in 0..255.
-    """
+) -> list[tuple[float, ...] | None]:
+    """Return mean and standard deviation, each from the settings, else from the model if requested, else None."""
     chosen = []
-    for name, given in (("mean", settings.mean), ("std", settings.std)):
-        values = given
+    for name, values in (("mean", settings.mean), ("std", settings.std)):
         if values is None and use_model_stats and model_cfg.get(name) is not None:
             values = tuple(float(value) for value in model_cfg[name])
             if len(values) != settings.in_chans:
                 values = (sum(values) / len(values),)
-        if values is not None:
-            if len(values) not in (1, settings.in_chans):
-                raise UserError(
-                    f"--{name} has {len(values)} numbers, but the input has {settings.in_chans} channel(s)."
-                )
-            values = values * settings.in_chans if len(values) == 1 else values
-            if not all(0 <= value <= 1 for value in values) or (name == "std" and not all(values)):
-                wanted = "from 0 to 1" if name == "mean" else "above 0 and at most 1"
-                raise UserError(
-                    f"--{name} {' '.join(f'{v:g}' for v in values)}: each must be {wanted} (images in 0..1)."
-                )
-        chosen.append(values)
-    return chosen[0], chosen[1]
+        chosen.append(values * settings.in_chans if values is not None and len(values) == 1 else values)
+    return chosen
 
 
 def measure(images: Iterable[Tensor], in_chans: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -14,18 +14,10 @@ import torch
 from frskd_timm.errors import UserError
 
 Rows = npt.NDArray[np.int64]
+BatchRequest = tuple[Rows, Rows]  # places of samples to read, and a seed for the transform of each
+# Purposes of random numbers, each with its own stream: 1, 2, ...; never 0, which NumPy's seeding ignores.
+Draw = IntEnum("Draw", ["ORDER", "IMAGE", "CROP", "PLACE", "ERASE", "MIX"])
 FIXED = 210308273  # seed for choosing rows, so that runs with different seeds use the same splits
-
-
-class Draw(IntEnum):
-    """Purposes of random numbers, each with its own stream. Never 0, which NumPy's seeding ignores."""
-
-    ORDER = 1
-    IMAGE = 2
-    CROP = 3
-    PLACE = 4
-    ERASE = 5
-    MIX = 6
 
 
 def generator_for(purpose: Draw, *key: int) -> np.random.Generator:
@@ -47,33 +39,29 @@ def untouched_randomness() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Order:
-    """Distribution of each epoch's permutation to steps and processes, `per_process` rows per step and process.
+    """Distribution of each epoch's permutation to steps and processes.
 
     With `repeats`, the first rows of the permutation are repeated that many times in a row, and the last are left out.
+    Raises UserError if there are fewer images than processes.
     """
 
     num_samples: int
-    per_process: int
+    batch_size: int
     rank: int
     world_size: int
     seed: int
     repeats: float = 1.0
 
-    @classmethod
-    def of(
-        cls, num_samples: int, batch_size: int, rank: int, world_size: int, seed: int, repeats: float = 1.0
-    ) -> "Order":
-        """Create it, with smaller batches if the dataset is smaller than one global batch.
-
-        Raises:
-            UserError: There are fewer images than processes.
-        """
-        per_process = min(batch_size, num_samples // world_size)
-        if per_process < 1:
+    def __post_init__(self) -> None:
+        if self.num_samples < self.world_size:
             raise UserError(
-                f"There are {num_samples} training image(s) for {world_size} process(es); each needs at least one."
+                f"There are {self.num_samples} training image(s) for {self.world_size} process(es); each needs one."
             )
-        return cls(num_samples, per_process, rank, world_size, seed, repeats)
+
+    @property
+    def per_process(self) -> int:
+        """Number of rows per step and process, smaller if the dataset is smaller than one global batch."""
+        return min(self.batch_size, self.num_samples // self.world_size)
 
     @property
     def global_batch(self) -> int:
@@ -94,21 +82,20 @@ class Order:
         """Return the samples in the order of an epoch, the same in all processes; must not be modified."""
         return _permutation(self.num_samples, self.seed, epoch, self.repeats)
 
-    def places(self, step: int) -> slice:
-        """Return the places in an epoch's permutation for this process at a step."""
-        first = step * self.global_batch + self.share.start
-        return slice(first, first + self.per_process)
+    def whole(self, epoch: int, step: int) -> Rows:
+        """Return the samples of all processes at a step."""
+        return self.permutation(epoch)[step * self.global_batch :][: self.global_batch]
+
+    def request(self, epoch: int, step: int) -> BatchRequest:
+        """Return the batch of this process at a step."""
+        seeds = generator_for(Draw.IMAGE, self.seed, epoch, step).integers(2**63, size=self.global_batch)
+        return self.whole(epoch, step)[self.share], seeds[self.share]
 
 
 @lru_cache(maxsize=2)
 def _permutation(num_samples: int, seed: int, epoch: int, repeats: float) -> Rows:
     rows = generator_for(Draw.ORDER, seed, epoch).permutation(num_samples)
     return rows[(np.arange(num_samples) / max(repeats, 1)).astype(np.int64)]
-
-
-def validation_share(num_samples: int, rank: int, world_size: int) -> slice:
-    """Return the validation rows of a process; all processes together use each row once."""
-    return slice(num_samples * rank // world_size, num_samples * (rank + 1) // world_size)
 
 
 def shuffled(count: int) -> Rows:

@@ -1,20 +1,22 @@
 """Scenes for segmentation with exact masks, composed on the fly from the garments of the Fashion-MNIST sample."""
 
 from collections import UserDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
 from PIL import Image
 
-from frskd_train.data.files import Source, read_sample
+from frskd_train.data.columns import Splits
 from frskd_train.data.images import Images, to_8_bits
-from frskd_train.data.sampler import FIXED
+from frskd_train.data.sampler import FIXED, Rows
 
-SCENES_NAME = "fashion_mnist_scenes"
+SAMPLE_FOLDER = Path(__file__).parent / "fashion_mnist_sample"
 BACKGROUND = "background"
 COUNTS = {"train": 1200, "test": 300}
 SIZE = 64  # height and width of a scene in pixels
@@ -25,6 +27,8 @@ TILT = 30  # degrees in both directions
 DARK = 24  # gray value up to which a pixel connected to the border is background
 
 Bytes = npt.NDArray[np.uint8]
+Booleans = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,14 @@ class Scenes:
     masks: Bytes
 
 
-def composed_source(train_num_samples: int | None) -> Source:
-    """Return the scenes as a dataset with the columns `image` and `mask`; a split is composed on first access."""
-    sample = read_sample()
-    class_names = [BACKGROUND, *sample.splits["train"].features["label"].names]
+def compose_splits(train_num_samples: int | None) -> tuple[Splits, list[str]]:
+    """Return splits of scenes with the columns `image` and `mask`, composed on first access, and the class names."""
     splits = _ComposedSplits(COUNTS | {"train": train_num_samples or COUNTS["train"]})
-    return replace(sample, name=SCENES_NAME, splits=splits, class_names=class_names)
+    return splits, [BACKGROUND, *_read_sample("train").features["label"].names]
+
+
+def _read_sample(split: str) -> datasets.Dataset:
+    return datasets.Dataset(pq.read_table(SAMPLE_FOLDER / f"{split}.parquet"))
 
 
 class _ComposedSplits(UserDict[str, Any]):
@@ -63,16 +69,16 @@ def _uncompressed(pixels: Bytes) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=2)
-def garments(split: str) -> tuple[Bytes, npt.NDArray[np.bool_], npt.NDArray[np.int64], tuple[str, ...]]:
+def garments(split: str) -> tuple[Bytes, Booleans, Rows, list[str]]:
     """Return gray images [M, 28, 28], which of their pixels are cloth, their classes [M], and the classes' names."""
-    dataset = read_sample().splits[split]
+    dataset = _read_sample(split)
     rows = list(range(len(dataset)))
-    decoded = Images.of(dataset, split, "image").load_many(rows, lambda image: to_8_bits(image, "L"))
+    decoded = Images(dataset, split, "image").load_many(rows, lambda image: to_8_bits(image, "L"))
     images = np.stack([np.asarray(image) for image in decoded])
-    return images, cloth_of(images), np.array(dataset["label"], np.int64), tuple(dataset.features["label"].names)
+    return images, _cloth_of(images), np.array(dataset["label"], np.int64), dataset.features["label"].names
 
 
-def cloth_of(images: Bytes) -> npt.NDArray[np.bool_]:
+def _cloth_of(images: Bytes) -> Booleans:
     """Return masks of cloth in gray images [M, H, W]; dark pixels connected to the border are background."""
     dark = np.pad(images <= DARK, ((0, 0), (1, 1), (1, 1)), constant_values=True)
     outside = np.zeros_like(dark)
@@ -84,18 +90,17 @@ def cloth_of(images: Bytes) -> npt.NDArray[np.bool_]:
     return ~outside[:, 1:-1, 1:-1]
 
 
-def compose(split: str, count: int, size: int = SIZE, seed: int = FIXED) -> tuple[Scenes, list[str]]:
+def compose(split: str, count: int) -> tuple[Scenes, list[str]]:
     """Compose scenes from the garments of a split (train or test, which share none); also return the class names.
 
     The first class is the background. The first scenes do not depend on `count`.
     """
     images, cloth, labels, names = garments(split)
-    scenes = Scenes(np.empty((count, 3, size, size), np.uint8), np.zeros((count, size, size), np.uint8))
+    scenes = Scenes(np.empty((count, 3, SIZE, SIZE), np.uint8), np.zeros((count, SIZE, SIZE), np.uint8))
     by_class = [np.flatnonzero(labels == target) for target in range(len(names))]
-    key = 0 if split == "train" else 1
     for number in range(count):
-        rng = np.random.default_rng([seed, key, number])
-        picture, mask = _background(rng, size), scenes.masks[number]
+        rng = np.random.default_rng([FIXED, list(COUNTS).index(split), number])
+        picture, mask = _background(rng, SIZE), scenes.masks[number]
         for _ in range(rng.integers(GARMENTS[0], GARMENTS[1] + 1)):
             target = int(rng.integers(len(names)))
             row = rng.choice(by_class[target])
@@ -105,7 +110,7 @@ def compose(split: str, count: int, size: int = SIZE, seed: int = FIXED) -> tupl
     return scenes, [BACKGROUND, *names]
 
 
-def _background(rng: np.random.Generator, size: int) -> npt.NDArray[np.float64]:
+def _background(rng: np.random.Generator, size: int) -> Floats:
     """Mix two colours with noise of several scales and, half of the time, with stripes: [size, size, 3] in 0..255."""
     mixture = np.zeros((size, size))
     for cells, weight in ((3, 1.0), (8, 0.6), (24, 0.4)):
@@ -120,25 +125,16 @@ def _background(rng: np.random.Generator, size: int) -> npt.NDArray[np.float64]:
     return first + mixture[..., None].clip(0, 1) * (second - first)
 
 
-def _lay(
-    rng: np.random.Generator,
-    picture: npt.NDArray[np.float64],
-    mask: Bytes,
-    garment: Bytes,
-    cloth: npt.NDArray[np.bool_],
-    target: int,
-) -> None:
+def _lay(rng: np.random.Generator, picture: Floats, mask: Bytes, garment: Bytes, cloth: Booleans, target: int) -> None:
     """Draw a garment of random size, tilt, colour and place on an image [S, S, 3] and its mask [S, S], in place."""
     scene = len(mask)
     side = round(scene * rng.uniform(*EXTENT))
     tilt, mirrored = rng.uniform(-TILT, TILT), rng.random() < 0.5
     dyed, shade = rng.uniform(60, 255, 3), rng.uniform(0, 40, 3)
+    layers = (garment, Image.Resampling.BICUBIC), (cloth.astype(np.uint8) * 255, Image.Resampling.BILINEAR)
     gray, shape = (
         Image.fromarray(layer).resize((side, side), kind).rotate(tilt, Image.Resampling.BILINEAR)
-        for layer, kind in (
-            (garment, Image.Resampling.BICUBIC),
-            (cloth.astype(np.uint8) * 255, Image.Resampling.BILINEAR),
-        )
+        for layer, kind in layers
     )
     light, covers = np.asarray(gray)[..., None] / 255, np.asarray(shape) >= 128
     if mirrored:

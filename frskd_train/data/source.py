@@ -2,19 +2,41 @@
 
 import os
 import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from frskd_timm.errors import UserError
-from frskd_train.data.files import SAMPLE_NAME, Source, brief, has_metadata, is_saved, read_files, read_sample
+from frskd_timm.errors import UserError, first_line
+from frskd_train.data.columns import Splits
 from frskd_train.data.folder import folders_in, is_image_folder, is_voc_folder, read_image_folder, read_voc
 from frskd_train.data.images import printable
-from frskd_train.data.scenes import SCENES_NAME, composed_source
+from frskd_train.data.scenes import SAMPLE_FOLDER, compose_splits
 from frskd_train.settings import DataSettings
 from frskd_train.suggest import suggest
 
+SAMPLE_NAME, SCENES_NAME = "fashion_mnist_sample", "fashion_mnist_scenes"
+SAMPLE_ID = "zalando-datasets/fashion_mnist"
+SAMPLE_LICENSE, SAMPLE_HOMEPAGE = "mit", "https://github.com/zalandoresearch/fashion-mnist"
+READ_WHOLE = 2**30  # size in bytes up to which parquet files are read into memory, without datasets' cache
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+SPLIT_IN_FILE_NAME = re.compile(r"(?:^|[^a-z])(train|training|validation|valid|val|dev|test|testing)(?:[^a-z]|$)")
+Files = dict[str, list[str]]  # paths by split
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset and what is known about it."""
+
+    name: str  # for folders and tags: letters, digits, `_`, `-` and `.` only
+    id: str  # on the Hub, or the name of its folder
+    splits: Splits
+    license: str | None = None  # identifier such as `mit`, if known
+    homepage: str | None = None  # URL, if known
+    class_names: list[str] | None = None  # if the rows do not contain them
+    notes: tuple[str, ...] = ()  # sentences that the user should see
 
 
 def find_source(settings: DataSettings) -> Source:
@@ -33,47 +55,108 @@ def find_source(settings: DataSettings) -> Source:
     if wanted == SAMPLE_NAME:
         return read_sample()
     if wanted == SCENES_NAME:
-        return composed_source(settings.train_num_samples)
-    folder = Path(wanted).expanduser()
+        splits, names = compose_splits(settings.train_num_samples)
+        return replace(read_sample(), name=SCENES_NAME, splits=splits, class_names=names)
+    folder, name = Path(wanted).expanduser(), wanted
+    class_names: list[str] | None = None
+    notes: tuple[str, ...] = ()
     if folder.is_file():
         raise UserError(f"--dataset {wanted} is a file; give the folder that holds it.")
     if folder.is_dir():
-        return _from_folder(folder, settings)
-    if not HUB_ID.fullmatch(wanted) or wanted.startswith("."):
+        name = printable(folder.resolve().name)
+        splits, class_names, notes = _read_folder(folder, settings)
+    elif HUB_ID.fullmatch(wanted) and not wanted.startswith("."):
+        splits = _load_from_hub(settings)
+    else:
         raise UserError(f"--dataset {wanted} is neither a folder nor the id of a dataset on the Hub{_similar(folder)}")
-    return _load_from_hub(settings)
+    slug = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-._").lower() or "dataset"
+    known = next(iter(splits.values())).info
+    return Source(slug, name, splits, known.license or None, known.homepage or None, class_names, notes)
 
 
-def _from_folder(folder: Path, settings: DataSettings) -> Source:
+def read_sample() -> Source:
+    """Return the included sample of Fashion-MNIST."""
+    return Source(SAMPLE_NAME, SAMPLE_ID, _read_files(SAMPLE_FOLDER), SAMPLE_LICENSE, SAMPLE_HOMEPAGE)
+
+
+def _read_folder(folder: Path, settings: DataSettings) -> tuple[Splits, list[str] | None, tuple[str, ...]]:
+    """Return the splits of a folder, class names that are not in the rows, and notes for the user."""
     for setting, value in (("config", settings.dataset_config), ("revision", settings.dataset_revision)):
         if value is not None:
             raise UserError(f"--dataset-{setting} is for datasets on the Hub, but {folder} is a local folder.")
-    class_names: list[str] | None = None
-    notes: list[str] = []
     datasets.disable_progress_bars()  # shown while reading local files
     if is_voc_folder(folder):
-        splits, class_names = read_voc(folder)
-    elif is_image_folder(folder) and not (is_saved(folder) or has_metadata(folder)):
+        return *read_voc(folder), ()
+    if is_image_folder(folder) and not (_is_saved(folder) or _has_metadata(folder)):
         splits, notes = read_image_folder(folder)
-    else:
-        splits = read_files(folder)
-    return Source.of(printable(folder.resolve().name), splits, class_names=class_names, notes=tuple(notes))
+        return splits, None, notes
+    return _read_files(folder), None, ()
 
 
-def _load_from_hub(settings: DataSettings) -> Source:
+def _load_from_hub(settings: DataSettings) -> Splits:
     wanted = settings.dataset
     try:
-        loaded = datasets.load_dataset(wanted, name=settings.dataset_config, revision=settings.dataset_revision)
+        return dict(datasets.load_dataset(wanted, name=settings.dataset_config, revision=settings.dataset_revision))
     except Exception as error:  # not found, offline, gated, needs a configuration, holds a script: the error says which
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+        offline = " (HF_HUB_OFFLINE is set)" if datasets.config.HF_HUB_OFFLINE else ""
         raise UserError(
             f"--dataset {wanted} is not a folder here, and no dataset with this id could be loaded from the "
-            f"Hub{offline} ({brief(error)}){_similar(Path(wanted))}"
+            f"Hub{offline} ({type(error).__name__}: {first_line(error)[:300]}){_similar(Path(wanted))}"
         ) from error
-    return Source.of(wanted, dict(loaded))
 
 
 def _similar(folder: Path) -> str:
     """Suggest a folder with a similar name, as the end of a sentence."""
     beside = folders_in(folder.parent) if folder.parent.is_dir() else []
     return suggest(folder.name, [found.name for found in beside], within=folder.parent)
+
+
+def _is_saved(folder: Path) -> bool:
+    """Return whether a folder was written by datasets' `save_to_disk`."""
+    return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
+
+
+def _has_metadata(folder: Path) -> bool:
+    """Return whether a folder of images describes them in a metadata file."""
+    endings = (".csv", ".jsonl", ".parquet")
+    return any((sub / f"metadata{ending}").exists() for sub in (folder, *folders_in(folder)) for ending in endings)
+
+
+def _read_files(folder: Path) -> Splits:
+    """Read a folder of tables: saved by datasets, images with a metadata file, parquet or arrow files."""
+    try:
+        if _is_saved(folder):
+            loaded = datasets.load_from_disk(str(folder))
+            return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+        if _has_metadata(folder):
+            return dict(datasets.load_dataset("imagefolder", data_dir=str(folder)))
+        if found := _files_by_split(folder, ".parquet"):
+            return _read_parquet(found)
+        found = _files_by_split(folder, ".arrow")
+        read = {split: [datasets.Dataset.from_file(file) for file in files] for split, files in found.items()}
+        splits = {split: datasets.concatenate_datasets(parts) for split, parts in read.items()}
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)[:300]}"
+        raise UserError(f"The files of --dataset {folder} could not be read ({reason}).") from error
+    if not splits:
+        raise UserError(
+            f"--dataset {folder} holds neither class folders of images, nor parquet or arrow files, nor a dataset "
+            "saved by datasets' save_to_disk."
+        )
+    return splits
+
+
+def _files_by_split(folder: Path, ending: str) -> Files:
+    """Group the files of a folder by the split in their path; files without one are training files."""
+    by_split: Files = {}
+    for file in sorted(file for file in folder.rglob(f"*{ending}") if not file.name.startswith(".")):
+        named = SPLIT_IN_FILE_NAME.search(file.relative_to(folder).with_suffix("").as_posix().lower())
+        by_split.setdefault(named[1] if named else "train", []).append(str(file))
+    return by_split
+
+
+def _read_parquet(by_split: Files) -> Splits:
+    if sum(os.path.getsize(file) for files in by_split.values() for file in files) > READ_WHOLE:
+        return dict(datasets.load_dataset("parquet", data_files=by_split))
+    tables = {split: pa.concat_tables([pq.read_table(file) for file in files]) for split, files in by_split.items()}
+    return {split: datasets.Dataset(table) for split, table in tables.items()}

@@ -11,14 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from frskd_timm.errors import UserError
-from frskd_train.data.images import BadImageError, Header, Images, to_8_bits
+from frskd_train.data.folder import TRAIN_SPLITS, VALIDATION_SPLITS
+from frskd_train.data.images import BadImageError, Images, to_8_bits
 from frskd_train.data.sampler import Rows, spread
-from frskd_train.data.targets import Targets
-from frskd_train.data.targets.base import Splits
+from frskd_train.data.source import Source
+from frskd_train.data.targets import Masks, Targets
 from frskd_train.settings import DataSettings
-
-TRAIN_SPLITS = ("train", "training")
-VALIDATION_SPLITS = ("validation", "val", "valid", "dev", "test", "testing")
 
 
 @dataclass(frozen=True)
@@ -31,19 +29,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Split:
-    """The used rows of a split, indexed by their place among these.
+    """The used rows of a split, indexed by their place among these."""
 
-    Attributes:
-        images: The encoded images of the whole split.
-        targets: The targets of the dataset.
-        rows: The used rows, ascending.
-        mode: Pillow's mode to decode to, L or RGB; None for L for gray images and RGB for others.
-    """
-
-    images: Images
-    targets: Targets
-    rows: Rows
-    mode: Literal["L", "RGB"] | None
+    images: Images  # of the whole split
+    targets: Targets  # of all used splits
+    rows: Rows  # the used ones, ascending
+    mode: Literal["L", "RGB"] | None  # Pillow's mode to decode to; None for L for gray images and RGB for others
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -53,13 +44,10 @@ class Split:
         """Name of the split."""
         return self.images.split
 
-    def headers(self) -> list[Header | None]:
-        """Return sizes and colours from the image headers, each read once; None if a header cannot be read."""
-        return self.images.headers(self.rows)
-
+    @property
     def sizes(self) -> list[tuple[int, int]]:
-        """Return the height and width of each image; (0, 0) if its header cannot be read."""
-        return [(0, 0) if header is None else header.size for header in self.headers()]
+        """The height and width of each image from its header; (0, 0) if it cannot be read."""
+        return [header.size for header in self.images.headers(self.rows)]
 
     def sample(self, wanted: int) -> "Split":
         """Return at most `wanted` evenly spread rows."""
@@ -74,8 +62,17 @@ class Split:
                 yield image
             elif isinstance(target, BadImageError):
                 yield target
+            elif isinstance(self.targets, Masks) and (wrong := self.targets.check(self.name, row, image.size, target)):
+                yield wrong
             else:
-                yield self.targets.check(self.name, row, image.size, target) or Sample(image, target)
+                yield Sample(image, target)
+
+    def empty_classes(self, rows: Rows) -> list[str]:
+        """Return the names of classes without a row among `rows`; none for masks, which would have to be decoded."""
+        if self.targets.is_dense:
+            return []
+        counts = self.targets.class_counts(self.name, rows)
+        return [name for name, count in zip(self.targets.class_names, counts, strict=True) if not count]
 
     def digest(self) -> bytes:
         """Hash rows, images and targets."""
@@ -108,55 +105,60 @@ def choose_splits(names: Collection[str], train: str | None, val: str | None) ->
 
 @dataclass(frozen=True)
 class Choice:
-    """Inputs for choosing rows: a dataset's splits, settings, kind of targets and class names, and image colours."""
+    """Choice of rows of a dataset, for one kind of targets and for gray or colour images."""
 
-    splits: Splits
+    source: Source
     data: DataSettings
     kind: type[Targets]
-    class_names: list[str] | None
     is_gray: bool
 
     def training(self) -> tuple[Split, Split]:
         """Choose training and validation rows before images are decoded; raise UserError if that is not possible."""
-        train, val = choose_splits(self.splits, self.data.train_split, self.data.val_split)
+        train, val = choose_splits(self.source.splits, self.data.train_split, self.data.val_split)
         self._check_calibration(train, val)
         targets = self._targets([train] if val is None else [train, val])
         if val is None:
             rows, val_rows = targets.hold_out(train, self.data.val_fraction)
         else:
-            rows, val_rows = np.arange(len(self.splits[train])), np.arange(len(self.splits[val]))
-        if self.data.train_num_samples is not None:
-            rows = targets.subset(train, rows, self.data.train_num_samples)
+            rows, val_rows = np.arange(len(self.source.splits[train])), np.arange(len(self.source.splits[val]))
+        count = self.data.train_num_samples
+        if count is not None:
+            if count > len(rows):
+                raise UserError(f"--train-num-samples {count}: there are only {len(rows)} training images.")
+            rows = targets.subset(train, rows, count)
         return self._split(train, targets, rows), self._split(val or train, targets, val_rows)
 
-    def validation(self, known_classes: Sequence[str] | None) -> Split:
+    def validation(self, known_classes: list[str] | None) -> Split:
         """Choose the rows that training would validate on, or a whole validation split, for a model's classes."""
         name, train = self.data.val_split, None
-        if name is None and self.data.train_split is None and len(self.splits) == 1:
-            name = next(iter(self.splits.keys() & set(VALIDATION_SPLITS)), None)  # nothing of it was trained on
-        if name not in self.splits:
-            train, name = choose_splits(self.splits, self.data.train_split, name)
+        if name is None and self.data.train_split is None and len(self.source.splits) == 1:  # nothing was trained on
+            name = next(iter(self.source.splits.keys() & set(VALIDATION_SPLITS)), None)
+        if name not in self.source.splits:
+            train, name = choose_splits(self.source.splits, self.data.train_split, name)
         chosen = name or train or ""
         self._check_calibration(chosen, train, self.data.train_split, *TRAIN_SPLITS)
         targets = self._targets([chosen])
-        rows = np.arange(len(self.splits[chosen])) if name else targets.hold_out(chosen, self.data.val_fraction)[1]
-        targets.match(chosen, rows, known_classes)
+        rows = np.arange(len(self.source.splits[chosen]))
+        if name is None:
+            _, rows = targets.hold_out(chosen, self.data.val_fraction)
+        if known_classes is not None:
+            targets.match(chosen, rows, known_classes)
         return self._split(chosen, targets, rows)
 
     def _check_calibration(self, *used: str | None) -> None:
         wanted = self.data.calibration_split
-        if wanted is not None and (wanted in used or wanted not in self.splits):
-            free = [name for name in self.splits if name not in used]
+        if wanted is not None and (wanted in used or wanted not in self.source.splits):
+            free = [name for name in self.source.splits if name not in used]
             possible = f"possible here: {', '.join(free)}" if free else "this dataset has no such split"
             raise UserError(f"--calibration-split {wanted} has to be neither trained on nor scored; {possible}.")
 
     def _targets(self, names: Sequence[str]) -> Targets:
-        used = {name: self.splits[name] for name in names}
+        used = {name: self.source.splits[name] for name in names}
         for name, dataset in used.items():
             if len(dataset) == 0:
                 raise UserError(f"Split {name} of --dataset {self.data.dataset} is empty.")
-        return self.kind(used, self.data, self.class_names)
+        return self.kind(used, self.data, self.source.class_names)
 
     def _split(self, name: str, targets: Targets, rows: Rows) -> Split:
-        images = Images.of(self.splits[name], name, targets.image_column)
+        images = Images(self.source.splits[name], name, targets.image_column)
         return Split(images, targets, rows, "L" if self.is_gray else "RGB")

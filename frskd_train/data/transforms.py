@@ -1,11 +1,8 @@
-"""Transforms of one sample with timm and torchvision, up to bytes [C, H, W] and a target.
-
-A transform takes a sample and a seed, which determines its randomness, and returns image and target.
-"""
+"""Transforms of one sample with timm and torchvision, up to bytes [C, H, W] and a target."""
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +22,7 @@ from frskd_train.data.splits import Sample
 from frskd_train.settings import PreprocessingSettings
 
 BLUR = 23  # pixels of timm's Gaussian blur, half of which has to be less than the image
-SampleTransform = Callable[[Sample, int], tuple[Tensor, Tensor]]
+SampleTransform = Callable[[Sample, int], tuple[Tensor, Tensor]]  # the number is a seed, the results image and target
 
 
 def pixels_of(image: Image.Image | Tensor) -> Tensor:
@@ -58,48 +55,31 @@ class EvalTransform:
         assert isinstance(image, Image.Image)
         if self.is_whole and image.size == self.size:
             return pixels_of(image)
-        fitted: Tensor = self.timm_transform(image)
-        return fitted
+        return self.timm_transform(image)
 
     def fit_picture(self, image: Image.Image) -> Image.Image:
         """Resize and crop one image."""
         return F.to_pil_image(self.fit(image))
 
 
-@dataclass(frozen=True)
-class Squash:
-    """Resize to one size for all without keeping the aspect ratio, which random crops restore."""
-
-    width: int
-    height: int
-    interpolation: str
-
-    def __call__(self, sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
-        image = sample.image
-        assert isinstance(image, Image.Image)
-        if image.size != (self.width, self.height):
-            image = image.resize((self.width, self.height), str_to_pil_interp(self.interpolation))
-        return pixels_of(image), sample.target
+def squash(size: tuple[int, int], interpolation: str, sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
+    """Resize to one height and width without keeping the aspect ratio, which random crops restore."""
+    assert isinstance(sample.image, Image.Image)
+    image = sample.image
+    if image.size != size[::-1]:
+        image = image.resize(size[::-1], str_to_pil_interp(interpolation))
+    return pixels_of(image), sample.target
 
 
-@dataclass(frozen=True)
 class PolicyTransform:
-    """timm's training transforms of one image: random resized crop or `fit`, then a policy or colour jitter."""
+    """timm's training transforms of one streamed image: random resized crop, if any, and a policy or colour jitter.
 
-    crop: Callable[[Any], Image.Image] | None
-    colours: Callable[[Any], Image.Image]
-    fit: Callable[[Image.Image], Tensor]
-    is_random: bool
+    Flips, padded crops and erasing are applied to the batch. Raises UserError if timm does not know the policy.
+    """
 
-    @classmethod
-    def of(cls, settings: PreprocessingSettings, preprocessing: Preprocessing, resized_crop: bool) -> "PolicyTransform":
-        """Create the transform of streamed training images; flips, padded crops and erasing are applied to the batch.
-
-        Raises:
-            UserError: timm does not know the policy.
-        """
+    def __init__(self, settings: PreprocessingSettings, preprocessing: Preprocessing, resized_crop: bool) -> None:
         try:
-            crop, colours, _ = create_transform(
+            crop, self._colours, _ = create_transform(
                 preprocessing.input_size,
                 is_training=True,
                 scale=settings.scale,
@@ -121,40 +101,33 @@ class PolicyTransform:
         fitted = EvalTransform(preprocessing)
         if settings.gaussian_blur_prob and min(fitted.size) <= BLUR // 2:
             raise UserError(f"--gaussian-blur-prob needs images of at least {BLUR // 2 + 1} pixels.")
-        if not resized_crop:
-            crop = fitted.fit_picture if settings.gaussian_blur_prob else None  # the image may be too small to blur
-        return cls(crop, colours, fitted.fit, resized_crop or bool(colours.transforms))
+        # The image may be too small to blur before it is fitted.
+        fit_first = fitted.fit_picture if settings.gaussian_blur_prob else None
+        self._crop: Callable[[Any], Image.Image] | None = crop if resized_crop else fit_first
+        self._fit = fitted.fit
+        self._is_random = resized_crop or bool(self._colours.transforms)
 
     def __call__(self, sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
-        if self.is_random:
+        if self._is_random:
             random.seed(seed)
             np.random.seed(seed % 2**32)
             torch.default_generator.manual_seed(seed)
-        if self.crop is not None:
-            return pixels_of(self.colours(self.crop(sample.image))), sample.target
-        return self.fit(self.colours(sample.image)), sample.target
+        if self._crop is not None:
+            return pixels_of(self._colours(self._crop(sample.image))), sample.target
+        return self._fit(self._colours(sample.image)), sample.target
 
 
 @dataclass(frozen=True)
 class DenseTransform:
-    """Random scaling, crop, flips and colour jitter of an image together with its mask.
+    """Random scaling, crop, flips and colour jitter of an image together with its mask."""
 
-    Attributes:
-        crop: Height and width of the result. If the scaled image is smaller, it is padded.
-        resize: Smallest and largest factor of the image's size.
-        hflip: Probability of a horizontal flip; likewise vflip.
-        color_jitter: Strength of random brightness, contrast and saturation of the image.
-        fill: Colour of the padding, one byte per channel; the mask is padded with 255.
-        interpolation: Resizing filter of the image; masks use the nearest pixel.
-    """
-
-    crop: tuple[int, int]
-    resize: tuple[float, float]
-    hflip: float
+    crop: tuple[int, int]  # height and width of the result; smaller images are padded
+    resize: tuple[float, float]  # smallest and largest factor of the image's size
+    hflip: float  # probability; likewise vflip
     vflip: float
-    color_jitter: float
-    fill: tuple[int, ...]
-    interpolation: str = "bilinear"
+    color_jitter: float  # strength of random brightness, contrast and saturation of the image
+    fill: tuple[int, ...]  # colour of the padding, one byte per channel; the mask is padded with 255
+    interpolation: str = "bilinear"  # of the image; masks use the nearest pixel
 
     def __call__(self, sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
         """Return an image uint8 [C, *crop] and a mask uint8 [*crop]."""
@@ -186,3 +159,41 @@ class DenseTransform:
             for change, strength in zip(changes, strengths, strict=True):
                 image = change(image, max(0.0, 1 + self.color_jitter * strength))
         return image, mask[0]
+
+
+def _noise(image: Tensor, sigma: float) -> Tensor:
+    noisy = F.gaussian_noise(F.to_dtype(image, torch.float32, scale=True), sigma=sigma)
+    return F.to_dtype(noisy, image.dtype, scale=True)
+
+
+def _blur(image: Tensor, share: float) -> Tensor:
+    sigma = 0.3 + share * min(image.shape[1:])  # pixels; a smaller one would leave tiny images as they are
+    return F.gaussian_blur(image, [2 * round(2 * sigma) + 1] * 2, [sigma, sigma])
+
+
+def _pixelate(image: Tensor, share: float) -> Tensor:
+    height, width = image.shape[1:]
+    small = F.resize(image, [max(1, round(height * share)), max(1, round(width * share))], antialias=True)
+    return F.resize(small, [height, width], InterpolationMode.NEAREST)
+
+
+# Common corruptions after Hendrycks and Dietterich (2019), with the strengths of ImageNet-C, except that blur is
+# relative to the image's side, so that it also suits small images. By name: the function of an image uint8 [C, H, W]
+# and a strength, and the strength of each severity.
+CORRUPTIONS: Mapping[str, tuple[Callable[[Tensor, float], Tensor], tuple[float, ...]]] = {
+    "noise": (_noise, (0.08, 0.12, 0.18, 0.26, 0.38)),
+    "blur": (_blur, (0.01, 0.015, 0.02, 0.025, 0.035)),
+    "brightness": (F.adjust_brightness, (1.2, 1.4, 1.6, 1.8, 2.0)),
+    "contrast": (F.adjust_contrast, (0.4, 0.3, 0.2, 0.1, 0.05)),
+    "jpeg": (lambda image, quality: F.jpeg(image, int(quality)), (25, 18, 15, 10, 7)),
+    "pixelation": (_pixelate, (0.6, 0.5, 0.4, 0.3, 0.25)),
+}
+SEVERITIES = (1, 2, 3, 4, 5)
+
+
+def corrupt(transform: SampleTransform, name: str, severity: int, sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
+    """Transform a sample, then apply one of `CORRUPTIONS` at a severity."""
+    image, target = transform(sample, seed)
+    torch.default_generator.manual_seed(seed)
+    change, strengths = CORRUPTIONS[name]
+    return change(image, strengths[severity - 1]), target

@@ -85,7 +85,7 @@ class Job(ABC):
         task = self.make_task(student, data)
         task.label_loss = self.label_loss(student, data)
         loop, world_size = self.settings.loop, PartialState().num_processes
-        order = Order.of(data.num_train, loop.batch_size, rank=0, world_size=world_size, seed=loop.seed)
+        order = Order(data.num_train, loop.batch_size, rank=0, world_size=world_size, seed=loop.seed)
         if order.per_process == 1 and not (loop.sync_bn and world_size > 1):
             refuse_single_values(task, data.preprocessing.input_size)
         return task

@@ -1,6 +1,6 @@
 """Class labels: one class per image, from a column of classes, whole numbers, strings or booleans."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import datasets
@@ -10,72 +10,73 @@ import torch
 from torch import Tensor
 
 from frskd_timm.errors import UserError
-from frskd_train.data.sampler import Rows, shuffled
-from frskd_train.data.targets.base import (
+from frskd_train.data.columns import (
+    Columns,
     Splits,
-    Targets,
-    check_columns,
-    check_count,
     columns_named,
-    given_column,
+    find_columns,
     holds_images,
     kind_of,
     listed,
-    names_of,
     read_class_map,
 )
+from frskd_train.data.sampler import Rows, shuffled
 from frskd_train.settings import DataSettings
 
 LABEL_NAMES = ("label", "labels", "class", "fine_label", "target")
 
 
-class ClassLabels(Targets):
-    """See `Targets`; a target is a class number, an int64 scalar."""
+class ClassLabels:
+    """The labels of the used splits; a target is a class number, an int64 scalar.
+
+    The constructor finds the columns and checks everything that needs no decoding. The first split determines the
+    classes. Every method raises UserError for data or settings that cannot be used.
+
+    Attributes:
+        is_dense: Whether a target has the size of its image and is transformed with it.
+        image_column: The column of the images.
+        class_names: In the order of the class numbers.
+    """
 
     is_dense: ClassVar = False
 
     def __init__(self, splits: Splits, data: DataSettings, class_names: list[str] | None) -> None:
-        features = next(iter(splits.values())).features
-        self.image_column = _find_image_column(features, data.input_key)
-        column = _find_label_column(features, data.target_key)
-        check_columns(splits, self.image_column, column)
+        self.image_column, column = find_columns(splits, data, has_masks=False, find=_find_columns)
         self.labels, self.class_names = read_labels(splits, column)
-        self._map = read_class_map(data.class_map) if data.class_map is not None else None
-        if self._map is not None:
+        self._is_mapped = data.class_map is not None
+        if data.class_map is not None:
+            numbers, names = read_class_map(data.class_map)
             for split, labels in self.labels.items():
-                self._renumber(split, np.arange(len(labels)), self._map, f"--class-map {data.class_map} lacks")
-            self.class_names = names_of(self._map)
+                self._renumber(split, np.arange(len(labels)), numbers, f"--class-map {data.class_map} lacks")
+            self.class_names = names
 
     def load_many(self, split: str, rows: list[int]) -> Iterator[Tensor]:
+        """Decode the targets of the rows."""
         yield from torch.from_numpy(self.labels[split][rows])
 
     def hold_out(self, split: str, fraction: float) -> tuple[Rows, Rows]:
+        """Divide the rows of a split into training and validation rows, always the same ones, both ascending."""
         return hold_out(self.labels[split], fraction)
 
     def subset(self, split: str, rows: Rows, count: int) -> Rows:
+        """Choose `count` of the rows, always the same ones, ascending."""
         return rows[balanced_subset(self.labels[split][rows], count, len(self.class_names))]
 
     def digest(self, split: str, rows: Rows) -> bytes:
+        """Hash the targets of the rows."""
         return self.labels[split][rows].astype("<i8").tobytes()
 
-    def match(self, split: str, rows: Rows, known: Sequence[str] | None) -> None:
-        """See `Targets`; labels are matched by name, or by the numbers of a class map."""
-        if known is None:
-            return
-        if self._map is None:
-            numbers = {name: number for number, name in enumerate(known)}
-            self._renumber(
-                split, rows, numbers, f"Split {split} has classes that the model does not know (see --class-map):"
-            )
+    def match(self, split: str, rows: Rows, known: list[str]) -> None:
+        """Renumber the classes of the rows as a trained model's: by name, or by the numbers of a class map."""
+        if not self._is_mapped:
+            complaint = f"Split {split} has classes that the model does not know (see --class-map):"
+            self._renumber(split, rows, {name: number for number, name in enumerate(known)}, complaint)
         elif len(self.class_names) > len(known):
             raise UserError(f"--class-map has {len(self.class_names)} classes, but the model has {len(known)}.")
-        self.class_names = list(known)
-
-    def empty_classes(self, split: str, rows: Rows) -> list[str]:
-        found = set(self.labels[split][rows].tolist())
-        return [name for target, name in enumerate(self.class_names) if target not in found]
+        self.class_names = known
 
     def class_counts(self, split: str, rows: Rows) -> list[int]:
+        """Count the images, or the pixels of masks, of each class in the rows."""
         return np.bincount(self.labels[split][rows], minlength=len(self.class_names)).tolist()
 
     def _renumber(self, split: str, rows: Rows, numbers: Mapping[str, int], complaint: str) -> None:
@@ -87,49 +88,37 @@ class ClassLabels(Targets):
         self.labels[split] = np.array([numbers.get(name, -1) for name in self.class_names], np.int64)[labels]
 
 
-def _find_image_column(features: datasets.Features, wanted: str | None) -> str:
-    """Return the given column, or the only image column, or the only column of encoded bytes."""
-    if wanted is not None:
-        return given_column(features, "input-key", wanted)
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    found = images or [name for name, feature in features.items() if holds_images(feature)]
-    if len(found) > 1:
-        raise UserError(f"The dataset has several image columns ({', '.join(found)}); choose one with --input-key.")
-    if not found:
+def _find_columns(features: datasets.Features, data: DataSettings) -> Columns:
+    """Return the only image column (or column of bytes), and the only class column or one with a common name."""
+    kinds = {name: type(feature) for name, feature in features.items()}
+    images = [name for name, kind in kinds.items() if kind is datasets.Image]
+    images = images or [name for name, feature in features.items() if holds_images(feature)]
+    if data.input_key is None and not images:
         raise UserError(f"The dataset has no image column, only {columns_named(features)}.")
-    return found[0]
-
-
-def _find_label_column(features: datasets.Features, wanted: str | None) -> str:
-    """Return the given column, or the only class column, or one with a common name for labels."""
-    if wanted is not None:
-        return given_column(features, "target-key", wanted, must_hold_images=False)
-    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if data.input_key is None and len(images) > 1:
+        raise UserError(f"The dataset has several image columns ({', '.join(images)}); choose one with --input-key.")
+    classes = [name for name, kind in kinds.items() if kind is datasets.ClassLabel]
     named = [name for name in LABEL_NAMES if name in (classes or features)]
-    if len(classes) == 1 or named:
-        return classes[0] if len(classes) == 1 else named[0]
-    if classes:
-        raise UserError(f"The dataset has several class columns ({', '.join(classes)}); choose one with --target-key.")
-    raise UserError(f"The dataset has no label column, only {columns_named(features)}; name it with --target-key.")
+    found = classes if len(classes) == 1 else named
+    if data.target_key is None and not found:
+        what = f"several class columns ({', '.join(classes)})" if classes else "no label column"
+        raise UserError(f"The dataset has {what}; choose one of {columns_named(features)} with --target-key.")
+    return data.input_key or images[0], data.target_key or found[0]
 
 
 def read_labels(splits: Splits, column: str) -> tuple[dict[str, Rows], list[str]]:
-    """Read the labels of all splits as class numbers.
+    """Return the class number of each row of all splits, and the class names.
 
     Class columns keep their numbers, matched by name between splits. Whole numbers, strings and booleans become classes
     in the sorted order of the values in the first split, the training split.
-
-    Returns:
-        Class numbers of each split's rows, and the class names.
 
     Raises:
         UserError: Labels are not classes (floats, lists), are missing, negative or out of range, or a class is missing
             in the training split.
     """
-    trained_on = next(iter(splits))
     read = {split: _read_column(dataset, split, column) for split, dataset in splits.items()}
-    trained, known = read[trained_on]
-    has_images = set(np.unique(trained).tolist())
+    trained_on, (trained, known) = next(iter(read.items()))
+    has_images = set(trained.tolist())
     number = {value: index for index, value in enumerate(known)}
     labels = {}
     for split, (codes, values) in read.items():
@@ -157,9 +146,10 @@ def _read_column(dataset: datasets.Dataset, split: str, column: str) -> tuple[Ro
     found = values.to_numpy(zero_copy_only=False)
     names = feature.names if isinstance(feature, datasets.ClassLabel) else None
     if pa.types.is_integer(kind):
-        wrong = np.flatnonzero((found < 0) | (found >= (len(names) if names is not None else np.inf)))
+        wanted, limit = ("0 or more", np.inf) if names is None else (f"0 to {len(names) - 1}", len(names))
+        wrong = np.flatnonzero((found < 0) | (found >= limit))
         if len(wrong):
-            row, wanted = wrong[0], "0 or more" if names is None else f"0 to {len(names) - 1}"
+            row = wrong[0]
             hint = " (-1 usually means unlabelled: choose another split)" if found[row] == -1 else ""
             raise UserError(
                 f"Row {row} of split {split} has label {found[row]} in column {column}; labels must be {wanted}{hint}."
@@ -172,22 +162,23 @@ def _read_column(dataset: datasets.Dataset, split: str, column: str) -> tuple[Ro
 
 def hold_out(labels: Rows, fraction: float) -> tuple[Rows, Rows]:
     """Divide rows by their labels, class by class; a class with one image goes to training."""
+    if fraction == 0:
+        raise UserError(
+            "The dataset has no validation split and --val-fraction 0 holds out none; "
+            "give --val-split or a fraction above 0."
+        )
     rank, size = _rank_in_class(labels)
-    held = np.maximum(np.round(size * fraction), 1) if fraction > 0 else np.zeros_like(size)
-    is_held = rank < np.minimum(held, size - 1)
+    is_held = rank < np.minimum(np.maximum(np.round(size * fraction), 1), size - 1)
     if not is_held.any():
-        # a class of two gives one of them, so a fraction above zero fails only if all classes have one image
-        why = f"--val-fraction {fraction:g} holds out none of its {len(labels)} images"
-        way = "a fraction above 0"
-        if fraction > 0:
-            why, way = "no class has a second image that --val-fraction could hold out", "more images of each class"
-        raise UserError(f"The dataset has no validation split and {why}; give --val-split or {way}.")
+        raise UserError(
+            "The dataset has no validation split and no class has a second image that --val-fraction could hold out; "
+            "give --val-split or more images of each class."
+        )
     return np.flatnonzero(~is_held), np.flatnonzero(is_held)
 
 
 def balanced_subset(labels: Rows, count: int, num_classes: int) -> Rows:
     """Choose `count` rows by their labels, balanced over the classes as far as possible. See `Targets.subset`."""
-    check_count(labels, count)
     if count < num_classes:
         raise UserError(f"--train-num-samples {count} is less than one image for each of the {num_classes} classes.")
     rank, _ = _rank_in_class(labels)

@@ -1,7 +1,6 @@
 """Masks: one class per pixel, from a second column of images."""
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
 from typing import ClassVar
 
 import datasets
@@ -12,19 +11,9 @@ from torch import Tensor
 
 from frskd_timm.errors import UserError
 from frskd_timm.losses.functional import IGNORED
+from frskd_train.data.columns import Columns, Splits, columns_named, find_columns, holds_images, read_class_map
 from frskd_train.data.images import BadImageError, Images, in_blocks
 from frskd_train.data.sampler import Rows, shuffled
-from frskd_train.data.targets.base import (
-    Splits,
-    Targets,
-    check_columns,
-    check_count,
-    columns_named,
-    given_column,
-    holds_images,
-    names_of,
-    read_class_map,
-)
 from frskd_train.settings import DataSettings
 
 IMAGE_NAMES = ("image", "img", "pixel_values", "photo")
@@ -32,17 +21,16 @@ MASK_NAMES = ("mask", "label", "labels", "annotation", "segmentation", "semantic
 NUMBERED = ("P", "L", "1", "I", "I;16", "I;16L", "I;16B")  # Pillow's modes that hold class numbers
 
 
-class Masks(Targets):
-    """See `Targets`; a target is uint8 [H, W]: the class of each pixel, 255 for none."""
+class Masks:
+    """See `ClassLabels`; a target is uint8 [H, W]: the class of each pixel, 255 for none."""
 
     is_dense: ClassVar = True
 
     def __init__(self, splits: Splits, data: DataSettings, class_names: list[str] | None) -> None:
-        features = next(iter(splits.values())).features
-        self.image_column, column = find_pair_columns(features, data.input_key, data.target_key)
-        check_columns(splits, self.image_column, column)
-        self._masks = {split: Images.of(dataset, split, column, "mask") for split, dataset in splits.items()}
-        self.class_names = names_of(read_class_map(data.class_map)) if data.class_map is not None else class_names or []
+        self.image_column, column = find_columns(splits, data, has_masks=True, find=_find_columns)
+        self._masks = {split: Images(dataset, split, column, "mask") for split, dataset in splits.items()}
+        # Empty until find_classes if the dataset does not name its classes.
+        self.class_names = read_class_map(data.class_map)[1] if data.class_map is not None else class_names or []
 
     def load_many(self, split: str, rows: list[int]) -> Iterator[Tensor | BadImageError]:
         return self._masks[split].load_many(rows, self._decode)
@@ -59,13 +47,12 @@ class Masks(Targets):
         return torch.from_numpy(labels.astype(np.uint8))
 
     def check(self, split: str, row: int, image_size: tuple[int, int], target: Tensor) -> BadImageError | None:
-        size = target.shape[1], target.shape[0]
-        if size == image_size:
+        """Check a mask against the width and height of its image."""
+        height, width = target.shape
+        if (width, height) == image_size:
             return None
-        return BadImageError(
-            f"{self._masks[split].describe(row)} is {size[0]}x{size[1]} pixels, "
-            f"but its image is {image_size[0]}x{image_size[1]}"
-        )
+        mask, image = f"{width}x{height} pixels", f"{image_size[0]}x{image_size[1]}"
+        return BadImageError(f"{self._masks[split].describe(row)} is {mask}, but its image is {image}")
 
     def hold_out(self, split: str, fraction: float) -> tuple[Rows, Rows]:
         count = len(self._masks[split].dataset)
@@ -79,58 +66,45 @@ class Masks(Targets):
         return np.sort(order[held:]), np.sort(order[:held])
 
     def subset(self, split: str, rows: Rows, count: int) -> Rows:
-        check_count(rows, count)
         return np.sort(rows[shuffled(len(rows))[:count]])
 
     def digest(self, split: str, rows: Rows) -> bytes:
         return self._masks[split].digest(rows)
 
-    def match(self, split: str, rows: Rows, known: Sequence[str] | None) -> None:
-        """See `Targets`; labels are the numbers of the model's outputs."""
-        if known is None:
-            return
+    def match(self, split: str, rows: Rows, known: list[str]) -> None:
+        """See `ClassLabels`; labels are the numbers of the model's outputs."""
         if self.class_names and len(self.class_names) != len(known):
             raise UserError(f"The data have {len(self.class_names)} classes, but the model has {len(known)}.")
-        self.class_names = list(known)
+        self.class_names = known
 
     def find_classes(self, split: str, rows: Rows, progress: bool) -> None:
-        """See `Targets`; classes without names are numbered up to the highest label. Decodes only masks, in threads."""
+        """Number classes without names up to the highest label in the training rows; decodes only masks."""
         if not self.class_names:
-            highest = in_blocks(partial(self._highest, split), rows.tolist(), f"labels of {split}", progress)
-            self.class_names = [f"class {label}" for label in range(max(highest, default=-1) + 1)]
+            title = f"labels of {split}" if progress else None
+            labels = np.flatnonzero(self._label_counts(split, rows, title)[:IGNORED])
+            self.class_names = [f"class {label}" for label in range(max(labels, default=-1) + 1)]
         if not 2 <= len(self.class_names) <= IGNORED:
             raise UserError(
                 f"The masks of split {split} have {len(self.class_names)} class(es); 2 to {IGNORED} can be trained on."
             )
 
     def class_counts(self, split: str, rows: Rows) -> list[int]:
-        blocks = in_blocks(partial(self._counts, split), rows.tolist(), f"labels of {split}", progress=False)
-        return np.sum(list(blocks), axis=0)[: len(self.class_names)].tolist()
+        return self._label_counts(split, rows)[: len(self.class_names)].tolist()
 
-    def _counts(self, split: str, rows: list[int]) -> list[Rows]:
-        """Return the number of pixels with each label, 0 to 255, of each mask that can be read."""
-        masks = (mask for mask in self.load_many(split, rows) if isinstance(mask, Tensor))
-        return [np.bincount(mask.flatten().numpy(), minlength=IGNORED + 1) for mask in masks]
+    def _label_counts(self, split: str, rows: Rows, title: str | None = None) -> Rows:
+        """Return the number of pixels with each label, 0 to 255, in the masks that can be read."""
 
-    def _highest(self, split: str, rows: list[int]) -> list[int]:
-        """Return the highest label of each mask, -1 if it has none or cannot be read."""
-        highest = []
-        for mask in self.load_many(split, rows):
-            labels = mask[mask != IGNORED] if isinstance(mask, Tensor) else torch.empty(0)
-            highest.append(int(labels.max()) if labels.numel() else -1)
-        return highest
+        def count(block: list[int]) -> list[Rows]:
+            masks = (mask for mask in self.load_many(split, block) if isinstance(mask, Tensor))
+            return [np.bincount(mask.flatten().numpy(), minlength=IGNORED + 1) for mask in masks]
+
+        return sum(in_blocks(count, rows.tolist(), title), np.zeros(IGNORED + 1, np.int64))
 
 
-def find_pair_columns(features: datasets.Features, image: str | None, mask: str | None) -> tuple[str, str]:
-    """Find the columns of images and masks: the given ones, else those with common names for images and masks.
-
-    Raises:
-        UserError: There are not two image columns, or it is unclear which is which.
-    """
+def _find_columns(features: datasets.Features, data: DataSettings) -> Columns:
+    """Return the columns of images and masks: the given ones, else those with common names for images and masks."""
+    image, mask = data.input_key, data.target_key
     found = [name for name, feature in features.items() if holds_images(feature)]
-    for setting, wanted in (("input-key", image), ("target-key", mask)):
-        if wanted is not None:
-            given_column(features, setting, wanted)
     if len(found) < 2:
         raise UserError(
             f"Segmentation needs a column of images and one of masks, but the dataset has {columns_named(features)}."
@@ -141,8 +115,6 @@ def find_pair_columns(features: datasets.Features, image: str | None, mask: str 
         image = image or next((name for name in found if mask and name != mask), None)
         mask = mask or next((name for name in found if image and name != image), None)
     if image is None or mask is None:
-        raise UserError(
-            f"It is unclear which of the columns {', '.join(found)} hold images and masks; "
-            "give --input-key and --target-key."
-        )
+        unclear = f"It is unclear which of the columns {', '.join(found)} hold images and masks"
+        raise UserError(f"{unclear}; give --input-key and --target-key.")
     return image, mask
