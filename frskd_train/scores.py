@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -28,9 +29,14 @@ from torchmetrics.classification import (
 from frskd_timm.errors import UserError
 from frskd_timm.segmentation.losses import IGNORED
 from frskd_train.accumulators import CalibrationMetric, Mistakes, TemperatureMetric, finite, read_bins
-from frskd_train.data import ValidationData
+from frskd_train.data import ValidationData, load_validation
 from frskd_train.data.corruptions import CORRUPTIONS, SEVERITIES
+from frskd_train.errors import SettingsError
+from frskd_train.parse import read_recipe
 from frskd_train.report.evaluation import ClassScores, Evaluation, Temperature
+from frskd_train.settings import DataSettings
+
+NONE = "No temperature: no training images were held out that are not scored here; --calibration-split names a split."
 
 _RATES = {"precision": MulticlassPrecision, "recall": MulticlassRecall, "f1": MulticlassF1Score}
 
@@ -38,12 +44,8 @@ _RATES = {"precision": MulticlassPrecision, "recall": MulticlassRecall, "f1": Mu
 class Scorer:
     """Scores of one student on the images of all processes; every process has to make the same calls.
 
-    Args:
-        student: The student, in evaluation mode on the accelerator's device.
-        accelerator: Device, precision and processes.
-        batch_size: Images per batch.
-        channels_last: Memory format of the images.
-        flip: Use the mean of the logits of each image and of its mirror image.
+    The student is in evaluation mode on the accelerator's device. `flip`: use the mean of the logits of each image and
+    of its mirror image.
     """
 
     def __init__(
@@ -51,7 +53,6 @@ class Scorer:
         student: nn.Module,
         accelerator: Accelerator,
         batch_size: int,
-        *,
         channels_last: bool = True,
         flip: bool = False,
     ) -> None:
@@ -80,33 +81,12 @@ class Scorer:
         model: str,
         temperature: Temperature | None = None,
         note: str = "",
-        *,
         with_corruptions: bool = False,
     ) -> Evaluation | None:
-        """Score the student; return None if no image could be read.
+        """Score the student on a split, and if asked on its corrupted images; return None if no image could be read.
 
-        Args:
-            data: The split to score.
-            model: Name of the model in the result.
-            temperature: From `fit_temperature`.
-            note: Where the temperature comes from, or why there is none.
-            with_corruptions: Score also the corrupted images.
+        The name of the model, the temperature and the note from `find_temperature` are parts of the result.
         """
-        found = self._evaluate(data, model, temperature, note)
-        if found is None or not with_corruptions:
-            return found
-        score = "top1" if found.top1 is not None else "miou"
-        corruptions: dict[str, list[dict[str, Any]]] = {name: [] for name in CORRUPTIONS}
-        for name, severity in product(CORRUPTIONS, SEVERITIES):
-            one = self._evaluate(data.corrupted(name, severity), model)
-            assert one is not None
-            values = {score: getattr(one, score), "loss": one.loss, "ece": one.calibration.ece}
-            corruptions[name].append({"severity": severity, **values})
-        return replace(found, corruptions=corruptions)
-
-    def _evaluate(
-        self, data: ValidationData, model: str, temperature: Temperature | None = None, note: str = ""
-    ) -> Evaluation | None:
         classes, is_dense = self.classes, data.val.split.targets.is_dense
         options: dict[str, Any] = {"num_classes": classes, "validate_args": False}
         metrics: dict[str, Metric | MetricCollection] = {
@@ -127,7 +107,7 @@ class Scorer:
         samples, hits = int(confusion.sum()), confusion.diagonal()
         if not samples:
             return None
-        names = [*data.class_names, *(f"output {number}" for number in range(len(data.class_names), self.classes))]
+        names = [*data.class_names, *(f"output {number}" for number in range(len(data.class_names), classes))]
         per_class = _per_class(names, found, is_dense)
         present = [row for row in per_class if row.support]
         calibration, pre = read_bins(found["calibration"]), data.preprocessing
@@ -160,8 +140,18 @@ class Scorer:
             img_size=pre.input_size[1],
             param_count=sum(p.numel() for p in self.student.parameters()),
             tta="flip" if self.flip else None,
+            corruptions=self._score_corrupted(data, "miou" if is_dense else "top1") if with_corruptions else {},
             **scores,
         )
+
+    def _score_corrupted(self, data: ValidationData, score: str) -> dict[str, list[dict[str, Any]]]:
+        corruptions: dict[str, list[dict[str, Any]]] = {name: [] for name in CORRUPTIONS}
+        for name, severity in product(CORRUPTIONS, SEVERITIES):
+            found = self.evaluate(data.corrupted(name, severity), name)
+            assert found is not None
+            values = {score: getattr(found, score), "loss": found.loss, "ece": found.calibration.ece}
+            corruptions[name].append({"severity": severity, **values})
+        return corruptions
 
     @torch.no_grad()
     def _pass(
@@ -207,11 +197,35 @@ def _per_class(names: Sequence[str], found: dict[str, Tensor], is_dense: bool) -
     support, hits = confusion.sum(dim=1), confusion.diagonal()
     iou = 100 * hits / (support + confusion.sum(dim=0) - hits)  # NaN for a class that is never labelled or predicted
     rates = (100 * torch.stack([found[name] for name in _RATES])).T.tolist()
+    overlaps = [finite(value) if is_dense else None for value in iou.tolist()]
     return [
-        ClassScores(
-            name, round(precision, 4), round(recall, 4), round(f1, 4), count, finite(overlap) if is_dense else None
-        )
-        for name, (precision, recall, f1), count, overlap in zip(
-            names, rates, support.tolist(), iou.tolist(), strict=True
-        )
+        ClassScores(name, round(precision, 4), round(recall, 4), round(f1, 4), count, overlap)
+        for name, (precision, recall, f1), count, overlap in zip(names, rates, support.tolist(), overlaps, strict=True)
     ]
+
+
+def find_temperature(
+    scorer: Scorer, settings: DataSettings, data: ValidationData, run: Path | None = None
+) -> tuple[Temperature | None, str]:
+    """Fit the temperature, and say to what, or why there is none.
+
+    It is fitted to the `calibration_split` of the settings, or else to the images that `run`, which trained the
+    student, held out of its training images, unless these are the images that are scored (`data`).
+    """
+    given = settings.calibration_split
+    try:
+        if given is not None:
+            chosen = replace(settings, val_split=given, calibration_split=None)
+        elif run is None or (chosen := read_recipe(str(run / "config.yaml")).data).val_split is not None:
+            return None, NONE
+        task = "segmentation" if data.val.split.targets.is_dense else "classification"
+        held_out = load_validation(chosen, data.preprocessing, task=task, class_names=data.class_names)
+        split = held_out.val.split
+        is_scored = (held_out.name, held_out.val_split) == (data.name, data.val_split)
+        if given is None and (is_scored or len(split) == len(split.images.dataset)):
+            return None, NONE
+        temperature = scorer.fit_temperature(held_out)
+    except (UserError, SettingsError) as error:
+        return None, f"No temperature: {error}"
+    origin = f"{temperature.images} images of split {temperature.split} of {temperature.dataset}"
+    return temperature, f"Fitted to {origin}, which were not trained on."

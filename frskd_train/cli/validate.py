@@ -30,10 +30,9 @@ def evaluate(settings: EvaluationSettings) -> None:
         UserError: The model or the data cannot be used, or the scores are not finite or cannot be stored.
     """
     # Imported here, so that --help and a wrong flag answer at once.
-    from frskd_train.calibration import find_temperature
     from frskd_train.device import start_accelerator
     from frskd_train.report.score_files import check_output, summary, write_scores
-    from frskd_train.scores import Scorer, refuse_unscored
+    from frskd_train.scores import Scorer, find_temperature, refuse_unscored
     from frskd_train.students import load_for_evaluation
     from frskd_train.tasks import job_of
 

@@ -64,8 +64,7 @@ def export_run(folder: RunFolder, job: Job, data: TrainingData, student: nn.Modu
 
 def evaluate_run(job: Job, data: TrainingData, student: nn.Module, accelerator: Accelerator) -> Evaluation | None:
     """Score the exported student on the validation images of all processes; None if none of them could be read."""
-    from frskd_train.calibration import find_temperature  # imports torchmetrics, which takes a second
-    from frskd_train.scores import Scorer
+    from frskd_train.scores import Scorer, find_temperature  # imports torchmetrics, which takes a second
 
     loop = job.settings.loop
     batch_size = loop.validation_batch_size or 2 * loop.batch_size

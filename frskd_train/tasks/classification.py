@@ -1,6 +1,7 @@
 """Classification: any timm model, one class per image, top-1 accuracy."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +22,6 @@ from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, Settings
 from frskd_train.students import build_student, default_cfg, refuse_size
 from frskd_train.tasks.base import PICTURED, Job
-from frskd_train.tasks.linear_probe import LinearProbeTask
 
 EXAMPLES = 3  # number of images in the picture of examples
 
@@ -58,11 +58,7 @@ class ClassificationJob(Job):
             self_teacher=method.self_teacher,
             max_levels=method.feature_levels,
             sla=method.sla,
-            teacher_options={
-                "width": method.teacher_width,
-                "depth": method.teacher_depth,
-                "repeats": method.teacher_repeats,
-            },
+            teacher_options={name: getattr(method, f"teacher_{name}") for name in ("width", "depth", "repeats")},
             smoothing=smoothing,
             sla_weight=method.sla_weight,
             **self.distillation_options(),
@@ -132,20 +128,36 @@ class ClassificationJob(Job):
 
     def export(self, folder: RunFolder, data: TrainingData, student: nn.Module, finish: Callable[[Path], Any]) -> None:
         """Write a timm checkpoint under timm's own name of the architecture, if it has one."""
-        pre = data.preprocessing
+        names = data.class_names if len(data.class_names) == student.num_classes else None
+        preprocessing = asdict(data.preprocessing)
         export_student(
-            student,
-            folder.student,
-            tag=self.tag(data),
-            input_size=pre.input_size,
-            mean=pre.mean,
-            std=pre.std,
-            interpolation=pre.interpolation,
-            crop_pct=pre.crop_pct,
-            crop_mode=pre.crop_mode,
-            label_names=data.class_names if len(data.class_names) == student.num_classes else None,
-            license=self.settings.run.license,
-            dataset=data.name,
-            method=self.settings.method.method,
-            finish=finish,
+            student, folder.student, label_names=names, finish=finish, **preprocessing, **self.provenance(data)
         )
+
+
+class LinearProbeTask(CrossEntropyTask):
+    """Cross-entropy for the classifier only; the rest is frozen, including running statistics of normalisation layers.
+
+    Args:
+        student: Any timm classifier; raises UserError if its classifier has no weights.
+        smoothing: Label smoothing, 0..1.
+    """
+
+    def __init__(self, student: nn.Module, smoothing: float) -> None:
+        super().__init__(student, smoothing)
+        found = student.get_classifier()  # type: ignore[operator]
+        # Not a child, because the classifier is in the student, and checkpoints keep the keys of a full training.
+        self._classifiers = tuple(found) if isinstance(found, tuple | list) else (found,)
+        student.requires_grad_(False)
+        for classifier in self._classifiers:
+            classifier.requires_grad_(True)
+        if not any(parameter.requires_grad for parameter in student.parameters()):
+            raise UserError(f"--linear-probe needs a student with a classifier; {type(student).__name__} has none.")
+
+    def train(self, mode: bool = True) -> "LinearProbeTask":
+        """Set the mode of the classifier; all other layers stay in evaluation mode."""
+        super().train(mode)
+        self.student.eval()
+        for classifier in self._classifiers:
+            classifier.train(mode)
+        return self

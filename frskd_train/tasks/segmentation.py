@@ -49,13 +49,14 @@ class SegmentationJob(Job):
         if model.drop_path is not None:
             arguments["drop_path_rate"] = model.drop_path
         width: dict[str, Any] = {} if own.decoder_channels is None else {"channels": own.decoder_channels}
+        pre = data.preprocessing
         student = create_segmentation_student(
             model.model,
             data.num_classes,
             layers=own.decoder_layers,
-            in_chans=data.preprocessing.input_size[0],
-            mean=data.preprocessing.mean,
-            std=data.preprocessing.std,
+            in_chans=pre.input_size[0],
+            mean=pre.mean,
+            std=pre.std,
             class_names=data.class_names,
             backbone_args=arguments,
             **width,
@@ -74,10 +75,8 @@ class SegmentationJob(Job):
     def make_task(self, student: nn.Module, data: TrainingData) -> StudentTask:
         assert isinstance(student, SegmentationStudent)
         method = self.settings.method
-        common: dict[str, Any] = {
-            "class_weights": self.class_weights(data, student.num_classes),
-            "smoothing": self.settings.labels.smoothing,
-        }
+        weights = self.class_weights(data, student.num_classes)
+        common: dict[str, Any] = {"class_weights": weights, "smoothing": self.settings.labels.smoothing}
         if method.method == "ce":
             return SegmentationCrossEntropyTask(student, **common)
         return SegmentationTask.create(
@@ -116,28 +115,13 @@ class SegmentationJob(Job):
         images, truth = next(iter(data.val_batches(PICTURED, device=device)))
         outputs = {**task.predict(images), "student": student.eval()(images)}
         seen = {name: logits.argmax(dim=1).cpu().numpy() for name, logits in outputs.items()}
-        path = folder / "segmentation.png"
-        return [
-            segmentation_figure(
-                data.preprocessing.to_bytes(images),
-                truth.cpu().numpy(),
-                seen["student"],
-                seen.get("self_teacher"),
-                data.class_names,
-                path,
-            )
-        ]
+        pixels, labels, path = data.preprocessing.to_bytes(images), truth.cpu().numpy(), folder / "segmentation.png"
+        picture = segmentation_figure(pixels, labels, seen["student"], seen.get("self_teacher"), data.class_names, path)
+        return [picture]
 
     def export(self, folder: RunFolder, data: TrainingData, student: nn.Module, finish: Callable[[Path], Any]) -> None:
         export_segmentation(student, folder.student, finish=finish)
-        export_backbone(
-            student,
-            folder.path / "backbone",
-            tag=self.tag(data),
-            license=self.settings.run.license,
-            dataset=data.name,
-            method=self.settings.method.method,
-        )
+        export_backbone(student, folder.path / "backbone", **self.provenance(data))
 
     def write_cards(self, folder: RunFolder, metrics: Metrics, evaluation: Evaluation | None) -> None:
         super().write_cards(folder, metrics, evaluation)
