@@ -31,10 +31,8 @@ def start_accelerator(
 ) -> Accelerator:
     """Create the accelerator with the right precision, and give this process its share of the cores.
 
-    `accelerate launch` allows one thread per process by default; here the cores are divided evenly.
-
-    Raises:
-        UserError: The device cannot use the precision, or a tracker is unknown or not installed.
+    `accelerate launch` allows one thread per process by default; here the cores are divided evenly. Raises UserError if
+    the device cannot use the precision, or a tracker is unknown or not installed.
     """
     # Accelerate has to be told that several processes without a GPU belong together.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
@@ -47,21 +45,16 @@ def start_accelerator(
         keep_freed_memory()
         if not _fast_bfloat16(state.device):
             muon_in_float32()
-    installed = [str(tracker) for tracker in get_available_trackers()]
     trackers = [name for word in report_to for name in word.split(",") if name]
     for tracker in trackers:
         if tracker not in LoggerType.list():
             hint = suggest(tracker, LoggerType.list(), f"choose from {', '.join(LoggerType.list())}")
             raise UserError(f"--report-to {tracker} is not a tracker that Accelerate supports{hint}")
-        if tracker not in (*installed, "all"):
+        if tracker not in ("all", *map(str, get_available_trackers())):
             raise UserError(f"--report-to {tracker} needs a package that is not installed: pip install {tracker}.")
+    amp = precision(settings, state.device)
     try:
-        return Accelerator(
-            cpu=cpu,
-            mixed_precision=precision(settings, state.device),
-            log_with=trackers or None,
-            project_dir=project_dir or "runs",
-        )
+        return Accelerator(cpu=cpu, mixed_precision=amp, log_with=trackers or None, project_dir=project_dir or "runs")
     except (ValueError, ImportError) as error:
         raise UserError(f"Accelerate could not start: {first_line(error)}.") from error
 
@@ -83,10 +76,9 @@ def cores() -> int:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep the memory of large tensors for the next step instead of returning it to the system.
+    """Let glibc keep the memory of large tensors for the next step, unless its environment variables are set.
 
-    Mapping and clearing new pages takes a tenth of a training step on a CPU. Nothing is changed if glibc's own
-    environment variables are set, or with another C library.
+    Mapping and clearing new pages takes a tenth of a training step on a CPU.
     """
     chosen = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"} & os.environ.keys()
     if chosen or platform.libc_ver()[0] != "glibc":
@@ -146,30 +138,21 @@ def step_seed(*parts: int) -> int:
 
 def machine_name() -> str:
     """Return the name of the processor."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
 
 
 def precision(settings: LoopSettings, device: torch.device) -> str:
-    """Return Accelerate's name of the precision: 'bf16' on hardware that supports it, 'fp16' on request, else 'no'.
-
-    Raises:
-        UserError: float16 was requested on a CPU.
-    """
+    """Return Accelerate's name of the precision: 'bf16', 'fp16' or 'no'; raise UserError for float16 on a CPU."""
     if not settings.amp:
         return "no"
     if settings.amp_dtype == "float16":
         if device.type == "cpu":
             raise UserError("--amp-dtype float16 needs a GPU; use bfloat16 or omit it.")
         return "fp16"
-    if settings.amp_dtype == "bfloat16" or _fast_bfloat16(device):
-        return "bf16"
-    return "no"
+    return "bf16" if settings.amp_dtype == "bfloat16" or _fast_bfloat16(device) else "no"
 
 
 def _fast_bfloat16(device: torch.device) -> bool:

@@ -19,8 +19,7 @@ class TrainMeter:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.steps = 0
+        self.device, self.steps = device, 0
         self._start([])
 
     def _start(self, names: list[str]) -> None:
@@ -89,28 +88,25 @@ def learning_note(
     history: Sequence[Mapping[str, Any]],
     recent: Mapping[str, float],
     shown: Mapping[str, str],
-    num_classes: int,
+    classes: int,
     updates: int,
 ) -> str | None:
-    """Return a note about a student that has stopped learning, which other falling loss terms could hide.
+    """Return a note, after 100 updates, about a student that does not learn, which other falling losses could hide.
 
-    After 100 optimizer updates, check the rows of the finished epochs, the loss terms of the last steps and the first
-    score shown.
+    It is based on the rows of the finished epochs, the loss terms of the last steps and the first score shown.
     """
     if updates < 100:
         return None
-    guessing = math.log(num_classes)
+    guessing = math.log(classes)
     if recent.get("loss_ce", 0.0) >= 0.995 * guessing:
         return (
             f"Note: the student's cross-entropy was {recent['loss_ce']:.3f} over the last steps; guessing among "
-            f"{num_classes} classes gives {guessing:.3f}, so it is not learning. A lower --lr may help."
+            f"{classes} classes gives {guessing:.3f}, so it is not learning. A lower --lr may help."
         )
     score, name = next(iter(shown.items()))
     scores = [row[score] for row in history if score in row]
-    if score == "top1" and scores and scores[-1] <= 100 / num_classes:
-        return (
-            f"Note: the student's {name} of {scores[-1]:.2f}% is no better than guessing among {num_classes} classes."
-        )
+    if score == "top1" and scores and scores[-1] <= 100 / classes:
+        return f"Note: the student's {name} of {scores[-1]:.2f}% is no better than guessing among {classes} classes."
     if scores and scores[-1] < 0.5 * max(scores):
         return f"Note: the student's {name} fell to {scores[-1]:.2f}% from {max(scores):.2f}%."
     return None

@@ -1,6 +1,6 @@
 """Optimizer and learning-rate schedule of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
@@ -14,8 +14,8 @@ from torch import nn
 
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.task import StudentTask
+from frskd_train.checkpoint import pack
 from frskd_train.constraints import keyword_arguments
-from frskd_train.packing import pack
 from frskd_train.settings import OptimizerSettings
 from frskd_train.suggest import suggest
 
@@ -24,11 +24,7 @@ FUSED = {"sgd", "momentum", "adam", "adamw"}
 
 
 def check_optimizer(settings: OptimizerSettings, device: torch.device | str = "cpu") -> None:
-    """Try the optimizer on two tiny parameters before any data are read.
-
-    Raises:
-        UserError: timm has no such optimizer, or it cannot be created, stepped or saved here.
-    """
+    """Try the optimizer on two tiny parameters before any data are read; raise UserError if it cannot be used."""
     if settings.opt in list_optimizers("*kron*") and find_spec("opt_einsum") is None:
         raise UserError(
             f"Optimizer '{settings.opt}' runs out of memory without the package opt_einsum: pip install opt_einsum."
@@ -49,15 +45,18 @@ def check_optimizer(settings: OptimizerSettings, device: torch.device | str = "c
 def create_optimizer(
     settings: OptimizerSettings, task: StudentTask, teacher_lr_scale: float = 1.0
 ) -> torch.optim.Optimizer:
-    """Create a timm optimizer for all trainable parameters of a task; raises UserError like `check_optimizer`.
+    """Create a timm optimizer for all trainable parameters of a task; raise UserError like `check_optimizer`.
 
     The learning rate of all parameters outside the student is `teacher_lr_scale` times the student's.
     """
-    parameters = [
-        *_groups(settings, task.student),
-        *({**group, "lr_scale": teacher_lr_scale} for group in _groups(settings, task, without=task.student)),
-    ]
-    return _create(settings, parameters)
+    student = {id(parameter) for parameter in task.student.parameters()}
+    others = [(name, parameter) for name, parameter in task.named_parameters() if id(parameter) not in student]
+    if settings.layer_decay is not None:
+        groups = param_groups_layer_decay(task.student, settings.weight_decay, layer_decay=settings.layer_decay)
+    else:
+        groups = _by_weight_decay(settings, task.student.named_parameters())
+    groups += [{**group, "lr_scale": teacher_lr_scale} for group in _by_weight_decay(settings, others)]
+    return _create(settings, groups)
 
 
 def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -67,34 +66,27 @@ def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]]) -> to
         raise UserError(f"timm has no optimizer '{settings.opt}'{hint}")
     if get_optimizer_info(settings.opt).second_order:
         raise UserError(f"Optimizer '{settings.opt}' needs second-order gradients, which training does not compute.")
-    fused: dict[str, Any] = {"fused": True} if settings.opt in FUSED else {}
+    own: dict[str, Any] = {name: getattr(settings, name) for name in ("opt", "lr", "weight_decay", "momentum")}
+    more = keyword_arguments(settings.opt_kwargs)
+    if settings.opt in FUSED:
+        more.setdefault("fused", True)
     try:
-        return create_optimizer_v2(
-            parameters,
-            opt=settings.opt,
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            momentum=settings.momentum,
-            **(fused | keyword_arguments(settings.opt_kwargs)),
-        )
+        return create_optimizer_v2(parameters, **own, **more)
     except Exception as error:
         raise UserError(f"Optimizer '{settings.opt}' could not be created: {first_line(error)}.") from error
 
 
-def _groups(settings: OptimizerSettings, module: nn.Module, without: nn.Module | None = None) -> list[dict[str, Any]]:
-    """Split parameters into timm's groups by weight decay, and with `--layer-decay` also by layer of the student."""
-    if settings.layer_decay is not None and without is None:
-        return param_groups_layer_decay(module, settings.weight_decay, layer_decay=settings.layer_decay)
-    excluded = set() if without is None else {id(p) for p in without.parameters()}
+def _by_weight_decay(
+    settings: OptimizerSettings, parameters: Iterable[tuple[str, nn.Parameter]]
+) -> list[dict[str, Any]]:
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
-        if id(parameter) in excluded or not parameter.requires_grad:
-            continue
+    for name, parameter in parameters:
         exempt = settings.filter_bias_and_bn and (parameter.ndim <= 1 or name.endswith(".bias"))
-        (plain if exempt else decayed).append(parameter)
+        if parameter.requires_grad:
+            (plain if exempt else decayed).append(parameter)
     groups = [(decayed, settings.weight_decay), (plain, 0.0)]
-    return [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]
+    return [{"params": members, "weight_decay": decay} for members, decay in groups if members]
 
 
 def with_scaled_lr(settings: OptimizerSettings, images: int) -> OptimizerSettings:

@@ -22,16 +22,16 @@ class Progress:
         self._live = enabled and sys.stdout.isatty()
         self.done_before = 0  # steps of an earlier part of the run
         self._start, self._step_count = time.perf_counter(), 0
-        self._training, self._resumed = 0.0, 0.0  # seconds of training, and when the last step or epoch began
+        self._training, self._last = 0.0, 0.0  # seconds of training, and when the last step or epoch began
 
     def start_epoch(self) -> None:
         """Start the timer; validation does not count as training."""
-        self._resumed = time.perf_counter()
+        self._last = time.perf_counter()
 
     def step(self) -> None:
         """Count a step and its time."""
         now = time.perf_counter()
-        self._training, self._resumed = self._training + now - self._resumed, now
+        self._training, self._last = self._training + now - self._last, now
         self._step_count += 1
 
     @property

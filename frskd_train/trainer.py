@@ -164,9 +164,8 @@ class Trainer:
     def train_step(self, images: Tensor, target: Tensor) -> bool:
         """Train on images [B, C, H, W] and their targets; return whether this completed an update of the weights."""
         state, optim, accelerator = self.state, self.optim, self.accelerator
-        last_update = max(1, self.updates_per_epoch * optim.epochs - 1)
         torch.manual_seed(step_seed(self.settings.loop.seed, state.updates, state.step, accelerator.process_index))
-        self.task.set_progress(state.updates / last_update)
+        self.task.set_progress(state.updates / max(1, self.updates_per_epoch * optim.epochs - 1))
         if self.scheduler is not None:
             self.scheduler.step_update(state.updates)
 
