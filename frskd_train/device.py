@@ -141,7 +141,7 @@ def machine_name() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor() or platform.machine())
+    return next(models, "") or platform.processor() or platform.machine()
 
 
 def precision(settings: LoopSettings, device: torch.device) -> str:

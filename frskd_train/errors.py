@@ -9,8 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-_KEPT: list[object] = []
-
 
 class SettingsError(ValueError):
     """An unusable setting; the message is one sentence for the user."""
@@ -29,12 +27,6 @@ def exit_interrupted(message: str) -> NoReturn:
     with suppress(OSError):
         sys.stdout.flush()
     os._exit(130)
-
-
-def keep_until_exit(wrapped: object) -> None:
-    """With several processes, keep a DDP model alive until `exit_process`: freeing it tears down communication."""
-    if "RANK" in os.environ:
-        _KEPT.append(wrapped)
 
 
 def discard_output() -> None:

@@ -105,8 +105,8 @@ def choose_folder(output_dir: str | None, model: str, dataset: str) -> Path:
         return Path(output_dir)
     slug = "".join(c if c.isalnum() or c in "._-" else "_" for c in model.split(":")[-1].strip("/").split("/")[-1])
     name = f"{slug}-{dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    paths = (Path("runs") / f"{name}{suffix}" for suffix in itertools.chain([""], itertools.count(-2, -1)))
-    return next(path for path in paths if not path.exists())
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
 
 
 def find_resume(resume: str | None, output_dir: str | None) -> Resume | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from frskd_timm.errors import UserError
 from frskd_train.checkpoint import checkpoint_name, load_state, prune, restore, save_checkpoint, set_aside_after
 from frskd_train.device import centre_strided_convolutions, start_accelerator, step_seed, to_channels_last
-from frskd_train.errors import exit_process, keep_until_exit
+from frskd_train.errors import exit_process
 from frskd_train.evaluate import Scores, evaluate
 from frskd_train.meter import TrainMeter, learning_note
 from frskd_train.nonfinite import NonfiniteGuard
@@ -98,7 +98,6 @@ class Trainer:
         if loop.torchcompile:
             torch.nn.Module.compile(self.task)  # in place, without a wrapper and its prefix in the keys
         self.model, self.optimizer = self.accelerator.prepare(self.task, optimizer)
-        keep_until_exit(self.model)
         self.ema: ModelEmaV3 | None = None
         self.exported: nn.Module = self.student
         self.saved_modules = {"task": self.task}
