@@ -19,11 +19,8 @@ from torch.nn import functional as F
 
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.teachers.blocks import CentredConv2d
+from frskd_train.errors import suggest
 from frskd_train.settings import LoopSettings
-from frskd_train.suggest import suggest
-
-# Set for every process by launchers of several processes.
-_STARTED = ("WORLD_SIZE", "RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 def start_accelerator(
@@ -62,8 +59,9 @@ def start_accelerator(
 def refuse_missing_processes() -> None:
     """Raise UserError if `accelerate launch` should have started several processes on the CPU but started only one."""
     # Accelerate sets a master address only for several processes, and starts them on CPUs only through MPI.
-    asked = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
-    if asked and not any(name in os.environ for name in _STARTED):
+    asked = os.environ.keys() >= {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"}
+    launchers = {"WORLD_SIZE", "RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
+    if asked and not launchers & os.environ.keys():  # these set one of them for every process
         raise UserError(
             "accelerate launch starts only one process on a CPU; start N processes with torchrun --nproc_per_node N "
             "train.py."

@@ -1,10 +1,12 @@
-"""Errors in settings, and ways to end a process. Needs no heavy imports."""
+"""Errors in settings, suggestions for mistyped names, and ways to end a process. Needs no heavy imports."""
 
+import difflib
 import os
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -12,6 +14,17 @@ from typing import NoReturn
 
 class SettingsError(ValueError):
     """An unusable setting; the message is one sentence for the user."""
+
+
+def suggest(name: str, known: Iterable[str], otherwise: str = "", within: Path = Path()) -> str:
+    """Return the end of a sentence about an unknown name: `; did you mean A or B?`, else `; OTHERWISE.` or `.`.
+
+    `within` is the folder of the names if they are files.
+    """
+    close = difflib.get_close_matches(name, list(known), n=3)
+    if close:
+        return f"; did you mean {' or '.join(str(within / match) for match in close)}?"
+    return f"; {otherwise}." if otherwise else "."
 
 
 def exit_with_error(message: object) -> NoReturn:

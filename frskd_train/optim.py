@@ -16,8 +16,8 @@ from frskd_timm.errors import UserError, first_line
 from frskd_timm.task import StudentTask
 from frskd_train.checkpoint import pack
 from frskd_train.constraints import keyword_arguments
+from frskd_train.errors import suggest
 from frskd_train.settings import OptimizerSettings
-from frskd_train.suggest import suggest
 
 # torch optimizers with a fused update of all weights, which takes a third of the time on a CPU.
 FUSED = {"sgd", "momentum", "adam", "adamw"}
@@ -121,16 +121,8 @@ def create_scheduler(
     """Create a timm scheduler that depends only on the number of updates; None for a constant learning rate."""
     if settings.sched == "none":
         return None
-    return create_scheduler_v2(
-        optimizer,
-        sched="constant" if settings.sched == "plateau" else settings.sched,
-        num_epochs=settings.epochs,
-        decay_epochs=settings.decay_epochs,
-        decay_milestones=list(settings.decay_milestones),
-        decay_rate=settings.decay_rate,
-        min_lr=settings.min_lr,
-        warmup_lr=settings.warmup_lr,
-        warmup_epochs=settings.warmup_epochs,  # type: ignore[arg-type]
-        step_on_epochs=False,
-        updates_per_epoch=updates_per_epoch,
-    )[0]
+    sched = "constant" if settings.sched == "plateau" else settings.sched
+    same = ("decay_epochs", "decay_milestones", "decay_rate", "min_lr", "warmup_lr", "warmup_epochs")
+    options: dict[str, Any] = {name: getattr(settings, name) for name in same}
+    options |= {"num_epochs": settings.epochs, "updates_per_epoch": updates_per_epoch, "step_on_epochs": False}
+    return create_scheduler_v2(optimizer, sched, **options)[0]

@@ -10,10 +10,9 @@ from typing import Any
 import tyro
 
 from frskd_train.constraints import LOCAL, Pattern, Range
-from frskd_train.errors import SettingsError
+from frskd_train.errors import SettingsError, suggest
 from frskd_train.recipe import as_flags, find_recipe, read_yaml
 from frskd_train.settings import EvaluationSettings, Settings, declared, default_settings, flag, flat, foreign
-from frskd_train.suggest import suggest
 from frskd_train.timm_flags import TRAIN, VALIDATE
 
 FLAT = (tyro.conf.OmitArgPrefixes,)  # --lr, not --optimizer.lr

@@ -12,9 +12,8 @@ from typing import Any
 import yaml
 
 from frskd_train.constraints import LOCAL, PRIVATE
-from frskd_train.errors import SettingsError
+from frskd_train.errors import SettingsError, suggest
 from frskd_train.settings import Settings, declared, fields, flag, flat, foreign
-from frskd_train.suggest import suggest
 
 RECIPES = Path(__file__).parent / "recipes"
 

@@ -18,8 +18,7 @@ def check_resume(state: Mapping[str, Any], settings: Mapping[str, Any], facts: M
         facts: Other current values that a run depends on: `fingerprint`, `train_rows` and `data_mode` of the data,
             `global_batch` (images per step over all processes), `processes`.
 
-    Raises:
-        UserError: A change is not possible; the message has both values.
+    Raises UserError, with both values, if a change is not possible.
     """
     before = state["settings"]
     changed = {name: value for name, value in before.items() if name in settings and settings[name] != value}

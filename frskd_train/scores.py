@@ -58,13 +58,8 @@ class Scorer:
     ) -> None:
         self.student, self.accelerator, self.flip = student, accelerator, flip
         self.classes: int = student.num_classes  # type: ignore[assignment]
-        self.options: dict[str, Any] = {
-            "batch_size": batch_size,
-            "rank": accelerator.process_index,
-            "world_size": accelerator.num_processes,
-            "device": accelerator.device,
-            "channels_last": channels_last,
-        }
+        self.options: dict[str, Any] = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+        self.options |= {"batch_size": batch_size, "device": accelerator.device, "channels_last": channels_last}
 
     def fit_temperature(self, data: ValidationData) -> Temperature:
         """Fit the temperature to images that are neither trained on nor scored; raise UserError if none can be read."""

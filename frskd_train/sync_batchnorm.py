@@ -59,17 +59,19 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
             scale = torch.rsqrt(variance + self.eps)
             scale = scale if self.weight is None else scale * self.weight
             shift = -mean * scale if self.bias is None else self.bias - mean * scale
-            return torch.addcmul(shift[:, None, None], x, scale[:, None, None]).to(input.dtype)
+            return self.activate(torch.addcmul(shift[:, None, None], x, scale[:, None, None]).to(input.dtype))
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Do nothing; timm's layer, which the next class is for, has an activation."""
+        return x
 
 
 class SyncedBatchNormAct2d(SyncedBatchNorm2d, BatchNormAct2d):
     """The same for timm's batch normalisation with activation."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise [B, C, H, W], then apply dropout and activation."""
-        if not self.training or not has_other_processes():
-            return BatchNormAct2d.forward(self, input)
-        return self.act(self.drop(SyncedBatchNorm2d.forward(self, input)))
+    def activate(self, x: Tensor) -> Tensor:
+        """Apply dropout and activation."""
+        return self.act(self.drop(x))
 
 
 def synchronise_norms(module: nn.Module, device: torch.device) -> None:

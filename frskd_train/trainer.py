@@ -13,8 +13,7 @@ from frskd_train.checkpoint import checkpoint_name, load_state, prune, restore, 
 from frskd_train.device import centre_strided_convolutions, start_accelerator, step_seed, to_channels_last
 from frskd_train.errors import exit_process
 from frskd_train.evaluate import Scores, evaluate
-from frskd_train.meter import TrainMeter, learning_note
-from frskd_train.nonfinite import NonfiniteGuard
+from frskd_train.meter import NonfiniteGuard, TrainMeter, learning_note
 from frskd_train.optim import check_optimizer, create_optimizer, create_scheduler, follow_plateau, with_scaled_lr
 from frskd_train.progress import Progress
 from frskd_train.recipe import write_recipe

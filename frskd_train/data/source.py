@@ -11,8 +11,8 @@ from frskd_train.data.files import SAMPLE_NAME, Source, brief, has_metadata, is_
 from frskd_train.data.folder import folders_in, is_image_folder, is_voc_folder, read_image_folder, read_voc
 from frskd_train.data.images import printable
 from frskd_train.data.scenes import SCENES_NAME, composed_source
+from frskd_train.errors import suggest
 from frskd_train.settings import DataSettings
-from frskd_train.suggest import suggest
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 

@@ -24,26 +24,15 @@ PICTURED = 5  # number of validation images in the picture
 
 
 class Job(ABC):
-    """Data, student, method, scores and export of one task.
+    """Data, student, method, scores and export of one task; `model_cfg` is timm's configuration of the student."""
 
-    Attributes:
-        settings: Settings of the run.
-        model_cfg: timm's configuration of the student's input.
-        measure: How networks are scored.
-        score: Name of the score, in percent, that determines the best epoch.
-        shown: Labels of the scores to show, by name; `score` first.
-        notes: Sentences to show before training.
-        starts_random: Whether the student's initial weights are random.
-    """
-
-    measure: ClassVar[Measure]
-    score: ClassVar[str]
-    shown: ClassVar[Mapping[str, str]]
+    measure: ClassVar[Measure]  # how networks are scored
+    score: ClassVar[str]  # name of the score, in percent, that determines the best epoch
+    shown: ClassVar[Mapping[str, str]]  # labels of the scores to show, by name; `score` first
 
     def __init__(self, settings: Settings, model_cfg: Mapping[str, Any]) -> None:
-        self.settings = settings
-        self.model_cfg = model_cfg
-        self.notes: list[str] = []
+        self.settings, self.model_cfg = settings, model_cfg
+        self.notes: list[str] = []  # sentences to show before training
         self.starts_random = not settings.model.pretrained
 
     def initial_weights(self) -> InitialWeights | None:

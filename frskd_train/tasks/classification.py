@@ -44,10 +44,7 @@ class ClassificationJob(Job):
         method, smoothing = self.settings.method, self.settings.labels.smoothing
         if self.settings.model.linear_probe:
             if method.method != "ce":
-                raise UserError(
-                    f"--linear-probe trains no feature maps, so --method {method.method} has nothing to distill: "
-                    "add --method ce."
-                )
+                raise UserError("--linear-probe trains no feature maps to distill: add --method ce.")
             return LinearProbeTask(student, smoothing)
         if method.method == "ce":
             return CrossEntropyTask(student, smoothing)
@@ -138,9 +135,7 @@ class ClassificationJob(Job):
 class LinearProbeTask(CrossEntropyTask):
     """Cross-entropy for the classifier only; the rest is frozen, including running statistics of normalisation layers.
 
-    Args:
-        student: Any timm classifier; raises UserError if its classifier has no weights.
-        smoothing: Label smoothing, 0..1.
+    Raises UserError if the student's classifier has no weights.
     """
 
     def __init__(self, student: nn.Module, smoothing: float) -> None:
