@@ -63,8 +63,7 @@ def refuse_missing_processes() -> None:
     launchers = {"WORLD_SIZE", "RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
     if asked and not launchers & os.environ.keys():  # these set one of them for every process
         raise UserError(
-            "accelerate launch starts only one process on a CPU; start N processes with torchrun --nproc_per_node N "
-            "train.py."
+            "accelerate launch starts only one process on a CPU; use torchrun --nproc_per_node N train.py instead."
         )
 
 
@@ -90,8 +89,7 @@ def keep_freed_memory() -> None:
 def muon_in_float32() -> None:
     """Let timm's Muon orthogonalise its updates in float32 instead of bfloat16, which it offers no argument for.
 
-    A CPU without bfloat16 instructions emulates them at a quarter of the speed of float32; the optimizer would then
-    take longer than the rest of an FRSKD step of ResNet-18.
+    A CPU without bfloat16 instructions emulates them at a quarter of the speed of float32.
     """
     muon.zeropower_via_newtonschulz = functools.partial(muon.zeropower_via_newtonschulz, dtype=torch.float32)
 
@@ -122,11 +120,10 @@ def to_channels_last(module: nn.Module) -> None:
 def centre_strided_convolutions(module: nn.Module) -> None:
     """Avoid a bug of torch in padded strided convolutions of maps one pixel wide or high (`CentredConv2d`)."""
     for child in module.modules():
-        if type(child) is not nn.Conv2d or child.stride == (1, 1) or child.kernel_size == (1, 1):
-            continue
-        halves = tuple(size // 2 for size in child.kernel_size if size % 2)  # an even kernel has no centre
-        if child.padding == halves and child.padding_mode == "zeros" and child.dilation == (1, 1):
-            child.__class__ = CentredConv2d
+        if type(child) is nn.Conv2d and child.stride != (1, 1) and child.kernel_size != (1, 1):
+            halves = tuple(size // 2 for size in child.kernel_size if size % 2)  # an even kernel has no centre
+            if child.padding == halves and child.padding_mode == "zeros" and child.dilation == (1, 1):
+                child.__class__ = CentredConv2d
 
 
 def step_seed(*parts: int) -> int:

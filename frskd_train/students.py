@@ -116,9 +116,7 @@ class FoundStudent:
         if not size:
             return None
         if len(size) > 2 or not all(1 <= number <= MAX_SIDE for number in size):
-            raise UserError(
-                f"--img-size takes one or two numbers from 1 to {MAX_SIDE}, not {' '.join(map(str, size))}."
-            )
+            raise UserError(f"--img-size takes one or two numbers from 1 to {MAX_SIDE}, not {size}.")
         return size[0], size[-1]
 
 
@@ -149,7 +147,6 @@ def find_exported(model: str) -> FoundStudent:
 
 
 def _local_folder(model: str) -> Path | None:
-    """Return the folder of an exported student, or None if the model is not a folder."""
     path = Path(model.removeprefix("local-dir:"))
     for student in (path / "student", path):
         recover(student)

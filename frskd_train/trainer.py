@@ -69,7 +69,6 @@ class Trainer:
         self.finish(scores)
 
     def _load_data_and_task(self) -> None:
-        """Load the data, and create the student, the training task around it and the batches."""
         loop, accelerator = self.settings.loop, self.accelerator
         self.data = self.job.load_data(progress=self.is_main)
         self.student = self.job.build_student(self.data)
@@ -88,7 +87,6 @@ class Trainer:
         self.steps_per_epoch = self.updates_per_epoch * accelerator.gradient_accumulation_steps
 
     def _create_optimizer(self) -> None:
-        """Create optimizer, scheduler and weight average, and wrap the task for the device and the processes."""
         loop = self.settings.loop
         images_per_update = self.train_batches.order.global_batch * self.accelerator.gradient_accumulation_steps
         self.optim = with_scaled_lr(self.settings.optimizer, images_per_update)
@@ -105,7 +103,6 @@ class Trainer:
             self.exported = self.saved_modules["ema"] = self.ema.module
 
     def _open_folder(self, resume: Resume | None) -> None:
-        """Claim the run's folder and start counting."""
         accelerator, settings = self.accelerator, self.settings
         path = resume.run if resume else choose_folder(settings.run.output_dir, settings.model.model, self.data.name)
         self.folder = RunFolder(broadcast_object_list([path])[0])  # clocks of processes may differ

@@ -68,15 +68,9 @@ class ClassificationJob(Job):
             raise UserError("--class-weights cannot be combined with --sla; leave one of them out.")
         if not (labels.class_weights or labels.bce_loss):
             return None
-        return LabelLoss(
-            outputs,
-            labels.smoothing,
-            self.class_weights(data, outputs),
-            binary=labels.bce_loss,
-            sum_classes=labels.bce_sum,
-            target_threshold=labels.bce_target_thresh,
-            pos_weight=labels.bce_pos_weight,
-        )
+        binary: dict[str, Any] = {"binary": labels.bce_loss, "sum_classes": labels.bce_sum}
+        binary |= {"target_threshold": labels.bce_target_thresh, "pos_weight": labels.bce_pos_weight}
+        return LabelLoss(outputs, labels.smoothing, self.class_weights(data, outputs), **binary)
 
     @classmethod
     def load_validation(
@@ -98,14 +92,14 @@ class ClassificationJob(Job):
     def draw(self, folder: Path, data: TrainingData, task: StudentTask, student: nn.Module) -> list[Path]:
         task.eval()
         device = next(task.parameters()).device
-        found: dict[int, Tensor] = {}
+        firsts: dict[int, Tensor] = {}  # the first image of each class
         for images, target in data.val_batches(256, device=device):
             for image, label in zip(images, target.tolist(), strict=True):
-                found.setdefault(label, image)
-            if len(found) >= PICTURED:
+                firsts.setdefault(label, image)
+            if len(firsts) >= PICTURED:
                 break
-        labels = sorted(found)[:PICTURED]
-        images = torch.stack([found[label] for label in labels])
+        labels = sorted(firsts)[:PICTURED]
+        images = torch.stack([firsts[label] for label in labels])
         outputs = student.eval()(images[:EXAMPLES]).float().softmax(dim=1).nan_to_num().cpu().numpy()
         names = [*data.class_names, *(f"output {number}" for number in range(data.num_classes, outputs.shape[1]))]
         pixels = data.preprocessing.to_bytes(images)
@@ -114,14 +108,9 @@ class ClassificationJob(Job):
             return [examples]
         maps, _ = task.pyramid(task.student, images)
         refined, _ = task.refine(maps)
-        picture = attention_figure(
-            pixels,
-            [m.float().cpu().numpy() for m in maps],
-            [m.float().cpu().numpy() for m in refined],
-            [data.class_names[label] for label in labels],
-            folder / "attention.png",
-        )
-        return [picture, examples]
+        own, teachers = ([m.float().cpu().numpy() for m in found] for found in (maps, refined))
+        classes = [data.class_names[label] for label in labels]
+        return [attention_figure(pixels, own, teachers, classes, folder / "attention.png"), examples]
 
     def export(self, folder: RunFolder, data: TrainingData, student: nn.Module, finish: Callable[[Path], Any]) -> None:
         """Write a timm checkpoint under timm's own name of the architecture, if it has one."""
