@@ -32,16 +32,10 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
 ) -> Path:
-    """Write a checkpoint into a run's `checkpoints/` and return its path.
+    """Write a checkpoint after `step` updates into a run's `checkpoints/` and return its path.
 
-    Args:
-        folder: The run's `checkpoints/`.
-        step: Number of updates so far, which names the checkpoint.
-        modules: Modules to save, by file name ('task', 'ema').
-        optimizer: The optimizer.
-        state: All other state, as JSON values.
-
-    Raises UserError if the disk is full or cannot be written, or weights are not finite; older checkpoints stay.
+    It has the modules by file name ('task', 'ema'), the optimizer, and all other state as JSON values. Raises UserError
+    if the disk is full or cannot be written, or weights are not finite; older checkpoints stay.
     """
     final = folder / checkpoint_name(step)
     aside = folder / f"{ASIDE}{final.name}"
@@ -79,9 +73,8 @@ def checkpoint_name(step: int) -> str:
 def refuse_bad_weights(modules: Mapping[str, nn.Module], folder: Path) -> None:
     """Raise UserError if a parameter or running statistic is not finite."""
     for module in modules.values():
-        # Infinite buffers may be intended, for example attention masks.
-        bad = [name for name, tensor in module.named_parameters() if not bool(torch.isfinite(tensor).all())]
-        bad += [name for name, tensor in module.named_buffers() if bool(torch.isnan(tensor).any())]
+        bad = [name for name, tensor in module.named_parameters() if not torch.isfinite(tensor).all()]
+        bad += [name for name, tensor in module.named_buffers() if torch.isnan(tensor).any()]  # masks may be infinite
         if bad:
             raise UserError(
                 f"The weights are no longer finite ({bad[0]} first), so they were not saved; the last good checkpoint "
@@ -110,14 +103,12 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
 def find_damage(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint's files, or None if it is intact."""
     try:
-        for name, expected in load_state(checkpoint)["files"].items():
-            path = checkpoint / name
-            if not path.is_file():
-                return f"{path} is missing."
-            if size_and_checksum(path) != expected:
-                return f"{path} is damaged: its size or checksum is not the one recorded when it was written."
+        files = load_state(checkpoint)["files"]
     except UserError as error:
         return str(error)
+    for path in (checkpoint / name for name in files):
+        if not path.is_file() or size_and_checksum(path) != files[path.name]:
+            return f"{path} is missing or damaged: its size or checksum is not the one recorded when it was written."
     return None
 
 

@@ -153,9 +153,8 @@ def precision(settings: LoopSettings, device: torch.device) -> str:
 def _fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        return any(getattr(torch.cpu, f"_is_{isa}_supported", bool)() for isa in ("avx512_bf16", "amx_tile"))
-    return False
+    instructions = ("avx512_bf16", "amx_tile")
+    return device.type == "cpu" and any(getattr(torch.cpu, f"_is_{isa}_supported", bool)() for isa in instructions)
 
 
 def is_loss_of_a_process(error: Exception) -> bool:

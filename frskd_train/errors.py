@@ -29,7 +29,7 @@ def suggest(name: str, known: Iterable[str], otherwise: str = "", within: Path =
 
 def exit_with_error(message: object) -> NoReturn:
     """End the process with a message and status 2; of several processes on a machine only the first one prints it."""
-    if _is_first_to_complain():
+    if "RANK" not in os.environ or _is_first_to_complain():
         _print_error(message)
     exit_process(2)
 
@@ -81,8 +81,6 @@ def _print_error(message: object) -> None:
 
 def _is_first_to_complain() -> bool:
     """Return whether this is the first process of its launcher to print an error; an empty file records it."""
-    if "RANK" not in os.environ:
-        return True
     claim = Path(tempfile.gettempdir()) / f"frskd-complaint-{os.getppid()}-{os.environ.get('MASTER_PORT', '')}"
     with suppress(OSError):
         if time.time() - claim.stat().st_mtime > 60:  # left over from an earlier run with the same ids

@@ -17,14 +17,10 @@ Scores = dict[str, dict[str, Any]]  # by network and name; percent, except losse
 
 @dataclass(frozen=True)
 class Measure:
-    """Scoring of one task.
+    """Scoring of one task."""
 
-    `count` takes float32 logits and targets of a batch to a float64 vector of sums, and `scores` takes the sums over
-    all images and processes to scores.
-    """
-
-    count: Callable[[Tensor, Tensor], Tensor]
-    scores: Callable[[Tensor], dict[str, Any]]
+    count: Callable[[Tensor, Tensor], Tensor]  # from float32 logits and targets of a batch to a float64 vector of sums
+    scores: Callable[[Tensor], dict[str, Any]]  # from the sums over all images and processes
 
 
 def _count_hits(logits: Tensor, target: Tensor) -> Tensor:
@@ -79,15 +75,10 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     accelerator: Accelerator,
 ) -> Scores:
-    """Score networks on the validation images of all processes.
+    """Score networks on the validation images of all processes, of which each has its own batches with targets.
 
-    Args:
-        measure: `CLASSIFICATION` or `SEGMENTATION`.
-        predict: Function from images to logits by name of the network.
-        batches: This process's share of the images, with their targets.
-        accelerator: Adds up the sums of all processes.
-
-    Returns scores by name of the network, `student` first; empty if there are no images.
+    `measure` is `CLASSIFICATION` or `SEGMENTATION`, and `predict` returns logits by name of the network. Returns scores
+    by name of the network, `student` first; empty if there are no images.
     """
     sums: dict[str, Tensor] = {}
     for images, target in batches:

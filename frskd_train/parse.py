@@ -27,9 +27,8 @@ REFUSED_KWARGS = {
 def parse_settings(args: Sequence[str]) -> Settings:
     """Read settings: the defaults of the task, then those of a resumed run, then the `--config` recipe, then flags.
 
-    Raises:
-        SettingsError: A recipe cannot be read, a name is unknown, or a value is out of range.
-        SystemExit: `--help` was given, or a value cannot be parsed (the message has been printed).
+    Raises SettingsError if a recipe cannot be read, a name is unknown, or a value is out of range; and SystemExit for
+    `--help` and for a value that cannot be parsed, after a message.
     """
     args = [f"--config{token[2:]}" if token == "-c" or token.startswith("-c=") else token for token in args]
     config = _last_value(args, "--config")
@@ -103,9 +102,9 @@ def check_settings(settings: Settings) -> None:
             raise SettingsError(f"{flag(name)} has to be less than --epochs {optimizer.epochs}, not {epochs:g}.")
     if optimizer.sched == "multistep" and not optimizer.decay_milestones:
         raise SettingsError("--sched multistep needs --decay-milestones, the epochs at which the rate decays.")
-    given = [name for name in ("bce_sum", "bce_target_thresh", "bce_pos_weight") if values[name] not in (False, None)]
-    if given and not settings.labels.bce_loss:
-        raise SettingsError(f"{flag(given[0])} has no effect without --bce-loss: add it.")
+    for name in ("bce_sum", "bce_target_thresh", "bce_pos_weight"):
+        if values[name] not in (False, None) and not settings.labels.bce_loss:
+            raise SettingsError(f"{flag(name)} has no effect without --bce-loss: add it.")
     for name, numbers in (("--mean", pre.mean), ("--std", pre.std)):
         if numbers is not None and len(numbers) not in (1, pre.in_chans):
             raise SettingsError(f"{name} takes one number, or {pre.in_chans} (one per channel), not {len(numbers)}.")
@@ -120,8 +119,7 @@ def check_settings(settings: Settings) -> None:
 def check_ranges(group: Any) -> None:
     """Raise SettingsError if a setting of a group, or of a group within it, does not meet its declared constraints."""
     declarations = declared(type(group))
-    for name in (setting.name for setting in dataclasses.fields(group)):
-        value = getattr(group, name)
+    for name, value in vars(group).items():
         if dataclasses.is_dataclass(value):
             check_ranges(value)
             continue

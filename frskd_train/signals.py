@@ -26,8 +26,7 @@ class Interruptions:
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
-        self.exit_code = 130
+        self.accelerator, self.exit_code = accelerator, 130
         self._requested, self._requested_at = False, 0.0
         self._next, self._last, self._last_time = 0, 0, time.monotonic()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):

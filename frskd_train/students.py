@@ -126,18 +126,14 @@ def find_exported(model: str) -> FoundStudent:
     `model` is the folder of a run or a student (also `local-dir:`), `hf-hub:OWNER/NAME`, or a timm name with weights.
     Raises UserError if there is no such student, or it could not be downloaded.
     """
-    folder = _local_folder(model)
+    folder, repo = _local_folder(model), model.removeprefix("hf-hub:")
+    if folder is None and repo == model:
+        cfg = known_cfg(model, weights=True)
+        assert cfg is not None
+        folder, repo = Path(cfg.file).parent if cfg.file else None, str(cfg.hf_hub_id)
     if folder is not None:
         run = _run_of(folder)
         return FoundStudent(read_student(folder), run, "student" if run else folder.resolve().name)
-    repo = model.removeprefix("hf-hub:")
-    if repo == model:
-        cfg = known_cfg(model, weights=True)
-        assert cfg is not None
-        if cfg.file:
-            folder = Path(cfg.file).parent
-            return FoundStudent(read_student(folder), None, folder.name)
-        repo = str(cfg.hf_hub_id)
     repo_id, _, revision = repo.partition("@")
     try:
         found = snapshot_download(repo_id, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS])
@@ -190,9 +186,8 @@ def _start_from(student: nn.Module, path: str) -> None:
         ) from error
     own = student.state_dict()
     fitting = {k: v for k, v in weights.items() if isinstance(v, Tensor) and k in own and v.shape == own[k].shape}
-    classifiers = student.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
-    classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
-    heads = tuple(f"{classifier}." for classifier in classifiers)
+    classifiers: Any = student.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
+    heads = tuple(f"{name}." for name in ([classifiers] if isinstance(classifiers, str) else classifiers))
     missing = [name for name in own if name not in fitting and not name.startswith(heads)]
     if missing:
         raise UserError(

@@ -56,8 +56,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
                     self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
                     unbiased = variance * (n / (n - 1).clamp_min(1))
                     self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
-            scale = torch.rsqrt(variance + self.eps)
-            scale = scale if self.weight is None else scale * self.weight
+            scale = torch.rsqrt(variance + self.eps) * (1 if self.weight is None else self.weight)
             shift = -mean * scale if self.bias is None else self.bias - mean * scale
             return self.activate(torch.addcmul(shift[:, None, None], x, scale[:, None, None]).to(input.dtype))
 
