@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from frskd_timm.errors import UserError
 from frskd_train.disk import disk_errors, size_and_checksum, sync
@@ -26,11 +27,7 @@ _FROM_SETTINGS = ("lr", "initial_lr", "max_lr_snapshot", "lr_scale", "weight_dec
 
 
 def save_checkpoint(
-    folder: Path,
-    step: int,
-    modules: Mapping[str, nn.Module],
-    optimizer: torch.optim.Optimizer,
-    state: Mapping[str, Any],
+    folder: Path, step: int, modules: Mapping[str, nn.Module], optimizer: Optimizer, state: Mapping[str, Any]
 ) -> Path:
     """Write a checkpoint after `step` updates into a run's `checkpoints/` and return its path.
 
@@ -112,9 +109,7 @@ def find_damage(checkpoint: Path) -> str | None:
     return None
 
 
-def restore(
-    checkpoint: Path, state: Mapping[str, Any], modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
-) -> None:
+def restore(checkpoint: Path, state: Mapping[str, Any], modules: Mapping[str, nn.Module], optimizer: Optimizer) -> None:
     """Load a checkpoint with JSON part `state` into modules and optimizer; raise UserError if they do not fit."""
     for name, module in modules.items():
         tensors = _read(checkpoint / f"{name}.safetensors")

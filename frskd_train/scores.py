@@ -6,7 +6,7 @@ Importing torchmetrics takes more than a second, so this module is imported only
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -18,13 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassConfusionMatrix,
-    MulticlassF1Score,
-    MulticlassPrecision,
-    MulticlassRecall,
-)
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from frskd_timm.errors import UserError
 from frskd_timm.segmentation.losses import IGNORED
@@ -37,8 +31,6 @@ from frskd_train.report.evaluation import ClassScores, Evaluation, Temperature
 from frskd_train.settings import DataSettings
 
 NONE = "No temperature: no training images were held out that are not scored here; --calibration-split names a split."
-
-_RATES = {"precision": MulticlassPrecision, "recall": MulticlassRecall, "f1": MulticlassF1Score}
 
 
 class Scorer:
@@ -74,28 +66,25 @@ class Scorer:
         self,
         data: ValidationData,
         model: str,
-        temperature: Temperature | None = None,
-        note: str = "",
-        with_corruptions: bool = False,
+        fitted: tuple[Temperature | None, str] = (None, ""),
+        corrupted: bool = False,
     ) -> Evaluation | None:
         """Score the student on a split, and if asked on its corrupted images; return None if no image could be read.
 
-        The name of the model, the temperature and the note from `find_temperature` are parts of the result.
+        The name of the model, and the temperature and note from `find_temperature`, are parts of the result.
         """
+        temperature, note = fitted
         classes, is_dense = self.classes, data.val.split.targets.is_dense
         options: dict[str, Any] = {"num_classes": classes, "validate_args": False}
-        metrics: dict[str, Metric | MetricCollection] = {
-            "confusion": MulticlassConfusionMatrix(**options),
-            "calibration": CalibrationMetric(),
-            **{name: kind(average=None, **options) for name, kind in _RATES.items()},
-        }
+        metrics: dict[str, Metric | MetricCollection] = {"calibration": CalibrationMetric()}
+        metrics["confusion"] = MulticlassConfusionMatrix(**options)
         if not is_dense:
             metrics["top5"] = MulticlassAccuracy(top_k=min(5, classes), average="micro", **options)
         if temperature is not None:
             metrics["calibrated"] = CalibrationMetric(temperature.value)
         mistakes = Mistakes()
         batches, start = data.val_batches(**self.options), time.perf_counter()
-        found = self._pass(batches, MetricCollection(metrics, compute_groups=False), None if is_dense else mistakes.add)
+        found = self._pass(batches, MetricCollection(metrics, compute_groups=False), None if is_dense else mistakes)
         seconds = time.perf_counter() - start
         images = sum(gather_object([len(batches.rows())]))
         confusion = found["confusion"]
@@ -103,7 +92,7 @@ class Scorer:
         if not samples:
             return None
         names = [*data.class_names, *(f"output {number}" for number in range(len(data.class_names), classes))]
-        per_class = _per_class(names, found, is_dense)
+        per_class = _per_class(names, confusion, is_dense)
         present = [row for row in per_class if row.support]
         calibration, pre = read_bins(found["calibration"]), data.preprocessing
         accuracy = round(100 * int(hits.sum()) / samples, 4)
@@ -122,7 +111,9 @@ class Scorer:
             split=data.val_split,
             images=images,
             loss=calibration.nll,
-            macro={name: round(mean(getattr(row, name) for row in present), 4) for name in _RATES},
+            macro={
+                name: round(mean(getattr(row, name) for row in present), 4) for name in ("precision", "recall", "f1")
+            },
             class_names=names,
             per_class=per_class,
             confusion=confusion.tolist(),
@@ -135,7 +126,7 @@ class Scorer:
             img_size=pre.input_size[1],
             param_count=sum(p.numel() for p in self.student.parameters()),
             tta="flip" if self.flip else None,
-            corruptions=self._score_corrupted(data, "miou" if is_dense else "top1") if with_corruptions else {},
+            corruptions=self._score_corrupted(data, "miou" if is_dense else "top1") if corrupted else {},
             **scores,
         )
 
@@ -150,10 +141,7 @@ class Scorer:
 
     @torch.no_grad()
     def _pass(
-        self,
-        batches: Iterable[tuple[Tensor, Tensor]],
-        metrics: MetricCollection,
-        watch: Callable[[Tensor, Tensor], None] | None = None,
+        self, batches: Iterable[tuple[Tensor, Tensor]], metrics: MetricCollection, mistakes: Mistakes | None = None
     ) -> dict[str, Tensor]:
         """Update metrics with the logits [N, K] and classes [N] of each batch, and compute them over all processes."""
         metrics.to(self.accelerator.device)
@@ -164,8 +152,8 @@ class Scorer:
             logits, target = logits.float().movedim(1, -1)[labelled], target[labelled]
             if len(target):
                 metrics.update(logits, target)
-                if watch is not None:
-                    watch(logits, target)
+                if mistakes is not None:
+                    mistakes.add(logits, target)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about a process that has no image
             return {name: value.cpu() for name, value in metrics.compute().items()}
@@ -187,12 +175,11 @@ def refuse_unscored(found: Evaluation | None, model: str) -> Evaluation:
     return found
 
 
-def _per_class(names: Sequence[str], found: dict[str, Tensor], is_dense: bool) -> list[ClassScores]:
-    confusion = found["confusion"]
-    support, hits = confusion.sum(dim=1), confusion.diagonal()
-    iou = 100 * hits / (support + confusion.sum(dim=0) - hits)  # NaN for a class that is never labelled or predicted
-    rates = (100 * torch.stack([found[name] for name in _RATES])).T.tolist()
+def _per_class(names: Sequence[str], confusion: Tensor, is_dense: bool) -> list[ClassScores]:
+    support, given, hits = confusion.sum(dim=1), confusion.sum(dim=0), confusion.diagonal()
+    iou = 100 * hits / (support + given - hits)  # NaN for a class that is never labelled or predicted
     overlaps = [finite(value) if is_dense else None for value in iou.tolist()]
+    rates = (100 * torch.stack([hits / given, hits / support, 2 * hits / (support + given)]).nan_to_num()).T.tolist()
     return [
         ClassScores(name, round(precision, 4), round(recall, 4), round(f1, 4), count, overlap)
         for name, (precision, recall, f1), count, overlap in zip(names, rates, support.tolist(), overlaps, strict=True)

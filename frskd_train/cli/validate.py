@@ -44,8 +44,8 @@ def evaluate(settings: EvaluationSettings) -> None:
     data = job.load_validation(settings.data, settings.fit, model, progress=accelerator.is_main_process)
     output = check_output(settings.output or (run and run / f"evaluation-{data.name}"))
     scorer = Scorer(model, accelerator, settings.batch_size, flip=settings.tta == "flip")
-    temperature, note = find_temperature(scorer, settings.data, data, run)
-    found = scorer.evaluate(data, settings.model, temperature, note, with_corruptions=settings.corruptions)
+    fitted = find_temperature(scorer, settings.data, data, run)
+    found = scorer.evaluate(data, settings.model, fitted, corrupted=settings.corruptions)
     notes = *data.notes, *data.bad_images()  # all processes know of images that were left out
     if not accelerator.is_main_process:
         return

@@ -70,7 +70,7 @@ def evaluate_run(job: Job, data: TrainingData, student: nn.Module, accelerator: 
     batch_size = loop.validation_batch_size or 2 * loop.batch_size
     scorer = Scorer(student.eval(), accelerator, batch_size, channels_last=loop.channels_last)
     temperature = find_temperature(scorer, job.settings.data, data)
-    return scorer.evaluate(data, job.about_student(student)["model"], *temperature)
+    return scorer.evaluate(data, job.about_student(student)["model"], temperature)
 
 
 def finish_run(
