@@ -23,9 +23,7 @@ from frskd_train.errors import suggest
 from frskd_train.settings import LoopSettings
 
 
-def start_accelerator(
-    settings: LoopSettings, report_to: Sequence[str] = (), project_dir: str | None = None
-) -> Accelerator:
+def start_accelerator(settings: LoopSettings, report_to: Sequence[str] = (), folder: str | None = None) -> Accelerator:
     """Create the accelerator with the right precision, and give this process its share of the cores.
 
     `accelerate launch` allows one thread per process by default; here the cores are divided evenly. Raises UserError if
@@ -51,7 +49,7 @@ def start_accelerator(
             raise UserError(f"--report-to {tracker} needs a package that is not installed: pip install {tracker}.")
     amp = precision(settings, state.device)
     try:
-        return Accelerator(cpu=cpu, mixed_precision=amp, log_with=trackers or None, project_dir=project_dir or "runs")
+        return Accelerator(cpu=cpu, mixed_precision=amp, log_with=trackers or None, project_dir=folder or "runs")
     except (ValueError, ImportError) as error:
         raise UserError(f"Accelerate could not start: {first_line(error)}.") from error
 

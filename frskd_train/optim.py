@@ -11,6 +11,7 @@ from timm.optim._param_groups import param_groups_layer_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
+from torch.optim import Optimizer
 
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.task import StudentTask
@@ -42,9 +43,7 @@ def check_optimizer(settings: OptimizerSettings, device: torch.device | str = "c
         raise UserError(f"Optimizer '{settings.opt}' cannot be used here: {first_line(error)}.") from error
 
 
-def create_optimizer(
-    settings: OptimizerSettings, task: StudentTask, teacher_lr_scale: float = 1.0
-) -> torch.optim.Optimizer:
+def create_optimizer(settings: OptimizerSettings, task: StudentTask, teacher_lr_scale: float = 1.0) -> Optimizer:
     """Create a timm optimizer for all trainable parameters of a task; raise UserError like `check_optimizer`.
 
     The learning rate of all parameters outside the student is `teacher_lr_scale` times the student's.
@@ -54,12 +53,12 @@ def create_optimizer(
     if settings.layer_decay is not None:
         groups = param_groups_layer_decay(task.student, settings.weight_decay, layer_decay=settings.layer_decay)
     else:
-        groups = _by_weight_decay(settings, task.student.named_parameters())
-    groups += [{**group, "lr_scale": teacher_lr_scale} for group in _by_weight_decay(settings, others)]
+        groups = _groups(settings, task.student.named_parameters())
+    groups += [{**group, "lr_scale": teacher_lr_scale} for group in _groups(settings, others)]
     return _create(settings, groups)
 
 
-def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]]) -> Optimizer:
     names = [str(name) for name in list_optimizers(exclude_filters=["lookahead*"])]
     if settings.opt not in names:
         hint = suggest(settings.opt, names, "see timm.optim.list_optimizers()")
@@ -76,9 +75,7 @@ def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]]) -> to
         raise UserError(f"Optimizer '{settings.opt}' could not be created: {first_line(error)}.") from error
 
 
-def _by_weight_decay(
-    settings: OptimizerSettings, parameters: Iterable[tuple[str, nn.Parameter]]
-) -> list[dict[str, Any]]:
+def _groups(settings: OptimizerSettings, parameters: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in parameters:
@@ -115,9 +112,7 @@ def follow_plateau(scheduler: Scheduler | None, settings: OptimizerSettings, sco
     scheduler.base_values = [probe.param_groups[0]["lr"]] * len(scheduler.base_values)
 
 
-def create_scheduler(
-    settings: OptimizerSettings, optimizer: torch.optim.Optimizer, updates_per_epoch: int
-) -> Scheduler | None:
+def create_scheduler(settings: OptimizerSettings, optimizer: Optimizer, updates_per_epoch: int) -> Scheduler | None:
     """Create a timm scheduler that depends only on the number of updates; None for a constant learning rate."""
     if settings.sched == "none":
         return None

@@ -10,15 +10,11 @@ from frskd_train.settings import DataSettings, Settings, declared, flag
 
 
 def check_resume(state: Mapping[str, Any], settings: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
-    """Compare the run of a checkpoint with the current one; return a sentence for each change that is applied.
+    """Compare the JSON part of a checkpoint with the current run; return a sentence for each change that is applied.
 
-    Args:
-        state: The JSON part of the checkpoint.
-        settings: All current settings by name.
-        facts: Other current values that a run depends on: `fingerprint`, `train_rows` and `data_mode` of the data,
-            `global_batch` (images per step over all processes), `processes`.
-
-    Raises UserError, with both values, if a change is not possible.
+    `settings` are all settings by name; `facts` are `fingerprint`, `train_rows` and `data_mode` of the data,
+    `global_batch` (images per step over all processes) and `processes`. Raises UserError, with both values, if a change
+    is not possible.
     """
     before = state["settings"]
     changed = {name: value for name, value in before.items() if name in settings and settings[name] != value}

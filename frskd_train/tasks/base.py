@@ -104,9 +104,7 @@ class Job(ABC):
 
     @classmethod
     @abstractmethod
-    def load_validation(
-        cls, data: DataSettings, fit: FitSettings, student: nn.Module, progress: bool
-    ) -> ValidationData:
+    def load_validation(cls, data: DataSettings, fit: FitSettings, student: Any, progress: bool) -> ValidationData:
         """Return validation data for a trained student; raise UserError if they do not fit it."""
 
     @abstractmethod

@@ -73,9 +73,7 @@ class ClassificationJob(Job):
         return LabelLoss(outputs, labels.smoothing, self.class_weights(data, outputs), **binary)
 
     @classmethod
-    def load_validation(
-        cls, data: DataSettings, fit: FitSettings, student: nn.Module, progress: bool
-    ) -> ValidationData:
+    def load_validation(cls, data: DataSettings, fit: FitSettings, student: Any, progress: bool) -> ValidationData:
         preprocessing = Preprocessing.from_timm(resolve_data_config({}, model=student)).fitted(fit)
         if fit.img_size is not None:
             refuse_size(student, preprocessing.input_size)
