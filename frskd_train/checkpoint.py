@@ -1,8 +1,7 @@
 """Checkpoints for resuming a run, written atomically and without pickle.
 
 A checkpoint is a folder `checkpoints/step-00000042/` of safetensors and JSON files. It is written under another name,
-synced and renamed, so that a folder with that name is complete; checksums detect later damage. The trained student is
-exported to `student/`.
+synced and renamed, so that a folder with that name is complete; checksums detect later damage.
 """
 
 import json
@@ -16,10 +15,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from frskd_timm.errors import UserError
 from frskd_train.disk import disk_errors, size_and_checksum, sync
-from frskd_train.packing import pack, unpack
 
 FORMAT = 1
 ASIDE = ".writing-"  # prefix of folders being written or deleted
@@ -28,23 +27,12 @@ _FROM_SETTINGS = ("lr", "initial_lr", "max_lr_snapshot", "lr_scale", "weight_dec
 
 
 def save_checkpoint(
-    folder: Path,
-    step: int,
-    modules: Mapping[str, nn.Module],
-    optimizer: torch.optim.Optimizer,
-    state: Mapping[str, Any],
+    folder: Path, step: int, modules: Mapping[str, nn.Module], optimizer: Optimizer, state: Mapping[str, Any]
 ) -> Path:
-    """Write a checkpoint into a run's `checkpoints/` and return its path.
+    """Write a checkpoint after `step` updates into a run's `checkpoints/` and return its path.
 
-    Args:
-        folder: The run's `checkpoints/`.
-        step: Number of updates so far, which names the checkpoint.
-        modules: Modules to save, by file name ('task', 'ema').
-        optimizer: The optimizer.
-        state: All other state, as JSON values.
-
-    Raises:
-        UserError: The disk is full or cannot be written, or weights are not finite; older checkpoints stay untouched.
+    It has the modules by file name ('task', 'ema'), the optimizer, and all other state as JSON values. Raises UserError
+    if the disk is full or cannot be written, or weights are not finite; older checkpoints stay.
     """
     final = folder / checkpoint_name(step)
     aside = folder / f"{ASIDE}{final.name}"
@@ -60,13 +48,8 @@ def save_checkpoint(
             packed = pack(optimizer.state_dict(), tensors, "optimizer")
             save_file(_independent(tensors), aside / "optimizer.safetensors")
             scaler = getattr(optimizer, "scaler", None)  # with float16
-            content = {
-                **state,
-                "format": FORMAT,
-                "optimizer": packed,
-                "scaler": scaler.state_dict() if scaler is not None else None,
-                "files": {path.name: size_and_checksum(path) for path in sorted(aside.iterdir())},
-            }
+            content = {**state, "format": FORMAT, "optimizer": packed, "scaler": scaler and scaler.state_dict()}
+            content["files"] = {path.name: size_and_checksum(path) for path in sorted(aside.iterdir())}
             (aside / "state.json").write_text(_with_checksum(content), encoding="utf-8")
             for path in (*aside.iterdir(), aside):
                 sync(path)
@@ -87,9 +70,8 @@ def checkpoint_name(step: int) -> str:
 def refuse_bad_weights(modules: Mapping[str, nn.Module], folder: Path) -> None:
     """Raise UserError if a parameter or running statistic is not finite."""
     for module in modules.values():
-        # Infinite buffers may be intended, for example attention masks.
-        bad = [name for name, tensor in module.named_parameters() if not bool(torch.isfinite(tensor).all())]
-        bad += [name for name, tensor in module.named_buffers() if bool(torch.isnan(tensor).any())]
+        bad = [name for name, tensor in module.named_parameters() if not torch.isfinite(tensor).all()]
+        bad += [name for name, tensor in module.named_buffers() if torch.isnan(tensor).any()]  # masks may be infinite
         if bad:
             raise UserError(
                 f"The weights are no longer finite ({bad[0]} first), so they were not saved; the last good checkpoint "
@@ -118,23 +100,16 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
 def find_damage(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint's files, or None if it is intact."""
     try:
-        for name, expected in load_state(checkpoint)["files"].items():
-            path = checkpoint / name
-            if not path.is_file():
-                return f"{path} is missing."
-            if size_and_checksum(path) != expected:
-                return f"{path} is damaged: its size or checksum is not the one recorded when it was written."
+        files = load_state(checkpoint)["files"]
     except UserError as error:
         return str(error)
+    for path in (checkpoint / name for name in files):
+        if not path.is_file() or size_and_checksum(path) != files[path.name]:
+            return f"{path} is missing or damaged: its size or checksum is not the one recorded when it was written."
     return None
 
 
-def restore(
-    checkpoint: Path,
-    state: Mapping[str, Any],
-    modules: Mapping[str, nn.Module],
-    optimizer: torch.optim.Optimizer,
-) -> None:
+def restore(checkpoint: Path, state: Mapping[str, Any], modules: Mapping[str, nn.Module], optimizer: Optimizer) -> None:
     """Load a checkpoint with JSON part `state` into modules and optimizer; raise UserError if they do not fit."""
     for name, module in modules.items():
         tensors = _read(checkpoint / f"{name}.safetensors")
@@ -150,7 +125,7 @@ def restore(
     for group, values in zip(optimizer.param_groups, chosen, strict=True):
         group.update(values)
     scaler = getattr(optimizer, "scaler", None)
-    if scaler is not None and state.get("scaler"):
+    if scaler is not None and state["scaler"]:
         scaler.load_state_dict(state["scaler"])
     # Restore the parameters' memory format, because mixed strides are slower.
     for group in optimizer.param_groups:
@@ -210,3 +185,40 @@ def _independent(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _with_checksum(content: Mapping[str, Any]) -> str:
     """Convert to JSON that contains a CRC-32 of its own text, to detect damage."""
     return json.dumps({**content, "checksum": zlib.crc32(json.dumps(content).encode())})
+
+
+def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
+    """Convert a nested value to JSON, and move its tensors to `tensors` under names that begin with `name`.
+
+    It may consist of tensors, dtypes, numbers, text, None, dictionaries, lists and tuples; others raise TypeError.
+    """
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, tuple):
+        return {"tuple": pack(list(value), tensors, name)}
+    if isinstance(value, list):
+        return [pack(item, tensors, f"{name}.{index}") for index, item in enumerate(value)]
+    if isinstance(value, Mapping):  # keys may be numbers
+        return {"items": [[key, pack(item, tensors, f"{name}.{key}")] for key, item in value.items()]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{name} is of type {type(value).__name__}")
+
+
+def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Restore a value from the output of `pack`."""
+    if isinstance(packed, list):
+        return [unpack(item, tensors) for item in packed]
+    if not isinstance(packed, dict):
+        return packed
+    ((kind, content),) = packed.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dtype":
+        return getattr(torch, content)
+    if kind == "tuple":
+        return tuple(unpack(content, tensors))
+    return {key: unpack(item, tensors) for key, item in content}

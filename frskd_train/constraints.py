@@ -4,6 +4,7 @@ import ast
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Any
@@ -12,10 +13,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 
 class Fact(Enum):
-    """A property of a setting.
-
-    A setting without facts belongs to both tasks, is published in recipes, and may change at resume with a message.
-    """
+    """A property of a setting; by default it is for both tasks, published, and may change at resume with a message."""
 
     FIXED = "may not change at resume: with another value the checkpoint's numbers mean something else"
     FREE = "may change at resume without a message"
@@ -37,7 +35,7 @@ class Range:
     above: float | None = None
 
     def refusal(self, value: float) -> str | None:
-        """Say what `value` would have to be, or returns None."""
+        """Say what `value` would have to be, or return None."""
         if not math.isfinite(value):
             return "a finite number"
         if self.above is not None and not value > self.above:
@@ -57,7 +55,7 @@ class Pattern:
     words: str
 
     def refusal(self, value: str) -> str | None:
-        """Say what `value` would have to be, or returns None."""
+        """Say what `value` would have to be, or return None."""
         return None if re.fullmatch(self.regex, value) else self.words
 
 
@@ -97,11 +95,8 @@ def keyword_arguments(pairs: Mapping[str, str]) -> dict[str, Any]:
 
     `true` and `false` also become bools; timm passes them as text, which is truthy in both cases.
     """
-    return {name: _literal(value) for name, value in pairs.items()}
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
-    except (ValueError, TypeError, SyntaxError):
-        return text
+    values: dict[str, Any] = dict(pairs)
+    for name, text in pairs.items():
+        with suppress(ValueError, TypeError, SyntaxError):
+            values[name] = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    return values

@@ -19,22 +19,15 @@ from torch.nn import functional as F
 
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.teachers.blocks import CentredConv2d
+from frskd_train.errors import suggest
 from frskd_train.settings import LoopSettings
-from frskd_train.suggest import suggest
-
-# Set for every process by launchers of several processes.
-_STARTED = ("WORLD_SIZE", "RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
-def start_accelerator(
-    settings: LoopSettings, report_to: Sequence[str] = (), project_dir: str | None = None
-) -> Accelerator:
+def start_accelerator(settings: LoopSettings, report_to: Sequence[str] = (), folder: str | None = None) -> Accelerator:
     """Create the accelerator with the right precision, and give this process its share of the cores.
 
-    `accelerate launch` allows one thread per process by default; here the cores are divided evenly.
-
-    Raises:
-        UserError: The device cannot use the precision, or a tracker is unknown or not installed.
+    `accelerate launch` allows one thread per process by default; here the cores are divided evenly. Raises UserError if
+    the device cannot use the precision, or a tracker is unknown or not installed.
     """
     # Accelerate has to be told that several processes without a GPU belong together.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
@@ -47,21 +40,16 @@ def start_accelerator(
         keep_freed_memory()
         if not _fast_bfloat16(state.device):
             muon_in_float32()
-    installed = [str(tracker) for tracker in get_available_trackers()]
     trackers = [name for word in report_to for name in word.split(",") if name]
     for tracker in trackers:
         if tracker not in LoggerType.list():
             hint = suggest(tracker, LoggerType.list(), f"choose from {', '.join(LoggerType.list())}")
             raise UserError(f"--report-to {tracker} is not a tracker that Accelerate supports{hint}")
-        if tracker not in (*installed, "all"):
+        if tracker not in ("all", *map(str, get_available_trackers())):
             raise UserError(f"--report-to {tracker} needs a package that is not installed: pip install {tracker}.")
+    amp = precision(settings, state.device)
     try:
-        return Accelerator(
-            cpu=cpu,
-            mixed_precision=precision(settings, state.device),
-            log_with=trackers or None,
-            project_dir=project_dir or "runs",
-        )
+        return Accelerator(cpu=cpu, mixed_precision=amp, log_with=trackers or None, project_dir=folder or "runs")
     except (ValueError, ImportError) as error:
         raise UserError(f"Accelerate could not start: {first_line(error)}.") from error
 
@@ -69,11 +57,11 @@ def start_accelerator(
 def refuse_missing_processes() -> None:
     """Raise UserError if `accelerate launch` should have started several processes on the CPU but started only one."""
     # Accelerate sets a master address only for several processes, and starts them on CPUs only through MPI.
-    asked = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
-    if asked and not any(name in os.environ for name in _STARTED):
+    asked = os.environ.keys() >= {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"}
+    launchers = {"WORLD_SIZE", "RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
+    if asked and not launchers & os.environ.keys():  # these set one of them for every process
         raise UserError(
-            "accelerate launch starts only one process on a CPU; start N processes with torchrun --nproc_per_node N "
-            "train.py."
+            "accelerate launch starts only one process on a CPU; use torchrun --nproc_per_node N train.py instead."
         )
 
 
@@ -83,10 +71,9 @@ def cores() -> int:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep the memory of large tensors for the next step instead of returning it to the system.
+    """Let glibc keep the memory of large tensors for the next step, unless its environment variables are set.
 
-    Mapping and clearing new pages takes a tenth of a training step on a CPU. Nothing is changed if glibc's own
-    environment variables are set, or with another C library.
+    Mapping and clearing new pages takes a tenth of a training step on a CPU.
     """
     chosen = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"} & os.environ.keys()
     if chosen or platform.libc_ver()[0] != "glibc":
@@ -100,8 +87,7 @@ def keep_freed_memory() -> None:
 def muon_in_float32() -> None:
     """Let timm's Muon orthogonalise its updates in float32 instead of bfloat16, which it offers no argument for.
 
-    A CPU without bfloat16 instructions emulates them at a quarter of the speed of float32; the optimizer would then
-    take longer than the rest of an FRSKD step of ResNet-18.
+    A CPU without bfloat16 instructions emulates them at a quarter of the speed of float32.
     """
     muon.zeropower_via_newtonschulz = functools.partial(muon.zeropower_via_newtonschulz, dtype=torch.float32)
 
@@ -132,11 +118,10 @@ def to_channels_last(module: nn.Module) -> None:
 def centre_strided_convolutions(module: nn.Module) -> None:
     """Avoid a bug of torch in padded strided convolutions of maps one pixel wide or high (`CentredConv2d`)."""
     for child in module.modules():
-        if type(child) is not nn.Conv2d or child.stride == (1, 1) or child.kernel_size == (1, 1):
-            continue
-        halves = tuple(size // 2 for size in child.kernel_size if size % 2)  # an even kernel has no centre
-        if child.padding == halves and child.padding_mode == "zeros" and child.dilation == (1, 1):
-            child.__class__ = CentredConv2d
+        if type(child) is nn.Conv2d and child.stride != (1, 1) and child.kernel_size != (1, 1):
+            halves = tuple(size // 2 for size in child.kernel_size if size % 2)  # an even kernel has no centre
+            if child.padding == halves and child.padding_mode == "zeros" and child.dilation == (1, 1):
+                child.__class__ = CentredConv2d
 
 
 def step_seed(*parts: int) -> int:
@@ -146,38 +131,28 @@ def step_seed(*parts: int) -> int:
 
 def machine_name() -> str:
     """Return the name of the processor."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(models, "") or platform.processor() or platform.machine()
 
 
 def precision(settings: LoopSettings, device: torch.device) -> str:
-    """Return Accelerate's name of the precision: 'bf16' on hardware that supports it, 'fp16' on request, else 'no'.
-
-    Raises:
-        UserError: float16 was requested on a CPU.
-    """
+    """Return Accelerate's name of the precision: 'bf16', 'fp16' or 'no'; raise UserError for float16 on a CPU."""
     if not settings.amp:
         return "no"
     if settings.amp_dtype == "float16":
         if device.type == "cpu":
             raise UserError("--amp-dtype float16 needs a GPU; use bfloat16 or omit it.")
         return "fp16"
-    if settings.amp_dtype == "bfloat16" or _fast_bfloat16(device):
-        return "bf16"
-    return "no"
+    return "bf16" if settings.amp_dtype == "bfloat16" or _fast_bfloat16(device) else "no"
 
 
 def _fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        return any(getattr(torch.cpu, f"_is_{isa}_supported", bool)() for isa in ("avx512_bf16", "amx_tile"))
-    return False
+    instructions = ("avx512_bf16", "amx_tile")
+    return device.type == "cpu" and any(getattr(torch.cpu, f"_is_{isa}_supported", bool)() for isa in instructions)
 
 
 def is_loss_of_a_process(error: Exception) -> bool:

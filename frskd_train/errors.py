@@ -1,24 +1,35 @@
-"""Errors in settings, and ways to end a process. Needs no heavy imports."""
+"""Errors in settings, suggestions for mistyped names, and ways to end a process. Needs no heavy imports."""
 
+import difflib
 import os
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
-
-_KEPT: list[object] = []
 
 
 class SettingsError(ValueError):
     """An unusable setting; the message is one sentence for the user."""
 
 
+def suggest(name: str, known: Iterable[str], otherwise: str = "", within: Path = Path()) -> str:
+    """Return the end of a sentence about an unknown name: `; did you mean A or B?`, else `; OTHERWISE.` or `.`.
+
+    `within` is the folder of the names if they are files.
+    """
+    close = difflib.get_close_matches(name, list(known), n=3)
+    if close:
+        return f"; did you mean {' or '.join(str(within / match) for match in close)}?"
+    return f"; {otherwise}." if otherwise else "."
+
+
 def exit_with_error(message: object) -> NoReturn:
     """End the process with a message and status 2; of several processes on a machine only the first one prints it."""
-    if _is_first_to_complain():
+    if "RANK" not in os.environ or _is_first_to_complain():
         _print_error(message)
     exit_process(2)
 
@@ -29,12 +40,6 @@ def exit_interrupted(message: str) -> NoReturn:
     with suppress(OSError):
         sys.stdout.flush()
     os._exit(130)
-
-
-def keep_until_exit(wrapped: object) -> None:
-    """With several processes, keep a DDP model alive until `exit_process`: freeing it tears down communication."""
-    if "RANK" in os.environ:
-        _KEPT.append(wrapped)
 
 
 def discard_output() -> None:
@@ -76,8 +81,6 @@ def _print_error(message: object) -> None:
 
 def _is_first_to_complain() -> bool:
     """Return whether this is the first process of its launcher to print an error; an empty file records it."""
-    if "RANK" not in os.environ:
-        return True
     claim = Path(tempfile.gettempdir()) / f"frskd-complaint-{os.getppid()}-{os.environ.get('MASTER_PORT', '')}"
     with suppress(OSError):
         if time.time() - claim.stat().st_mtime > 60:  # left over from an earlier run with the same ids

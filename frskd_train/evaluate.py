@@ -17,15 +17,10 @@ Scores = dict[str, dict[str, Any]]  # by network and name; percent, except losse
 
 @dataclass(frozen=True)
 class Measure:
-    """Scoring of one task: sums over images, added up over processes, and the scores computed from them.
+    """Scoring of one task."""
 
-    Attributes:
-        count: Function from float32 logits and targets of a batch to a float64 vector of sums.
-        scores: Function from the vector of sums over all images to scores.
-    """
-
-    count: Callable[[Tensor, Tensor], Tensor]
-    scores: Callable[[Tensor], dict[str, Any]]
+    count: Callable[[Tensor, Tensor], Tensor]  # from float32 logits and targets of a batch to a float64 vector of sums
+    scores: Callable[[Tensor], dict[str, Any]]  # from the sums over all images and processes
 
 
 def _count_hits(logits: Tensor, target: Tensor) -> Tensor:
@@ -43,10 +38,7 @@ def _accuracies(sums: Tensor) -> dict[str, Any]:
 
 
 def _count_pixels(logits: Tensor, target: Tensor) -> Tensor:
-    """Count hits, predictions and labels per class, loss and images from logits [B, K, H, W] and classes [B, H, W].
-
-    Pixels of class `IGNORED` do not count.
-    """
+    """Count hits, predictions and labels per class, loss and images from logits [B, K, H, W] and classes [B, H, W]."""
     classes = logits.shape[1]
     loss = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
     labelled = target != IGNORED
@@ -83,16 +75,10 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     accelerator: Accelerator,
 ) -> Scores:
-    """Score networks on the validation images of all processes.
+    """Score networks on the validation images of all processes, of which each has its own batches with targets.
 
-    Args:
-        measure: `CLASSIFICATION` or `SEGMENTATION`.
-        predict: Function from images to logits by name of the network.
-        batches: This process's share of the images, with their targets.
-        accelerator: Adds up the sums of all processes.
-
-    Returns:
-        Scores by name of the network, `student` first; empty if there are no images.
+    `measure` is `CLASSIFICATION` or `SEGMENTATION`, and `predict` returns logits by name of the network. Returns scores
+    by name of the network, `student` first; empty if there are no images.
     """
     sums: dict[str, Tensor] = {}
     for images, target in batches:
@@ -102,9 +88,7 @@ def evaluate(
             counts = measure.count(logits.float(), target)
             sums[name] = sums[name] + counts if name in sums else counts
     if accelerator.num_processes > 1:  # a process without images also has to take part in the sums
-        sizes: dict[str, int] = {}
-        for found in gather_object([{name: len(counts) for name, counts in sums.items()}]):
-            sizes |= found
+        sizes = dict(gather_object([(name, len(counts)) for name, counts in sums.items()]))
         for name in sorted(sizes):
             none = torch.zeros(sizes[name], dtype=torch.float64, device=accelerator.device)
             sums[name] = accelerator.reduce(sums.get(name, none), reduction="sum")

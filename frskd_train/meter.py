@@ -1,4 +1,4 @@
-"""Running means of the loss terms during training, and a note about a student that does not learn."""
+"""Watching a training run: means of the loss terms, a note if nothing is learned, and skipping of bad updates."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 RECENT = 50  # steps averaged for progress lines within an epoch; the epoch's mean would hide recent changes
 
@@ -19,8 +21,7 @@ class TrainMeter:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.steps = 0
+        self.device, self.steps = device, 0
         self._start([])
 
     def _start(self, names: list[str]) -> None:
@@ -89,28 +90,52 @@ def learning_note(
     history: Sequence[Mapping[str, Any]],
     recent: Mapping[str, float],
     shown: Mapping[str, str],
-    num_classes: int,
+    classes: int,
     updates: int,
 ) -> str | None:
-    """Return a note about a student that has stopped learning, which other falling loss terms could hide.
+    """Return a note, after 100 updates, about a student that does not learn, which other falling losses could hide.
 
-    After 100 optimizer updates, check the rows of the finished epochs, the loss terms of the last steps and the first
-    score shown.
+    It is based on the rows of the finished epochs, the loss terms of the last steps and the first score shown.
     """
     if updates < 100:
         return None
-    guessing = math.log(num_classes)
+    guessing = math.log(classes)
     if recent.get("loss_ce", 0.0) >= 0.995 * guessing:
         return (
             f"Note: the student's cross-entropy was {recent['loss_ce']:.3f} over the last steps; guessing among "
-            f"{num_classes} classes gives {guessing:.3f}, so it is not learning. A lower --lr may help."
+            f"{classes} classes gives {guessing:.3f}, so it is not learning. A lower --lr may help."
         )
     score, name = next(iter(shown.items()))
     scores = [row[score] for row in history if score in row]
-    if score == "top1" and scores and scores[-1] <= 100 / num_classes:
-        return (
-            f"Note: the student's {name} of {scores[-1]:.2f}% is no better than guessing among {num_classes} classes."
-        )
+    if score == "top1" and scores and scores[-1] <= 100 / classes:
+        return f"Note: the student's {name} of {scores[-1]:.2f}% is no better than guessing among {classes} classes."
     if scores and scores[-1] < 0.5 * max(scores):
         return f"Note: the student's {name} fell to {scores[-1]:.2f}% from {max(scores):.2f}%."
     return None
+
+
+class NonfiniteGuard:
+    """Skip updates whose gradients are not finite, and undo everything that their forward passes changed.
+
+    All processes hold the same gradients, so they make the same decision without communication. `has_scaler` is whether
+    the gradient scaler of float16 already skips such updates.
+    """
+
+    def __init__(self, module: nn.Module, has_scaler: bool) -> None:
+        self.module, self.has_scaler = module, has_scaler
+        self._buffers = [buffer.clone() for buffer in module.buffers()]
+
+    @torch.no_grad()
+    def check(self, optimizer: AcceleratedOptimizer) -> None:
+        """Check the complete gradients before they are clipped and applied. Synchronises."""
+        bad = any(bool(buffer.isnan().any()) for buffer in self.module.buffers())
+        if not self.has_scaler:
+            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+            bad = bad or not bool(torch.isfinite(get_total_norm(gradients)))
+            if bad:
+                optimizer.zero_grad()
+        for kept, buffer in zip(self._buffers, self.module.buffers(), strict=True):
+            if bad:
+                buffer.copy_(kept)
+            else:
+                kept.copy_(buffer)

@@ -1,6 +1,6 @@
 """Optimizer and learning-rate schedule of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
@@ -11,24 +11,21 @@ from timm.optim._param_groups import param_groups_layer_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
+from torch.optim import Optimizer
 
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.task import StudentTask
+from frskd_train.checkpoint import pack
 from frskd_train.constraints import keyword_arguments
-from frskd_train.packing import pack
+from frskd_train.errors import suggest
 from frskd_train.settings import OptimizerSettings
-from frskd_train.suggest import suggest
 
 # torch optimizers with a fused update of all weights, which takes a third of the time on a CPU.
 FUSED = {"sgd", "momentum", "adam", "adamw"}
 
 
 def check_optimizer(settings: OptimizerSettings, device: torch.device | str = "cpu") -> None:
-    """Try the optimizer on two tiny parameters before any data are read.
-
-    Raises:
-        UserError: timm has no such optimizer, or it cannot be created, stepped or saved here.
-    """
+    """Try the optimizer on two tiny parameters before any data are read; raise UserError if it cannot be used."""
     if settings.opt in list_optimizers("*kron*") and find_spec("opt_einsum") is None:
         raise UserError(
             f"Optimizer '{settings.opt}' runs out of memory without the package opt_einsum: pip install opt_einsum."
@@ -46,55 +43,47 @@ def check_optimizer(settings: OptimizerSettings, device: torch.device | str = "c
         raise UserError(f"Optimizer '{settings.opt}' cannot be used here: {first_line(error)}.") from error
 
 
-def create_optimizer(
-    settings: OptimizerSettings, task: StudentTask, teacher_lr_scale: float = 1.0
-) -> torch.optim.Optimizer:
-    """Create a timm optimizer for all trainable parameters of a task; raises UserError like `check_optimizer`.
+def create_optimizer(settings: OptimizerSettings, task: StudentTask, teacher_lr_scale: float = 1.0) -> Optimizer:
+    """Create a timm optimizer for all trainable parameters of a task; raise UserError like `check_optimizer`.
 
     The learning rate of all parameters outside the student is `teacher_lr_scale` times the student's.
     """
-    parameters = [
-        *_groups(settings, task.student),
-        *({**group, "lr_scale": teacher_lr_scale} for group in _groups(settings, task, without=task.student)),
-    ]
-    return _create(settings, parameters)
+    student = {id(parameter) for parameter in task.student.parameters()}
+    others = [(name, parameter) for name, parameter in task.named_parameters() if id(parameter) not in student]
+    if settings.layer_decay is not None:
+        groups = param_groups_layer_decay(task.student, settings.weight_decay, layer_decay=settings.layer_decay)
+    else:
+        groups = _groups(settings, task.student.named_parameters())
+    groups += [{**group, "lr_scale": teacher_lr_scale} for group in _groups(settings, others)]
+    return _create(settings, groups)
 
 
-def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]]) -> Optimizer:
     names = [str(name) for name in list_optimizers(exclude_filters=["lookahead*"])]
     if settings.opt not in names:
         hint = suggest(settings.opt, names, "see timm.optim.list_optimizers()")
         raise UserError(f"timm has no optimizer '{settings.opt}'{hint}")
     if get_optimizer_info(settings.opt).second_order:
         raise UserError(f"Optimizer '{settings.opt}' needs second-order gradients, which training does not compute.")
-    fused: dict[str, Any] = {"fused": True} if settings.opt in FUSED else {}
+    own: dict[str, Any] = {name: getattr(settings, name) for name in ("opt", "lr", "weight_decay", "momentum")}
+    more = keyword_arguments(settings.opt_kwargs)
+    if settings.opt in FUSED:
+        more.setdefault("fused", True)
     try:
-        return create_optimizer_v2(
-            parameters,
-            opt=settings.opt,
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            momentum=settings.momentum,
-            **(fused | keyword_arguments(settings.opt_kwargs)),
-        )
+        return create_optimizer_v2(parameters, **own, **more)
     except Exception as error:
         raise UserError(f"Optimizer '{settings.opt}' could not be created: {first_line(error)}.") from error
 
 
-def _groups(settings: OptimizerSettings, module: nn.Module, without: nn.Module | None = None) -> list[dict[str, Any]]:
-    """Split parameters into timm's groups by weight decay, and with `--layer-decay` also by layer of the student."""
-    if settings.layer_decay is not None and without is None:
-        return param_groups_layer_decay(module, settings.weight_decay, layer_decay=settings.layer_decay)
-    excluded = set() if without is None else {id(p) for p in without.parameters()}
+def _groups(settings: OptimizerSettings, parameters: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
-        if id(parameter) in excluded or not parameter.requires_grad:
-            continue
+    for name, parameter in parameters:
         exempt = settings.filter_bias_and_bn and (parameter.ndim <= 1 or name.endswith(".bias"))
-        (plain if exempt else decayed).append(parameter)
+        if parameter.requires_grad:
+            (plain if exempt else decayed).append(parameter)
     groups = [(decayed, settings.weight_decay), (plain, 0.0)]
-    return [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]
+    return [{"params": members, "weight_decay": decay} for members, decay in groups if members]
 
 
 def with_scaled_lr(settings: OptimizerSettings, images: int) -> OptimizerSettings:
@@ -123,22 +112,12 @@ def follow_plateau(scheduler: Scheduler | None, settings: OptimizerSettings, sco
     scheduler.base_values = [probe.param_groups[0]["lr"]] * len(scheduler.base_values)
 
 
-def create_scheduler(
-    settings: OptimizerSettings, optimizer: torch.optim.Optimizer, updates_per_epoch: int
-) -> Scheduler | None:
+def create_scheduler(settings: OptimizerSettings, optimizer: Optimizer, updates_per_epoch: int) -> Scheduler | None:
     """Create a timm scheduler that depends only on the number of updates; None for a constant learning rate."""
     if settings.sched == "none":
         return None
-    return create_scheduler_v2(
-        optimizer,
-        sched="constant" if settings.sched == "plateau" else settings.sched,
-        num_epochs=settings.epochs,
-        decay_epochs=settings.decay_epochs,
-        decay_milestones=list(settings.decay_milestones),
-        decay_rate=settings.decay_rate,
-        min_lr=settings.min_lr,
-        warmup_lr=settings.warmup_lr,
-        warmup_epochs=settings.warmup_epochs,  # type: ignore[arg-type]
-        step_on_epochs=False,
-        updates_per_epoch=updates_per_epoch,
-    )[0]
+    sched = "constant" if settings.sched == "plateau" else settings.sched
+    same = ("decay_epochs", "decay_milestones", "decay_rate", "min_lr", "warmup_lr", "warmup_epochs")
+    options: dict[str, Any] = {name: getattr(settings, name) for name in same}
+    options |= {"num_epochs": settings.epochs, "updates_per_epoch": updates_per_epoch, "step_on_epochs": False}
+    return create_scheduler_v2(optimizer, sched, **options)[0]

@@ -3,7 +3,6 @@
 import dataclasses
 import re
 import sys
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ from typing import Any
 import tyro
 
 from frskd_train.constraints import LOCAL, Pattern, Range
-from frskd_train.errors import SettingsError
+from frskd_train.errors import SettingsError, suggest
 from frskd_train.recipe import as_flags, find_recipe, read_yaml
 from frskd_train.settings import EvaluationSettings, Settings, declared, default_settings, flag, flat, foreign
-from frskd_train.suggest import suggest
 from frskd_train.timm_flags import TRAIN, VALIDATE
 
 FLAT = (tyro.conf.OmitArgPrefixes,)  # --lr, not --optimizer.lr
@@ -29,9 +27,8 @@ REFUSED_KWARGS = {
 def parse_settings(args: Sequence[str]) -> Settings:
     """Read settings: the defaults of the task, then those of a resumed run, then the `--config` recipe, then flags.
 
-    Raises:
-        SettingsError: A recipe cannot be read, a name is unknown, or a value is out of range.
-        SystemExit: `--help` was given, or a value cannot be parsed (the message has been printed).
+    Raises SettingsError if a recipe cannot be read, a name is unknown, or a value is out of range; and SystemExit for
+    `--help` and for a value that cannot be parsed, after a message.
     """
     args = [f"--config{token[2:]}" if token == "-c" or token.startswith("-c=") else token for token in args]
     config = _last_value(args, "--config")
@@ -50,27 +47,16 @@ def parse_settings(args: Sequence[str]) -> Settings:
 
 
 def parse_evaluation(args: Sequence[str]) -> EvaluationSettings:
-    """Read the settings of `validate.py`.
-
-    Raises:
-        SettingsError: A flag is unknown, or a value is out of range.
-        SystemExit: `--help` was given, or a value cannot be parsed.
-    """
+    """Read the settings of `validate.py`; raise SettingsError and SystemExit like `parse_settings`."""
     _refuse_unknown(args, "validate.py", EvaluationSettings, VALIDATE)
     description = "Scores a model on a dataset: accuracy or mean IoU, scores by class, calibration and mistakes."
     settings = tyro.cli(EvaluationSettings, args=list(args), prog="validate.py", description=description, config=FLAT)
-    for group in (settings, settings.data, settings.fit):
-        check_group(group)
+    check_ranges(settings)
     return settings
 
 
 def read_recipe(path: str) -> Settings:
-    """Read a recipe on top of the defaults of its task.
-
-    Raises:
-        SettingsError: The file cannot be read, or a key is unknown.
-        SystemExit: A value cannot be parsed; the message with the recipe's name has been printed.
-    """
+    """Read a recipe on top of the defaults of its task; raise SettingsError and SystemExit like `parse_settings`."""
     content = read_yaml(path)
     return _overlay(path, content, default_settings(str(content.get("task"))))
 
@@ -87,34 +73,23 @@ def _overlay(path: str, content: Mapping[str, Any], settings: Settings) -> Setti
 
 
 def _hint(name: str, kind: type, table: Mapping[str, str]) -> str:
-    """Return what to use instead of an unknown setting, as the end of a sentence."""
     if name in table:
         return f" (here: {table[name]})."
-    return suggest(flag(name), map(flag, _names(kind)), "--help lists all settings")
-
-
-def _names(kind: type) -> set[str]:
-    groups = [kind, *(hint for hint in typing.get_type_hints(kind).values() if dataclasses.is_dataclass(hint))]
-    return {setting.name for group in groups for setting in dataclasses.fields(group) if group is not Settings}
+    return suggest(flag(name), map(flag, declared(kind)), "--help lists all settings")
 
 
 def _refuse_unknown(args: Sequence[str], script: str, kind: type, table: Mapping[str, str]) -> None:
     if args and not args[0].startswith("-"):
         raise SettingsError(f"{script} takes flags only, not '{args[0]}'{_hint('data_dir', kind, table)}")
-    known = _names(kind)
+    known = declared(kind)
     for name in (token[2:].split("=", 1)[0].replace("-", "_") for token in args if token.startswith("--")):
         if name.removeprefix("no_") not in known and name != "help" and not name.startswith("tyro"):
             raise SettingsError(f"{script} has no {flag(name)}{_hint(name, kind, table)}")
 
 
 def check_settings(settings: Settings) -> None:
-    """Check every setting against its declared range, and settings against each other.
-
-    Raises:
-        SettingsError: A setting cannot be used; the message has its flag, its value and what would be right.
-    """
-    for group in dataclasses.fields(settings):
-        check_group(getattr(settings, group.name))
+    """Raise SettingsError if a setting is out of its declared range, or does not fit another one."""
+    check_ranges(settings)
     values, defaults = flat(settings), flat(default_settings(settings.model.task))
     for name in foreign(settings.model.task):
         if values[name] != defaults[name]:
@@ -127,9 +102,9 @@ def check_settings(settings: Settings) -> None:
             raise SettingsError(f"{flag(name)} has to be less than --epochs {optimizer.epochs}, not {epochs:g}.")
     if optimizer.sched == "multistep" and not optimizer.decay_milestones:
         raise SettingsError("--sched multistep needs --decay-milestones, the epochs at which the rate decays.")
-    given = [name for name in ("bce_sum", "bce_target_thresh", "bce_pos_weight") if values[name] not in (False, None)]
-    if given and not settings.labels.bce_loss:
-        raise SettingsError(f"{flag(given[0])} has no effect without --bce-loss: add it.")
+    for name in ("bce_sum", "bce_target_thresh", "bce_pos_weight"):
+        if values[name] not in (False, None) and not settings.labels.bce_loss:
+            raise SettingsError(f"{flag(name)} has no effect without --bce-loss: add it.")
     for name, numbers in (("--mean", pre.mean), ("--std", pre.std)):
         if numbers is not None and len(numbers) not in (1, pre.in_chans):
             raise SettingsError(f"{name} takes one number, or {pre.in_chans} (one per channel), not {len(numbers)}.")
@@ -141,24 +116,22 @@ def check_settings(settings: Settings) -> None:
         raise SettingsError(f"--model-kwargs may not contain {name}: it has its own flag or changes what timm returns.")
 
 
-def check_group(group: object) -> None:
-    """Check every setting of one group against its declared constraints.
-
-    Raises:
-        SettingsError: A setting is out of range.
-    """
-    for name, facts in declared(type(group)).items():
-        value = getattr(group, name)
+def check_ranges(group: Any) -> None:
+    """Raise SettingsError if a setting of a group, or of a group within it, does not meet its declared constraints."""
+    declarations = declared(type(group))
+    for name, value in vars(group).items():
+        if dataclasses.is_dataclass(value):
+            check_ranges(value)
+            continue
+        facts = declarations[name]
         if value == "" and LOCAL in facts:
             raise SettingsError(f"{flag(name)} has to be given: a published recipe does not hold its author's paths.")
         for part in value if isinstance(value, tuple) else () if value is None else (value,):
             if isinstance(part, str) and re.search(r"[\x00-\x1f\x7f]", part):
                 raise SettingsError(f"{flag(name)} contains a control character: {part!r}.")
             for fact in facts:
-                if isinstance(fact, Range) and isinstance(part, str):  # a word instead of numbers
-                    continue
-                refusal = fact.refusal(part) if isinstance(fact, Range | Pattern) else None
-                if refusal:
+                is_for = isinstance(fact, Pattern if isinstance(part, str) else Range)  # a word may replace numbers
+                if is_for and (refusal := fact.refusal(part)):
                     raise SettingsError(f"{flag(name)} has to be {refusal}, not {part}.")
 
 
@@ -168,7 +141,6 @@ def _cli(args: Sequence[str], default: Settings) -> Settings:
 
 
 def _resumed_config(args: Sequence[str]) -> str | None:
-    """Return the `config.yaml` of the run that `--resume` names, if it has one."""
     resume = _last_value(args, "--resume")
     run = _last_value(args, "--output-dir") if resume == "auto" else resume
     if resume is None or run is None:
@@ -178,7 +150,6 @@ def _resumed_config(args: Sequence[str]) -> str | None:
 
 
 def _last_value(args: Sequence[str], name: str) -> str | None:
-    """Return the value of the last flag of this name."""
     value = None
     for i, token in enumerate(args):
         if token in (name, name.replace("-", "_").replace("__", "--", 1)) and i + 1 < len(args):

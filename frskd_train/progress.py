@@ -9,14 +9,10 @@ from frskd_train.errors import discard_output
 
 
 class Progress:
-    """Print progress on the main process; on a terminal the current line is overwritten.
+    """Print progress if `enabled`, on the main process; on a terminal the current line is overwritten.
 
-    Args:
-        enabled: Whether this process prints.
-        epochs: Number of epochs of the run.
-        steps: Steps per epoch.
-        images: Images per step over all processes.
-        shown: Names of the scores by column; the first one is printed.
+    There are `epochs` of `steps` steps, each with `images` images over all processes; `shown` has the names of the
+    scores by column, of which the first one is printed.
     """
 
     def __init__(self, enabled: bool, epochs: int, steps: int, images: int, shown: Mapping[str, str]) -> None:
@@ -24,34 +20,24 @@ class Progress:
         self.score, self.score_name = next(iter(shown.items()))
         self.epochs, self.steps, self.images = epochs, steps, images
         self._live = enabled and sys.stdout.isatty()
-        self._start, self._done_before, self._step_count = time.perf_counter(), 0, 0
-        self._training = 0.0  # seconds in training steps
-        self._epoch_start: float | None = None
-
-    def skip(self, steps: int) -> None:
-        """Exclude the steps of an earlier part of the run from the estimate of the remaining time."""
-        self._done_before = steps
+        self.done_before = 0  # steps of an earlier part of the run
+        self._start, self._step_count = time.perf_counter(), 0
+        self._training, self._last = 0.0, 0.0  # seconds of training, and when the last step or epoch began
 
     def start_epoch(self) -> None:
-        """Start the timer of training steps."""
-        self._epoch_start = time.perf_counter()
+        """Start the timer; validation does not count as training."""
+        self._last = time.perf_counter()
 
     def step(self) -> None:
-        """Count a step."""
+        """Count a step and its time."""
+        now = time.perf_counter()
+        self._training, self._last = self._training + now - self._last, now
         self._step_count += 1
-
-    def stop_epoch(self) -> None:
-        """Stop the timer, because validation and saving do not count as training."""
-        self._training, self._epoch_start = self._training_seconds(), None
-
-    def _training_seconds(self) -> float:
-        return self._training + (time.perf_counter() - self._epoch_start if self._epoch_start is not None else 0.0)
 
     @property
     def images_per_second(self) -> float:
         """Training images per second since this process started."""
-        seconds = self._training_seconds()
-        return self._step_count * self.images / seconds if seconds else 0.0
+        return self._step_count * self.images / self._training if self._step_count else 0.0
 
     def show(self, epoch: int, step: int, terms: Mapping[str, float], lr: float) -> None:
         """Print a progress line within an epoch."""
@@ -64,16 +50,15 @@ class Progress:
     def close_epoch(self, row: Mapping[str, Any]) -> None:
         """Print the line at the end of an epoch."""
         terms = {name: value for name, value in row.items() if name.startswith("loss")}
-        scores = f"{self.score_name} {row[self.score]:.2f}%  " if self.score in row else ""
-        if f"teacher_{self.score}" in row:
-            scores = f"{scores.rstrip()} (self-teacher {row[f'teacher_{self.score}']:.2f}%)  "
+        teacher = f" (self-teacher {row[f'teacher_{self.score}']:.2f}%)" if f"teacher_{self.score}" in row else ""
+        scores = f"{self.score_name} {row[self.score]:.2f}%{teacher}  " if self.score in row else ""
         self.say(self._line(f"{row['epoch']}/{self.epochs}", terms, row["lr"], row["images_per_second"], scores))
 
     def _line(self, place: str, terms: Mapping[str, float], lr: float, speed: float, scores: str = "") -> str:
         left = "?"
         if self._step_count:
             per_step = (time.perf_counter() - self._start) / self._step_count
-            left = duration(per_step * (self.epochs * self.steps - self._done_before - self._step_count))
+            left = duration(per_step * (self.epochs * self.steps - self.done_before - self._step_count))
         return f"epoch {place}  {format_terms(terms)}  {scores}lr {lr:.4g}  {speed:.0f} images/s  {left} left"
 
     def say(self, *lines: str) -> None:

@@ -12,19 +12,14 @@ from typing import Any
 import yaml
 
 from frskd_train.constraints import LOCAL, PRIVATE
-from frskd_train.errors import SettingsError
+from frskd_train.errors import SettingsError, suggest
 from frskd_train.settings import Settings, declared, fields, flag, flat, foreign
-from frskd_train.suggest import suggest
 
 RECIPES = Path(__file__).parent / "recipes"
 
 
 def find_recipe(name: str) -> str:
-    """Return the path of a recipe, given as a file or as the name of an included recipe.
-
-    Raises:
-        SettingsError: There is no such recipe.
-    """
+    """Return the path of a recipe, given as a file or as the name of an included one; raise SettingsError if none."""
     if os.path.isfile(name):
         return name
     included = {path.stem: str(path) for path in RECIPES.glob("*.yaml")}
@@ -35,10 +30,9 @@ def find_recipe(name: str) -> str:
 
 
 def read_yaml(path: str) -> dict[str, Any]:
-    """Read the settings of a recipe by name; `-` and `_` are equivalent.
+    """Read the settings of a recipe by name; raise SettingsError if it does not hold one plain value per setting.
 
-    Raises:
-        SettingsError: The file cannot be read, is not YAML, or does not hold one plain value per setting.
+    In names, `-` and `_` are equivalent.
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -62,40 +56,33 @@ def _is_plain(value: Any, lists: int = 2) -> bool:
 
 
 def as_flags(content: Mapping[str, Any]) -> list[str]:
-    """Return the settings of a recipe as flags, so that recipes and command lines are parsed and checked alike.
-
-    Raises:
-        SettingsError: A word of a list could be mistaken for a flag.
-    """
+    """Return the settings of a recipe as flags, so that recipes and command lines are parsed and checked alike."""
     switches = {setting.name for _, setting in fields() if isinstance(setting.default, bool)}
     tokens: list[str] = []
     for name, value in content.items():
         if isinstance(value, bool) and name in switches:
             tokens.append(flag(name) if value else flag(f"no_{name}"))
         elif isinstance(value, dict | list):
-            words = [f"{key}={part}" for key, part in value.items()] if isinstance(value, dict) else map(str, value)
+            pairs = [f"{key}={part}" for key, part in value.items()] if isinstance(value, dict) else value
+            words = [str(part) for part in pairs]
+            for word in words:
+                if re.match(r"-[^\d.]", word):
+                    raise SettingsError(f"A word of {flag(name)} in a recipe may not begin with '-', as {word} does.")
             tokens += [flag(name), *words]
-            wrong = next((word for word in tokens[-len(value) :] if value and re.match(r"-[^\d.]", word)), None)
-            if wrong is not None:
-                raise SettingsError(f"A word of {flag(name)} in a recipe may not begin with '-', as {wrong} does.")
         else:
             tokens.append(f"{flag(name)}={value}")
     return tokens
 
 
 def write_recipe(settings: Settings, heading: str, portable: bool = False) -> str:
-    """Format settings as a recipe, from which `train.py --config` reads the same settings.
+    """Format settings as a recipe, except the folder of a run and whether it was resumed.
 
-    Args:
-        settings: The settings of a run. Its folder and whether it was resumed are omitted.
-        heading: Comment in the first line.
-        portable: Omit what belongs to one machine or account, so that others can use the recipe. Local paths are
-            left empty, so that whoever uses it is asked for them.
+    `heading` is a comment in the first line. `portable` omits what belongs to one machine or account; local paths are
+    left empty, so that whoever uses the recipe is asked for them.
     """
     values, facts = flat(settings), declared(Settings)
     left_out = {"config", "output_dir", "resume", *foreign(settings.model.task)}
-    if portable:
-        left_out |= {name for name in values if PRIVATE in facts[name]}
+    left_out |= {name for name in values if portable and PRIVATE in facts[name]}
     lines = [f"# {heading}"]
     for group in dataclasses.fields(Settings):
         kind = typing.cast(Any, group.type)
@@ -114,9 +101,8 @@ def write_recipe(settings: Settings, heading: str, portable: bool = False) -> st
 def differences(own: Settings, other: Settings) -> list[str]:
     """Return the names of settings that differ between two recipes, except method, seed and private settings."""
     mine, theirs, facts = flat(own), flat(other), declared(Settings)
-    compared = [setting.name for group, setting in fields() if group not in ("method", "run")]
-    different = [name for name in compared if mine[name] != theirs[name]]
-    return [name for name in different if name != "seed" and PRIVATE not in facts[name]]
+    names = [setting.name for group, setting in fields() if group not in ("method", "run") and setting.name != "seed"]
+    return [name for name in names if mine[name] != theirs[name] and PRIVATE not in facts[name]]
 
 
 def _is_path(name: str, value: str | None) -> bool:

@@ -10,19 +10,11 @@ from frskd_train.settings import DataSettings, Settings, declared, flag
 
 
 def check_resume(state: Mapping[str, Any], settings: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
-    """Compare the run of a checkpoint with the current one.
+    """Compare the JSON part of a checkpoint with the current run; return a sentence for each change that is applied.
 
-    Args:
-        state: The JSON part of the checkpoint.
-        settings: All current settings by name.
-        facts: Other current values that a run depends on: `fingerprint`, `train_rows` and `data_mode` of the data,
-            `global_batch` (images per step over all processes), `processes`.
-
-    Returns:
-        One sentence for each change that is applied.
-
-    Raises:
-        UserError: A change is not possible; the message has both values.
+    `settings` are all settings by name; `facts` are `fingerprint`, `train_rows` and `data_mode` of the data,
+    `global_batch` (images per step over all processes) and `processes`. Raises UserError, with both values, if a change
+    is not possible.
     """
     before = state["settings"]
     changed = {name: value for name, value in before.items() if name in settings and settings[name] != value}
@@ -45,9 +37,12 @@ def check_resume(state: Mapping[str, Any], settings: Mapping[str, Any], facts: M
             "other images are skipped as unreadable; restore --bad-images, --data-mode and the images."
         )
     if state["global_batch"] != facts["global_batch"]:
+        images, processes = state["global_batch"], facts["processes"]
+        possible = max(count for count in range(1, processes + 1) if images % count == 0)
+        start = f"start {possible} process(es) and " if possible < processes else ""
         raise UserError(
-            f"A step uses {facts['global_batch']} images now ({facts['processes']} process(es)) but used "
-            f"{state['global_batch']} in this run; {_same_batch(state['global_batch'], facts['processes'])}."
+            f"A step uses {facts['global_batch']} images now ({processes} process(es)) but used {images} in this run; "
+            f"{start}set --batch-size {images // possible}."
         )
     if settings["epochs"] < state["epoch"] + (state["step"] > 0):
         raise UserError(f"--epochs is {settings['epochs']} now, but this run is already in epoch {state['epoch'] + 1}.")
@@ -56,21 +51,9 @@ def check_resume(state: Mapping[str, Any], settings: Mapping[str, Any], facts: M
         for name, value in changed.items()
         if not {FREE, PRIVATE} & set(kept[name])
     ]
-    for name, sentence in (
-        ("data_mode", "The data mode is {now} from here on (was {was}), so random crops differ."),
-        ("processes", "The run continues with {now} process(es) (was {was})."),
-    ):
-        if state[name] != facts[name]:
-            notes.append(sentence.format(now=facts[name], was=state[name]))
+    if state["data_mode"] != facts["data_mode"]:
+        was, now = state["data_mode"], facts["data_mode"]
+        notes.append(f"The data mode is {now} from here on (was {was}), so random crops differ.")
+    if state["processes"] != facts["processes"]:
+        notes.append(f"The run continues with {facts['processes']} process(es) (was {state['processes']}).")
     return notes
-
-
-def _same_batch(images: int, processes: int) -> str:
-    """Describe how to get the same number of images per step."""
-    if images % processes == 0:
-        return f"set --batch-size {images // processes}"
-    possible = max(count for count in range(1, processes) if images % count == 0)
-    return (
-        f"{images} images cannot be divided among {processes} processes: "
-        f"start {possible} process(es) with --batch-size {images // possible}"
-    )

@@ -1,12 +1,13 @@
 """The folder of a run: its lock and its small files. Only the main process writes."""
 
 import csv
+import fcntl
 import itertools
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -25,16 +26,10 @@ _LEFTOVER = re.compile(
 
 @dataclass(frozen=True)
 class Resume:
-    """The point from which a run is resumed.
-
-    Attributes:
-        run: The run's folder.
-        checkpoint: The checkpoint; None if the run was stopped before its first one and starts again.
-        notes: Sentences for the user about the choice.
-    """
+    """The point from which the run in a folder is resumed, with sentences for the user about the choice."""
 
     run: Path
-    checkpoint: Path | None
+    checkpoint: Path | None  # None if the run was stopped before its first one and starts again
     notes: tuple[str, ...] = ()
 
 
@@ -75,7 +70,8 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"The run's folder {self.path} could not be created: {reason(error)}.") from error
         try:
-            _lock(self._lock)
+            # Not flock, which worker processes would inherit and hold after this process is killed.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"Another process is training in {self.path}; choose another --output-dir.") from error
         if not resuming:
@@ -84,11 +80,9 @@ class RunFolder:
             if entry.suffix[1:].isdigit() and _LEFTOVER.fullmatch(entry.name):
                 entry.unlink(missing_ok=True)
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self) -> AbstractContextManager[None]:
         """Convert errors in writing to this folder into a UserError."""
-        with disk_errors(self.path, lambda: latest_checkpoint(self.checkpoints)):
-            yield
+        return disk_errors(self.path, lambda: latest_checkpoint(self.checkpoints))
 
     def write(self, name: str, text: str) -> None:
         """Replace a small text file; if that fails, raise UserError and keep the old content."""
@@ -110,12 +104,9 @@ def choose_folder(output_dir: str | None, model: str, dataset: str) -> Path:
     if output_dir is not None:
         return Path(output_dir)
     slug = "".join(c if c.isalnum() or c in "._-" else "_" for c in model.split(":")[-1].strip("/").split("/")[-1])
-    path = wanted = Path("runs") / f"{slug}-{dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for number in itertools.count(2):
-        if not path.exists():
-            break
-        path = wanted.with_name(f"{wanted.name}-{number}")
-    return path
+    name = f"{slug}-{dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
 
 
 def find_resume(resume: str | None, output_dir: str | None) -> Resume | None:
@@ -159,15 +150,3 @@ def _newest(run: Path, resume: str) -> Resume:
     if not (run / "config.yaml").is_file():
         raise UserError(f"--resume {resume}: there is no checkpoint in {run / 'checkpoints'}.")
     return Resume(run, None, (f"{run} was stopped before its first checkpoint; starting again.",))
-
-
-def _lock(descriptor: int) -> None:
-    if os.name == "nt":
-        import msvcrt
-
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-    else:
-        import fcntl
-
-        # Not flock, which worker processes would inherit and hold after this process is killed.
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

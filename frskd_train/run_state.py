@@ -8,45 +8,35 @@ from typing import Any
 
 from frskd_train.checkpoint import checkpoint_name
 
+_KEPT = ("epoch", "step", "updates", "history", "best")
+
 
 @dataclass
 class RunState:
-    """The progress of a run, as a checkpoint stores it.
+    """The progress of a run, as a checkpoint stores it."""
 
-    Attributes:
-        score: Name of the score, in percent, that determines the best epoch.
-        epoch: Number of finished epochs.
-        step: Number of finished steps of the current epoch.
-        updates: Number of optimizer updates so far.
-        history: One row per finished epoch.
-        best: Score and checkpoint of the best epoch.
-        earlier_seconds: Duration of the run before it was resumed.
-        last_checkpoint: The last written or loaded checkpoint.
-    """
-
-    score: str
-    epoch: int = 0
-    step: int = 0
-    updates: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best: dict[str, Any] | None = None
-    earlier_seconds: float = 0.0
-    _began: float = field(default_factory=time.perf_counter, repr=False)
-    _saved: float = field(default_factory=time.perf_counter, repr=False)
-    last_checkpoint: Path | None = field(default=None, repr=False)
+    score: str  # name of the score, in percent, that determines the best epoch
+    epoch: int = 0  # finished epochs
+    step: int = 0  # finished steps of the current epoch
+    updates: int = 0  # of the optimizer so far
+    history: list[dict[str, Any]] = field(default_factory=list)  # one row per finished epoch
+    best: dict[str, Any] | None = None  # score and checkpoint of the best epoch
+    earlier_seconds: float = 0.0  # duration of the run before it was resumed
+    last_checkpoint: Path | None = None  # written or loaded
+    _began: float = field(default_factory=time.perf_counter)
+    _saved: float = field(default_factory=time.perf_counter)
 
     @classmethod
     def from_saved(cls, state: Mapping[str, Any], checkpoint: Path, score: str) -> "RunState":
         """Restore the state that a checkpoint holds."""
-        kept = {name: state[name] for name in ("epoch", "step", "updates", "history", "best")}
+        kept = {name: state[name] for name in _KEPT}
         if kept["best"] and not (checkpoint.parent / kept["best"]["checkpoint"]).is_dir():
             kept["best"] = None  # pruned in favour of a better one that this run has now abandoned
         return cls(score, **kept, earlier_seconds=state["seconds"], last_checkpoint=checkpoint)
 
     def to_saved(self) -> dict[str, Any]:
         """Return the state to store in a checkpoint."""
-        names = ("epoch", "step", "updates", "history", "best", "seconds")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in (*_KEPT, "seconds")}
 
     @property
     def scores(self) -> list[float]:

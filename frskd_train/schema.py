@@ -24,13 +24,8 @@ def recipe_schema() -> dict[str, Any]:
         for name, kind in typing.get_type_hints(group, include_extras=True).items():
             properties[name] = {"description": texts[name], "default": defaults[name], **_schema(kind)}
     spelled = {name.replace("_", "-"): {"$ref": f"#/properties/{name}"} for name in properties if "_" in name}
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Recipe of frskd train",
-        "type": "object",
-        "properties": properties | spelled,
-        "additionalProperties": False,
-    }
+    recipe = {"title": "Recipe of frskd train", "type": "object", "properties": properties | spelled}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **recipe, "additionalProperties": False}
 
 
 def _descriptions(group: type) -> dict[str, str]:
@@ -44,7 +39,6 @@ def _descriptions(group: type) -> dict[str, str]:
 
 
 def _schema(kind: Any, facts: Sequence[Any] = ()) -> dict[str, Any]:
-    """Return the schema of the values of a type with these declarations."""
     if typing.get_origin(kind) is typing.Annotated:
         inner, *more = typing.get_args(kind)
         return _schema(inner, [*facts, *more])

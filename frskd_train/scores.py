@@ -6,9 +6,10 @@ Importing torchmetrics takes more than a second, so this module is imported only
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -17,33 +18,26 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassConfusionMatrix,
-    MulticlassF1Score,
-    MulticlassPrecision,
-    MulticlassRecall,
-)
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from frskd_timm.errors import UserError
 from frskd_timm.losses.functional import IGNORED
 from frskd_train.accumulators import CalibrationMetric, Mistakes, TemperatureMetric, finite, read_bins
-from frskd_train.data import ValidationData
+from frskd_train.data import ValidationData, load_validation
 from frskd_train.data.transforms import CORRUPTIONS, SEVERITIES
+from frskd_train.errors import SettingsError
+from frskd_train.parse import read_recipe
 from frskd_train.report.evaluation import ClassScores, Evaluation, Temperature
+from frskd_train.settings import DataSettings
 
-_RATES = {"precision": MulticlassPrecision, "recall": MulticlassRecall, "f1": MulticlassF1Score}
+NONE = "No temperature: no training images were held out that are not scored here; --calibration-split names a split."
 
 
 class Scorer:
     """Scores of one student on the images of all processes; every process has to make the same calls.
 
-    Args:
-        student: The student, in evaluation mode on the accelerator's device.
-        accelerator: Device, precision and processes.
-        batch_size: Images per batch.
-        channels_last: Memory format of the images.
-        flip: Use the mean of the logits of each image and of its mirror image.
+    The student is in evaluation mode on the accelerator's device. `flip`: use the mean of the logits of each image and
+    of its mirror image.
     """
 
     def __init__(
@@ -51,19 +45,13 @@ class Scorer:
         student: nn.Module,
         accelerator: Accelerator,
         batch_size: int,
-        *,
         channels_last: bool = True,
         flip: bool = False,
     ) -> None:
         self.student, self.accelerator, self.flip = student, accelerator, flip
         self.classes: int = student.num_classes  # type: ignore[assignment]
-        self.options: dict[str, Any] = {
-            "batch_size": batch_size,
-            "rank": accelerator.process_index,
-            "world_size": accelerator.num_processes,
-            "device": accelerator.device,
-            "channels_last": channels_last,
-        }
+        self.options: dict[str, Any] = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+        self.options |= {"batch_size": batch_size, "device": accelerator.device, "channels_last": channels_last}
 
     def fit_temperature(self, data: ValidationData) -> Temperature:
         """Fit the temperature to images that are neither trained on nor scored; raise UserError if none can be read."""
@@ -78,57 +66,33 @@ class Scorer:
         self,
         data: ValidationData,
         model: str,
-        temperature: Temperature | None = None,
-        note: str = "",
-        *,
-        with_corruptions: bool = False,
+        fitted: tuple[Temperature | None, str] = (None, ""),
+        corrupted: bool = False,
     ) -> Evaluation | None:
-        """Score the student; return None if no image could be read.
+        """Score the student on a split, and if asked on its corrupted images; return None if no image could be read.
 
-        Args:
-            data: The split to score.
-            model: Name of the model in the result.
-            temperature: From `fit_temperature`.
-            note: Where the temperature comes from, or why there is none.
-            with_corruptions: Score also the corrupted images.
+        The name of the model, and the temperature and note from `find_temperature`, are parts of the result.
         """
-        found = self._evaluate(data, model, temperature, note)
-        if found is None or not with_corruptions:
-            return found
-        score = "top1" if found.top1 is not None else "miou"
-        corruptions: dict[str, list[dict[str, Any]]] = {name: [] for name in CORRUPTIONS}
-        for name, severity in product(CORRUPTIONS, SEVERITIES):
-            one = self._evaluate(data.corrupted(name, severity), model)
-            assert one is not None
-            values = {score: getattr(one, score), "loss": one.loss, "ece": one.calibration.ece}
-            corruptions[name].append({"severity": severity, **values})
-        return replace(found, corruptions=corruptions)
-
-    def _evaluate(
-        self, data: ValidationData, model: str, temperature: Temperature | None = None, note: str = ""
-    ) -> Evaluation | None:
+        temperature, note = fitted
         classes, is_dense = self.classes, data.val.split.targets.is_dense
         options: dict[str, Any] = {"num_classes": classes, "validate_args": False}
-        metrics: dict[str, Metric | MetricCollection] = {
-            "confusion": MulticlassConfusionMatrix(**options),
-            "calibration": CalibrationMetric(),
-            **{name: kind(average=None, **options) for name, kind in _RATES.items()},
-        }
+        metrics: dict[str, Metric | MetricCollection] = {"calibration": CalibrationMetric()}
+        metrics["confusion"] = MulticlassConfusionMatrix(**options)
         if not is_dense:
             metrics["top5"] = MulticlassAccuracy(top_k=min(5, classes), average="micro", **options)
         if temperature is not None:
             metrics["calibrated"] = CalibrationMetric(temperature.value)
         mistakes = Mistakes()
         batches, start = data.val_batches(**self.options), time.perf_counter()
-        found = self._pass(batches, MetricCollection(metrics, compute_groups=False), None if is_dense else mistakes.add)
+        found = self._pass(batches, MetricCollection(metrics, compute_groups=False), None if is_dense else mistakes)
         seconds = time.perf_counter() - start
         images = sum(gather_object([len(batches.rows())]))
         confusion = found["confusion"]
         samples, hits = int(confusion.sum()), confusion.diagonal()
         if not samples:
             return None
-        names = [*data.class_names, *(f"output {number}" for number in range(len(data.class_names), self.classes))]
-        per_class = _per_class(names, found, is_dense)
+        names = [*data.class_names, *(f"output {number}" for number in range(len(data.class_names), classes))]
+        per_class = _per_class(names, confusion, is_dense)
         present = [row for row in per_class if row.support]
         calibration, pre = read_bins(found["calibration"]), data.preprocessing
         accuracy = round(100 * int(hits.sum()) / samples, 4)
@@ -147,7 +111,9 @@ class Scorer:
             split=data.val_split,
             images=images,
             loss=calibration.nll,
-            macro={name: round(mean(getattr(row, name) for row in present), 4) for name in _RATES},
+            macro={
+                name: round(mean(getattr(row, name) for row in present), 4) for name in ("precision", "recall", "f1")
+            },
             class_names=names,
             per_class=per_class,
             confusion=confusion.tolist(),
@@ -160,15 +126,22 @@ class Scorer:
             img_size=pre.input_size[1],
             param_count=sum(p.numel() for p in self.student.parameters()),
             tta="flip" if self.flip else None,
+            corruptions=self._score_corrupted(data, "miou" if is_dense else "top1") if corrupted else {},
             **scores,
         )
 
+    def _score_corrupted(self, data: ValidationData, score: str) -> dict[str, list[dict[str, Any]]]:
+        corruptions: dict[str, list[dict[str, Any]]] = {name: [] for name in CORRUPTIONS}
+        for name, severity in product(CORRUPTIONS, SEVERITIES):
+            found = self.evaluate(data.corrupted(name, severity), name)
+            assert found is not None
+            values = {score: getattr(found, score), "loss": found.loss, "ece": found.calibration.ece}
+            corruptions[name].append({"severity": severity, **values})
+        return corruptions
+
     @torch.no_grad()
     def _pass(
-        self,
-        batches: Iterable[tuple[Tensor, Tensor]],
-        metrics: MetricCollection,
-        watch: Callable[[Tensor, Tensor], None] | None = None,
+        self, batches: Iterable[tuple[Tensor, Tensor]], metrics: MetricCollection, mistakes: Mistakes | None = None
     ) -> dict[str, Tensor]:
         """Update metrics with the logits [N, K] and classes [N] of each batch, and compute them over all processes."""
         metrics.to(self.accelerator.device)
@@ -179,8 +152,8 @@ class Scorer:
             logits, target = logits.float().movedim(1, -1)[labelled], target[labelled]
             if len(target):
                 metrics.update(logits, target)
-                if watch is not None:
-                    watch(logits, target)
+                if mistakes is not None:
+                    mistakes.add(logits, target)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about a process that has no image
             return {name: value.cpu() for name, value in metrics.compute().items()}
@@ -202,16 +175,39 @@ def refuse_unscored(found: Evaluation | None, model: str) -> Evaluation:
     return found
 
 
-def _per_class(names: Sequence[str], found: dict[str, Tensor], is_dense: bool) -> list[ClassScores]:
-    confusion = found["confusion"]
-    support, hits = confusion.sum(dim=1), confusion.diagonal()
-    iou = 100 * hits / (support + confusion.sum(dim=0) - hits)  # NaN for a class that is never labelled or predicted
-    rates = (100 * torch.stack([found[name] for name in _RATES])).T.tolist()
+def _per_class(names: Sequence[str], confusion: Tensor, is_dense: bool) -> list[ClassScores]:
+    support, given, hits = confusion.sum(dim=1), confusion.sum(dim=0), confusion.diagonal()
+    iou = 100 * hits / (support + given - hits)  # NaN for a class that is never labelled or predicted
+    overlaps = [finite(value) if is_dense else None for value in iou.tolist()]
+    rates = (100 * torch.stack([hits / given, hits / support, 2 * hits / (support + given)]).nan_to_num()).T.tolist()
     return [
-        ClassScores(
-            name, round(precision, 4), round(recall, 4), round(f1, 4), count, finite(overlap) if is_dense else None
-        )
-        for name, (precision, recall, f1), count, overlap in zip(
-            names, rates, support.tolist(), iou.tolist(), strict=True
-        )
+        ClassScores(name, round(precision, 4), round(recall, 4), round(f1, 4), count, overlap)
+        for name, (precision, recall, f1), count, overlap in zip(names, rates, support.tolist(), overlaps, strict=True)
     ]
+
+
+def find_temperature(
+    scorer: Scorer, settings: DataSettings, data: ValidationData, run: Path | None = None
+) -> tuple[Temperature | None, str]:
+    """Fit the temperature, and say to what, or why there is none.
+
+    It is fitted to the `calibration_split` of the settings, or else to the images that `run`, which trained the
+    student, held out of its training images, unless these are the images that are scored (`data`).
+    """
+    given = settings.calibration_split
+    try:
+        if given is not None:
+            chosen = replace(settings, val_split=given, calibration_split=None)
+        elif run is None or (chosen := read_recipe(str(run / "config.yaml")).data).val_split is not None:
+            return None, NONE
+        task = "segmentation" if data.val.split.targets.is_dense else "classification"
+        held_out = load_validation(chosen, data.preprocessing, task=task, class_names=data.class_names)
+        split = held_out.val.split
+        is_scored = (held_out.name, held_out.val_split) == (data.name, data.val_split)
+        if given is None and (is_scored or len(split) == len(split.images.dataset)):
+            return None, NONE
+        temperature = scorer.fit_temperature(held_out)
+    except (UserError, SettingsError) as error:
+        return None, f"No temperature: {error}"
+    origin = f"{temperature.images} images of split {temperature.split} of {temperature.dataset}"
+    return temperature, f"Fitted to {origin}, which were not trained on."

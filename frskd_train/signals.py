@@ -17,33 +17,29 @@ _SECONDS_BETWEEN_AGREEMENTS = 0.5
 _MAX_UPDATES_BETWEEN = 64
 # Ctrl-C in a terminal reaches the processes directly and again through torch's launcher, and counts as one request.
 _ECHO_SECONDS = 2.0
-# Sent by schedulers as a warning, and here if the launcher of a process dies.
-_WARNING: int | None = getattr(signal, "SIGUSR1", None)
-_HANGUP: int | None = getattr(signal, "SIGHUP", None)
 
 
 class Interruptions:
     """Convert the first signal into a request that the loop checks for; a second one ends the process immediately.
 
-    SIGUSR1 is also such a request, but never counts as a second signal. SIGHUP stays ignored under `nohup`.
+    SIGUSR1, which schedulers send as a warning, never counts as a second signal. SIGHUP stays ignored under `nohup`.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
-        self.exit_code = 130
-        self._requested = False
-        self._requested_at = 0.0
+        self.accelerator, self.exit_code = accelerator, 130
+        self._requested, self._requested_at = False, 0.0
         self._next, self._last, self._last_time = 0, 0, time.monotonic()
-        for number in (signal.SIGINT, signal.SIGTERM, _WARNING, _HANGUP):
-            if number is not None and (number != _HANGUP or signal.getsignal(number) != signal.SIG_IGN):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._receive)
-        if _WARNING is not None:
-            on_launcher_death(_WARNING)
+        if sys.platform == "linux" and ("ACCELERATE_MIXED_PRECISION" in os.environ or has_torch_launcher()):
+            with suppress(OSError, AttributeError):  # send it also when the launcher of this process dies
+                ctypes.CDLL(None).prctl(1, signal.SIGUSR1)  # PR_SET_PDEATHSIG
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._requested:
-            if number == _WARNING or (has_torch_launcher() and now - self._requested_at < _ECHO_SECONDS):
+            if number == signal.SIGUSR1 or (has_torch_launcher() and now - self._requested_at < _ECHO_SECONDS):
                 return
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
@@ -73,13 +69,6 @@ class Interruptions:
             wait = min(_MAX_UPDATES_BETWEEN, int(_SECONDS_BETWEEN_AGREEMENTS / max(pace, 1e-6)))
             self._next = updates + max(1, wait)
         return stop, stop or checkpoint
-
-
-def on_launcher_death(number: int) -> None:
-    """Have the system send this process a signal when its launcher dies; Linux only."""
-    if sys.platform == "linux" and ("ACCELERATE_MIXED_PRECISION" in os.environ or has_torch_launcher()):
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
 
 
 def has_torch_launcher() -> bool:

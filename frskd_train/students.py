@@ -23,10 +23,9 @@ from frskd_train.settings import ModelSettings
 
 
 def default_cfg(settings: ModelSettings, name: str | None = None) -> Mapping[str, Any]:
-    """Return timm's configuration of the student's input before it is created; `name` is timm's, if it differs.
+    """Return timm's configuration of the student's input before it is created; raise UserError if there is none.
 
-    Raises:
-        UserError: timm has no such model or tag, or the folder or repository cannot be read.
+    `name` is timm's name of the model, if it differs.
     """
     name = name or settings.model
     if name.startswith("local-dir:"):
@@ -46,11 +45,7 @@ def default_cfg(settings: ModelSettings, name: str | None = None) -> Mapping[str
 
 
 def build_student(settings: ModelSettings, cfg: Mapping[str, Any], data: TrainingData) -> nn.Module:
-    """Create the student for the data's classes and image size.
-
-    Raises:
-        UserError: timm cannot create the model with these arguments, or the initial weights do not fit.
-    """
+    """Create the student for the data's classes and image size; raise UserError if settings or weights do not fit."""
     classes = settings.num_classes or data.num_classes
     if classes < data.num_classes:
         raise UserError(f"--num-classes {classes} is less than the {data.num_classes} classes of the data.")
@@ -60,16 +55,10 @@ def build_student(settings: ModelSettings, cfg: Mapping[str, Any], data: Trainin
         arguments.setdefault("img_size", (height, width))
     if settings.drop_path is not None:
         arguments["drop_path_rate"] = settings.drop_path
+    arguments |= {"num_classes": classes, "in_chans": channels, "drop_rate": settings.drop}
     pretrained = settings.pretrained or settings.model.startswith(("local-dir:", "hf-hub:"))
     try:
-        student = timm.create_model(
-            settings.model,
-            pretrained=pretrained,
-            num_classes=classes,
-            in_chans=channels,
-            drop_rate=settings.drop,
-            **arguments,
-        )
+        student = timm.create_model(settings.model, pretrained=pretrained, **arguments)
     except UserError:
         raise
     except Exception as error:  # models raise various errors for unsuitable arguments
@@ -83,22 +72,14 @@ def build_student(settings: ModelSettings, cfg: Mapping[str, Any], data: Trainin
 
 
 def load_for_evaluation(model: str) -> tuple[nn.Module, Path | None]:
-    """Load a trained model.
+    """Load a trained model from the folder of a run or a student, or by a timm name with weights.
 
-    Args:
-        model: Folder of a run or of an exported student, or a timm name with weights.
-
-    Returns:
-        The model, and the folder of the run that trained it, or None.
-
-    Raises:
-        UserError: There is no such model, or it has no weights.
+    Returns the model, and the folder of the run that trained it, or None. Raises UserError if it cannot be loaded.
     """
     folder = _local_folder(model)
     if folder is not None:
         return load_student(folder), _run_of(folder)
-    settings = ModelSettings(model=model, pretrained=True)
-    default_cfg(settings)
+    default_cfg(ModelSettings(model=model, pretrained=True))
     try:
         return timm.create_model(model, pretrained=True), None
     except Exception as error:
@@ -107,13 +88,9 @@ def load_for_evaluation(model: str) -> tuple[nn.Module, Path | None]:
 
 @dataclass(frozen=True)
 class FoundStudent:
-    """An exported student that a command was given.
+    """An exported student that a command was given; `name` is a short one for files, `student` for a run.
 
-    Attributes:
-        student: The student.
-        run: Folder of the run that trained it, or None.
-        name: Short name for files: `student` for a run.
-        place: Where files about it go by default: the run's folder, or the current one.
+    Files about it go by default into `place`, the folder of the run that trained it, or else the current one.
     """
 
     student: ExportedStudent
@@ -127,48 +104,36 @@ class FoundStudent:
     def image_size(self, given: Sequence[int] | None) -> tuple[int, int] | None:
         """Return height and width of images for a segmentation student: as given, else as in the run's validation.
 
-        Raises:
-            UserError: The size cannot be used, or the student is a classifier.
+        Return None for a classifier; raise UserError if the given size cannot be used.
         """
         if isinstance(self.student, ExportedClassifier):
             if given:
                 raise UserError("--img-size is only for segmentation students: a classifier has its own image size.")
             return None
-        recorded = [
-            path for path in (self.student.path / "metrics.json", self.place / "metrics.json") if path.is_file()
-        ]
-        side = read_json(recorded[-1]).get("img_size") if recorded else None
+        metrics = (self.run or self.student.path) / "metrics.json"
+        side = read_json(metrics).get("img_size") if metrics.is_file() else None
         size = list(given or ([side] if isinstance(side, int) else []))
         if not size:
             return None
         if len(size) > 2 or not all(1 <= number <= MAX_SIDE for number in size):
-            raise UserError(
-                f"--img-size takes one or two numbers from 1 to {MAX_SIDE}, not {' '.join(map(str, size))}."
-            )
+            raise UserError(f"--img-size takes one or two numbers from 1 to {MAX_SIDE}, not {size}.")
         return size[0], size[-1]
 
 
 def find_exported(model: str) -> FoundStudent:
     """Find an exported student; one on the Hub is downloaded into its cache.
 
-    Args:
-        model: Folder of a run or of a student (also `local-dir:`), `hf-hub:OWNER/NAME`, or a timm name with weights.
-
-    Raises:
-        UserError: There is no such student, or it could not be downloaded.
+    `model` is the folder of a run or a student (also `local-dir:`), `hf-hub:OWNER/NAME`, or a timm name with weights.
+    Raises UserError if there is no such student, or it could not be downloaded.
     """
-    folder = _local_folder(model)
+    folder, repo = _local_folder(model), model.removeprefix("hf-hub:")
+    if folder is None and repo == model:
+        cfg = known_cfg(model, weights=True)
+        assert cfg is not None
+        folder, repo = Path(cfg.file).parent if cfg.file else None, str(cfg.hf_hub_id)
     if folder is not None:
         run = _run_of(folder)
         return FoundStudent(read_student(folder), run, "student" if run else folder.resolve().name)
-    repo = model.removeprefix("hf-hub:")
-    if repo == model:
-        cfg = known_cfg(model, weights=True)
-        assert cfg is not None
-        if cfg.file:
-            folder = Path(cfg.file).parent
-            return FoundStudent(read_student(folder), None, folder.name)
-        repo = str(cfg.hf_hub_id)
     repo_id, _, revision = repo.partition("@")
     try:
         found = snapshot_download(repo_id, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS])
@@ -178,11 +143,6 @@ def find_exported(model: str) -> FoundStudent:
 
 
 def _local_folder(model: str) -> Path | None:
-    """Return the folder of an exported student, or None if the model is not a folder.
-
-    Raises:
-        UserError: The folder is missing or holds no student.
-    """
     path = Path(model.removeprefix("local-dir:"))
     for student in (path / "student", path):
         recover(student)
@@ -196,7 +156,6 @@ def _local_folder(model: str) -> Path | None:
 
 
 def _run_of(student: Path) -> Path | None:
-    """Return the folder of the run that a student folder belongs to, or None."""
     run = student.resolve().parent
     return run if (run / "config.yaml").is_file() else None
 
@@ -222,14 +181,13 @@ def _start_from(student: nn.Module, path: str) -> None:
         weights = load_state_dict(path)  # prefers EMA weights, removes prefixes of wrappers, does not execute pickles
     except Exception as error:  # not quoted, because torch recommends executing the pickle
         raise UserError(
-            f"--initial-checkpoint {path} is neither a safetensors file nor a state dict that torch can read without "
+            f"--initial-checkpoint {path} is neither safetensors nor a state dict that torch can read without "
             "executing code."
         ) from error
     own = student.state_dict()
     fitting = {k: v for k, v in weights.items() if isinstance(v, Tensor) and k in own and v.shape == own[k].shape}
-    classifiers = student.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
-    classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
-    heads = tuple(f"{classifier}." for classifier in classifiers)
+    classifiers: Any = student.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
+    heads = tuple(f"{name}." for name in ([classifiers] if isinstance(classifiers, str) else classifiers))
     missing = [name for name in own if name not in fitting and not name.startswith(heads)]
     if missing:
         raise UserError(

@@ -1,5 +1,6 @@
 """Batch normalisation over all processes, and a check for batches that are too small."""
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -27,12 +28,17 @@ class _SumOverProcesses(torch.autograd.Function):
         return _SumOverProcesses.forward(ctx, grad)
 
 
+def has_other_processes() -> bool:
+    """Return whether this process trains together with others."""
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
 class SyncedBatchNorm2d(nn.BatchNorm2d):
     """`BatchNorm2d` with the statistics of all processes together, in float32; torch's own needs a GPU."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise [B, C, H, W]; like the plain layer in evaluation or with one process."""
-        if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
+        if not self.training or not has_other_processes():
             return super().forward(input)
         with torch.autocast(input.device.type, enabled=False):
             x = input.float()
@@ -43,28 +49,28 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
             n = total[-1].detach()
             mean = total[:channels] / n
             variance = _SumOverProcesses.apply((x - mean[:, None, None]).square().sum(dim=(0, 2, 3))) / n
-            if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
                 with torch.no_grad():
-                    assert self.num_batches_tracked is not None
                     self.num_batches_tracked.add_(1)
                     share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
                     self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
                     unbiased = variance * (n / (n - 1).clamp_min(1))
                     self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
-            scale = torch.rsqrt(variance + self.eps)
-            scale = scale if self.weight is None else scale * self.weight
+            scale = torch.rsqrt(variance + self.eps) * (1 if self.weight is None else self.weight)
             shift = -mean * scale if self.bias is None else self.bias - mean * scale
-            return torch.addcmul(shift[:, None, None], x, scale[:, None, None]).to(input.dtype)
+            return self.activate(torch.addcmul(shift[:, None, None], x, scale[:, None, None]).to(input.dtype))
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Do nothing; timm's layer, which the next class is for, has an activation."""
+        return x
 
 
 class SyncedBatchNormAct2d(SyncedBatchNorm2d, BatchNormAct2d):
     """The same for timm's batch normalisation with activation."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise [B, C, H, W], then apply dropout and activation."""
-        if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
-            return BatchNormAct2d.forward(self, input)
-        return self.act(self.drop(SyncedBatchNorm2d.forward(self, input)))
+    def activate(self, x: Tensor) -> Tensor:
+        """Apply dropout and activation."""
+        return self.act(self.drop(x))
 
 
 def synchronise_norms(module: nn.Module, device: torch.device) -> None:
@@ -84,11 +90,9 @@ def synchronise_norms(module: nn.Module, device: torch.device) -> None:
 
 
 def refuse_single_values(task: StudentTask, input_size: tuple[int, int, int]) -> None:
-    """Raise UserError if batch normalisation gets a single value per channel, without variance, from a batch of one.
+    """Raise UserError if a batch of one image gives batch normalisation a single value per channel, without variance.
 
-    Args:
-        task: The student's task.
-        input_size: (channels, height, width) of the images.
+    `input_size` is (channels, height, width) of the images.
     """
     task.train()
     names: dict[nn.Module, str] = {module: name for name, module in task.named_modules()}
@@ -99,13 +103,10 @@ def refuse_single_values(task: StudentTask, input_size: tuple[int, int, int]) ->
         if arguments[0].numel() == arguments[0].shape[1]:
             single.append(names[norm])
 
-    handles = [norm.register_forward_pre_hook(look) for norm in norms]
-    try:
-        with evaluating(task):
-            task.predict(torch.zeros(1, *input_size, device=next(task.parameters()).device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, evaluating(task):
+        for norm in norms:
+            hooks.callback(norm.register_forward_pre_hook(look).remove)
+        task.predict(torch.zeros(1, *input_size, device=next(task.parameters()).device))
     if single:
         height, width = input_size[1:]
         raise UserError(
@@ -116,6 +117,6 @@ def refuse_single_values(task: StudentTask, input_size: tuple[int, int, int]) ->
 
 def broadcast_buffers(module: nn.Module) -> None:
     """Copy the buffers (running statistics) of the main process to all processes, before validation and export."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    if has_other_processes():
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)

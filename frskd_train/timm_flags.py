@@ -1,86 +1,60 @@
 """Flags of timm's scripts that have another name here or do not exist, so that an error can name the right one."""
 
 _NOTHING = "nothing to set"
-_ONE_SIZE = "--img-size and --batch-size, one for the whole run"
-EITHER = {
-    "data_dir": "--dataset, which takes a folder or a Hub id",
-    "dataset_download": "--dataset, which takes a Hub id and downloads it",
-    "device": "`accelerate launch`, with its own --cpu for a CPU",
-    "no_prefetcher": _NOTHING,
-    "pin_mem": _NOTHING,
+_EITHER = {
+    "--dataset, which takes a folder or a Hub id, and downloads it": "data_dir dataset_download",
+    "`accelerate launch`, with its own --cpu for a CPU": "device",
 }
-
-TRAIN = EITHER | {
-    **dict.fromkeys(("aug_splits", "jsd_loss", "resplit", "split_bn"), "--aug-repeats and --aa, without splits"),
-    **dict.fromkeys(("remode", "recount"), "--reprob, with one rectangle of noise"),
-    **dict.fromkeys(("lr_cycle_mul", "lr_cycle_decay", "lr_cycle_limit", "lr_k_decay"), "--sched cosine, one cycle"),
-    **dict.fromkeys(
-        ("lr_noise", "lr_noise_pct", "lr_noise_std", "cooldown_epochs"), "--sched, without noise or cooldown"
-    ),
-    **dict.fromkeys(("layer_decay_min_scale", "layer_decay_no_opt_scale"), "--layer-decay, without bounds"),
-    **dict.fromkeys(("bn_momentum", "bn_eps", "drop_block"), "--model-kwargs, for the models that take it"),
-    **dict.fromkeys(("recovery_interval", "save_images"), "--checkpoint-minutes"),
-    **dict.fromkeys(("experiment", "output"), "--output-dir and --run-name"),
-    **dict.fromkeys(("apex_amp", "native_amp", "amp_impl"), "--amp"),
-    **dict.fromkeys(("fuser", "torchcompile_mode", "torchscript"), "--torchcompile"),
-    **dict.fromkeys(("head_init_bias", "head_init_scale"), "--warmup-epochs, as timm initialises the classifier"),
-    **dict.fromkeys(("kd_distill_type", "kd_loss_type", "kd_token_distill_type"), "--logit-loss and --feature-loss"),
-    **dict.fromkeys(
-        ("kd_student_feature_dim", "kd_teacher_feature_dim"), "--feature-loss, which finds the sizes itself"
-    ),
-    **dict.fromkeys(("distill_loss_weight", "task_loss_weight"), "--alpha and --beta, relative to the cross-entropy"),
-    **dict.fromkeys(("train_batches_per_epoch", "train_steps_per_epoch"), "--train-num-samples or --epochs"),
-    **dict.fromkeys(("train_batch_sizes", "train_img_sizes", "train_size_probs", "train_size_random_mix"), _ONE_SIZE),
-    **dict.fromkeys(("train_size_schedule", "train_size_schedule_spread", "variable_batch_loss_scale"), _ONE_SIZE),
-    **dict.fromkeys(("naflex_loader", "naflex_loss_scale", "naflex_max_seq_len", "naflex_train_seq_lens"), _ONE_SIZE),
-    **dict.fromkeys(("naflex_patch_size_probs", "naflex_patch_sizes", "naflex_patchify_channels_first"), _ONE_SIZE),
-    **dict.fromkeys(("fast_norm", "synchronize_step", "use_multi_epochs_loader"), _NOTHING),
-    **dict.fromkeys(
-        ("dist_bn", "no_ddp_bb"),
-        "nothing to set, as every validation uses the first process's running statistics; or --sync-bn",
-    ),
-    "dataset_trust_remote_code": "--dataset, for datasets without code of their own",
-    "device_modules": "nothing to set, as the students are registered already",
-    "dr": "--decay-rate",
-    "drop_connect": "--drop-path",
-    "epoch_repeats": "--epochs",
-    "eval_metric": "--val-interval; the best checkpoint is that of top-1 or mean IoU",
-    "gp": "--model-kwargs global_pool=avg",
-    "input_img_mode": "--in-chans",
-    "input_size": "--in-chans and --img-size",
-    "kd_model_name": "--self-teacher, which needs no trained teacher",
-    "kd_temperature": "--temperature",
-    "local_rank": "nothing to set, as the launcher sets it",
-    "log_wandb": "--report-to wandb",
-    "model_dtype": "--amp-dtype",
-    "model_ema_force_cpu": "--model-ema, on the device of the model",
-    "no_aug": "--train-crop-mode none and --hflip 0",
-    "no_resume_opt": "--initial-checkpoint, which reads weights only",
-    "opt_betas": "--opt-kwargs 'betas=(0.9, 0.999)'",
-    "opt_eps": "--opt-kwargs eps=1e-8",
-    "pretrained_path": "--initial-checkpoint",
-    "sched_on_updates": "--sched, which is always stepped at every update",
-    "start_epoch": "--resume, which restores the epoch",
-    "train_interpolation": "--interpolation",
-    "tta": "validate.py, which has --tta flip",
-    "val_num_samples": "--val-fraction or --val-split",
-    "wandb_project": "--project",
-    "wandb_resume_id": "nothing to set, or the environment variable WANDB_RUN_ID",
-    "wandb_tags": "the environment variable WANDB_TAGS",
-    "warmup_prefix": "--warmup-epochs, which are part of --epochs",
-    "worker_seeding": "--seed",
+_TRAIN = {
+    _NOTHING: "device_modules fast_norm local_rank no_prefetcher pin_mem synchronize_step use_multi_epochs_loader",
+    "--alpha and --beta, relative to the cross-entropy": "distill_loss_weight task_loss_weight",
+    "--amp and --amp-dtype": "apex_amp native_amp amp_impl model_dtype",
+    "--aug-repeats and --aa, without splits": "aug_splits jsd_loss resplit split_bn",
+    "--checkpoint-minutes": "recovery_interval save_images",
+    "--dataset, for datasets without code of their own": "dataset_trust_remote_code",
+    "--decay-rate": "dr",
+    "--drop-path": "drop_connect",
+    "--feature-loss, which finds the sizes itself": "kd_student_feature_dim kd_teacher_feature_dim",
+    "--img-size and --batch-size, one for the whole run": "train_batch_sizes train_img_sizes train_size_probs "
+    "train_size_random_mix train_size_schedule train_size_schedule_spread variable_batch_loss_scale naflex_loader "
+    "naflex_loss_scale naflex_max_seq_len naflex_train_seq_lens naflex_patch_size_probs naflex_patch_sizes "
+    "naflex_patchify_channels_first",
+    "--in-chans and --img-size": "input_img_mode input_size",
+    "--initial-checkpoint, which reads weights only": "no_resume_opt pretrained_path",
+    "--interpolation": "train_interpolation",
+    "--layer-decay, without bounds": "layer_decay_min_scale layer_decay_no_opt_scale",
+    "--logit-loss and --feature-loss": "kd_distill_type kd_loss_type kd_token_distill_type",
+    "--model-ema, on the device of the model": "model_ema_force_cpu",
+    "--model-kwargs, such as global_pool=avg, for the models that take it": "gp bn_momentum bn_eps drop_block",
+    "--opt-kwargs, such as 'betas=(0.9, 0.999)' eps=1e-8": "opt_betas opt_eps",
+    "--output-dir and --run-name": "experiment output",
+    "--report-to wandb and --project": "log_wandb wandb_project",
+    "--reprob, with one rectangle of noise": "remode recount",
+    "--resume, which restores the epoch": "start_epoch",
+    "--sched, one cycle without noise or cooldown, stepped at every update": "lr_cycle_mul lr_cycle_decay "
+    "lr_cycle_limit lr_k_decay lr_noise lr_noise_pct lr_noise_std cooldown_epochs sched_on_updates",
+    "--seed": "worker_seeding",
+    "--self-teacher, which needs no trained teacher": "kd_model_name",
+    "--sync-bn; every validation uses the first process's running statistics": "dist_bn no_ddp_bb",
+    "--temperature": "kd_temperature",
+    "--torchcompile": "fuser torchcompile_mode torchscript",
+    "--train-crop-mode none and --hflip 0": "no_aug",
+    "--train-num-samples or --epochs": "epoch_repeats train_batches_per_epoch train_steps_per_epoch",
+    "--val-fraction or --val-split": "val_num_samples",
+    "--val-interval; the best checkpoint is that of top-1 or mean IoU": "eval_metric",
+    "--warmup-epochs, as timm initialises the classifier": "head_init_bias head_init_scale",
+    "--warmup-epochs, which are part of --epochs": "warmup_prefix",
+    "the environment variables WANDB_RUN_ID and WANDB_TAGS": "wandb_resume_id wandb_tags",
+    "validate.py, which has --tta flip": "tta",
 }
-
-_OF_THE_MODEL = "nothing to set, as it is part of the model"
-
-VALIDATE = EITHER | {
-    "checkpoint": "--model, which takes the folder of a run or a student",
-    "in_chans": _OF_THE_MODEL,
-    "input_size": "--img-size; the channels are those of the model",
-    "mean": _OF_THE_MODEL,
-    "num_classes": _OF_THE_MODEL,
-    "pretrained": "nothing to set, as a model is loaded with its weights",
-    "results_file": "--output",
-    "split": "--val-split",
-    "std": _OF_THE_MODEL,
+_VALIDATE = {
+    "nothing to set, as it is part of the model": "in_chans mean num_classes pretrained std",
+    "--img-size; the channels are those of the model": "input_size",
+    "--model, which takes the folder of a run or a student": "checkpoint",
+    "--output": "results_file",
+    "--val-split": "split",
+    _NOTHING: "no_prefetcher pin_mem",
 }
+TRAIN, VALIDATE = (
+    {name: answer for answer, names in (_EITHER | own).items() for name in names.split()} for own in (_TRAIN, _VALIDATE)
+)

@@ -6,13 +6,10 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one training and end the process.
+    """Run one training with these flags, by default those of the command line, and end the process.
 
     The exit code is 0 for a finished run, 2 for an error that the user can fix, 130 after a signal that stopped the run
     with a checkpoint, and 141 if the reader of the output is gone.
-
-    Args:
-        arguments: Flags; those of the command line by default.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # before training starts, Ctrl-C ends the process without a traceback
     from frskd_train.errors import SettingsError, discard_output, exit_after_another, exit_process, exit_with_error
@@ -32,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from frskd_train.trainer import Trainer
 
     try:
-        Trainer(settings).run()
+        trainer = Trainer(settings)  # kept until the end, because freeing a DDP model tears down communication
+        trainer.run()
     except UserError as error:
         exit_with_error(error)
     except RuntimeError as error:

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from frskd_timm.errors import UserError
 from frskd_train.checkpoint import checkpoint_name, load_state, prune, restore, save_checkpoint, set_aside_after
 from frskd_train.device import centre_strided_convolutions, start_accelerator, step_seed, to_channels_last
-from frskd_train.errors import exit_process, keep_until_exit
+from frskd_train.errors import exit_process
 from frskd_train.evaluate import Scores, evaluate
-from frskd_train.meter import TrainMeter, learning_note
-from frskd_train.nonfinite import NonfiniteGuard, refuse_nonfinite
+from frskd_train.meter import NonfiniteGuard, TrainMeter, learning_note
 from frskd_train.optim import check_optimizer, create_optimizer, create_scheduler, follow_plateau, with_scaled_lr
 from frskd_train.progress import Progress
 from frskd_train.recipe import write_recipe
@@ -26,14 +25,14 @@ from frskd_train.settings import Settings, flat
 from frskd_train.signals import Interruptions
 from frskd_train.sync_batchnorm import broadcast_buffers, synchronise_norms
 from frskd_train.tasks import choose_job
-from frskd_train.trackers import Trackers
+from frskd_train.trackers import log_pictures, start_trackers
 
 
 class Trainer:
-    """One training run.
+    """One training run: the constructor sets everything up and resumes, `run` trains and finishes.
 
-    The constructor sets everything up and resumes; `run` trains and finishes. All random numbers depend only on the
-    seed and the step, so that a resumed run needs no generator state. Raises UserError for unusable settings or data.
+    All random numbers depend only on the seed and the step, so that a resumed run needs no generator state.
+    Raises UserError for unusable settings or data.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -56,12 +55,12 @@ class Trainer:
         if self.is_main:
             recipe = write_recipe(settings, f"All settings of the run {self.folder.path.name}.")
             self.folder.write("config.yaml", recipe)
-        self.trackers = Trackers(self.accelerator, settings, self.folder)
+        start_trackers(self.accelerator, settings, self.folder.path)
 
     def run(self) -> None:
         """Train the remaining epochs, then score, export and publish; raise UserError if that fails."""
-        scaled = self.accelerator.mixed_precision == "fp16"
-        self.guard = NonfiniteGuard(self.task, scaled) if self.settings.loop.skip_nonfinite else None
+        has_scaler = self.accelerator.mixed_precision == "fp16"
+        self.guard = NonfiniteGuard(self.task, has_scaler) if self.settings.loop.skip_nonfinite else None
         self.interruptions = Interruptions(self.accelerator)
         scores: Scores = {}
         while self.state.epoch < self.settings.optimizer.epochs:
@@ -69,10 +68,7 @@ class Trainer:
             scores = self.close_epoch()
         self.finish(scores)
 
-    # Setup
-
     def _load_data_and_task(self) -> None:
-        """Load the data, and create the student, the training task around it and the batches."""
         loop, accelerator = self.settings.loop, self.accelerator
         self.data = self.job.load_data(progress=self.is_main)
         self.student = self.job.build_student(self.data)
@@ -91,15 +87,14 @@ class Trainer:
         self.steps_per_epoch = self.updates_per_epoch * accelerator.gradient_accumulation_steps
 
     def _create_optimizer(self) -> None:
-        """Create optimizer, scheduler and weight average, and wrap the task for the device and the processes."""
-        loop, images = self.settings.loop, self.train_batches.order.global_batch
-        self.optim = with_scaled_lr(self.settings.optimizer, images * self.accelerator.gradient_accumulation_steps)
+        loop = self.settings.loop
+        images_per_update = self.train_batches.order.global_batch * self.accelerator.gradient_accumulation_steps
+        self.optim = with_scaled_lr(self.settings.optimizer, images_per_update)
         optimizer = create_optimizer(self.optim, self.task, self.settings.method.teacher_lr_scale)
         self.scheduler = create_scheduler(self.optim, optimizer, self.updates_per_epoch)
         if loop.torchcompile:
             torch.nn.Module.compile(self.task)  # in place, without a wrapper and its prefix in the keys
         self.model, self.optimizer = self.accelerator.prepare(self.task, optimizer)
-        keep_until_exit(self.model)
         self.ema: ModelEmaV3 | None = None
         self.exported: nn.Module = self.student
         self.saved_modules = {"task": self.task}
@@ -108,18 +103,17 @@ class Trainer:
             self.exported = self.saved_modules["ema"] = self.ema.module
 
     def _open_folder(self, resume: Resume | None) -> None:
-        """Claim the run's folder and start counting."""
-        accelerator, output_dir = self.accelerator, self.settings.run.output_dir
-        path = resume.run if resume else choose_folder(output_dir, self.settings.model.model, self.data.name)
+        accelerator, settings = self.accelerator, self.settings
+        path = resume.run if resume else choose_folder(settings.run.output_dir, settings.model.model, self.data.name)
         self.folder = RunFolder(broadcast_object_list([path])[0])  # clocks of processes may differ
         if self.is_main:
             self.folder.claim(resuming=resume is not None)
         accelerator.wait_for_everyone()
-        epochs, global_batch = self.settings.optimizer.epochs, self.train_batches.order.global_batch
         self.state, self.meter = RunState(self.job.score), TrainMeter(accelerator.device)
+        epochs, global_batch = settings.optimizer.epochs, self.train_batches.order.global_batch
         self.progress = Progress(self.is_main, epochs, self.steps_per_epoch, global_batch, self.job.shown)
-        description = report.describe(self.job, self.data, self.task, accelerator)
-        self.progress.say(*self.data.notes, *self.job.notes, description)
+        self.progress.say(*self.data.notes, *self.job.notes)
+        self.progress.say(report.describe(self.job, self.data, self.task, accelerator))
         self.facts = {
             "fingerprint": self.data.fingerprint,
             "train_rows": self.data.num_train,
@@ -138,14 +132,12 @@ class Trainer:
         restore(resume.checkpoint, saved, self.saved_modules, self.optimizer)
         self.state = RunState.from_saved(saved, resume.checkpoint, self.job.score)
         self.meter.load(saved["meter"])
-        self.progress.skip(self.state.epoch * self.steps_per_epoch + self.state.step)
+        self.progress.done_before = self.state.epoch * self.steps_per_epoch + self.state.step
         if self.is_main:
             set_aside_after(resume.checkpoint)
             if self.state.history:
                 self.folder.write_summary(self.state.history)  # the run may have been killed before it wrote the file
         self.progress.say(f"Resuming from {resume.checkpoint}: {self.state.place}.")
-
-    # One epoch
 
     def train_epoch(self) -> None:
         """Train until the end of the current epoch, or until a signal stops the run."""
@@ -161,16 +153,14 @@ class Trainer:
                 break
             if updated:
                 self.report_and_save()
-        self.progress.stop_epoch()
         if state.step < self.steps_per_epoch:
             raise UserError(f"The data ended in {state.place} of {self.steps_per_epoch}; images may have disappeared.")
 
     def train_step(self, images: Tensor, target: Tensor) -> bool:
         """Train on images [B, C, H, W] and their targets; return whether this completed an update of the weights."""
         state, optim, accelerator = self.state, self.optim, self.accelerator
-        last_update = max(1, self.updates_per_epoch * optim.epochs - 1)
         torch.manual_seed(step_seed(self.settings.loop.seed, state.updates, state.step, accelerator.process_index))
-        self.task.set_progress(state.updates / last_update)
+        self.task.set_progress(state.updates / max(1, self.updates_per_epoch * optim.epochs - 1))
         if self.scheduler is not None:
             self.scheduler.step_update(state.updates)
 
@@ -204,7 +194,8 @@ class Trainer:
             self.refuse_nonfinite()
             recent = self.meter.recent(self.accelerator)
             self.progress.show(state.epoch, state.step, recent, lr)
-            self.trackers.log({**recent, "lr": lr}, state.updates, prefix="step/")
+            values = {f"step/{name}": value for name, value in {**recent, "lr": lr}.items()}
+            self.accelerator.log(values, step=state.updates)
         if self.progress.closed:
             self.interruptions.output_closed()
         checkpoint = state.minutes_since_checkpoint() > run.checkpoint_minutes
@@ -238,7 +229,7 @@ class Trainer:
         recent = {} if self.settings.labels.bce_loss else meter.recent(accelerator)  # guessing has another loss
         note = learning_note(state.history, recent, self.job.shown, outputs, state.updates)
         self.meter = TrainMeter(accelerator.device)
-        self.trackers.log(row, state.updates)
+        accelerator.log(row, step=state.updates)
         self.progress.close_epoch(state.history[-1])
         if note:
             self.progress.say(note)
@@ -273,9 +264,14 @@ class Trainer:
 
     def refuse_nonfinite(self) -> None:
         """Raise UserError if more steps of this epoch than `--skip-nonfinite` had a loss that is not finite."""
-        refuse_nonfinite(self.meter, self.state, self.settings.loop.skip_nonfinite)
-
-    # End of the run
+        found = self.meter.first_bad()
+        if found is not None and self.meter.bad_steps() > self.settings.loop.skip_nonfinite:
+            raise UserError(
+                f"{found[0]} was not a finite number at step {found[1] + 1} of epoch {self.state.epoch + 1} (first of "
+                f"{self.meter.bad_steps()} so far); the last good checkpoint is "
+                f"{self.state.last_checkpoint or 'none yet'}, and a lower --lr, --clip-grad, --no-amp or "
+                "--skip-nonfinite may help."
+            )
 
     def export(self) -> None:
         """Export the student, or its average if there is one."""
@@ -292,8 +288,8 @@ class Trainer:
             folder, job, data, exported = self.folder, self.job, self.data, self.exported
             metrics = report.make_metrics(folder, job, data, exported, self.accelerator, scores, self.state)
             report.finish_run(folder, job, data, self.task, exported, metrics, evaluation, self.state.history)
-            self.trackers.log_pictures(self.folder.path.glob("*.png"), self.state.updates)
-            self.progress.say(report.summary(self.folder, self.job, metrics))
-            self.progress.say(report.write_page(self.folder, self.data, evaluation))
-            report.publish(self.folder, self.settings.run)
+            log_pictures(self.accelerator, folder.path.glob("*.png"), self.state.updates)
+            self.progress.say(report.summary(folder, job, metrics))
+            self.progress.say(report.write_page(folder, data, evaluation))
+            report.publish(folder, self.settings.run)
         self.accelerator.end_training()

@@ -21,10 +21,9 @@ def evaluate(settings: EvaluationSettings) -> None:
         UserError: The model or the data cannot be used, or the scores are not finite or cannot be stored.
     """
     # Imported here, so that --help and a wrong flag answer at once.
-    from frskd_train.calibration import find_temperature
     from frskd_train.device import start_accelerator
     from frskd_train.report.score_files import check_output, summary, write_scores
-    from frskd_train.scores import Scorer, refuse_unscored
+    from frskd_train.scores import Scorer, find_temperature, refuse_unscored
     from frskd_train.students import load_for_evaluation
     from frskd_train.tasks import job_of
 
@@ -36,8 +35,8 @@ def evaluate(settings: EvaluationSettings) -> None:
     data = job.load_validation(settings.data, settings.fit, model, progress=accelerator.is_main_process)
     output = check_output(settings.output or (run and run / f"evaluation-{data.name}"))
     scorer = Scorer(model, accelerator, settings.batch_size, flip=settings.tta == "flip")
-    temperature, note = find_temperature(scorer, settings.data, data, run)
-    found = scorer.evaluate(data, settings.model, temperature, note, with_corruptions=settings.corruptions)
+    fitted = find_temperature(scorer, settings.data, data, run)
+    found = scorer.evaluate(data, settings.model, fitted, corrupted=settings.corruptions)
     notes = *data.notes, *data.bad_images()  # all processes know of images that were left out
     if not accelerator.is_main_process:
         return

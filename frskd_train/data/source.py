@@ -14,8 +14,8 @@ from frskd_train.data.columns import Splits
 from frskd_train.data.folder import folders_in, is_image_folder, is_voc_folder, read_image_folder, read_voc
 from frskd_train.data.images import printable
 from frskd_train.data.scenes import SAMPLE_FOLDER, compose_splits
+from frskd_train.errors import suggest
 from frskd_train.settings import DataSettings
-from frskd_train.suggest import suggest
 
 SAMPLE_NAME, SCENES_NAME = "fashion_mnist_sample", "fashion_mnist_scenes"
 SAMPLE_ID = "zalando-datasets/fashion_mnist"

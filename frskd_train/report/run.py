@@ -67,14 +67,13 @@ def export_run(folder: RunFolder, job: Job, data: TrainingData, student: nn.Modu
 
 def evaluate_run(job: Job, data: TrainingData, student: nn.Module, accelerator: Accelerator) -> Evaluation | None:
     """Score the exported student on the validation images of all processes; None if none of them could be read."""
-    from frskd_train.calibration import find_temperature  # imports torchmetrics, which takes a second
-    from frskd_train.scores import Scorer
+    from frskd_train.scores import Scorer, find_temperature  # imports torchmetrics, which takes a second
 
     loop = job.settings.loop
     batch_size = loop.validation_batch_size or 2 * loop.batch_size
     scorer = Scorer(student.eval(), accelerator, batch_size, channels_last=loop.channels_last)
     temperature = find_temperature(scorer, job.settings.data, data)
-    return scorer.evaluate(data, job.about_student(student)["model"], *temperature)
+    return scorer.evaluate(data, job.about_student(student)["model"], temperature)
 
 
 def finish_run(

@@ -41,10 +41,9 @@ def default_settings(task: str = "classification") -> Settings:
     if task != "segmentation":
         return Settings()
     default, names = SEGMENTATION_DEFAULT, [field.name for field in dataclasses.fields(MethodSettings)]
-    method = {name: getattr(default, name) for name in names if hasattr(default, name)}
     return Settings(
         model=ModelSettings(task="segmentation", model="resnet10t"),
-        method=MethodSettings(**method),
+        method=MethodSettings(**{name: getattr(default, name) for name in names if hasattr(default, name)}),
         data=DataSettings(dataset="fashion_mnist_scenes"),
         labels=LabelSettings(smoothing=default.smoothing),
         segmentation=SegmentationSettings(
@@ -74,11 +73,12 @@ def flag(name: str) -> str:
 
 
 def declared(group: type) -> dict[str, tuple[Any, ...]]:
-    """Return the declarations of each setting of a group (for `Settings`, of all groups) besides its type, by name."""
-    hints = typing.get_type_hints(group, include_extras=True)
-    if group is Settings:
-        return {name: facts for part in hints.values() for name, facts in declared(part).items()}
-    return {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    """Return the declarations of each setting besides its type, by name, in a group and in the groups within it."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for name, hint in typing.get_type_hints(group, include_extras=True).items():
+        is_group = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+        found |= declared(hint) if is_group else {name: getattr(hint, "__metadata__", ())}
+    return found
 
 
 def foreign(task: str) -> list[str]:

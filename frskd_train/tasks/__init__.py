@@ -4,11 +4,9 @@ from torch import nn
 
 from frskd_timm.segmentation import SegmentationStudent
 from frskd_train.settings import Settings
-from frskd_train.tasks.base import Job
+from frskd_train.tasks.base import Job as Job
 from frskd_train.tasks.classification import ClassificationJob
 from frskd_train.tasks.segmentation import SegmentationJob
-
-__all__ = ["Job", "choose_job", "job_of"]
 
 
 def choose_job(settings: Settings) -> Job:

@@ -24,26 +24,15 @@ PICTURED = 5  # number of validation images in the picture
 
 
 class Job(ABC):
-    """Data, student, method, scores and export of one task.
+    """Data, student, method, scores and export of one task; `model_cfg` is timm's configuration of the student."""
 
-    Attributes:
-        settings: Settings of the run.
-        model_cfg: timm's configuration of the student's input.
-        measure: How networks are scored.
-        score: Name of the score, in percent, that determines the best epoch.
-        shown: Labels of the scores to show, by name; `score` first.
-        notes: Sentences to show before training.
-        starts_random: Whether the student's initial weights are random.
-    """
-
-    measure: ClassVar[Measure]
-    score: ClassVar[str]
-    shown: ClassVar[Mapping[str, str]]
+    measure: ClassVar[Measure]  # how networks are scored
+    score: ClassVar[str]  # name of the score, in percent, that determines the best epoch
+    shown: ClassVar[Mapping[str, str]]  # labels of the scores to show, by name; `score` first
 
     def __init__(self, settings: Settings, model_cfg: Mapping[str, Any]) -> None:
-        self.settings = settings
-        self.model_cfg = model_cfg
-        self.notes: list[str] = []
+        self.settings, self.model_cfg = settings, model_cfg
+        self.notes: list[str] = []  # sentences to show before training
         self.starts_random = not settings.model.pretrained
 
     def initial_weights(self) -> InitialWeights | None:
@@ -60,15 +49,15 @@ class Job(ABC):
 
     def load_data(self, progress: bool) -> TrainingData:
         """Return images and targets of the run; raise UserError if they cannot be used for training."""
-        model = self.settings.model
+        settings, model = self.settings, self.settings.model
         return load_data(
-            self.settings.data,
-            self.settings.preprocessing,
+            settings.data,
+            settings.preprocessing,
             task=model.task,
             model_cfg=self.model_cfg,
             use_model_stats=model.pretrained,
             num_outputs=model.num_classes,
-            resize_range=self.settings.segmentation.resize_range,
+            resize_range=settings.segmentation.resize_range,
             progress=progress,
         )
 
@@ -77,11 +66,7 @@ class Job(ABC):
         """Return the student for these data; raise UserError if the settings do not fit it."""
 
     def build_task(self, student: nn.Module, data: TrainingData) -> StudentTask:
-        """Return the training task around the student.
-
-        Raises:
-            UserError: The student lacks the feature maps, or batches are too small for batch normalisation.
-        """
+        """Return the training task; raise UserError if batches are too small, or the student lacks feature maps."""
         task = self.make_task(student, data)
         task.label_loss = self.label_loss(student, data)
         loop, world_size = self.settings.loop, PartialState().num_processes
@@ -108,20 +93,10 @@ class Job(ABC):
     def distillation_options(self) -> dict[str, Any]:
         """Return the arguments of `DistillationTask` that all tasks derive from the settings in the same way."""
         method = self.settings.method
-        return {
-            "feature_loss": method.feature_loss,
-            "beta": method.beta,
-            "alpha": method.alpha,
-            "temperature": method.temperature,
-            "schedule": method.distill_schedule,
-            "start": method.distill_start / self.settings.optimizer.epochs,
-            "logit_loss": method.logit_loss,
-            "gate": method.gate,
-            "teacher_weight": method.teacher_weight,
-            "teacher_gradient": method.teacher_gradient,
-            "teacher_ema": method.teacher_ema,
-            "teacher_interval": method.teacher_interval,
-        }
+        names = ["feature_loss", "beta", "alpha", "temperature", "logit_loss", "gate"]
+        names += ["teacher_weight", "teacher_gradient", "teacher_ema", "teacher_interval"]
+        start = method.distill_start / self.settings.optimizer.epochs
+        return {"schedule": method.distill_schedule, "start": start, **{name: getattr(method, name) for name in names}}
 
     @abstractmethod
     def make_task(self, student: nn.Module, data: TrainingData) -> StudentTask:
@@ -129,9 +104,7 @@ class Job(ABC):
 
     @classmethod
     @abstractmethod
-    def load_validation(
-        cls, data: DataSettings, fit: FitSettings, student: nn.Module, progress: bool
-    ) -> ValidationData:
+    def load_validation(cls, data: DataSettings, fit: FitSettings, student: Any, progress: bool) -> ValidationData:
         """Return validation data for a trained student; raise UserError if they do not fit it."""
 
     @abstractmethod
@@ -140,14 +113,7 @@ class Job(ABC):
 
     @abstractmethod
     def draw(self, folder: Path, data: TrainingData, task: StudentTask, student: nn.Module) -> list[Path]:
-        """Draw attention maps and predictions for a few validation images; return the paths of the pictures.
-
-        Args:
-            folder: Folder of the pictures.
-            data: The data of the run.
-            task: The training task.
-            student: The exported student, which may be an average of the one in the task.
-        """
+        """Draw a few validation images into the folder; return the paths. `student` may be an average of the task's."""
 
     @abstractmethod
     def export(self, folder: RunFolder, data: TrainingData, student: nn.Module, finish: Callable[[Path], Any]) -> None:
@@ -160,6 +126,12 @@ class Job(ABC):
     def tag(self, data: TrainingData) -> str:
         """Return the tag of the exported weights."""
         return self.settings.run.tag or data.name
+
+    def provenance(self, data: TrainingData) -> dict[str, Any]:
+        """Return where the exported weights come from, as arguments of the export."""
+        settings = self.settings
+        license, method = settings.run.license, settings.method.method
+        return {"tag": self.tag(data), "license": license, "dataset": data.name, "method": method}
 
     def columns(self, scores: Scores) -> dict[str, float]:
         """Return scores by their columns in `summary.csv`; those of the self-teacher begin with `teacher_`."""

@@ -1,6 +1,7 @@
 """Classification: any timm model, one class per image, top-1 accuracy."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +22,6 @@ from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, Settings
 from frskd_train.students import build_student, default_cfg, refuse_size
 from frskd_train.tasks.base import PICTURED, Job
-from frskd_train.tasks.linear_probe import LinearProbeTask
 
 EXAMPLES = 3  # number of images in the picture of examples
 
@@ -44,10 +44,7 @@ class ClassificationJob(Job):
         method, smoothing = self.settings.method, self.settings.labels.smoothing
         if self.settings.model.linear_probe:
             if method.method != "ce":
-                raise UserError(
-                    f"--linear-probe trains no feature maps, so --method {method.method} has nothing to distill: "
-                    "add --method ce."
-                )
+                raise UserError("--linear-probe trains no feature maps to distill: add --method ce.")
             return LinearProbeTask(student, smoothing)
         if method.method == "ce":
             return CrossEntropyTask(student, smoothing)
@@ -58,11 +55,7 @@ class ClassificationJob(Job):
             self_teacher=method.self_teacher,
             max_levels=method.feature_levels,
             sla=method.sla,
-            teacher_options={
-                "width": method.teacher_width,
-                "depth": method.teacher_depth,
-                "repeats": method.teacher_repeats,
-            },
+            teacher_options={name: getattr(method, f"teacher_{name}") for name in ("width", "depth", "repeats")},
             smoothing=smoothing,
             sla_weight=method.sla_weight,
             **self.distillation_options(),
@@ -75,20 +68,12 @@ class ClassificationJob(Job):
             raise UserError("--class-weights cannot be combined with --sla; leave one of them out.")
         if not (labels.class_weights or labels.bce_loss):
             return None
-        return LabelLoss(
-            outputs,
-            labels.smoothing,
-            self.class_weights(data, outputs),
-            binary=labels.bce_loss,
-            sum_classes=labels.bce_sum,
-            target_threshold=labels.bce_target_thresh,
-            pos_weight=labels.bce_pos_weight,
-        )
+        binary: dict[str, Any] = {"binary": labels.bce_loss, "sum_classes": labels.bce_sum}
+        binary |= {"target_threshold": labels.bce_target_thresh, "pos_weight": labels.bce_pos_weight}
+        return LabelLoss(outputs, labels.smoothing, self.class_weights(data, outputs), **binary)
 
     @classmethod
-    def load_validation(
-        cls, data: DataSettings, fit: FitSettings, student: nn.Module, progress: bool
-    ) -> ValidationData:
+    def load_validation(cls, data: DataSettings, fit: FitSettings, student: Any, progress: bool) -> ValidationData:
         preprocessing = Preprocessing.from_timm(resolve_data_config({}, model=student)).fitted(fit)
         if fit.img_size is not None:
             refuse_size(student, preprocessing.input_size)
@@ -105,14 +90,14 @@ class ClassificationJob(Job):
     def draw(self, folder: Path, data: TrainingData, task: StudentTask, student: nn.Module) -> list[Path]:
         task.eval()
         device = next(task.parameters()).device
-        found: dict[int, Tensor] = {}
+        firsts: dict[int, Tensor] = {}  # the first image of each class
         for images, target in data.val_batches(256, device=device):
             for image, label in zip(images, target.tolist(), strict=True):
-                found.setdefault(label, image)
-            if len(found) >= PICTURED:
+                firsts.setdefault(label, image)
+            if len(firsts) >= PICTURED:
                 break
-        labels = sorted(found)[:PICTURED]
-        images = torch.stack([found[label] for label in labels])
+        labels = sorted(firsts)[:PICTURED]
+        images = torch.stack([firsts[label] for label in labels])
         outputs = student.eval()(images[:EXAMPLES]).float().softmax(dim=1).nan_to_num().cpu().numpy()
         names = [*data.class_names, *(f"output {number}" for number in range(data.num_classes, outputs.shape[1]))]
         pixels = data.preprocessing.to_bytes(images)
@@ -121,31 +106,40 @@ class ClassificationJob(Job):
             return [examples]
         maps, _ = task.pyramid(task.student, images)
         refined, _ = task.refine(maps, task.networks)
-        picture = attention_figure(
-            pixels,
-            [m.float().cpu().numpy() for m in maps],
-            [m.float().cpu().numpy() for m in refined],
-            [data.class_names[label] for label in labels],
-            folder / "attention.png",
-        )
-        return [picture, examples]
+        own, teachers = ([m.float().cpu().numpy() for m in found] for found in (maps, refined))
+        classes = [data.class_names[label] for label in labels]
+        return [attention_figure(pixels, own, teachers, classes, folder / "attention.png"), examples]
 
     def export(self, folder: RunFolder, data: TrainingData, student: nn.Module, finish: Callable[[Path], Any]) -> None:
         """Write a timm checkpoint under timm's own name of the architecture, if it has one."""
-        pre = data.preprocessing
+        names = data.class_names if len(data.class_names) == student.num_classes else None
+        preprocessing = asdict(data.preprocessing)
         export_student(
-            student,
-            folder.student,
-            tag=self.tag(data),
-            input_size=pre.input_size,
-            mean=pre.mean,
-            std=pre.std,
-            interpolation=pre.interpolation,
-            crop_pct=pre.crop_pct,
-            crop_mode=pre.crop_mode,
-            label_names=data.class_names if len(data.class_names) == student.num_classes else None,
-            license=self.settings.run.license,
-            dataset=data.name,
-            method=self.settings.method.method,
-            finish=finish,
+            student, folder.student, label_names=names, finish=finish, **preprocessing, **self.provenance(data)
         )
+
+
+class LinearProbeTask(CrossEntropyTask):
+    """Cross-entropy for the classifier only; the rest is frozen, including running statistics of normalisation layers.
+
+    Raises UserError if the student's classifier has no weights.
+    """
+
+    def __init__(self, student: nn.Module, smoothing: float) -> None:
+        super().__init__(student, smoothing)
+        found = student.get_classifier()  # type: ignore[operator]
+        # Not a child, because the classifier is in the student, and checkpoints keep the keys of a full training.
+        self._classifiers = tuple(found) if isinstance(found, tuple | list) else (found,)
+        student.requires_grad_(False)
+        for classifier in self._classifiers:
+            classifier.requires_grad_(True)
+        if not any(parameter.requires_grad for parameter in student.parameters()):
+            raise UserError(f"--linear-probe needs a student with a classifier; {type(student).__name__} has none.")
+
+    def train(self, mode: bool = True) -> "LinearProbeTask":
+        """Set the mode of the classifier; all other layers stay in evaluation mode."""
+        super().train(mode)
+        self.student.eval()
+        for classifier in self._classifiers:
+            classifier.train(mode)
+        return self

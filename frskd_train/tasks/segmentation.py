@@ -27,7 +27,7 @@ from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.figures import segmentation_figure
 from frskd_train.report.metrics import Metrics
 from frskd_train.run_folder import RunFolder
-from frskd_train.settings import DataSettings, FitSettings, Settings, default_settings
+from frskd_train.settings import DataSettings, FitSettings, Settings, default_settings, flag
 from frskd_train.students import default_cfg, refuse_nonfinite_weights
 from frskd_train.tasks.base import PICTURED, Job
 
@@ -48,17 +48,13 @@ class SegmentationJob(Job):
         arguments = keyword_arguments(model.model_kwargs)
         if model.drop_path is not None:
             arguments["drop_path_rate"] = model.drop_path
-        width: dict[str, Any] = {} if own.decoder_channels is None else {"channels": own.decoder_channels}
+        decoder: dict[str, Any] = {"layers": own.decoder_layers}
+        if own.decoder_channels is not None:
+            decoder["channels"] = own.decoder_channels
+        pre = data.preprocessing
+        images: dict[str, Any] = {"in_chans": pre.input_size[0], "mean": pre.mean, "std": pre.std}
         student = create_segmentation_student(
-            model.model,
-            data.num_classes,
-            layers=own.decoder_layers,
-            in_chans=data.preprocessing.input_size[0],
-            mean=data.preprocessing.mean,
-            std=data.preprocessing.std,
-            class_names=data.class_names,
-            backbone_args=arguments,
-            **width,
+            model.model, data.num_classes, class_names=data.class_names, backbone_args=arguments, **decoder, **images
         )
         if model.pretrained:
             try:
@@ -71,13 +67,10 @@ class SegmentationJob(Job):
             student.set_grad_checkpointing(True)
         return student
 
-    def make_task(self, student: nn.Module, data: TrainingData) -> StudentTask:
-        assert isinstance(student, SegmentationStudent)
+    def make_task(self, student: Any, data: TrainingData) -> StudentTask:
         method = self.settings.method
-        common: dict[str, Any] = {
-            "class_weights": self.class_weights(data, student.num_classes),
-            "smoothing": self.settings.labels.smoothing,
-        }
+        weights = self.class_weights(data, student.num_classes)
+        common: dict[str, Any] = {"class_weights": weights, "smoothing": self.settings.labels.smoothing}
         if method.method == "ce":
             return SegmentationCrossEntropyTask(student, **common)
         return SegmentationTask.create(
@@ -89,25 +82,18 @@ class SegmentationJob(Job):
         )
 
     @classmethod
-    def load_validation(
-        cls, data: DataSettings, fit: FitSettings, student: nn.Module, progress: bool
-    ) -> ValidationData:
-        assert isinstance(student, SegmentationStudent)
-        if fit.given():
-            raise UserError(
-                "--img-size, --crop-pct, --crop-mode and --interpolation are for classification: segmentation scores "
-                "images at their own size."
-            )
+    def load_validation(cls, data: DataSettings, fit: FitSettings, student: Any, progress: bool) -> ValidationData:
+        for name in fit.given():
+            raise UserError(f"{flag(name)} is for classification: segmentation scores images at their own size.")
         if data.dataset == DataSettings().dataset:  # --dataset was not given
             data = default_settings("segmentation").data
         names = student.class_names or [f"class {number}" for number in range(student.num_classes)]
         preprocessing = Preprocessing((student.in_chans, 1, 1), tuple(student.mean), tuple(student.std))
         return load_validation(data, preprocessing, task="segmentation", class_names=names, progress=progress)
 
-    def about_student(self, student: nn.Module) -> dict[str, str]:
-        assert isinstance(student, SegmentationStudent)
-        asked = self.settings.model.model
-        return {"model": asked if ":" not in asked else student.backbone_name, "architecture": student.backbone_name}
+    def about_student(self, student: Any) -> dict[str, str]:
+        name, backbone = self.settings.model.model, student.backbone_name
+        return {"model": backbone if ":" in name else name, "architecture": backbone}
 
     @torch.no_grad()
     def draw(self, folder: Path, data: TrainingData, task: StudentTask, student: nn.Module) -> list[Path]:
@@ -116,28 +102,13 @@ class SegmentationJob(Job):
         images, truth = next(iter(data.val_batches(PICTURED, device=device)))
         outputs = {**task.predict(images), "student": student.eval()(images)}
         seen = {name: logits.argmax(dim=1).cpu().numpy() for name, logits in outputs.items()}
-        path = folder / "segmentation.png"
-        return [
-            segmentation_figure(
-                data.preprocessing.to_bytes(images),
-                truth.cpu().numpy(),
-                seen["student"],
-                seen.get("self_teacher"),
-                data.class_names,
-                path,
-            )
-        ]
+        pixels, labels, path = data.preprocessing.to_bytes(images), truth.cpu().numpy(), folder / "segmentation.png"
+        picture = segmentation_figure(pixels, labels, seen["student"], seen.get("self_teacher"), data.class_names, path)
+        return [picture]
 
     def export(self, folder: RunFolder, data: TrainingData, student: nn.Module, finish: Callable[[Path], Any]) -> None:
         export_segmentation(student, folder.student, finish=finish)
-        export_backbone(
-            student,
-            folder.path / "backbone",
-            tag=self.tag(data),
-            license=self.settings.run.license,
-            dataset=data.name,
-            method=self.settings.method.method,
-        )
+        export_backbone(student, folder.path / "backbone", **self.provenance(data))
 
     def write_cards(self, folder: RunFolder, metrics: Metrics, evaluation: Evaluation | None) -> None:
         super().write_cards(folder, metrics, evaluation)
