@@ -54,7 +54,7 @@ def reference_loss(task: Any, images: Tensor, target: Tensor) -> Tensor:
     soft = F.kl_div(F.log_softmax(logits / t, 1), soft_target, reduction="batchmean") * t**2
     distances = [(attention(f) - attention(r.detach())).pow(2).mean() for f, r in zip(maps, refined, strict=True)]
     hard, teacher = (F.cross_entropy(z, target, label_smoothing=task.smoothing) for z in (logits, teacher_logits))
-    return hard + task.teacher_weight * teacher + task.alpha * soft + task.beta * sum(distances)
+    return task.student_weight * hard + task.teacher_weight * teacher + task.alpha * soft + task.beta * sum(distances)
 
 
 def without_optimised_layers(task: Any) -> Any:

@@ -12,13 +12,14 @@ class MethodDefaults:
     """Defaults of one kind of task, with the names of the flags."""
 
     alpha: float = 4.0
-    beta: float | None = None  # the `default_beta` of the feature loss; half of it for segmentation
-    temperature: float = 4.0
+    beta: float | None = None  # the `default_beta` of the feature loss
+    temperature: float = 2.0
     smoothing: float = 0.1
     logit_loss: str = "kl"
     gate: str = "none"
     distill_schedule: str = "ramp"
-    teacher_weight: float = 0.25
+    student_weight: float = 0.5
+    teacher_weight: float = 0.5
     teacher_gradient: float = 1.0
     teacher_ema: float = 0.0
     teacher_interval: int = 1
@@ -33,9 +34,9 @@ class MethodDefaults:
     def task_options(self) -> dict[str, Any]:
         """Return the defaults of `DistillationTask`, with the names of its arguments."""
         names = ("alpha", "beta", "temperature", "smoothing", "logit_loss", "gate")
-        teacher = ("teacher_weight", "teacher_gradient", "teacher_ema", "teacher_interval")
-        return {"schedule": self.distill_schedule, **{name: getattr(self, name) for name in names + teacher}}
+        weights = ("student_weight", "teacher_weight", "teacher_gradient", "teacher_ema", "teacher_interval")
+        return {"schedule": self.distill_schedule, **{name: getattr(self, name) for name in names + weights}}
 
 
 CLASSIFICATION = MethodDefaults()
-SEGMENTATION = MethodDefaults(alpha=1.0, temperature=1.0, smoothing=0.0, teacher_weight=1.0)
+SEGMENTATION = MethodDefaults(alpha=1.0, temperature=1.0, smoothing=0.0, student_weight=1.0, teacher_weight=1.0)

@@ -32,17 +32,18 @@ class Views(NamedTuple):
 class DistillationTask(StudentTask):
     """FRSKD (arXiv 2103.08273, eq. 6) for any kind of target.
 
-        loss = CE(z_s, y) + w CE(z_t, y) + r (alpha KL_T(z_t, z_s) + beta sum_i D(F_i, T_i))
+        loss = v CE(z_s, y) + w CE(z_t, y) + r (alpha KL_T(z_t, z_s) + beta sum_i D(F_i, T_i))
 
-    w is `teacher_weight` and r the weight given by the schedule, both 1 in the paper. The maps F_i enter the
-    self-teacher without detaching, so CE(z_t, y) also trains the student's backbone.
+    v is `student_weight`, w `teacher_weight` and r the weight given by the schedule, all 1 in the paper. The maps F_i
+    enter the self-teacher without detaching, so CE(z_t, y) also trains the student's backbone. With v + w = 1, both
+    networks together train the backbone as much as cross-entropy alone does, at the same learning rate.
 
     Args:
         student: The network that is kept after training.
         self_teacher: Refines the student's maps and classifies from them.
         feature_loss: D; None leaves the term out.
         alpha: Weight of the soft labels.
-        beta: Weight of the feature maps; None uses the `default_beta` of the feature loss times `beta_factor`.
+        beta: Weight of the feature maps; None uses the `default_beta` of the feature loss.
         temperature: T of the soft labels.
         smoothing: Label smoothing of the cross-entropy terms.
         schedule: Name of the schedule of alpha and beta.
@@ -50,6 +51,7 @@ class DistillationTask(StudentTask):
         logit_loss: A name in `losses.logits.LOGIT_LOSSES`.
         gate: 'none', or 'advantage' to use the soft labels only for images or pixels whose cross-entropy is lower for
             the self-teacher than for the student; the loss is the mean over these, so its scale does not change.
+        student_weight: v, the weight of the terms with which the student learns the labels, above 0.
         teacher_weight: w, the weight of the terms with which the self-teacher learns the labels, above 0.
         teacher_gradient: Factor of the gradient that flows from the self-teacher into the student, 1 in the paper.
         teacher_ema: Decay per update of a moving average of both networks that replaces the self-teacher as source of
@@ -63,7 +65,6 @@ class DistillationTask(StudentTask):
     `teacher_ema`: the average is not updated, so the self-teacher itself is used.
     """
 
-    beta_factor = 1.0
     distill_weight: Tensor
     lead: Tensor | None
     clock: Tensor | None
@@ -82,6 +83,7 @@ class DistillationTask(StudentTask):
         start: float = 0.0,
         logit_loss: str = DEFAULT.logit_loss,
         gate: str = DEFAULT.gate,
+        student_weight: float = DEFAULT.student_weight,
         teacher_weight: float = DEFAULT.teacher_weight,
         teacher_gradient: float = DEFAULT.teacher_gradient,
         teacher_ema: float = DEFAULT.teacher_ema,
@@ -91,11 +93,12 @@ class DistillationTask(StudentTask):
         self.self_teacher = self_teacher.to(self.device, self.dtype)
         self.feature_loss = feature_loss and feature_loss.to(self.device, self.dtype)
         if beta is None:
-            beta = self.beta_factor * feature_loss.default_beta if feature_loss is not None else 0.0
+            beta = feature_loss.default_beta if feature_loss is not None else 0.0
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
         self.schedule, self.start, self.gate = schedule, start, gate
-        self.teacher_weight, self.teacher_gradient = teacher_weight, teacher_gradient
-        self.teacher_ema, self.teacher_interval = teacher_ema, teacher_interval
+        self.student_weight, self.teacher_weight = student_weight, teacher_weight
+        self.teacher_gradient, self.teacher_ema = teacher_gradient, teacher_ema
+        self.teacher_interval = teacher_interval
         self.logit_loss = LOGIT_LOSSES.get(logit_loss)
         self.average: nn.ModuleDict | None = None
         if teacher_ema:
@@ -172,7 +175,8 @@ class DistillationTask(StudentTask):
             distance = self.feature_loss(advice.maps, advice.refined, self.valid_positions(advice, target))
             terms["loss_feature"] = weight * self.beta * distance
         if self.lead is not None and self.training:
-            own, other = terms["loss_ce"].detach(), terms["loss_ce_teacher"].detach() / self.teacher_weight
+            own = terms["loss_ce"].detach() / self.student_weight
+            other = terms["loss_ce_teacher"].detach() / self.teacher_weight
             self.lead.lerp_((1 - other / own.clamp_min(1e-6)).clamp(0, 1), 0.01)
         loss = torch.stack(list(terms.values())).sum()
         logged = {name: term.detach() for name, term in terms.items()}
@@ -182,7 +186,7 @@ class DistillationTask(StudentTask):
         """Compute a step without the self-teacher; every parameter still gets a gradient, as DDP requires."""
         logits = self.student(images)
         with torch.autocast(images.device.type, enabled=False):
-            loss = self.cross_entropy(logits, target)
+            loss = self.student_weight * self.cross_entropy(logits, target)
         idle = [parameter.flatten()[0].float() for parameter in self.parameters() if parameter.requires_grad]
         zero = torch.zeros_like(loss)
         terms = {"loss_ce": loss.detach(), "loss_ce_teacher": zero, "loss_kl": zero}
@@ -193,7 +197,7 @@ class DistillationTask(StudentTask):
     def label_terms(self, views: Views, target: Tensor) -> Terms:
         """Return the loss terms that use the labels."""
         return {
-            "loss_ce": self.cross_entropy(views.logits, target),
+            "loss_ce": self.student_weight * self.cross_entropy(views.logits, target),
             "loss_ce_teacher": self.teacher_weight * self.cross_entropy(views.teacher_logits, target),
         }
 

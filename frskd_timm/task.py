@@ -161,7 +161,8 @@ class FRSKDTask(DistillationTask):
         terms = super().label_terms(views, target)
         if views.joint is not None:
             labels = joint_target(target)
-            terms["loss_sla"], teacher_loss = (self.cross_entropy(joint, labels) for joint in views.joint)
+            loss, teacher_loss = (self.cross_entropy(joint, labels) for joint in views.joint)
+            terms["loss_sla"] = self.student_weight * loss
             terms["loss_sla_teacher"] = self.teacher_weight * teacher_loss
             aggregated, teacher_aggregated = map(aggregate, views.joint)
             terms["loss_sla_kl"] = self.sla_weight * (

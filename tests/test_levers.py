@@ -26,7 +26,12 @@ TARGET = torch.tensor([0, 1, 2, 3])
 MASKS = TARGET.view(4, 1, 1).expand(4, 64, 64)
 
 
-OFF: dict[str, Any] = {"teacher_weight": 1.0, "teacher_ema": 0.0, "teacher_interval": 1}  # whatever the defaults
+OFF: dict[str, Any] = {
+    "student_weight": 1.0,
+    "teacher_weight": 1.0,
+    "teacher_ema": 0.0,
+    "teacher_interval": 1,
+}  # whatever the defaults
 
 
 def create(**options: Any) -> FRSKDTask:
@@ -97,18 +102,19 @@ def test_the_self_teachers_gradient_is_scaled() -> None:
     assert not torch.allclose(gradients[0], gradients[2], rtol=1e-2)
 
 
-def test_the_self_teachers_label_terms_are_weighted() -> None:
-    found = []
+@pytest.mark.parametrize(("network", "ending"), [("student", ""), ("teacher", "_teacher")])
+def test_the_label_terms_of_both_networks_are_weighted(network: str, ending: str) -> None:
+    found, rotated = [], []
     for weight in (1.0, 0.25):
         torch.manual_seed(0)
-        task = create(teacher_weight=weight, schedule="lead")
+        task = create(**{f"{network}_weight": weight, "schedule": "lead"})
         found.append(task(images(), TARGET) | {"lead": task.lead})
+        rotated.append(create(**{f"{network}_weight": weight, "sla": True})(images(), TARGET))
     whole, quarter = found
-    assert_close(quarter["loss_ce_teacher"], whole["loss_ce_teacher"] / 4, 1e-6, "cross-entropy of the self-teacher")
-    for name in ("loss_ce", "loss_kl", "loss_feature", "lead"):  # the lead compares unweighted losses
-        assert_close(quarter[name], whole[name], 1e-6, name)
-    rotated = [create(teacher_weight=weight, sla=True)(images(), TARGET) for weight in (1.0, 0.25)]
-    assert rotated[1]["loss_sla_teacher"] < 0.5 * rotated[0]["loss_sla_teacher"]
+    assert_close(quarter[f"loss_ce{ending}"], whole[f"loss_ce{ending}"] / 4, 1e-6, "cross-entropy")
+    for name in {"loss_ce", "loss_ce_teacher", "loss_kl", "loss_feature", "lead"} - {f"loss_ce{ending}"}:
+        assert_close(quarter[name], whole[name], 1e-6, name)  # the lead compares unweighted losses
+    assert rotated[1][f"loss_sla{ending}"] < 0.5 * rotated[0][f"loss_sla{ending}"]
 
 
 def test_the_residual_self_teacher_starts_as_its_student() -> None:

@@ -125,7 +125,8 @@ def run_trajectory(variant: str, golden: dict, jolt: int = 0) -> Trajectory:
         names = {"fc1": "student", "fc2": "teacher"}
         heads.load_state_dict({names[k[:3]] + k[3:]: v for k, v in part(golden, "sla.init").items()})
     attention = FEATURE_LOSSES.get("attention")([16, 32, 64], teacher)
-    weights: dict[str, float] = {"alpha": 2, "beta": 100, "temperature": 4, "smoothing": 0, "teacher_weight": 1}
+    weights: dict[str, float] = {"alpha": 2, "beta": 100, "temperature": 4, "smoothing": 0}
+    weights |= {"student_weight": 1, "teacher_weight": 1}
     task = FRSKDTask(net, Pyramid(net, (3, 32, 32)), teacher, attention, schedule="constant", sla=heads, **weights)
     if jolt:
         generator = torch.Generator().manual_seed(jolt)
@@ -270,7 +271,7 @@ def test_losses_stay_in_float32_under_autocast() -> None:
     """The terms of a bfloat16 step equal the float32 losses of the very same logits and maps."""
     torch.manual_seed(0)
     net = WideResNet(depth=10, widen_factor=1, num_classes=5)
-    task = FRSKDTask.create(net, (3, 16, 16), 5, smoothing=0.0).eval()
+    task = FRSKDTask.create(net, (3, 16, 16), 5, smoothing=0.0, student_weight=1.0).eval()
     images, target = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 3])
     with torch.autocast("cpu", torch.bfloat16):
         result = task(images, target)

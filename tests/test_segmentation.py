@@ -56,6 +56,7 @@ def golden_task(golden: dict[str, Tensor]) -> SegmentationTask:
         "beta": 50.0,
         "temperature": 1.0,
         "smoothing": 0.0,
+        "student_weight": 1.0,
         "teacher_weight": 1.0,
     }
     task = SegmentationTask.create(student, teacher_layers=2, schedule="constant", distill_unlabelled=True, **weights)

@@ -8,7 +8,7 @@ from pictures import typefaces_are_installed
 from PIL import Image
 
 from frskd_timm.errors import UserError
-from tools import typeface_words, typefaces
+from tools import typeface_families, typeface_words, typefaces
 
 pytestmark = pytest.mark.long
 
@@ -32,7 +32,7 @@ def test_typefaces_are_the_same_for_the_same_arguments_and_others_after_a_skip(t
     assert not train & test
 
 
-@pytest.mark.skipif(not typefaces_are_installed(typeface_words.PACKAGES), reason="needs those of typeface_words")
+@pytest.mark.skipif(not typefaces_are_installed(typeface_families.PACKAGES), reason="needs those of typeface_words")
 def test_words_are_new_in_the_test_images_and_licences_are_named(tmp_path: Path) -> None:
     def files(name: str, seed: int) -> dict[str, bytes]:
         typeface_words.write(tmp_path / name, 3, {"train": 20, "test": 5, "photo": 5}, size=32, seed=seed)
@@ -51,6 +51,6 @@ def test_words_are_new_in_the_test_images_and_licences_are_named(tmp_path: Path)
     with (tmp_path / "first" / "families.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert {row["class"] for row in rows} == {path.split("/")[1] for path in first}
-    assert all(row["licence"] and row["package"] in typeface_words.PACKAGES for row in rows)
+    assert all(row["licence"] and row["package"] in typeface_families.PACKAGES for row in rows)
     with pytest.raises(UserError, match="families that differ visibly, fewer than --classes 1000"):
-        typeface_words.choose(1000)
+        typeface_families.choose(1000)

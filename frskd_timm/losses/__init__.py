@@ -22,11 +22,11 @@ class FeatureLoss(nn.Module, ABC):
 
     Attributes:
         preactivation: Whether the maps on both sides are taken before their activation.
-        default_beta: Default weight in the total loss for classification; segmentation uses half of it.
+        default_beta: Default weight in the total loss.
     """
 
     preactivation = False
-    default_beta = 100.0
+    default_beta = 50.0
 
     def forward(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], valid: Sequence[Tensor] | None = None

@@ -69,8 +69,6 @@ class SegmentationTask(_PixelTask, DistillationTask):
         **options: Further arguments of `DistillationTask`.
     """
 
-    beta_factor = 0.5
-
     def __init__(
         self,
         student: SegmentationStudent,
@@ -105,7 +103,7 @@ class SegmentationTask(_PixelTask, DistillationTask):
             self_teacher: A name in `teacher.SEGMENTATION_TEACHERS`.
             teacher_layers: BiFPN layers of the self-teacher.
             feature_loss: Name in `losses.FEATURE_LOSSES` of a loss that compares maps after their activation.
-            beta: Weight of the feature loss; 0 disables it, None uses half its `default_beta`.
+            beta: Weight of the feature loss; 0 disables it, None uses its `default_beta`.
             **options: Further arguments of the task.
 
         Raises:

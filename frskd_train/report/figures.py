@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from frskd_timm.segmentation.losses import IGNORED
+from frskd_timm.losses.functional import IGNORED
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,

@@ -67,7 +67,7 @@ class MethodSettings:
     """Weight of the soft-label loss KL(self-teacher, student)."""
     beta: Annotated[float | None, NotNegative] = DEFAULT.beta
     """Weight of the feature-map loss; 0 disables it.
-    By default 100 for attention, 1 for fitnet, 1e-4 for overhaul; half of that for segmentation."""
+    By default 50 for attention, 0.5 for fitnet, 5e-5 for overhaul."""
     temperature: Annotated[float, Positive] = DEFAULT.temperature
     """Softmax temperature T of the soft labels; the loss is multiplied by T squared."""
     logit_loss: LogitLoss = DEFAULT.logit_loss
@@ -91,6 +91,8 @@ class MethodSettings:
     """Consecutive BiFPN layers of the self-teacher (for segmentation on top of those of the decoder)."""
     teacher_lr_scale: Annotated[float, Positive] = 1.0
     """Learning rate of the self-teacher as a multiple of the student's."""
+    student_weight: Annotated[float, Positive] = DEFAULT.student_weight
+    """Weight of the student's cross-entropy in FRSKD (1 in the paper); with --method ce it counts in full."""
     teacher_weight: Annotated[float, Positive] = DEFAULT.teacher_weight
     """Weight of the self-teacher's cross-entropy (1 in the paper)."""
     teacher_gradient: Annotated[float, Fraction] = DEFAULT.teacher_gradient

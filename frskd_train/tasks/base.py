@@ -94,7 +94,7 @@ class Job(ABC):
         """Return the arguments of `DistillationTask` that all tasks derive from the settings in the same way."""
         method = self.settings.method
         names = ["feature_loss", "beta", "alpha", "temperature", "logit_loss", "gate"]
-        names += ["teacher_weight", "teacher_gradient", "teacher_ema", "teacher_interval"]
+        names += ["student_weight", "teacher_weight", "teacher_gradient", "teacher_ema", "teacher_interval"]
         start = method.distill_start / self.settings.optimizer.epochs
         return {"schedule": method.distill_schedule, "start": start, **{name: getattr(method, name) for name in names}}
 
