@@ -1,6 +1,7 @@
 """Model cards say what the metrics say, and leave out what is missing."""
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +22,9 @@ from frskd_timm.export.load import ExportedClassifier, read_student
 from frskd_timm.models._pretrained import WEIGHTS
 from frskd_train.parse import parse_settings
 from frskd_train.recipe import write_recipe
-from frskd_train.report.baseline import read_baseline
+from frskd_train.report.baseline import Gain, read_baseline
 from frskd_train.report.card import eval_result_entries, model_card
-from frskd_train.report.metrics import InitialWeights, Metrics, read_metrics
+from frskd_train.report.metrics import InitialWeights, Metrics, SeedRuns, read_metrics
 from frskd_train.report.run import count_cost
 from frskd_train.settings import Settings
 from frskd_train.tasks import choose_job
@@ -200,7 +201,21 @@ def test_zoo_card_is_up_to_date_and_promises_nothing_else():
     listed = {row["model"] for row in rows}
     assert listed == set(timm.list_pretrained("*frskd*"))
     row = results_row(METRICS)
-    assert (row["model"], row["top1_err"], row["baseline_top1"]) == ("resnet18_frskd.garments", "11.90", "87.10")
+    assert (row["model"], row["top1_err"], row["baseline_mean"]) == ("resnet18_frskd.garments", "11.90", "87.10")
     text = zoo_card([row]).text
     assert "| `resnet18_frskd` | `resnet18` | 11,689,512 | yes | `garments` |" in text
-    assert "| `resnet18_frskd.garments` | Kleidungsstücke | 28 | 11.18 | 20 | 88.10 | 99.60 | 87.10 |" in text
+    assert "Kleidungsstücke | 28 | 11.18 | 20 | 88.10 | 99.60 | 87.10 | +1.00 ± 1.47 (1, 2) |" in text
+
+
+def test_the_error_of_a_gain_is_that_of_the_runs_or_of_the_images():
+    alone = Gain.of(METRICS, "top1")
+    assert alone is not None
+    assert alone.of_images
+    assert alone.error == pytest.approx(100 * math.sqrt((0.881 * 0.119 + 0.871 * 0.129) / 1000))
+    repeats = SeedRuns.of([{"seed": 1, "top1": 88.1}, {"seed": 2, "top1": 88.5}], "top1", "frskd")
+    several = replace(METRICS, repeats=repeats)
+    gain = Gain.of(several, "top1")
+    assert gain is not None
+    assert (gain.difference, gain.error) == pytest.approx((1.2, math.sqrt(0.08 / 2 + 0.02 / 2)))
+    row = results_row(several)
+    assert [row[name] for name in ("top1_mean", "top1_std", "top1_n", "gain_err")] == ["88.30", "0.28", "2", "0.22"]

@@ -34,7 +34,7 @@ from frskd_train.report.answers import confusion_picture
 from frskd_train.report.baseline import read_baseline
 from frskd_train.report.card import write_card
 from frskd_train.report.evaluation import Evaluation
-from frskd_train.report.metrics import Baseline, Metrics, read_metrics
+from frskd_train.report.metrics import Metrics, SeedRuns, read_metrics
 from frskd_train.scores import Scorer
 from frskd_train.settings import DataSettings, LoopSettings, Settings
 from tools import zoo
@@ -46,6 +46,7 @@ PICTURE_WIDTH = 1000  # pixels
 def ship(
     run: str | Path,
     *,
+    repeats: Sequence[str | Path] = (),
     baseline: Sequence[str | Path] = (),
     dataset: str | None = None,
     dataset_name: str | None = None,
@@ -58,6 +59,7 @@ def ship(
 
     Args:
         run: Folder of a finished run of a student of this package.
+        repeats: Folders of finished runs of the same recipe with other seeds.
         baseline: Folders of `--method ce` runs of the same recipe. Without one, the baseline of the weights already
             shipped under this name is kept, if their recipe differs only in the method.
         dataset: Current location of the data, if it differs from that in the run.
@@ -71,8 +73,8 @@ def ship(
         The folder.
 
     Raises:
-        UserError: The run is not finished or has no registered student, its score is not reproduced, or a baseline
-            was trained with another recipe.
+        UserError: The run is not finished or has no registered student, its score is not reproduced, or another
+            run was trained with another recipe.
     """
     run = Path(run)
     settings, metrics = _finished(run)
@@ -99,16 +101,23 @@ def ship(
     folder = root / "frskd_timm" / "weights" / f"{name}.{metrics.tag}"
     kept = metrics.baseline
     if baseline:
-        kept = _baseline(baseline, settings, data, accelerator)
+        kept = _scored_again(baseline, read_baseline(baseline, settings, "top1"), data, accelerator)
     elif kept is None:
         kept = _kept_baseline(folder, settings)
         say(f"The baseline of {folder} is {'kept' if kept else 'missing or from another recipe'}.")
+    every = None
+    if repeats:
+        others = read_baseline(repeats, settings, "top1", metrics.method, "--repeats")
+        others = _scored_again(repeats, others, data, accelerator)
+        own = {"seed": metrics.seed, "top1": round(scores["top1"], 4)}
+        every = SeedRuns.of([own, *others.runs], "top1", metrics.method)
     cfg = student.config["pretrained_cfg"]
     shipped = dataclasses.replace(
         metrics,
         student=_tidy(half_scores if half else scores),
         dataset=dataclasses.replace(metrics.dataset, name=dataset_name or metrics.dataset.name, hub_id=hub_dataset),
         baseline=kept,
+        repeats=every,
         stored_in="float16" if half else "float32",
         shipped_as=folder.name,
         crop_pct=cfg["crop_pct"],
@@ -176,15 +185,17 @@ def _rounded(model: nn.Module) -> nn.Module:
     return model
 
 
-def _baseline(runs: Sequence[str | Path], settings: Settings, data: DataSettings, accelerator: Accelerator) -> Baseline:
-    """Return the runs' scores, measured like the student's."""
-    found = read_baseline(runs, settings, "top1").runs
-    for run, entry in zip(runs, found, strict=True):
-        entry["top1"] = round(_score(load_student(Path(run) / "student"), data, accelerator)["top1"], 4)
-    return Baseline.of(found, "top1")
+def _scored_again(
+    folders: Sequence[str | Path], found: SeedRuns, data: DataSettings, accelerator: Accelerator
+) -> SeedRuns:
+    """Return runs with their scores measured like the student's."""
+    runs = [dict(run) for run in found.runs]
+    for folder, run in zip(folders, runs, strict=True):
+        run["top1"] = round(_score(load_student(Path(folder) / "student"), data, accelerator)["top1"], 4)
+    return SeedRuns.of(runs, "top1", found.method)
 
 
-def _kept_baseline(folder: Path, settings: Settings) -> Baseline | None:
+def _kept_baseline(folder: Path, settings: Settings) -> SeedRuns | None:
     """Return the baseline that ships in `folder`, if it has this recipe."""
     if not (folder / "recipe.yaml").is_file():
         return None
@@ -252,6 +263,8 @@ def main() -> None:
     """Parse the arguments and write weights, results and documents."""
     parser = argparse.ArgumentParser(description="Write frskd_timm/weights/, results and tables from a finished run.")
     parser.add_argument("run", type=Path, help="folder of the finished run")
+    seeds = "runs of the same recipe with other seeds"
+    parser.add_argument("--repeats", type=Path, nargs="+", default=[], help=seeds)
     parser.add_argument(
         "--baseline",
         type=Path,

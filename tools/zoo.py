@@ -16,13 +16,15 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 import frskd_timm
+from frskd_train.report.baseline import Gain
 from frskd_train.report.card import tidy
-from frskd_train.report.metrics import Metrics
+from frskd_train.report.metrics import Metrics, SeedRuns
 
 # Columns of the results, timm's own first.
 COLUMNS = (
     "model", "top1", "top1_err", "top5", "top5_err", "param_count", "img_size", "crop_pct", "interpolation",
-    "dataset", "baseline_top1", "sample_top1", "epochs",
+    "dataset", "top1_mean", "top1_std", "top1_n", "baseline_mean", "baseline_std", "baseline_n", "gain", "gain_err",
+    "sample_top1", "epochs",
 )  # fmt: skip
 ROOT = Path(frskd_timm.__file__).parents[1]
 RESULTS = ROOT / "results" / "results.csv"
@@ -32,19 +34,36 @@ BEGIN, END = "<!-- begin: written by python -m tools.zoo -->", "<!-- end -->"
 
 
 def results_row(metrics: Metrics) -> dict[str, str]:
-    """Return the row of a run in timm's format; without a baseline or sample, their columns are empty."""
+    """Return the row of shipped weights in timm's format, with mean, deviation and number of the recipe's runs.
+
+    Without a baseline or sample, their columns are empty.
+    """
     assert metrics.student is not None
+    own = metrics.repeats or SeedRuns.of([{"top1": metrics.student["top1"]}], "top1", metrics.method)
     row: dict[str, Any] = {
         "model": f"{metrics.model}.{metrics.tag}",
         "dataset": metrics.dataset.name,
-        "param_count": f"{metrics.param_count / 1e6:.2f}",
-        "baseline_top1": f"{metrics.baseline.mean:.2f}" if metrics.baseline else None,
-        "sample_top1": f"{metrics.sample['top1']:.2f}" if metrics.sample else None,
+        "param_count": _two_digits(metrics.param_count / 1e6),
+        "sample_top1": _two_digits(metrics.sample["top1"] if metrics.sample else None),
         **{name: getattr(metrics, name) for name in ("img_size", "crop_pct", "interpolation", "epochs")},
+        **{f"top1_{name}": value for name, value in _summary(own).items()},
+        **{f"baseline_{name}": value for name, value in _summary(metrics.baseline).items()},
     }
     for name in ("top1", "top5"):
-        row |= {name: f"{metrics.student[name]:.2f}", f"{name}_err": f"{100 - metrics.student[name]:.2f}"}
-    return {column: "" if row[column] is None else str(row[column]) for column in COLUMNS}
+        score = metrics.student[name]
+        row |= {name: _two_digits(score), f"{name}_err": _two_digits(100 - score)}
+    gain = Gain.of(metrics, "top1")
+    if gain is not None:
+        row |= {"gain": f"{gain.difference:+.2f}", "gain_err": _two_digits(gain.error)}
+    return {column: str(row.get(column, "")) for column in COLUMNS}
+
+
+def _summary(runs: SeedRuns | None) -> dict[str, Any]:
+    return {} if runs is None else {"mean": _two_digits(runs.mean), "std": _two_digits(runs.std), "n": len(runs.runs)}
+
+
+def _two_digits(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def read_results(path: Path = RESULTS) -> list[dict[str, str]]:
@@ -90,12 +109,15 @@ def results_table(results: Sequence[Mapping[str, str]]) -> str:
         return "No weights ship yet; `timm.list_pretrained('*frskd*')` lists them once they do."
     names = {
         "model": "weights", "dataset": "data", "img_size": "image size", "param_count": "parameters (M)",
-        "epochs": "epochs", "top1": "top-1", "top5": "top-5", "baseline_top1": "cross-entropy, same recipe: top-1",
+        "epochs": "epochs", "top1": "top-1", "top5": "top-5", "baseline_mean": "cross-entropy, same recipe",
+        "gain": "gain ± standard error (runs of each)",
     }  # fmt: skip
     lines = ["| " + " | ".join(names.values()) + " |", "|---|---|" + "---:|" * (len(names) - 2)]
     for row in results:
-        cells = [f"`{row[name]}`" if name == "model" else row.get(name, "") for name in names]
-        lines.append("| " + " | ".join(cells) + " |")
+        cells = {**row, "model": f"`{row['model']}`"}
+        if row["gain"]:
+            cells["gain"] = f"{row['gain']} ± {row['gain_err']} ({row['top1_n']}, {row['baseline_n']})"
+        lines.append("| " + " | ".join(cells[name] for name in names) + " |")
     return "\n".join(lines)
 
 

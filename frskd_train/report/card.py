@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from frskd_timm.export.folder import CARD
 from frskd_timm.export.load import ExportedStudent, read_student
 from frskd_train.progress import duration
+from frskd_train.report.baseline import Gain
 from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.metrics import DatasetFacts, Metrics
 
@@ -132,7 +133,7 @@ def model_card(
         files=names,
         results=_result_rows(metrics),
         score=score,
-        gain=f"{score - metrics.baseline.mean:+.2f}" if score is not None and metrics.baseline else None,
+        gain=Gain.of(metrics, form.score),
         evaluation=evaluation,
         classes=classes,
         cell=_cell,
@@ -234,10 +235,10 @@ def _result_rows(metrics: Metrics) -> list[list[str]]:
         [name, *("" if scores.get(key) is None else text.format(scores[key]) for key, (_, text) in columns.items())]
         for name, scores in networks.items()
     ]
-    if metrics.baseline:
-        scores = [run[FORMS[metrics.task].score] for run in metrics.baseline.runs]
-        name = f"cross-entropy alone, same recipe, {count_seeds(scores)}"
-        rows.append([name, spread(scores), *[""] * (len(columns) - 1)])
+    for name, found in {"this recipe": metrics.repeats, "cross-entropy alone, same recipe": metrics.baseline}.items():
+        if found:
+            scores = [run[FORMS[metrics.task].score] for run in found.runs]
+            rows.append([f"{name}, {count_seeds(scores)}", spread(scores), *[""] * (len(columns) - 1)])
     return [row for row in rows if any(row[1:])]
 
 

@@ -42,8 +42,8 @@ class MachineFacts:
 
 
 @dataclass(frozen=True)
-class Baseline:
-    """Cross-entropy runs of the same recipe; `runs` holds seed and score of each."""
+class SeedRuns:
+    """Runs of one recipe; `runs` holds seed and score of each."""
 
     method: str
     runs: list[dict[str, Any]]
@@ -51,11 +51,11 @@ class Baseline:
     std: float | None = None
 
     @classmethod
-    def of(cls, runs: Sequence[Mapping[str, Any]], score: str) -> "Baseline":
+    def of(cls, runs: Sequence[Mapping[str, Any]], score: str, method: str = "ce") -> "SeedRuns":
         """Create it from seed and score of each run."""
         scores = [run[score] for run in runs]
         spread = statistics.stdev(scores) if len(scores) > 1 else None
-        return cls("ce", [dict(run) for run in runs], statistics.mean(scores), spread)
+        return cls(method, [dict(run) for run in runs], statistics.mean(scores), spread)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ class Metrics:
     images_per_second: float | None
     machine: MachineFacts
     versions: dict[str, str]
-    baseline: Baseline | None = None
+    baseline: SeedRuns | None = None  # cross-entropy with the same recipe
+    repeats: SeedRuns | None = None  # the same recipe with several seeds, this run included
     date: str | None = None  # of the scores, YYYY-MM-DD in UTC
     initial: InitialWeights | None = None  # None for random weights
     gmacs: float | None = None  # multiply-adds of one image, in billions; None if they could not be counted
@@ -105,7 +106,8 @@ class Metrics:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Metrics":
         """Create it from parsed JSON; raise TypeError for missing and unknown keys."""
-        kinds = {"dataset": DatasetFacts, "machine": MachineFacts, "baseline": Baseline, "initial": InitialWeights}
+        runs = {"baseline": SeedRuns, "repeats": SeedRuns}
+        kinds = {"dataset": DatasetFacts, "machine": MachineFacts, "initial": InitialWeights, **runs}
         parts = {name: kind(**content[name]) for name, kind in kinds.items() if content.get(name)}
         return cls(**{**content, **parts})
 
