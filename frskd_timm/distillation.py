@@ -186,10 +186,10 @@ class DistillationTask(StudentTask):
         """Compute a step without the self-teacher; every parameter still gets a gradient, as DDP requires."""
         logits = self.student(images)
         with torch.autocast(images.device.type, enabled=False):
-            loss = self.student_weight * self.cross_entropy(logits, target)
+            loss = self.cross_entropy(logits, target)  # in full, since no other term trains the backbone
         idle = [parameter.flatten()[0].float() for parameter in self.parameters() if parameter.requires_grad]
         zero = torch.zeros_like(loss)
-        terms = {"loss_ce": loss.detach(), "loss_ce_teacher": zero, "loss_kl": zero}
+        terms = {"loss_ce": self.student_weight * loss.detach(), "loss_ce_teacher": zero, "loss_kl": zero}
         if self.feature_loss is not None:
             terms["loss_feature"] = zero
         return {"loss": loss + 0 * torch.stack(idle).sum(), "output": logits, **terms}

@@ -33,8 +33,11 @@ class StudentTask(TrainingTask):
         smoothing: Label smoothing of the cross-entropy terms, 0..1.
 
     Attributes:
+        student_weight: Weight of the student's cross-entropy in the loss.
         label_loss: Replaces the cross-entropy, such as `losses.labels.LabelLoss`; None by default.
     """
+
+    student_weight = 1.0
 
     def __init__(self, student: nn.Module, smoothing: float = DEFAULT.smoothing) -> None:
         parameter = next(student.parameters(), torch.empty(0))

@@ -88,21 +88,22 @@ class TrainMeter:
 
 def learning_note(
     history: Sequence[Mapping[str, Any]],
-    recent: Mapping[str, float],
+    cross_entropy: float,
     shown: Mapping[str, str],
     classes: int,
     updates: int,
 ) -> str | None:
     """Return a note, after 100 updates, about a student that does not learn, which other falling losses could hide.
 
-    It is based on the rows of the finished epochs, the loss terms of the last steps and the first score shown.
+    It is based on the rows of the finished epochs, the student's cross-entropy in the last steps and the first score
+    shown.
     """
     if updates < 100:
         return None
     guessing = math.log(classes)
-    if recent.get("loss_ce", 0.0) >= 0.995 * guessing:
+    if cross_entropy >= 0.995 * guessing:
         return (
-            f"Note: the student's cross-entropy was {recent['loss_ce']:.3f} over the last steps; guessing among "
+            f"Note: the student's cross-entropy was {cross_entropy:.3f} over the last steps; guessing among "
             f"{classes} classes gives {guessing:.3f}, so it is not learning. A lower --lr may help."
         )
     score, name = next(iter(shown.items()))

@@ -227,7 +227,8 @@ class Trainer:
         state.finish_epoch({**row, "images_per_second": round(self.progress.images_per_second, 1)})
         outputs: Any = self.student.num_classes  # may be more than the classes of the data
         recent = {} if self.settings.labels.bce_loss else meter.recent(accelerator)  # guessing has another loss
-        note = learning_note(state.history, recent, self.job.shown, outputs, state.updates)
+        cross_entropy = recent.get("loss_ce", 0.0) / self.task.student_weight
+        note = learning_note(state.history, cross_entropy, self.job.shown, outputs, state.updates)
         self.meter = TrainMeter(accelerator.device)
         accelerator.log(row, step=state.updates)
         self.progress.close_epoch(state.history[-1])

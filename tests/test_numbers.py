@@ -69,10 +69,16 @@ def test_a_student_that_learns_nothing_is_noticed() -> None:
     assert again.means(Alone()) == means  # type: ignore[arg-type]
     assert again.recent(Alone()) == recent  # type: ignore[arg-type]
     shown = {"top1": "top-1", "top5": "top-5"}
-    assert learning_note([{"top1": 50.0}], {"loss_ce": 1.0}, shown, 10, 500) is None
-    assert "guessing" in str(learning_note([], {"loss_ce": 2.31}, shown, 10, 500))
-    assert "no better than guessing" in str(learning_note([{"top1": 10.0}], {"loss_ce": 1.0}, shown, 10, 500))
-    assert "fell to 20.00% from 80.00%" in str(learning_note([{"top1": 80.0}, {"top1": 20.0}], {}, shown, 10, 500))
+    assert learning_note([{"top1": 50.0}], 1.0, shown, 10, 500) is None
+    assert "guessing" in str(learning_note([], 2.31, shown, 10, 500))
+    assert "no better than guessing" in str(learning_note([{"top1": 10.0}], 1.0, shown, 10, 500))
+    assert "fell to 20.00% from 80.00%" in str(learning_note([{"top1": 80.0}, {"top1": 20.0}], 0.0, shown, 10, 500))
+
+
+def test_a_run_that_learns_nothing_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--train-num-samples", 20, "--batch-size", 2, "--epochs", 10, "--val-interval", 10, "--threads", 1]
+    train_here(*few, "--no-amp", "--lr", 1e-9, "--output-dir", tmp_path / "run")
+    assert "so it is not learning" in capsys.readouterr().out
 
 
 def test_a_batch_of_one_image_is_refused_where_normalisation_cannot_take_it(places: Path, tmp_path: Path) -> None:

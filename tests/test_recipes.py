@@ -227,6 +227,8 @@ def test_a_recipe_is_found_by_name_and_by_path() -> None:
 REFUSED = {
     "--color-jitter inf": "--color-jitter .*finite", "--alpha nan": "--alpha .*finite", "--std 0": "--std .*above 0",
     "--class-weights 1 inf --task segmentation": "--class-weights .*finite", "--mean 0.5 0.5": "--mean .* 3 ",
+    "--mean 127": "--mean .*at most", "--std 0.1 0.2": "--std .* 3 ", "--ratio 0 1": "--ratio .*above 0",
+    "--ratio 2 1": "--ratio .*smaller",
     "--scale 0.9 0.1": "--scale .*smaller", "--model-kwargs features_only=True": "features_only",
     "--jsd-loss": "--aug-repeats", "--warmup-epochs 10": "--epochs 10", "--sched multistep": "--decay-milestones",
     **{f"--tag={tag}": "--tag .*letters" for tag in ("../x", ".hidden", "a/b", "x" * 65, "")},

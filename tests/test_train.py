@@ -190,12 +190,14 @@ def test_recipes_are_the_papers_settings() -> None:
     for name in ("cifar100_resnet18", "cifar100_wide_resnet16_2"):
         recipe = yaml.safe_load((ROOT / "frskd_train" / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
         wanted = {"alpha": 2, "beta": 100, "temperature": 4, "lr": 0.1, "momentum": 0.9, "batch_size": 128}
+        wanted |= {"student_weight": 1, "teacher_weight": 1}
         wanted |= {"epochs": 200, "decay_milestones": [100, 150], "crop_padding": 4, "distill_schedule": "constant"}
         assert wanted.items() <= recipe.items()
         assert float(recipe["weight_decay"]) == 1e-4
     for name in ("imagenet_resnet18", "imagenet_resnet34"):
         recipe = yaml.safe_load((ROOT / "frskd_train" / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
         wanted = {"alpha": 1, "beta": 200, "temperature": 4, "epochs": 90, "batch_size": 256}
+        wanted |= {"student_weight": 1, "teacher_weight": 1}
         assert (wanted | {"decay_milestones": [30, 60], "train_crop_mode": "rrc"}).items() <= recipe.items()
 
 

@@ -231,6 +231,8 @@ def _compare_maps(student: SegmentationStudent, folder: Path) -> None:
         raise UserError(f"The backbone {name} does not load with features_only: {first_line(error)}.") from error
     images = sample_images(student, (student.in_chans, *student.probe))
     with evaluating(student), evaluating(loaded):
-        expected = student.backbone_maps(images)
-        found = [map_.permute(0, 3, 1, 2) if channels_last else map_ for map_ in loaded.to(images.device)(images)]
+        expected = [map_.float() for map_ in student.backbone_maps(images)]
+        found = [
+            map_.permute(0, 3, 1, 2) if channels_last else map_ for map_ in loaded.to(images.device)(images.float())
+        ]
     compare_outputs(*(torch.cat([map_.flatten(1) for map_ in maps], dim=1) for maps in (expected, found)))

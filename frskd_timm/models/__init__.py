@@ -4,7 +4,8 @@ A student has no code specific to FRSKD, so any timm model can be one. Those of 
 
 To add a student, put a file `frskd_<family>.py` in this folder with
 
-- `default_cfgs = generate_default_cfgs(with_weights({'<name>_frskd': {...}}))`, above the functions, and
+- `default_cfgs = generate_default_cfgs(with_weights({'<name>_frskd': {...}}))`, above the functions (each with
+  `input_size` and `pool_size`), and
 - one function `<name>_frskd` under `@register_model`, or `register_stock` if timm has that network.
 
 The file is found automatically, and `tests/test_students.py` covers every registered name. Because of the prefix

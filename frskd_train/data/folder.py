@@ -68,7 +68,11 @@ def _class_name(folder: Path) -> str:
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """Return the sorted subfolders of a folder, including links, without hidden ones; raise UserError."""
+    """Return the sorted subfolders of a folder, including links, without hidden ones.
+
+    Raises:
+        UserError: The folder cannot be read.
+    """
     try:
         found = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))]
     except OSError as error:

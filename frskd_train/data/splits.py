@@ -21,7 +21,7 @@ from frskd_train.settings import DataSettings
 
 @dataclass(frozen=True)
 class Sample:
-    """An image, decoded by Pillow or uint8 [C, H, W] from memory, and its target (see the kinds of `Targets`)."""
+    """An image, decoded by Pillow or uint8 [C, H, W] from memory, and its target (see `ClassLabels` and `Masks`)."""
 
     image: Image.Image | Tensor
     target: Tensor

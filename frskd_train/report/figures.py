@@ -183,7 +183,7 @@ def class_colours(count: int) -> NDArray[np.float64]:
 
 
 def _draw_losses(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray[np.float64]]) -> None:
-    axes.set_title("loss terms, training")
+    axes.set_title("loss terms as weighted in training")
     spare = iter((_RED, GREY, *matplotlib.color_sequences["Dark2"]))
     for name in sort_terms(columns):
         colour = _TERMS[name][1] if name in _TERMS else next(spare)

@@ -118,7 +118,10 @@ class Group:
         terms = [Line(term_label(name), colour % 6, series(name)) for colour, name in enumerate(columns)]
         terms.append(Line("validation, student", 0, series("val_loss"), "dashed"))
         scores = [Line("student", 0, series(score)), Line("self-teacher", 1, series(f"teacher_{score}"))]
-        return [line_chart("Loss terms", terms, log=True), line_chart(self.form.label, scores, unit="%")]
+        return [
+            line_chart("Loss terms as weighted in training", terms, log=True),
+            line_chart(self.form.label, scores, unit="%"),
+        ]
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:

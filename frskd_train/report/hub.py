@@ -1,9 +1,10 @@
 """Publishing on the Hub: one commit, its comparison with what was sent, and retries after temporary failures."""
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -162,7 +163,7 @@ def with_retries(call: Callable[[], T], hub: Repository, once: bool = False) -> 
     while True:
         attempt += 1
         try:
-            return ThreadPoolExecutor(1).submit(call).result()
+            return _in_thread(call)
         except (OSError, RuntimeError, ValueError, _TransportError, AlteredError, SilentError) as error:
             cause = _cause(error)
             wait = _wait(cause, attempt)
@@ -172,6 +173,20 @@ def with_retries(call: Callable[[], T], hub: Repository, once: bool = False) -> 
             if wait is None or attempt == _ATTEMPTS or wait > _LONGEST_WAIT:
                 raise UserError(_sentence(cause, hub.repo_id, hub.api)) from None
             time.sleep(wait)
+
+
+def _in_thread(call: Callable[[], T]) -> T:
+    """Call a function in a thread that does not keep the process alive, unlike those of an executor."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future.result()
 
 
 def _sentence(error: BaseException, repo_id: str, api: HfApi) -> str:
@@ -188,7 +203,7 @@ def _sentence(error: BaseException, repo_id: str, api: HfApi) -> str:
         text = first_line(error).replace(str(api.token), "***")
         return f"Publishing to {repo_id} failed ({type(error).__name__}: {text[:200]}): {_AGAIN}."
     status = error.response.status_code
-    if isinstance(error, RepositoryNotFoundError) or status == 404:
+    if status == 404 or (isinstance(error, RepositoryNotFoundError) and status != 403):
         return f"{repo_id} was not found ({status}): check its name, and that the token may see it."
     if status >= 500:
         return f"The Hub has problems of its own ({status}): {_AGAIN}."

@@ -89,11 +89,12 @@ def finish_run(
     """Write metrics, pictures, cards and other formats beside the exported student; main process only."""
     with folder.writing():
         folder.write("metrics.json", metrics.to_json())
+        if evaluation is not None:
+            folder.write(EVALUATION, evaluation.to_json())
         pictures = [curves_figure(history, folder.path / "curves.png")]
         if metrics.student is not None:  # None if no validation image could be read
             pictures += job.draw(folder.path, data, task, student)
         if evaluation is not None:
-            folder.write(EVALUATION, evaluation.to_json())
             path = folder.path / "confusion.png"
             pictures.append(confusion_picture(evaluation.confusion, evaluation.class_names, path))
         for picture in pictures:

@@ -178,7 +178,7 @@ def hold_out(labels: Rows, fraction: float) -> tuple[Rows, Rows]:
 
 
 def balanced_subset(labels: Rows, count: int, num_classes: int) -> Rows:
-    """Choose `count` rows by their labels, balanced over the classes as far as possible. See `Targets.subset`."""
+    """Choose `count` rows by their labels, balanced over the classes as far as possible. See `ClassLabels.subset`."""
     if count < num_classes:
         raise UserError(f"--train-num-samples {count} is less than one image for each of the {num_classes} classes.")
     rank, _ = _rank_in_class(labels)
