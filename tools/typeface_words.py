@@ -3,12 +3,12 @@
     apt-get install --no-install-recommends $(python -m tools.typeface_words --packages)
     python -m tools.typeface_words data/typeface_words
 
-Writes `FOLDER/{train,test,photo}/FAMILY/NUMBER_WORD.jpg`, 50,000, 5,000 and 5,000 RGB images of 64x64 pixels, and
+Writes `FOLDER/{train,test,photo/test}/FAMILY/NUMBER_WORD.jpg`, 50,000, 5,000 and 5,000 RGB images of 64x64 pixels, and
 `FOLDER/families.csv` with the package and the licence of each family. Words, letter case, weights, sizes, places,
 colours and backgrounds are random. The test images show words, angles and kinds of background that no training image
-has; those of `photo` look photographed as well: perspective, uneven light, blur and the traces of JPEG. Other numbers
-of `--seed` give other images of the same families. The images depend only on the arguments and the versions of the
-packages, NumPy and Pillow.
+has; those of `photo`, a dataset of its own, look photographed as well: perspective, uneven light, blur and the traces of
+JPEG. Other numbers of `--seed` give other images of the same families. The images depend only on the arguments and the
+versions of the packages, NumPy and Pillow.
 """
 
 import argparse
@@ -146,7 +146,7 @@ def write(folder: Path, classes: int, counts: dict[str, int], size: int = 64, se
     for family in families:
         for split, count in counts.items():
             r = random.Random(f"{split} {seed} {family.name}")
-            place = folder / split / family.folder
+            place = folder / ("photo/test" if split == "photo" else split) / family.folder
             place.mkdir(parents=True)
             for number in range(count):
                 word = draw_word(r, split)
