@@ -6,7 +6,7 @@
 Writes `FOLDER/{train,test,photo/test}/FAMILY/NUMBER_WORD.jpg`, 50,000, 5,000 and 5,000 RGB images of 64x64 pixels, and
 `FOLDER/families.csv` with the package and the licence of each family. Words, letter case, weights, sizes, places,
 colours and backgrounds are random. The test images show words, angles and kinds of background that no training image
-has; those of `photo`, a dataset of its own, look photographed as well: perspective, uneven light, blur and the traces of
+has; those of `photo`, a dataset of its own, look photographed as well: perspective, uneven light, blur and traces of
 JPEG. Other numbers of `--seed` give other images of the same families. The images depend only on the arguments and the
 versions of the packages, NumPy and Pillow.
 """
