@@ -1,17 +1,15 @@
 """Families of typefaces that a reader can tell apart, from Debian's font packages, with their licences."""
 
 import re
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_letters
 
 import numpy as np
-from fontTools.ttLib import TTFont, TTLibError
 from PIL import Image, ImageDraw, ImageFont
 
 from frskd_timm.errors import UserError
-from tools.typefaces import ADF, OTHERS, md5
+from tools.typefaces import ADF, OTHERS, md5, read_fonts
 
 MORE = (
     "3270", "adobe-sourcesans3", "agave", "anonymous-pro", "atkinson-hyperlegible", "averia-gwf", "averia-sans-gwf",
@@ -77,20 +75,8 @@ def find_families() -> list[Family]:
     """
     families: dict[str, Family] = {}
     for package in PACKAGES:
-        listed = subprocess.run(["dpkg-query", "--listfiles", package], capture_output=True, text=True)
-        if listed.returncode:
-            raise UserError(
-                f"The package {package} is missing: run apt-get install --no-install-recommends "
-                "$(python -m tools.typeface_words --packages)."
-            )
-        for path in sorted(Path(line) for line in listed.stdout.splitlines() if line.endswith((".ttf", ".otf"))):
-            try:
-                font = TTFont(path, lazy=True)
-                name, style = font["name"].getBestFamilyName(), font["name"].getBestSubFamilyName() or ""
-                complete = set(map(ord, ascii_letters)) <= set(font.getBestCmap())
-            except (TTLibError, KeyError, TypeError):  # damaged, or without names or a character map
-                continue
-            if name and complete and not OTHER.search(f"{name} {style}"):
+        for path, name, style in read_fonts([package], ascii_letters, "tools.typeface_words"):
+            if not OTHER.search(f"{name} {style}"):
                 key = name.replace(" ", "").lower()  # "CabinSketch" is a weight of "Cabin Sketch"
                 fonts = families.setdefault(key, Family(name, package, [])).fonts
                 fonts.insert(0 if style.lower() in ("regular", "book", "roman", "medium") else len(fonts), path)

@@ -11,7 +11,6 @@ JPEG. Other numbers of `--seed` give other images of the same families. The imag
 versions of the packages, NumPy and Pillow.
 """
 
-import argparse
 import csv
 import io
 import random
@@ -26,7 +25,7 @@ from PIL import Image, ImageFilter
 
 from frskd_timm.errors import UserError
 from tools.typeface_families import PACKAGES, choose, set_word
-from tools.typefaces import md5
+from tools.typefaces import md5, parse
 
 
 @dataclass(frozen=True)
@@ -161,20 +160,10 @@ def write(folder: Path, classes: int, counts: dict[str, int], size: int = 64, se
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the images, or print the names of the font packages."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, nargs="?")
     defaults = {"classes": 200, "train": 250, "test": 25, "photo": 25, "size": 64, "seed": 0}
-    for name, default in defaults.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
-    parser.add_argument("--packages", action="store_true", help="print the names of the Debian packages and exit")
-    options = parser.parse_args(arguments)
-    if options.packages:
-        print(*PACKAGES)
-    elif options.folder is None:
-        parser.error("give the folder for the images")
-    else:
-        counts = {split: getattr(options, split) for split in RENDERINGS}
-        write(options.folder, options.classes, counts, options.size, options.seed)
+    options = parse(__doc__.splitlines()[0], PACKAGES, defaults, arguments)
+    counts = {split: getattr(options, split) for split in RENDERINGS}
+    write(options.folder, options.classes, counts, options.size, options.seed)
 
 
 if __name__ == "__main__":

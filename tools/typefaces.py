@@ -15,7 +15,7 @@ import hashlib
 import random
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -53,23 +53,34 @@ def find_families() -> dict[str, Path]:
     Raises:
         UserError: A package is not installed.
     """
-    listed = subprocess.run(["dpkg-query", "--listfiles", *PACKAGES], capture_output=True, text=True)
+    families: dict[str, Path] = {}
+    for path, family, style in read_fonts(PACKAGES, ascii_lowercase, "tools.typefaces"):
+        if family not in families or style.lower() in ("regular", "book", "roman"):
+            families[family] = path
+    return families
+
+
+def read_fonts(packages: Sequence[str], letters: str, module: str) -> Iterator[tuple[Path, str, str]]:
+    """Yield file, family and style of the fonts in installed packages that have all `letters`, sorted by file.
+
+    Raises:
+        UserError: A package is not installed; `module` is the one that lists the packages.
+    """
+    listed = subprocess.run(["dpkg-query", "--listfiles", *packages], capture_output=True, text=True)
     if listed.returncode:
         raise UserError(
-            "Some font packages are missing: run apt-get install --no-install-recommends $(python -m tools.typefaces "
+            f"Some font packages are missing: run apt-get install --no-install-recommends $(python -m {module} "
             "--packages)."
         )
-    families: dict[str, Path] = {}
     for path in sorted({Path(line) for line in listed.stdout.splitlines() if line.endswith((".ttf", ".otf"))}):
         try:
             font = TTFont(path, lazy=True)
             family, style = font["name"].getBestFamilyName(), font["name"].getBestSubFamilyName() or ""
-            complete = set(map(ord, ascii_lowercase)) <= set(font.getBestCmap())
+            complete = set(map(ord, letters)) <= set(font.getBestCmap())
         except (TTLibError, KeyError, TypeError):  # damaged, or without names or a character map
             continue
-        if complete and family and (family not in families or style.lower() in ("regular", "book", "roman")):
-            families[family] = path
-    return families
+        if family and complete:
+            yield path, family, style
 
 
 def draw_words(r: random.Random, counts: dict[str, int]) -> Iterator[tuple[str, str]]:
@@ -171,20 +182,29 @@ def write(folder: Path, classes: int = 100, train: int = 20, test: int = 20, siz
     print(f"{folder}: {classes} families, {train} training and {test} test images of each")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the images, or print the names of the font packages."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse(
+    description: str, packages: Sequence[str], defaults: Mapping[str, int], arguments: Sequence[str] | None
+) -> argparse.Namespace:
+    """Parse a folder and numbers; `--packages` prints the names of the font packages and exits."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("folder", type=Path, nargs="?")
-    for name, default in (("classes", 100), ("train", 20), ("test", 20), ("size", 64), ("skip", 0)):
+    for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
     parser.add_argument("--packages", action="store_true", help="print the names of the Debian packages and exit")
     options = parser.parse_args(arguments)
     if options.packages:
-        print(*PACKAGES)
-    elif options.folder is None:
+        print(*packages)
+        parser.exit()
+    if options.folder is None:
         parser.error("give the folder for the images")
-    else:
-        write(options.folder, options.classes, options.train, options.test, options.size, options.skip)
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the images, or print the names of the font packages."""
+    defaults = {"classes": 100, "train": 20, "test": 20, "size": 64, "skip": 0}
+    options = parse(__doc__.splitlines()[0], PACKAGES, defaults, arguments)
+    write(options.folder, **{name: getattr(options, name) for name in defaults})
 
 
 if __name__ == "__main__":
