@@ -35,8 +35,8 @@ class DistillationTask(StudentTask):
         loss = v CE(z_s, y) + w CE(z_t, y) + r (alpha KL_T(z_t, z_s) + beta sum_i D(F_i, T_i))
 
     v is `student_weight`, w `teacher_weight` and r the weight given by the schedule, all 1 in the paper. The maps F_i
-    enter the self-teacher without detaching, so CE(z_t, y) also trains the student's backbone. With v + w = 1, both
-    networks together train the backbone as much as cross-entropy alone does, at the same learning rate.
+    enter the self-teacher without detaching, so CE(z_t, y) also trains the student's backbone. With v + w = 1, the
+    weights of the labels add up to that of plain cross-entropy.
 
     Args:
         student: The network that is kept after training.
