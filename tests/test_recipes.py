@@ -105,6 +105,7 @@ DATA: dict[str, Callable[[Path], Path]] = {
     "ILSVRC/imagenet-1k": lambda p: saved(p, {"train": 12, "validation": 6, "test": 6}, (50, 44), "image", label=3),
     "data/digits": lambda p: saved(p, {"train": 12, "test": 6}, (8, 8), "image", label=3),
     "data/fashion_mnist": fashion_mnist,
+    "data/typeface_words": lambda p: saved(p, {"train": 12, "test": 6}, (64, 64), "image", label=3),
     **{f"data/{form}": lambda p, form=form: official(form, p) for form in official_splits.READERS},  # type: ignore[misc]
 }
 
@@ -157,7 +158,9 @@ def test_a_recipe_says_what_it_needs_and_where_it_leaves_the_paper() -> None:
         if "benchmarks/finetune.py --make" not in text:
             assert "\n# Needs: " in text, recipe.name
             assert "\n# Differs from the " in text, recipe.name
-        checked = recipe.name.startswith(("cifar100", "voc", "fashion_mnist", "finetune", "linear_probe"))
+        checked = recipe.name.startswith(
+            ("cifar100", "voc", "fashion_mnist", "typeface_words", "finetune", "linear_probe")
+        )
         assert ("not checked against the paper" in text) != checked, recipe.name
 
 

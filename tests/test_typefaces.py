@@ -8,6 +8,8 @@ from pictures import typefaces_are_installed
 from PIL import Image
 
 from frskd_timm.errors import UserError
+from frskd_train.data.source import find_source
+from frskd_train.settings import DataSettings
 from tools import typeface_families, typeface_words, typefaces
 
 pytestmark = pytest.mark.long
@@ -52,5 +54,9 @@ def test_words_are_new_in_the_test_images_and_licences_are_named(tmp_path: Path)
         rows = list(csv.DictReader(file))
     assert {row["class"] for row in rows} == {path.split("/")[-2] for path in first}
     assert all(row["licence"] and row["package"] in typeface_families.PACKAGES for row in rows)
+    card = (tmp_path / "first" / "README.md").read_text(encoding="utf-8")
+    assert all(f"| {row['family']} | {row['package']} | {row['licence']} |" in card for row in rows)
+    source = find_source(DataSettings(str(tmp_path / "first")))
+    assert source.license == "various-open-font-licences"
     with pytest.raises(UserError, match="families that differ visibly, fewer than --classes 1000"):
         typeface_families.choose(1000)

@@ -7,6 +7,7 @@ again in the same way.
 import argparse
 import copy
 import dataclasses
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from timm.models import is_model, model_entrypoint
 from torch import nn
 
 from frskd_timm.errors import UserError
+from frskd_timm.export.folder import CARD, DATASET_CARD
 from frskd_timm.export.load import compare_logits, load_student, read_student
 from frskd_timm.export.student import export_student
 from frskd_timm.models._pretrained import shipped_cfg
@@ -51,6 +53,7 @@ def ship(
     dataset: str | None = None,
     dataset_name: str | None = None,
     hub_dataset: str | None = None,
+    also: Sequence[str] = (),
     threads: int | None = None,
     root: Path = zoo.ROOT,
     say: Callable[[str], None] = print,
@@ -65,6 +68,7 @@ def ship(
         dataset: Current location of the data, if it differs from that in the run.
         dataset_name: Readable name of the data for card and results.
         hub_dataset: The data's id on the Hub, for the card.
+        also: Further datasets with the same classes, to score the student on for its card.
         threads: CPU threads.
         root: The repository.
         say: Called with each line of the report.
@@ -112,6 +116,7 @@ def ship(
         own = {"seed": metrics.seed, "top1": round(scores["top1"], 4)}
         every = SeedRuns.of([own, *others.runs], "top1", metrics.method)
     cfg = student.config["pretrained_cfg"]
+    final = rounded if half else model
     shipped = dataclasses.replace(
         metrics,
         student=_tidy(half_scores if half else scores),
@@ -122,11 +127,12 @@ def ship(
         shipped_as=folder.name,
         crop_pct=cfg["crop_pct"],
         interpolation=cfg["interpolation"],
-        sample=_sample_scores(rounded if half else model, accelerator),
+        sample=_sample_scores(final, accelerator),
+        further=[_scores_on(name, final, accelerator) for name in also],
     )
 
-    evaluation = evaluate_shipped(rounded if half else model, name, data, accelerator)
-    _write(folder, run, model, half, shipped, evaluation, settings)
+    evaluation = evaluate_shipped(final, name, data, accelerator)
+    _write(folder, run, model, half, shipped, evaluation, settings, Path(data.dataset) / CARD)
     again = timm.create_model(name, pretrained=True, pretrained_cfg=shipped_cfg(folder))
     compare_logits(model, again, student.probe(), tolerance=2e-2 if half else 1e-4)
     row = zoo.results_row(shipped)
@@ -166,10 +172,15 @@ def _score(model: nn.Module, data: DataSettings, accelerator: Accelerator) -> di
 def _sample_scores(model: nn.Module, accelerator: Accelerator) -> dict[str, Any] | None:
     """Measure scores on the test images in the repository; return None for a model with other classes."""
     try:
-        scores = _score(model, DataSettings(), accelerator)
+        return _scores_on(SAMPLE_NAME, model, accelerator)
     except UserError:
         return None
-    return {"dataset": SAMPLE_NAME, "images": int(scores["images"]), **_tidy(scores)}
+
+
+def _scores_on(dataset: str, model: nn.Module, accelerator: Accelerator) -> dict[str, Any]:
+    """Measure scores on another dataset, under the name of its folder."""
+    scores = _score(model, DataSettings(dataset), accelerator)
+    return {"dataset": Path(dataset).name, "images": int(scores["images"]), **_tidy(scores)}
 
 
 def _tidy(scores: Mapping[str, float]) -> dict[str, float]:
@@ -213,6 +224,7 @@ def _write(
     metrics: Metrics,
     evaluation: Evaluation | None,
     settings: Settings,
+    dataset_card: Path,
 ) -> None:
     config = read_student(run / "student").config
     cfg = config["pretrained_cfg"]
@@ -226,6 +238,8 @@ def _write(
         (aside / "metrics.json").write_text(metrics.to_json(), encoding="utf-8")
         if evaluation is not None:
             confusion_picture(evaluation.confusion, evaluation.class_names, aside / "confusion.png")
+        if dataset_card.is_file():
+            shutil.copy(dataset_card, aside / DATASET_CARD)
         write_card(aside, metrics, evaluation)
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -265,16 +279,12 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of the finished run")
     seeds = "runs of the same recipe with other seeds"
     parser.add_argument("--repeats", type=Path, nargs="+", default=[], help=seeds)
-    parser.add_argument(
-        "--baseline",
-        type=Path,
-        nargs="+",
-        default=[],
-        help="runs of the same recipe with --method ce; by default that of the replaced weights, if it fits",
-    )
+    plain = "runs of the same recipe with --method ce; by default those of the replaced weights, if they fit"
+    parser.add_argument("--baseline", type=Path, nargs="+", default=[], help=plain)
     parser.add_argument("--dataset", help="current location of the data, if it differs from that in the run")
     parser.add_argument("--dataset-name", help="readable name of the data, for card and results")
     parser.add_argument("--hub-dataset", metavar="OWNER/NAME", help="the data's id on the Hub, for the card")
+    parser.add_argument("--also", nargs="+", default=[], help="further datasets to score it on, with the same classes")
     parser.add_argument("--threads", type=int, help="CPU threads; all cores by default")
     arguments = parser.parse_args()
 

@@ -44,6 +44,7 @@ VARIANTS = {
     "thin",
     "z",
 }
+LICENCES = ("GUST Font License", "SIL Open Font License", "GNU General Public License")
 ALIKE = 0.9  # correlation of two families' letters from which on they count as one
 
 
@@ -61,10 +62,13 @@ class Family:
         return re.sub(r"[^0-9A-Za-z]+", "_", self.name).strip("_")
 
     def licence(self) -> str:
-        """Return the licence that Debian's copyright file states for the font."""
+        """Return the licence that Debian's copyright file states for the font, or that an older file mentions."""
         text = Path(f"/usr/share/doc/{self.package}/copyright").read_text(encoding="utf-8", errors="replace")
         stated = re.search(r"^Files:\s*\*.*?^License:[ \t]*(\S[^\n]*)", text, re.MULTILINE | re.DOTALL)
-        return stated[1].strip() if stated else f"see the copyright file of {self.package}"
+        if stated:
+            return stated[1].strip()
+        mentioned = (name for name in LICENCES if name.lower() in " ".join(text.split()).lower())
+        return next(mentioned, f"see the copyright file of {self.package}")
 
 
 def find_families() -> list[Family]:

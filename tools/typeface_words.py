@@ -3,12 +3,12 @@
     apt-get install --no-install-recommends $(python -m tools.typeface_words --packages)
     python -m tools.typeface_words data/typeface_words
 
-Writes `FOLDER/{train,test,photo/test}/FAMILY/NUMBER_WORD.jpg`, 50,000, 5,000 and 5,000 RGB images of 64x64 pixels, and
-`FOLDER/families.csv` with the package and the licence of each family. Words, letter case, weights, sizes, places,
-colours and backgrounds are random. The test images show words, angles and kinds of background that no training image
-has; those of `photo`, a dataset of its own, look photographed as well: perspective, uneven light, blur and traces of
-JPEG. Other numbers of `--seed` give other images of the same families. The images depend only on the arguments and the
-versions of the packages, NumPy and Pillow.
+Writes `FOLDER/{train,test,photo/test}/FAMILY/NUMBER_WORD.jpg`, 50,000, 5,000 and 5,000 RGB images of 64x64 pixels,
+`FOLDER/families.csv` with the package and the licence of each family, and a dataset card that lists them. Words, letter
+case, weights, sizes, places, colours and backgrounds are random. The test images show words, angles and kinds of
+background that no training image has; those of `photo`, a dataset of its own, look photographed as well: perspective,
+uneven light, blur and traces of JPEG. Other numbers of `--seed` give other images of the same families. The images
+depend only on the arguments and the versions of the packages, NumPy and Pillow.
 """
 
 import csv
@@ -21,11 +21,25 @@ from pathlib import Path
 from string import ascii_lowercase
 
 import numpy as np
+from huggingface_hub import DatasetCard, DatasetCardData
 from PIL import Image, ImageFilter
 
 from frskd_timm.errors import UserError
-from tools.typeface_families import PACKAGES, choose, set_word
+from tools.typeface_families import PACKAGES, Family, choose, set_word
 from tools.typefaces import md5, parse
+
+CARD_TEXT = """
+# Typeface words
+
+Words of three or four letters in {families} open typefaces, RGB images of {size}x{size} pixels; per family {images}.
+They are drawn by `python -m tools.typeface_words --seed {seed}` of frskd_timm from the fonts of Debian's packages.
+`test` and `photo` show words, angles and kinds of background that `train` does not have; `photo` adds perspective,
+uneven light, blur and traces of JPEG.
+
+| family | Debian package | licence of the fonts |
+|---|---|---|
+{table}
+"""
 
 
 @dataclass(frozen=True)
@@ -126,6 +140,20 @@ def compress(image: Image.Image, quality: int) -> Image.Image:
         return Image.open(io.BytesIO(file.getvalue())).convert("RGB")
 
 
+def dataset_card(families: Sequence[Family], counts: dict[str, int], size: int, seed: int) -> DatasetCard:
+    """Return the card of the dataset, with the package and the licence of each family."""
+    data = DatasetCardData(
+        license="other",
+        license_name="various-open-font-licences",
+        pretty_name="Typeface words",
+        task_categories=["image-classification"],
+    )
+    table = "\n".join(f"| {f.name} | {f.package} | {f.licence()} |" for f in families)
+    facts = {"families": len(families), "size": size, "seed": seed, "table": table}
+    facts["images"] = ", ".join(f"{count} in `{split}`" for split, count in counts.items())
+    return DatasetCard(f"---\n{data}\n---\n{CARD_TEXT.format(**facts)}")
+
+
 def write(folder: Path, classes: int, counts: dict[str, int], size: int = 64, seed: int = 0) -> None:
     """Write images to a folder that does not exist yet or is empty.
 
@@ -155,6 +183,7 @@ def write(folder: Path, classes: int, counts: dict[str, int], size: int = 64, se
         table = csv.writer(file, lineterminator="\n")
         table.writerow(("class", "family", "package", "licence", "fonts"))
         table.writerows((f.folder, f.name, f.package, f.licence(), len(f.fonts)) for f in families)
+    dataset_card(families, counts, size, seed).save(folder / "README.md")
     print(f"{folder}: {classes} families; images of each: {counts}")
 
 

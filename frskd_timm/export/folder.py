@@ -17,8 +17,9 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 CARD = "README.md"
 RECIPE = "recipe.yaml"
+DATASET_CARD = "DATASET.md"  # card of the dataset, beside shipped weights
 # Pictures and ONNX files of an export are recognised by their suffix.
-_OWN = {WEIGHTS, CONFIG, CARD, RECIPE, "metrics.json", ".eval_results"}
+_OWN = {WEIGHTS, CONFIG, CARD, RECIPE, DATASET_CARD, "metrics.json", ".eval_results"}
 
 
 @contextmanager

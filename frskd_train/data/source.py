@@ -8,6 +8,8 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
+from huggingface_hub import DatasetCard
 
 from frskd_timm.errors import UserError, first_line
 from frskd_train.data.columns import Splits
@@ -21,6 +23,7 @@ SAMPLE_NAME, SCENES_NAME = "fashion_mnist_sample", "fashion_mnist_scenes"
 SAMPLE_ID = "zalando-datasets/fashion_mnist"
 SAMPLE_LICENSE, SAMPLE_HOMEPAGE = "mit", "https://github.com/zalandoresearch/fashion-mnist"
 READ_WHOLE = 2**30  # size in bytes up to which parquet files are read into memory, without datasets' cache
+CARD = "README.md"  # of a dataset, with metadata as on the Hub
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SPLIT_IN_FILE_NAME = re.compile(r"(?:^|[^a-z])(train|training|validation|valid|val|dev|test|testing)(?:[^a-z]|$)")
 Files = dict[str, list[str]]  # paths by split
@@ -71,7 +74,8 @@ def find_source(settings: DataSettings) -> Source:
         raise UserError(f"--dataset {wanted} is neither a folder nor the id of a dataset on the Hub{_similar(folder)}")
     slug = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-._").lower() or "dataset"
     known = next(iter(splits.values())).info
-    return Source(slug, name, splits, known.license or None, known.homepage or None, class_names, notes)
+    license = known.license or _stated_license(folder / CARD)
+    return Source(slug, name, splits, license or None, known.homepage or None, class_names, notes)
 
 
 def read_sample() -> Source:
@@ -91,6 +95,18 @@ def _read_folder(folder: Path, settings: DataSettings) -> tuple[Splits, list[str
         splits, notes = read_image_folder(folder)
         return splits, None, notes
     return _read_files(folder), None, ()
+
+
+def _stated_license(card: Path) -> str | None:
+    """Return the licence in the metadata of a dataset card, its name if it is none of the Hub's; None without one."""
+    try:
+        data = DatasetCard.load(card).data if card.is_file() else None
+    except (OSError, ValueError, yaml.YAMLError):  # a README that is not a card
+        return None
+    license = getattr(data, "license", None)
+    if license == "other":
+        license = getattr(data, "license_name", None) or license
+    return ", ".join(map(str, license)) if isinstance(license, list) else license and str(license)
 
 
 def _load_from_hub(settings: DataSettings) -> Splits:

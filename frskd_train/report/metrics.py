@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,7 @@ class Metrics:
     crop_pct: float | None = None
     interpolation: str | None = None
     sample: dict[str, Any] | None = None  # scores on the sample in the repository
+    further: list[dict[str, Any]] = field(default_factory=list)  # on other datasets: name, `images` and scores
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Metrics":
