@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from frskd_timm.errors import UserError
 from frskd_timm.export.load import load_student
 from frskd_timm.models._pretrained import DEFAULT_TAGS, WEIGHTS, with_weights
+from frskd_train.data.source import SAMPLE_FOLDER
 from frskd_train.report.publish import check_folder
 from tools.ship import ship
 from tools.zoo import read_results, results_table, with_table
@@ -60,7 +61,10 @@ def repository(tmp_path_factory) -> tuple[Path, Path, Path]:
     flags = ["--model", "resnet18_frskd", *TINY, "--license", "mit"]
     train_here(*flags, "--output-dir", run)
     train_here(*flags, "--method", "ce", "--seed", 7, "--output-dir", plain)
-    ship(run, baseline=[plain], dataset_name="Garments", threads=1, root=root)
+    data = home / "garments"
+    shutil.copytree(SAMPLE_FOLDER, data)
+    (data / "README.md").write_text("---\nlicense: mit\n---\n# Garments\n")
+    ship(run, baseline=[plain], dataset=str(data), dataset_name="Garments", also=[str(data)], threads=1, root=root)
     return root, run, plain
 
 
@@ -107,7 +111,11 @@ def test_shipped_figures_are_measured_on_what_ships(repository) -> None:
     assert {"README.md", "recipe.yaml", "curves.png", "attention.png"} <= set(check_folder(folder))
     text = "".join(path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.suffix in (".json", ".yaml"))
     assert str(run.parent) not in text  # no place of this machine
-    assert 'timm.create_model("resnet18_frskd.garments"' in (folder / "README.md").read_text(encoding="utf-8")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert 'timm.create_model("resnet18_frskd.garments"' in card
+    assert f"On garments (1,000 images): top-1 {row['top1']}%" in card
+    assert "](DATASET.md)" in card
+    assert "# Garments" in (folder / "DATASET.md").read_text(encoding="utf-8")
     assert json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["baseline"]["runs"][0]["seed"] == 7
     for document in ("README.md", "MODEL_CARD.md"):
         assert results_table([row]) in (root / document).read_text(encoding="utf-8")
