@@ -54,11 +54,12 @@ def ship(
     dataset_name: str | None = None,
     hub_dataset: str | None = None,
     also: Sequence[str] = (),
+    for_hub: bool = False,
     threads: int | None = None,
     root: Path = zoo.ROOT,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Write `frskd_timm/weights/MODEL.TAG/`, the row of the results, and the documents that contain it.
+    """Write the folder of weights `MODEL.TAG`, the row of the results, and the documents that contain it.
 
     Args:
         run: Folder of a finished run of a student of this package.
@@ -69,6 +70,7 @@ def ship(
         dataset_name: Readable name of the data for card and results.
         hub_dataset: The data's id on the Hub, for the card.
         also: Further datasets with the same classes, to score the student on for its card.
+        for_hub: Write to `hub/students/`, which is not part of the wheel, instead of `frskd_timm/weights/`.
         threads: CPU threads.
         root: The repository.
         say: Called with each line of the report.
@@ -89,10 +91,8 @@ def ship(
     data = dataclasses.replace(settings.data, dataset=dataset or settings.data.dataset)
     student = read_student(run / "student")
     model = student.load()
-    before = (metrics.student or {})["top1"]
-
     scores = _score(model, data, accelerator)
-    if abs(scores["top1"] - before) > 0.3:  # the run's own score was in mixed precision
+    if abs(scores["top1"] - (before := (metrics.student or {})["top1"])) > 0.3:  # the run's own score was in mixed precision
         raise UserError(
             f"{run} ended with {before:.2f}% top-1, but its student scores {scores['top1']:.2f}% on these data: they "
             "are not the run's."
@@ -102,7 +102,7 @@ def ship(
     half = abs(half_scores["top1"] - scores["top1"]) <= HALF_MAY_COST
     say(f"Top-1 is {scores['top1']:.2f}% in float32, {half_scores['top1']:.2f}% with parameters in float16.")
 
-    folder = root / "frskd_timm" / "weights" / f"{name}.{metrics.tag}"
+    folder = root / (zoo.WAITING if for_hub else Path("frskd_timm", "weights")) / f"{name}.{metrics.tag}"
     kept = metrics.baseline
     if baseline:
         kept = _scored_again(baseline, read_baseline(baseline, settings, "top1"), data, accelerator)
@@ -124,7 +124,7 @@ def ship(
         baseline=kept,
         repeats=every,
         stored_in="float16" if half else "float32",
-        shipped_as=folder.name,
+        shipped_as=None if for_hub else folder.name,
         crop_pct=cfg["crop_pct"],
         interpolation=cfg["interpolation"],
         sample=_sample_scores(final, accelerator),
@@ -275,7 +275,7 @@ def _shrink(picture: Path, target: Path) -> None:
 
 def main() -> None:
     """Parse the arguments and write weights, results and documents."""
-    parser = argparse.ArgumentParser(description="Write frskd_timm/weights/, results and tables from a finished run.")
+    parser = argparse.ArgumentParser(description="Write weights, results and tables from a finished run.")
     parser.add_argument("run", type=Path, help="folder of the finished run")
     seeds = "runs of the same recipe with other seeds"
     parser.add_argument("--repeats", type=Path, nargs="+", default=[], help=seeds)
@@ -284,6 +284,7 @@ def main() -> None:
     parser.add_argument("--dataset", help="current location of the data, if it differs from that in the run")
     parser.add_argument("--dataset-name", help="readable name of the data, for card and results")
     parser.add_argument("--hub-dataset", metavar="OWNER/NAME", help="the data's id on the Hub, for the card")
+    parser.add_argument("--for-hub", action="store_true", help=f"write to {zoo.WAITING}/, which is not in the wheel")
     parser.add_argument("--also", nargs="+", default=[], help="further datasets to score it on, with the same classes")
     parser.add_argument("--threads", type=int, help="CPU threads; all cores by default")
     arguments = parser.parse_args()

@@ -6,7 +6,7 @@ generated from it, from the registry and from the recipes.
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ COLUMNS = (
 )  # fmt: skip
 ROOT = Path(frskd_timm.__file__).parents[1]
 RESULTS = ROOT / "results" / "results.csv"
+WAITING = Path("hub", "students")  # weights that are too large for the wheel and wait for the Hub, in a repository
 RECIPES = ROOT / "frskd_train" / "recipes"
 CARD = ROOT / "MODEL_CARD.md"
 BEGIN, END = "<!-- begin: written by python -m tools.zoo -->", "<!-- end -->"
@@ -84,12 +85,15 @@ def update_results(row: Mapping[str, str], path: Path = RESULTS) -> None:
         writer.writerows(rows[name] for name in sorted(rows))
 
 
-def zoo_card(results: Sequence[Mapping[str, str]], recipes: Path | None = None) -> ModelCard:
+def zoo_card(
+    results: Sequence[Mapping[str, str]], recipes: Path | None = None, waiting: Collection[str] = ()
+) -> ModelCard:
     """Return the card of all students, with the weights in the results.
 
     Args:
         results: Rows with the columns `COLUMNS`.
         recipes: Folder of the recipes for further weights; that of the repository by default.
+        waiting: Names of the weights that are not part of the wheel.
     """
     data = ModelCardData(
         license="apache-2.0",
@@ -99,12 +103,17 @@ def zoo_card(results: Sequence[Mapping[str, str]], recipes: Path | None = None) 
     )
     template = Path(__file__).with_name("zoo_template.md").read_text(encoding="utf-8")
     students = [_student(name, results) for name in timm.list_models("*_frskd")]
-    text = {"table": results_table(results), "state": state_of_entries(results, recipes or RECIPES)}
+    text = {"table": results_table(results, waiting), "state": state_of_entries(results, recipes or RECIPES)}
     return tidy(ModelCard.from_template(data, template_str=template, students=students, results=results, **text))
 
 
-def results_table(results: Sequence[Mapping[str, str]]) -> str:
-    """Return the results as a Markdown table, scores in percent; a sentence if there are none."""
+def waiting(root: Path = ROOT) -> list[str]:
+    """Return the names of the weights of a repository that are not part of the wheel."""
+    return sorted(path.parent.name for path in (root / WAITING).glob("*/model.safetensors"))
+
+
+def results_table(results: Sequence[Mapping[str, str]], waiting: Collection[str] = ()) -> str:
+    """Return the results as a Markdown table, scores in percent, with links to the folders of `waiting` weights."""
     if not results:
         return "No weights ship yet; `timm.list_pretrained('*frskd*')` lists them once they do."
     names = {
@@ -114,7 +123,8 @@ def results_table(results: Sequence[Mapping[str, str]]) -> str:
     }  # fmt: skip
     lines = ["| " + " | ".join(names.values()) + " |", "|---|---|" + "---:|" * (len(names) - 2)]
     for row in results:
-        cells = {**row, "model": f"`{row['model']}`"}
+        name = row["model"]
+        cells = {**row, "model": f"[`{name}`]({(WAITING / name).as_posix()})" if name in waiting else f"`{name}`"}
         if row["gain"]:
             cells["gain"] = f"{row['gain']} ± {row['gain_err']} ({row['top1_n']}, {row['baseline_n']})"
         lines.append("| " + " | ".join(cells[name] for name in names) + " |")
@@ -165,9 +175,10 @@ def with_table(document: str, table: str, begin: str = BEGIN) -> str:
 def write_documents(root: Path = ROOT) -> None:
     """Write `MODEL_CARD.md` and the table in `README.md` of a repository."""
     results = read_results(root / "results" / "results.csv")
-    zoo_card(results, root / "frskd_train" / "recipes").save(root / "MODEL_CARD.md")
+    found = waiting(root)
+    zoo_card(results, root / "frskd_train" / "recipes", found).save(root / "MODEL_CARD.md")
     readme = root / "README.md"
-    readme.write_text(with_table(readme.read_text(encoding="utf-8"), results_table(results)), encoding="utf-8")
+    readme.write_text(with_table(readme.read_text(encoding="utf-8"), results_table(results, found)), encoding="utf-8")
 
 
 def _student(name: str, results: Sequence[Mapping[str, str]]) -> dict[str, Any]:
