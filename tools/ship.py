@@ -92,7 +92,8 @@ def ship(
     student = read_student(run / "student")
     model = student.load()
     scores = _score(model, data, accelerator)
-    if abs(scores["top1"] - (before := (metrics.student or {})["top1"])) > 0.3:  # the run's own score was in mixed precision
+    # the run's own score was in mixed precision
+    if abs(scores["top1"] - (before := (metrics.student or {})["top1"])) > 0.3:
         raise UserError(
             f"{run} ended with {before:.2f}% top-1, but its student scores {scores['top1']:.2f}% on these data: they "
             "are not the run's."
