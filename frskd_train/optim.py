@@ -55,7 +55,11 @@ def create_optimizer(settings: OptimizerSettings, task: StudentTask, teacher_lr_
     else:
         groups = _groups(settings, task.student.named_parameters())
     groups += [{**group, "lr_scale": teacher_lr_scale} for group in _groups(settings, others)]
-    return _create(settings, groups)
+    optimizer = _create(settings, groups)
+    if settings.sched == "none":  # otherwise timm's scheduler applies the scales
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("lr_scale", 1.0)
+    return optimizer
 
 
 def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]]) -> Optimizer:

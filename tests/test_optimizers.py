@@ -11,7 +11,7 @@ from timm.optim import get_optimizer_info, list_optimizers
 from frskd_timm.errors import UserError
 from frskd_timm.task import CrossEntropyTask
 from frskd_train.checkpoint import load_state, restore, save_checkpoint
-from frskd_train.optim import check_optimizer, create_optimizer
+from frskd_train.optim import check_optimizer, create_optimizer, create_scheduler
 from frskd_train.settings import OptimizerSettings
 
 NAMES = [str(name) for name in list_optimizers(exclude_filters=["lookahead*"])]
@@ -64,3 +64,16 @@ def test_a_run_with_every_optimizer_resumes_to_the_same_bits(name: str, places: 
         flags += ["--method", "ce", "--linear-probe"]
     train_here(*flags, "--output-dir", tmp_path / "run")
     assert_resumes(tmp_path / "run", tmp_path / "resumed")
+
+
+def test_scaled_learning_rates_need_no_schedule() -> None:
+    task = CrossEntropyTask(timm.create_model("test_vit", num_classes=3))
+    found = []
+    for sched in ("none", "cosine"):
+        settings = OptimizerSettings(sched=sched, lr=0.1, layer_decay=0.5, epochs=10)
+        optimizer = create_optimizer(settings, task)
+        if scheduler := create_scheduler(settings, optimizer, 1):
+            scheduler.step_update(0)
+        found.append([group["lr"] for group in optimizer.param_groups])
+    assert found[0] == pytest.approx(found[1])
+    assert min(found[0]) < 0.05
