@@ -1,12 +1,22 @@
-"""Batch augmentations that belong to the method: Mixup, CutMix, rotations. Pure functions of tensors."""
+"""Batch augmentations that belong to the method: Mixup, CutMix, rotations, two views. Pure functions of tensors."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 Box = tuple[int, int, int, int]
+
+
+class TwoViews(NamedTuple):
+    """A batch for a self-teacher that sees the images before erasing and mixing, with `teacher_view='clean'`."""
+
+    images: Tensor  # [B, C, H, W] as the student sees them
+    clean: Tensor  # the same images without erasing and mixing
+    classes: Tensor  # of the clean images, [B]
+    mixing: Tensor | None  # [B, B]: how much of each clean image is in each mixed one; None without Mixup and CutMix
 
 
 def mixup(images: Tensor, target: Tensor, lam: float, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from frskd_timm.augment import TwoViews
 from frskd_timm.defaults import CLASSIFICATION as DEFAULT
 from frskd_timm.losses import FeatureLoss
 from frskd_timm.losses.functional import IGNORED
@@ -27,6 +28,7 @@ class Views(NamedTuple):
     refined: list[Tensor]  # the self-teacher's maps
     teacher_logits: Tensor
     joint: tuple[Tensor, Tensor] | None = None  # with SLA: both networks' joint logits of class and rotation
+    batch: TwoViews | None = None  # where the maps and the self-teacher's logits are those of its clean images
 
 
 class DistillationTask(StudentTask):
@@ -141,15 +143,21 @@ class DistillationTask(StudentTask):
     def observe(self, images: Tensor, networks: Mapping[str, nn.Module]) -> Views:
         """Run a 'student' and a 'self_teacher' on images [B, C, H, W]."""
 
+    def _observe(self, input: Tensor | TwoViews, networks: Mapping[str, nn.Module]) -> Views:
+        if not isinstance(input, TwoViews):
+            return self.observe(input, networks)
+        views = self.observe(input.clean, networks)
+        return views._replace(logits=networks["student"](input.images), batch=input)
+
     def extend(self, views: Views, images: Tensor) -> Views:
         """Add outputs that only training needs."""
         return views
 
-    def step(self, input: Tensor, target: Tensor) -> Terms:
+    def step(self, input: Tensor | TwoViews, target: Tensor) -> Terms:
         """Compute the loss of one training step.
 
         Args:
-            input: Images [B, C, H, W].
+            input: Images [B, C, H, W], or with `clean_view` the two views of them.
             target: Classes [B], probabilities [B, K] (Mixup, CutMix), or classes [B, H, W] in segmentation.
 
         Returns:
@@ -157,18 +165,19 @@ class DistillationTask(StudentTask):
             self-teacher's), and the weighted terms: loss_ce, loss_ce_teacher, loss_kl, loss_feature, and with SLA
             loss_sla, loss_sla_teacher, loss_sla_kl.
         """
+        images = input.images if isinstance(input, TwoViews) else input
         if self.clock is not None and int(self.clock[1]) % self.teacher_interval:
-            return self._labels_only(input, target)
-        views = self.extend(self.observe(input, self.networks), input)
+            return self._labels_only(images, target)
+        views = self.extend(self._observe(input, self.networks), images)
         advice = views
         if self.average is not None and self.training and not self._in_progress:
             warnings.warn("teacher_ema has no effect until task.set_progress is called before each step.", stacklevel=2)
         elif self.average is not None:
             with torch.no_grad():
-                _, _, refined, teacher_logits, _ = self.observe(input, dict(self.average.items()))
-            advice = views._replace(refined=refined, teacher_logits=teacher_logits)
+                average = self._observe(input, dict(self.average.items()))
+            advice = views._replace(refined=average.refined, teacher_logits=average.teacher_logits)
         weight = self.distill_weight if self.lead is None else self.distill_weight * self.lead
-        with torch.autocast(input.device.type, enabled=False):
+        with torch.autocast(images.device.type, enabled=False):
             terms = self.label_terms(views, target)
             terms["loss_kl"] = weight * self.alpha * self.soft_labels(advice, target)
         if self.feature_loss is not None:
@@ -196,13 +205,17 @@ class DistillationTask(StudentTask):
 
     def label_terms(self, views: Views, target: Tensor) -> Terms:
         """Return the loss terms that use the labels."""
+        labels = target if views.batch is None else views.batch.classes
         return {
             "loss_ce": self.student_weight * self.cross_entropy(views.logits, target),
-            "loss_ce_teacher": self.teacher_weight * self.cross_entropy(views.teacher_logits, target),
+            "loss_ce_teacher": self.teacher_weight * self.cross_entropy(views.teacher_logits, labels),
         }
 
     def soft_labels(self, views: Views, target: Tensor) -> Tensor:
         """Return the unweighted soft-label loss."""
+        if views.batch is not None and views.batch.mixing is not None:  # the soft label of a mixture is the mixture
+            probabilities = views.batch.mixing @ views.teacher_logits.float().softmax(dim=1)
+            views = views._replace(teacher_logits=probabilities.clamp_min(1e-12).log())
         weight = self._gate_weights(views, target)
         return self.logit_loss(views.teacher_logits, views.logits, target, self.temperature, weight)
 

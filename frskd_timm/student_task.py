@@ -34,10 +34,12 @@ class StudentTask(TrainingTask):
 
     Attributes:
         student_weight: Weight of the student's cross-entropy in the loss.
+        clean_view: Whether the task takes batches as `augment.TwoViews`.
         label_loss: Replaces the cross-entropy, such as `losses.labels.LabelLoss`; None by default.
     """
 
     student_weight = 1.0
+    clean_view = False
 
     def __init__(self, student: nn.Module, smoothing: float = DEFAULT.smoothing) -> None:
         parameter = next(student.parameters(), torch.empty(0))

@@ -20,6 +20,8 @@ from frskd_timm.teachers.blocks import global_average
 
 __all__ = ["CrossEntropyTask", "FRSKDTask", "SLAHeads", "StudentTask"]
 
+TEACHER_VIEWS = ("same", "clean")
+
 
 class SLAHeads(nn.Module):
     """Joint classifiers of class and rotation on the global averages of both networks' last maps (SLA).
@@ -62,6 +64,8 @@ class FRSKDTask(DistillationTask):
         feature_loss: D; None leaves the term out.
         sla: Heads for self-supervised label augmentation; None for no SLA.
         sla_weight: Weight of the terms that distill the aggregated classifiers into the plain ones.
+        teacher_view: What the self-teacher sees: 'same', or 'clean' for the images before erasing and mixing; then the
+            input of a step is an `augment.TwoViews`, and the student runs on both.
         **options: Further arguments of `DistillationTask`.
     """
 
@@ -74,11 +78,17 @@ class FRSKDTask(DistillationTask):
         *,
         sla: SLAHeads | None = None,
         sla_weight: float = DEFAULT.sla_weight,
+        teacher_view: str = DEFAULT.teacher_view,
         **options: Any,
     ) -> None:
         super().__init__(student, self_teacher, feature_loss, **options)
         if sla is not None and self.clock is not None:
             raise UserError("SLA cannot be combined with --teacher-ema or --teacher-interval; leave one of them out.")
+        if teacher_view not in TEACHER_VIEWS:
+            raise UserError(f"There is no teacher_view '{teacher_view}'; there are: {', '.join(TEACHER_VIEWS)}.")
+        self.clean_view = teacher_view == "clean"
+        if sla is not None and self.clean_view:
+            raise UserError("SLA cannot be combined with --teacher-view clean; leave one of them out.")
         self.pyramid = pyramid
         self.sla = sla and sla.to(self.device, self.dtype)
         self.sla_weight = sla_weight

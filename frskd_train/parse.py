@@ -102,6 +102,11 @@ def check_settings(settings: Settings) -> None:
             raise SettingsError(f"{flag(name)} has to be less than --epochs {optimizer.epochs}, not {epochs:g}.")
     if optimizer.sched == "multistep" and not optimizer.decay_milestones:
         raise SettingsError("--sched multistep needs --decay-milestones, the epochs at which the rate decays.")
+    if settings.method.teacher_view == "clean":
+        if not (pre.reprob or pre.mixup or pre.cutmix):
+            raise SettingsError("--teacher-view clean has no effect without --reprob, --mixup or --cutmix: add one.")
+        if pre.mixup_mode != "batch" or pre.cutmix_minmax is not None:
+            raise SettingsError("--teacher-view clean mixes with --mixup-mode batch and without --cutmix-minmax only.")
     for name in ("bce_sum", "bce_target_thresh", "bce_pos_weight"):
         if values[name] not in (False, None) and not settings.labels.bce_loss:
             raise SettingsError(f"{flag(name)} has no effect without --bce-loss: add it.")

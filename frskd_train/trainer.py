@@ -8,6 +8,7 @@ from accelerate.utils import broadcast_object_list, set_seed
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
 
+from frskd_timm.augment import TwoViews
 from frskd_timm.errors import UserError
 from frskd_train.checkpoint import checkpoint_name, load_state, prune, restore, save_checkpoint, set_aside_after
 from frskd_train.device import centre_strided_convolutions, start_accelerator, step_seed, to_channels_last
@@ -80,7 +81,9 @@ class Trainer:
             synchronise_norms(self.task, accelerator.device)
         process: dict[str, Any] = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
         process |= {"device": accelerator.device, "channels_last": loop.channels_last}
-        self.train_batches = self.data.train_batches(loop.batch_size, seed=loop.seed, **process)
+        self.train_batches = self.data.train_batches(
+            loop.batch_size, seed=loop.seed, clean_view=self.task.clean_view, **process
+        )
         self.val_batches = self.data.val_batches(loop.validation_batch_size or 2 * loop.batch_size, **process)
         accelerator.gradient_accumulation_steps = min(loop.grad_accum_steps, len(self.train_batches))
         self.updates_per_epoch = len(self.train_batches) // accelerator.gradient_accumulation_steps
@@ -156,7 +159,7 @@ class Trainer:
         if state.step < self.steps_per_epoch:
             raise UserError(f"The data ended in {state.place} of {self.steps_per_epoch}; images may have disappeared.")
 
-    def train_step(self, images: Tensor, target: Tensor) -> bool:
+    def train_step(self, images: Tensor | TwoViews, target: Tensor) -> bool:
         """Train on images [B, C, H, W] and their targets; return whether this completed an update of the weights."""
         state, optim, accelerator = self.state, self.optim, self.accelerator
         torch.manual_seed(step_seed(self.settings.loop.seed, state.updates, state.step, accelerator.process_index))

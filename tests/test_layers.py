@@ -24,7 +24,7 @@ LIBRARY = {
     "losses": {"errors", "registry", "teachers"},  # the interface of a self-teacher, which some losses read
     "pyramid": {"defaults", "errors"},
     "student_task": {"defaults", "losses"},
-    "distillation": {"defaults", "losses", "schedule", "student_task", "teachers"},
+    "distillation": {"augment", "defaults", "losses", "schedule", "student_task", "teachers"},
     "task": {"augment", "defaults", "distillation", "errors", "losses", "pyramid", "student_task", "teachers"},
     "segmentation": {
         *("defaults", "distillation", "errors", "lookup", "losses", "models", "pyramid", "registry", "student_task"),

@@ -217,6 +217,7 @@ def test_mixing_self_teacher() -> None:
 def test_a_run_with_every_lever_resumes_exactly(places: Path, tmp_path: Path) -> None:
     levers = ["--teacher-ema", 0.9, "--teacher-interval", 2, "--distill-schedule", "lead", "--gate", "advantage"]
     more = ["--logit-loss", "dkd", "--teacher-gradient", 0.5, "--self-teacher", "residual", "--checkpoint-hist", 9]
+    more += ["--teacher-view", "clean", "--mixup", 0.2, "--reprob", 0.5]
     flags = small(places, *levers, *more)
     train_here(*flags, "--output-dir", tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")

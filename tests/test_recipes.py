@@ -236,6 +236,8 @@ REFUSED = {
     "--jsd-loss": "--aug-repeats", "--warmup-epochs 10": "--epochs 10", "--sched multistep": "--decay-milestones",
     **{f"--tag={tag}": "--tag .*letters" for tag in ("../x", ".hidden", "a/b", "x" * 65, "")},
     "--project=a/b": "--project .*letters", "--bce-sum": "--bce-loss",
+    "--teacher-view clean": "--reprob, --mixup or --cutmix",
+    "--teacher-view clean --mixup 1 --mixup-mode elem": "--mixup-mode batch",
     "--lr 1 --lr-base 1": "exclude", "--sched plateau --decay-rate 1": "below 1",
     "--tag=a\nb": "control character", "--momentun 1": "--momentum",
 }  # fmt: skip

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from torch import Tensor
 
-from frskd_timm.augment import cutmix, cutmix_box, mixup
+from frskd_timm.augment import TwoViews, cutmix, cutmix_box, mixup
 from frskd_train.data.preprocessing import Preprocessing
 from frskd_train.data.sampler import Draw, Order, Rows, generator_for, untouched_randomness
 from frskd_train.settings import PreprocessingSettings
@@ -115,10 +115,9 @@ class Normalize:
 
 
 def mix(
-    images: Tensor, labels: Tensor, settings: PreprocessingSettings, num_classes: int, generator: np.random.Generator
+    images: Tensor, labels: Tensor, target: Tensor, settings: PreprocessingSettings, generator: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Apply Mixup or CutMix to images [B, C, H, W]; convert class numbers [B] to probabilities [B, num_classes]."""
-    target = F.one_hot(labels, num_classes).float()
+    """Apply Mixup or CutMix to images [B, C, H, W] with class numbers [B], and to their targets [B, K]."""
     if settings.mixup_mode != "batch" or settings.cutmix_minmax is not None:
         return _mix_as_timm(images, labels, target, settings, generator)
     if settings.mixup_prob < 1 and generator.random() >= settings.mixup_prob:
@@ -157,11 +156,12 @@ class BatchAugmentation:
     padding: int = 0  # pixels, for random crops
     aspect: Floats | None = None  # width / height of each image before it was resized, [N], for random resized crops
     size: int = 0  # side of random resized crops in pixels
+    clean_view: bool = False  # also return the images before erasing and mixing
 
     @torch.no_grad()
     def __call__(
         self, images: Tensor, targets: Tensor, normalize: Normalize, order: Order, epoch: int, step: int
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor | TwoViews, Tensor]:
         """Augment and normalise the batch of one process; random numbers depend only on the place in the run."""
         settings, count, share = self.settings, order.global_batch, order.share
         if self.aspect is not None:
@@ -175,12 +175,18 @@ class BatchAugmentation:
             offsets = generator.integers(0, 2 * self.padding + 1, (2, count))[:, share]
             images = crop_padded(images, offsets, self.padding)
         images = normalize(flip(images, flips))
+        clean = images.clone() if self.clean_view else None
         if settings.reprob:
             generator = generator_for(Draw.ERASE, order.seed, epoch, step)
             images = erase(images, draw_erased(generator, count, settings.reprob, images.shape[-1])[:, share])
         if not settings.mixup and not settings.cutmix and settings.cutmix_minmax is None:
-            return images, targets
+            return images if clean is None else TwoViews(images, clean, targets, None), targets
+        one_hot = F.one_hot(targets, self.num_classes).float()
         if 0 < settings.mixup_off_epoch <= epoch:
-            return images, F.one_hot(targets, self.num_classes).float()
+            return images if clean is None else TwoViews(images, clean, targets, None), one_hot
         generator = generator_for(Draw.MIX, order.seed, epoch, step, order.rank)
-        return mix(images, targets, settings, self.num_classes, generator)
+        if clean is None:
+            return mix(images, targets, one_hot, settings, generator)
+        shares = torch.eye(len(targets), device=targets.device)
+        images, mixed = mix(images, targets, torch.cat([one_hot, shares], dim=1), settings, generator)
+        return TwoViews(images, clean, targets, mixed[:, self.num_classes :]), mixed[:, : self.num_classes]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from frskd_timm.augment import TwoViews
 from frskd_timm.errors import UserError, first_line
 from frskd_train.data.augment import BatchAugmentation, Normalize
 from frskd_train.data.cache import SKIP, Cache
@@ -197,7 +198,7 @@ class TrainBatches:
     def __len__(self) -> int:
         return self.order.steps
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor | TwoViews, Tensor]]:
         """Yield the batches of an epoch.
 
         Args:
@@ -205,8 +206,8 @@ class TrainBatches:
             start: First step; batches before it are neither decoded nor drawn.
 
         Yields:
-            Normalised float32 images [B, C, H, W], and class numbers [B], or probabilities [B, K] under Mixup/CutMix,
-            or masks [B, H, W], 255 where a pixel has no class.
+            Normalised float32 images [B, C, H, W], or two views of them, and class numbers [B], or probabilities [B, K]
+            under Mixup/CutMix, or masks [B, H, W], 255 where a pixel has no class.
 
         Raises:
             UserError: A streamed image cannot be used with --bad-images stop, or no image can be used.
@@ -226,7 +227,7 @@ class TrainBatches:
     def _reader(self) -> Reader:
         return Reader(self.samples, self.normalize.device, is_training=True)
 
-    def _augment(self, images: Tensor, targets: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+    def _augment(self, images: Tensor, targets: Tensor, epoch: int, step: int) -> tuple[Tensor | TwoViews, Tensor]:
         return self.augmentation(images, targets.long(), self.normalize, self.order, epoch, step)
 
 

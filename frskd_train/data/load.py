@@ -114,14 +114,16 @@ class TrainingData(ValidationData):
         seed: int = 0,
         device: Device = "cpu",
         channels_last: bool = True,
+        clean_view: bool = False,
     ) -> TrainBatches:
         """Create the training batches of one process, of `batch_size` images each, on a device.
 
-        Order and augmentation depend on the seed. Raises UserError if there are fewer images than processes.
+        Order and augmentation depend on the seed. With `clean_view`, images come as `TwoViews`. Raises UserError if
+        there are fewer images than processes.
         """
         order = Order(self.num_train, batch_size, rank, world_size, seed, self.augmentation.settings.aug_repeats)
         normalize = Normalize(self.preprocessing, channels_last, torch.device(device))
-        return TrainBatches(self.train, order, self.augmentation, normalize)
+        return TrainBatches(self.train, order, replace(self.augmentation, clean_view=clean_view), normalize)
 
 
 def load_data(

@@ -101,6 +101,8 @@ class MethodSettings:
     """Decay of a moving average of student and self-teacher that provides soft labels and maps; 0 for none."""
     teacher_interval: Annotated[int, Count, FIXED] = DEFAULT.teacher_interval
     """Run the self-teacher only in every Nth update; the other updates train the student on the labels only."""
+    teacher_view: Annotated[Literal["same", "clean"], FIXED, CLASSIFICATION] = DEFAULT.teacher_view
+    """What the self-teacher sees. clean: the images before --reprob, --mixup and --cutmix, in a second pass."""
     feature_loss: Annotated[FeatureLoss, FIXED] = DEFAULT.feature_loss
     """The feature-map loss."""
     feature_levels: Annotated[int, Count, FIXED, CLASSIFICATION] = DEFAULT.feature_levels

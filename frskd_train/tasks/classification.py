@@ -58,6 +58,7 @@ class ClassificationJob(Job):
             teacher_options={name: getattr(method, f"teacher_{name}") for name in ("width", "depth", "repeats")},
             smoothing=smoothing,
             sla_weight=method.sla_weight,
+            teacher_view=method.teacher_view,
             **self.distillation_options(),
         )
 

@@ -1,0 +1,69 @@
+"""A self-teacher that sees the images before erasing and mixing."""
+
+from typing import Any
+
+import pytest
+import torch
+from golden_names import assert_close
+from test_levers import TARGET, create, images
+
+from frskd_timm.augment import TwoViews
+from frskd_timm.errors import UserError
+from frskd_timm.losses.functional import soft_label_loss
+from frskd_train.data import load_data
+from frskd_train.parse import parse_settings
+
+
+def test_the_self_teacher_sees_the_clean_images() -> None:
+    task, plain = create(teacher_view="clean"), create()
+    plain.load_state_dict(task.state_dict())
+    task.eval()  # so that batch norm does not depend on the order of the passes
+    plain.eval()
+    clean, seen = images(), images().flip(3) + 0.1
+    result = task(TwoViews(seen, clean, TARGET, None), TARGET)
+    of_clean, of_seen = plain(clean, TARGET), plain(seen, TARGET)
+    for name, expected in (("output", of_seen), ("teacher_output", of_clean), ("loss_feature", of_clean)):
+        assert_close(result[name], expected[name], 1e-5, name)
+    assert_close(result["loss_ce"], of_seen["loss_ce"], 1e-5, "student")
+    assert_close(result["loss_ce_teacher"], of_clean["loss_ce_teacher"], 1e-5, "self-teacher")
+    soft = soft_label_loss(of_clean["teacher_output"], of_seen["output"], task.temperature)
+    assert_close(result["loss_kl"], task.alpha * soft, 1e-5, "soft labels")
+
+    mixing = torch.lerp(torch.eye(4)[[1, 0, 3, 2]], torch.eye(4), 0.7)  # each image with one other
+    mixed = mixing @ torch.eye(5)[TARGET]
+    result = task(TwoViews(seen, clean, TARGET, mixing), mixed)
+    assert_close(result["loss_ce_teacher"], of_clean["loss_ce_teacher"], 1e-5, "labels of the clean images")
+    advice = (mixing @ of_clean["teacher_output"].softmax(1)).log()
+    soft = soft_label_loss(advice, of_seen["output"], task.temperature)
+    assert_close(result["loss_kl"], task.alpha * soft, 1e-5, "mixed soft labels")
+    with pytest.raises(UserError, match="SLA"):
+        create(teacher_view="clean", sla=True)
+    with pytest.raises(UserError, match="same, clean"):
+        create(teacher_view="dirty")
+
+
+@pytest.mark.parametrize("flags", [["--reprob", "1"], ["--mixup", "1"], ["--cutmix", "1", "--mixup-off-epoch", "1"]])
+def test_the_clean_view_is_the_batch_before_erasing_and_mixing(flags: list[str]) -> None:
+    def first(epoch: int, *flags: str) -> Any:
+        settings = parse_settings(["--train-num-samples", "40", *flags])
+        data = load_data(settings.data, settings.preprocessing, model_cfg={})
+        return next(data.train_batches(20, clean_view=settings.method.teacher_view == "clean").epoch(epoch))
+
+    views, target = first(0, *flags, "--teacher-view", "clean")
+    same, same_target = first(0, *flags)
+    plain, classes = first(0)
+    assert torch.equal(views.images, same)
+    assert torch.equal(target, same_target)
+    assert torch.equal(views.clean, plain)
+    assert torch.equal(views.classes, classes)
+    assert not torch.equal(views.images, views.clean)
+    if flags[0] == "--reprob":
+        assert views.mixing is None
+        return
+    assert_close(views.mixing @ torch.eye(target.shape[1])[classes], target, 1e-6, "mixed targets")
+    if flags[0] == "--mixup":
+        assert_close(torch.einsum("bm,mchw->bchw", views.mixing, views.clean), views.images, 1e-5, "mixed images")
+    else:
+        views, _ = first(1, *flags, "--teacher-view", "clean")
+        assert views.mixing is None
+        assert torch.equal(views.images, views.clean)
