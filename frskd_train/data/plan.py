@@ -42,7 +42,8 @@ class WholeImagePlan:
         size = _input_size(settings.img_size, sizes, cfg)
         crop_mode = settings.train_crop_mode
         if crop_mode == "auto":
-            crop_mode = "pad" if size <= SMALL else "rrc"
+            small = "none" if settings.crop_padding is None else "pad"
+            crop_mode = small if size <= SMALL else "rrc"
         self._crops_resized = crop_mode == "rrc"
         self._padding = 0
         if crop_mode == "pad":
