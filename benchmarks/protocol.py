@@ -37,9 +37,8 @@ class Case:
         return "--task segmentation" in self.flags
 
 
-_PADDED = "--opt sgd --weight-decay 5e-4 --train-crop-mode pad"
-_TYPEFACES = f"--model resnet18_frskd --img-size 64 {_PADDED} --lr 0.05 --batch-size 32 --hflip 0"
-_GARMENTS = f"--model wide_resnet16_2_frskd {_PADDED} --lr 0.1 --batch-size 64"
+_TYPEFACES = "--model resnet18_frskd --img-size 64 --opt sgd --lr 0.05 --weight-decay 5e-4 --batch-size 32 --hflip 0"
+_GARMENTS = "--model wide_resnet16_2_frskd --opt sgd --lr 0.1 --weight-decay 5e-4 --batch-size 64"
 _FEW = "--train-num-samples 4000"
 _ERASING = "--crop-padding 2 --reprob 0.25"
 _ALL = f"--batch-size 128 {_ERASING}"

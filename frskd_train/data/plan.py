@@ -42,8 +42,7 @@ class WholeImagePlan:
         size = _input_size(settings.img_size, sizes, cfg)
         crop_mode = settings.train_crop_mode
         if crop_mode == "auto":
-            small = "none" if settings.crop_padding is None else "pad"
-            crop_mode = small if size <= SMALL else "rrc"
+            crop_mode = "pad" if size <= SMALL else "rrc"
         self._crops_resized = crop_mode == "rrc"
         self._padding = 0
         if crop_mode == "pad":

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from frskd_train.settings import FitSettings, PreprocessingSettings
 
-SMALL = 64  # size in pixels up to which images are used at their own size, without random resized crops
+SMALL = 64  # size in pixels up to which images are used at their own size, with padded random crops
 
 
 @dataclass(frozen=True)
