@@ -46,7 +46,7 @@ def test_words_are_new_in_the_test_images_and_licences_are_named(tmp_path: Path)
     assert not set(first.values()) & set(other.values())
     words: dict[str, set[str]] = {split: set() for split in typeface_words.RENDERINGS}
     for path in [*first, *other]:
-        words[path.split("/")[0]].add(path.removesuffix(".jpg").rsplit("_", 1)[1].lower())
+        words[path.split("/")[0]].update(path.removesuffix(".jpg").rsplit("/", 1)[1].lower().split("_")[1:])
     assert not words["train"] & (words["test"] | words["photo"])
     pictures = [Image.open(path) for path in (tmp_path / "first").rglob("*.jpg")]
     assert {(picture.mode, picture.size) for picture in pictures} == {("RGB", (32, 32))}

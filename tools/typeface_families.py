@@ -116,17 +116,18 @@ def letters(path: Path) -> np.ndarray | None:
     """Return the standardised pixels of some words in a font, or None where it leaves no mark."""
     parts = []
     for word in ("hand", "gloves", "quick", "fjmpbt"):
-        marks = np.asarray(set_word(path, word).resize((96, 40), Image.Resampling.BILINEAR), np.float32).ravel()
+        marks = np.asarray(set_text(path, word).resize((96, 40), Image.Resampling.BILINEAR), np.float32).ravel()
         if marks.std() < 1:
             return None
         parts.append((marks - marks.mean()) / marks.std())
     return np.concatenate(parts) / np.sqrt(4 * 96 * 40)
 
 
-def set_word(path: Path, word: str) -> Image.Image:
-    """Set a word in white on black, cut to its size."""
+def set_text(path: Path, text: str, spacing: int = 8) -> Image.Image:
+    """Set one line or several in white on black, cut to their size; `spacing` in pixels, letters are about 80 high."""
     font = ImageFont.truetype(path, 80)
-    left, top, right, bottom = map(round, font.getbbox(word))
-    line = Image.new("L", (max(right - left, 1) + 8, max(bottom - top, 1) + 8), 0)
-    ImageDraw.Draw(line).text((4 - left, 4 - top), word, fill=255, font=font)
-    return line
+    probe = ImageDraw.Draw(Image.new("L", (1, 1)))
+    left, top, right, bottom = map(round, probe.multiline_textbbox((0, 0), text, font, spacing=spacing))
+    block = Image.new("L", (max(right - left, 1) + 8, max(bottom - top, 1) + 8), 0)
+    ImageDraw.Draw(block).multiline_text((4 - left, 4 - top), text, 255, font, spacing=spacing)
+    return block

@@ -1,9 +1,9 @@
-"""Draw the dataset of the typeface students: words in 200 open typefaces, as many images as asked for.
+"""Draw the dataset of the typeface students: two or three words in 200 open typefaces.
 
     apt-get install --no-install-recommends $(python -m tools.typeface_words --packages)
     python -m tools.typeface_words data/typeface_words
 
-Writes `FOLDER/{train,test,photo/test}/FAMILY/NUMBER_WORD.jpg`, 50,000, 5,000 and 5,000 RGB images of 64x64 pixels,
+Writes `FOLDER/{train,test,photo/test}/FAMILY/NUMBER_WORDS.jpg`, 50,000, 5,000 and 5,000 RGB images of 64x64 pixels,
 `FOLDER/families.csv` with the package and the licence of each family, and a dataset card that lists them. Words, letter
 case, weights, sizes, places, colours and backgrounds are random. The test images show words, angles and kinds of
 background that no training image has; those of `photo`, a dataset of its own, look photographed as well: perspective,
@@ -25,13 +25,13 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from PIL import Image, ImageFilter
 
 from frskd_timm.errors import UserError
-from tools.typeface_families import PACKAGES, Family, choose, set_word
+from tools.typeface_families import PACKAGES, Family, choose, set_text
 from tools.typefaces import md5, parse
 
 CARD_TEXT = """
 # Typeface words
 
-Words of three or four letters in {families} open typefaces, RGB images of {size}x{size} pixels; per family {images}.
+Two or three words in {families} open typefaces, RGB images of {size}x{size} pixels; per family {images}.
 They are drawn by `python -m tools.typeface_words --seed {seed}` of frskd_timm from the fonts of Debian's packages.
 `test` and `photo` show words, angles and kinds of background that `train` does not have; `photo` adds perspective,
 uneven light, blur and traces of JPEG.
@@ -58,12 +58,15 @@ RENDERINGS = {
 }
 
 
-def draw_word(r: random.Random, split: str) -> str:
-    """Return three or four letters; the hash of a word decides whether it is one of the training words."""
-    while True:
-        word = "".join(r.choices(ascii_lowercase, k=r.randint(3, 4)))
+def draw_words(r: random.Random, split: str) -> list[str]:
+    """Return two or three words of three to five letters; the hash of a word decides whether it is for training."""
+    words: list[str] = []
+    count, change = r.randint(2, 3), r.choice((str.lower, str.lower, str.capitalize, str.upper))
+    while len(words) < count:
+        word = "".join(r.choices(ascii_lowercase, k=r.randint(3, 5)))
         if (split == "train") == (int(md5(word.encode()), 16) % 2 == 0):
-            return r.choice((word, word, word.capitalize(), word.upper()))
+            words.append(change(word))
+    return words
 
 
 def draw_colours(r: random.Random) -> tuple[np.ndarray, np.ndarray]:
@@ -93,16 +96,16 @@ def draw_paper(r: random.Random, kind: str, side: int) -> np.ndarray:
     return np.clip(level, -1, 1)[..., None]
 
 
-def draw_image(path: Path, r: random.Random, word: str, size: int, rendering: Rendering) -> Image.Image:
-    """Set a word on a square page of `size` pixels."""
+def draw_image(path: Path, r: random.Random, words: Sequence[str], size: int, rendering: Rendering) -> Image.Image:
+    """Set words below each other on a square page of `size` pixels."""
     side = 2 * size  # drawn at twice the size, so that edges are smooth
     angle = r.choice((-1, 1)) * r.uniform(*rendering.angles)
-    line = set_word(path, word).rotate(angle, Image.Resampling.BICUBIC, expand=True)
-    scale = r.uniform(0.75, 0.98) * side / max(line.size)
-    width, height = (max(1, round(length * scale)) for length in line.size)
+    text = set_text(path, "\n".join(words), r.randint(0, 20)).rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    scale = r.uniform(0.75, 0.98) * side / max(text.size)
+    width, height = (max(1, round(length * scale)) for length in text.size)
     mask = Image.new("L", (side, side), 0)
     place = r.randint(0, side - width), r.randint(0, side - height)
-    mask.paste(line.resize((width, height), Image.Resampling.LANCZOS), place)
+    mask.paste(text.resize((width, height), Image.Resampling.LANCZOS), place)
     marks = np.asarray(mask, np.float32)[..., None] / 255
     ink, paper = draw_colours(r)
     page = paper + r.uniform(10, 30) * draw_paper(r, r.choice(rendering.backgrounds), side)
@@ -176,9 +179,9 @@ def write(folder: Path, classes: int, counts: dict[str, int], size: int = 64, se
             place = folder / ("photo/test" if split == "photo" else split) / family.folder
             place.mkdir(parents=True)
             for number in range(count):
-                word = draw_word(r, split)
-                image = draw_image(r.choice(family.fonts), r, word, size, RENDERINGS[split])
-                image.save(place / f"{number:05d}_{word}.jpg", quality=95)
+                words = draw_words(r, split)
+                image = draw_image(r.choice(family.fonts), r, words, size, RENDERINGS[split])
+                image.save(place / f"{number:05d}_{'_'.join(words)}.jpg", quality=95)
     with (folder / "families.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(("class", "family", "package", "licence", "fonts"))

@@ -128,6 +128,8 @@ def results_table(results: Sequence[Mapping[str, str]], waiting: Collection[str]
         if row["gain"]:
             cells["gain"] = f"{row['gain']} ± {row['gain_err']} ({row['top1_n']}, {row['baseline_n']})"
         lines.append("| " + " | ".join(cells[name] for name in names) + " |")
+    if waiting:
+        lines += ["", f"Weights with a link are not in the package; a checkout loads `local-dir:{WAITING}/NAME`."]
     return "\n".join(lines)
 
 
