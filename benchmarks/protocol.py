@@ -223,6 +223,6 @@ def compare(best: Sequence[float], method: str, own: Sequence[float], teacher: S
         error = sum(statistics.variance(values) / len(values) for values in (best, own)) ** 0.5
     seeds = f"{len(own)}" if len(own) == len(best) else f"{len(own)}, baseline {len(best)}"
     lead = statistics.mean(teacher) - bar if teacher else 0.0
-    share = f"{100 * (mean - bar) / lead:.0f} %" if lead > (error or 0.0) else ""  # no lead, no share of it
+    share = f"{100 * (mean - bar) / lead:.0f} %" if lead > (error or 0.0) and mean > bar else ""
     cells = [f"{bar:.2f}", f"{mean:.2f}", f"{mean - bar:+.2f}", "" if error is None else f"{error:.2f}", seeds]
     return [f"`{method}`", *cells, f"{statistics.mean(teacher):.2f}" if teacher else "", share]
