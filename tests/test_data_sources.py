@@ -14,6 +14,7 @@ from pictures import encoded, load, picture, pictures, save, split
 
 from frskd_timm.errors import UserError
 from frskd_train.data import load_validation
+from frskd_train.data.source import find_source
 from frskd_train.data.targets.class_label import balanced_subset, hold_out
 from frskd_train.settings import DataSettings
 
@@ -26,6 +27,23 @@ def write_class_folders(root: Path, count: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         picture(k).save(folder / f"{k:03}.png")
         (folder / "notes.txt").write_text("not an image")
+
+
+@pytest.mark.parametrize(
+    ("card", "license"),
+    [
+        ("---\nlicense: mit\n---\n# Pets", "mit"),
+        ("---\nlicense: [mit, apache-2.0]\n---\n", "mit, apache-2.0"),
+        ("---\nlicense: other\nlicense_name: house-rules\n---\n", "house-rules"),
+        ("# Pets, without metadata", None),
+        ("---\nlicense: [\n---\n", None),
+        ("---\njust words\n---\n", None),
+    ],
+)
+def test_the_licence_of_a_folder_is_that_of_its_dataset_card(card: str, license: str | None, tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "train", 3)
+    (tmp_path / "README.md").write_text(card)
+    assert find_source(DataSettings(str(tmp_path))).license == license
 
 
 @pytest.mark.parametrize("kind", ["train and val", "class folders", "saved dict", "saved dataset", "bytes column"])

@@ -9,7 +9,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from huggingface_hub import DatasetCard
+from huggingface_hub import metadata_load
 
 from frskd_timm.errors import UserError, first_line
 from frskd_train.data.columns import Splits
@@ -100,12 +100,12 @@ def _read_folder(folder: Path, settings: DataSettings) -> tuple[Splits, list[str
 def _stated_license(card: Path) -> str | None:
     """Return the licence in the metadata of a dataset card, its name if it is none of the Hub's; None without one."""
     try:
-        data = DatasetCard.load(card).data if card.is_file() else None
+        data = (metadata_load(card) if card.is_file() else None) or {}
     except (OSError, ValueError, yaml.YAMLError):  # a README that is not a card
         return None
-    license = getattr(data, "license", None)
+    license = data.get("license")
     if license == "other":
-        license = getattr(data, "license_name", None) or license
+        license = data.get("license_name") or license
     return ", ".join(map(str, license)) if isinstance(license, list) else license and str(license)
 
 
