@@ -12,6 +12,7 @@ from frskd_timm.errors import UserError
 from frskd_train.data.augment import BatchAugmentation
 from frskd_train.data.cache import Cache
 from frskd_train.data.preprocessing import SMALL, Preprocessing
+from frskd_train.data.source import SAMPLE_NAME
 from frskd_train.data.splits import Split
 from frskd_train.data.transforms import DenseTransform, EvalTransform, PolicyTransform, SampleTransform, as_is, squash
 from frskd_train.settings import DataSettings, PreprocessingSettings, flag
@@ -46,7 +47,8 @@ class WholeImagePlan:
         self._crops_resized = crop_mode == "rrc"
         self._padding = 0
         if crop_mode == "pad":
-            self._padding = settings.crop_padding if settings.crop_padding is not None else round(size / 8)
+            usual = 0 if data.dataset == SAMPLE_NAME else round(size / 8)  # its garments all fill the image
+            self._padding = usual if settings.crop_padding is None else settings.crop_padding
             if self._padding > size:
                 raise UserError(f"--crop-padding {self._padding} is more than the image, which is {size} pixels high.")
         smallest, largest = (int(size * side) for side in settings.cutmix_minmax or (0, 1))
