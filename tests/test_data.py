@@ -19,6 +19,7 @@ from frskd_timm.errors import UserError
 from frskd_train.data import load_data, load_validation
 from frskd_train.data.source import SAMPLE_FOLDER, find_source
 from frskd_train.data.targets.class_label import read_labels
+from frskd_train.parse import parse_settings
 from frskd_train.settings import DataSettings, PreprocessingSettings
 from tools import make_sample
 
@@ -268,3 +269,12 @@ def test_small_and_unequal_datasets_fill_at_least_one_batch(small: Path) -> None
     with pytest.raises(UserError, match="37 training image"):
         data.train_batches(8, rank=0, world_size=38)
     assert len(next(data.train_batches(1).epoch(0))[1]) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "padding"), [([], 0), (["--train-crop-mode", "pad"], 4), (["--crop-padding", "2"], 2)]
+)
+def test_the_sample_is_cropped_on_request_only(flags: list[str], padding: int) -> None:
+    settings = parse_settings(["--train-num-samples", "40", *flags])
+    data = load_data(settings.data, settings.preprocessing, model_cfg={})
+    assert data.augmentation.padding == padding

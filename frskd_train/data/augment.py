@@ -179,11 +179,12 @@ class BatchAugmentation:
         if settings.reprob:
             generator = generator_for(Draw.ERASE, order.seed, epoch, step)
             images = erase(images, draw_erased(generator, count, settings.reprob, images.shape[-1])[:, share])
+        unmixed = images if clean is None else TwoViews(images, clean, targets, None)
         if not settings.mixup and not settings.cutmix and settings.cutmix_minmax is None:
-            return images if clean is None else TwoViews(images, clean, targets, None), targets
+            return unmixed, targets
         one_hot = F.one_hot(targets, self.num_classes).float()
         if 0 < settings.mixup_off_epoch <= epoch:
-            return images if clean is None else TwoViews(images, clean, targets, None), one_hot
+            return unmixed, one_hot
         generator = generator_for(Draw.MIX, order.seed, epoch, step, order.rank)
         if clean is None:
             return mix(images, targets, one_hot, settings, generator)

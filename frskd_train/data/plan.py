@@ -44,11 +44,12 @@ class WholeImagePlan:
         crop_mode = settings.train_crop_mode
         if crop_mode == "auto":
             crop_mode = "pad" if size <= SMALL else "rrc"
+            if crop_mode == "pad" and data.dataset == SAMPLE_NAME and settings.crop_padding is None:
+                crop_mode = "none"  # its garments all fill the image
         self._crops_resized = crop_mode == "rrc"
         self._padding = 0
         if crop_mode == "pad":
-            usual = 0 if data.dataset == SAMPLE_NAME else round(size / 8)  # its garments all fill the image
-            self._padding = usual if settings.crop_padding is None else settings.crop_padding
+            self._padding = settings.crop_padding if settings.crop_padding is not None else round(size / 8)
             if self._padding > size:
                 raise UserError(f"--crop-padding {self._padding} is more than the image, which is {size} pixels high.")
         smallest, largest = (int(size * side) for side in settings.cutmix_minmax or (0, 1))

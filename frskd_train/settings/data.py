@@ -66,9 +66,10 @@ class PreprocessingSettings:
     crop_pct: Annotated[float, Range(above=0, high=1), CLASSIFICATION] = 1.0
     """Fraction of the resized image's side that the centre crop of the validation keeps."""
     train_crop_mode: Annotated[Literal["auto", "pad", "rrc", "none"], CLASSIFICATION] = "auto"
-    """pad: random crop of the padded image. rrc: random resized crop. auto: pad up to 64 pixels, else rrc."""
+    """pad: random crop of the padded image. rrc: random resized crop. auto: pad up to 64 pixels,
+    else rrc; none for the included sample without --crop-padding."""
     crop_padding: Annotated[int | None, NotNegative, CLASSIFICATION] = None
-    """Pixels of padding on each side for `pad`; by default an eighth of the size (4 at 32), for the sample none."""
+    """Pixels of padding on each side for `pad`; by default an eighth of the size (4 at 32)."""
     scale: Annotated[tuple[float, float], Range(above=0, high=1), CLASSIFICATION] = (0.08, 1.0)
     """Fraction of the area that rrc keeps, smallest and largest."""
     ratio: Annotated[tuple[float, float], Positive, CLASSIFICATION] = (3 / 4, 4 / 3)
