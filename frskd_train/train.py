@@ -29,16 +29,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from frskd_train.trainer import Trainer
 
     try:
-        trainer = Trainer(settings)  # kept until the end, because freeing a DDP model tears down communication
-        trainer.run()
-    except UserError as error:
-        exit_with_error(error)
-    except RuntimeError as error:
-        if is_loss_of_a_worker(error):
-            exit_with_error(loss_of_a_worker(error))
-        if not is_loss_of_a_process(error):
+        try:
+            trainer = Trainer(settings)  # kept until the end, because freeing a DDP model tears down communication
+            trainer.run()
+        except UserError as error:
+            exit_with_error(error)
+        except RuntimeError as error:
+            if not is_loss_of_a_process(error):
+                raise
+            exit_after_another(f"Another process of this run ended ({first_line(error)}).")
+    except RuntimeError as error:  # a signal handler of torch raises it anywhere, even while another error is handled
+        if not is_loss_of_a_worker(error):
             raise
-        exit_after_another(f"Another process of this run ended ({first_line(error)}).")
+        exit_with_error(loss_of_a_worker(error))
     exit_process(0)
 
 
