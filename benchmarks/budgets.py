@@ -1,5 +1,6 @@
 """Compare FRSKD with the best of the baselines, on eight kinds of data, after as many epochs and after as much time.
 
+    python benchmarks/budgets.py --measure                           # time of an epoch of FRSKD and cross-entropy
     python benchmarks/budgets.py --plan                              # the runs that are missing
     nohup python benchmarks/budgets.py --seconds > budgets.log &     # make them, seed by seed
     python benchmarks/budgets.py --tune --data typefaces --methods frskd --name alpha8 -- --alpha 8
@@ -104,9 +105,49 @@ def train(run: Run, dataset: str, flags: Sequence[str], folder: Path) -> list[di
     ]
 
 
+def measure(args: argparse.Namespace) -> None:
+    """Measure how much longer an epoch of FRSKD takes than one of cross-entropy, in turn, and write the median."""
+    from frskd_train.device import machine_name
+
+    for data in args.data:
+        times: dict[str, list[float]] = {"ce": [], args.name: []}
+        runs = [Run(data, args.split, method, 1, 0) for method in times]
+        dataset = dataset_of(runs[0], args)
+        for run in runs * args.rounds:
+            flags = [*flags_of(run, args).split(), "--threads", str(args.threads)]
+            folder = args.run_dir / f"measure-{os.getpid()}"
+            times[run.method].append(float(train(run, dataset, flags, folder)[0]["seconds_per_epoch"]))
+            shutil.rmtree(folder)
+        ratios = [own / plain for plain, own in zip(*times.values(), strict=True)]
+        numbers = {"ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+        row = {"data": data, "method": args.name, **{name: f"{value:.2f}" for name, value in numbers.items()}}
+        row |= {"rounds": args.rounds, "flags": flags_of(runs[1], args)}
+        append(args.times, [row | {"machine": machine_name(), "commit": commit()}], protocol.TIME_COLUMNS)
+        print(json.dumps(row), flush=True)
+
+
+def commit() -> str:
+    """Return the name of the commit."""
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
+def flags_of(run: Run, args: argparse.Namespace) -> str:
+    """Return the flags of `train.py` that make the difference."""
+    return run.flags(" ".join(args.flags), args.rehearse)
+
+
+def dataset_of(run: Run, args: argparse.Namespace) -> str:
+    """Return the dataset of a run, which is created if there is none; only one process at a time does so."""
+    args.data_dir.mkdir(parents=True, exist_ok=True)
+    with (args.data_dir / "budgets.lock").open("w") as creating:
+        fcntl.flock(creating, fcntl.LOCK_EX)
+        return find_dataset(protocol.CASES[run.data], run.split, args.data_dir, args.rehearse)
+
+
 def work(args: argparse.Namespace) -> int:
     """Make the runs that are missing; return the number of those that failed."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    made_by = commit()
     failed: set[Run] = set()
     while True:
         missing = [run for run in remaining(args) if run not in failed]
@@ -117,19 +158,15 @@ def work(args: argparse.Namespace) -> int:
         if run not in remaining(args):  # another process has just finished it
             os.close(held)
             continue
-        folder, flags = args.run_dir / folder_name(run), run.flags(" ".join(args.flags), args.rehearse)
+        folder, flags = args.run_dir / folder_name(run), flags_of(run, args)
         print(f"== {run}", flush=True)
         try:
-            args.data_dir.mkdir(parents=True, exist_ok=True)
-            with (args.data_dir / "budgets.lock").open("w") as creating:  # another process may need the same dataset
-                fcntl.flock(creating, fcntl.LOCK_EX)
-                dataset = find_dataset(protocol.CASES[run.data], run.split, args.data_dir, args.rehearse)
-            rows = train(run, dataset, [*flags.split(), "--threads", str(args.threads)], folder)
+            rows = train(run, dataset_of(run, args), [*flags.split(), "--threads", str(args.threads)], folder)
         except Exception as error:  # the other runs may work
             print(f"== failed: {run}: {error}", file=sys.stderr, flush=True)
             failed.add(run)
         else:
-            rows = [{**row, "flags": flags, "commit": commit.stdout.strip()} for row in rows]
+            rows = [{**row, "flags": flags, "commit": made_by} for row in rows]
             append(args.output, rows, protocol.COLUMNS)
             print(json.dumps(rows), flush=True)
             shutil.rmtree(folder)
@@ -139,7 +176,8 @@ def work(args: argparse.Namespace) -> int:
 def remaining(args: argparse.Namespace) -> list[Run]:
     """Return the runs that are missing in the CSV."""
     methods = [args.name if method == "frskd" else method for method in args.methods]
-    options: dict[str, Any] = {"name": args.name, "split": args.split, "seconds": args.seconds, "epochs": args.epochs}
+    times = read(args.times) if args.seconds else []
+    options: dict[str, Any] = {"name": args.name, "split": args.split, "times": times, "epochs": args.epochs}
     return list(protocol.plan(read(args.output), args.data, methods, args.seeds, **options))
 
 
@@ -194,6 +232,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=choices, default=["frskd", *protocol.RUNS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--epochs", type=int, help="number of epochs instead of those of the protocol")
+    parser.add_argument("--measure", action="store_true", help="measure the time of epochs, write times.csv and exit")
+    parser.add_argument("--rounds", type=int, default=5, help="epochs of each method that --measure trains")
     parser.add_argument("--seconds", action="store_true", help="also baselines with more epochs, in the same time")
     parser.add_argument("--tune", action="store_true", help="score a fifth of the training images, held out")
     parser.add_argument("--name", default="frskd", help="name of FRSKD in the CSV, with the flags after --")
@@ -215,6 +255,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     args.split = "tuning" if args.tune else "test"
     kind = "rehearsal" if args.rehearse else "tuning" if args.tune else "protocol"
     args.output = args.output or (args.run_dir if args.rehearse else RESULTS) / f"{kind}.csv"
+    args.times = args.output.with_name("times.csv")
     return args
 
 
@@ -222,8 +263,11 @@ def main() -> None:
     """Make the missing runs, or show the plan or the results."""
     args = parse()
     rows = read(args.output)
-    table, spoilt = protocol.table(rows, args.name, args.split, args.epochs), protocol.spoilt_table(rows, args.split)
-    if args.write:
+    table = protocol.table(rows, read(args.times), args.name, args.split, args.epochs)
+    spoilt = protocol.spoilt_table(rows, args.split)
+    if args.measure:
+        measure(args)
+    elif args.write:
         from tools.zoo import with_table
 
         text = with_table(DOCUMENT.read_text(encoding="utf-8"), table, BEGIN)

@@ -10,6 +10,7 @@ COLUMNS = (
     "commit",
 )  # fmt: skip
 Row = Mapping[str, str]
+TIME_COLUMNS = ("data", "method", "ratio", "lowest", "highest", "rounds", "flags", "machine", "commit")
 NOTHING = "There are no results yet."
 
 
@@ -111,20 +112,10 @@ class Run:
         return " ".join(filter(None, [case.flags, RUNS.get(self.method, own), TINY if rehearsal else ""]))
 
 
-def time_ratio(rows: Sequence[Row], run: Run) -> float | None:
-    """Return how much longer an epoch of a method takes than one of cross-entropy, from the first row of each."""
-    found = {}
-    for row in rows:
-        if replace(Run.of(row), seed=0, method="") == replace(run, seed=0, method=""):
-            found.setdefault(row["method"], float(row["seconds_per_epoch"]))
-    plain = found.get("ce")
-    return found[run.method] / plain if plain and found.get(run.method) else None
-
-
-def same_time(rows: Sequence[Row], run: Run) -> int | None:
-    """Return the epochs of cross-entropy that take as long as the epochs of a method's run, once that is known."""
-    ratio = time_ratio(rows, run)
-    return None if ratio is None else max(run.epochs + 1, round(ratio * run.epochs))
+def same_time(times: Sequence[Row], run: Run) -> int | None:
+    """Return the epochs of cross-entropy that take as long as the epochs of a method's run, once that is measured."""
+    ratios = [float(row["ratio"]) for row in times if (row["data"], row["method"]) == (run.data, run.method)]
+    return max(run.epochs + 1, round(ratios[-1] * run.epochs)) if ratios else None
 
 
 def plan(
@@ -135,7 +126,7 @@ def plan(
     *,
     name: str = "frskd",
     split: str = "test",
-    seconds: bool = False,
+    times: Sequence[Row] = (),
     epochs: int | None = None,
 ) -> Iterator[Run]:
     """Yield the runs that are missing, seed by seed.
@@ -147,16 +138,16 @@ def plan(
         seeds: Seeds.
         name: Name of the method that is compared with the baselines.
         split: `test`, or `tuning` for images held out from the training images.
-        seconds: Also train the baselines for as many epochs as take the time of the method's.
+        times: Rows of the CSV of times; the baselines are also trained for as many epochs as take the method's time.
         epochs: Number of epochs instead of those of the case.
     """
     done = {Run.of(row) for row in rows}
-    for seed, longer in itertools.product(seeds, (False, True) if seconds else (False,)):
+    for seed, longer in itertools.product(seeds, (False, True)):
         for case, method in itertools.product(data, methods):
             for budget in (epochs,) if epochs else CASES[case].epochs:
                 run = Run(case, split, method, budget, seed)
                 if longer:
-                    more = same_time(rows, replace(run, method=name))
+                    more = same_time(times, replace(run, method=name))
                     if more is None or method == name:
                         continue
                     run = replace(run, epochs=more)
@@ -172,7 +163,13 @@ def makes_sense(case: Case, method: str) -> bool:
     return not (case.is_dense and "--mixup" in flags)
 
 
-def table(rows: Sequence[Row], name: str = "frskd", split: str = "test", epochs: int | None = None) -> str:
+def table(
+    rows: Sequence[Row],
+    times: Sequence[Row] = (),
+    name: str = "frskd",
+    split: str = "test",
+    epochs: int | None = None,
+) -> str:
     """Format a Markdown table of a method and the best baseline of the same epochs and of the same time; see `plan`."""
     lines = [
         "| data | epochs | best baseline | its score | FRSKD | difference | standard error | seeds | self-teacher | "
@@ -182,7 +179,7 @@ def table(rows: Sequence[Row], name: str = "frskd", split: str = "test", epochs:
     for data, case in CASES.items():
         for budget, longer in itertools.product((epochs,) if epochs else case.epochs, (False, True)):
             run = Run(data, split, name, budget, 0)
-            more = same_time(rows, run) if longer else budget
+            more = same_time(times, run) if longer else budget
             own, teacher = scores(rows, run), scores(rows, run, "self_teacher_score")
             baselines = [(scores(rows, replace(run, method=m, epochs=more or 0)), m) for m in BASELINES]
             baselines = [(found, method) for found, method in baselines if found]
