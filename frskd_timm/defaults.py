@@ -24,7 +24,7 @@ class MethodDefaults:
     teacher_ema: float = 0.0
     teacher_interval: int = 1
     teacher_view: str = "same"
-    teacher_depth: int = 2
+    teacher_depth: int = 1
     teacher_repeats: int = 1
     self_teacher: str = "bifpnc"
     pixel_teacher: str = "sum"

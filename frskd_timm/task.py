@@ -119,8 +119,9 @@ class FRSKDTask(DistillationTask):
             beta: Weight of the feature loss; 0 disables it, None uses its `default_beta`.
             max_levels: Maximum number of levels of the student; the coarsest ones are used.
             sla: Add the heads of self-supervised label augmentation.
-            teacher_options: Further arguments of the self-teacher (width, depth, repeats). By default, its width is the
-                largest, up to the paper's, at which it has no more parameters than the student.
+            teacher_options: Further arguments of the self-teacher (width, depth, repeats). By default, its depth is 1
+                and its width the largest up to 1 at which it has no more parameters than the student; both are 2 in
+                the paper.
             **options: Further arguments of the task.
 
         Raises:
@@ -129,7 +130,8 @@ class FRSKDTask(DistillationTask):
         loss_class: Any = None if beta == 0 else FEATURE_LOSSES.get(feature_loss)
         preactivation = bool(getattr(loss_class, "preactivation", False))
         pyramid = Pyramid(student, input_size, max_levels, preactivation)
-        teacher_arguments = {"max_parameters": sum(p.numel() for p in student.parameters()), **(teacher_options or {})}
+        size = sum(p.numel() for p in student.parameters())
+        teacher_arguments = {"depth": DEFAULT.teacher_depth, "max_parameters": size, **(teacher_options or {})}
         teacher_arguments["preactivation"] = preactivation or None
         teacher = create_self_teacher(self_teacher, pyramid.channels, num_classes, **teacher_arguments)
         if sla and input_size[1] != input_size[2]:

@@ -52,7 +52,7 @@ def create_self_teacher(name: str, channels: Sequence[int], num_classes: int, **
         channels: Channels of the student's maps, fine to coarse.
         num_classes: Number of classes.
         **options: Further arguments of the self-teacher (width, depth, repeats, preactivation, max_parameters); None
-            for its default.
+            for the paper's.
 
     Raises:
         UserError: The name is unknown.

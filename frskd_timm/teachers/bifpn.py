@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from frskd_timm.defaults import CLASSIFICATION as DEFAULT
 from frskd_timm.teachers import SELF_TEACHERS, SelfTeacher
 from frskd_timm.teachers.blocks import Fuse, Lateral, Same, add_upsampled, downsample, global_average
 
@@ -69,7 +68,7 @@ class BiFPN(SelfTeacher):
     Args:
         in_channels, channels: Channels of the student's maps, at least two, and of the refined ones.
         num_classes: Number of classes.
-        depth: Depthwise-pointwise repetitions in each fusion block.
+        depth: Depthwise-pointwise repetitions in each fusion block; by default those of the paper.
         repeats: Number of BiFPN layers, each on the rectified output of the previous one.
         preactivation: Return the refined maps before their ReLU, as required by the `overhaul` loss.
     """
@@ -79,8 +78,8 @@ class BiFPN(SelfTeacher):
         in_channels: Sequence[int],
         channels: Sequence[int],
         num_classes: int,
-        depth: int = DEFAULT.teacher_depth,
-        repeats: int = DEFAULT.teacher_repeats,
+        depth: int = 2,
+        repeats: int = 1,
         preactivation: bool = False,
     ) -> None:
         super().__init__()
@@ -123,12 +122,11 @@ def bifpnc(
 ) -> BiFPN:
     """Create the default: level i has width * c_i channels, and lateral blocks convert them between levels.
 
-    The default width is the paper's, 2, or the largest eighth below it at which the self-teacher has at most
-    `max_parameters` parameters. `FRSKDTask.create` passes the number of the student's: a self-teacher of width 2 has
-    four times the parameters of a ResNet-50, and a step takes 3.6 times as long as without it.
+    The default width is the paper's, 2. With `max_parameters`, it is the largest multiple of an eighth up to 1 at which
+    the self-teacher has at most so many parameters. `FRSKDTask.create` passes the number of the student's.
     """
     if width is None and max_parameters is not None:
-        for eighths in range(16, 0, -1):
+        for eighths in range(8, 0, -1):
             width = eighths / 8
             with torch.device("meta"):
                 teacher = BiFPN(channels, widen(channels, width, cap), num_classes, **options)

@@ -83,10 +83,10 @@ class MethodSettings:
     """The self-teacher. bifpnc: channels follow the student's levels. bifpn: the same width at all levels. residual:
     bifpnc with at most 256 channels, whose logits correct the student's."""
     teacher_width: Annotated[int | None, Count, FIXED, CLASSIFICATION] = None
-    """bifpnc, residual: multiple of each level's channels (2 in the paper); by default the largest up to 2 at which the
+    """bifpnc, residual: multiple of each level's channels (2 in the paper); by default the largest up to 1 at which the
     self-teacher has no more parameters than the student. bifpn: number of channels (default 256)."""
     teacher_depth: Annotated[int, Count, FIXED, CLASSIFICATION] = DEFAULT.teacher_depth
-    """Depthwise-pointwise repetitions in each fusion block of the self-teacher."""
+    """Depthwise-pointwise repetitions in each fusion block of the self-teacher (2 in the paper)."""
     teacher_repeats: Annotated[int, Count, FIXED] = DEFAULT.teacher_repeats
     """Consecutive BiFPN layers of the self-teacher (for segmentation on top of those of the decoder)."""
     teacher_lr_scale: Annotated[float, Positive] = 1.0
