@@ -1,20 +1,22 @@
-"""Check, measure and train on a GPU, in four stages, each in calls of at most ten minutes.
+"""Check, measure and train on a GPU, in five stages, each in calls of at most ten minutes.
 
     python benchmarks/gpu.py check          # golden tests, and two steps of every student, eager and compiled
     python benchmarks/gpu.py speed --timm-train ../pytorch-image-models/train.py
     python benchmarks/gpu.py accuracy       # three seeds of four students on all of Fashion-MNIST
     python benchmarks/gpu.py typefaces      # three seeds at 224 pixels
-    python benchmarks/gpu.py check speed accuracy typefaces --rehearse    # tiny sizes on the CPU, for a test
+    python benchmarks/gpu.py words          # the students of words in 200 typefaces, for tools/ship.py
+    python benchmarks/gpu.py check speed accuracy typefaces words --rehearse    # tiny sizes on the CPU, for a test
 
 A call that runs out of time stops at a checkpoint; the same command continues, and does not repeat what is done. Status
 0 means that everything is done, 3 that a further call is needed, 1 that something failed. Results are in the CSV files
-of `--output`, with a log for each job. `accuracy` and `typefaces` need datasets, which `--data` creates without a GPU
-where the Debian packages of `budgets.py` are installed. `--timm-train` is the training script of timm's repository,
-which its package does not contain; without it the loops are not compared.
+of `--output`, with a log for each job. The last three stages need datasets, which `--data` creates without a GPU where
+the Debian packages of `budgets.py` and of `python -m tools.typeface_words --packages` are installed. `--timm-train` is
+the training script of timm's repository, which its package does not contain; without it the loops are not compared.
 """
 
 import argparse
 import csv
+import itertools
 import os
 import re
 import signal
@@ -30,11 +32,13 @@ BENCHMARKS = ROOT / "benchmarks"
 sys.path[:0] = [str(ROOT), str(BENCHMARKS)]
 
 import protocol  # noqa: E402
-from protocol_data import find_dataset  # noqa: E402
+from protocol_data import plain_dataset  # noqa: E402
 from table_files import append, read  # noqa: E402
 
-STAGES = ("check", "speed", "accuracy", "typefaces")
-DATASETS = {"accuracy": "full", "typefaces": "typefaces_224"}  # by stage: a case with the dataset
+STAGES = ("check", "speed", "accuracy", "typefaces", "words")
+DATASETS = {"accuracy": "fashion_mnist", "typefaces": "typefaces_224", "words": "typeface_words"}  # by stage
+ADAMW = "--no-pretrained --opt adamw --lr 2e-3 --weight-decay 0.05"
+WORD_STUDENTS = {"resnet18_frskd": "", "efficientnet_b0_frskd": ADAMW}  # with further flags
 SHAPES = [("wide_resnet16_2_frskd", 32), ("resnet18_frskd", 224), ("resnet50_frskd", 224)]
 NOT_FINISHED = 3
 GRACE = 60  # seconds that a training process gets to save a checkpoint
@@ -53,8 +57,9 @@ class Job:
 
 def jobs(args: argparse.Namespace) -> Iterator[Job]:
     """Yield all jobs of the chosen stages, in their order."""
+    make = {"check": check, "speed": speed, "accuracy": accuracy, "typefaces": typefaces, "words": words}
     for stage in args.stages:
-        yield from {"check": check, "speed": speed, "accuracy": accuracy, "typefaces": typefaces}[stage](args)
+        yield from make[stage](args)
 
 
 def check(args: argparse.Namespace) -> Iterator[Job]:
@@ -95,6 +100,18 @@ def typefaces(args: argparse.Namespace) -> Iterator[Job]:
     """Yield the runs on typefaces."""
     for case in protocol.LARGE_TYPEFACES:
         yield training("typefaces", case, args)
+
+
+def words(args: argparse.Namespace) -> Iterator[Job]:
+    """Yield the runs on words in 200 typefaces, whose students are kept."""
+    data = plain_dataset("typeface_words", args.output / "data" if args.rehearse else args.data_dir, args.rehearse)
+    shared = [sys.executable, ROOT / "train.py", "--config", "typeface_words_resnet18", "--dataset", data]
+    shared += ["--epochs", 1 if args.rehearse else 30, "--resume", "auto"]
+    seeds = (1,) if args.rehearse else (1, 2, 3)
+    for seed, (model, flags), method in itertools.product(seeds, WORD_STUDENTS.items(), ("frskd", "ce")):
+        name = f"{model}-{method}-{seed}"
+        command = [*shared, "--model", model, *flags.split(), "--method", method, "--seed", seed]
+        yield Job("words", name, [*command, "--output-dir", args.output / "words" / name], continues=True)
 
 
 def training(stage: str, case: str, args: argparse.Namespace) -> Job:
@@ -209,8 +226,8 @@ def execute(job: Job, log: Path, seconds: float) -> str:
 
 def make_data(args: argparse.Namespace) -> None:
     """Create the datasets that training needs."""
-    for case in DATASETS.values():
-        print(find_dataset(protocol.CASES[case], "test", args.data_dir))
+    for name in DATASETS.values():
+        print(plain_dataset(name, args.data_dir))
 
 
 def rebuilt(args: argparse.Namespace) -> list[object]:
@@ -257,7 +274,7 @@ def main() -> None:
 
         if not torch.cuda.is_available():
             sys.exit("error: there is no GPU here; --rehearse runs everything with tiny sizes on the CPU.")
-        for name in (protocol.CASES[DATASETS[stage]].dataset for stage in args.stages if stage in DATASETS):
+        for name in (DATASETS[stage] for stage in args.stages if stage in DATASETS):
             if not (args.data_dir / name).exists():
                 sys.exit(f"error: there is no dataset {args.data_dir / name}; gpu.py --data creates it.")
     sys.exit(work(args))

@@ -19,7 +19,7 @@ def find_dataset(case: Case, split: str, folder: Path, rehearsal: bool = False) 
     from frskd_train.data.source import find_source
     from frskd_train.settings import DataSettings
 
-    plain = _plain_dataset(case.dataset, folder, rehearsal)
+    plain = plain_dataset(case.dataset, folder, rehearsal)
     if split == "test" and not case.spoilt:
         return plain
     path = folder / f"{case.dataset}{case.spoilt and '_'}{case.spoilt}_{split}"
@@ -37,17 +37,20 @@ def find_dataset(case: Case, split: str, folder: Path, rehearsal: bool = False) 
     return str(path)
 
 
-def _plain_dataset(name: str, folder: Path, rehearsal: bool) -> str:
-    from tools import make_sample, typefaces
+def plain_dataset(name: str, folder: Path, rehearsal: bool = False) -> str:
+    """Return the value of `--dataset` for a dataset by its name; create it below `folder` if it is not there yet."""
+    from tools import make_sample, typeface_words, typefaces
 
     if name == "fashion_mnist_scenes" or (name == "fashion_mnist" and rehearsal):
         return name if name != "fashion_mnist" else "fashion_mnist_sample"
     tiny: dict[str, int] = {"classes": 4, "train": 10, "test": 5} if rehearsal else {}
     skip = tiny.get("classes", 100)
+    words = {"train": 10, "test": 5, "photo": 5} if rehearsal else {"train": 250, "test": 25, "photo": 25}
     makers: dict[str, Any] = {
         "typefaces": partial(typefaces.write, **tiny),
         "typefaces_2": partial(typefaces.write, skip=skip, **tiny),
         "typefaces_224": partial(typefaces.write, size=224, **tiny),
+        "typeface_words": partial(typeface_words.write, classes=tiny.get("classes", 200), counts=words),
         "fashion_mnist": lambda path: make_sample.main(["--idx-dir", str(IDX), "--full", str(path)]),
     }
     path = folder / name

@@ -18,6 +18,8 @@ from conftest import ROOT, run_script
 from pictures import typefaces_are_installed
 from safetensors.torch import load_file
 
+from tools import typeface_families, typefaces
+
 SPEED = ROOT / "benchmarks" / "speed.py"
 
 
@@ -94,7 +96,8 @@ def test_the_input_pipeline_is_compared_with_timms() -> None:
 
 @pytest.mark.long
 def test_a_rehearsal_of_the_stages_for_a_gpu(tmp_path: Path) -> None:
-    stages = ["check", "speed", "accuracy", *(["typefaces"] if typefaces_are_installed() else [])]
+    drawn = {"typefaces": typefaces.PACKAGES, "words": typeface_families.PACKAGES}
+    stages = ["check", "speed", "accuracy", *(name for name in drawn if typefaces_are_installed(drawn[name]))]
     command = [sys.executable, ROOT / "benchmarks" / "gpu.py", *stages, "--rehearse", "--output", tmp_path]
     assert run_script(*command, "--minutes", 0, check=False).returncode == 3  # no time: everything is left to do
     for _ in range(4):
@@ -109,7 +112,9 @@ def test_a_rehearsal_of_the_stages_for_a_gpu(tmp_path: Path) -> None:
     with (tmp_path / "accuracy.csv").open(encoding="utf-8") as file:
         trained = {row["data"] for row in csv.DictReader(file)}
     assert trained == {"full", *protocol.LARGE_GARMENTS, *(protocol.LARGE_TYPEFACES if "typefaces" in stages else [])}
+    if "words" in stages:
+        assert len(list(tmp_path.glob("words/*/student/model.safetensors"))) == 4
     misspelled = run_script(sys.executable, ROOT / "benchmarks" / "gpu.py", "chek", check=False)
-    assert "check, speed, accuracy, typefaces" in misspelled.stderr
+    assert "check, speed, accuracy, typefaces, words" in misspelled.stderr
     refused = run_script(sys.executable, ROOT / "benchmarks" / "gpu.py", "check", "--output", tmp_path, check=False)
     assert torch.cuda.is_available() or "there is no GPU" in refused.stderr
