@@ -166,12 +166,12 @@ def test_help_states_the_weight_of_each_feature_loss() -> None:
 @pytest.mark.parametrize(
     ("document", "results"),
     [
-        ("results", "budgets"),
-        ("results", "wide_resnet16_2_muon"),
-        ("results", "wide_resnet16_2_erasing"),
-        ("results", "wide_resnet16_2_sgd_erasing"),
-        ("results", "resnet18"),
-        ("results", "resnet18_sgd"),
+        ("earlier_results", "budgets"),
+        ("earlier_results", "wide_resnet16_2_muon"),
+        ("earlier_results", "wide_resnet16_2_erasing"),
+        ("earlier_results", "wide_resnet16_2_sgd_erasing"),
+        ("earlier_results", "resnet18"),
+        ("earlier_results", "resnet18_sgd"),
         ("segmentation", "scenes"),
     ],
 )
