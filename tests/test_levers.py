@@ -19,6 +19,7 @@ from frskd_timm.losses.functional import soft_label_loss
 from frskd_timm.losses.logits import LOGIT_LOSSES
 from frskd_timm.schedule import distillation_weight
 from frskd_timm.segmentation import SegmentationTask, create_segmentation_student
+from frskd_timm.segmentation.teacher import SEGMENTATION_TEACHERS
 from frskd_timm.task import FRSKDTask
 from frskd_timm.teachers import SelfTeacher
 
@@ -205,9 +206,11 @@ def test_schedules_of_full_weight() -> None:
     assert task(images(), TARGET)["loss_kl"] > 0
 
 
-def test_mixing_self_teacher() -> None:
+@pytest.mark.parametrize("beta", [None, 0])
+@pytest.mark.parametrize("name", SEGMENTATION_TEACHERS.names())
+def test_every_segmentation_self_teacher_reaches_every_parameter(name: str, beta: float | None) -> None:
     student = create_segmentation_student("test_resnet", 4, channels=8)
-    task = SegmentationTask.create(student, self_teacher="mixing").train()
+    task = SegmentationTask.create(student, self_teacher=name, beta=beta).train()
     result = task(images(), MASKS)
     assert result["teacher_output"].shape == (4, 4, 64, 64)
     result["loss"].backward()

@@ -151,8 +151,14 @@ class SegmentationStudent(
         Raises:
             UserError: The backbone does not accept images of this size.
         """
-        images = self.pad(images)
-        maps = self.pyramid(self.backbone_maps(images))
+        return self.decode(self.forward_pyramid(images), finest_only)
+
+    def forward_pyramid(self, images: Tensor) -> list[Tensor]:
+        """Compute the maps that enter the decoder's BiFPN layers, of the shapes of those that leave them."""
+        return self.pyramid(self.backbone_maps(self.pad(images)))  # type: ignore[no-any-return]
+
+    def decode(self, maps: list[Tensor], finest_only: bool = False) -> list[Tensor]:
+        """Run the decoder's BiFPN layers on the maps of `forward_pyramid`."""
         for i, layer in enumerate(self.bifpn):
             maps = layer(maps, finest_only=finest_only and i + 1 == len(self.bifpn))
         return maps

@@ -82,7 +82,7 @@ class SegmentationTask(_PixelTask, DistillationTask):
         super().__init__(student, self_teacher, feature_loss, **(DEFAULT.task_options() | options))
         self.set_class_weights(class_weights)
         self.distill_unlabelled = distill_unlabelled
-        if self.teacher_gradient == 0 and self.feature_loss is None:
+        if self.feature_loss is None and (self.teacher_gradient == 0 or self_teacher.beside_decoder):
             student.freeze_bottom_up()
 
     @classmethod
@@ -122,8 +122,10 @@ class SegmentationTask(_PixelTask, DistillationTask):
     def observe(self, images: Tensor, networks: Mapping[str, nn.Module]) -> Views:
         """Run a student and a self-teacher on images [B, C, H, W]; logits are [B, K, H, W]."""
         student: Any = networks["student"]
-        maps = student.forward_features(images)
-        refined, teacher_logits = networks["self_teacher"](self.entering(maps))
+        pyramid = student.forward_pyramid(images)
+        maps = student.decode(pyramid)
+        entering = pyramid if self.self_teacher.beside_decoder else maps
+        refined, teacher_logits = networks["self_teacher"](self.entering(entering))
         size = images.shape[-2:]
         logits = student.forward_head(maps, size)
         return Views(maps, logits, refined, student.to_pixels(teacher_logits, size))

@@ -37,6 +37,25 @@ class SegmentationTeacher(SelfTeacher):
         return maps, self.head(maps[0])
 
 
+@SEGMENTATION_TEACHERS.register("pyramid")
+class PyramidTeacher(SelfTeacher):
+    """Classifies the finest map that enters the decoder's layers, with a head of its own (not in the paper).
+
+    It refines nothing and is as deep as a fully convolutional network, so that it learns faster than its student.
+    """
+
+    beside_decoder = True
+
+    def __init__(self, channels: int, num_levels: int, num_classes: int, layers: int) -> None:
+        super().__init__()
+        self.channels = [channels] * num_levels
+        self.head = pixel_head(channels, num_classes)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Return the maps as they are, and logits [B, num_classes, h, w] of the size of the finest map."""
+        return list(features), self.head(features[0])
+
+
 def mixing_norm(channels: int) -> nn.Sequential:
     """Create a depthwise 3x3 and a pointwise convolution, batch normalisation and ReLU."""
     convolutions = (Depthwise(channels), Pointwise(channels, channels))

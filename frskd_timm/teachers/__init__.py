@@ -20,10 +20,13 @@ class SelfTeacher(nn.Module, ABC):
     Attributes:
         channels: Channels of each refined map, fine to coarse.
         residual: Whether the logits are added to those of the student as a correction.
+        beside_decoder: Whether it takes the maps that enter the decoder's layers of a segmentation student instead of
+            those that leave them.
     """
 
     channels: list[int]
     residual = False
+    beside_decoder = False
 
     @abstractmethod
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:

@@ -122,6 +122,7 @@ class SegmentationSettings:
     decoder_layers: Annotated[int, Count, FIXED, SEGMENTATION] = 3
     """BiFPN layers of the decoder."""
     pixel_teacher: Annotated[PixelTeacher, FIXED, SEGMENTATION] = DEFAULT.pixel_teacher
-    """The self-teacher. sum: as in the paper. mixing: mixes channels, and classifies at twice the resolution."""
+    """The self-teacher. sum: as in the paper. mixing: mixes channels, and classifies at twice the resolution. pyramid: a
+    head on the maps that enter the decoder's layers."""
     resize_range: Annotated[tuple[float, float], Positive, SEGMENTATION] = (0.5, 2.0)
     """Smallest and largest factor by which a training image is resized before it is cropped."""
