@@ -27,7 +27,7 @@ class MethodDefaults:
     teacher_depth: int = 1
     teacher_repeats: int = 1
     self_teacher: str = "bifpnc"
-    pixel_teacher: str = "sum"
+    pixel_teacher: str = "pyramid"
     feature_loss: str = "attention"
     feature_levels: int = 4
     sla_weight: float = 1.0

@@ -1,6 +1,7 @@
 """Segmentation, library side: the authors' numbers, losses, any backbone and any size."""
 
 import re
+from functools import partial
 from typing import Any
 
 import pytest
@@ -59,7 +60,9 @@ def golden_task(golden: dict[str, Tensor]) -> SegmentationTask:
         "student_weight": 1.0,
         "teacher_weight": 1.0,
     }
-    task = SegmentationTask.create(student, teacher_layers=2, schedule="constant", distill_unlabelled=True, **weights)
+    task = SegmentationTask.create(
+        student, self_teacher="sum", teacher_layers=2, schedule="constant", distill_unlabelled=True, **weights
+    )
     state = {key: value for key, value in part(golden, "state").items() if not key.startswith("smooth")}  # never used
     task.load_state_dict(renamed(state, ours))
     return task
@@ -133,7 +136,10 @@ def test_ignored_pixels_and_class_weights() -> None:
 def test_unlabelled_pixels_count_in_no_term(feature_loss: str) -> None:
     """Neither the terms of a step nor the gradients of the student depend on unlabelled pixels."""
     task = SegmentationTask.create(
-        create_segmentation_student(SMALL, 4, channels=8), feature_loss=feature_loss, schedule="constant"
+        create_segmentation_student(SMALL, 4, channels=8),
+        self_teacher="sum",
+        feature_loss=feature_loss,
+        schedule="constant",
     )
     target = torch.randint(0, 4, (2, 64, 64), generator=torch.Generator().manual_seed(0))
     target[:, :, 32:] = 255
@@ -155,7 +161,8 @@ def test_unlabelled_pixels_count_in_no_term(feature_loss: str) -> None:
 
 
 def test_warm_up_and_ramp() -> None:
-    task = SegmentationTask.create(create_segmentation_student(SMALL, 4, channels=8), start=0.5, schedule="ramp")
+    student = create_segmentation_student(SMALL, 4, channels=8)
+    task = SegmentationTask.create(student, self_teacher="sum", start=0.5, schedule="ramp")
     images, target = torch.randn(2, 3, 40, 40), torch.randint(0, 4, (2, 40, 40))
     task.set_progress(0.49)
     early = task(images, target)
@@ -187,7 +194,9 @@ def test_any_backbone_any_size(name: str, levels: int) -> None:
     """Logits have the size of the image; every trainable parameter gets a gradient in both tasks, as DDP needs."""
     student = create_segmentation_student(name, 5, channels=8)
     assert student.num_levels == levels + 2
-    for task in (SegmentationTask.create(student), SegmentationCrossEntropyTask(student)):
+    paper = partial(SegmentationTask.create, self_teacher="sum")
+    for create in (paper, SegmentationTask.create, SegmentationCrossEntropyTask):  # the last two freeze what they skip
+        task = create(student)
         for size in ((65, 90), (33, 47)):
             task.train().zero_grad()
             result = task(torch.randn(2, 3, *size), torch.randint(0, 5, (2, *size)))

@@ -155,7 +155,7 @@ class SegmentationStudent(
 
     def forward_pyramid(self, images: Tensor) -> list[Tensor]:
         """Compute the maps that enter the decoder's BiFPN layers, of the shapes of those that leave them."""
-        return self.pyramid(self.backbone_maps(self.pad(images)))  # type: ignore[no-any-return]
+        return self.pyramid(self.backbone_maps(self.pad(images)))
 
     def decode(self, maps: list[Tensor], finest_only: bool = False) -> list[Tensor]:
         """Run the decoder's BiFPN layers on the maps of `forward_pyramid`."""

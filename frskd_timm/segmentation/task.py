@@ -101,9 +101,10 @@ class SegmentationTask(_PixelTask, DistillationTask):
         Args:
             student: The network that is kept after training.
             self_teacher: A name in `teacher.SEGMENTATION_TEACHERS`.
-            teacher_layers: BiFPN layers of the self-teacher.
+            teacher_layers: BiFPN layers of a self-teacher that has some.
             feature_loss: Name in `losses.FEATURE_LOSSES` of a loss that compares maps after their activation.
-            beta: Weight of the feature loss; 0 disables it, None uses its `default_beta`.
+            beta: Weight of the feature loss; 0 disables it, None uses its `default_beta`, or disables it for a
+                self-teacher beside the decoder.
             **options: Further arguments of the task.
 
         Raises:
@@ -116,6 +117,8 @@ class SegmentationTask(_PixelTask, DistillationTask):
             raise UserError(
                 f"--feature-loss {feature_loss} is for classification; segmentation takes attention or fitnet."
             )
+        if beta is None and teacher.beside_decoder:
+            loss_class = None  # it refines nothing
         feature = loss_class and loss_class([student.channels] * student.num_levels, teacher)
         return cls(student, teacher, feature, beta=beta, **options)
 

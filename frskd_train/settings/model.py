@@ -67,7 +67,7 @@ class MethodSettings:
     """Weight of the soft-label loss KL(self-teacher, student)."""
     beta: Annotated[float | None, NotNegative] = DEFAULT.beta
     """Weight of the feature-map loss; 0 disables it.
-    By default 50 for attention, 0.5 for fitnet, 5e-5 for overhaul."""
+    By default 50 for attention, 0.5 for fitnet, 5e-5 for overhaul; 0 with --pixel-teacher pyramid."""
     temperature: Annotated[float, Positive] = DEFAULT.temperature
     """Softmax temperature T of the soft labels; the loss is multiplied by T squared."""
     logit_loss: LogitLoss = DEFAULT.logit_loss
@@ -122,7 +122,7 @@ class SegmentationSettings:
     decoder_layers: Annotated[int, Count, FIXED, SEGMENTATION] = 3
     """BiFPN layers of the decoder."""
     pixel_teacher: Annotated[PixelTeacher, FIXED, SEGMENTATION] = DEFAULT.pixel_teacher
-    """The self-teacher. sum: as in the paper. mixing: mixes channels, and classifies at twice the resolution. pyramid: a
-    head on the maps that enter the decoder's layers."""
+    """The self-teacher. pyramid: a head on the maps that enter the decoder's BiFPN layers. sum: as in the paper, BiFPN
+    layers on the decoder's maps. mixing: the same, mixes channels and classifies at twice the resolution."""
     resize_range: Annotated[tuple[float, float], Positive, SEGMENTATION] = (0.5, 2.0)
     """Smallest and largest factor by which a training image is resized before it is cropped."""
