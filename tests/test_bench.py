@@ -57,7 +57,7 @@ def test_a_run_writes_a_row_of_figures(tmp_path: Path, whole: bool) -> None:
     run_script(*command, *([] if whole else ["--dataset", "", "--no-memory"]))
     with output.open(encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
-    assert 1.5 < float(row["multiply_adds_ratio"]) < 1.67  # 1.67 with the authors' order of operations
+    assert 1.1 < float(row["multiply_adds_ratio"]) < 1.14
     assert float(row["ce_images_per_s"].split()[0]) > 0
     assert not whole or float(row["frskd_peak_mib"]) > float(row["ce_peak_mib"]) > 0
     assert "| `wide_resnet16_2_frskd` |" in run_script(sys.executable, SPEED, "--table", output).stdout
