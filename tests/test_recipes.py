@@ -233,7 +233,7 @@ REFUSED = {
     "--mean 127": "--mean .*at most", "--std 0.1 0.2": "--std .* 3 ", "--ratio 0 1": "--ratio .*above 0",
     "--ratio 2 1": "--ratio .*smaller",
     "--scale 0.9 0.1": "--scale .*smaller", "--model-kwargs features_only=True": "features_only",
-    "--jsd-loss": "--aug-repeats", "--warmup-epochs 10": "--epochs 10", "--sched multistep": "--decay-milestones",
+    "--jsd-loss": "--aug-repeats", "--warmup-epochs 15": "--epochs 15", "--sched multistep": "--decay-milestones",
     **{f"--tag={tag}": "--tag .*letters" for tag in ("../x", ".hidden", "a/b", "x" * 65, "")},
     "--project=a/b": "--project .*letters", "--bce-sum": "--bce-loss",
     "--teacher-view clean": "--reprob, --mixup or --cutmix",

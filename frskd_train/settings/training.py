@@ -41,7 +41,7 @@ class OptimizerSettings:
     sched: Literal["cosine", "multistep", "step", "poly", "tanh", "plateau", "none"] = "cosine"
     """timm scheduler, stepped at every update; none keeps the learning rate constant.
     plateau: multiplied by --decay-rate when the score has not improved for --patience-epochs validations."""
-    epochs: Annotated[int, Count] = 10
+    epochs: Annotated[int, Count] = 15
     """Passes over the training images."""
     warmup_epochs: Annotated[float, NotNegative] = 0.0
     """Epochs of linear warm-up from --warmup-lr."""
