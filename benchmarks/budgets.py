@@ -265,8 +265,11 @@ def main() -> None:
     rows = read(args.output)
     table = protocol.table(rows, read(args.times), args.name, args.split, args.epochs)
     spoilt = protocol.spoilt_table(rows, args.split)
+    unknown = set(args.data) - {row["data"] for row in read(args.times) if row["method"] == args.name}
     if args.measure:
         measure(args)
+    elif args.seconds and unknown:
+        sys.exit(f"error: --seconds needs the time of epochs; run --measure with --data {' '.join(sorted(unknown))}.")
     elif args.write:
         from tools.zoo import with_table
 

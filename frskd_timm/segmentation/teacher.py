@@ -41,7 +41,7 @@ class SegmentationTeacher(SelfTeacher):
 class PyramidTeacher(SelfTeacher):
     """Classifies the finest map that enters the decoder's layers, with a head of its own (not in the paper).
 
-    It refines nothing and is as deep as a fully convolutional network, so that it learns faster than its student.
+    It refines nothing; its gradient reaches the backbone without passing the decoder's layers.
     """
 
     beside_decoder = True
