@@ -183,6 +183,13 @@ def test_a_space_holds_the_page_and_a_repository_the_onnx_file(hub, student, run
     assert again != published
     assert "examples/0.png" not in hub.files(f"spaces/{USER}/demo")
     assert push_space(student, f"{USER}/demo", repo_id=REPO, **options) == again
+    proposed = push_space(student, f"{USER}/demo", create_pr=True, **options)  # without the link to the student
+    branched = push_space(student, f"{USER}/demo", revision="trial", **options)
+    assert hub.repos[f"spaces/{USER}/demo"].history()[0] == again
+    assert hub.repos[f"spaces/{USER}/demo"].history("trial")[0] == branched
+    assert proposed != again
+    with pytest.raises(UserError, match="--revision must be a branch name"):
+        push_space(student, f"{USER}/demo", revision="refs/pr/1", **options)
 
     assert push(hub, student, onnx=True).changed
     assert hub.files(REPO)["onnx/model.onnx"].startswith(b"\x08")

@@ -160,6 +160,14 @@ def test_unlabelled_pixels_count_in_no_term(feature_loss: str) -> None:
     assert unlabelled["loss"] == 0
 
 
+def test_feature_loss_needs_a_self_teacher_that_refines() -> None:
+    student = create_segmentation_student(SMALL, 4, channels=8)
+    with pytest.raises(UserError, match=r"fitnet has no effect, because --pixel-teacher pyramid .* mixing or sum, or"):
+        SegmentationTask.create(student, feature_loss="fitnet")
+    assert SegmentationTask.create(student, feature_loss="fitnet", beta=1.0).feature_loss is not None
+    assert SegmentationTask.create(student).feature_loss is None
+
+
 def test_warm_up_and_ramp() -> None:
     student = create_segmentation_student(SMALL, 4, channels=8)
     task = SegmentationTask.create(student, self_teacher="sum", start=0.5, schedule="ramp")

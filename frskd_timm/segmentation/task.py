@@ -108,7 +108,8 @@ class SegmentationTask(_PixelTask, DistillationTask):
             **options: Further arguments of the task.
 
         Raises:
-            UserError: A name is unknown, or the feature loss needs maps before their activation.
+            UserError: A name is unknown, the feature loss needs maps before their activation, or it is another than
+                the default where none is used.
         """
         teacher_class: Any = SEGMENTATION_TEACHERS.get(self_teacher)
         teacher = teacher_class(student.channels, student.num_levels, student.num_classes, teacher_layers)
@@ -118,6 +119,12 @@ class SegmentationTask(_PixelTask, DistillationTask):
                 f"--feature-loss {feature_loss} is for classification; segmentation takes attention or fitnet."
             )
         if beta is None and teacher.beside_decoder:
+            if feature_loss != DEFAULT.feature_loss:
+                refining = [name for name in SEGMENTATION_TEACHERS.names() if name != self_teacher]
+                raise UserError(
+                    f"--feature-loss {feature_loss} has no effect, because --pixel-teacher {self_teacher} refines no "
+                    f"maps; add --pixel-teacher {' or '.join(refining)}, or --beta."
+                )
             loss_class = None  # it refines nothing
         feature = loss_class and loss_class([student.channels] * student.num_levels, teacher)
         return cls(student, teacher, feature, beta=beta, **options)

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.repo_id is not None:
             push_student(**vars(options))
         if page["space"] is not None:
-            common = {name: vars(options)[name] for name in ("repo_id", "private", "dry_run")}
+            common = {name: vars(options)[name] for name in ("repo_id", "private", "revision", "create_pr", "dry_run")}
             push_space(options.folder, **page, **common)
     except KeyboardInterrupt:
         exit_interrupted(

@@ -5,8 +5,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from huggingface_hub import CommitInfo
+
 from frskd_train.demo.build import build_demo
-from frskd_train.report.hub import Repository, check_repo_id, connect, list_files, with_retries
+from frskd_train.report.hub import Repository, check_repo_id, check_target, connect, list_files, with_retries
 from frskd_train.students import find_exported
 
 
@@ -15,6 +17,8 @@ def push_space(
     space: str,
     *,
     private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
     dry_run: bool = False,
     token: str | None = None,
     endpoint: str | None = None,
@@ -27,6 +31,8 @@ def push_space(
         student: Folder of a run or of a student.
         space: `OWNER/NAME` of the Space; created if it does not exist.
         private: Whether only the owner can see the Space.
+        revision: Branch to commit to, created from main if it does not exist.
+        create_pr: Open a pull request instead of committing.
         dry_run: Build the demo and list its files, without contacting the Hub.
         token: Access token with write permission; by default that of `hf auth login` or `HF_TOKEN`.
         endpoint: URL of the Hub; by default `HF_ENDPOINT`.
@@ -41,7 +47,8 @@ def push_space(
             one, complete.
     """
     check_repo_id("--space", space)
-    hub = None if dry_run else Repository(connect(token, endpoint), space, "space", private)
+    check_target(revision, create_pr)
+    hub = None if dry_run else Repository(connect(token, endpoint), space, "space", private, revision, create_pr)
     with TemporaryDirectory() as aside:
         folder = Path(aside) / "demo"
         build_demo(find_exported(str(student)), folder, **page)
@@ -51,16 +58,17 @@ def push_space(
         list_files(files, f"the Space {space}", say)
         return None
 
-    def commit() -> str:
+    def commit() -> CommitInfo:
         head, remote = hub.head()
         stale = [name for name in remote - files.keys() if name.startswith("examples/")]  # of an older push
-        return hub.commit(head, files, stale, "Upload a demo made with frskd-timm").oid
+        return hub.commit(head, files, stale, "Upload a demo made with frskd-timm")
 
     def compare() -> None:
         with TemporaryDirectory() as cache:
-            hub.compare(files, made, cache)
+            hub.compare(files, made.oid, cache)
 
-    made = with_retries(commit, hub)
+    made = with_retries(commit, hub, once=create_pr)
     with_retries(compare, hub)
-    say(f"Committed {made[:10]}; downloaded again, every file is the same: {hub.api.endpoint}/spaces/{space}")
-    return made
+    url = made.pr_url or f"{hub.api.endpoint}/spaces/{space}" + (f"/tree/{revision}" if revision else "")
+    say(f"Committed {made.oid[:10]}; downloaded again, every file is the same: {url}")
+    return str(made.oid)

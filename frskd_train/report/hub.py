@@ -1,6 +1,7 @@
 """Publishing on the Hub: one commit, its comparison with what was sent, and retries after temporary failures."""
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -69,7 +70,7 @@ class Repository:
                     self.repo_id, repo_type=self.kind, space_sdk=sdk, private=self.private, exist_ok=True
                 )
             if self.revision:
-                self.api.create_branch(self.repo_id, branch=self.revision, exist_ok=True)
+                self.api.create_branch(self.repo_id, branch=self.revision, repo_type=self.kind, exist_ok=True)
             info = look()
         if self.private and not info.private:
             raise UserError(f"{self.repo_id} is public: make it private in its settings, or leave --private out.")
@@ -114,6 +115,14 @@ def check_repo_id(flag: str, repo_id: str) -> None:
         if repo_id.count("/") == 1:
             return
     raise UserError(f"{flag} must be OWNER/NAME, of letters, digits, '-', '_' and '.', not {repo_id!r}.")
+
+
+def check_target(revision: str | None, create_pr: bool) -> None:
+    """Raise UserError if a branch cannot be committed to, or is given for a pull request."""
+    if revision and (re.fullmatch(r"[0-9a-f]{40}", revision) or revision.startswith("refs/")):
+        raise UserError(f"--revision must be a branch name, not {revision!r}: commits and refs cannot be committed to.")
+    if revision and create_pr:
+        raise UserError("--revision and --create-pr cannot be given together: a pull request is made from main.")
 
 
 def list_files(files: Mapping[str, bytes], repo_id: str, say: Callable[[str], None]) -> None:

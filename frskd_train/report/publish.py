@@ -15,7 +15,7 @@ from frskd_timm.export.folder import CARD, CONFIG, RECIPE, WEIGHTS
 from frskd_timm.export.load import compare_logits, load_student, read_student
 from frskd_train.report.card import EVAL_RESULTS, PLACEHOLDER
 from frskd_train.report.formats import export_onnx
-from frskd_train.report.hub import Repository, check_repo_id, connect, list_files, with_retries
+from frskd_train.report.hub import Repository, check_repo_id, check_target, connect, list_files, with_retries
 from frskd_train.students import find_exported
 
 ONNX = "onnx/model.onnx"  # where transformers.js and optimum look for it
@@ -80,10 +80,7 @@ def push_student(
     folder = Path(folder)
     student = read_student(folder)
     check_repo_id("--repo-id", repo_id)
-    if revision and (re.fullmatch(r"[0-9a-f]{40}", revision) or revision.startswith("refs/")):
-        raise UserError(f"--revision must be a branch name, not {revision!r}: commits and refs cannot be committed to.")
-    if revision and create_pr:
-        raise UserError("--revision and --create-pr cannot be given together: a pull request is made from main.")
+    check_target(revision, create_pr)
     files = {name: (folder / name).read_bytes() for name in check_folder(folder)}
     for name in {CARD, EVAL_RESULTS} & files.keys():
         files[name] = files[name].replace(PLACEHOLDER.encode(), repo_id.encode())
