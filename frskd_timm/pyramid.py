@@ -173,7 +173,7 @@ def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[int
             again = model.forward_head(final)  # type: ignore[operator]
             if not torch.allclose(again.float(), logits.float(), rtol=1e-3, atol=1e-4, equal_nan=True):
                 raise UserError(
-                    f"{name} classifies from more than its last feature map, so maps and logits need two forwards."
+                    f"{name} cannot be a student, because it classifies from more than its last feature map."
                 )
     return [(map_.shape[1], (map_.shape[2], map_.shape[3])) for map_ in maps]
 

@@ -103,7 +103,7 @@ def test_the_classes_of_masks_are_found_without_decoding_an_image(tmp_path: Path
 def test_a_validation_split_without_targets_is_refused(tmp_path: Path) -> None:
     test = split([encoded(picture(k)) for k in range(3)], [0, 1, 2]).rename_column("label", "mood")
     save(tmp_path / "data", train=split([encoded(picture(k)) for k in range(6)], [0, 1, 2] * 2), test=test)
-    with pytest.raises(UserError, match="Split test has no column label, but the columns image"):
+    with pytest.raises(UserError, match="Split test has no column label; it has the columns image"):
         load(tmp_path / "data")
     save(tmp_path / "masks", train=masked(4), test=masked(2, mask="seg"))
     with pytest.raises(UserError, match="Split test has no column mask"):

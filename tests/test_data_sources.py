@@ -150,7 +150,7 @@ def test_split_folders_are_known_by_their_names(train: str, val: str, tmp_path: 
 @pytest.mark.parametrize(
     ("folders", "said"),
     [
-        (["val/cat", "val/dog", "test/cat", "test/dog"], "no split named train, but .*test.*--train-split"),
+        (["val/cat", "val/dog", "test/cat", "test/dog"], "no split named train; it has .*test.*--train-split"),
         (["pets/train/cat", "pets/val/cat", "birds/train/owl"], r"whole datasets .*birds, pets"),
         (["train", "val"], "train, val.* no class folders"),
         (["val/cat", "val/dog", "owl", "cat"], "val looks like a split, but cat, owl"),

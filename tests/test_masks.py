@@ -242,7 +242,7 @@ def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Mask 0 of split train .* has label 2; labels must be 0 to 1, or 255"):
         load(folder)
     (folder / "labels.txt").unlink()
-    with pytest.raises(UserError, match="--val-split test: the dataset has no such split, but train, val"):
+    with pytest.raises(UserError, match="--val-split test does not exist; the dataset has train, val"):
         load(folder, val_split="test")
     with pytest.raises(UserError, match="--train-num-samples 99: there are only 6"):
         load(folder, train_num_samples=99)

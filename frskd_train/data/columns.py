@@ -44,7 +44,7 @@ def find_columns(
     features = next(iter(splits.values())).features
     for setting, wanted in (("input", data.input_key), ("target", data.target_key)):
         if wanted is not None and wanted not in features:
-            raise UserError(f"--{setting}-key {wanted}: the dataset has no such column, but {columns_named(features)}.")
+            raise UserError(f"--{setting}-key {wanted} does not exist; the dataset has {columns_named(features)}.")
         if wanted is not None and (setting == "input" or has_masks) and not holds_images(features[wanted]):
             raise UserError(f"--{setting}-key {wanted}: this column holds {kind_of(features[wanted])}, not images.")
     image, target = find(features, data)
@@ -53,7 +53,7 @@ def find_columns(
     for split, dataset in splits.items():
         for column in (image, target):
             if column not in dataset.features:
-                raise UserError(f"Split {split} has no column {column}, but {columns_named(dataset.features)}.")
+                raise UserError(f"Split {split} has no column {column}; it has {columns_named(dataset.features)}.")
     return image, target
 
 

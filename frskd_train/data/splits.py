@@ -89,12 +89,12 @@ def choose_splits(names: Collection[str], train: str | None, val: str | None) ->
     listed = ", ".join(names)
     for setting, wanted in (("train", train), ("val", val)):
         if wanted is not None and wanted not in names:
-            raise UserError(f"--{setting}-split {wanted}: the dataset has no such split, but {listed}.")
+            raise UserError(f"--{setting}-split {wanted} does not exist; the dataset has {listed}.")
     if train is None:
         train = next((name for name in TRAIN_SPLITS if name in names), None)
     if train is None:
         if len(names) > 1:
-            raise UserError(f"The dataset has no split named train, but {listed}; choose one with --train-split.")
+            raise UserError(f"The dataset has no split named train; it has {listed}: choose one with --train-split.")
         (train,) = names
     if val is None:
         val = next((name for name in VALIDATION_SPLITS if name in names and name != train), None)

@@ -217,8 +217,8 @@ def _eval_results(metrics: Metrics, evaluation: Evaluation | None) -> list[EvalR
             metric_type=kind,
             metric_name=label,
             metric_value=round(value, 4),
-            source_name=_source_name(metrics),
-            source_url=SOURCE,
+            source_name=None if metrics.shipped_as else _source_name(metrics),
+            source_url=None if metrics.shipped_as else SOURCE,
         )
         for kind, label, value in found
         if value is not None
