@@ -81,9 +81,8 @@ class Trainer:
             synchronise_norms(self.task, accelerator.device)
         process: dict[str, Any] = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
         process |= {"device": accelerator.device, "channels_last": loop.channels_last}
-        self.train_batches = self.data.train_batches(
-            loop.batch_size, seed=loop.seed, clean_view=self.task.clean_view, **process
-        )
+        clean = self.task.clean_view
+        self.train_batches = self.data.train_batches(loop.batch_size, seed=loop.seed, clean_view=clean, **process)
         self.val_batches = self.data.val_batches(loop.validation_batch_size or 2 * loop.batch_size, **process)
         accelerator.gradient_accumulation_steps = min(loop.grad_accum_steps, len(self.train_batches))
         self.updates_per_epoch = len(self.train_batches) // accelerator.gradient_accumulation_steps
@@ -144,8 +143,7 @@ class Trainer:
 
     def train_epoch(self) -> None:
         """Train until the end of the current epoch, or until a signal stops the run."""
-        state = self.state
-        if state.step >= self.steps_per_epoch:  # resumed after a failure in validation
+        if (state := self.state).step >= self.steps_per_epoch:  # resumed after a failure in validation
             return
         follow_plateau(self.scheduler, self.optim, state.scores)
         self.model.train()
@@ -192,21 +190,24 @@ class Trainer:
 
     def report_and_save(self) -> None:
         """Print progress, save a checkpoint or stop, if due after this update."""
-        state, run, lr = self.state, self.settings.run, self.optimizer.param_groups[0]["lr"]
-        if state.updates % run.log_interval == 0:
+        state = self.state
+        if state.updates % self.settings.run.log_interval == 0:
             self.refuse_nonfinite()
-            recent = self.meter.recent(self.accelerator)
+            recent, lr = self.meter.recent(self.accelerator), self.optimizer.param_groups[0]["lr"]
             self.progress.show(state.epoch, state.step, recent, lr)
             values = {f"step/{name}": value for name, value in {**recent, "lr": lr}.items()}
             self.accelerator.log(values, step=state.updates)
+        self.save_or_stop(checkpoint=state.minutes_since_checkpoint() > self.settings.run.checkpoint_minutes)
+
+    def save_or_stop(self, checkpoint: bool, saved: bool = False) -> None:
+        """Save a checkpoint if one is due, unless it has just been saved; stop if that was requested."""
         if self.progress.closed:
             self.interruptions.output_closed()
-        checkpoint = state.minutes_since_checkpoint() > run.checkpoint_minutes
-        stop_now, save_now = self.interruptions.due(state.updates, checkpoint=checkpoint)
-        if save_now:
+        stop_now, save_now = self.interruptions.due(self.state.updates, checkpoint=checkpoint)
+        if save_now and not saved:
             self.save()
         if stop_now:
-            self.progress.say(f"Stopped in {state.place}. Resume with: train.py --resume {self.folder.path}")
+            self.progress.say(f"Stopped in {self.state.place}. Resume with: train.py --resume {self.folder.path}")
             self.accelerator.end_training()
             exit_process(self.interruptions.exit_code)
 
@@ -235,9 +236,10 @@ class Trainer:
         self.meter = TrainMeter(accelerator.device)
         accelerator.log(row, step=state.updates)
         self.progress.close_epoch(state.history[-1])
-        if note:
-            self.progress.say(note)
+        self.progress.say(*filter(None, [note]))
         self.save()
+        if not is_last:  # what is left after the last epoch takes less time than resuming
+            self.save_or_stop(checkpoint=False, saved=True)
         return scores
 
     def validate(self) -> Scores:
@@ -287,13 +289,12 @@ class Trainer:
         self.progress.say(*self.data.bad_images())
         self.export()
         scores = scores or self.validate()  # there are no scores if a finished run was resumed
-        evaluation = report.evaluate_run(self.job, self.data, self.exported, self.accelerator)
+        folder, job, data, exported = self.folder, self.job, self.data, self.exported
+        evaluation = report.evaluate_run(job, data, exported, self.accelerator)
         if self.is_main:
-            folder, job, data, exported = self.folder, self.job, self.data, self.exported
             metrics = report.make_metrics(folder, job, data, exported, self.accelerator, scores, self.state)
             report.finish_run(folder, job, data, self.task, exported, metrics, evaluation, self.state.history)
             log_pictures(self.accelerator, folder.path.glob("*.png"), self.state.updates)
-            self.progress.say(report.summary(folder, job, metrics))
-            self.progress.say(report.write_page(folder, data, evaluation))
+            self.progress.say(report.summary(folder, job, metrics), report.write_page(folder, data, evaluation))
             report.publish(folder, self.settings.run)
         self.accelerator.end_training()

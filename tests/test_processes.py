@@ -77,6 +77,24 @@ def test_stopped_in_an_epoch_and_resumed_it_ends_with_the_same_bits(
     assert_same(whole, run)
 
 
+def test_a_run_of_one_update_per_epoch_stops_between_epochs(
+    places: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    augment, run = TrainBatches._augment, places / "one update"
+
+    def signalled(self: TrainBatches, images: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        if (epoch, step) == (1, 0):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return augment(self, images, labels, epoch, step)
+
+    monkeypatch.setattr(TrainBatches, "_augment", signalled)
+    flags = small(places, "--grad-accum-steps", 1000, "--epochs", 5, "--output-dir", run)
+    assert end_of(fork(lambda: train_here(*flags))) == 130
+    assert "Stopped in epoch 3, step 0" in capfd.readouterr().out
+    state = load_state(latest_checkpoint(run / "checkpoints"))  # type: ignore[arg-type]
+    assert (state["epoch"], state["step"]) == (2, 0)
+
+
 def close_output() -> None:
     """Make standard output a pipe without a reader."""
     reading, writing = os.pipe()
