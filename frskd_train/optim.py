@@ -1,13 +1,13 @@
 """Optimizer and learning-rate schedule of a run."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
+from fnmatch import fnmatch
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
-from timm.optim._param_groups import param_groups_layer_decay
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers, param_groups_layer_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -50,10 +50,17 @@ def create_optimizer(settings: OptimizerSettings, task: StudentTask, teacher_lr_
     """
     student = {id(parameter) for parameter in task.student.parameters()}
     others = [(name, parameter) for name, parameter in task.named_parameters() if id(parameter) not in student]
+    exempt: set[str] = getattr(task.student, "no_weight_decay", set)()  # such as position embeddings
     if settings.layer_decay is not None:
-        groups = param_groups_layer_decay(task.student, settings.weight_decay, layer_decay=settings.layer_decay)
+        groups = param_groups_layer_decay(
+            task.student,
+            settings.weight_decay,
+            no_weight_decay_list=exempt,
+            weight_decay_exclude_1d=settings.filter_bias_and_bn,
+            layer_decay=settings.layer_decay,
+        )
     else:
-        groups = _groups(settings, task.student.named_parameters())
+        groups = _groups(settings, task.student.named_parameters(), exempt)
     groups += [{**group, "lr_scale": teacher_lr_scale} for group in _groups(settings, others)]
     optimizer = _create(settings, groups)
     if settings.sched == "none":  # otherwise timm's scheduler applies the scales
@@ -79,13 +86,17 @@ def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]]) -> Op
         raise UserError(f"Optimizer '{settings.opt}' could not be created: {first_line(error)}.") from error
 
 
-def _groups(settings: OptimizerSettings, parameters: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+def _groups(
+    settings: OptimizerSettings, parameters: Iterable[tuple[str, nn.Parameter]], exempt: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """Divide parameters as timm does; `exempt` names those that the student exempts from weight decay."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in parameters:
-        exempt = settings.filter_bias_and_bn and (parameter.ndim <= 1 or name.endswith(".bias"))
+        is_filtered = settings.filter_bias_and_bn and (parameter.ndim <= 1 or name.endswith(".bias"))
+        is_exempt = any(fnmatch(name, pattern) for pattern in exempt)
         if parameter.requires_grad:
-            (plain if exempt else decayed).append(parameter)
+            (plain if is_filtered or is_exempt else decayed).append(parameter)
     groups = [(decayed, settings.weight_decay), (plain, 0.0)]
     return [{"params": members, "weight_decay": decay} for members, decay in groups if members]
 

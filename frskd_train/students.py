@@ -8,8 +8,8 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import snapshot_download
-from timm.models import load_state_dict
-from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
+from timm.models import load_model_config_from_hf, load_state_dict
+from timm.models._hub import load_model_config_from_path
 from torch import Tensor, nn
 
 from frskd_timm.errors import UserError, first_line
@@ -56,9 +56,8 @@ def build_student(settings: ModelSettings, cfg: Mapping[str, Any], data: Trainin
     if settings.drop_path is not None:
         arguments["drop_path_rate"] = settings.drop_path
     arguments |= {"num_classes": classes, "in_chans": channels, "drop_rate": settings.drop}
-    pretrained = settings.pretrained or settings.model.startswith(("local-dir:", "hf-hub:"))
     try:
-        student = timm.create_model(settings.model, pretrained=pretrained, **arguments)
+        student = timm.create_model(settings.model, pretrained=settings.has_weights, **arguments)
     except UserError:
         raise
     except Exception as error:  # models raise various errors for unsuitable arguments
@@ -67,8 +66,16 @@ def build_student(settings: ModelSettings, cfg: Mapping[str, Any], data: Trainin
         _start_from(student, settings.initial_checkpoint)
     refuse_nonfinite_weights(student, settings.initial_checkpoint or settings.model)
     if settings.grad_checkpointing:
-        student.set_grad_checkpointing(True)  # type: ignore[operator]
+        set_grad_checkpointing(student, settings.model)
     return student
+
+
+def set_grad_checkpointing(student: nn.Module, name: str) -> None:
+    """Recompute activations in the backward pass; raise UserError if the model does not support it."""
+    try:
+        student.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AssertionError, AttributeError, NotImplementedError) as error:
+        raise UserError(f"{name} does not support --grad-checkpointing: leave it out.") from error
 
 
 def load_for_evaluation(model: str) -> tuple[nn.Module, Path | None]:
@@ -79,7 +86,12 @@ def load_for_evaluation(model: str) -> tuple[nn.Module, Path | None]:
     folder = _local_folder(model)
     if folder is not None:
         return load_student(folder), _run_of(folder)
-    default_cfg(ModelSettings(model=model, pretrained=True))
+    try:
+        default_cfg(ModelSettings(model=model, pretrained=True))
+    except UserError as error:
+        if isinstance(error.__cause__, KeyError):  # not a config of timm's: that of a segmentation student
+            return find_exported(model).student.load(), None
+        raise
     try:
         return timm.create_model(model, pretrained=True), None
     except Exception as error:
@@ -130,6 +142,8 @@ def find_exported(model: str) -> FoundStudent:
     if folder is None and repo == model:
         cfg = known_cfg(model, weights=True)
         assert cfg is not None
+        if not cfg.file and not cfg.hf_hub_id:
+            raise UserError(f"The weights of '{model}' are not on the Hub, so they have no folder that could be read.")
         folder, repo = Path(cfg.file).parent if cfg.file else None, str(cfg.hf_hub_id)
     if folder is not None:
         run = _run_of(folder)

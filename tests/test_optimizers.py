@@ -6,7 +6,8 @@ import pytest
 import timm
 import torch
 from runs import STATE, assert_resumes, small, train_here
-from timm.optim import get_optimizer_info, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+from torch.optim import Optimizer
 
 from frskd_timm.errors import UserError
 from frskd_timm.task import CrossEntropyTask
@@ -77,3 +78,19 @@ def test_scaled_learning_rates_need_no_schedule() -> None:
         found.append([group["lr"] for group in optimizer.param_groups])
     assert found[0] == pytest.approx(found[1])
     assert min(found[0]) < 0.05
+
+
+@pytest.mark.parametrize("layer_decay", [None, 0.5])
+@pytest.mark.parametrize("filtered", [False, True])
+def test_weight_decay_spares_the_parameters_that_timm_spares(filtered: bool, layer_decay: float | None) -> None:
+    student = timm.create_model("test_vit", num_classes=3)
+    settings = OptimizerSettings(weight_decay=0.1, filter_bias_and_bn=filtered, layer_decay=layer_decay)
+    options = {"opt": "sgd", "lr": 0.1, "weight_decay": 0.1, "layer_decay": layer_decay}
+    expected = create_optimizer_v2(student, filter_bias_and_bn=filtered, **options)
+
+    def decays(optimizer: Optimizer) -> dict[int, float]:
+        return {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+
+    own = decays(create_optimizer(settings, CrossEntropyTask(student)))
+    assert own == decays(expected)
+    assert own[id(student.pos_embed)] == 0

@@ -70,7 +70,8 @@ def load_backbone(student: SegmentationStudent, name: str | None = None) -> None
     if not name.startswith(_ELSEWHERE):
         known_cfg(name, weights=True)
     try:
-        model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0, in_chans=student.in_chans)
+        arguments = {**student.backbone_args, "num_classes": 0, "in_chans": student.in_chans}
+        model: nn.Module = timm.create_model(name, pretrained=True, **arguments)
     except Exception as error:  # no network, no such folder, damaged files: the error of the Hub or timm says which
         raise WeightsUnavailableError(f"The weights of '{name}' could not be loaded: {first_line(error)}.") from error
     own, found = student.backbone.state_dict(), model.state_dict()

@@ -29,7 +29,7 @@ class _PixelTask(StudentTask):
     def set_class_weights(self, class_weights: Sequence[float] | None) -> None:
         """Set one weight per class, None for equal weights; raise UserError if their number or a value is wrong."""
         weights = weights_of_classes(class_weights, self.student.num_classes)
-        self.register_buffer("class_weights", weights, persistent=False)
+        self.register_buffer("class_weights", None if weights is None else weights.to(self.device), persistent=False)
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the mean cross-entropy of logits [B, K, H, W] and classes [B, H, W]."""
@@ -113,6 +113,11 @@ class SegmentationTask(_PixelTask, DistillationTask):
         """
         teacher_class: Any = SEGMENTATION_TEACHERS.get(self_teacher)
         teacher = teacher_class(student.channels, student.num_levels, student.num_classes, teacher_layers)
+        if teacher.beside_decoder and teacher_layers != DEFAULT.teacher_repeats:
+            raise UserError(
+                f"--teacher-repeats {teacher_layers} has no effect, because --pixel-teacher {self_teacher} has no "
+                "layers; choose another one, or leave it out."
+            )
         loss_class: Any = None if beta == 0 else FEATURE_LOSSES.get(feature_loss)
         if getattr(loss_class, "preactivation", False):
             raise UserError(

@@ -56,6 +56,11 @@ class ModelSettings:
     grad_checkpointing: bool = False
     """Recompute activations in the student's backward pass, which saves memory and costs time."""
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether the student starts from weights that `model` names: timm's, or those of an exported model."""
+        return self.pretrained or self.model.startswith(("local-dir:", "hf-hub:"))
+
 
 @dataclass(frozen=True)
 class MethodSettings:
@@ -88,7 +93,7 @@ class MethodSettings:
     teacher_depth: Annotated[int, Count, FIXED, CLASSIFICATION] = DEFAULT.teacher_depth
     """Depthwise-pointwise repetitions in each fusion block of the self-teacher (2 in the paper)."""
     teacher_repeats: Annotated[int, Count, FIXED] = DEFAULT.teacher_repeats
-    """Consecutive BiFPN layers of the self-teacher (for segmentation on top of those of the decoder)."""
+    """Consecutive BiFPN layers of the self-teacher (for segmentation on top of those of the decoder; not with pyramid)."""
     teacher_lr_scale: Annotated[float, Positive] = 1.0
     """Learning rate of the self-teacher as a multiple of the student's."""
     student_weight: Annotated[float, Positive] = DEFAULT.student_weight

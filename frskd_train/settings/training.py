@@ -29,7 +29,8 @@ class OptimizerSettings:
     weight_decay: Annotated[float, NotNegative] = 5e-4
     """Weight decay."""
     filter_bias_and_bn: Annotated[bool, FIXED] = False
-    """Exclude biases and normalization layers from weight decay (the authors decay all parameters)."""
+    """Exclude biases and normalization layers from weight decay (the authors decay all parameters).
+    What the model itself exempts, such as position embeddings, never decays."""
     layer_decay: Annotated[float | None, Range(above=0, high=1), FIXED] = None
     """Factor of the learning rate from one student layer to the previous one, for fine-tuning."""
     opt_kwargs: Annotated[KeywordArguments, FIXED] = field(default_factory=dict)

@@ -33,7 +33,7 @@ class Job(ABC):
     def __init__(self, settings: Settings, model_cfg: Mapping[str, Any]) -> None:
         self.settings, self.model_cfg = settings, model_cfg
         self.notes: list[str] = []  # sentences to show before training
-        self.starts_random = not settings.model.pretrained
+        self.starts_random = not settings.model.has_weights and settings.model.initial_checkpoint is None
 
     def initial_weights(self) -> InitialWeights | None:
         """Describe the weights that the student starts from, without a path; None if they are random."""
@@ -55,7 +55,7 @@ class Job(ABC):
             settings.preprocessing,
             task=model.task,
             model_cfg=self.model_cfg,
-            use_model_stats=model.pretrained,
+            use_model_stats=model.has_weights,
             num_outputs=model.num_classes,
             resize_range=settings.segmentation.resize_range,
             progress=progress,

@@ -35,7 +35,6 @@ class ClassificationJob(Job):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, default_cfg(settings.model))
-        self.starts_random &= settings.model.initial_checkpoint is None and ":" not in settings.model.model
 
     def build_student(self, data: TrainingData) -> nn.Module:
         return build_student(self.settings.model, self.model_cfg, data)

@@ -28,7 +28,7 @@ from frskd_train.report.figures import segmentation_figure
 from frskd_train.report.metrics import Metrics
 from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, Settings, default_settings, flag
-from frskd_train.students import default_cfg, refuse_nonfinite_weights
+from frskd_train.students import default_cfg, refuse_nonfinite_weights, set_grad_checkpointing
 from frskd_train.tasks.base import PICTURED, Job
 
 
@@ -56,15 +56,16 @@ class SegmentationJob(Job):
         student = create_segmentation_student(
             model.model, data.num_classes, class_names=data.class_names, backbone_args=arguments, **decoder, **images
         )
-        if model.pretrained:
+        if model.pretrained and ":" not in model.model:  # an exported model has its weights already
             try:
                 load_backbone(student)
             except WeightsUnavailableError as error:
                 self.notes.append(f"{error} The backbone starts from random weights.")
                 self.starts_random = True
+        if model.has_weights:
             refuse_nonfinite_weights(student, model.model)
         if model.grad_checkpointing:
-            student.set_grad_checkpointing(True)
+            set_grad_checkpointing(student, model.model)
         return student
 
     def make_task(self, student: Any, data: TrainingData) -> StudentTask:
