@@ -120,7 +120,7 @@ def follow_plateau(scheduler: Scheduler | None, settings: OptimizerSettings, sco
         return
     probe = torch.optim.SGD([torch.zeros(1)], lr=settings.lr)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        probe, "max", settings.decay_rate, settings.patience_epochs, min_lr=min(settings.min_lr, settings.lr)
+        probe, "max", settings.own_decay_rate, settings.patience_epochs, min_lr=min(settings.min_lr, settings.lr)
     )
     for score in scores:
         plateau.step(score)
@@ -132,7 +132,8 @@ def create_scheduler(settings: OptimizerSettings, optimizer: Optimizer, updates_
     if settings.sched == "none":
         return None
     sched = "constant" if settings.sched == "plateau" else settings.sched
-    same = ("decay_epochs", "decay_milestones", "decay_rate", "min_lr", "warmup_lr", "warmup_epochs")
+    same = ("decay_epochs", "decay_milestones", "min_lr", "warmup_lr", "warmup_epochs")
     options: dict[str, Any] = {name: getattr(settings, name) for name in same}
+    options["decay_rate"] = settings.own_decay_rate
     options |= {"num_epochs": settings.epochs, "updates_per_epoch": updates_per_epoch, "step_on_epochs": False}
     return create_scheduler_v2(optimizer, sched, **options)[0]

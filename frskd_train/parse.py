@@ -1,9 +1,11 @@
 """Parse flags and recipes into settings and check them. Imports neither torch nor timm."""
 
 import dataclasses
+import io
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,14 @@ REFUSED_KWARGS = {
     "in_chans", "no_jit", "num_classes", "out_indices", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay",
     "scriptable",
 }  # fmt: skip
+# Settings that have no effect unless one of those before them is given.
+NEEDS = {
+    ("bce_loss",): ("bce_sum", "bce_target_thresh", "bce_pos_weight"),
+    ("clip_grad",): ("clip_mode",),
+    ("model_ema",): ("model_ema_decay", "model_ema_warmup"),
+    ("color_jitter",): ("color_jitter_prob",),
+    ("mixup", "cutmix"): ("mixup_prob", "mixup_switch_prob", "mixup_mode", "mixup_off_epoch"),
+}
 
 
 def parse_settings(args: Sequence[str]) -> Settings:
@@ -30,10 +40,12 @@ def parse_settings(args: Sequence[str]) -> Settings:
     Raises SettingsError if a recipe cannot be read, a name is unknown, or a value is out of range; and SystemExit for
     `--help` and for a value that cannot be parsed, after a message.
     """
-    args = [f"--config{token[2:]}" if token == "-c" or token.startswith("-c=") else token for token in args]
+    args = _spelled_out(args)
     config = _last_value(args, "--config")
-    paths = [path for path in (_resumed_config(args), find_recipe(config) if config is not None else None) if path]
-    recipes = {path: read_yaml(path) for path in paths}
+    given = {path: read_yaml(path) for path in ([] if config is None else [find_recipe(config)])}
+    folder = _last_value(args, "--output-dir") or next((content.get("output_dir") for content in given.values()), None)
+    resumed = _resumed_config(_last_value(args, "--resume"), folder)
+    recipes = {path: read_yaml(path) for path in ([] if resumed is None else [resumed])} | given
     tasks = [*(recipe.get("task") for recipe in recipes.values()), _last_value(args, "--task")]
     settings = default_settings(next((str(task) for task in reversed(tasks) if task), "classification"))
     for path, content in recipes.items():
@@ -56,15 +68,23 @@ def parse_evaluation(args: Sequence[str]) -> EvaluationSettings:
 
 
 def read_recipe(path: str) -> Settings:
-    """Read a recipe on top of the defaults of its task; raise SettingsError and SystemExit like `parse_settings`."""
+    """Read a recipe on top of the defaults of its task; raise SettingsError if it cannot be used."""
     content = read_yaml(path)
-    return _overlay(path, content, default_settings(str(content.get("task"))))
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return _overlay(path, content, default_settings(str(content.get("task"))))
+    except SystemExit:
+        named = re.search(r"--[a-z][\w-]*", said.getvalue())
+        raise SettingsError(f"The recipe {path} has an unusable value{f' of {named[0]}' if named else ''}.") from None
 
 
 def _overlay(path: str, content: Mapping[str, Any], settings: Settings) -> Settings:
     unknown = next((name for name in content if name not in declared(Settings)), None)
     if unknown is not None:
         raise SettingsError(f"The recipe {path} has an unknown setting '{unknown}'{_hint(unknown, Settings, TRAIN)}")
+    for name in {"config", "resume"} & set(content):
+        raise SettingsError(f"The recipe {path} may not contain '{name}': give {flag(name)} on the command line.")
     try:
         return _cli(as_flags(content), settings)
     except SystemExit:
@@ -97,6 +117,14 @@ def check_settings(settings: Settings) -> None:
     optimizer, pre = settings.optimizer, settings.preprocessing
     if optimizer.sched == "plateau" and optimizer.decay_rate == 1:
         raise SettingsError("--decay-rate has to be below 1 for --sched plateau.")
+    if optimizer.sched != "poly" and optimizer.own_decay_rate > 1:
+        raise SettingsError(
+            f"--decay-rate has to be at most 1, not {optimizer.own_decay_rate:g}, unless for --sched poly."
+        )
+    if optimizer.sched == "none" and optimizer.warmup_epochs:
+        raise SettingsError("--warmup-epochs has no effect with --sched none: leave one of them out.")
+    if pre.aa and pre.color_jitter and not pre.aa.startswith("3a"):
+        raise SettingsError("--color-jitter has no effect with --aa, as in timm: leave one of them out.")
     for name, epochs in (("warmup_epochs", optimizer.warmup_epochs), ("distill_start", settings.method.distill_start)):
         if epochs >= optimizer.epochs and epochs > 0:
             raise SettingsError(f"{flag(name)} has to be less than --epochs {optimizer.epochs}, not {epochs:g}.")
@@ -107,9 +135,10 @@ def check_settings(settings: Settings) -> None:
             raise SettingsError("--teacher-view clean has no effect without --reprob, --mixup or --cutmix: add one.")
         if pre.mixup_mode != "batch" or pre.cutmix_minmax is not None:
             raise SettingsError("--teacher-view clean mixes with --mixup-mode batch and without --cutmix-minmax only.")
-    for name in ("bce_sum", "bce_target_thresh", "bce_pos_weight"):
-        if values[name] not in (False, None) and not settings.labels.bce_loss:
-            raise SettingsError(f"{flag(name)} has no effect without --bce-loss: add it.")
+    for needed, names in NEEDS.items():
+        unused = next((name for name in names if values[name] != defaults[name]), None)
+        if unused is not None and not any(values[name] for name in needed):
+            raise SettingsError(f"{flag(unused)} has no effect without {' or '.join(map(flag, needed))}: add it.")
     for name, numbers in (("--mean", pre.mean), ("--std", pre.std)):
         if numbers is not None and len(numbers) not in (1, pre.in_chans):
             raise SettingsError(f"{name} takes one number, or {pre.in_chans} (one per channel), not {len(numbers)}.")
@@ -145,9 +174,23 @@ def _cli(args: Sequence[str], default: Settings) -> Settings:
     return tyro.cli(Settings, args=list(args), default=default, prog="train.py", description=description, config=FLAT)
 
 
-def _resumed_config(args: Sequence[str]) -> str | None:
-    resume = _last_value(args, "--resume")
-    run = _last_value(args, "--output-dir") if resume == "auto" else resume
+def _spelled_out(args: Sequence[str]) -> list[str]:
+    """Return the flags with hyphens, and `-c`, which may have its value attached, as `--config`."""
+    found = []
+    for token in args:
+        if re.match(r"-c(?!$)", token):
+            token = f"--config={token[2:].removeprefix('=')}"
+        elif token == "-c":
+            token = "--config"
+        elif token.startswith("--"):
+            name, equals, value = token.partition("=")
+            token = name.replace("_", "-") + equals + value
+        found.append(token)
+    return found
+
+
+def _resumed_config(resume: str | None, folder: str | None) -> str | None:
+    run = folder if resume == "auto" else resume
     if resume is None or run is None:
         return None
     folders = [Path(run)] if resume == "auto" else [Path(run), Path(run).parent.parent]  # a run, or a checkpoint in it
@@ -157,7 +200,7 @@ def _resumed_config(args: Sequence[str]) -> str | None:
 def _last_value(args: Sequence[str], name: str) -> str | None:
     value = None
     for i, token in enumerate(args):
-        if token in (name, name.replace("-", "_").replace("__", "--", 1)) and i + 1 < len(args):
+        if token == name and i + 1 < len(args):
             value = args[i + 1]
         elif token.startswith(f"{name}="):
             value = token.split("=", 1)[1]

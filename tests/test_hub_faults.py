@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import huggingface_hub
 import pytest
 from conftest import ROOT
 from hub_server import TOKEN, Fault
@@ -77,6 +78,9 @@ def test_a_silent_hub_is_given_up(hub, student, quick_clock, monkeypatch, patter
     with pytest.raises(UserError, match="did not answer"):
         push(hub, student)
     assert 1 <= len(hub.asked("-> silent")) <= 15
+    client = huggingface_hub.get_session()
+    assert publishing._Patience.before not in client.event_hooks["request"]  # other requests have no limit
+    assert client.timeout.read is None
     hub.faults = [Fault(pattern, "silent", 1)]
     push(hub, student)
     assert set(hub.files(REPO)) == whole(student)

@@ -227,6 +227,25 @@ def test_a_recipe_is_found_by_name_and_by_path() -> None:
         parse_settings(["--config", "cifar100_resnet9"])
 
 
+def test_every_spelling_of_a_flag_is_understood(tmp_path: Path) -> None:
+    assert parse_settings(["-cfinetune"]) == parse_settings(["-c=finetune"])
+    assert parse_settings(["-cfinetune"]).model.pretrained
+    (tmp_path / "config.yaml").write_text("epochs: 77\n")
+    (tmp_path / "recipe.yaml").write_text(f"output_dir: {tmp_path}\nlr: 0.5\n")
+    for flags in ([f"--output_dir={tmp_path}"], ["--output-dir", str(tmp_path)], ["-c", f"{tmp_path}/recipe.yaml"]):
+        assert parse_settings(["--resume", "auto", *flags]).optimizer.epochs == 77
+    for name in ("config", "resume"):
+        (tmp_path / "recipe.yaml").write_text(f"{name}: finetune\n")
+        with pytest.raises(SettingsError, match=f"may not contain '{name}': give --{name}"):
+            parse_settings(["-c", f"{tmp_path}/recipe.yaml"])
+
+
+def test_a_value_that_cannot_be_parsed_is_named(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("epochs: 3.5\n")
+    with pytest.raises(SettingsError, match=r"recipe\.yaml has an unusable value of --epochs"):
+        read_recipe(str(tmp_path / "recipe.yaml"))
+
+
 REFUSED = {
     "--color-jitter inf": "--color-jitter .*finite", "--alpha nan": "--alpha .*finite", "--std 0": "--std .*above 0",
     "--class-weights 1 inf --task segmentation": "--class-weights .*finite", "--mean 0.5 0.5": "--mean .* 3 ",
@@ -238,6 +257,9 @@ REFUSED = {
     "--project=a/b": "--project .*letters", "--bce-sum": "--bce-loss",
     "--teacher-view clean": "--reprob, --mixup or --cutmix",
     "--teacher-view clean --mixup 1 --mixup-mode elem": "--mixup-mode batch",
+    "--clip-mode agc": "--clip-grad", "--model-ema-decay 0.9": "--model-ema:", "--mixup-prob 0.5": "--mixup or ",
+    "--color-jitter-prob 0.5": "--color-jitter:", "--aa rand-m9 --color-jitter 0.4": "--color-jitter .*--aa",
+    "--sched none --warmup-epochs 1": "--warmup-epochs .*none", "--decay-rate 2": "--decay-rate .*at most 1",
     "--lr 1 --lr-base 1": "exclude", "--sched plateau --decay-rate 1": "below 1",
     "--tag=a\nb": "control character", "--momentun 1": "--momentum",
 }  # fmt: skip

@@ -4,9 +4,9 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -147,14 +147,18 @@ class _Patience:
         cls.last_answer = time.monotonic()
 
 
-def _limit_silence() -> None:
-    """Set time limits in huggingface_hub's client, which by default waits forever and retries several times."""
+@contextmanager
+def _limited_silence() -> Iterator[None]:
+    """Set time limits in huggingface_hub's shared client, which by default waits forever; afterwards it has its own."""
     _Patience.after()
     client = huggingface_hub.get_session()
-    hooks: Any = client.event_hooks
-    if _Patience.before not in hooks["request"]:
-        hooks = {"request": [*hooks["request"], _Patience.before], "response": [*hooks["response"], _Patience.after]}
-    huggingface_hub.set_client_factory(lambda: type(client)(event_hooks=hooks, follow_redirects=True, timeout=SILENCE))
+    hooks, timeout = client.event_hooks, client.timeout
+    before, after = [*hooks.get("request", []), _Patience.before], [*hooks.get("response", []), _Patience.after]
+    client.event_hooks, client.timeout = {"request": before, "response": after}, SILENCE
+    try:
+        yield
+    finally:
+        client.event_hooks, client.timeout = hooks, timeout
 
 
 def with_retries(call: Callable[[], T], hub: Repository, once: bool = False) -> T:
@@ -167,21 +171,21 @@ def with_retries(call: Callable[[], T], hub: Repository, once: bool = False) -> 
     Raises:
         UserError: The call failed; the message says what went wrong and what to do next.
     """
-    _limit_silence()
     attempt = 0
-    while True:
-        attempt += 1
-        try:
-            return _in_thread(call)
-        except (OSError, RuntimeError, ValueError, _TransportError, AlteredError, SilentError) as error:
-            cause = _cause(error)
-            wait = _wait(cause, attempt)
-            if once and _lost_commit(cause):
-                text = f"The pull request for {hub.repo_id} was not confirmed: see its discussions before trying again."
-                raise UserError(text) from None
-            if wait is None or attempt == _ATTEMPTS or wait > _LONGEST_WAIT:
-                raise UserError(_sentence(cause, hub.repo_id, hub.api)) from None
-            time.sleep(wait)
+    with _limited_silence():
+        while True:
+            attempt += 1
+            try:
+                return _in_thread(call)
+            except (OSError, RuntimeError, ValueError, _TransportError, AlteredError, SilentError) as error:
+                cause = _cause(error)
+                wait = _wait(cause, attempt)
+                if once and _lost_commit(cause):
+                    text = f"The pull request for {hub.repo_id} was not confirmed"
+                    raise UserError(f"{text}: see its discussions before trying again.") from None
+                if wait is None or attempt == _ATTEMPTS or wait > _LONGEST_WAIT:
+                    raise UserError(_sentence(cause, hub.repo_id, hub.api)) from None
+                time.sleep(wait)
 
 
 def _in_thread(call: Callable[[], T]) -> T:

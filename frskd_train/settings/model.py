@@ -93,7 +93,7 @@ class MethodSettings:
     teacher_depth: Annotated[int, Count, FIXED, CLASSIFICATION] = DEFAULT.teacher_depth
     """Depthwise-pointwise repetitions in each fusion block of the self-teacher (2 in the paper)."""
     teacher_repeats: Annotated[int, Count, FIXED] = DEFAULT.teacher_repeats
-    """Consecutive BiFPN layers of the self-teacher (for segmentation on top of those of the decoder; not with pyramid)."""
+    """Consecutive BiFPN layers of the self-teacher; in segmentation after the decoder's, and not for pyramid."""
     teacher_lr_scale: Annotated[float, Positive] = 1.0
     """Learning rate of the self-teacher as a multiple of the student's."""
     student_weight: Annotated[float, Positive] = DEFAULT.student_weight

@@ -54,10 +54,15 @@ class OptimizerSettings:
     """multistep: epochs at which the learning rate is multiplied by --decay-rate."""
     decay_epochs: Annotated[float, Positive] = 30
     """step: epochs between two decays."""
-    decay_rate: Annotated[float, Range(above=0, high=1)] = 0.1
-    """step, multistep and plateau: factor of each decay."""
+    decay_rate: Annotated[float | None, Positive] = None
+    """step, multistep and plateau: factor of each decay, up to 1, by default 0.1. poly: power, by default 1."""
     patience_epochs: Annotated[int, NotNegative] = 10
     """plateau: validations without improvement before a decay."""
+
+    @property
+    def own_decay_rate(self) -> float:
+        """The given decay rate or the scheduler's default."""
+        return self.decay_rate or (1.0 if self.sched == "poly" else 0.1)
 
 
 @dataclass(frozen=True)
