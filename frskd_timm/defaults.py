@@ -6,6 +6,12 @@ This file imports nothing heavy, because `frskd_train.settings` runs it without 
 from dataclasses import dataclass
 from typing import Any
 
+# Names of settings that are arguments of `DistillationTask` as well.
+TASK_OPTIONS = (
+    "alpha", "beta", "temperature", "logit_loss", "gate",
+    "student_weight", "teacher_weight", "teacher_gradient", "teacher_ema", "teacher_interval",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class MethodDefaults:
@@ -34,9 +40,8 @@ class MethodDefaults:
 
     def task_options(self) -> dict[str, Any]:
         """Return the defaults of `DistillationTask`, with the names of its arguments."""
-        names = ("alpha", "beta", "temperature", "smoothing", "logit_loss", "gate")
-        weights = ("student_weight", "teacher_weight", "teacher_gradient", "teacher_ema", "teacher_interval")
-        return {"schedule": self.distill_schedule, **{name: getattr(self, name) for name in names + weights}}
+        options = {name: getattr(self, name) for name in TASK_OPTIONS}
+        return {"schedule": self.distill_schedule, "smoothing": self.smoothing, **options}
 
 
 CLASSIFICATION = MethodDefaults()

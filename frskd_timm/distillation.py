@@ -192,13 +192,17 @@ class DistillationTask(StudentTask):
         return {"loss": loss, "output": views.logits, "teacher_output": views.teacher_logits, **logged}
 
     def _labels_only(self, images: Tensor, target: Tensor) -> Terms:
-        """Compute a step without the self-teacher; every parameter still gets a gradient, as DDP requires."""
+        """Compute a step with the labels alone.
+
+        Every parameter still gets a gradient, as DDP requires; that of the self-teacher is zero, so weight decay and
+        momentum keep acting on it.
+        """
         logits = self.student(images)
         with torch.autocast(images.device.type, enabled=False):
             loss = self.cross_entropy(logits, target)  # in full, since no other term trains the backbone
-        idle = [parameter.flatten()[0].float() for parameter in self.parameters() if parameter.requires_grad]
+        idle = [parameter[(0,) * parameter.ndim].float() for parameter in self.parameters() if parameter.requires_grad]
         zero = torch.zeros_like(loss)
-        terms = {"loss_ce": self.student_weight * loss.detach(), "loss_ce_teacher": zero, "loss_kl": zero}
+        terms = {"loss_ce": loss.detach(), "loss_ce_teacher": zero, "loss_kl": zero}
         if self.feature_loss is not None:
             terms["loss_feature"] = zero
         return {"loss": loss + 0 * torch.stack(idle).sum(), "output": logits, **terms}

@@ -98,11 +98,20 @@ def write_recipe(settings: Settings, heading: str, portable: bool = False) -> st
     return "\n".join(lines) + "\n"
 
 
+def training_settings(method: bool = True) -> list[str]:
+    """Return the names of the settings that make another training run, except the seed and what is private.
+
+    `method`: with those of the method.
+    """
+    facts, other = declared(Settings), {"run"} if method else {"run", "method"}
+    names = [setting.name for group, setting in fields() if group not in other and setting.name != "seed"]
+    return [name for name in names if PRIVATE not in facts[name]]
+
+
 def differences(own: Settings, other: Settings) -> list[str]:
-    """Return the names of settings that differ between two recipes, except method, seed and private settings."""
-    mine, theirs, facts = flat(own), flat(other), declared(Settings)
-    names = [setting.name for group, setting in fields() if group not in ("method", "run") and setting.name != "seed"]
-    return [name for name in names if mine[name] != theirs[name] and PRIVATE not in facts[name]]
+    """Return the names of settings that differ between two recipes, except those of the method and the seed."""
+    mine, theirs = flat(own), flat(other)
+    return [name for name in training_settings(method=False) if mine[name] != theirs[name]]
 
 
 def _is_path(name: str, value: str | None) -> bool:

@@ -178,6 +178,7 @@ def test_metrics_are_read_as_they_were_written(tmp_path, path):
     [
         ([], None), (["--seed", "7", "--alpha", "1", "--threads", "1", "--tag", "x"], None),
         (["--lr", "0.5", "--epochs", "3"], "lr is 0.5 there and 0.1 here, epochs is 3 there"),
+        (["--batch-size", "32"], "batch_size is 64 there and 128 here"),
         (["--dataset", "elsewhere"], "dataset is elsewhere"), (["--model", "resnet18"], "model is resnet18"),
     ],
 )  # fmt: skip
@@ -186,10 +187,12 @@ def test_a_baseline_has_the_same_data_model_and_recipe(tmp_path, flags, differen
     config = write_recipe(parse_settings(["--method", "ce", *flags]), "A run.")
     (tmp_path / "config.yaml").write_text(config, encoding="utf-8")
     if different is None:
-        assert read_baseline([tmp_path], Settings(), "top1").mean == 88.1
+        assert read_baseline([tmp_path], Settings(), "top1", processes=2).mean == 88.1
+        with pytest.raises(UserError, match="batch_size is 128 there and 64 here"):
+            read_baseline([tmp_path], Settings(), "top1")
     else:
         with pytest.raises(UserError, match=different):
-            read_baseline([tmp_path], Settings(), "top1")
+            read_baseline([tmp_path], Settings(), "top1", processes=2)
     (tmp_path / "metrics.json").write_text(METRICS.to_json(), encoding="utf-8")
     with pytest.raises(UserError, match="not ce"):
         read_baseline([tmp_path], Settings(), "top1")

@@ -104,15 +104,17 @@ def ship(
     say(f"Top-1 is {scores['top1']:.2f}% in float32, {half_scores['top1']:.2f}% with parameters in float16.")
 
     folder = root / (zoo.WAITING if for_hub else Path("frskd_timm", "weights")) / f"{name}.{metrics.tag}"
-    kept = metrics.baseline
+    kept, processes = metrics.baseline, metrics.machine.processes
     if baseline:
-        kept = _scored_again(baseline, read_baseline(baseline, settings, "top1"), data, accelerator)
+        kept = _scored_again(
+            baseline, read_baseline(baseline, settings, "top1", processes=processes), data, accelerator
+        )
     elif kept is None:
         kept = _kept_baseline(folder, settings)
         say(f"The baseline of {folder} is {'kept' if kept else 'missing or from another recipe'}.")
     every = None
     if repeats:
-        others = read_baseline(repeats, settings, "top1", metrics.method, "--repeats")
+        others = read_baseline(repeats, settings, "top1", metrics.method, "--repeats", processes)
         others = _scored_again(repeats, others, data, accelerator)
         own = {"seed": metrics.seed, "top1": round(scores["top1"], 4)}
         every = SeedRuns.of([own, *others.runs], "top1", metrics.method)

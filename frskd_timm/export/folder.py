@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,14 @@ _OWN = {WEIGHTS, CONFIG, CARD, RECIPE, DATASET_CARD, "metrics.json", ".eval_resu
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder that replaces `folder`, an older export, when the block ends without an error."""
+def replacing(folder: Path, refuse: Callable[[Path], None] | None = None) -> Iterator[Path]:
+    """Yield a temporary folder that replaces `folder`, an older export, when the block ends without an error.
+
+    `refuse` raises UserError if the folder holds something else; by default, if that is not an exported student.
+    """
     folder = folder.resolve()
     recover(folder)
-    _refuse_foreign(folder)
+    (refuse or _refuse_foreign)(folder)
     aside, previous = folder.with_name(f".{folder.name}.partial"), _previous(folder)
     for leftover in (aside, previous):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from timm.models import split_model_name_tag
+from timm.models import PretrainedCfg, split_model_name_tag
 from timm.models._hub import load_model_config_from_path  # timm's own reader of 'local-dir:'
-from timm.models._pretrained import PretrainedCfg
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 

@@ -120,9 +120,12 @@ class SegmentationStudent(
         return dict(self._hub_mixin_config)  # type: ignore[arg-type]
 
     @classmethod
-    def _load_as_safetensor(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
-        # By default, huggingface_hub would leave weights that are missing in the file at their random values.
-        return super()._load_as_safetensor(model, model_file, map_location, strict=True)
+    def from_pretrained(cls, *args: Any, strict: bool = True, **kwargs: Any) -> Any:
+        """Load a student from a folder or the Hub; see `huggingface_hub.ModelHubMixin.from_pretrained`.
+
+        `strict`: refuse weights that are incomplete; otherwise those that are missing keep their random values.
+        """
+        return super().from_pretrained(*args, strict=strict, **kwargs)
 
     def _freeze_unreached(self) -> None:
         """Freeze parameters of the backbone that no map depends on, because DDP would wait for their gradients."""

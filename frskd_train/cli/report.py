@@ -13,10 +13,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "shown as one, with mean and spread; several runs are compared.",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="the page; report.html, in RUN if it is one run")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="page or folder; report.html, in RUN if it is one run"
+    )
     options = parser.parse_args(arguments)
     # Imported here, so that --help and a wrong flag answer at once.
     from frskd_train.report.page import PAGE, write_report
 
-    output = options.output or (options.runs[0] / PAGE if len(options.runs) == 1 else Path(PAGE))
+    output = options.output or (options.runs[0] if len(options.runs) == 1 else Path())
+    output = output / PAGE if output.is_dir() else output
     print(f"Stored in {write_report(options.runs, output)}.")

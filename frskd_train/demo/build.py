@@ -11,7 +11,7 @@ from PIL import Image
 from timm.data import resolve_data_config
 
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.export.folder import CARD, write_json
+from frskd_timm.export.folder import CARD, replacing, write_json
 from frskd_timm.export.load import ExportedClassifier, ExportedStudent
 from frskd_train.data.images import open_image, to_8_bits
 from frskd_train.data.source import read_sample
@@ -58,27 +58,24 @@ def build_demo(
         UserError: The student cannot be exported, an example cannot be read, the runtime could not be downloaded, or
             the folder holds something else.
     """
-    if folder.exists() and not (folder / DESCRIPTION).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} holds something other than a demo: give another --output.")
+    _refuse_foreign(folder)
     source = find_runtime(runtime)
     student, size = found.student, found.image_size(img_size)
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    with disk_errors(folder, lambda: None):
-        try:
-            shutil.copytree(Path(__file__).parent / "page", aside)
-            (aside / "ort").mkdir()
-            for name in FILES:
-                shutil.copyfile(source / name, aside / "ort" / name)
-            description = _describe(student, size) | {"examples": _copy_examples(examples, student, aside)}
-            write_json(aside / DESCRIPTION, description)
-            (aside / "README.md").write_text(_readme(student, description["title"], repo_id), encoding="utf-8")
-            attention = isinstance(student, ExportedClassifier)
-            export_onnx(student.path, aside / "model.onnx", size=size, attention=attention)
-            shutil.rmtree(folder, ignore_errors=True)
-            aside.rename(folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+    with disk_errors(folder, lambda: None), replacing(folder, _refuse_foreign) as aside:
+        shutil.copytree(Path(__file__).parent / "page", aside, dirs_exist_ok=True)
+        (aside / "ort").mkdir()
+        for name in FILES:
+            shutil.copyfile(source / name, aside / "ort" / name)
+        description = _describe(student, size) | {"examples": _copy_examples(examples, student, aside)}
+        write_json(aside / DESCRIPTION, description)
+        (aside / "README.md").write_text(_readme(student, description["title"], repo_id), encoding="utf-8")
+        attention = isinstance(student, ExportedClassifier)
+        export_onnx(student.path, aside / "model.onnx", size=size, attention=attention)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if folder.exists() and not (folder / DESCRIPTION).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} holds something other than a demo: give another --output.")
 
 
 def _describe(student: ExportedStudent, size: tuple[int, int] | None) -> dict[str, Any]:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from frskd_timm.errors import UserError
-from frskd_train.constraints import FREE
 from frskd_train.errors import SettingsError
 from frskd_train.parse import read_recipe
 from frskd_train.recipe import differences
 from frskd_train.report.metrics import Metrics, SeedRuns, read_metrics
-from frskd_train.settings import Settings, declared, flat
+from frskd_train.settings import Settings, flat
 
 
 @dataclass(frozen=True)
@@ -46,15 +45,23 @@ class Gain:
 
 
 def read_baseline(
-    folders: Sequence[str | Path], settings: Settings, score: str, method: str = "ce", flag: str = "--baseline"
+    folders: Sequence[str | Path],
+    settings: Settings,
+    score: str,
+    method: str = "ce",
+    flag: str = "--baseline",
+    processes: int = 1,
 ) -> SeedRuns:
     """Read the scores of the runs in `flag`, of the same data, model and recipe as `settings` apart from the seed.
+
+    `processes` is the number of processes of the run with these settings; the batches of all are compared.
 
     Raises:
         UserError: A folder does not contain a finished run of this method with these settings.
     """
     runs = []
-    own, facts = flat(settings), declared(Settings)
+    own = flat(settings)
+    own["batch_size"] *= processes
     for folder in map(Path, folders):
         metrics = read_metrics(folder / "metrics.json")
         if metrics.method != method:
@@ -66,7 +73,10 @@ def read_baseline(
         except SettingsError as error:
             raise UserError(f"{flag} {folder} cannot be compared: {error}") from None
         others = flat(other)
-        different = [name for name in differences(settings, other) if FREE not in facts[name]]
+        others["batch_size"] *= metrics.machine.processes
+        different = [name for name in differences(settings, other) if name != "batch_size"]
+        if others["batch_size"] != own["batch_size"]:
+            different.append("batch_size")
         if "dataset" in different and Path(own["dataset"]).resolve() == Path(others["dataset"]).resolve():
             different.remove("dataset")
         if different:

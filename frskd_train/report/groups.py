@@ -16,7 +16,7 @@ from frskd_timm.export.folder import RECIPE
 from frskd_timm.export.load import ExportedStudent, read_student
 from frskd_train.constraints import PRIVATE
 from frskd_train.errors import SettingsError
-from frskd_train.recipe import read_yaml
+from frskd_train.recipe import read_yaml, training_settings
 from frskd_train.report.card import FORMS, spread
 from frskd_train.report.charts import Line, data_uri, describe, line_chart
 from frskd_train.report.evaluation import EVALUATION, read_evaluation
@@ -26,7 +26,6 @@ from frskd_train.report.predictions import Predictions
 from frskd_train.settings import MethodSettings, Settings, declared, default_settings, flat
 
 METHOD = set(declared(MethodSettings))
-_APART = {"seed", "tag", "license", "export"}  # settings that make no other training run
 _WIDEST = 1600  # pixels of a picture
 
 
@@ -60,8 +59,13 @@ class Run:
         return self.metrics.dataset.name
 
     def recipe(self, without: Collection[str] = ()) -> dict[str, Any]:
-        """Return the settings that two runs have to share to differ only in the seed, apart from some."""
-        return {name: value for name, value in self.settings.items() if name not in _APART and name not in without}
+        """Return the settings that two runs have to share to differ only in the seed, apart from some.
+
+        The batch size is that of all processes.
+        """
+        found = {name: self.settings[name] for name in training_settings() if name in self.settings}
+        found["batch_size"] = self.settings["batch_size"] * self.metrics.machine.processes
+        return {name: value for name, value in found.items() if name not in without}
 
     def series(self, column: str) -> list[tuple[float, float]]:
         """Return the (epoch, value) pairs of a column of `summary.csv` that hold a finite number."""
@@ -135,7 +139,7 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         own, differing = group.run.recipe(), []
         for name in own:  # settings of the method are compared between runs of the same method only
             others = (g.run for g in groups if name not in METHOD or g.metrics.method == group.metrics.method)
-            if any(other.settings.get(name) != own[name] for other in others):
+            if any(other.recipe().get(name) != own[name] for other in others):
                 differing.append(f"{name} {describe(own[name])}")
         group.label = ", ".join([group.method, *([group.run.data] if several else []), *differing])
     return groups

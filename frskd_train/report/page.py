@@ -3,11 +3,11 @@
 import math
 import statistics
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import jinja2
 
+import frskd_timm
 from frskd_timm.errors import UserError
 from frskd_train.disk import write_atomically
 from frskd_train.progress import duration
@@ -57,7 +57,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
         "groups": groups,
         "verdicts": [(group.label, *_verdict(group, groups)) for group in groups],
         "comparison": line_chart(form.label, lines, unit="%") if len(runs) > 1 else None,
-        "version": version("frskd-timm"),
+        "version": frskd_timm.__version__,
     }
     template = environment.get_template("page_template.html")
     for detailed in range(min(len(groups), _DETAILED), 0, -1):

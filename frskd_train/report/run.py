@@ -4,16 +4,17 @@ import math
 import signal
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from importlib.metadata import version
 from platform import python_version
 from typing import Any
 
+import timm
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from huggingface_hub import get_token
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import frskd_timm
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.folder import RECIPE
 from frskd_timm.export.load import read_student
@@ -48,7 +49,7 @@ def preflight(settings: Settings, score: str) -> None:
     """Raise UserError, before training, if something requested for the end of the run is impossible."""
     run = settings.run
     if run.baseline:
-        read_baseline(run.baseline, settings, score)
+        read_baseline(run.baseline, settings, score, processes=PartialState().num_processes)
     if "onnx" in run.export:
         check_onnx()
     if run.push_to_hub is not None:
@@ -129,6 +130,9 @@ def make_metrics(
     rounded = {name: _rounded(found, data.class_names) for name, found in scores.items()}
     speeds = [row["images_per_second"] for row in state.history]
     names, device = job.about_student(student), accelerator.device
+    baseline = None
+    if settings.run.baseline:
+        baseline = read_baseline(settings.run.baseline, settings, job.score, processes=accelerator.num_processes)
     on_sample = settings.data.dataset == default_settings(settings.model.task).data.dataset
     return Metrics(
         schema=1,
@@ -167,8 +171,9 @@ def make_metrics(
             processes=accelerator.num_processes,
             precision={"no": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(accelerator.mixed_precision),
         ),
-        versions={name: version(name) for name in ("frskd_timm", "torch", "timm")} | {"python": python_version()},
-        baseline=read_baseline(settings.run.baseline, settings, job.score) if settings.run.baseline else None,
+        versions={module.__name__: module.__version__ for module in (frskd_timm, torch, timm)}
+        | {"python": python_version()},
+        baseline=baseline,
         date=datetime.now(timezone.utc).date().isoformat(),
         initial=job.initial_weights(),
         gmacs=cost and round(cost[0], 4),

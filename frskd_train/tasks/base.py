@@ -9,6 +9,7 @@ from accelerate import PartialState
 from timm.loss import compute_class_weights
 from torch import nn
 
+from frskd_timm.defaults import TASK_OPTIONS
 from frskd_timm.task import StudentTask
 from frskd_train.data import TrainingData, ValidationData, load_data
 from frskd_train.data.sampler import Order
@@ -93,10 +94,9 @@ class Job(ABC):
     def distillation_options(self) -> dict[str, Any]:
         """Return the arguments of `DistillationTask` that all tasks derive from the settings in the same way."""
         method = self.settings.method
-        names = ["feature_loss", "beta", "alpha", "temperature", "logit_loss", "gate"]
-        names += ["student_weight", "teacher_weight", "teacher_gradient", "teacher_ema", "teacher_interval"]
         start = method.distill_start / self.settings.optimizer.epochs
-        return {"schedule": method.distill_schedule, "start": start, **{name: getattr(method, name) for name in names}}
+        own = {"schedule": method.distill_schedule, "start": start, "feature_loss": method.feature_loss}
+        return own | {name: getattr(method, name) for name in TASK_OPTIONS}
 
     @abstractmethod
     def make_task(self, student: nn.Module, data: TrainingData) -> StudentTask:
