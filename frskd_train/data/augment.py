@@ -109,7 +109,7 @@ class Normalize:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Normalise [B, C or 1, H, W] with values 0..255 of any number type; a gray channel is repeated."""
-        size = len(images), len(self.scale), *images.shape[2:]
+        size = len(images), len(self.shift), *images.shape[2:]
         out = torch.empty(size, device=images.device, memory_format=self.format, dtype=torch.float32)
         return torch.addcmul(self.shift, images.float(), self.scale, out=out)
 
