@@ -27,6 +27,7 @@ from frskd_train.errors import SettingsError
 from frskd_train.recipe import write_recipe
 from frskd_train.report.evaluation import read_evaluation
 from frskd_train.settings import flat
+from frskd_train.tasks import choose_job
 
 
 def test_a_run_leaves_what_it_promises(places: Path, whole_masks: Path, capsys: pytest.CaptureFixture) -> None:
@@ -78,6 +79,21 @@ def test_the_student_segments_and_its_backbone_is_timms(whole_masks: Path) -> No
         found = plain((pixels - mean) / std)
     for wanted in maps:
         assert any(torch.allclose(wanted, each, atol=1e-4) for each in found if each.shape == wanted.shape)
+
+
+@pytest.mark.parametrize("more", [[], ["--pretrained"]])
+def test_training_continues_from_an_exported_backbone(places: Path, whole_masks: Path, more: list[str]) -> None:
+    name = f"local-dir:{whole_masks / 'backbone'}"
+    job = choose_job(parse.parse_settings([*small(places, task="segmentation"), "--model", name, *more]))
+    data = job.load_data(progress=False)
+    backbone = job.build_student(data).backbone.state_dict()
+    own = SegmentationStudent.from_pretrained(whole_masks / "student")
+    assert all(torch.equal(value, backbone[key]) for key, value in own.backbone.state_dict().items())
+    assert data.preprocessing.mean == pytest.approx(own.mean)
+    weights = job.initial_weights()
+    assert weights is not None
+    assert weights.name == "test_resnet.masks"
+    assert job.notes == []
 
 
 def test_the_baseline_stands_beside_it(places: Path) -> None:

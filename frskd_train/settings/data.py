@@ -58,7 +58,7 @@ class PreprocessingSettings:
     in_chans: Annotated[Literal[1, 3], FIXED] = 3
     """Input channels of the student; gray images are repeated to 3."""
     mean: Annotated[tuple[float, ...] | None, Fraction] = None
-    """Mean per channel, or one for all, of images in 0..1; measured by default (--pretrained: the model's own)."""
+    """Mean per channel, or one for all, of images in 0..1; measured by default; the model's own if it has weights."""
     std: Annotated[tuple[float, ...] | None, Range(above=0, high=1)] = None
     """Standard deviation per channel, likewise."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
