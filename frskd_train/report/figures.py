@@ -106,7 +106,8 @@ def attention_figure(
     gap = 0.18  # empty columns separate image, student and self-teacher
     widths = [1, gap, *[1] * levels, gap, *[1] * levels]
     cell = min(1.0, 9 / (1 + 2 * levels))
-    height = cell * images.shape[1] / images.shape[2] * len(images) + 0.45
+    side = cell * images.shape[1] / images.shape[2]
+    height, longest = side * len(images) + 0.45, int(side / 0.065)  # characters beside a row
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(cell * (1 + 2 * levels) + 0.4, height))
         grid = figure.add_gridspec(
@@ -115,7 +116,8 @@ def attention_figure(
         )  # fmt: skip
         for row, (image, title) in enumerate(zip(images, titles, strict=True)):
             axes = _cell(figure, grid[row, 0], image.squeeze(), "image" if row == 0 else "")
-            axes.set_ylabel(title, fontsize=7, color="#333333", labelpad=3)
+            short = title if len(title) <= longest else f"{title[: longest - 1]}…"
+            axes.set_ylabel(short, fontsize=7, color="#333333", labelpad=3)
             for first, name, maps in ((2, "student", student_maps), (3 + levels, "self-teacher", teacher_maps)):
                 for level, features in enumerate(maps):
                     head = f"{name}\nlevel {level + 1}" if level == 0 else f"\nlevel {level + 1}"
