@@ -13,7 +13,7 @@ import tyro
 
 from frskd_train.constraints import LOCAL, Pattern, Range
 from frskd_train.errors import SettingsError, suggest
-from frskd_train.recipe import as_flags, find_recipe, read_yaml
+from frskd_train.recipe import as_flags, find_recipe, is_recipe, read_yaml
 from frskd_train.settings import EvaluationSettings, Settings, declared, default_settings, flag, flat, foreign
 from frskd_train.timm_flags import TRAIN, VALIDATE
 
@@ -30,7 +30,7 @@ NEEDS = {
     ("clip_grad",): ("clip_mode",),
     ("model_ema",): ("model_ema_decay", "model_ema_warmup"),
     ("color_jitter",): ("color_jitter_prob",),
-    ("mixup", "cutmix"): ("mixup_prob", "mixup_switch_prob", "mixup_mode", "mixup_off_epoch"),
+    ("mixup", "cutmix", "cutmix_minmax"): ("mixup_prob", "mixup_switch_prob", "mixup_mode", "mixup_off_epoch"),
 }
 
 
@@ -43,7 +43,8 @@ def parse_settings(args: Sequence[str]) -> Settings:
     args = _spelled_out(args)
     config = _last_value(args, "--config")
     given = {path: read_yaml(path) for path in ([] if config is None else [find_recipe(config)])}
-    folder = _last_value(args, "--output-dir") or next((content.get("output_dir") for content in given.values()), None)
+    own = next((content.get("output_dir") for content in given.values()), None)
+    folder = _last_value(args, "--output-dir") or (None if own is None else str(own))
     resumed = _resumed_config(_last_value(args, "--resume"), folder)
     recipes = {path: read_yaml(path) for path in ([] if resumed is None else [resumed])} | given
     tasks = [*(recipe.get("task") for recipe in recipes.values()), _last_value(args, "--task")]
@@ -55,6 +56,7 @@ def parse_settings(args: Sequence[str]) -> Settings:
     if settings.optimizer.lr_base is not None and _last_value(args, "--lr") is not None:
         raise SettingsError("--lr and --lr-base exclude each other: leave one out, or give --lr-base None.")
     check_settings(settings)
+    _refuse_unused(args, settings)
     return settings
 
 
@@ -75,8 +77,8 @@ def read_recipe(path: str) -> Settings:
         with redirect_stderr(said):
             return _overlay(path, content, default_settings(str(content.get("task"))))
     except SystemExit:
-        named = re.search(r"--[a-z][\w-]*", said.getvalue())
-        raise SettingsError(f"The recipe {path} has an unusable value{f' of {named[0]}' if named else ''}.") from None
+        named = re.search(r"Error parsing (--[a-z][\w-]*)", " ".join(said.getvalue().split()))
+        raise SettingsError(f"The recipe {path} has an unusable value{f' of {named[1]}' if named else ''}.") from None
 
 
 def _overlay(path: str, content: Mapping[str, Any], settings: Settings) -> Settings:
@@ -121,7 +123,7 @@ def check_settings(settings: Settings) -> None:
         raise SettingsError(
             f"--decay-rate has to be at most 1, not {optimizer.own_decay_rate:g}, unless for --sched poly."
         )
-    if optimizer.sched == "none" and optimizer.warmup_epochs:
+    if optimizer.sched == "none" and optimizer.warmup_epochs not in (0, defaults["warmup_epochs"]):
         raise SettingsError("--warmup-epochs has no effect with --sched none: leave one of them out.")
     if pre.aa and pre.color_jitter and not pre.aa.startswith("3a"):
         raise SettingsError("--color-jitter has no effect with --aa, as in timm: leave one of them out.")
@@ -131,14 +133,10 @@ def check_settings(settings: Settings) -> None:
     if optimizer.sched == "multistep" and not optimizer.decay_milestones:
         raise SettingsError("--sched multistep needs --decay-milestones, the epochs at which the rate decays.")
     if settings.method.teacher_view == "clean":
-        if not (pre.reprob or pre.mixup or pre.cutmix):
+        if not (pre.reprob or pre.mixup or pre.cutmix or pre.cutmix_minmax):
             raise SettingsError("--teacher-view clean has no effect without --reprob, --mixup or --cutmix: add one.")
         if pre.mixup_mode != "batch" or pre.cutmix_minmax is not None:
             raise SettingsError("--teacher-view clean mixes with --mixup-mode batch and without --cutmix-minmax only.")
-    for needed, names in NEEDS.items():
-        unused = next((name for name in names if values[name] != defaults[name]), None)
-        if unused is not None and not any(values[name] for name in needed):
-            raise SettingsError(f"{flag(unused)} has no effect without {' or '.join(map(flag, needed))}: add it.")
     for name, numbers in (("--mean", pre.mean), ("--std", pre.std)):
         if numbers is not None and len(numbers) not in (1, pre.in_chans):
             raise SettingsError(f"{name} takes one number, or {pre.in_chans} (one per channel), not {len(numbers)}.")
@@ -148,6 +146,17 @@ def check_settings(settings: Settings) -> None:
             raise SettingsError(f"{flag(name)} takes the smaller number first, not {smallest:g} {largest:g}.")
     for name in REFUSED_KWARGS & set(settings.model.model_kwargs):
         raise SettingsError(f"--model-kwargs may not contain {name}: it has its own flag or changes what timm returns.")
+
+
+def _refuse_unused(args: Sequence[str], settings: Settings) -> None:
+    """Raise SettingsError for a flag that has no effect; a value in a recipe may be overruled by other flags."""
+    given = {token[2:].partition("=")[0].replace("-", "_").removeprefix("no_") for token in args}
+    values, defaults = flat(settings), flat(default_settings(settings.model.task))
+    for needed, names in NEEDS.items():
+        unused = next((name for name in names if name in given and values[name] != defaults[name]), None)
+        if unused is not None and not any(values[name] for name in needed):
+            others = " or ".join(map(flag, needed))
+            raise SettingsError(f"{flag(unused)} has no effect without {others}: add it, or leave {flag(unused)} out.")
 
 
 def check_ranges(group: Any) -> None:
@@ -178,7 +187,7 @@ def _spelled_out(args: Sequence[str]) -> list[str]:
     """Return the flags with hyphens, and `-c`, which may have its value attached, as `--config`."""
     found = []
     for token in args:
-        if re.match(r"-c(?!$)", token):
+        if token.startswith("-c=") or (token.startswith("-c") and is_recipe(token[2:])):
             token = f"--config={token[2:].removeprefix('=')}"
         elif token == "-c":
             token = "--config"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import functools
 import os
 import re
 import typing
@@ -13,7 +14,7 @@ import yaml
 
 from frskd_train.constraints import LOCAL, PRIVATE
 from frskd_train.errors import SettingsError, suggest
-from frskd_train.settings import Settings, declared, fields, flag, flat, foreign
+from frskd_train.settings import MethodSettings, Settings, decay_rate, declared, fields, flag, flat, foreign
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -27,6 +28,11 @@ def find_recipe(name: str) -> str:
         hint = suggest(Path(name).stem, included, f"included are {', '.join(sorted(included))}")
         raise SettingsError(f"--config {name} is neither a file nor the name of an included recipe{hint}")
     return included[name.removesuffix(".yaml")]
+
+
+def is_recipe(name: str) -> bool:
+    """Return whether `find_recipe` finds it."""
+    return os.path.isfile(name) or (RECIPES / f"{name.removesuffix('.yaml')}.yaml").is_file()
 
 
 def read_yaml(path: str) -> dict[str, Any]:
@@ -98,20 +104,25 @@ def write_recipe(settings: Settings, heading: str, portable: bool = False) -> st
     return "\n".join(lines) + "\n"
 
 
-def training_settings(method: bool = True) -> list[str]:
-    """Return the names of the settings that make another training run, except the seed and what is private.
-
-    `method`: with those of the method.
-    """
-    facts, other = declared(Settings), {"run"} if method else {"run", "method"}
-    names = [setting.name for group, setting in fields() if group not in other and setting.name != "seed"]
+@functools.cache
+def _training_names() -> list[str]:
+    facts = declared(Settings)
+    names = [setting.name for group, setting in fields() if group != "run" and setting.name != "seed"]
     return [name for name in names if PRIVATE not in facts[name]]
+
+
+def comparable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that make another training run, except the seed and what is private."""
+    names = [*_training_names(), *(["val_interval"] if values["sched"] == "plateau" else [])]
+    found = {name: values[name] for name in names if name in values}
+    found["decay_rate"] = decay_rate(values["sched"], values["decay_rate"])
+    return found
 
 
 def differences(own: Settings, other: Settings) -> list[str]:
     """Return the names of settings that differ between two recipes, except those of the method and the seed."""
-    mine, theirs = flat(own), flat(other)
-    return [name for name in training_settings(method=False) if mine[name] != theirs[name]]
+    mine, theirs, method = comparable(flat(own)), comparable(flat(other)), declared(MethodSettings)
+    return [name for name in mine if name not in method and mine[name] != theirs.get(name)]
 
 
 def _is_path(name: str, value: str | None) -> bool:

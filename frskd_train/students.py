@@ -7,7 +7,7 @@ from typing import Any
 
 import timm
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from timm.models import load_model_config_from_hf, load_state_dict
 from timm.models._hub import load_model_config_from_path
 from torch import Tensor, nn
@@ -36,6 +36,9 @@ def default_cfg(settings: ModelSettings, name: str | None = None) -> Mapping[str
     if name.startswith("hf-hub:"):
         try:
             found = load_model_config_from_hf(name.removeprefix("hf-hub:"))[0]
+        except KeyError as error:
+            text = "its config.json names no architecture of timm's"
+            raise UserError(f"--model {name} is not a classifier for timm: {text}.") from error
         except Exception as error:
             raise UserError(f"--model {name} could not be downloaded from the Hub: {first_line(error)}.") from error
         check_pretrained_cfg(found, name)
@@ -89,7 +92,7 @@ def load_for_evaluation(model: str) -> tuple[nn.Module, Path | None]:
     try:
         default_cfg(ModelSettings(model=model, pretrained=True))
     except UserError as error:
-        if isinstance(error.__cause__, KeyError):  # not a config of timm's: that of a segmentation student
+        if isinstance(error.__cause__, KeyError) and _is_segmentation(model.removeprefix("hf-hub:")):
             return find_exported(model).student.load(), None
         raise
     try:
@@ -154,6 +157,12 @@ def find_exported(model: str) -> FoundStudent:
     except Exception as error:  # of the connection, the name or the repository
         raise UserError(f"{model} could not be downloaded from the Hub: {first_line(error)}.") from error
     return FoundStudent(read_student(found), None, repo_id.rpartition("/")[2])
+
+
+def _is_segmentation(repo: str) -> bool:
+    """Return whether a repository whose config has just been read is that of a segmentation student."""
+    repo_id, _, revision = repo.partition("@")
+    return "backbone" in read_json(Path(hf_hub_download(repo_id, CONFIG, revision=revision or None)))
 
 
 def _local_folder(model: str) -> Path | None:

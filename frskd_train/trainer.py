@@ -221,8 +221,8 @@ class Trainer:
         except UserError:
             if accelerator.num_processes == 1:  # several processes may disagree on the failure
                 self.save()
-                if is_last:
-                    self.export()
+                if is_last and self.is_main:
+                    report.export_run(self.folder, self.job, self.data, self.exported)
             raise
         row = {"lr": self.optimizer.param_groups[0]["lr"], **meter.means(accelerator), **self.job.columns(scores)}
         self.refuse_nonfinite()
@@ -230,7 +230,8 @@ class Trainer:
             row["skipped_steps"] = meter.bad_steps()
         state.finish_epoch({**row, "images_per_second": round(self.progress.images_per_second, 1)})
         outputs: Any = self.student.num_classes  # may be more than the classes of the data
-        recent = {} if self.settings.labels.bce_loss else meter.recent(accelerator)  # guessing has another loss
+        changes = self.settings.labels.bce_loss or self.settings.method.teacher_interval > 1
+        recent = {} if changes else meter.recent(accelerator)  # guessing has another loss
         cross_entropy = recent.get("loss_ce", 0.0) / self.task.student_weight
         note = learning_note(state.history, cross_entropy, self.job.shown, outputs, state.updates)
         self.meter = TrainMeter(accelerator.device)
@@ -279,17 +280,13 @@ class Trainer:
                 "--skip-nonfinite may help."
             )
 
-    def export(self) -> None:
-        """Export the student, or its average if there is one."""
-        if self.is_main:
-            report.export_run(self.folder, self.job, self.data, self.exported)
-
     def finish(self, scores: Scores) -> None:
         """Export the student, write the run's report and publish."""
         self.progress.say(*self.data.bad_images())
-        self.export()
-        scores = scores or self.validate()  # there are no scores if a finished run was resumed
         folder, job, data, exported = self.folder, self.job, self.data, self.exported
+        if self.is_main:
+            report.export_run(folder, job, data, exported)
+        scores = scores or self.validate()  # there are no scores if a finished run was resumed
         evaluation = report.evaluate_run(job, data, exported, self.accelerator)
         if self.is_main:
             metrics = report.make_metrics(folder, job, data, exported, self.accelerator, scores, self.state)

@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import huggingface_hub
@@ -84,6 +85,24 @@ def test_a_silent_hub_is_given_up(hub, student, quick_clock, monkeypatch, patter
     hub.faults = [Fault(pattern, "silent", 1)]
     push(hub, student)
     assert set(hub.files(REPO)) == whole(student)
+
+
+def test_a_silent_hub_is_given_up_after_a_failed_connection(hub, monkeypatch):
+    """huggingface_hub then makes another client, without limits."""
+    monkeypatch.setattr(publishing, "SILENCE", 0.3)
+    monkeypatch.setattr(publishing, "PATIENCE", 1.0)
+    hub.faults = [Fault("GET /api/models", "silent", 99)]
+
+    def ask():
+        huggingface_hub.close_session()
+        threading.Event().wait(1)
+        huggingface_hub.get_session().get(f"{hub.endpoint}/api/models/{REPO}")
+
+    target = publishing.Repository(publishing.connect(TOKEN, hub.endpoint), REPO)
+    began = time.monotonic()
+    with pytest.raises(UserError, match="did not answer"):
+        publishing.with_retries(ask, target)
+    assert time.monotonic() - began < 15  # the Hub is silent for twenty seconds each time
 
 
 @pytest.mark.long

@@ -10,6 +10,7 @@ from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from torch.optim import Optimizer
 
 from frskd_timm.errors import UserError
+from frskd_timm.segmentation import SegmentationCrossEntropyTask, create_segmentation_student
 from frskd_timm.task import CrossEntropyTask
 from frskd_train.checkpoint import load_state, restore, save_checkpoint
 from frskd_train.optim import check_optimizer, create_optimizer, create_scheduler
@@ -94,3 +95,6 @@ def test_weight_decay_spares_the_parameters_that_timm_spares(filtered: bool, lay
     own = decays(create_optimizer(settings, CrossEntropyTask(student)))
     assert own == decays(expected)
     assert own[id(student.pos_embed)] == 0
+    segmenter = create_segmentation_student("test_vit", 3, channels=8)
+    found = decays(create_optimizer(settings, SegmentationCrossEntropyTask(segmenter)))
+    assert found[id(segmenter.backbone.pos_embed)] == 0

@@ -20,7 +20,7 @@ from frskd_train import optim
 from frskd_train.constraints import keyword_arguments
 from frskd_train.errors import SettingsError
 from frskd_train.parse import parse_settings, read_recipe
-from frskd_train.recipe import write_recipe
+from frskd_train.recipe import differences, write_recipe
 from frskd_train.settings import flat
 from tools import make_sample, official_splits
 
@@ -240,9 +240,31 @@ def test_every_spelling_of_a_flag_is_understood(tmp_path: Path) -> None:
             parse_settings(["-c", f"{tmp_path}/recipe.yaml"])
 
 
+@pytest.mark.parametrize(
+    "flags",
+    ["--cutmix-minmax 0.2 0.8 --mixup-prob 0.5", "--task segmentation --sched none", "--sched poly --decay-rate 2"],
+)
+def test_settings_that_have_an_effect_are_accepted(flags: str) -> None:
+    parse_settings(flags.split())
+
+
+def test_a_flag_may_overrule_what_a_recipe_needs(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("mixup: 0.2\nmixup_off_epoch: 10\n")
+    parse_settings(["--config", str(tmp_path / "recipe.yaml"), "--mixup", "0"])
+
+
+def test_a_default_that_was_written_out_makes_no_other_recipe() -> None:
+    written = parse_settings(["--decay-rate", "0.1"])
+    assert differences(written, parse_settings([])) == []
+    assert differences(written, parse_settings(["--sched", "poly"])) == ["sched", "decay_rate"]
+
+
 def test_a_value_that_cannot_be_parsed_is_named(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("epochs: 3.5\n")
     with pytest.raises(SettingsError, match=r"recipe\.yaml has an unusable value of --epochs"):
+        read_recipe(str(tmp_path / "recipe.yaml"))
+    (tmp_path / "recipe.yaml").write_text("amp: maybe\n")
+    with pytest.raises(SettingsError, match=r"recipe\.yaml has an unusable value\.$"):
         read_recipe(str(tmp_path / "recipe.yaml"))
 
 

@@ -139,6 +139,7 @@ def test_publishing(hub, whole_masks: Path, tmp_path: Path) -> None:
         (["--resize-range", 2, 1], "--resize-range .*smaller"),
         (["--feature-loss", "overhaul"], "--feature-loss overhaul is for classification"),
         (["--class-weights", 1, 2], "There are 2 class weights for 3 classes"),
+        (["--model", "gmixer_24_224", "--img-size", 224], "gmixer_24_224 accepts only images of 224x224 pixels"),
         (["--model", "no_such_backbone"], "timm has no model 'no_such_backbone'"),
         (["--model", "resnet50_frskd", "--pretrained"], "There are no pretrained weights for 'resnet50_frskd'"),
     ],

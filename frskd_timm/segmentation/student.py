@@ -200,6 +200,10 @@ class SegmentationStudent(
         """Return logits [B, num_classes, H, W] for images [B, in_chans, H, W]."""
         return self.forward_head(self.forward_features(images, finest_only=True), images.shape[-2:])
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the parameters that the backbone exempts from weight decay."""
+        return {f"backbone.{name}" for name in getattr(self.backbone, "no_weight_decay", set)()}
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the backbone's activations in the backward pass, which saves memory and costs time."""
         self.backbone.set_grad_checkpointing(enable)  # type: ignore[operator]

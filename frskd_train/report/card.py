@@ -12,12 +12,13 @@ import huggingface_hub
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from frskd_timm.export.folder import CARD
+from frskd_timm.export.folder import CARD, RECIPE
 from frskd_timm.export.load import ExportedStudent, read_student
 from frskd_train.progress import duration
 from frskd_train.report.baseline import Gain
 from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.metrics import DatasetFacts, Metrics
+from frskd_train.settings import flag
 
 EVAL_RESULTS = ".eval_results/frskd.yaml"
 # Placeholder of the repository's name until the student is published.
@@ -81,7 +82,9 @@ def count_seeds(scores: Sequence[float]) -> str:
 def write_card(folder: Path, metrics: Metrics, evaluation: Evaluation | None = None) -> None:
     """Write the card of an exported student beside its weights, with the pictures and the recipe in the folder."""
     names = {path.name for path in folder.iterdir()}
-    model_card(metrics, read_student(folder), names, evaluation).save(folder / CARD)
+    recipe = (folder / RECIPE).read_text(encoding="utf-8") if RECIPE in names else ""
+    asked = [flag(name) for name in re.findall(r"^(\w+): ''", recipe, re.MULTILINE)]
+    model_card(metrics, read_student(folder), names, evaluation, asked).save(folder / CARD)
     if entries := eval_result_entries(metrics):
         target = folder / EVAL_RESULTS
         target.parent.mkdir(exist_ok=True)
@@ -89,7 +92,11 @@ def write_card(folder: Path, metrics: Metrics, evaluation: Evaluation | None = N
 
 
 def model_card(
-    metrics: Metrics, student: ExportedStudent, names: Collection[str] = (), evaluation: Evaluation | None = None
+    metrics: Metrics,
+    student: ExportedStudent,
+    names: Collection[str] = (),
+    evaluation: Evaluation | None = None,
+    asked: Sequence[str] = (),
 ) -> ModelCard:
     """Return the card of a student.
 
@@ -98,6 +105,7 @@ def model_card(
         student: The exported student.
         names: Files beside the card; it refers to the pictures and the recipe among them.
         evaluation: Further scores on the same images.
+        asked: Flags that the recipe leaves to its user.
     """
     form = FORMS[metrics.task]
     tags = [form.pipeline, *student.libraries, "self-distillation", "knowledge-distillation"]
@@ -131,6 +139,7 @@ def model_card(
         title=data.model_name,
         student=student,
         files=names,
+        asked=asked,
         results=_result_rows(metrics),
         score=score,
         gain=Gain.of(metrics, form.score),
@@ -165,12 +174,13 @@ def eval_result_entries(metrics: Metrics) -> list[dict[str, Any]]:
     """Return the scores in the Hub's newer format, one YAML file under `.eval_results/`.
 
     They appear on the dataset's leaderboard, so the list is empty unless the run was tested on a whole split of a
-    dataset on the Hub (`whole_split`). It is also empty with clients that do not support the format.
+    dataset on the Hub (`whole_split`). It is also empty for weights that are part of the package, and with clients that
+    do not support the format.
     """
     form, dataset = FORMS[metrics.task], metrics.dataset
     score = (metrics.student or {}).get(form.score)
     hub_id = hub_dataset(dataset) if dataset.whole_split else None
-    if not hasattr(huggingface_hub, "EvalResultEntry") or hub_id is None or score is None:
+    if metrics.shipped_as or not hasattr(huggingface_hub, "EvalResultEntry") or hub_id is None or score is None:
         return []
     entry = huggingface_hub.EvalResultEntry(
         dataset_id=hub_id,

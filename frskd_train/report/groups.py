@@ -16,7 +16,7 @@ from frskd_timm.export.folder import RECIPE
 from frskd_timm.export.load import ExportedStudent, read_student
 from frskd_train.constraints import PRIVATE
 from frskd_train.errors import SettingsError
-from frskd_train.recipe import read_yaml, training_settings
+from frskd_train.recipe import comparable, read_yaml
 from frskd_train.report.card import FORMS, spread
 from frskd_train.report.charts import Line, data_uri, describe, line_chart
 from frskd_train.report.evaluation import EVALUATION, read_evaluation
@@ -63,8 +63,8 @@ class Run:
 
         The batch size is that of all processes.
         """
-        found = {name: self.settings[name] for name in training_settings() if name in self.settings}
-        found["batch_size"] = self.settings["batch_size"] * self.metrics.machine.processes
+        found = comparable(self.settings)
+        found["batch_size"] *= self.metrics.machine.processes
         return {name: value for name, value in found.items() if name not in without}
 
     def series(self, column: str) -> list[tuple[float, float]]:
@@ -135,11 +135,12 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         found.setdefault(json.dumps([run.data, run.recipe()], sort_keys=True, default=str), []).append(run)
     groups = [Group(members) for members in found.values()]
     several = len({group.run.data for group in groups}) > 1
-    for group in groups:
-        own, differing = group.run.recipe(), []
+    recipes = [(group.metrics.method, group.run.recipe()) for group in groups]
+    for group, (method, own) in zip(groups, recipes, strict=True):
+        differing = []
         for name in own:  # settings of the method are compared between runs of the same method only
-            others = (g.run for g in groups if name not in METHOD or g.metrics.method == group.metrics.method)
-            if any(other.recipe().get(name) != own[name] for other in others):
+            others = (recipe for other, recipe in recipes if name not in METHOD or other == method)
+            if any(other.get(name) != own[name] for other in others):
                 differing.append(f"{name} {describe(own[name])}")
         group.label = ", ".join([group.method, *([group.run.data] if several else []), *differing])
     return groups

@@ -4,9 +4,10 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from concurrent.futures import wait as wait_for_futures
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -147,18 +148,25 @@ class _Patience:
         cls.last_answer = time.monotonic()
 
 
-@contextmanager
-def _limited_silence() -> Iterator[None]:
-    """Set time limits in huggingface_hub's shared client, which by default waits forever; afterwards it has its own."""
-    _Patience.after()
-    client = huggingface_hub.get_session()
-    hooks, timeout = client.event_hooks, client.timeout
-    before, after = [*hooks.get("request", []), _Patience.before], [*hooks.get("response", []), _Patience.after]
-    client.event_hooks, client.timeout = {"request": before, "response": after}, SILENCE
-    try:
-        yield
-    finally:
-        client.event_hooks, client.timeout = hooks, timeout
+class _Limits:
+    """Time limits in huggingface_hub's shared client, which by default waits forever; `undo` removes them."""
+
+    def __init__(self) -> None:
+        self._changed: list[tuple[Any, Any, Any]] = []
+
+    def apply(self) -> None:
+        """Limit the present client; huggingface_hub makes another one when a connection fails."""
+        client = huggingface_hub.get_session()
+        if any(client is limited for limited, _, _ in self._changed):
+            return
+        hooks = client.event_hooks
+        self._changed.append((client, hooks, client.timeout))
+        before, after = [*hooks.get("request", []), _Patience.before], [*hooks.get("response", []), _Patience.after]
+        client.event_hooks, client.timeout = {"request": before, "response": after}, SILENCE
+
+    def undo(self) -> None:
+        for client, hooks, timeout in self._changed:
+            client.event_hooks, client.timeout = hooks, timeout
 
 
 def with_retries(call: Callable[[], T], hub: Repository, once: bool = False) -> T:
@@ -171,12 +179,13 @@ def with_retries(call: Callable[[], T], hub: Repository, once: bool = False) -> 
     Raises:
         UserError: The call failed; the message says what went wrong and what to do next.
     """
-    attempt = 0
-    with _limited_silence():
+    attempt, limits = 0, _Limits()
+    _Patience.after()
+    try:
         while True:
             attempt += 1
             try:
-                return _in_thread(call)
+                return _in_thread(call, limits.apply)
             except (OSError, RuntimeError, ValueError, _TransportError, AlteredError, SilentError) as error:
                 cause = _cause(error)
                 wait = _wait(cause, attempt)
@@ -186,10 +195,16 @@ def with_retries(call: Callable[[], T], hub: Repository, once: bool = False) -> 
                 if wait is None or attempt == _ATTEMPTS or wait > _LONGEST_WAIT:
                     raise UserError(_sentence(cause, hub.repo_id, hub.api)) from None
                 time.sleep(wait)
+    finally:
+        limits.undo()
 
 
-def _in_thread(call: Callable[[], T]) -> T:
-    """Call a function in a thread that does not keep the process alive, unlike those of an executor."""
+def _in_thread(call: Callable[[], T], meanwhile: Callable[[], None]) -> T:
+    """Call a function in a thread that does not keep the process alive, unlike those of an executor.
+
+    `meanwhile` is called before and every half second.
+    """
+    meanwhile()
     future: Future[T] = Future()
 
     def run() -> None:
@@ -199,6 +214,8 @@ def _in_thread(call: Callable[[], T]) -> T:
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
+    while not wait_for_futures([future], timeout=0.5).done:
+        meanwhile()
     return future.result()
 
 

@@ -19,6 +19,7 @@ from frskd_train.settings.data import FitSettings as FitSettings
 from frskd_train.settings.library import SEGMENTATION_DEFAULT
 from frskd_train.settings.model import MethodSettings, ModelSettings, SegmentationSettings
 from frskd_train.settings.training import LoopSettings, OptimizerSettings, RunSettings
+from frskd_train.settings.training import decay_rate as decay_rate
 
 
 @dataclass(frozen=True)

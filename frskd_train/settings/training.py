@@ -62,7 +62,12 @@ class OptimizerSettings:
     @property
     def own_decay_rate(self) -> float:
         """The given decay rate or the scheduler's default."""
-        return self.decay_rate or (1.0 if self.sched == "poly" else 0.1)
+        return decay_rate(self.sched, self.decay_rate)
+
+
+def decay_rate(sched: str, given: float | None) -> float:
+    """Return the given decay rate or the scheduler's default."""
+    return given or (1.0 if sched == "poly" else 0.1)
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ class RunSettings:
     val_interval: Annotated[int, Count] = 1
     """Epochs between validations; the last epoch is always validated."""
     log_interval: Annotated[int, Count, PRIVATE] = 50
-    """Steps between two progress lines if the output is not a terminal, and between two entries in trackers."""
+    """Steps between two progress lines if the output is not a terminal, and updates between two entries in trackers."""
     tag: Annotated[str | None, Name] = None
     """Tag of the exported weights (ARCHITECTURE.TAG); the dataset's name by default."""
     license: str | None = None

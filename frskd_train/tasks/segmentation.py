@@ -56,13 +56,14 @@ class SegmentationJob(Job):
         student = create_segmentation_student(
             model.model, data.num_classes, class_names=data.class_names, backbone_args=arguments, **decoder, **images
         )
-        seen = {tuple(pre.input_size[1:]), *data.val.split.sizes} - {(0, 0)}
-        if student.fixed_size is not None and seen != {student.fixed_size}:
-            only = "x".join(map(str, student.fixed_size))
-            raise UserError(
-                f"The backbone of {model.model} accepts only images of {only} pixels, for training and validation: "
-                "resize the images, or choose another --model."
-            )
+        if student.fixed_size is not None:
+            sizes = {tuple(pre.input_size[1:]), *data.val.split.sizes} - {(0, 0)}
+            if sizes != {student.fixed_size}:
+                only = "x".join(map(str, student.fixed_size))
+                raise UserError(
+                    f"The backbone {model.model} accepts only images of {only} pixels, for training and validation: "
+                    "resize the images, or choose another --model."
+                )
         if model.pretrained and ":" not in model.model:  # an exported model has its weights already
             try:
                 load_backbone(student)
