@@ -41,7 +41,7 @@ from frskd_train.scores import Scorer
 from frskd_train.settings import DataSettings, LoopSettings, Settings
 from tools import zoo
 
-HALF_MAY_COST = 0.02  # largest change of top-1 in points by half precision; otherwise float32 ships
+HALF_MAY_COST = 0.02  # largest loss of top-1 in points by half precision; otherwise float32 ships
 PICTURE_WIDTH = 1000  # pixels
 
 
@@ -100,15 +100,14 @@ def ship(
         )
     rounded = _rounded(model)
     half_scores = _score(rounded, data, accelerator)
-    half = abs(half_scores["top1"] - scores["top1"]) <= HALF_MAY_COST
+    half = scores["top1"] - half_scores["top1"] <= HALF_MAY_COST
     say(f"Top-1 is {scores['top1']:.2f}% in float32, {half_scores['top1']:.2f}% with parameters in float16.")
 
     folder = root / (zoo.WAITING if for_hub else Path("frskd_timm", "weights")) / f"{name}.{metrics.tag}"
     kept, processes = metrics.baseline, metrics.machine.processes
     if baseline:
-        kept = _scored_again(
-            baseline, read_baseline(baseline, settings, "top1", processes=processes), data, accelerator
-        )
+        found = read_baseline(baseline, settings, "top1", processes=processes)
+        kept = _scored_again(baseline, found, data, accelerator)
     elif kept is None:
         kept = _kept_baseline(folder, settings)
         say(f"The baseline of {folder} is {'kept' if kept else 'missing or from another recipe'}.")
@@ -133,7 +132,6 @@ def ship(
         sample=_sample_scores(final, accelerator),
         further=[_scores_on(name, final, accelerator) for name in also],
     )
-
     evaluation = evaluate_shipped(final, name, data, accelerator)
     _write(folder, run, model, half, shipped, evaluation, settings, Path(data.dataset) / CARD)
     again = timm.create_model(name, pretrained=True, pretrained_cfg=shipped_cfg(folder))
