@@ -87,7 +87,8 @@ def test_a_second_run_of_a_recipe_keeps_its_baseline(repository, tmp_path: Path)
         assert found == (wanted if kept else None)
     folder = ship(again, for_hub=True, dataset_name="Garments", threads=1, root=tmp_path)
     assert folder == tmp_path / WAITING / "resnet18_frskd.garments"
-    assert "It ships with" not in (folder / "README.md").read_text(encoding="utf-8")
+    assert "contains these weights" not in (folder / "README.md").read_text(encoding="utf-8")
+    assert "contains these weights" in (root / shipped / "README.md").read_text(encoding="utf-8")
     for document in ("README.md", "MODEL_CARD.md"):
         link = f"[`{folder.name}`]({(WAITING / folder.name).as_posix()})"
         assert link in (tmp_path / document).read_text(encoding="utf-8")

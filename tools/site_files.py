@@ -14,6 +14,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"(?<=\]\()[^)#:\s]+")
+FOLDER_LINK = re.compile(r"\[([^\]]*)\]\((hub/[^)#:\s]+)\)")  # folders are not part of the site
 
 
 def uri(path: str) -> str:
@@ -44,4 +45,5 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     path = Path(str(page.file.abs_src_path)).relative_to(ROOT).as_posix()
     here = posixpath.dirname(page.file.src_uri) or "."
     places = {link: posixpath.relpath(uri(target), here) for link, target in linked(path, markdown)}
+    markdown = FOLDER_LINK.sub(lambda found: found[1] if (ROOT / found[2]).is_dir() else found[0], markdown)
     return LINK.sub(lambda found: places.get(found[0], found[0]), markdown)

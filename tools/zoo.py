@@ -109,7 +109,7 @@ def zoo_card(
 
 def waiting(root: Path = ROOT) -> list[str]:
     """Return the names of the weights of a repository that are not part of the wheel."""
-    return sorted(path.parent.name for path in (root / WAITING).glob("*/model.safetensors"))
+    return sorted(path.parent.name for path in (root / WAITING).glob("*/config.json"))
 
 
 def results_table(results: Sequence[Mapping[str, str]], waiting: Collection[str] = ()) -> str:
