@@ -102,7 +102,6 @@ def ship(
     half_scores = _score(rounded, data, accelerator)
     half = scores["top1"] - half_scores["top1"] <= HALF_MAY_COST
     say(f"Top-1 is {scores['top1']:.2f}% in float32, {half_scores['top1']:.2f}% with parameters in float16.")
-
     folder = root / (zoo.WAITING if for_hub else Path("frskd_timm", "weights")) / f"{name}.{metrics.tag}"
     kept, processes = metrics.baseline, metrics.machine.processes
     if baseline:
@@ -231,14 +230,15 @@ def _write(
     cfg = config["pretrained_cfg"]
 
     def complete(aside: Path) -> None:
-        for picture in ("attention.png", "curves.png", "examples.png"):
-            if (run / picture).is_file():
-                _shrink(run / picture, aside / picture)
+        for name in ("attention.png", "curves.png", "examples.png"):
+            if (run / name).is_file():
+                _shrink(run / name, aside / name)
         heading = f"The settings that made {metrics.model}, tag {metrics.tag}."
         (aside / "recipe.yaml").write_text(write_recipe(settings, heading, portable=True), encoding="utf-8")
         (aside / "metrics.json").write_text(metrics.to_json(), encoding="utf-8")
         if evaluation is not None:
-            confusion_picture(evaluation.confusion, evaluation.class_names, aside / "confusion.png")
+            picture = confusion_picture(evaluation.confusion, evaluation.class_names, aside / "confusion.png")
+            _shrink(picture, picture)
         if dataset_card.is_file():
             shutil.copy(dataset_card, aside / DATASET_CARD)
         write_card(aside, metrics, evaluation)
