@@ -54,8 +54,7 @@ class Trainer:
         if resume is not None:
             self._resume(resume)
         if self.is_main:
-            recipe = write_recipe(settings, f"All settings of the run {self.folder.path.name}.")
-            self.folder.write("config.yaml", recipe)
+            self.folder.write("config.yaml", write_recipe(settings, f"Settings of the run {self.folder.path.name}."))
         start_trackers(self.accelerator, settings, self.folder.path)
 
     def run(self) -> None:
@@ -221,8 +220,8 @@ class Trainer:
         except UserError:
             if accelerator.num_processes == 1:  # several processes may disagree on the failure
                 self.save()
-                if is_last and self.is_main:
-                    report.export_run(self.folder, self.job, self.data, self.exported)
+                if is_last:
+                    self.export()
             raise
         row = {"lr": self.optimizer.param_groups[0]["lr"], **meter.means(accelerator), **self.job.columns(scores)}
         self.refuse_nonfinite()
@@ -239,7 +238,7 @@ class Trainer:
         self.progress.close_epoch(state.history[-1])
         self.progress.say(*filter(None, [note]))
         self.save()
-        if not is_last:  # what is left after the last epoch takes less time than resuming
+        if not is_last:  # after the last one, the run is finished instead
             self.save_or_stop(checkpoint=False, saved=True)
         return scores
 
@@ -280,12 +279,16 @@ class Trainer:
                 "--skip-nonfinite may help."
             )
 
+    def export(self) -> None:
+        """Export the student, or its average if there is one."""
+        if self.is_main:
+            report.export_run(self.folder, self.job, self.data, self.exported)
+
     def finish(self, scores: Scores) -> None:
         """Export the student, write the run's report and publish."""
         self.progress.say(*self.data.bad_images())
+        self.export()
         folder, job, data, exported = self.folder, self.job, self.data, self.exported
-        if self.is_main:
-            report.export_run(folder, job, data, exported)
         scores = scores or self.validate()  # there are no scores if a finished run was resumed
         evaluation = report.evaluate_run(job, data, exported, self.accelerator)
         if self.is_main:
