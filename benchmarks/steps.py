@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import frskd_timm  # noqa: F401  registers the students
 from frskd_timm.task import CrossEntropyTask, FRSKDTask
 from frskd_timm.teachers.blocks import downsample, upsample
+from frskd_train.convolutions import adapt_convolutions
 
 NUM_CLASSES = 100
 
@@ -92,7 +93,8 @@ def package_step(
     model: str, size: int, method: str, precision: str, device: torch.device, compiled: bool = False
 ) -> Callable[[Tensor, Tensor], None]:
     """Create a step as `train.py` runs it: channels last, autocast, fused optimizer, compiled with `--torchcompile`."""
-    task: Any = make_task(model, size, method).to(device, memory_format=torch.channels_last)
+    task: Any = make_task(model, size, method).to(device)
+    adapt_convolutions(task)
     if compiled:
         torch.nn.Module.compile(task)
     return make_step(task, lambda images, target: task(images, target)["loss"], precision, device)

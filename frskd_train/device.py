@@ -6,7 +6,6 @@ import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +13,8 @@ from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, parse_flag_from_env
 from timm.optim import muon
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.teachers.blocks import CentredConv2d
 from frskd_train.errors import suggest
 from frskd_train.settings import LoopSettings
 
@@ -90,38 +86,6 @@ def muon_in_float32() -> None:
     A CPU without bfloat16 instructions emulates them at a quarter of the speed of float32.
     """
     muon.zeropower_via_newtonschulz = functools.partial(muon.zeropower_via_newtonschulz, dtype=torch.float32)
-
-
-class SlicedConv2d(nn.Conv2d):
-    """A strided 1x1 convolution that first removes the unused pixels."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolve [B, C, H, W]."""
-        row, column = self.stride
-        return F.conv2d(input[..., ::row, ::column], self.weight, self.bias)
-
-
-def to_channels_last(module: nn.Module) -> None:
-    """Convert a module to the channels-last memory format, in place.
-
-    On a CPU, oneDNN's gradient of a strided 1x1 convolution with fewer channels than a vector register holds writes out
-    of bounds in this format (torch 2.13), as in the stems of FastViT, MobileOne and RepVGG. Slicing avoids this.
-    """
-    child: Any
-    for child in module.modules():
-        strided = type(child) is nn.Conv2d and child.kernel_size == (1, 1) and child.stride != (1, 1)
-        if strided and child.in_channels < 16 and child.groups == 1 and child.padding in ((0, 0), "valid"):
-            child.__class__ = SlicedConv2d
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def centre_strided_convolutions(module: nn.Module) -> None:
-    """Avoid a bug of torch in padded strided convolutions of maps one pixel wide or high (`CentredConv2d`)."""
-    for child in module.modules():
-        if type(child) is nn.Conv2d and child.stride != (1, 1) and child.kernel_size != (1, 1):
-            halves = tuple(size // 2 for size in child.kernel_size if size % 2)  # an even kernel has no centre
-            if child.padding == halves and child.padding_mode == "zeros" and child.dilation == (1, 1):
-                child.__class__ = CentredConv2d
 
 
 def step_seed(*parts: int) -> int:

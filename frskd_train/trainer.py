@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from frskd_timm.augment import TwoViews
 from frskd_timm.errors import UserError
 from frskd_train.checkpoint import checkpoint_name, load_state, prune, restore, save_checkpoint, set_aside_after
-from frskd_train.device import centre_strided_convolutions, start_accelerator, step_seed, to_channels_last
+from frskd_train.convolutions import adapt_convolutions
+from frskd_train.device import start_accelerator, step_seed
 from frskd_train.errors import exit_process
 from frskd_train.evaluate import Scores, evaluate
 from frskd_train.meter import NonfiniteGuard, TrainMeter, learning_note
@@ -73,9 +74,7 @@ class Trainer:
         self.data = self.job.load_data(progress=self.is_main)
         self.student = self.job.build_student(self.data)
         self.task = self.job.build_task(self.student, self.data)
-        centre_strided_convolutions(self.task)
-        if loop.channels_last:
-            to_channels_last(self.task)
+        adapt_convolutions(self.task, loop.channels_last)
         if loop.sync_bn:
             synchronise_norms(self.task, accelerator.device)
         process: dict[str, Any] = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}

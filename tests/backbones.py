@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from frskd_timm.errors import UserError
 from frskd_timm.pyramid import Pyramid
 from frskd_timm.task import FRSKDTask
-from frskd_train.device import to_channels_last
+from frskd_train.convolutions import adapt_convolutions
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "backbones.md"
 BEGIN, END = "<!-- {} begin -->", "<!-- {} end -->"
@@ -119,7 +119,7 @@ def step(architecture: str) -> Step:
     """Run one FRSKD step on two random images, in the memory format that training uses."""
     model, side = build(architecture)
     task = FRSKDTask.create(model, (3, side, side), CLASSES)
-    to_channels_last(task)
+    adapt_convolutions(task)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, side, side, generator=generator).contiguous(memory_format=torch.channels_last)
     target = torch.tensor([0, 3])

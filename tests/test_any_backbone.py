@@ -19,7 +19,7 @@ import frskd_timm  # noqa: F401  (registers the students)
 from frskd_timm.errors import UserError
 from frskd_timm.pyramid import Pyramid, choose_levels
 from frskd_timm.task import FRSKDTask
-from frskd_train.device import centre_strided_convolutions, to_channels_last
+from frskd_train.convolutions import adapt_convolutions
 
 TYPICAL = (
     "test_resnet test_vit test_convnext swin_tiny_patch4_window7_224 test_efficientnet mobilenetv4_conv_small",
@@ -71,7 +71,7 @@ def test_strided_pointwise_convolutions_survive_channels_last(channels: int, str
     """At these shapes torch 2.13's CPU gradient corrupts the heap; the same numbers must come out without it."""
     plain = nn.Sequential(nn.Conv2d(channels, 48, 1, stride, bias=False))
     other = copy.deepcopy(plain)
-    to_channels_last(other)
+    adapt_convolutions(other)
     assert other.state_dict().keys() == plain.state_dict().keys()
     inputs = torch.randn(2, channels, 96, 96)
     for _ in range(3):
@@ -92,7 +92,7 @@ def test_strided_convolutions_of_single_pixels_have_right_gradients(groups: int,
     plain = nn.Sequential(nn.Conv2d(64, 64, 3, 2, padding=1, groups=groups, bias=False))
     inputs = torch.randn(8, 64, *sides)
     (right,) = torch.autograd.grad(plain(inputs).square().sum(), plain[0].weight)
-    centre_strided_convolutions(plain.to(memory_format=torch.channels_last))
+    adapt_convolutions(plain)
     for _ in range(4):
         unwritten = [torch.full(plain[0].weight.shape, math.nan, dtype=dtype) for dtype in (torch.bfloat16, None)]
         del unwritten
@@ -100,6 +100,24 @@ def test_strided_convolutions_of_single_pixels_have_right_gradients(groups: int,
             outputs = plain(inputs.contiguous(memory_format=torch.channels_last)).float()
         (grad,) = torch.autograd.grad(outputs.square().sum(), plain[0].weight)
         torch.testing.assert_close(grad, right, rtol=0.05, atol=0.05 * float(right.abs().max()))
+
+
+@pytest.mark.parametrize(("kernel", "stride", "side"), [(3, 1, 8), (3, 1, 2), (3, 2, 8), (5, 1, 7), (7, (2, 1), 1)])
+def test_depthwise_convolutions_in_mixed_precision(kernel: int, stride: Any, side: int) -> None:
+    """Those that a CPU computes slowly in bfloat16 are computed in float32, also in a compiled step."""
+    plain = nn.Sequential(nn.Conv2d(32, 32, kernel, stride, padding=kernel // 2, groups=32))
+    inputs = torch.randn(4, 32, side, side)
+    outputs = plain(inputs)
+    (grad,) = torch.autograd.grad(outputs.square().sum(), plain[0].weight)
+    adapt_convolutions(plain)
+    for network in (plain, torch.compile(plain, backend="eager", fullgraph=True)):
+        with torch.autocast("cpu", torch.bfloat16):
+            found = network(inputs.contiguous(memory_format=torch.channels_last))
+        assert found.dtype == torch.bfloat16
+        rounded = (kernel, stride, side) != (3, 1, 8)  # this one is fast and computed in bfloat16
+        torch.testing.assert_close(found.float(), outputs, rtol=0.004, atol=1e-5 if rounded else 0.02)
+        (own,) = torch.autograd.grad(found.float().square().sum(), plain[0].weight)
+        torch.testing.assert_close(own, grad, rtol=0.02, atol=0.01 * float(grad.abs().max()))
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ def evaluate(settings: EvaluationSettings) -> None:
         UserError: The model or the data cannot be used, or the scores are not finite or cannot be stored.
     """
     # Imported here, so that --help and a wrong flag answer at once.
+    from frskd_train.convolutions import adapt_convolutions
     from frskd_train.device import start_accelerator
     from frskd_train.report.score_files import check_output, summary, write_scores
     from frskd_train.scores import Scorer, find_temperature, refuse_unscored
@@ -31,6 +32,7 @@ def evaluate(settings: EvaluationSettings) -> None:
     accelerator = start_accelerator(loop)
     model, run = load_for_evaluation(settings.model)
     model.to(accelerator.device).eval()
+    adapt_convolutions(model)
     job = job_of(model)
     data = job.load_validation(settings.data, settings.fit, model, progress=accelerator.is_main_process)
     output = check_output(settings.output or (run and run / f"evaluation-{data.name}"))
