@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from frskd_timm.losses.functional import IGNORED
+from frskd_timm.segmentation.evaluator import iou_of_classes
 
 Scores = dict[str, dict[str, Any]]  # by network and name; percent, except losses and counts
 
@@ -51,16 +52,14 @@ def _count_pixels(logits: Tensor, target: Tensor) -> Tensor:
 def _overlaps(sums: Tensor) -> dict[str, Any]:
     """Compute the mean IoU over classes that occur in labels or predictions; the IoU of other classes is None."""
     (hits, predicted, truth), (loss, images) = sums[:-2].reshape(3, -1), sums[-2:].tolist()
-    union = predicted + truth - hits
-    present = union > 0
-    iou = 100 * hits / union
+    iou = iou_of_classes(hits, predicted, truth)
     pixels = max(float(truth.sum()), 1.0)
     return {
-        "miou": float(iou[present].mean()),
+        "miou": float(iou.nanmean()),
         "pixel_accuracy": 100 * float(hits.sum()) / pixels,
         "loss": loss / pixels,
         "images": images,
-        "iou": [float(value) if there else None for value, there in zip(iou, present, strict=True)],
+        "iou": [None if value != value else value for value in iou.tolist()],
     }
 
 

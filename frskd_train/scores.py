@@ -22,6 +22,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from frskd_timm.errors import UserError
 from frskd_timm.losses.functional import IGNORED
+from frskd_timm.segmentation.evaluator import iou_of_classes
 from frskd_train.accumulators import CalibrationMetric, Mistakes, TemperatureMetric, finite, read_bins
 from frskd_train.data import ValidationData, load_validation
 from frskd_train.data.transforms import CORRUPTIONS, SEVERITIES
@@ -177,8 +178,7 @@ def refuse_unscored(found: Evaluation | None, model: str) -> Evaluation:
 
 def _per_class(names: Sequence[str], confusion: Tensor, is_dense: bool) -> list[ClassScores]:
     support, given, hits = confusion.sum(dim=1), confusion.sum(dim=0), confusion.diagonal()
-    iou = 100 * hits / (support + given - hits)  # NaN for a class that is never labelled or predicted
-    overlaps = [finite(value) if is_dense else None for value in iou.tolist()]
+    overlaps = [finite(value) if is_dense else None for value in iou_of_classes(hits, given, support).tolist()]
     rates = (100 * torch.stack([hits / given, hits / support, 2 * hits / (support + given)]).nan_to_num()).T.tolist()
     return [
         ClassScores(name, round(precision, 4), round(recall, 4), round(f1, 4), count, overlap)

@@ -8,6 +8,11 @@ from torch.nn import functional as F
 from frskd_timm.losses.functional import IGNORED
 
 
+def iou_of_classes(hits: Tensor, predicted: Tensor, labelled: Tensor) -> Tensor:
+    """Compute the IoU [K] in percent from counts of pixels [K]; NaN for a class neither labelled nor predicted."""
+    return 100 * hits / (predicted + labelled - hits)
+
+
 class SegmentationEvaluator:
     """Accumulate the mean loss per pixel, and mean IoU and pixel accuracy in percent.
 
@@ -52,10 +57,10 @@ class SegmentationEvaluator:
             dist.all_reduce(sums)
         confusion = sums[:-1].view(self.num_classes, self.num_classes)  # labels, predictions
         hits = confusion.diagonal()
-        union = confusion.sum(0) + confusion.sum(1) - hits
+        iou = iou_of_classes(hits, confusion.sum(0), confusion.sum(1))
         pixels = confusion.sum().clamp_min(1)
         return {
             "loss": float(sums[-1] / pixels),
-            "miou": 100 * float((hits / union)[union > 0].sum() / (union > 0).sum().clamp_min(1)),
+            "miou": float(iou.nanmean().nan_to_num()),
             "pixel_accuracy": 100 * float(hits.sum() / pixels),
         }
