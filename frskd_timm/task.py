@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frskd_timm.augment import rotations
+from frskd_timm.cost import cost
 from frskd_timm.defaults import CLASSIFICATION as DEFAULT
 from frskd_timm.distillation import DistillationTask, Views
 from frskd_timm.errors import UserError
 from frskd_timm.losses import FEATURE_LOSSES, FeatureLoss
 from frskd_timm.losses.functional import soft_label_loss
-from frskd_timm.pyramid import Pyramid
+from frskd_timm.pyramid import Pyramid, sample_images
 from frskd_timm.student_task import CrossEntropyTask, StudentTask, Terms
 from frskd_timm.teachers import SelfTeacher, create_self_teacher
 from frskd_timm.teachers.blocks import global_average
@@ -120,8 +121,8 @@ class FRSKDTask(DistillationTask):
             max_levels: Maximum number of levels of the student; the coarsest ones are used.
             sla: Add the heads of self-supervised label augmentation.
             teacher_options: Further arguments of the self-teacher (width, depth, repeats). By default, its depth is 1
-                and its width the largest up to 1 at which it has no more parameters than the student; both are 2 in
-                the paper.
+                and its width the largest up to 1 at which it has no more parameters than the student, and no more
+                multiply-adds; both are 2 in the paper.
             **options: Further arguments of the task.
 
         Raises:
@@ -130,8 +131,14 @@ class FRSKDTask(DistillationTask):
         loss_class: Any = None if beta == 0 else FEATURE_LOSSES.get(feature_loss)
         preactivation = bool(getattr(loss_class, "preactivation", False))
         pyramid = Pyramid(student, input_size, max_levels, preactivation)
-        size = sum(p.numel() for p in student.parameters())
-        teacher_arguments = {"depth": DEFAULT.teacher_depth, "max_parameters": size, **(teacher_options or {})}
+
+        def fits(teacher: nn.Module) -> bool:
+            shapes = zip(pyramid.channels, pyramid.sizes, strict=True)
+            maps = [torch.empty(1, channels, *size, device="meta") for channels, size in shapes]
+            return all(own <= limit for own, limit in zip(cost(teacher, maps), limits, strict=True))
+
+        limits = cost(student, sample_images(student, input_size))
+        teacher_arguments = {"depth": DEFAULT.teacher_depth, "fits": fits, **(teacher_options or {})}
         teacher_arguments["preactivation"] = preactivation or None
         teacher = create_self_teacher(self_teacher, pyramid.channels, num_classes, **teacher_arguments)
         if sla and input_size[1] != input_size[2]:

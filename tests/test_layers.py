@@ -23,9 +23,12 @@ LIBRARY = {
     "teachers": {"defaults", "registry"},
     "losses": {"errors", "registry", "teachers"},  # the interface of a self-teacher, which some losses read
     "pyramid": {"defaults", "errors"},
+    "cost": {"pyramid"},
     "student_task": {"defaults", "losses"},
     "distillation": {"augment", "defaults", "losses", "schedule", "student_task", "teachers"},
-    "task": {"augment", "defaults", "distillation", "errors", "losses", "pyramid", "student_task", "teachers"},
+    "task": {
+        *("augment", "cost", "defaults", "distillation", "errors", "losses", "pyramid", "student_task", "teachers"),
+    },
     "segmentation": {
         *("defaults", "distillation", "errors", "lookup", "losses", "models", "pyramid", "registry", "student_task"),
         "teachers",

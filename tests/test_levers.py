@@ -13,6 +13,7 @@ from golden_names import assert_close
 from runs import assert_same, small, train_here
 from torch import Tensor
 
+from frskd_timm.cost import cost
 from frskd_timm.distillation import DistillationTask, Views
 from frskd_timm.errors import UserError
 from frskd_timm.losses.functional import soft_label_loss
@@ -229,8 +230,8 @@ def test_a_run_with_every_lever_resumes_exactly(places: Path, tmp_path: Path) ->
     assert_same(tmp_path / "whole", tmp_path / "resumed")
 
 
-def test_the_default_self_teacher_has_at_most_as_many_parameters_as_its_student() -> None:
-    def teacher(model: str, **options: int) -> SelfTeacher:
+def test_the_default_self_teacher_costs_at_most_as_much_as_its_student() -> None:
+    def teacher(model: str, **options: float) -> SelfTeacher:
         torch.manual_seed(0)
         network = timm.create_model(model, num_classes=10)
         return FRSKDTask.create(network, (3, 64, 64), 10, teacher_options=options).self_teacher
@@ -240,5 +241,10 @@ def test_the_default_self_teacher_has_at_most_as_many_parameters_as_its_student(
 
     student = timm.create_model("test_resnet", num_classes=10)
     assert teacher("test_resnet", width=2).channels == [64, 96, 384, 192]
-    assert size(teacher("test_resnet", max_parameters=100_000)) <= 100_000 < size(teacher("test_resnet"))
     assert size(teacher("test_resnet")) <= size(student) < size(teacher("test_resnet", width=2))
+    own, wider = teacher("hgnetv2_b0"), teacher("hgnetv2_b0", width=5 / 8)
+    student = timm.create_model("hgnetv2_b0", num_classes=10)
+    maps = [torch.zeros(1, c, side, side) for c, side in zip((64, 256, 512, 1024), (16, 8, 4, 2), strict=True)]
+    assert own.channels == [32, 128, 256, 512]
+    assert size(wider) <= size(student), "only its multiply-adds are too many"
+    assert cost(own, maps)[1] <= cost(student, torch.zeros(1, 3, 64, 64))[1] < cost(wider, maps)[1]

@@ -54,8 +54,8 @@ def create_self_teacher(name: str, channels: Sequence[int], num_classes: int, **
         name: A registered name.
         channels: Channels of the student's maps, fine to coarse.
         num_classes: Number of classes.
-        **options: Further arguments of the self-teacher (width, depth, repeats, preactivation, max_parameters); None
-            for the paper's.
+        **options: Further arguments of the self-teacher (width, depth, repeats, preactivation, fits); None for the
+            paper's.
 
     Raises:
         UserError: The name is unknown.

@@ -1,6 +1,6 @@
 """The BiFPN self-teachers of FRSKD (section 3.1): `bifpnc` with channels per level, `bifpn` with one width."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, cast
 
@@ -116,30 +116,35 @@ def bifpnc(
     num_classes: int,
     *,
     width: float | None = None,
-    max_parameters: int | None = None,
+    fits: Callable[[nn.Module], bool] | None = None,
     cap: int | None = None,
     **options: Any,
 ) -> BiFPN:
     """Create the default: level i has width * c_i channels, and lateral blocks convert them between levels.
 
-    The default width is the paper's, 2. With `max_parameters`, it is the largest multiple of an eighth up to 1 at which
-    the self-teacher has at most so many parameters. `FRSKDTask.create` passes the number of the student's.
+    The default width is the paper's, 2. With `fits`, it is the largest multiple of an eighth up to 1 at which that says
+    yes of the self-teacher, which is on the meta device; `FRSKDTask.create` compares its cost with the student's.
     """
-    if width is None and max_parameters is not None:
+    if width is None and fits is not None:
         for eighths in range(8, 0, -1):
             width = eighths / 8
             with torch.device("meta"):
                 teacher = BiFPN(channels, widen(channels, width, cap), num_classes, **options)
-            if sum(parameter.numel() for parameter in teacher.parameters()) <= max_parameters:
+            if fits(teacher):
                 break
     return BiFPN(channels, widen(channels, width or 2, cap), num_classes, **options)
 
 
 @SELF_TEACHERS.register("bifpn")
 def bifpn(
-    channels: Sequence[int], num_classes: int, *, width: int = 256, max_parameters: int | None = None, **options: Any
+    channels: Sequence[int],
+    num_classes: int,
+    *,
+    width: int = 256,
+    fits: Callable[[nn.Module], bool] | None = None,
+    **options: Any,
 ) -> BiFPN:
-    """Create a BiFPN with `width` channels at every level, whatever `max_parameters`."""
+    """Create a BiFPN with `width` channels at every level, whatever `fits` says."""
     return BiFPN(channels, [width] * len(channels), num_classes, **options)
 
 
