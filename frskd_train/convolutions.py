@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,7 +23,7 @@ class SlicedConv2d(nn.Conv2d):
         return F.conv2d(input[..., ::row, ::column], self.weight, self.bias)
 
 
-class DepthwiseConv2d(CentredConv2d):
+class _Depthwise(nn.Conv2d):
     """A depthwise convolution that is computed in float32 where a CPU's bfloat16 is slow.
 
     With bfloat16, forward and backward pass take 1.2 to 20 times as long, unless kernel and stride are 3x3 and 1 and
@@ -30,7 +31,6 @@ class DepthwiseConv2d(CentredConv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve [B, C, H, W]."""
         is_fast = self.kernel_size == (3, 3) and self.stride == (1, 1) and min(x.shape[-2:]) >= 3
         if is_fast or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return super().forward(x)
@@ -38,13 +38,24 @@ class DepthwiseConv2d(CentredConv2d):
             return super().forward(x.float()).to(torch.get_autocast_dtype("cpu"))
 
 
+class DepthwiseConv2d(_Depthwise, CentredConv2d):
+    """The one for `nn.Conv2d` that is padded by half its kernel."""
+
+
+class DepthwiseConv2dSame(_Depthwise, Conv2dSame):
+    """The one for timm's convolutions with TensorFlow's padding."""
+
+
 def adapt_convolutions(module: nn.Module, channels_last: bool = True) -> None:
     """Replace such convolutions in a module, in place, and convert it to the channels-last memory format if asked.
 
-    Parameters and their names stay. Subclasses of `nn.Conv2d` that a model brings are left alone.
+    Parameters and their names stay. Other subclasses of `nn.Conv2d` that a model brings are left alone.
     """
     child: Any
     for child in module.modules():
+        is_depthwise = isinstance(child, nn.Conv2d) and child.groups == child.in_channels > 1
+        if type(child) is Conv2dSame and is_depthwise:
+            child.__class__ = DepthwiseConv2dSame
         if type(child) is not nn.Conv2d:
             continue
         halves = tuple(size // 2 for size in child.kernel_size if size % 2)  # an even kernel has no centre
@@ -53,7 +64,7 @@ def adapt_convolutions(module: nn.Module, channels_last: bool = True) -> None:
             if channels_last and child.padding in ((0, 0), "valid"):
                 child.__class__ = SlicedConv2d
         elif child.padding == halves and child.padding_mode == "zeros" and child.dilation == (1, 1) and not pointwise:
-            if child.groups == child.in_channels > 1:
+            if is_depthwise:
                 child.__class__ = DepthwiseConv2d
             elif strided:
                 child.__class__ = CentredConv2d

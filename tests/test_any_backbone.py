@@ -13,6 +13,7 @@ import torch
 from conftest import free_port
 from networks import create, images
 from runs import end_of, fork
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 import frskd_timm  # noqa: F401  (registers the students)
@@ -102,10 +103,11 @@ def test_strided_convolutions_of_single_pixels_have_right_gradients(groups: int,
         torch.testing.assert_close(grad, right, rtol=0.05, atol=0.05 * float(right.abs().max()))
 
 
+@pytest.mark.parametrize("kind", [nn.Conv2d, Conv2dSame])
 @pytest.mark.parametrize(("kernel", "stride", "side"), [(3, 1, 8), (3, 1, 2), (3, 2, 8), (5, 1, 7), (7, (2, 1), 1)])
-def test_depthwise_convolutions_in_mixed_precision(kernel: int, stride: Any, side: int) -> None:
+def test_depthwise_convolutions_in_mixed_precision(kind: Any, kernel: int, stride: Any, side: int) -> None:
     """Those that a CPU computes slowly in bfloat16 are computed in float32, also in a compiled step."""
-    plain = nn.Sequential(nn.Conv2d(32, 32, kernel, stride, padding=kernel // 2, groups=32))
+    plain = nn.Sequential(kind(32, 32, kernel, stride, padding=kernel // 2, groups=32))
     inputs = torch.randn(4, 32, side, side)
     outputs = plain(inputs)
     (grad,) = torch.autograd.grad(outputs.square().sum(), plain[0].weight)
