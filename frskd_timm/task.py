@@ -135,9 +135,10 @@ class FRSKDTask(DistillationTask):
         def fits(teacher: nn.Module) -> bool:
             shapes = zip(pyramid.channels, pyramid.sizes, strict=True)
             maps = [torch.empty(1, channels, *size, device="meta") for channels, size in shapes]
-            return all(own <= limit for own, limit in zip(cost(teacher, maps), limits, strict=True))
+            own = cost(teacher, maps)
+            return own.parameters <= limit.parameters and own.multiply_adds <= limit.multiply_adds
 
-        limits = cost(student, sample_images(student, input_size))
+        limit = cost(student, sample_images(student, input_size))
         teacher_arguments = {"depth": DEFAULT.teacher_depth, "fits": fits, **(teacher_options or {})}
         teacher_arguments["preactivation"] = preactivation or None
         teacher = create_self_teacher(self_teacher, pyramid.channels, num_classes, **teacher_arguments)

@@ -1,6 +1,5 @@
 """The end of a run: export, metrics, pictures, card, and the summary for the user."""
 
-import math
 import signal
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -12,9 +11,9 @@ import torch
 from accelerate import Accelerator, PartialState
 from huggingface_hub import get_token
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import frskd_timm
+from frskd_timm.cost import cost
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.folder import RECIPE
 from frskd_timm.export.load import read_student
@@ -39,10 +38,6 @@ from frskd_train.run_folder import RunFolder
 from frskd_train.run_state import RunState
 from frskd_train.settings import RunSettings, Settings, default_settings
 from frskd_train.tasks import Job
-
-# The operations that fvcore, which timm uses, counts the outputs of.
-_ATEN: Any = torch.ops.aten
-_LAYERS = (_ATEN.convolution, _ATEN._convolution, _ATEN.mm, _ATEN.addmm, _ATEN.bmm, _ATEN.baddbmm)
 
 
 def preflight(settings: Settings, score: str) -> None:
@@ -126,7 +121,7 @@ def make_metrics(
 ) -> Metrics:
     """Collect the facts about a run whose student has been exported."""
     settings = job.settings
-    cost = count_cost(read_student(folder.student).skeleton().eval(), data.preprocessing.input_size)
+    counted = count_cost(read_student(folder.student).skeleton(), data.preprocessing.input_size)
     rounded = {name: _rounded(found, data.class_names) for name, found in scores.items()}
     speeds = [row["images_per_second"] for row in state.history]
     names, device = job.about_student(student), accelerator.device
@@ -176,29 +171,24 @@ def make_metrics(
         baseline=baseline,
         date=datetime.now(timezone.utc).date().isoformat(),
         initial=job.initial_weights(),
-        gmacs=cost and round(cost[0], 4),
-        activations=cost and round(cost[1], 4),
+        gmacs=counted and round(counted[0], 4),
+        activations=counted and round(counted[1], 4),
     )
 
 
-@torch.no_grad()
 def count_cost(network: nn.Module, input_size: tuple[int, int, int]) -> tuple[float, float] | None:
     """Return multiply-adds in billions and activations in millions for one image; None if they cannot be counted.
 
     Args:
-        network: A network in evaluation mode; on the meta device nothing is computed.
+        network: A network; on the meta device nothing is computed.
         input_size: Channels, height and width.
     """
     image = torch.empty(1, *input_size, device=next(network.parameters()).device)
-    counters = dict.fromkeys(_LAYERS, lambda *_, out_shape, **__: math.prod(out_shape))
-    flops, outputs = FlopCounterMode(display=False), FlopCounterMode(display=False, custom_mapping=counters)
     try:
-        with flops, outputs:
-            network(image)
+        found = cost(network, image)
     except Exception:  # a network may compute with values, which the meta device does not have
         return None
-    counted = outputs.get_flop_counts()["Global"]
-    return flops.get_total_flops() / 2e9, sum(counted.get(layer, 0) for layer in _LAYERS) / 1e6
+    return found.multiply_adds / 1e9, found.activations / 1e6
 
 
 def _rounded(scores: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
