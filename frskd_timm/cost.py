@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from frskd_timm.pyramid import evaluating
@@ -15,25 +16,32 @@ _LAYERS = (_ATEN.convolution, _ATEN._convolution, _ATEN.mm, _ATEN.addmm, _ATEN.b
 
 
 class Cost(NamedTuple):
-    """Numbers of parameters, multiply-adds, and activations: outputs of convolutions and matrix products."""
+    """Numbers of parameters, of multiply-adds, and of outputs of convolutions and matrix products (activations).
+
+    The last two are None if the forward pass fails while it is counted.
+    """
 
     parameters: int
-    multiply_adds: int
-    activations: int
+    multiply_adds: int | None
+    activations: int | None
 
 
 def cost(network: nn.Module, inputs: Any) -> Cost:
-    """Count what a forward pass of these inputs costs; on the meta device nothing is computed."""
+    """Count what a forward pass of these inputs costs, the same on every device; on 'meta' nothing is computed."""
+    parameters = sum(parameter.numel() for parameter in network.parameters())
     counters = dict.fromkeys(_LAYERS, lambda *_, out_shape, **__: math.prod(out_shape))
     flops, outputs = FlopCounterMode(display=False), FlopCounterMode(display=False, custom_mapping=counters)
     learnable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     try:
         network.requires_grad_(False)  # counting fails in modules that get a learnable parameter as input, as CaiT's
-        with evaluating(network), flops, outputs:
+        # Of the kernels for attention, only this one consists of operations that are counted on every device.
+        with evaluating(network), sdpa_kernel(SDPBackend.MATH), flops, outputs:
             network(inputs)
+    except Exception:  # such as a network that computes with values, which 'meta' does not have
+        return Cost(parameters, None, None)
     finally:
         for parameter in learnable:
             parameter.requires_grad_()
     counted = outputs.get_flop_counts()["Global"]
     activations = sum(counted.get(layer, 0) for layer in _LAYERS)
-    return Cost(sum(p.numel() for p in network.parameters()), flops.get_total_flops() // 2, activations)
+    return Cost(parameters, flops.get_total_flops() // 2, activations)

@@ -1,6 +1,7 @@
 """FRSKD for classification, with optional self-supervised label augmentation (SLA)."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -132,13 +133,14 @@ class FRSKDTask(DistillationTask):
         preactivation = bool(getattr(loss_class, "preactivation", False))
         pyramid = Pyramid(student, input_size, max_levels, preactivation)
 
+        limit = cache(lambda: cost(student, sample_images(student, input_size)))
+
         def fits(teacher: nn.Module) -> bool:
             shapes = zip(pyramid.channels, pyramid.sizes, strict=True)
-            maps = [torch.empty(1, channels, *size, device="meta") for channels, size in shapes]
-            own = cost(teacher, maps)
-            return own.parameters <= limit.parameters and own.multiply_adds <= limit.multiply_adds
+            own = cost(teacher, [torch.empty(1, channels, *size, device="meta") for channels, size in shapes])
+            pairs = zip(own[:2], limit()[:2], strict=True)
+            return all(mine is None or most is None or mine <= most for mine, most in pairs)
 
-        limit = cost(student, sample_images(student, input_size))
         teacher_arguments = {"depth": DEFAULT.teacher_depth, "fits": fits, **(teacher_options or {})}
         teacher_arguments["preactivation"] = preactivation or None
         teacher = create_self_teacher(self_teacher, pyramid.channels, num_classes, **teacher_arguments)

@@ -23,50 +23,48 @@ class SlicedConv2d(nn.Conv2d):
         return F.conv2d(input[..., ::row, ::column], self.weight, self.bias)
 
 
-class _Depthwise(nn.Conv2d):
-    """A depthwise convolution that is computed in float32 where a CPU's bfloat16 is slow.
+class DepthwiseConv2d(nn.Conv2d):
+    """A depthwise convolution that is computed in float32 where autocast would use a CPU's slow bfloat16.
 
-    With bfloat16, forward and backward pass take 1.2 to 20 times as long, unless kernel and stride are 3x3 and 1 and
-    the map is not smaller than the kernel (AMD EPYC).
+    In bfloat16, forward and backward pass take 1.2 to 20 times as long (AMD EPYC with AVX-512 bf16), except for 3x3
+    kernels with stride 1 on maps that are not smaller. The backward pass keeps a float32 copy of the input.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        is_fast = self.kernel_size == (3, 3) and self.stride == (1, 1) and min(x.shape[-2:]) >= 3
-        if is_fast or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        """Convolve [B, C, H, W]."""
+        is_small = self.kernel_size == (3, 3) and self.stride == self.dilation == (1, 1)
+        is_cast = x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and self.weight.dtype == torch.float32
+        if not is_cast or x.dtype == torch.float64 or (is_small and min(x.shape[-2:]) >= 3):
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             return super().forward(x.float()).to(torch.get_autocast_dtype("cpu"))
 
 
-class DepthwiseConv2d(_Depthwise, CentredConv2d):
-    """The one for `nn.Conv2d` that is padded by half its kernel."""
-
-
-class DepthwiseConv2dSame(_Depthwise, Conv2dSame):
-    """The one for timm's convolutions with TensorFlow's padding."""
+class DepthwiseConv2dSame(DepthwiseConv2d, Conv2dSame):
+    """The same with TensorFlow's padding."""
 
 
 def adapt_convolutions(module: nn.Module, channels_last: bool = True) -> None:
-    """Replace such convolutions in a module, in place, and convert it to the channels-last memory format if asked.
+    """Replace the convolutions that torch computes slowly or wrongly on a CPU, in place.
 
-    Parameters and their names stay. Other subclasses of `nn.Conv2d` that a model brings are left alone.
+    Parameters and their names stay. Subclasses of `nn.Conv2d` that a model brings are left alone, except for timm's
+    `Conv2dSame`. With `channels_last`, the module is converted to that memory format.
     """
     child: Any
     for child in module.modules():
-        is_depthwise = isinstance(child, nn.Conv2d) and child.groups == child.in_channels > 1
-        if type(child) is Conv2dSame and is_depthwise:
-            child.__class__ = DepthwiseConv2dSame
-        if type(child) is not nn.Conv2d:
+        kind = type(child)
+        if kind not in (nn.Conv2d, Conv2dSame):
             continue
         halves = tuple(size // 2 for size in child.kernel_size if size % 2)  # an even kernel has no centre
-        strided, pointwise = child.stride != (1, 1), child.kernel_size == (1, 1)
-        if pointwise and strided and child.in_channels < 16 and child.groups == 1:
-            if channels_last and child.padding in ((0, 0), "valid"):
-                child.__class__ = SlicedConv2d
-        elif child.padding == halves and child.padding_mode == "zeros" and child.dilation == (1, 1) and not pointwise:
-            if is_depthwise:
-                child.__class__ = DepthwiseConv2d
-            elif strided:
-                child.__class__ = CentredConv2d
+        is_centred = child.padding == halves and child.padding_mode == "zeros" and child.dilation == (1, 1)
+        is_narrow = child.in_channels < 16 and child.groups == 1 and child.padding in ((0, 0), "valid")
+        if child.groups == child.in_channels > 1:
+            child.__class__ = DepthwiseConv2d if kind is nn.Conv2d else DepthwiseConv2dSame
+        elif kind is Conv2dSame or child.stride == (1, 1):
+            continue
+        elif child.kernel_size == (1, 1) and is_narrow and channels_last:
+            child.__class__ = SlicedConv2d
+        elif child.kernel_size != (1, 1) and is_centred:
+            child.__class__ = CentredConv2d
     if channels_last:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,5 +1,6 @@
 """Score networks on the validation images of all processes, each image once."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +60,7 @@ def _overlaps(sums: Tensor) -> dict[str, Any]:
         "pixel_accuracy": 100 * float(hits.sum()) / pixels,
         "loss": loss / pixels,
         "images": images,
-        "iou": [None if value != value else value for value in iou.tolist()],
+        "iou": [None if math.isnan(value) else value for value in iou.tolist()],
     }
 
 

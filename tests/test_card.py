@@ -1,5 +1,6 @@
 """Model cards say what the metrics say, and leave out what is missing."""
 
+import copy
 import json
 import math
 import re
@@ -45,12 +46,24 @@ def test_the_code_in_a_card_runs(student, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "size", "gmacs", "activations"),
-    [("resnet18", 224, 1.8, 2.5), ("vit_small_patch16_224", 224, 4.6, 11.9), ("efficientnet_b0", 224, 0.4, 6.7)],
+    [
+        ("resnet18", 224, 1.8, 2.5),
+        ("vit_small_patch16_224", 224, 4.6, 11.9),
+        ("efficientnet_b0", 224, 0.4, 6.7),
+        ("cait_xxs24_224", 224, 2.5, 20.3),
+    ],
 )
 def test_cost_is_that_of_timms_cards(name, size, gmacs, activations):
     with torch.device("meta"):
         network = timm.create_model(name).eval()
     assert [round(value, 1) for value in count_cost(network, (3, size, size))] == [gmacs, activations]
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_cost_is_the_same_on_every_device():
+    network = timm.create_model("test_vit").eval()
+    size = (3, 64, 64)
+    assert count_cost(network, size) == count_cost(copy.deepcopy(network).to("meta"), size)
 
 
 def test_card_names_the_weights_that_training_started_from(student):

@@ -55,7 +55,7 @@ def create_self_teacher(name: str, channels: Sequence[int], num_classes: int, **
         channels: Channels of the student's maps, fine to coarse.
         num_classes: Number of classes.
         **options: Further arguments of the self-teacher (width, depth, repeats, preactivation, fits); None for the
-            paper's.
+            paper's. `fits(teacher)` tells whether a self-teacher is small enough, for those that choose a width.
 
     Raises:
         UserError: The name is unknown.

@@ -122,8 +122,8 @@ def bifpnc(
 ) -> BiFPN:
     """Create the default: level i has width * c_i channels, and lateral blocks convert them between levels.
 
-    The default width is the paper's, 2. With `fits`, it is the largest multiple of an eighth up to 1 at which that says
-    yes of the self-teacher, which is on the meta device; `FRSKDTask.create` compares its cost with the student's.
+    The default width is the paper's, 2. With `fits`, it is the largest multiple of an eighth up to 1 for which `fits`
+    accepts the self-teacher, which is on the meta device; `FRSKDTask.create` compares its cost with the student's.
     """
     if width is None and fits is not None:
         for eighths in range(8, 0, -1):

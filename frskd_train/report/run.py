@@ -184,9 +184,8 @@ def count_cost(network: nn.Module, input_size: tuple[int, int, int]) -> tuple[fl
         input_size: Channels, height and width.
     """
     image = torch.empty(1, *input_size, device=next(network.parameters()).device)
-    try:
-        found = cost(network, image)
-    except Exception:  # a network may compute with values, which the meta device does not have
+    found = cost(network, image)
+    if found.multiply_adds is None or found.activations is None:
         return None
     return found.multiply_adds / 1e9, found.activations / 1e6
 

@@ -89,7 +89,8 @@ class MethodSettings:
     bifpnc with at most 256 channels, whose logits correct the student's."""
     teacher_width: Annotated[int | None, Count, FIXED, CLASSIFICATION] = None
     """bifpnc, residual: multiple of each level's channels (2 in the paper); by default the largest up to 1 at which the
-    self-teacher has no more parameters and multiply-adds than the student. bifpn: number of channels (default 256)."""
+    self-teacher has no more parameters and no more multiply-adds than the student. bifpn: number of channels
+    (default 256)."""
     teacher_depth: Annotated[int, Count, FIXED, CLASSIFICATION] = DEFAULT.teacher_depth
     """Depthwise-pointwise repetitions in each fusion block of the self-teacher (2 in the paper)."""
     teacher_repeats: Annotated[int, Count, FIXED] = DEFAULT.teacher_repeats
