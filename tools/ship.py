@@ -100,7 +100,7 @@ def ship(
         )
     rounded = _rounded(model)
     half_scores = _score(rounded, data, accelerator)
-    half = scores["top1"] - half_scores["top1"] <= HALF_MAY_COST
+    half = round(scores["top1"] - half_scores["top1"], 4) <= HALF_MAY_COST
     say(f"Top-1 is {scores['top1']:.2f}% in float32, {half_scores['top1']:.2f}% with parameters in float16.")
     folder = root / (zoo.WAITING if for_hub else Path("frskd_timm", "weights")) / f"{name}.{metrics.tag}"
     kept, processes = metrics.baseline, metrics.machine.processes
