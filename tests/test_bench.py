@@ -80,7 +80,7 @@ def test_a_compiled_run_exports_a_plain_student(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("document", "name", "table"),
-    [("speed", "speed", speed.table), ("speed", "speed_quiet", speed.table), ("backbones", "costs", speed.costs)],
+    [("speed", "speed", speed.table), ("speed", "speed_paper", speed.table), ("backbones", "costs", speed.costs)],
 )
 def test_the_document_shows_the_measurements(document: str, name: str, table: Callable[..., str]) -> None:
     with (ROOT / "benchmarks" / "results" / f"{name}.csv").open(encoding="utf-8") as file:
