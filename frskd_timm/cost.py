@@ -25,6 +25,12 @@ class Cost(NamedTuple):
     multiply_adds: int | None
     activations: int | None
 
+    def fits(self, limit: "Cost") -> bool:
+        """Return whether parameters and multiply-adds, where both are known, are at most those of the limit."""
+        if self.parameters > limit.parameters:
+            return False
+        return self.multiply_adds is None or limit.multiply_adds is None or self.multiply_adds <= limit.multiply_adds
+
 
 def cost(network: nn.Module, inputs: Any) -> Cost:
     """Count what a forward pass of these inputs costs, the same on every device; on 'meta' nothing is computed."""

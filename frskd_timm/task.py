@@ -132,14 +132,12 @@ class FRSKDTask(DistillationTask):
         loss_class: Any = None if beta == 0 else FEATURE_LOSSES.get(feature_loss)
         preactivation = bool(getattr(loss_class, "preactivation", False))
         pyramid = Pyramid(student, input_size, max_levels, preactivation)
-
         limit = cache(lambda: cost(student, sample_images(student, input_size)))
 
         def fits(teacher: nn.Module) -> bool:
             shapes = zip(pyramid.channels, pyramid.sizes, strict=True)
-            own = cost(teacher, [torch.empty(1, channels, *size, device="meta") for channels, size in shapes])
-            pairs = zip(own[:2], limit()[:2], strict=True)
-            return all(mine is None or most is None or mine <= most for mine, most in pairs)
+            maps = [torch.empty(1, channels, *size, device="meta") for channels, size in shapes]
+            return cost(teacher, maps).fits(limit())
 
         teacher_arguments = {"depth": DEFAULT.teacher_depth, "fits": fits, **(teacher_options or {})}
         teacher_arguments["preactivation"] = preactivation or None

@@ -32,9 +32,9 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve [B, C, H, W]."""
-        is_small = self.kernel_size == (3, 3) and self.stride == self.dilation == (1, 1)
+        is_fast = self.kernel_size == (3, 3) and self.stride == self.dilation == (1, 1) and min(x.shape[-2:]) >= 3
         is_cast = x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and self.weight.dtype == torch.float32
-        if not is_cast or x.dtype == torch.float64 or (is_small and min(x.shape[-2:]) >= 3):
+        if not is_cast or x.dtype == torch.float64 or is_fast:
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             return super().forward(x.float()).to(torch.get_autocast_dtype("cpu"))
