@@ -24,6 +24,7 @@ class Case:
         epochs: Numbers of epochs.
         flags: Flags of `train.py`.
         spoilt: Key in `protocol_data.SPOILT` of the change to the training images, if any.
+        rivals: Cases with the same data and another augmentation, whose baselines count too.
     """
 
     title: str
@@ -31,11 +32,17 @@ class Case:
     epochs: tuple[int, ...]
     flags: str
     spoilt: str = ""
+    rivals: tuple[str, ...] = ()
 
     @property
     def is_dense(self) -> bool:
         """Whether the task is segmentation."""
         return "--task segmentation" in self.flags
+
+    @property
+    def variant(self) -> str:
+        """What distinguishes it from its rivals: the last part of the title."""
+        return self.title.rpartition(", ")[2]
 
 
 _TYPEFACES = "--model resnet18_frskd --img-size 64 --opt sgd --lr 0.05 --weight-decay 5e-4 --batch-size 32 --hflip 0"
@@ -47,7 +54,18 @@ CASES = {
     "typefaces": Case("100 typefaces", "typefaces", (30,), _TYPEFACES),
     "typefaces_2": Case("100 other typefaces", "typefaces_2", (30,), _TYPEFACES),
     "sgd": Case(
-        "Fashion-MNIST, 4,000 images, SGD", "fashion_mnist", (10, 20, 40), f"{_GARMENTS} --train-num-samples 4000"
+        "Fashion-MNIST, 4,000 images, SGD, crops",
+        "fashion_mnist",
+        (10, 20, 40),
+        f"{_GARMENTS} {_FEW}",
+        rivals=("uncropped",),
+    ),
+    "uncropped": Case(
+        "Fashion-MNIST, 4,000 images, SGD, no crops",
+        "fashion_mnist",
+        (10, 20),
+        f"{_GARMENTS} {_FEW} --crop-padding 0",
+        rivals=("sgd",),
     ),
     "muon": Case(
         "Fashion-MNIST, 4,000 images, Muon and erasing",
@@ -181,8 +199,10 @@ def table(
             run = Run(data, split, name, budget, 0)
             more = same_time(times, run) if longer else budget
             own, teacher = scores(rows, run), scores(rows, run, "self_teacher_score")
-            baselines = [(scores(rows, replace(run, method=m, epochs=more or 0)), m) for m in BASELINES]
-            baselines = [(found, method) for found, method in baselines if found]
+            baselines = []
+            for method, rival in itertools.product(BASELINES, (data, *case.rivals)):
+                if found := scores(rows, replace(run, data=rival, method=method, epochs=more or 0)):
+                    baselines.append((found, method if rival == data else f"{method}, {CASES[rival].variant}"))
             if own and baselines:
                 shown = f"{budget}, baseline {more}" if longer else str(budget)
                 best = max(baselines, key=lambda pair: statistics.mean(pair[0]))

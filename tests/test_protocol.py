@@ -42,6 +42,15 @@ def test_the_table_compares_with_the_best_baseline_of_the_same_epochs_and_of_the
     assert protocol.table([]) == protocol.table(RECORDED[2:]) == "There are no results yet."
 
 
+def test_baselines_with_another_augmentation_of_the_same_data_count_too() -> None:
+    uncropped = [{**found, "data": "uncropped"} for found in RECORDED[:4]]
+    cropped = [{**found, "data": "sgd"} for found in RECORDED[4:6]]
+    title = protocol.CASES["uncropped"].title
+    assert protocol.table([*uncropped, *cropped]).splitlines()[2:] == [
+        f"| {title} | 10 | `ce + smoothing + EMA, crops` | 85.00 | 89.00 | +4.00 | 1.41 | 2 | 92.00 | 57 % |",
+    ]
+
+
 def test_the_plan_leaves_out_what_is_recorded_and_knows_the_epochs_of_the_same_time() -> None:
     def missing(**options: Any) -> set[tuple[str, int, int]]:
         runs = protocol.plan(RECORDED, ["wrong"], ["frskd", *protocol.RUNS], [1, 2, 3], **options)
