@@ -241,6 +241,7 @@ def test_the_default_self_teacher_costs_at_most_as_much_as_its_student() -> None
 
     student = timm.create_model("test_resnet", num_classes=10)
     assert teacher("test_resnet", width=2).channels == [64, 96, 384, 192]
+    assert teacher("test_resnet", width=0.5).channels == [16, 24, 96, 48]
     assert size(teacher("test_resnet")) <= size(student) < size(teacher("test_resnet", width=2))
     own, wider = teacher("hgnetv2_b0"), teacher("hgnetv2_b0", width=5 / 8)
     student = timm.create_model("hgnetv2_b0", num_classes=10)

@@ -127,6 +127,7 @@ def test_cross_entropy_alone_is_the_same_recipe_without_self_teacher(tmp_path: P
         (["--dataset", "no/such_folder_or_id"], ["no/such_folder_or_id"]),
         (["--opt", "sdg"], ["sdg", "sgd"]),
         (["--self-teacher", "fpn"], ["--self-teacher", "fpn", "bifpn, bifpnc"]),
+        (["--self-teacher", "bifpn", "--teacher-width", "2.5"], ["2.5", "whole number"]),
         (["--model", "resnet18_frskd.mnist"], ["no weights 'resnet18_frskd.mnist'", "resnet18_frskd.fashion_mnist"]),
         (["--model", "resnet50_frskd", "--pretrained"], ["no pretrained weights", "--pretrained"]),
         (["--resume", "nowhere"], ["nowhere", "checkpoint"]),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from frskd_timm.errors import UserError
 from frskd_timm.teachers import SELF_TEACHERS, SelfTeacher
 from frskd_timm.teachers.blocks import Fuse, Lateral, Same, add_upsampled, downsample, global_average
 
@@ -140,12 +141,18 @@ def bifpn(
     channels: Sequence[int],
     num_classes: int,
     *,
-    width: int = 256,
+    width: float = 256,
     fits: Callable[[nn.Module], bool] | None = None,
     **options: Any,
 ) -> BiFPN:
-    """Create a BiFPN with `width` channels at every level, whatever `fits` says."""
-    return BiFPN(channels, [width] * len(channels), num_classes, **options)
+    """Create a BiFPN with `width` channels at every level, whatever `fits` says.
+
+    Raises:
+        UserError: `width` is not a whole number.
+    """
+    if not float(width).is_integer():
+        raise UserError(f"The width of a bifpn is its number of channels, a whole number, not {width}.")
+    return BiFPN(channels, [int(width)] * len(channels), num_classes, **options)
 
 
 @SELF_TEACHERS.register("residual")

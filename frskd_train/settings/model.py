@@ -87,10 +87,10 @@ class MethodSettings:
     self_teacher: Annotated[SelfTeacher, FIXED, CLASSIFICATION] = DEFAULT.self_teacher
     """The self-teacher. bifpnc: channels follow the student's levels. bifpn: the same width at all levels. residual:
     bifpnc with at most 256 channels, whose logits correct the student's."""
-    teacher_width: Annotated[int | None, Count, FIXED, CLASSIFICATION] = None
-    """bifpnc, residual: multiple of each level's channels (2 in the paper); by default the largest up to 1 at which the
-    self-teacher has no more parameters and no more multiply-adds than the student. bifpn: number of channels
-    (default 256)."""
+    teacher_width: Annotated[float | None, Positive, FIXED, CLASSIFICATION] = None
+    """bifpnc, residual: multiple of each level's channels (2 in the paper), such as 0.5; by default the largest up to 1
+    at which the self-teacher has no more parameters and no more multiply-adds than the student. bifpn: number of
+    channels (default 256)."""
     teacher_depth: Annotated[int, Count, FIXED, CLASSIFICATION] = DEFAULT.teacher_depth
     """Depthwise-pointwise repetitions in each fusion block of the self-teacher (2 in the paper)."""
     teacher_repeats: Annotated[int, Count, FIXED] = DEFAULT.teacher_repeats
