@@ -4,7 +4,7 @@
     python benchmarks/budgets.py --plan                              # the runs that are missing
     nohup python benchmarks/budgets.py --seconds > budgets.log &     # make them, seed by seed
     python benchmarks/budgets.py --tune --data typefaces --methods frskd --name alpha8 -- --alpha 8
-    python benchmarks/budgets.py --write                             # the table in docs/results.md
+    python benchmarks/budgets.py --write                             # the tables in docs/results.md and README.md
 
 Runs whose results are in the CSV file are not repeated, and an interrupted run continues from its last checkpoint, so
 the same command continues after an interruption. For several cores, start it several times. FRSKD runs with the
@@ -35,7 +35,7 @@ from protocol_data import find_dataset  # noqa: E402
 from table_files import append, read  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENT = ROOT / "docs" / "results.md"
+DOCUMENT, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 BEGIN = "<!-- begin: written by python benchmarks/budgets.py --write -->"
 BEGIN_SPOILT = "<!-- begin: imbalanced and wrong labels, written by python benchmarks/budgets.py --write -->"
 
@@ -244,7 +244,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="CSV file; by default protocol.csv or tuning.csv of the results")
     parser.add_argument("--plan", action="store_true", help="print the missing runs and exit")
     parser.add_argument("--table", action="store_true", help="print the tables of the results and exit")
-    parser.add_argument("--write", action="store_true", help="write these tables into docs/results.md and exit")
+    parser.add_argument("--write", action="store_true", help="write the tables into the documents and exit")
     parser.add_argument("flags", nargs="*", help="train.py flags of FRSKD, after --")
     args = parser.parse_args(arguments)
     if args.flags and args.name in ("frskd", *protocol.BASELINES):
@@ -263,7 +263,8 @@ def main() -> None:
     """Make the missing runs, or show the plan or the results."""
     args = parse()
     rows = read(args.output)
-    table = protocol.table(rows, read(args.times), args.name, args.split, args.epochs)
+    found = list(protocol.comparisons(rows, read(args.times), args.name, args.split, args.epochs))
+    table = protocol.table(found)
     spoilt = protocol.spoilt_table(rows, args.split)
     unknown = set(args.data) - {row["data"] for row in read(args.times) if row["method"] == args.name}
     if args.measure:
@@ -275,6 +276,8 @@ def main() -> None:
 
         text = with_table(DOCUMENT.read_text(encoding="utf-8"), table, BEGIN)
         DOCUMENT.write_text(with_table(text, spoilt, BEGIN_SPOILT), encoding="utf-8")
+        text = README.read_text(encoding="utf-8")
+        README.write_text(with_table(text, protocol.short_table(found), BEGIN), encoding="utf-8")
     elif args.table:
         print(table, spoilt, sep="\n\n")
     elif args.plan:

@@ -2,7 +2,7 @@
 
 import itertools
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 COLUMNS = (
@@ -181,32 +181,68 @@ def makes_sense(case: Case, method: str) -> bool:
     return not (case.is_dense and "--mixup" in flags)
 
 
-def table(
+@dataclass(frozen=True)
+class Comparison:
+    """Scores of a method and of the best baseline with all seeds."""
+
+    title: str  # of the case
+    epochs: int
+    baseline_epochs: int
+    baseline: str
+    best: list[float]  # the baseline's scores
+    own: list[float]
+    teacher: list[float]
+
+
+def comparisons(
     rows: Sequence[Row],
     times: Sequence[Row] = (),
     name: str = "frskd",
     split: str = "test",
     epochs: int | None = None,
-) -> str:
-    """Format a Markdown table of a method and the best baseline of the same epochs and of the same time; see `plan`."""
+) -> Iterator[Comparison]:
+    """Yield the comparisons of a method and the best baseline of the same epochs and of the same time; see `plan`."""
+    for data, case in CASES.items():
+        for budget, longer in itertools.product((epochs,) if epochs else case.epochs, (False, True)):
+            run = Run(data, split, name, budget, 0)
+            more = (same_time(times, run) if longer else budget) or 0
+            own, teacher = scores(rows, run), scores(rows, run, "self_teacher_score")
+            baselines = []
+            for method, rival in itertools.product(BASELINES, (data, *case.rivals)):
+                if found := scores(rows, replace(run, data=rival, method=method, epochs=more)):
+                    baselines.append((found, method if rival == data else f"{method}, {CASES[rival].variant}"))
+            if own and baselines:
+                best, method = max(baselines, key=lambda pair: statistics.mean(pair[0]))
+                yield Comparison(case.title, budget, more, method, best, own, teacher)
+
+
+def table(found: Iterable[Comparison]) -> str:
+    """Format comparisons as a Markdown table."""
     lines = [
         "| data | epochs | best baseline | its score | FRSKD | difference | standard error | seeds | self-teacher | "
         "share of its lead |",
         "|---|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for data, case in CASES.items():
-        for budget, longer in itertools.product((epochs,) if epochs else case.epochs, (False, True)):
-            run = Run(data, split, name, budget, 0)
-            more = same_time(times, run) if longer else budget
-            own, teacher = scores(rows, run), scores(rows, run, "self_teacher_score")
-            baselines = []
-            for method, rival in itertools.product(BASELINES, (data, *case.rivals)):
-                if found := scores(rows, replace(run, data=rival, method=method, epochs=more or 0)):
-                    baselines.append((found, method if rival == data else f"{method}, {CASES[rival].variant}"))
-            if own and baselines:
-                shown = f"{budget}, baseline {more}" if longer else str(budget)
-                best = max(baselines, key=lambda pair: statistics.mean(pair[0]))
-                lines.append(f"| {case.title} | {shown} | {' | '.join(compare(*best, own, teacher))} |")
+    for pair in found:
+        more = pair.baseline_epochs
+        shown = str(pair.epochs) if more == pair.epochs else f"{pair.epochs}, baseline {more}"
+        lines.append(f"| {pair.title} | {shown} | {' | '.join(compare(pair))} |")
+    return "\n".join(lines) if len(lines) > 2 else NOTHING
+
+
+def short_table(found: Iterable[Comparison]) -> str:
+    """Format the scores of comparisons as a Markdown table with both budgets of the baseline in one line."""
+    lines = [
+        "| data | epochs | seeds | FRSKD | baseline, equal epochs | baseline, equal time |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for (title, epochs), pairs in itertools.groupby(found, key=lambda pair: (pair.title, pair.epochs)):
+        cells = ["", ""]
+        for pair in pairs:
+            longer = pair.baseline_epochs > epochs
+            cells[longer] = f"{statistics.mean(pair.best):.2f}" + longer * f" ({pair.baseline_epochs} epochs)"
+        own = f"{len(pair.own)} | {statistics.mean(pair.own):.2f}"
+        lines.append(f"| {title} | {epochs} | {own} | {' | '.join(cells)} |")
     return "\n".join(lines) if len(lines) > 2 else NOTHING
 
 
@@ -232,8 +268,9 @@ def scores(rows: Sequence[Row], run: Run, column: str = "score") -> list[float]:
     return [float(row[column]) for row in rows if replace(Run.of(row), seed=0) == run and row[column]]
 
 
-def compare(best: Sequence[float], method: str, own: Sequence[float], teacher: Sequence[float]) -> list[str]:
-    """Format the cells of a comparison of scores with those of the best baseline."""
+def compare(pair: Comparison) -> list[str]:
+    """Format the cells of a comparison."""
+    best, own, teacher = pair.best, pair.own, pair.teacher
     bar, mean = statistics.mean(best), statistics.mean(own)
     error = None
     if min(len(best), len(own)) > 1:
@@ -242,4 +279,4 @@ def compare(best: Sequence[float], method: str, own: Sequence[float], teacher: S
     lead = statistics.mean(teacher) - bar if teacher else 0.0
     share = f"{100 * (mean - bar) / lead:.0f} %" if lead > (error or 0.0) and mean > bar else ""
     cells = [f"{bar:.2f}", f"{mean:.2f}", f"{mean - bar:+.2f}", "" if error is None else f"{error:.2f}", seeds]
-    return [f"`{method}`", *cells, f"{statistics.mean(teacher):.2f}" if teacher else "", share]
+    return [f"`{pair.baseline}`", *cells, f"{statistics.mean(teacher):.2f}" if teacher else "", share]

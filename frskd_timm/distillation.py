@@ -34,7 +34,7 @@ class Views(NamedTuple):
 class DistillationTask(StudentTask):
     """FRSKD (arXiv 2103.08273, eq. 6) for any kind of target.
 
-        loss = v CE(z_s, y) + w CE(z_t, y) + r (alpha KL_T(z_t, z_s) + beta sum_i D(F_i, T_i))
+        loss = v CE(z_s, y) + w CE(z_t, y) + r (alpha KL_tau(z_t, z_s) + beta sum_i D(F_i, T_i))
 
     v is `student_weight`, w `teacher_weight` and r the weight given by the schedule, all 1 in the paper. The maps F_i
     enter the self-teacher without detaching, so CE(z_t, y) also trains the student's backbone. With v + w = 1, the
@@ -46,7 +46,7 @@ class DistillationTask(StudentTask):
         feature_loss: D; None leaves the term out.
         alpha: Weight of the soft labels.
         beta: Weight of the feature maps; None uses the `default_beta` of the feature loss.
-        temperature: T of the soft labels.
+        temperature: tau of the soft labels.
         smoothing: Label smoothing of the cross-entropy terms.
         schedule: Name of the schedule of alpha and beta.
         start: Fraction of the run before distillation starts.

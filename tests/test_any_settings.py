@@ -51,7 +51,7 @@ WORDS: dict[str, st.SearchStrategy] = {
     "initial_checkpoint": st.sampled_from(["nowhere.pth", str(ROOT / "LICENSE")]),
     "report_to": st.lists(st.sampled_from(["nonsense", "wandb,", "tensorboard"]), min_size=1),
     "mean": st.lists(st.floats(0, 1), min_size=1, max_size=3).map(lambda values: list(map(str, values))),
-    "teacher_width": st.sampled_from(["0.1", "0.5", "1", "2.5", "3", "0", "-1", "nan", "inf"]),  # larger ones take memory
+    "teacher_width": st.sampled_from(["0.1", "0.5", "1", "2.5", "3", "0", "-1", "nan", "inf"]),  # more takes memory
     "baseline": st.lists(st.sampled_from(["nowhere"]), min_size=1, max_size=1),
 }  # fmt: skip
 # Left as they are: places, other tests' subjects, what costs minutes, or would reach for the network.

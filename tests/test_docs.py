@@ -31,7 +31,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "MODEL_CARD.md", *sorted((ROOT / "docs").glob("*.md"))]
 LAUNCHER = {  # of accelerate launch, torchrun and hf jobs
     "--flavor", "--machine_rank", "--main_process_ip", "--main_process_port", "--multi_gpu", "--nproc_per_node",
-    "--num_machines", "--num_processes", "--quiet", "--secrets",
+    "--num_machines", "--num_processes", "--quiet", "--secrets", "--timeout",
 }  # fmt: skip
 # Blocks that test_finetuning.py and test_timm.py run and look into
 TESTED_ELSEWHERE = ("load_digits", "RetinaNet", "create_scheduler_v2")
@@ -183,7 +183,9 @@ def test_tables_show_the_measurements(document: str, results: str) -> None:
 def test_the_tables_of_the_protocol_show_its_results() -> None:
     rows, times = (budgets.read(ROOT / "benchmarks" / "results" / f"{name}.csv") for name in ("protocol", "times"))
     text = budgets.DOCUMENT.read_text(encoding="utf-8")
-    assert f"{budgets.BEGIN}\n{protocol.table(rows, times)}\n<!-- end -->" in text
+    found = list(protocol.comparisons(rows, times))
+    assert f"{budgets.BEGIN}\n{protocol.table(found)}\n<!-- end -->" in text
+    assert f"{budgets.BEGIN}\n{protocol.short_table(found)}\n<!-- end -->" in README
     assert f"{budgets.BEGIN_SPOILT}\n{protocol.spoilt_table(rows)}\n<!-- end -->" in text
 
 

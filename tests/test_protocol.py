@@ -29,7 +29,7 @@ TIMES = [{"data": "wrong", "method": "frskd", "ratio": "1.6"}]
 
 def test_the_table_compares_with_the_best_baseline_of_the_same_epochs_and_of_the_same_time() -> None:
     title = protocol.CASES["wrong"].title
-    assert protocol.table(RECORDED, TIMES).splitlines()[2:] == [
+    assert protocol.table(protocol.comparisons(RECORDED, TIMES)).splitlines()[2:] == [
         # 89 - 85 of 92 - 85; the variance of each method's two scores is 2
         f"| {title} | 10 | `ce + smoothing + EMA` | 85.00 | 89.00 | +4.00 | 1.41 | 2 | 92.00 | 57 % |",
         f"| {title} | 10, baseline 16 | `ce` | 90.00 | 89.00 | -1.00 | 1.12 | 2 | 92.00 |  |",  # behind, so no share
@@ -39,14 +39,18 @@ def test_the_table_compares_with_the_best_baseline_of_the_same_epochs_and_of_the
         f"| {title} | 10 | `{protocol.AVERAGED}` | 85.00 ± 1.41 | 10.00 ± 0.00 | 2 |",
         f"| {title} | 10 | `frskd` | 89.00 ± 1.41 | 10.00 ± 0.00 | 2 |",
     ]
-    assert protocol.table([]) == protocol.table(RECORDED[2:]) == "There are no results yet."
+    assert protocol.short_table(protocol.comparisons(RECORDED, TIMES)).splitlines()[2:] == [
+        f"| {title} | 10 | 2 | 89.00 | 85.00 | 90.00 (16 epochs) |"
+    ]
+    for rows in ([], RECORDED[2:]):
+        assert protocol.table(protocol.comparisons(rows)) == "There are no results yet."
 
 
 def test_baselines_with_another_augmentation_of_the_same_data_count_too() -> None:
     uncropped = [{**found, "data": "uncropped"} for found in RECORDED[:4]]
     cropped = [{**found, "data": "sgd"} for found in RECORDED[4:6]]
     title = protocol.CASES["uncropped"].title
-    assert protocol.table([*uncropped, *cropped]).splitlines()[2:] == [
+    assert protocol.table(protocol.comparisons([*uncropped, *cropped])).splitlines()[2:] == [
         f"| {title} | 10 | `ce + smoothing + EMA, crops` | 85.00 | 89.00 | +4.00 | 1.41 | 2 | 92.00 | 57 % |",
     ]
 

@@ -58,7 +58,8 @@ class PreprocessingSettings:
     in_chans: Annotated[Literal[1, 3], FIXED] = 3
     """Input channels of the student; gray images are repeated to 3."""
     mean: Annotated[tuple[float, ...] | None, Fraction] = None
-    """Mean per channel, or one for all, of images in 0..1; measured by default; the model's own if it has weights."""
+    """Mean of the images, scaled to 0..1: per channel, or one value for all. By default the model's own if it has
+    weights, else measured on the training images."""
     std: Annotated[tuple[float, ...] | None, Range(above=0, high=1)] = None
     """Standard deviation per channel, likewise."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
@@ -169,5 +170,5 @@ class EvaluationSettings:
     pictures: bool = False
     """Also write a reliability diagram and a picture of the confusion matrix."""
     output: str | None = None
-    """Folder for evaluation.json, per_class.csv and confusion.csv; FILE.json stores the first alone. By default
+    """Folder for evaluation.json, per_class.csv and confusion.csv; FILE.json: evaluation.json alone. By default
     evaluation-DATASET in the folder of a run, none for other models."""

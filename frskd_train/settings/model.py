@@ -52,7 +52,8 @@ class ModelSettings:
     drop_path: Annotated[float | None, Range(low=0, high=0.99)] = None
     """Stochastic depth rate, for students that support it."""
     model_kwargs: Annotated[KeywordArguments, FIXED] = field(default_factory=dict)
-    """Additional arguments of timm.create_model, such as --model-kwargs patch_size=4; no words clear them."""
+    """Additional arguments of timm.create_model, such as --model-kwargs patch_size=4; the flag without values clears
+    them."""
     grad_checkpointing: bool = False
     """Recompute activations in the student's backward pass, which saves memory and costs time."""
 

@@ -34,7 +34,7 @@ class OptimizerSettings:
     layer_decay: Annotated[float | None, Range(above=0, high=1), FIXED] = None
     """Factor of the learning rate from one student layer to the previous one, for fine-tuning."""
     opt_kwargs: Annotated[KeywordArguments, FIXED] = field(default_factory=dict)
-    """Additional arguments of the optimizer, such as --opt-kwargs eps=1e-6; no words clear them."""
+    """Additional arguments of the optimizer, such as --opt-kwargs eps=1e-6; the flag without values clears them."""
     clip_grad: Annotated[float | None, Positive] = None
     """Gradient clipping threshold."""
     clip_mode: Literal["norm", "value", "agc"] = "norm"
@@ -91,7 +91,8 @@ class LoopSettings:
     sync_bn: bool = False
     """Synchronize batch normalization across processes, also on CPU."""
     skip_nonfinite: Annotated[int, NotNegative] = 0
-    """Steps per epoch with a loss that is not finite that are skipped; one more stops the run. Slightly slower."""
+    """Maximum number of steps per epoch to skip because their loss is not finite; one more stops the run. Slightly
+    slower."""
     model_ema: Annotated[bool, FIXED] = False
     """Keep an exponential moving average of the student's weights and export the average."""
     model_ema_decay: Annotated[float, Range(low=0, high=0.999999)] = 0.998
@@ -129,7 +130,7 @@ class RunSettings:
     baseline: Annotated[tuple[str, ...], PRIVATE] = ()
     """Folders of `--method ce` runs of the same recipe, one per seed, whose scores are shown in the card."""
     export: tuple[Literal["onnx"], ...] = ()
-    """Additional export formats; onnx needs `pip install 'frskd-timm[onnx]'`."""
+    """Additional export formats; onnx needs the extra `onnx`."""
     push_to_hub: Annotated[str | None, arg(metavar="OWNER/NAME"), PRIVATE] = None
     """Repository on the Hugging Face Hub to publish the student to at the end, as hub/push.py does."""
     hub_private: Annotated[bool, PRIVATE] = False
