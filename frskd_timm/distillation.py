@@ -139,6 +139,11 @@ class DistillationTask(StudentTask):
         """The trained networks by name."""
         return {"student": self.student, "self_teacher": self.self_teacher}
 
+    def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
+        """Return the parameters whose gradients are clipped; `exclude_head` leaves out the last two of each network."""
+        head = {id(parameter) for parameter in list(self.self_teacher.parameters())[-2:]} if exclude_head else set()
+        return [p for p in super().get_clip_parameters(exclude_head) if id(p) not in head]
+
     @abstractmethod
     def observe(self, images: Tensor, networks: Mapping[str, nn.Module]) -> Views:
         """Run a 'student' and a 'self_teacher' on images [B, C, H, W]."""

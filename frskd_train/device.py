@@ -25,8 +25,10 @@ def start_accelerator(settings: LoopSettings, report_to: Sequence[str] = (), fol
     `accelerate launch` allows one thread per process by default; here the cores are divided evenly. Raises UserError if
     the device cannot use the precision, or a tracker is unknown or not installed.
     """
-    # Accelerate has to be told that several processes without a GPU belong together.
-    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    # Accelerate has to be told that several processes without a GPU belong together. Apple's GPUs have no float64, in
+    # which losses and scores are summed.
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or device is None or device.type == "mps"
     if cpu:
         refuse_missing_processes()
     state = PartialState(cpu=cpu)

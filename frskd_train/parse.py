@@ -28,6 +28,7 @@ REFUSED_KWARGS = {
 NEEDS = {
     ("bce_loss",): ("bce_sum", "bce_target_thresh", "bce_pos_weight"),
     ("clip_grad",): ("clip_mode",),
+    ("lr_base",): ("lr_base_size", "lr_base_scale"),
     ("model_ema",): ("model_ema_decay", "model_ema_warmup"),
     ("color_jitter",): ("color_jitter_prob",),
     ("mixup", "cutmix", "cutmix_minmax"): ("mixup_prob", "mixup_switch_prob", "mixup_mode", "mixup_off_epoch"),
@@ -117,6 +118,8 @@ def check_settings(settings: Settings) -> None:
         if values[name] != defaults[name]:
             raise SettingsError(f"{flag(name)} has no meaning for --task {settings.model.task}: leave it out.")
     optimizer, pre = settings.optimizer, settings.preprocessing
+    if settings.model.linear_probe and settings.model.drop:
+        raise SettingsError("--drop has no effect with --linear-probe: leave one of them out.")
     if optimizer.sched == "plateau" and optimizer.decay_rate == 1:
         raise SettingsError("--decay-rate has to be below 1 for --sched plateau.")
     if optimizer.sched != "poly" and optimizer.own_decay_rate > 1:

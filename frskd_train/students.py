@@ -211,7 +211,8 @@ def _start_from(student: nn.Module, path: str) -> None:
     fitting = {k: v for k, v in weights.items() if isinstance(v, Tensor) and k in own and v.shape == own[k].shape}
     classifiers: Any = student.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
     heads = tuple(f"{name}." for name in ([classifiers] if isinstance(classifiers, str) else classifiers))
-    missing = [name for name in own if name not in fitting and not name.startswith(heads)]
+    optional = "num_batches_tracked"  # old checkpoints have none, and nothing reads it
+    missing = [name for name in own if name not in fitting and not name.startswith(heads) and optional not in name]
     if missing:
         raise UserError(
             f"--initial-checkpoint {path} does not fit {type(student).__name__}: {len(missing)} weights are missing or "

@@ -112,8 +112,8 @@ class Trainer:
         self.state, self.meter = RunState(self.job.score), TrainMeter(accelerator.device)
         epochs, global_batch = settings.optimizer.epochs, self.train_batches.order.global_batch
         self.progress = Progress(self.is_main, epochs, self.steps_per_epoch, global_batch, self.job.shown)
-        self.progress.say(*self.data.notes, *self.job.notes)
-        self.progress.say(report.describe(self.job, self.data, self.task, accelerator))
+        notes = *self.data.notes, *self.job.notes, *self.train_batches.unused(settings.loop.grad_accum_steps)
+        self.progress.say(*notes, report.describe(self.job, self.data, self.task, accelerator))
         self.facts = {
             "fingerprint": self.data.fingerprint,
             "train_rows": self.data.num_train,
@@ -170,7 +170,8 @@ class Trainer:
                 self.guard.check(self.optimizer)
             if optim.clip_grad is not None and accelerator.sync_gradients:
                 accelerator.unscale_gradients(self.optimizer)
-                dispatch_clip_grad(self.task.parameters(), optim.clip_grad, mode=optim.clip_mode)
+                clipped = self.task.get_clip_parameters(exclude_head=optim.clip_mode == "agc")
+                dispatch_clip_grad(clipped, optim.clip_grad, mode=optim.clip_mode)
             self.optimizer.step()
             self.optimizer.zero_grad()
 

@@ -146,7 +146,7 @@ def test_voc_folder(tmp_path: Path) -> None:
     assert len(load(voc_folder(tmp_path / "VOCdevkit" / "VOC2012")).class_names) == 21
     unnamed = load(voc_folder(tmp_path / "unnamed"))
     assert unnamed.class_names == ["class 0", "class 1", "class 2"]
-    assert unnamed.preprocessing.input_size == (3, 512, 512)
+    assert unnamed.preprocessing.input_size == (3, 64, 64)  # of 40x30 and 36x44
 
 
 def test_streaming_gives_the_same_batches(tmp_path: Path) -> None:

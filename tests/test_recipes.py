@@ -282,6 +282,8 @@ REFUSED = {
     "--clip-mode agc": "--clip-grad", "--model-ema-decay 0.9": "--model-ema:", "--mixup-prob 0.5": "--mixup or ",
     "--color-jitter-prob 0.5": "--color-jitter:", "--aa rand-m9 --color-jitter 0.4": "--color-jitter .*--aa",
     "--sched none --warmup-epochs 1": "--warmup-epochs .*none", "--decay-rate 2": "--decay-rate .*at most 1",
+    "--linear-probe --method ce --drop 0.5": "--drop .*--linear-probe", "--lr-base-size 64": "--lr-base:",
+    "--layer-decay 0.7 --task segmentation": "--layer-decay .*segmentation",
     "--lr 1 --lr-base 1": "exclude", "--sched plateau --decay-rate 1": "below 1",
     "--tag=a\nb": "control character", "--momentun 1": "--momentum",
 }  # fmt: skip

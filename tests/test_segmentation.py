@@ -236,6 +236,8 @@ def test_segment_takes_images_of_any_kind(chans: int) -> None:
     opaque = student.segment(pixels[..., :3])
     assert torch.equal(student.segment(pixels), opaque)
     assert torch.equal(student.segment(Image.fromarray(pixels)), opaque)
+    wide = Image.fromarray(pixels[..., 0].astype("uint16") * 257)
+    assert torch.equal(student.segment(wide), student.segment(pixels[..., 0])), "16 bits are reduced to 8, not clipped"
     assert student.segment(pixels[..., 0]).shape == student.segment(pixels[..., :1]).shape == (20, 30)
     with pytest.raises(UserError, match="float64"):
         student.segment(pixels / 255)

@@ -2,6 +2,8 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from frskd_timm.losses.labels import LabelLoss
 from frskd_train.optim import create_scheduler, follow_plateau, with_scaled_lr
 from frskd_train.parse import parse_settings
 from frskd_train.settings import Settings, declared
+from frskd_train.tasks.base import Job
 from frskd_train.timm_flags import TRAIN
 
 LOGITS = torch.randn(6, 3, generator=torch.manual_seed(0))
@@ -48,6 +51,16 @@ def test_class_weights_and_binary_cross_entropy_are_those_of_torch_and_timm() ->
             torch.testing.assert_close(loss(LOGITS, target), wanted)
     with pytest.raises(UserError, match="2 class weights for 3 classes"):
         LabelLoss(3, 0.1, [1.0, 2.0])
+
+
+def test_an_empty_class_has_no_influence_on_the_weights_of_the_others() -> None:
+    counts: Any = SimpleNamespace(class_counts=lambda name, rows: [30, 0, 10])
+    data: Any = SimpleNamespace(train=SimpleNamespace(split=SimpleNamespace(targets=counts, name="train", rows=[])))
+    for method in ("auto", "effective_num"):
+        job: Any = SimpleNamespace(settings=SimpleNamespace(labels=SimpleNamespace(class_weights=method)))
+        first, empty, third, further = Job.class_weights(job, data, 4)  # type: ignore[misc]
+        assert empty == further == 1
+        assert third > 1 > first
 
 
 @pytest.mark.parametrize(

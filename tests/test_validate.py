@@ -11,8 +11,9 @@ import pytest
 import timm
 import torch
 from conftest import ROOT, run_script
+from pictures import picture, pictures, save
 from published import make_student
-from runs import evaluate_here
+from runs import evaluate_here, train_here
 from sklearn import metrics
 from timm.data import create_transform, resolve_data_config
 from torch.nn.functional import cross_entropy
@@ -24,8 +25,9 @@ from frskd_train.data.source import find_source
 from frskd_train.data.transforms import CORRUPTIONS
 from frskd_train.parse import flag
 from frskd_train.report.evaluation import Evaluation, read_evaluation
-from frskd_train.settings import DataSettings
+from frskd_train.settings import DataSettings, FitSettings
 from frskd_train.students import load_for_evaluation, refuse_size
+from frskd_train.tasks.classification import ClassificationJob
 
 
 def test_validation_of_the_export_is_the_runs_own_score(finished) -> None:
@@ -37,6 +39,31 @@ def test_validation_of_the_export_is_the_runs_own_score(finished) -> None:
     for score in ("top1", "top5", "loss"):
         assert stored[score] == pytest.approx(metrics["student"][score], abs=2e-3)
     assert f"top-1 {stored['top1']:.2f}%" in done.stdout
+
+
+def test_held_out_images_unusual_names_and_more_outputs_than_classes(tmp_path: Path, capsys) -> None:
+    for number in range(36):
+        name = ("$0_to_$10", "$10_to_$20", "$20_to_$30")[number % 3]
+        (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
+        picture(number).save(tmp_path / "data" / name / f"{number}.{'avif' if number < 18 else 'png'}")
+    small = "--model test_resnet --img-size 16 --batch-size 6 --epochs 1 --num-classes 5 --val-fraction 0.34 --no-amp"
+    clipping = "--grad-accum-steps 3 --clip-grad 0.01 --clip-mode agc"
+    run = tmp_path / "run"
+    train_here(*small.split(), *clipping.split(), "--dataset", tmp_path / "data", "--output-dir", run)
+    assert "the last 1 of 4 batches are left out" in capsys.readouterr().out
+    card = (run / "student" / "README.md").read_text(encoding="utf-8")
+    assert "On images held out from the train split of data (12 images)" in card
+    assert "split: train" not in card
+
+    evaluate_here("--model", run, "--dataset", tmp_path / "data", "--threads", 1, "--no-amp")
+    own, again = (read_evaluation(path / "evaluation.json") for path in (run, run / "evaluation-data"))
+    assert own.images == again.images == 12, "the images that the run held out, and no others"
+    assert own.confusion == again.confusion
+    assert own.class_names == again.class_names == ["$0_to_$10", "$10_to_$20", "$20_to_$30", "output 3", "output 4"]
+    save(tmp_path / "two", test=pictures(6))
+    unnamed = timm.create_model("test_resnet", num_classes=2)
+    with pytest.raises(UserError, match="3 classes, but the model has only 2"):
+        ClassificationJob.load_validation(DataSettings(str(tmp_path / "two")), FitSettings(), unnamed, progress=False)
 
 
 def test_the_evaluation_of_a_run_is_scikit_learns_and_torchmetrics(finished) -> None:

@@ -16,6 +16,7 @@ from torchvision.transforms.functional import normalize, pil_to_tensor
 
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.lookup import known_cfg
+from frskd_timm.pixels import to_8_bits
 from frskd_timm.pyramid import Pyramid, evaluating, sample_images
 from frskd_timm.segmentation.decoder import FeaturePyramid, SumBiFPN, pixel_head
 
@@ -212,10 +213,11 @@ class SegmentationStudent(
         """Return the class indices [H, W] of an image at its own size, normalised as in validation, on the CPU.
 
         Args:
-            image: A PIL image, or a uint8 array [H, W] or [H, W, C]; an alpha channel is ignored.
+            image: A PIL image, or a uint8 array [H, W] or [H, W, C]; an alpha channel is ignored, 16 bits are reduced
+                to 8, and an image with an EXIF orientation is rotated upright.
 
         Raises:
-            UserError: The array is not a uint8 image.
+            UserError: The array is not a uint8 image, or the image has pixels of an unknown range.
         """
         if not hasattr(image, "convert"):
             array = np.asarray(image)
@@ -225,7 +227,11 @@ class SegmentationStudent(
                 )
             image = Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
         weight = next(self.parameters())
-        pixels = pil_to_tensor(image.convert("L" if self.in_chans == 1 else "RGB")).to(weight.device, weight.dtype)
+        try:
+            narrow = to_8_bits(image, "L" if self.in_chans == 1 else "RGB")
+        except ValueError as error:
+            raise UserError(f"segment() cannot use this image: {error}.") from error
+        pixels = pil_to_tensor(narrow).to(weight.device, weight.dtype)
         with evaluating(self):
             logits = self(normalize(pixels / 255, self.mean, self.std)[None])
         return logits.argmax(dim=1)[0].cpu()

@@ -2,10 +2,12 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
-from frskd_train.errors import exit_process
-from frskd_train.parse import parse_evaluation
-from frskd_train.settings import EvaluationSettings, LoopSettings
+from frskd_train.errors import SettingsError, exit_process
+from frskd_train.parse import parse_evaluation, read_recipe
+from frskd_train.settings import DataSettings, EvaluationSettings, LoopSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,6 +33,8 @@ def evaluate(settings: EvaluationSettings) -> None:
     loop = LoopSettings(amp=settings.amp, amp_dtype=settings.amp_dtype, threads=settings.threads)
     accelerator = start_accelerator(loop)
     model, run = load_for_evaluation(settings.model)
+    if run is not None:
+        settings = with_held_out(settings, run)
     model.to(accelerator.device).eval()
     adapt_convolutions(model)
     job = job_of(model)
@@ -49,3 +53,16 @@ def evaluate(settings: EvaluationSettings) -> None:
     if output is not None:
         write_scores(evaluation, output, pictures=settings.pictures)
         print(f"Stored in {output}.")
+
+
+def with_held_out(settings: EvaluationSettings, run: Path) -> EvaluationSettings:
+    """Hold out the images that a run held out of the same dataset, unless another `--val-fraction` is given."""
+    data = settings.data
+    try:
+        trained = read_recipe(str(run / "config.yaml")).data
+    except SettingsError:  # a run without its settings
+        return settings
+    same = Path(data.dataset).absolute() == Path(trained.dataset).absolute()
+    if same and data.val_fraction == DataSettings().val_fraction:
+        data = replace(data, val_fraction=trained.val_fraction)
+    return replace(settings, data=data)

@@ -198,6 +198,13 @@ class TrainBatches:
     def __len__(self) -> int:
         return self.order.steps
 
+    def unused(self, steps: int) -> list[str]:
+        """Return a note about `steps` batches per update that do not divide an epoch, if so."""
+        rest = len(self) % steps
+        if steps > len(self):
+            return [f"--grad-accum-steps {steps}: an epoch has only {len(self)} batches, so it is one update."]
+        return [f"--grad-accum-steps {steps}: the last {rest} of {len(self)} batches are left out."] if rest else []
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor | TwoViews, Tensor]]:
         """Yield the batches of an epoch.
 

@@ -14,9 +14,10 @@ from frskd_train.data.images import printable, stored_path
 
 TRAIN_SPLITS = ("train", "training")
 VALIDATION_SPLITS = ("validation", "val", "valid", "dev", "test", "testing")
-IMAGE_ENDINGS = frozenset(
-    (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
-)
+IMAGE_ENDINGS = frozenset((
+    ".avif", ".bmp", ".gif", ".ico", ".jfif", ".jp2", ".jpeg", ".jpg", ".mpo", ".pgm", ".png", ".pnm", ".ppm", ".tga",
+    ".tif", ".tiff", ".webp",
+))  # fmt: skip
 SPLIT_NAMES = frozenset((*TRAIN_SPLITS, *VALIDATION_SPLITS))
 # Characters that file systems do not allow in names, and the percent sign; a leading dot would hide the folder.
 ESCAPED = re.compile(r"%(?:2F|5C|3A|2A|3F|22|3C|3E|7C|25|2E)", re.IGNORECASE)

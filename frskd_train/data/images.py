@@ -10,17 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 from urllib.parse import quote, unquote_to_bytes
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from frskd_timm.errors import UserError
+from frskd_timm.pixels import GRAY_MODES
 from frskd_train.data.sampler import Rows, spread
 
 T = TypeVar("T")
@@ -28,7 +29,6 @@ QUOTED = "file://"  # prefix of a path that is not valid UTF-8, percent-encoded:
 HASHED_WHOLE = 2**30  # size in encoded bytes up to which the fingerprint covers every byte
 HASHED = 4096  # images of a larger split whose bytes are covered; for the others only the length
 LENGTHS_AT_ONCE = 4096
-GRAY_MODES = frozenset(("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"))
 MAX_PIXELS = 89_478_485  # Pillow's own limit, above which it warns about decompression bombs
 MAX_ASPECT = 100  # a thinner image, with its short side resized to the network's input, could fill the memory
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
@@ -180,24 +180,6 @@ def _read_header(image: Image.Image) -> Header:
     """Describe an opened image, taking its EXIF orientation into account."""
     turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
     return Header(image.size if turned else image.size[::-1], image.mode in GRAY_MODES)
-
-
-def to_8_bits(image: Image.Image, mode: Literal["L", "RGB"] | None = None) -> Image.Image:
-    """Decode an opened image, rotate it upright and convert it to `mode`, by default L for gray images, else RGB.
-
-    Transparency is dropped, as in timm.
-    """
-    mode = mode or ("L" if image.mode in GRAY_MODES else "RGB")
-    image.load()
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of an unknown range")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        wide = np.asarray(image).astype(np.int64)
-        if wide.min() < 0 or wide.max() > 65535:
-            raise ValueError("its pixels have more than 16 bits")
-        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
-    return image if image.mode == mode else image.convert(mode)
 
 
 def in_blocks(work: Callable[[list[int]], Sequence[T]], items: list[int], title: str | None = None) -> Iterator[T]:

@@ -47,6 +47,9 @@ class WholeImagePlan:
             if crop_mode == "pad" and data.dataset == SAMPLE_NAME and settings.crop_padding is None:
                 crop_mode = "none"  # its garments all fill the image
         self._crops_resized = crop_mode == "rrc"
+        own = PreprocessingSettings()
+        if not self._crops_resized and (settings.scale, settings.ratio) != (own.scale, own.ratio):
+            raise UserError("--scale and --ratio have no effect without --train-crop-mode rrc: leave them out.")
         self._padding = 0
         if crop_mode == "pad":
             self._padding = settings.crop_padding if settings.crop_padding is not None else round(size / 8)
@@ -92,8 +95,10 @@ class DensePlan:
     ) -> None:
         self._settings, self._resize = settings, resize
         height = width = settings.img_size or CROP
-        if settings.img_size is None and len(sizes := set(train.sizes) - {(0, 0)}) == 1:
-            height, width = (min(side, CROP) for side in sizes.pop())
+        if settings.img_size is None and (sizes := set(train.sizes) - {(0, 0)}):
+            largest = 32 * math.ceil(max(map(max, sizes)) / 32)  # divisible by the stride of most backbones
+            height, width = sizes.pop() if len(sizes) == 1 else (largest, largest)
+            height, width = min(height, CROP), min(width, CROP)
         self.preprocessing = _neutral(settings, height, width)
         self.mode = choose_mode(data, dense_bytes(train, val) if data.data_mode == "auto" else 0)
 

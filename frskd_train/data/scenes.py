@@ -12,8 +12,9 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 from PIL import Image
 
+from frskd_timm.pixels import to_8_bits
 from frskd_train.data.columns import Splits
-from frskd_train.data.images import Images, to_8_bits
+from frskd_train.data.images import Images
 from frskd_train.data.sampler import FIXED, Rows
 
 SAMPLE_FOLDER = Path(__file__).parent / "fashion_mnist_sample"

@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from frskd_timm.errors import UserError
+from frskd_timm.pixels import to_8_bits
 from frskd_train.data.folder import TRAIN_SPLITS, VALIDATION_SPLITS
-from frskd_train.data.images import BadImageError, Images, to_8_bits
+from frskd_train.data.images import BadImageError, Images
 from frskd_train.data.sampler import Rows, spread
 from frskd_train.data.source import Source
 from frskd_train.data.targets import Masks, Targets
@@ -99,7 +100,7 @@ def choose_splits(names: Collection[str], train: str | None, val: str | None) ->
     if val is None:
         val = next((name for name in VALIDATION_SPLITS if name in names and name != train), None)
     elif val == train:
-        raise UserError(f"--val-split {val} is the split that is trained on; choose another, or use --val-fraction.")
+        raise UserError(f"--val-split {val} is the split that is trained on; choose another.")
     return train, val
 
 

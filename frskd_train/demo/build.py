@@ -13,7 +13,8 @@ from timm.data import resolve_data_config
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.folder import CARD, replacing, write_json
 from frskd_timm.export.load import ExportedClassifier, ExportedStudent
-from frskd_train.data.images import open_image, to_8_bits
+from frskd_timm.pixels import to_8_bits
+from frskd_train.data.images import open_image
 from frskd_train.data.source import read_sample
 from frskd_train.demo.runtime import FILES, find_runtime
 from frskd_train.disk import disk_errors

@@ -223,7 +223,7 @@ def _eval_results(metrics: Metrics, evaluation: Evaluation | None) -> list[EvalR
             task_name=form.pipeline.replace("-", " ").capitalize(),
             dataset_type=whole or dataset.name,
             dataset_name=dataset.name,
-            dataset_split=dataset.split,
+            dataset_split=None if dataset.held_out else dataset.split,
             metric_type=kind,
             metric_name=label,
             metric_value=round(value, 4),

@@ -31,6 +31,7 @@ STYLE: dict[Any, Any] = {
     "grid.color": "#e6e6e6",
     "legend.frameon": False,
     "legend.fontsize": 8,
+    "text.parse_math": False,  # class names may contain $
 }
 # Colours of Okabe and Ito, which colour-blind readers can distinguish.
 BLUE, ORANGE, _GREEN, _RED, _PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#777777"
@@ -167,12 +168,11 @@ def segmentation_figure(
             else:
                 picture = np.where(hidden, 1.0, colours[content[row].clip(max=len(colours) - 1)])
             _cell(figure, grid[row, column], picture, title if row == 0 else "", fontsize=9)
-    if legend_rows:
-        patches = [Patch(color=tuple(colours[label]), label=class_names[label]) for label in shown]
-        figure.legend(
-            handles=patches, ncols=4, loc="lower center", frameon=False, fontsize=7, handlelength=1, columnspacing=1
-        )
-    figure.savefig(path, dpi=160)
+    with matplotlib.rc_context(STYLE):
+        if legend_rows:
+            patches = [Patch(color=tuple(colours[label]), label=class_names[label]) for label in shown]
+            figure.legend(handles=patches, ncols=4, loc="lower center", fontsize=7, handlelength=1, columnspacing=1)
+        figure.savefig(path, dpi=160)
     return Path(path)
 
 

@@ -133,6 +133,8 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     found: dict[str, list[Run]] = {}
     for run in runs:
         found.setdefault(json.dumps([run.data, run.recipe()], sort_keys=True, default=str), []).append(run)
+    for members in found.values():  # a run that was repeated exactly adds no evidence
+        members[:] = {(run.metrics.seed, str(run.metrics.student)): run for run in members}.values()
     groups = [Group(members) for members in found.values()]
     several = len({group.run.data for group in groups}) > 1
     recipes = [(group.metrics.method, group.run.recipe()) for group in groups]

@@ -28,6 +28,7 @@ class DatasetFacts:
     num_classes: int
     whole_split: bool  # whether the scores are for a whole split, not for a sample or held-out images
     hub_id: str | None = None  # OWNER/NAME on the Hub if `id` is another name
+    held_out: bool = False  # whether the validation images were held out of the training split
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class SeedRuns:
     @classmethod
     def of(cls, runs: Sequence[Mapping[str, Any]], score: str, method: str = "ce") -> "SeedRuns":
         """Create it from seed and score of each run."""
+        runs = [run for place, run in enumerate(runs) if run not in runs[:place]]  # a repeated run adds no evidence
         scores = [run[score] for run in runs]
         spread = statistics.stdev(scores) if len(scores) > 1 else None
         return cls(method, [dict(run) for run in runs], statistics.mean(scores), spread)

@@ -148,6 +148,7 @@ def make_metrics(
             num_classes=data.num_classes,
             # scores on a sample or on held-out training images are not scores of the dataset
             whole_split=data.val_split != data.train_split and not on_sample,
+            held_out=data.val_split == data.train_split,
         ),
         student=rounded.get("student"),
         self_teacher=rounded.get("self_teacher"),

@@ -5,7 +5,18 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from frskd_train.constraints import FIXED, FREE, PRIVATE, Count, KeywordArguments, NotNegative, Pattern, Positive, Range
+from frskd_train.constraints import (
+    CLASSIFICATION,
+    FIXED,
+    FREE,
+    PRIVATE,
+    Count,
+    KeywordArguments,
+    NotNegative,
+    Pattern,
+    Positive,
+    Range,
+)
 
 Name = Pattern(r"\w[\w.-]{0,63}", "1 to 64 letters, digits, '_', '-' or '.'")
 
@@ -31,7 +42,7 @@ class OptimizerSettings:
     filter_bias_and_bn: Annotated[bool, FIXED] = False
     """Exclude biases and normalization layers from weight decay (the authors decay all parameters).
     What the model itself exempts, such as position embeddings, never decays."""
-    layer_decay: Annotated[float | None, Range(above=0, high=1), FIXED] = None
+    layer_decay: Annotated[float | None, Range(above=0, high=1), FIXED, CLASSIFICATION] = None
     """Factor of the learning rate from one student layer to the previous one, for fine-tuning."""
     opt_kwargs: Annotated[KeywordArguments, FIXED] = field(default_factory=dict)
     """Additional arguments of the optimizer, such as --opt-kwargs eps=1e-6; the flag without values clears them."""

@@ -88,8 +88,9 @@ class Job(ABC):
         split = data.train.split
         counts = split.targets.class_counts(split.name, split.rows)
         method = "inv_freq" if chosen == "auto" else chosen
-        _, weights = compute_class_weights(counts, max(sum(counts), 1), method)
-        return weights.tolist() + [1.0] * (outputs - len(counts))
+        found = [count for count in counts if count]  # timm would give an empty class the largest weight
+        weights = iter(compute_class_weights(found, sum(found), method)[1].tolist())
+        return [next(weights) if count else 1.0 for count in counts] + [1.0] * (outputs - len(counts))
 
     def distillation_options(self) -> dict[str, Any]:
         """Return the arguments of `DistillationTask` that all tasks derive from the settings in the same way."""

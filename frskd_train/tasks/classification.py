@@ -1,6 +1,6 @@
 """Classification: any timm model, one class per image, top-1 accuracy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -78,7 +78,10 @@ class ClassificationJob(Job):
         if fit.img_size is not None:
             refuse_size(student, preprocessing.input_size)
         names = getattr(student, "pretrained_cfg", {}).get("label_names")
-        return load_validation(data, preprocessing, class_names=names, progress=progress)
+        found = load_validation(data, preprocessing, class_names=names, progress=progress)
+        if (classes := len(found.class_names)) > student.num_classes:
+            raise UserError(f"The dataset has {classes} classes, but the model has only {student.num_classes} outputs.")
+        return found
 
     def about_student(self, student: nn.Module) -> dict[str, str]:
         model = self.settings.model.model
@@ -99,7 +102,7 @@ class ClassificationJob(Job):
         labels = sorted(firsts)[:PICTURED]
         images = torch.stack([firsts[label] for label in labels])
         outputs = student.eval()(images[:EXAMPLES]).float().softmax(dim=1).nan_to_num().cpu().numpy()
-        names = [*data.class_names, *(f"output {number}" for number in range(data.num_classes, outputs.shape[1]))]
+        names = named_outputs(data.class_names, student)
         pixels = data.preprocessing.to_bytes(images)
         examples = examples_picture(pixels[:EXAMPLES], labels, outputs, names, folder / "examples.png")
         if not isinstance(task, FRSKDTask):
@@ -112,11 +115,16 @@ class ClassificationJob(Job):
 
     def export(self, folder: RunFolder, data: TrainingData, student: nn.Module, finish: Callable[[Path], Any]) -> None:
         """Write a timm checkpoint under timm's own name of the architecture, if it has one."""
-        names = data.class_names if len(data.class_names) == student.num_classes else None
+        names = named_outputs(data.class_names, student)
         preprocessing = asdict(data.preprocessing)
         export_student(
             student, folder.student, label_names=names, finish=finish, **preprocessing, **self.provenance(data)
         )
+
+
+def named_outputs(class_names: Sequence[str], student: Any) -> list[str]:
+    """Return a name for each output of a student, which may have more of them than there are classes."""
+    return [*class_names, *(f"output {number}" for number in range(len(class_names), student.num_classes))]
 
 
 class LinearProbeTask(CrossEntropyTask):

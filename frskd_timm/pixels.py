@@ -1,0 +1,26 @@
+"""Pixels of image files in 8 bits, as training and validation see them."""
+
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+GRAY_MODES = frozenset(("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"))
+
+
+def to_8_bits(image: Image.Image, mode: Literal["L", "RGB"] | None = None) -> Image.Image:
+    """Decode an opened image, rotate it upright and convert it to `mode`, by default L for gray images, else RGB.
+
+    Transparency is dropped, as in timm.
+    """
+    mode = mode or ("L" if image.mode in GRAY_MODES else "RGB")
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of an unknown range")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        wide = np.asarray(image).astype(np.int64)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise ValueError("its pixels have more than 16 bits")
+        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    return image if image.mode == mode else image.convert(mode)
