@@ -177,8 +177,11 @@ def test_layer_decay_covers_all_parameters() -> None:
     assert len(scale) == len(task.get_clip_parameters())
     assert scale[id(task.self_teacher.get_submodule("fc").weight)] == (1.0, 0.1)
     assert scale[id(task.student.get_parameter("pos_embed"))] == (0.5**13, 0.0)
-    head = len(task.get_clip_parameters()) - len(task.get_clip_parameters(exclude_head=True))
-    assert head == 2
+    clipped = {id(parameter) for parameter in task.get_clip_parameters(exclude_head=True)}
+    excluded = [name for name, parameter in task.named_parameters() if id(parameter) not in clipped]
+    assert excluded == [
+        f"{network}.{name}" for network in ("student.head", "self_teacher.fc") for name in ("weight", "bias")
+    ]
 
 
 def test_the_self_teacher_has_the_type_of_the_student() -> None:
