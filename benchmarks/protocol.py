@@ -131,8 +131,12 @@ class Run:
 
 
 def same_time(times: Sequence[Row], run: Run) -> int | None:
-    """Return the epochs of cross-entropy that take as long as the epochs of a method's run, once that is measured."""
-    ratios = [float(row["ratio"]) for row in times if (row["data"], row["method"]) == (run.data, run.method)]
+    """Return the epochs of cross-entropy that take as long as the epochs of a method's run, once that is measured.
+
+    The steps of a case cost as much as those of its rivals.
+    """
+    cases = run.data, *CASES[run.data].rivals
+    ratios = [float(row["ratio"]) for row in times if row["data"] in cases and row["method"] == run.method]
     return max(run.epochs + 1, round(ratios[-1] * run.epochs)) if ratios else None
 
 

@@ -48,10 +48,12 @@ def test_the_table_compares_with_the_best_baseline_of_the_same_epochs_and_of_the
 
 def test_baselines_with_another_augmentation_of_the_same_data_count_too() -> None:
     uncropped = [{**found, "data": "uncropped"} for found in RECORDED[:4]]
-    cropped = [{**found, "data": "sgd"} for found in RECORDED[4:6]]
+    cropped = [{**found, "data": "sgd"} for found in RECORDED[4:]]
+    times = [{**TIMES[0], "data": "sgd"}]
     title = protocol.CASES["uncropped"].title
-    assert protocol.table(protocol.comparisons([*uncropped, *cropped])).splitlines()[2:] == [
+    assert protocol.table(protocol.comparisons([*uncropped, *cropped], times)).splitlines()[2:] == [
         f"| {title} | 10 | `ce + smoothing + EMA, crops` | 85.00 | 89.00 | +4.00 | 1.41 | 2 | 92.00 | 57 % |",
+        f"| {title} | 10, baseline 16 | `ce, crops` | 90.00 | 89.00 | -1.00 | 1.12 | 2 | 92.00 |  |",
     ]
 
 
