@@ -1,5 +1,6 @@
 """Small runs of `train.py`, in this process or in one that can be killed."""
 
+import gc
 import itertools
 import os
 import shutil
@@ -122,6 +123,7 @@ def fork(call: Callable[[], object], dies_at: int = 0) -> int:
     child = os.fork()
     if child:
         return child
+    gc.freeze()  # destroying a process group that an earlier test left would wait for threads that a fork lacks
     status: Any = 1
     try:
         operations = itertools.count(1)
