@@ -19,8 +19,9 @@ LIBRARY = {
     "schedule": {"errors"},
     "augment": set(),
     "lookup": {"errors"},
+    "pixels": set(),
     "models": {"errors"},
-    "teachers": {"defaults", "registry"},
+    "teachers": {"defaults", "errors", "registry"},
     "losses": {"errors", "registry", "teachers"},  # the interface of a self-teacher, which some losses read
     "pyramid": {"defaults", "errors"},
     "cost": {"pyramid"},
@@ -30,8 +31,8 @@ LIBRARY = {
         *("augment", "cost", "defaults", "distillation", "errors", "losses", "pyramid", "student_task", "teachers"),
     },
     "segmentation": {
-        *("defaults", "distillation", "errors", "lookup", "losses", "models", "pyramid", "registry", "student_task"),
-        "teachers",
+        *("defaults", "distillation", "errors", "lookup", "losses", "models", "pixels", "pyramid", "registry"),
+        *("student_task", "teachers"),
     },
     "export": {"errors", "models", "pyramid", "segmentation"},
 }
