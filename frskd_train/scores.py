@@ -92,7 +92,7 @@ class Scorer:
         samples, hits = int(confusion.sum()), confusion.diagonal()
         if not samples:
             return None
-        names = [*data.class_names, *(f"output {number}" for number in range(len(data.class_names), classes))]
+        names = named_outputs(data.class_names, classes)
         per_class = _per_class(names, confusion, is_dense)
         present = [row for row in per_class if row.support]
         calibration, pre = read_bins(found["calibration"]), data.preprocessing
@@ -184,6 +184,11 @@ def _per_class(names: Sequence[str], confusion: Tensor, is_dense: bool) -> list[
         ClassScores(name, round(precision, 4), round(recall, 4), round(f1, 4), count, overlap)
         for name, (precision, recall, f1), count, overlap in zip(names, rates, support.tolist(), overlaps, strict=True)
     ]
+
+
+def named_outputs(class_names: Sequence[str], count: int) -> list[str]:
+    """Return a name for each of the outputs of a student, which may be more than the classes."""
+    return [*class_names, *(f"output {number}" for number in range(len(class_names), count))]
 
 
 def find_temperature(

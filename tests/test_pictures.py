@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from PIL import Image
 
 from frskd_train.data.scenes import compose
@@ -113,3 +114,12 @@ def test_picture_shows_truth_and_both_networks(tmp_path: Path) -> None:
         assert share(label, 1) == pytest.approx(share(label, 2), rel=0.1)
         assert share(label, 1) > 0.005
         assert share(label, 3) < 0.001  # edges of the image beside it
+
+
+def test_powers_of_ten_beside_the_losses_are_drawn_as_formulas(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: saved.append(figure))
+    curves_figure([{"epoch": number, "loss": 10.0**-number} for number in range(3)], tmp_path / "curves.png")
+    labels = [label for label in saved[0].axes[0].get_yticklabels() if "$" in label.get_text()]
+    assert labels
+    assert all(label.get_parse_math() for label in labels)

@@ -31,8 +31,8 @@ STYLE: dict[Any, Any] = {
     "grid.color": "#e6e6e6",
     "legend.frameon": False,
     "legend.fontsize": 8,
-    "text.parse_math": False,  # class names may contain $
 }
+LITERAL: dict[Any, Any] = STYLE | {"axes.grid": False, "text.parse_math": False}  # class names may contain $
 # Colours of Okabe and Ito, which colour-blind readers can distinguish.
 BLUE, ORANGE, _GREEN, _RED, _PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#777777"
 _TERMS = {
@@ -109,7 +109,7 @@ def attention_figure(
     cell = min(1.0, 9 / (1 + 2 * levels))
     side = cell * images.shape[1] / images.shape[2]
     height, longest = side * len(images) + 0.45, int(side / 0.065)  # characters beside a row
-    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+    with matplotlib.rc_context(LITERAL):
         figure = Figure(figsize=(cell * (1 + 2 * levels) + 0.4, height))
         grid = figure.add_gridspec(
             len(images), len(widths), width_ratios=widths, wspace=0.04, hspace=0.04,
@@ -168,7 +168,7 @@ def segmentation_figure(
             else:
                 picture = np.where(hidden, 1.0, colours[content[row].clip(max=len(colours) - 1)])
             _cell(figure, grid[row, column], picture, title if row == 0 else "", fontsize=9)
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(LITERAL):
         if legend_rows:
             patches = [Patch(color=tuple(colours[label]), label=class_names[label]) for label in shown]
             figure.legend(handles=patches, ncols=4, loc="lower center", fontsize=7, handlelength=1, columnspacing=1)

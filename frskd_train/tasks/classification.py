@@ -1,6 +1,6 @@
 """Classification: any timm model, one class per image, top-1 accuracy."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +19,7 @@ from frskd_train.evaluate import CLASSIFICATION
 from frskd_train.report.answers import examples_picture
 from frskd_train.report.figures import attention_figure
 from frskd_train.run_folder import RunFolder
+from frskd_train.scores import named_outputs
 from frskd_train.settings import DataSettings, FitSettings, Settings
 from frskd_train.students import build_student, default_cfg, refuse_size
 from frskd_train.tasks.base import PICTURED, Job
@@ -102,7 +103,7 @@ class ClassificationJob(Job):
         labels = sorted(firsts)[:PICTURED]
         images = torch.stack([firsts[label] for label in labels])
         outputs = student.eval()(images[:EXAMPLES]).float().softmax(dim=1).nan_to_num().cpu().numpy()
-        names = named_outputs(data.class_names, student)
+        names = named_outputs(data.class_names, outputs.shape[1])
         pixels = data.preprocessing.to_bytes(images)
         examples = examples_picture(pixels[:EXAMPLES], labels, outputs, names, folder / "examples.png")
         if not isinstance(task, FRSKDTask):
@@ -115,16 +116,11 @@ class ClassificationJob(Job):
 
     def export(self, folder: RunFolder, data: TrainingData, student: nn.Module, finish: Callable[[Path], Any]) -> None:
         """Write a timm checkpoint under timm's own name of the architecture, if it has one."""
-        names = named_outputs(data.class_names, student)
+        names = named_outputs(data.class_names, int(student.num_classes))  # type: ignore[arg-type]
         preprocessing = asdict(data.preprocessing)
         export_student(
             student, folder.student, label_names=names, finish=finish, **preprocessing, **self.provenance(data)
         )
-
-
-def named_outputs(class_names: Sequence[str], student: Any) -> list[str]:
-    """Return a name for each output of a student, which may have more of them than there are classes."""
-    return [*class_names, *(f"output {number}" for number in range(len(class_names), student.num_classes))]
 
 
 class LinearProbeTask(CrossEntropyTask):
