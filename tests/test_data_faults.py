@@ -91,6 +91,7 @@ MISTAKES: list[tuple[str, dict[str, datasets.Dataset], dict[str, Any]]] = [
     ("--train-split all", {"train": GOOD}, {"train_split": "all"}),
     ("--val-split train is the split", {"train": GOOD}, {"val_split": "train"}),
     ("--val-fraction 0", {"train": GOOD}, {"val_fraction": 0.0}),
+    ("--val-fraction has no effect, because split test", {"train": GOOD, "test": GOOD}, {"val_fraction": 0.2}),
     ("only 6 training images", {"train": GOOD, "test": GOOD}, {"train_num_samples": 7}),
     ("less than one image", {"train": GOOD, "test": GOOD}, {"train_num_samples": 2}),
     ("--crop-padding 13", {"train": GOOD}, {"crop_padding": 13}),
@@ -169,6 +170,8 @@ def test_random_data_and_settings_end_in_batches_or_a_sentence(
 ) -> None:
     rng = np.random.default_rng(seed)
     splits = {name: random_split(rng, size, kind) for name, size in zip(names, sizes, strict=False)}
+    if len(names) > 1:
+        chosen.pop("val_fraction", None)  # it is refused at once
     folder = save(tmp_path_factory.mktemp("random"), **splits)
     try:
         data = load(folder, workers=0, **chosen)

@@ -149,7 +149,7 @@ def state_of_entries(results: Sequence[Mapping[str, str]], recipes: Path) -> str
                 of_tag.setdefault(re.sub(r"\n# +", " ", found[1]), []).append(f"`{recipe['model']}`")
     for row in results:
         name, tag = row["model"].split(".", 1)
-        cells[name, tag] = "**weights**"
+        cells[name, tag] = " ".join(filter(None, ["**weights**", cells.get((name, tag))]))
     tags = sorted({tag for _, tag in cells})
     lines = ["| |" + "".join(f" {tag} |" for tag in tags), "|---|" + "---|" * len(tags)]
     lines += [f"| `{name}` |" + "".join(f" {cells.get((name, tag), '')} |" for tag in tags) for name in students]

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="only write the page, into this folder")
     parser.add_argument("--no-serve", action="store_true", help="only write the page, into demo/ of the run")
     parser.add_argument("--port", type=int, help=f"port of the server (default: {PORT}, or any if it is taken)")
-    add_page_arguments(parser)
+    add_page_arguments(parser, "page")
     options = parser.parse_args(arguments)
     # Imported here, so that --help and a wrong flag answer at once.
     from frskd_train.demo.build import build_demo
@@ -37,11 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             server.serve_forever()
 
 
-def add_page_arguments(parser: argparse.ArgumentParser) -> None:
+def add_page_arguments(parser: argparse.ArgumentParser, title: str) -> None:
     """Add the arguments of the page, which `frskd push --space` has as well."""
-    parser.add_argument("--examples", nargs="+", type=Path, default=[], metavar="FILE", help="pictures to offer")
-    parser.add_argument("--img-size", nargs="+", type=int, metavar="N", help="height and width; only for segmentation")
-    parser.add_argument("--runtime", type=Path, metavar="PATH", help="local copy of the npm package onnxruntime-web")
+    page = parser.add_argument_group(title)
+    page.add_argument("--examples", nargs="+", type=Path, default=[], metavar="FILE", help="pictures that it offers")
+    page.add_argument("--img-size", nargs="+", type=int, metavar="N", help="height and width; only for segmentation")
+    page.add_argument("--runtime", type=Path, metavar="PATH", help="local copy of the npm package onnxruntime-web")
 
 
 def _bind(folder: Path, port: int | None) -> ThreadingHTTPServer:

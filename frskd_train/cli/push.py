@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="check the folder and list what would be uploaded")
     parser.add_argument("--commit-message", metavar="TEXT", help="first line of the commit")
     parser.add_argument("--onnx", action="store_true", help="also upload the student as onnx/model.onnx")
-    add_page_arguments(parser)
+    add_page_arguments(parser, "page of the Space")
     options = parser.parse_args(arguments)
     if options.repo_id is None and options.space is None:
         parser.error("give --repo-id OWNER/NAME, --space OWNER/NAME, or both")

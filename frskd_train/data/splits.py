@@ -120,6 +120,8 @@ class Choice:
         targets = self._targets([train] if val is None else [train, val])
         if val is None:
             rows, val_rows = targets.hold_out(train, self.data.val_fraction)
+        elif self.data.val_fraction != DataSettings().val_fraction:
+            raise UserError(f"--val-fraction has no effect, because split {val} is there to validate on: leave it out.")
         else:
             rows, val_rows = np.arange(len(self.source.splits[train])), np.arange(len(self.source.splits[val]))
         count = self.data.train_num_samples
