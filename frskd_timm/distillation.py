@@ -4,7 +4,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +114,13 @@ class DistillationTask(StudentTask):
         self.register_buffer("distill_weight", torch.ones((), device=self.device), persistent=False)
         distillation_weight(schedule, 0.0)  # refuses an unknown schedule
         self._in_progress = False
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        clock = self.clock
+        result = super()._apply(fn, *args, **kwargs)
+        if clock is not None and self.clock is not None:  # its numbers need all their digits, also after .bfloat16()
+            self.clock = clock.to(self.clock.device)
+        return result
 
     @torch.no_grad()
     def set_progress(self, progress: float) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
+
+from frskd_timm.errors import UserError
 
 RECENT = 50  # steps averaged for progress lines within an epoch; the epoch's mean would hide recent changes
 
@@ -54,6 +57,16 @@ class TrainMeter:
             return None
         first = min(range(len(self.names)), key=lambda i: (float(self._first_bad[i]), self.names[i] == "loss"))
         return self.names[first], int(self._first_bad[first])
+
+    def refuse_bad(self, allowed: int, epoch: int, checkpoint: Path | None) -> None:
+        """Raise UserError if more than `allowed` steps of this epoch had a term that was not finite. Synchronises."""
+        found = self.first_bad()
+        if found is not None and self.bad_steps() > allowed:
+            raise UserError(
+                f"{found[0]} was not a finite number at step {found[1] + 1} of epoch {epoch + 1} (first of "
+                f"{self.bad_steps()} so far); the last good checkpoint is {checkpoint or 'none yet'}, and a lower "
+                "--lr, --clip-grad, --no-amp or --skip-nonfinite may help."
+            )
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         """Return the mean of each term over the finite steps so far and over all processes. Synchronises."""

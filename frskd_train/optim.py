@@ -127,6 +127,12 @@ def follow_plateau(scheduler: Scheduler | None, settings: OptimizerSettings, sco
     scheduler.base_values = [probe.param_groups[0]["lr"]] * len(scheduler.base_values)
 
 
+def base_lr(optimizer: Optimizer) -> float:
+    """Return the learning rate of parameters without a factor of their own, such as that of `--layer-decay`."""
+    group = optimizer.param_groups[0]
+    return group["lr"] / group.get("lr_scale", 1.0)
+
+
 def create_scheduler(settings: OptimizerSettings, optimizer: Optimizer, updates_per_epoch: int) -> Scheduler | None:
     """Create a timm scheduler that depends only on the number of updates; None for a constant learning rate."""
     if settings.sched == "none":

@@ -31,8 +31,13 @@ NEEDS = {
     ("lr_base",): ("lr_base_size", "lr_base_scale"),
     ("model_ema",): ("model_ema_decay", "model_ema_warmup"),
     ("color_jitter",): ("color_jitter_prob",),
+    ("push_to_hub",): ("hub_private",),
+    ("sla",): ("sla_weight",),
+    ("warmup_epochs",): ("warmup_lr",),
     ("mixup", "cutmix", "cutmix_minmax"): ("mixup_prob", "mixup_switch_prob", "mixup_mode", "mixup_off_epoch"),
 }
+
+OF_SCHEDULER = {"decay_epochs": "step", "decay_milestones": "multistep", "patience_epochs": "plateau"}
 
 
 def parse_settings(args: Sequence[str]) -> Settings:
@@ -155,6 +160,9 @@ def _refuse_unused(args: Sequence[str], settings: Settings) -> None:
     """Raise SettingsError for a flag that has no effect; a value in a recipe may be overruled by other flags."""
     given = {token[2:].partition("=")[0].replace("-", "_").removeprefix("no_") for token in args}
     values, defaults = flat(settings), flat(default_settings(settings.model.task))
+    for name, sched in OF_SCHEDULER.items():
+        if name in given and values["sched"] != sched:
+            raise SettingsError(f"{flag(name)} has no effect without --sched {sched}: add that, or leave it out.")
     for needed, names in NEEDS.items():
         unused = next((name for name in names if name in given and values[name] != defaults[name]), None)
         if unused is not None and not any(values[name] for name in needed):

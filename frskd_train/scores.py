@@ -206,7 +206,7 @@ def find_temperature(
         elif run is None or (chosen := read_recipe(str(run / "config.yaml")).data).val_split is not None:
             return None, NONE
         task = "segmentation" if data.val.split.targets.is_dense else "classification"
-        held_out = load_validation(chosen, data.preprocessing, task=task, class_names=data.class_names)
+        held_out = load_validation(chosen, data.preprocessing, task=task, classes=data.class_names)
         split = held_out.val.split
         is_scored = (held_out.name, held_out.val_split) == (data.name, data.val_split)
         if given is None and (is_scored or len(split) == len(split.images.dataset)):

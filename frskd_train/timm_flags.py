@@ -29,7 +29,7 @@ _TRAIN = {
     "--opt-kwargs, such as 'betas=(0.9, 0.999)' eps=1e-8": "opt_betas opt_eps",
     "--output-dir and --run-name": "experiment output",
     "--report-to wandb and --project": "log_wandb wandb_project",
-    "--reprob, with one rectangle of noise": "remode recount",
+    "--reprob, which fills one rectangle with the mean colour": "remode recount",
     "--resume, which restores the epoch": "start_epoch",
     "--sched, one cycle without noise or cooldown, stepped at every update": "lr_cycle_mul lr_cycle_decay "
     "lr_cycle_limit lr_k_decay lr_noise lr_noise_pct lr_noise_std cooldown_epochs sched_on_updates",

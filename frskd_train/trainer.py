@@ -16,7 +16,14 @@ from frskd_train.device import start_accelerator, step_seed
 from frskd_train.errors import exit_process
 from frskd_train.evaluate import Scores, evaluate
 from frskd_train.meter import NonfiniteGuard, TrainMeter, learning_note
-from frskd_train.optim import check_optimizer, create_optimizer, create_scheduler, follow_plateau, with_scaled_lr
+from frskd_train.optim import (
+    base_lr,
+    check_optimizer,
+    create_optimizer,
+    create_scheduler,
+    follow_plateau,
+    with_scaled_lr,
+)
 from frskd_train.progress import Progress
 from frskd_train.recipe import write_recipe
 from frskd_train.report import run as report
@@ -39,21 +46,22 @@ class Trainer:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        loop, run = settings.loop, settings.run
-        self.accelerator = start_accelerator(loop, run.report_to, run.output_dir)
+        run = settings.run
+        self.accelerator = start_accelerator(settings.loop, run.report_to, run.output_dir)
         self.is_main = self.accelerator.is_main_process
-        set_seed(loop.seed)
+        set_seed(settings.loop.seed)
         self.job = choose_job(settings)
         report.preflight(settings, self.job.score)
         check_optimizer(settings.optimizer, self.accelerator.device)
         resume = find_resume(run.resume, run.output_dir)
         if resume is None and run.output_dir is not None:
             RunFolder(Path(run.output_dir)).refuse_if_taken()
-        self._load_data_and_task()
+        saved = load_state(resume.checkpoint) if resume and resume.checkpoint else {}
+        self._load_data_and_task(saved)
         self._create_optimizer()
         self._open_folder(resume)
         if resume is not None:
-            self._resume(resume)
+            self._resume(resume, saved)
         if self.is_main:
             self.folder.write("config.yaml", write_recipe(settings, f"Settings of the run {self.folder.path.name}."))
         start_trackers(self.accelerator, settings, self.folder.path)
@@ -69,9 +77,9 @@ class Trainer:
             scores = self.close_epoch()
         self.finish(scores)
 
-    def _load_data_and_task(self) -> None:
+    def _load_data_and_task(self, saved: dict[str, Any]) -> None:
         loop, accelerator = self.settings.loop, self.accelerator
-        self.data = self.job.load_data(progress=self.is_main)
+        self.data = self.job.load_data(progress=self.is_main, measured=saved.get("statistics"))
         self.student = self.job.build_student(self.data)
         self.task = self.job.build_task(self.student, self.data)
         adapt_convolutions(self.task, loop.channels_last)
@@ -117,17 +125,17 @@ class Trainer:
         self.facts = {
             "fingerprint": self.data.fingerprint,
             "train_rows": self.data.num_train,
+            "statistics": [self.data.preprocessing.mean, self.data.preprocessing.std],
             "data_mode": self.data.mode,
             "global_batch": global_batch,
             "processes": accelerator.num_processes,
         }
 
-    def _resume(self, resume: Resume) -> None:
+    def _resume(self, resume: Resume, saved: dict[str, Any]) -> None:
         """Continue from a checkpoint, or from the beginning if the run was stopped before its first one."""
         self.progress.say(*resume.notes)
         if resume.checkpoint is None:
             return
-        saved = load_state(resume.checkpoint)
         self.progress.say(*check_resume(saved, flat(self.settings), self.facts))
         restore(resume.checkpoint, saved, self.saved_modules, self.optimizer)
         self.state = RunState.from_saved(saved, resume.checkpoint, self.job.score)
@@ -192,10 +200,10 @@ class Trainer:
         state = self.state
         if state.updates % self.settings.run.log_interval == 0:
             self.refuse_nonfinite()
-            recent, lr = self.meter.recent(self.accelerator), self.optimizer.param_groups[0]["lr"]
+            recent, lr = self.meter.recent(self.accelerator), base_lr(self.optimizer)
             self.progress.show(state.epoch, state.step, recent, lr)
-            values = {f"step/{name}": value for name, value in {**recent, "lr": lr}.items()}
-            self.accelerator.log(values, step=state.updates)
+            logged = {f"step/{name}": value for name, value in {**recent, "lr": lr}.items()}
+            self.accelerator.log(logged, step=state.updates)
         self.save_or_stop(checkpoint=state.minutes_since_checkpoint() > self.settings.run.checkpoint_minutes)
 
     def save_or_stop(self, checkpoint: bool, saved: bool = False) -> None:
@@ -223,15 +231,15 @@ class Trainer:
                 if is_last:
                     self.export()
             raise
-        row = {"lr": self.optimizer.param_groups[0]["lr"], **meter.means(accelerator), **self.job.columns(scores)}
+        row = {"lr": base_lr(self.optimizer), **meter.means(accelerator), **self.job.columns(scores)}
         self.refuse_nonfinite()
         if self.settings.loop.skip_nonfinite:
             row["skipped_steps"] = meter.bad_steps()
         state.finish_epoch({**row, "images_per_second": round(self.progress.images_per_second, 1)})
         outputs: Any = self.student.num_classes  # may be more than the classes of the data
         changes = self.settings.labels.bce_loss or self.settings.method.teacher_interval > 1
-        recent = {} if changes else meter.recent(accelerator)  # guessing has another loss
-        cross_entropy = recent.get("loss_ce", 0.0) / self.task.student_weight
+        loss = 0.0 if changes else meter.recent(accelerator).get("loss_ce", 0.0)  # guessing has another loss
+        cross_entropy = loss / self.task.student_weight
         note = learning_note(state.history, cross_entropy, self.job.shown, outputs, state.updates)
         self.meter = TrainMeter(accelerator.device)
         accelerator.log(row, step=state.updates)
@@ -246,12 +254,11 @@ class Trainer:
         """Score student (or its average if there is one) and self-teacher on the validation images."""
         broadcast_buffers(self.task)
         self.task.eval()
-        measure, batches = self.job.measure, self.val_batches
-        scores = evaluate(measure, self.task.predict, batches, self.accelerator)
+        scores = evaluate(self.job.measure, self.task.predict, self.val_batches, self.accelerator)
         if self.ema is not None:
             average = self.ema.module.eval()
             broadcast_buffers(average)
-            scores |= evaluate(measure, lambda images: {"student": average(images)}, batches, self.accelerator)
+            scores |= evaluate(self.job.measure, lambda x: {"student": average(x)}, self.val_batches, self.accelerator)
         return scores
 
     def save(self) -> None:
@@ -270,14 +277,7 @@ class Trainer:
 
     def refuse_nonfinite(self) -> None:
         """Raise UserError if more steps of this epoch than `--skip-nonfinite` had a loss that is not finite."""
-        found = self.meter.first_bad()
-        if found is not None and self.meter.bad_steps() > self.settings.loop.skip_nonfinite:
-            raise UserError(
-                f"{found[0]} was not a finite number at step {found[1] + 1} of epoch {self.state.epoch + 1} (first of "
-                f"{self.meter.bad_steps()} so far); the last good checkpoint is "
-                f"{self.state.last_checkpoint or 'none yet'}, and a lower --lr, --clip-grad, --no-amp or "
-                "--skip-nonfinite may help."
-            )
+        self.meter.refuse_bad(self.settings.loop.skip_nonfinite, self.state.epoch, self.state.last_checkpoint)
 
     def export(self) -> None:
         """Export the student, or its average if there is one."""

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import timm
 import torch
-from runs import STATE, checkpoints
+from pictures import picture
+from runs import STATE, checkpoints, train_here
 from torch import nn
 
 from frskd_timm.errors import UserError
+from frskd_timm.export.folder import read_json
 from frskd_train.checkpoint import load_state, restore
 from frskd_train.constraints import FIXED, FREE, PRIVATE
 from frskd_train.resume import check_resume
@@ -57,6 +59,24 @@ def test_what_may_not_change_is_refused(settings: dict[str, Any], facts: dict[st
     assert check_resume(state, was, NOW) == []
     with pytest.raises(UserError, match=words):
         check_resume(state, {**was, **settings}, {**NOW, **facts})
+
+
+def test_a_resumed_run_keeps_the_statistics_of_its_images(tmp_path: Path) -> None:
+    for number in range(12):
+        folder = tmp_path / "data" / "train" / f"class {number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        picture(number, 30 + 3 * number, 50 - 2 * number).save(folder / f"{number}.png")
+    run = tmp_path / "run"
+    data = ["--dataset", tmp_path / "data", "--img-size", 24, "--train-crop-mode", "rrc", "--output-dir", run]
+    train_here("--model", "test_resnet", *data, "--epochs", 1, "--batch-size", 5, "--threads", 1, "--no-amp")
+    first = statistics_of(run)
+    train_here("--resume", run, "--epochs", 2, "--data-mode", "stream", "--workers", 0)
+    assert statistics_of(run) == first
+
+
+def statistics_of(run: Path) -> list[Any]:
+    cfg = read_json(run / "student" / "config.json")["pretrained_cfg"]
+    return [cfg["mean"], cfg["std"]]
 
 
 def test_changed_numbers_of_the_optimizer_are_honoured(tmp_path: Path) -> None:

@@ -129,14 +129,14 @@ def test_validation_counts_each_image_once(mode: str, small: Path, world_size: i
 def test_a_trained_model_is_evaluated_without_the_training_images(small: Path, tmp_path: Path) -> None:
     trained = load(small, img_size=16)
     test_only = DataSettings(str(save(tmp_path / "test only", test=pictures(23))), val_split="test")
-    reordered = load_validation(test_only, trained.preprocessing, class_names=["eel", "zebra", "dog", "cat"])
+    reordered = load_validation(test_only, trained.preprocessing, classes=["eel", "zebra", "dog", "cat"])
     assert (len(reordered.val), reordered.num_classes, reordered.val_split) == (23, 4, "test")
     assert len(load_validation(DataSettings(test_only.dataset), trained.preprocessing).val) == 23  # its only split
     for (images, target), (again, number) in zip(trained.val_batches(9), reordered.val_batches(9), strict=True):
         assert torch.equal(images, again)
         assert number.tolist() == [{0: 3, 1: 2, 2: 0}[label] for label in target.tolist()]
     with pytest.raises(UserError, match=r"classes that the model does not know.*: dog"):
-        load_validation(test_only, trained.preprocessing, class_names=["cat", "eel"])
+        load_validation(test_only, trained.preprocessing, classes=["cat", "eel"])
 
     # Where training held rows out, the same ones are evaluated on.
     held_out = save(tmp_path / "held out", train=pictures(40))

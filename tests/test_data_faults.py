@@ -95,6 +95,7 @@ MISTAKES: list[tuple[str, dict[str, datasets.Dataset], dict[str, Any]]] = [
     ("only 6 training images", {"train": GOOD, "test": GOOD}, {"train_num_samples": 7}),
     ("less than one image", {"train": GOOD, "test": GOOD}, {"train_num_samples": 2}),
     ("--crop-padding 13", {"train": GOOD}, {"crop_padding": 13}),
+    ("--crop-padding has no effect with .* rrc", {"train": GOOD}, {"crop_padding": 2, "img_size": 96}),
     ("--aa rend-m9", {"train": GOOD}, {"aa": "rend-m9"}),
     ("--aa works on one image", {"train": GOOD}, {"aa": "rand-m9", "data_mode": "memory"}),
     ("--dataset-revision", {"train": GOOD}, {"dataset_revision": "main"}),

@@ -202,7 +202,7 @@ def test_class_folders_spell_any_name_and_match_a_models_classes(tmp_path: Path)
     root = class_folders(tmp_path / "copy", "T-shirt%2Ftop", "100%25", "%2enet")
     data = load(root)
     assert data.class_names == sorted(names)
-    found = load_validation(DataSettings(str(root)), data.preprocessing, class_names=names)
+    found = load_validation(DataSettings(str(root)), data.preprocessing, classes=names)
     assert torch.cat([target for _, target in found.val_batches(9)]).tolist() == [2, 0, 1]  # as the folders are sorted
 
 
@@ -217,7 +217,7 @@ def test_a_class_map_renumbers_classes(lines: str, numbers: list[int], tmp_path:
     assert data.class_names[1:] == ["coat", "bag"]
     assert torch.cat([target for _, target in data.val_batches(3)]).tolist() == numbers
     chosen = DataSettings(str(root), class_map=str(tmp_path / "map.txt"))
-    found = load_validation(chosen, data.preprocessing, class_names=["a", "b", "c"])
+    found = load_validation(chosen, data.preprocessing, classes=["a", "b", "c"])
     assert torch.cat([target for _, target in found.val_batches(3)]).tolist() == numbers
     (tmp_path / "map.txt").write_text("bag\ncoat\n")
     with pytest.raises(UserError, match=r"class-map .* lacks .*shirt"):

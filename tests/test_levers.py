@@ -193,6 +193,13 @@ def test_the_self_teacher_runs_in_every_second_update() -> None:
         assert len(runs) == count
 
 
+def test_updates_are_counted_exactly_in_half_precision() -> None:
+    task = create(teacher_interval=2).to(torch.bfloat16)
+    for step in range(300):
+        task.set_progress(step / 300)
+    assert task.clock.tolist() == [pytest.approx(299 / 300, abs=1e-7), 299 + (task.clock[1] == 300)]
+
+
 def test_schedules_of_full_weight() -> None:
     assert [distillation_weight("warmup", t) for t in (0, 0.05, 0.1, 1)] == [0, 0.5, 1, 1]
     task = create(schedule="lead")

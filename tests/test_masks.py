@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from pictures import labels_of, masked, picture, voc_folder
 from pictures import load_masks as load
 from PIL import Image
+from torch import Tensor
 
 from frskd_timm.errors import UserError
 from frskd_timm.segmentation import SegmentationTask, create_segmentation_student
@@ -19,6 +20,8 @@ from frskd_train.data.scenes import _background, compose, garments
 from frskd_train.data.splits import Sample
 from frskd_train.data.transforms import DenseTransform
 from frskd_train.evaluate import SEGMENTATION, evaluate
+from frskd_train.settings import DataSettings, FitSettings
+from frskd_train.tasks.segmentation import SegmentationJob
 
 SMALL = "mobilenetv3_small_050"
 SCENES = "fashion_mnist_scenes"
@@ -147,6 +150,25 @@ def test_voc_folder(tmp_path: Path) -> None:
     unnamed = load(voc_folder(tmp_path / "unnamed"))
     assert unnamed.class_names == ["class 0", "class 1", "class 2"]
     assert unnamed.preprocessing.input_size == (3, 64, 64)  # of 40x30 and 36x44
+
+
+def test_masks_are_matched_to_a_model_by_name(tmp_path: Path) -> None:
+    folder = voc_folder(tmp_path / "garden")
+    (folder / "labels.txt").write_text("lawn\nroses\npond\n")
+    student = create_segmentation_student("test_resnet", 3, channels=8, class_names=["pond", "lawn", "roses"])
+
+    def targets() -> list[Tensor]:
+        data = DataSettings(str(folder))
+        loaded = SegmentationJob.load_validation(data, FitSettings(), student, progress=False)
+        return [mask for _, batch in loaded.val_batches(1) for mask in batch]
+
+    renumbered = targets()
+    student.class_names = []
+    for own, other in zip(targets(), renumbered, strict=True):
+        assert torch.equal(torch.tensor([1, 2, 0, *[255] * 253])[own], other)
+    student.class_names = ["lawn", "roses", "lake"]
+    with pytest.raises(UserError, match=r"does not know pond: .* --class-map"):
+        targets()
 
 
 def test_streaming_gives_the_same_batches(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from frskd_timm.errors import UserError
 from frskd_timm.segmentation import SegmentationCrossEntropyTask, create_segmentation_student
 from frskd_timm.task import CrossEntropyTask
 from frskd_train.checkpoint import load_state, restore, save_checkpoint
-from frskd_train.optim import check_optimizer, create_optimizer, create_scheduler
+from frskd_train.optim import base_lr, check_optimizer, create_optimizer, create_scheduler
 from frskd_train.settings import OptimizerSettings
 
 NAMES = [str(name) for name in list_optimizers(exclude_filters=["lookahead*"])]
@@ -77,6 +77,7 @@ def test_scaled_learning_rates_need_no_schedule() -> None:
         if scheduler := create_scheduler(settings, optimizer, 1):
             scheduler.step_update(0)
         found.append([group["lr"] for group in optimizer.param_groups])
+        assert base_lr(optimizer) == pytest.approx(0.1)
     assert found[0] == pytest.approx(found[1])
     assert min(found[0]) < 0.05
 

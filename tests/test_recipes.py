@@ -283,8 +283,8 @@ REFUSED = {
     "--sched none --warmup-epochs 1": "--warmup-epochs .*none", "--decay-rate 2": "--decay-rate .*at most 1",
     "--linear-probe --method ce --drop 0.5": "--drop .*--linear-probe", "--lr-base-size 64": "--lr-base:",
     "--layer-decay 0.7 --task segmentation": "--layer-decay .*segmentation",
-    "--lr 1 --lr-base 1": "exclude", "--sched plateau --decay-rate 1": "below 1",
-    "--tag=a\nb": "control character", "--momentun 1": "--momentum",
+    "--lr 1 --lr-base 1": "exclude", "--sched plateau --decay-rate 1": "below 1", "--sla-weight 2": "--sla:",
+    "--tag=a\nb": "control character", "--momentun 1": "--momentum", "--patience-epochs 3": "--sched plateau:",
 }  # fmt: skip
 
 

@@ -11,16 +11,17 @@ import pytest
 import timm
 import torch
 from conftest import ROOT, run_script
-from pictures import picture, pictures, save
+from pictures import encoded, picture, pictures, save, split
 from published import make_student
 from runs import evaluate_here, train_here
 from sklearn import metrics
 from timm.data import create_transform, resolve_data_config
+from timm.models import save_for_hf
 from torch.nn.functional import cross_entropy
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from frskd_timm.errors import UserError
-from frskd_train.data import Preprocessing, load_validation
+from frskd_train.data import Preprocessing, ValidationData, load_validation
 from frskd_train.data.source import find_source
 from frskd_train.data.transforms import CORRUPTIONS
 from frskd_train.parse import flag
@@ -180,6 +181,53 @@ def test_corruptions_grow_and_depend_on_the_image_alone(corruption: str, three_s
         changes.append((whole - original).abs().mean().item())
     assert 0 < changes[0] < changes[-1]
     assert changes == sorted(changes)
+
+
+def test_noise_is_the_same_in_memory_and_streamed() -> None:
+    noisy = [
+        load_validation(DataSettings(data_mode=mode), Preprocessing((3, 28, 28), (0.0,) * 3, (1.0,) * 3))
+        .corrupted("noise", 2)
+        .val_batches(40)
+        for mode in ("memory", "stream")
+    ]
+    (one, _), (other, _) = (next(iter(batches)) for batches in noisy)
+    assert torch.equal(one, other)
+
+
+def test_models_without_names_are_scored_as_timm_does(tmp_path: Path) -> None:
+    """At the size for testing; whole-number labels are outputs, and other classes have to be as many as these."""
+
+    def load(dataset: Path, classes: int, train_size: bool = False) -> ValidationData:
+        model = timm.create_model("resnet18", num_classes=classes)
+        fit = FitSettings(use_train_size=train_size)
+        return ClassificationJob.load_validation(DataSettings(str(dataset)), fit, model, progress=False)
+
+    rows = [encoded(picture(number)) for number in range(5)]
+    numbered = save(tmp_path / "numbered", test=split(rows, [0, 2, 5, 5, 2], datasets.Value("int64")))
+    named = save(tmp_path / "named", test=split(rows, ["cat", "dog", "eel", "cat", "dog"], datasets.Value("string")))
+    ((_, target),) = load(numbered, 10).val_batches(5)
+    assert target.tolist() == [0, 2, 5, 5, 2]
+    with pytest.raises(UserError, match=r"does not know .* 5"):
+        load(numbered, 4)
+    assert load(named, 3).class_names == ["cat", "dog", "eel"]
+    with pytest.raises(UserError, match="does not name its 10 outputs and the dataset has only 3 classes"):
+        load(named, 10)
+    found = load(numbered, 10).preprocessing, load(numbered, 10, train_size=True).preprocessing
+    assert [(own.input_size[1], own.crop_pct) for own in found] == [(288, 1.0), (224, 0.95)]
+
+
+def test_folders_that_timm_writes_are_scored(tmp_path: Path) -> None:
+    model = timm.create_model("test_resnet", num_classes=4).eval()
+    names = {"0": "cat", "1": "dog", "3": "eel"}
+    save_for_hf(model, tmp_path, {"label_names": names}, safe_serialization=False)
+    loaded, _ = load_for_evaluation(str(tmp_path))
+    images = torch.randn(2, 3, 160, 160)
+    assert torch.equal(loaded(images), model(images))
+    rows = [encoded(picture(number)) for number in range(3)]
+    data = save(tmp_path / "data", test=split(rows, ["eel", "cat", "dog"], datasets.Value("string")))
+    found = ClassificationJob.load_validation(DataSettings(str(data)), FitSettings(), loaded, progress=False)
+    ((_, target),) = found.val_batches(3)
+    assert target.tolist() == [3, 0, 1]
 
 
 def test_validation_at_a_size_that_a_model_cannot_take_reads_no_data(tmp_path: Path) -> None:

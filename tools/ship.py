@@ -158,7 +158,7 @@ def evaluate_shipped(model: nn.Module, name: str, data: DataSettings, accelerato
 def _validation_data(model: nn.Module, data: DataSettings) -> ValidationData:
     preprocessing = Preprocessing.from_timm(resolve_data_config({}, model=model))
     names = model.pretrained_cfg.get("label_names")  # type: ignore[union-attr, operator]
-    return load_validation(data, preprocessing, class_names=names)
+    return load_validation(data, preprocessing, classes=names)
 
 
 def _score(model: nn.Module, data: DataSettings, accelerator: Accelerator) -> dict[str, float]:

@@ -36,6 +36,14 @@ def entry(config: dict[str, Any], name: str, kind: type, where: Path, default: A
     return value
 
 
+def output_names(label_names: Any, outputs: int) -> list[str]:
+    """Return the names of a model's outputs from timm's list, or dict with gaps, of names; empty if there are none."""
+    if isinstance(label_names, dict):
+        names = {str(number): str(name) for number, name in label_names.items()}
+        return [names.get(str(number), f"output {number}") for number in range(outputs)]
+    return list(label_names or ())
+
+
 def check_size(size: Any, where: object) -> None:
     usable = isinstance(size, (list, tuple)) and len(size) == 3 and all(isinstance(n, int) for n in size)
     if not usable or not all(1 <= n <= MAX_SIDE for n in size):

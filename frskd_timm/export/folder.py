@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from frskd_timm.errors import UserError, first_line
 
 WEIGHTS = "model.safetensors"
+PICKLE = "pytorch_model.bin"  # of models that timm exported otherwise
 CONFIG = "config.json"
 CARD = "README.md"
 RECIPE = "recipe.yaml"
@@ -111,10 +113,12 @@ def plain_state_dict(model: nn.Module, *, half: bool = False) -> dict[str, Tenso
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read `model.safetensors`; raise UserError if it is missing or damaged, or a value is not finite."""
+    """Read `model.safetensors`, or timm's other format; raise UserError if it is missing or damaged, or not finite."""
     path = folder / WEIGHTS
+    if not path.exists() and (folder / PICKLE).is_file():
+        path = folder / PICKLE
     try:
-        state = load_file(path)
+        state = load_file(path) if path.name == WEIGHTS else load_state_dict(str(path))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give the student/ folder of a finished run.") from None
     except Exception as error:  # safetensors has its own exception for damaged files

@@ -13,7 +13,14 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.export.config import check_pretrained_cfg, check_size, check_statistics, entry, refuse_huge
+from frskd_timm.export.config import (
+    check_pretrained_cfg,
+    check_size,
+    check_statistics,
+    entry,
+    output_names,
+    refuse_huge,
+)
 from frskd_timm.export.folder import CONFIG, read_json, read_weights, recover
 from frskd_timm.pyramid import evaluating
 from frskd_timm.segmentation.student import SegmentationStudent, probe_size
@@ -118,6 +125,8 @@ class ExportedClassifier(ExportedStudent):
     any_size = False
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        if isinstance(names := config.get("label_names"), dict) and isinstance(count := config.get("num_classes"), int):
+            config = {**config, "label_names": output_names(names, count)}
         super().__init__(path, config, "architecture", "label_names")
         cfg = entry(config, "pretrained_cfg", dict, self.where)
         self.imports = f"import timm, {self.package}" if self.package else "import timm"

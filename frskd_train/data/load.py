@@ -1,7 +1,7 @@
 """Loading of data: find and check a dataset, choose rows, resolve the preprocessing, decode or prepare to stream."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -70,7 +70,8 @@ class ValidationData:
 
     def corrupted(self, name: str, severity: int) -> "ValidationData":
         """Return the same data with one of `frskd_train.data.transforms.CORRUPTIONS` at a severity from 1 to 5."""
-        return replace(self, val=replace(self.val, transform=partial(corrupt, self.val.transform, name, severity)))
+        change = partial(corrupt, self.val.transform, self.preprocessing.input_size[0], name, severity)
+        return replace(self, val=replace(self.val, transform=change))
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ def load_data(
     use_model_stats: bool = False,
     num_outputs: int | None = None,
     resize_range: tuple[float, float] = (0.5, 2.0),
+    measured: tuple[Sequence[float], Sequence[float]] | None = None,
     progress: bool = False,
 ) -> TrainingData:
     """Load a dataset for training and validation.
@@ -149,6 +151,7 @@ def load_data(
         use_model_stats: Take mean and std from `model_cfg` if the settings do not give them.
         num_outputs: Number of the network's outputs, if larger than the number of classes.
         resize_range: Smallest and largest factor for resizing images with masks before they are cropped.
+        measured: Mean and standard deviation that were measured before, of a run that is resumed.
         progress: Show a progress bar while images are decoded.
 
     Raises:
@@ -167,8 +170,8 @@ def load_data(
     val_samples, val_notes = _samples(val, plan.mode, plan.evaluated, data, progress)
     mean, std = given_statistics(preprocessing, model_cfg, use_model_stats)
     if mean is None or std is None:
-        measured = measure(_measured(train_samples, plan, progress), preprocessing.in_chans)
-        mean, std = mean or measured[0], std or measured[1]
+        found = measured or measure(_measured(train_samples, plan, progress), preprocessing.in_chans)
+        mean, std = mean or tuple(found[0]), std or tuple(found[1])
     resolved = replace(plan.preprocessing, mean=mean, std=std)
     cache = train_samples.source if isinstance(train_samples.source, Cache) else None
     transform, augmentation = plan.augmentation(resolved, num_outputs or len(targets.class_names), cache)
@@ -198,7 +201,7 @@ def load_validation(
     preprocessing: Preprocessing,
     *,
     task: str = "classification",
-    class_names: list[str] | None = None,
+    classes: list[str] | int | None = None,
     progress: bool = False,
 ) -> ValidationData:
     """Load a dataset for evaluating a trained model; training images are not decoded, and no training split is needed.
@@ -208,8 +211,9 @@ def load_validation(
         preprocessing: That of the model, such as `Preprocessing.from_timm(resolve_data_config({}, model=model))`; in
             segmentation, images keep their own size.
         task: As in `load_data`.
-        class_names: The model's classes in the order of its outputs, matched to labels by name; None uses the order
-            of the dataset.
+        classes: The model's classes in the order of its outputs, matched to labels by name; or the number of outputs of
+            a model without names, which are those of whole-number labels or else in the order of the dataset's classes.
+            None accepts any classes in this order.
         progress: Show a progress bar while images are decoded.
 
     Raises:
@@ -219,7 +223,7 @@ def load_validation(
     channels, height, width = preprocessing.input_size
     if channels not in (1, 3):
         raise UserError(f"The model takes images of {channels} channels; only 1 (gray) and 3 (RGB) are supported.")
-    split = Choice(source, data, TARGETS[task], channels == 1).validation(class_names)
+    split = Choice(source, data, TARGETS[task], channels == 1).validation(classes)
     is_dense = split.targets.is_dense
     transform: SampleTransform = as_is if is_dense else EvalTransform(preprocessing)
     mode = choose_mode(data, dense_bytes(split) if is_dense else len(split) * channels * height * width)

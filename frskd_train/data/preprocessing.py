@@ -45,6 +45,7 @@ class Preprocessing:
         """Return a copy with the size, filter and crop that the settings give."""
         given = settings.given()
         size = given.pop("img_size", None)
+        given.pop("use_train_size", None)
         return replace(self, **given, input_size=(self.input_size[0], size, size) if size else self.input_size)
 
     def as_timm(self) -> dict[str, Any]:

@@ -85,9 +85,7 @@ def read_sample() -> Source:
 
 def _read_folder(folder: Path, settings: DataSettings) -> tuple[Splits, list[str] | None, tuple[str, ...]]:
     """Return the splits of a folder, class names that are not in the rows, and notes for the user."""
-    for setting, value in (("config", settings.dataset_config), ("revision", settings.dataset_revision)):
-        if value is not None:
-            raise UserError(f"--dataset-{setting} is for datasets on the Hub, but {folder} is a local folder.")
+    _refuse_hub_settings(settings, f"{folder} is a local folder")
     datasets.disable_progress_bars()  # shown while reading local files
     if is_voc_folder(folder):
         return *read_voc(folder), ()
@@ -95,6 +93,12 @@ def _read_folder(folder: Path, settings: DataSettings) -> tuple[Splits, list[str
         splits, notes = read_image_folder(folder)
         return splits, None, notes
     return _read_files(folder), None, ()
+
+
+def _refuse_hub_settings(settings: DataSettings, problem: str) -> None:
+    for setting, value in (("config", settings.dataset_config), ("revision", settings.dataset_revision)):
+        if value is not None:
+            raise UserError(f"--dataset-{setting} is for datasets on the Hub, but {problem}.")
 
 
 def _stated_license(card: Path) -> str | None:

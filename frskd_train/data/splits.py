@@ -131,7 +131,7 @@ class Choice:
             rows = targets.subset(train, rows, count)
         return self._split(train, targets, rows), self._split(val or train, targets, val_rows)
 
-    def validation(self, known_classes: list[str] | None) -> Split:
+    def validation(self, known: list[str] | int | None) -> Split:
         """Choose the rows that training would validate on, or a whole validation split, for a model's classes."""
         name, train = self.data.val_split, None
         if name is None and self.data.train_split is None and len(self.source.splits) == 1:  # nothing was trained on
@@ -144,8 +144,8 @@ class Choice:
         rows = np.arange(len(self.source.splits[chosen]))
         if name is None:
             _, rows = targets.hold_out(chosen, self.data.val_fraction)
-        if known_classes is not None:
-            targets.match(chosen, rows, known_classes)
+        if known is not None:
+            targets.match(chosen, rows, known)
         return self._split(chosen, targets, rows)
 
     def _check_calibration(self, *used: str | None) -> None:

@@ -191,9 +191,12 @@ CORRUPTIONS: Mapping[str, tuple[Callable[[Tensor, float], Tensor], tuple[float, 
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
-def corrupt(transform: SampleTransform, name: str, severity: int, sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
-    """Transform a sample, then apply one of `CORRUPTIONS` at a severity."""
+def corrupt(
+    transform: SampleTransform, channels: int, name: str, severity: int, sample: Sample, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Transform a sample to an image with this number of channels, then apply one of `CORRUPTIONS` at a severity."""
     image, target = transform(sample, seed)
+    image = image.expand(channels, -1, -1)  # gray images in memory have one channel, and noise differs between channels
     torch.default_generator.manual_seed(seed)
     change, strengths = CORRUPTIONS[name]
     return change(image, strengths[severity - 1]), target

@@ -111,12 +111,9 @@ def model_card(
     tags = [form.pipeline, *student.libraries, "self-distillation", "knowledge-distillation"]
     if metrics.method == "frskd":
         tags += ["frskd", "arxiv:2103.08273"]
-    license = (metrics.license or "").lower()
-    known = bool(_LICENSE_ID.fullmatch(license))
     results = _eval_results(metrics, evaluation)
     data = ModelCardData(
-        license=license if known else ("other" if license else None),
-        license_name=None if known or not license else re.sub(r"[^a-z0-9.]+", "-", license).strip("-"),
+        **_license(metrics),
         library_name=student.libraries[0],
         pipeline_tag=form.pipeline,
         tags=tags,
@@ -154,7 +151,7 @@ def write_backbone_card(folder: Path, metrics: Metrics) -> None:
     """Write the card of a segmentation student's backbone, exported as a timm checkpoint."""
     architecture = read_student(folder).architecture
     data = ModelCardData(
-        license=(metrics.license or "").lower() or None,
+        **_license(metrics),
         library_name="timm",
         pipeline_tag="image-feature-extraction",
         tags=["timm", "semantic-segmentation"],
@@ -162,6 +159,14 @@ def write_backbone_card(folder: Path, metrics: Metrics) -> None:
     )
     card = _fill("backbone_template.md", data, title=f"{architecture}.{metrics.tag}", run=metrics)
     card.save(folder / CARD)
+
+
+def _license(metrics: Metrics) -> dict[str, Any]:
+    """Return the licence as the Hub wants it: an id, or 'other' and a name."""
+    license = (metrics.license or "").lower()
+    if not license or _LICENSE_ID.fullmatch(license):
+        return {"license": license or None}
+    return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", license).strip("-")}
 
 
 def tidy(card: ModelCard) -> ModelCard:

@@ -141,10 +141,12 @@ class FitSettings:
     """center: resize the shorter side. squash: resize both. border: resize the longer side and fill the rest."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """Resizing filter."""
+    use_train_size: bool = False
+    """Size and crop of the training, for models of timm that have others for testing."""
 
     def given(self) -> dict[str, Any]:
         """Return the settings that were given, by timm's names."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in asdict(self).items() if value not in (None, False)}
 
 
 @dataclass(frozen=True)

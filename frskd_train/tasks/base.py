@@ -48,8 +48,11 @@ class Job(ABC):
             return InitialWeights(name, name.split("@")[0])
         return InitialWeights(f"{cfg['architecture']}.{cfg.get('tag') or 'unknown'}", cfg.get("hf_hub_id"))
 
-    def load_data(self, progress: bool) -> TrainingData:
-        """Return images and targets of the run; raise UserError if they cannot be used for training."""
+    def load_data(self, progress: bool, measured: Any = None) -> TrainingData:
+        """Return images and targets of the run; raise UserError if they cannot be used for training.
+
+        `measured` are mean and standard deviation of a run that is resumed.
+        """
         settings, model = self.settings, self.settings.model
         return load_data(
             settings.data,
@@ -59,6 +62,7 @@ class Job(ABC):
             use_model_stats=model.has_weights,
             num_outputs=model.num_classes,
             resize_range=settings.segmentation.resize_range,
+            measured=measured,
             progress=progress,
         )
 

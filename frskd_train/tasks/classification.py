@@ -10,6 +10,7 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from frskd_timm.errors import UserError
+from frskd_timm.export.config import output_names
 from frskd_timm.export.student import export_student
 from frskd_timm.losses.labels import LabelLoss
 from frskd_timm.models import stock_name
@@ -75,14 +76,14 @@ class ClassificationJob(Job):
 
     @classmethod
     def load_validation(cls, data: DataSettings, fit: FitSettings, student: Any, progress: bool) -> ValidationData:
-        preprocessing = Preprocessing.from_timm(resolve_data_config({}, model=student)).fitted(fit)
+        config = resolve_data_config({}, model=student, use_test_size=not fit.use_train_size)
+        preprocessing = Preprocessing.from_timm(config).fitted(fit)
         if fit.img_size is not None:
             refuse_size(student, preprocessing.input_size)
-        names = getattr(student, "pretrained_cfg", {}).get("label_names")
-        found = load_validation(data, preprocessing, class_names=names, progress=progress)
-        if (classes := len(found.class_names)) > student.num_classes:
-            raise UserError(f"The dataset has {classes} classes, but the model has only {student.num_classes} outputs.")
-        return found
+        names = output_names(getattr(student, "pretrained_cfg", {}).get("label_names"), student.num_classes)
+        if names and len(names) != student.num_classes:
+            raise UserError(f"The model names {len(names)} classes, but has {student.num_classes} outputs.")
+        return load_validation(data, preprocessing, classes=names or student.num_classes, progress=progress)
 
     def about_student(self, student: nn.Module) -> dict[str, str]:
         model = self.settings.model.model

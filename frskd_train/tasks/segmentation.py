@@ -21,6 +21,7 @@ from frskd_timm.segmentation import (
 from frskd_timm.task import StudentTask
 from frskd_train.constraints import keyword_arguments
 from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_validation
+from frskd_train.data.targets.mask import unnamed
 from frskd_train.evaluate import SEGMENTATION
 from frskd_train.report.card import write_backbone_card
 from frskd_train.report.evaluation import Evaluation
@@ -96,9 +97,9 @@ class SegmentationJob(Job):
             raise UserError(f"{flag(name)} is for classification: segmentation scores images at their own size.")
         if data.dataset == DataSettings().dataset:  # --dataset was not given
             data = default_settings("segmentation").data
-        names = student.class_names or [f"class {number}" for number in range(student.num_classes)]
+        names = student.class_names or unnamed(student.num_classes)
         preprocessing = Preprocessing((student.in_chans, 1, 1), tuple(student.mean), tuple(student.std))
-        return load_validation(data, preprocessing, task="segmentation", class_names=names, progress=progress)
+        return load_validation(data, preprocessing, task="segmentation", classes=names, progress=progress)
 
     def about_student(self, student: Any) -> dict[str, str]:
         name, backbone = self.settings.model.model, student.backbone_name

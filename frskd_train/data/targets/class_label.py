@@ -43,6 +43,8 @@ class ClassLabels:
     def __init__(self, splits: Splits, data: DataSettings, class_names: list[str] | None) -> None:
         self.image_column, column = find_columns(splits, data, has_masks=False, find=_find_columns)
         self.labels, self.class_names = read_labels(splits, column)
+        kind = next(iter(splits.values())).features[column]
+        self._is_numbered = isinstance(kind, datasets.Value) and "int" in kind.dtype
         self._is_mapped = data.class_map is not None
         if data.class_map is not None:
             numbers, names = read_class_map(data.class_map)
@@ -66,14 +68,31 @@ class ClassLabels:
         """Hash the targets of the rows."""
         return self.labels[split][rows].astype("<i8").tobytes()
 
-    def match(self, split: str, rows: Rows, known: list[str]) -> None:
-        """Renumber the classes of the rows as a trained model's: by name, or by the numbers of a class map."""
+    def match(self, split: str, rows: Rows, known: list[str] | int) -> None:
+        """Renumber the classes of the rows as a trained model's: by name, or by the numbers of a class map.
+
+        `known` holds the names of the model's outputs, or is their number if they have no names.
+        """
+        if isinstance(known, int):
+            if self._is_mapped or not self._is_numbered:
+                return self._refuse_other_number(known)
+            known = list(map(str, range(known)))
         if not self._is_mapped:
             complaint = f"Split {split} has classes that the model does not know (see --class-map):"
             self._renumber(split, rows, {name: number for number, name in enumerate(known)}, complaint)
         elif len(self.class_names) > len(known):
             raise UserError(f"--class-map has {len(self.class_names)} classes, but the model has {len(known)}.")
         self.class_names = known
+
+    def _refuse_other_number(self, outputs: int) -> None:
+        count = len(self.class_names)
+        if count > outputs:
+            raise UserError(f"The dataset has {count} classes, but the model has only {outputs} outputs.")
+        if count < outputs and not self._is_mapped:
+            raise UserError(
+                f"The model does not name its {outputs} outputs and the dataset has only {count} classes: name the "
+                "output of each class with --class-map."
+            )
 
     def class_counts(self, split: str, rows: Rows) -> list[int]:
         """Count the images, or the pixels of masks, of each class in the rows."""

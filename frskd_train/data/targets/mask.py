@@ -11,7 +11,7 @@ from torch import Tensor
 
 from frskd_timm.errors import UserError
 from frskd_timm.losses.functional import IGNORED
-from frskd_train.data.columns import Columns, Splits, columns_named, find_columns, holds_images, read_class_map
+from frskd_train.data.columns import Columns, Splits, columns_named, find_columns, holds_images, listed, read_class_map
 from frskd_train.data.images import BadImageError, Images, in_blocks
 from frskd_train.data.sampler import Rows, shuffled
 from frskd_train.settings import DataSettings
@@ -31,6 +31,7 @@ class Masks:
         self._masks = {split: Images(dataset, split, column, "mask") for split, dataset in splits.items()}
         # Empty until find_classes if the dataset does not name its classes.
         self.class_names = read_class_map(data.class_map)[1] if data.class_map is not None else class_names or []
+        self._outputs: Rows | None = None  # the model's output of each label, where they differ
 
     def load_many(self, split: str, rows: list[int]) -> Iterator[Tensor | BadImageError]:
         return self._masks[split].load_many(rows, self._decode)
@@ -44,7 +45,8 @@ class Masks:
         wrong = labels[((labels >= top) | (labels < 0)) & (labels != IGNORED)]
         if wrong.size:
             raise ValueError(f"it has label {wrong[0]}; labels must be 0 to {top - 1}, or {IGNORED} for no class")
-        return torch.from_numpy(labels.astype(np.uint8))
+        labels = labels.astype(np.uint8)
+        return torch.from_numpy(labels if self._outputs is None else self._outputs[labels])
 
     def check(self, split: str, row: int, image_size: tuple[int, int], target: Tensor) -> BadImageError | None:
         """Check a mask against the width and height of its image."""
@@ -71,10 +73,18 @@ class Masks:
     def digest(self, split: str, rows: Rows) -> bytes:
         return self._masks[split].digest(rows)
 
-    def match(self, split: str, rows: Rows, known: list[str]) -> None:
-        """See `ClassLabels`; labels are the numbers of the model's outputs."""
-        if self.class_names and len(self.class_names) != len(known):
-            raise UserError(f"The data have {len(self.class_names)} classes, but the model has {len(known)}.")
+    def match(self, split: str, rows: Rows, known: list[str] | int) -> None:
+        """See `ClassLabels`; where the data or the model do not name the classes, labels are numbers of outputs."""
+        assert not isinstance(known, int)  # segmentation students have names
+        names = self.class_names
+        if names and len(names) != len(known):
+            raise UserError(f"The data have {len(names)} classes, but the model has {len(known)}.")
+        if names and names != known and known != unnamed(len(known)):
+            if sorted(names) != sorted(known):
+                other = listed([name for name in names if name not in known] or names)
+                raise UserError(f"The model does not know {other}: name the labels as the model does with --class-map.")
+            self._outputs = np.full(IGNORED + 1, IGNORED, np.uint8)
+            self._outputs[: len(names)] = [known.index(name) for name in names]
         self.class_names = known
 
     def find_classes(self, split: str, rows: Rows, progress: bool) -> None:
@@ -82,7 +92,7 @@ class Masks:
         if not self.class_names:
             title = f"labels of {split}" if progress else None
             labels = np.flatnonzero(self._label_counts(split, rows, title)[:IGNORED])
-            self.class_names = [f"class {label}" for label in range(max(labels, default=-1) + 1)]
+            self.class_names = unnamed(int(max(labels, default=-1)) + 1)
         if not 2 <= len(self.class_names) <= IGNORED:
             raise UserError(
                 f"The masks of split {split} have {len(self.class_names)} class(es); 2 to {IGNORED} can be trained on."
@@ -99,6 +109,11 @@ class Masks:
             return [np.bincount(mask.flatten().numpy(), minlength=IGNORED + 1) for mask in masks]
 
         return sum(in_blocks(count, rows.tolist(), title), np.zeros(IGNORED + 1, np.int64))
+
+
+def unnamed(count: int) -> list[str]:
+    """Return the names of classes without names."""
+    return [f"class {label}" for label in range(count)]
 
 
 def _find_columns(features: datasets.Features, data: DataSettings) -> Columns:
