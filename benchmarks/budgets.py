@@ -189,7 +189,7 @@ def folder_name(run: Run) -> str:
 def lock(folder: Path, run: Run) -> int | None:
     """Lock a run for this process; return None if another process has it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    held = os.open(folder.with_suffix(".lock"), os.O_CREAT | os.O_RDWR)
+    held = os.open(folder.with_name(f"{folder.name}.lock"), os.O_CREAT | os.O_RDWR)  # names of methods contain dots
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
