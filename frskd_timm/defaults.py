@@ -17,15 +17,15 @@ TASK_OPTIONS = (
 class MethodDefaults:
     """Defaults of one kind of task, with the names of the flags."""
 
-    alpha: float = 4.0
+    alpha: float = 8.0
     beta: float | None = None  # the `default_beta` of the feature loss
     temperature: float = 2.0
     smoothing: float = 0.1
     logit_loss: str = "kl"
     gate: str = "none"
     distill_schedule: str = "ramp"
-    student_weight: float = 0.5
-    teacher_weight: float = 0.5
+    student_weight: float = 1.0
+    teacher_weight: float = 1.0
     teacher_gradient: float = 1.0
     teacher_ema: float = 0.0
     teacher_interval: int = 1
@@ -45,4 +45,4 @@ class MethodDefaults:
 
 
 CLASSIFICATION = MethodDefaults()
-SEGMENTATION = MethodDefaults(alpha=1.0, temperature=1.0, smoothing=0.0, student_weight=1.0, teacher_weight=1.0)
+SEGMENTATION = MethodDefaults(alpha=1.0, temperature=1.0, smoothing=0.0)

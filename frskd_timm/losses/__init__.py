@@ -26,7 +26,7 @@ class FeatureLoss(nn.Module, ABC):
     """
 
     preactivation = False
-    default_beta = 50.0
+    default_beta = 100.0
 
     def forward(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], valid: Sequence[Tensor] | None = None

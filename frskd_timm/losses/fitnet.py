@@ -14,7 +14,7 @@ from frskd_timm.teachers import SelfTeacher
 class FitNetLoss(FeatureLoss):
     """Mean squared error between a refined map and the student's map after a learned 1x1 convolution, BN and ReLU."""
 
-    default_beta = 0.5
+    default_beta = 1.0
 
     def __init__(self, student_channels: Sequence[int], teacher: SelfTeacher) -> None:
         super().__init__()

@@ -34,7 +34,7 @@ class OverhaulLoss(FeatureLoss):
     """
 
     preactivation = True
-    default_beta = 5e-5  # small, because the sum starts in the thousands
+    default_beta = 1e-4  # small, because the sum starts in the thousands
 
     def __init__(self, student_channels: Sequence[int], teacher: SelfTeacher) -> None:
         super().__init__()

@@ -103,8 +103,8 @@ class SegmentationTask(_PixelTask, DistillationTask):
             self_teacher: A name in `teacher.SEGMENTATION_TEACHERS`.
             teacher_layers: BiFPN layers of a self-teacher that has some.
             feature_loss: Name in `losses.FEATURE_LOSSES` of a loss that compares maps after their activation.
-            beta: Weight of the feature loss; 0 disables it, None uses its `default_beta`, or disables it for a
-                self-teacher beside the decoder.
+            beta: Weight of the feature loss; 0 disables it, None uses half of its `default_beta`, which is the authors'
+                50 for attention, or disables it for a self-teacher beside the decoder.
             **options: Further arguments of the task.
 
         Raises:
@@ -132,6 +132,8 @@ class SegmentationTask(_PixelTask, DistillationTask):
                 )
             loss_class = None  # it refines nothing
         feature = loss_class and loss_class([student.channels] * student.num_levels, teacher)
+        if beta is None and feature is not None:
+            beta = feature.default_beta / 2
         return cls(student, teacher, feature, beta=beta, **options)
 
     def observe(self, images: Tensor, networks: Mapping[str, nn.Module]) -> Views:
