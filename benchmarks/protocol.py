@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from frskd_train.report.baseline import Gain
+
 COLUMNS = (
     "data", "split", "method", "epochs", "seed", "score", "ece", "self_teacher_score", "seconds_per_epoch", "flags",
     "commit",
@@ -276,9 +278,7 @@ def compare(pair: Comparison) -> list[str]:
     """Format the cells of a comparison."""
     best, own, teacher = pair.best, pair.own, pair.teacher
     bar, mean = statistics.mean(best), statistics.mean(own)
-    error = None
-    if min(len(best), len(own)) > 1:
-        error = sum(statistics.variance(values) / len(values) for values in (best, own)) ** 0.5
+    error = Gain.between(own, best).error
     seeds = f"{len(own)}" if len(own) == len(best) else f"{len(own)}, baseline {len(best)}"
     lead = statistics.mean(teacher) - bar if teacher else 0.0
     share = f"{100 * (mean - bar) / lead:.0f} %" if lead > (error or 0.0) and mean > bar else ""

@@ -12,12 +12,15 @@ from torch.nn import functional as F
 
 from frskd_timm.augment import TwoViews
 from frskd_timm.defaults import CLASSIFICATION as DEFAULT
+from frskd_timm.errors import UserError
 from frskd_timm.losses import FeatureLoss
 from frskd_timm.losses.functional import IGNORED
 from frskd_timm.losses.logits import LOGIT_LOSSES
 from frskd_timm.schedule import distillation_weight
 from frskd_timm.student_task import StudentTask, Terms
 from frskd_timm.teachers import SelfTeacher
+
+GATES = ("none", "advantage")
 
 
 class Views(NamedTuple):
@@ -101,6 +104,10 @@ class DistillationTask(StudentTask):
         self.student_weight, self.teacher_weight = student_weight, teacher_weight
         self.teacher_gradient, self.teacher_ema = teacher_gradient, teacher_ema
         self.teacher_interval = teacher_interval
+        if gate not in GATES:
+            raise UserError(f"There is no gate '{gate}'; there are: {', '.join(GATES)}.")
+        if not student_weight > 0:
+            raise UserError(f"student_weight has to be above 0, not {student_weight:g}.")
         self.logit_loss = LOGIT_LOSSES.get(logit_loss)
         self.average: nn.ModuleDict | None = None
         if teacher_ema:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from frskd_timm.defaults import CLASSIFICATION as DEFAULT
+from frskd_timm.errors import UserError
 from frskd_timm.losses.functional import cross_entropy
 
 Terms = dict[str, Tensor]
@@ -139,7 +140,13 @@ class StudentTask(TrainingTask):
         return {f"student.{name}" for name in getattr(self.student, "no_weight_decay", set)()}
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
-        """Return the layer of each parameter for timm's layer decay; all outside the student are in the last one."""
+        """Return the layer of each parameter for timm's layer decay; all outside the student are in the last one.
+
+        Raises:
+            UserError: The student has no `group_matcher`, as in segmentation.
+        """
+        if not hasattr(self.student, "group_matcher"):
+            raise UserError(f"{type(self.student).__name__} has no group_matcher for layer decay: leave it out.")
         matcher = self.student.group_matcher(coarse=coarse)  # type: ignore[operator]
         layers = group_parameters(self.student, matcher, reverse=True)
         return lambda name: layers.get(name.removeprefix("student."), max(layers.values()))

@@ -127,8 +127,11 @@ class FRSKDTask(DistillationTask):
             **options: Further arguments of the task.
 
         Raises:
-            UserError: A name is unknown, or the student lacks the required feature maps.
+            UserError: A name is unknown, the student has another number of classes, or it lacks the required feature
+                maps.
         """
+        if getattr(student, "num_classes", num_classes) != num_classes:
+            raise UserError(f"The student has {student.num_classes} classes, not {num_classes}.")
         loss_class: Any = None if beta == 0 else FEATURE_LOSSES.get(feature_loss)
         preactivation = bool(getattr(loss_class, "preactivation", False))
         pyramid = Pyramid(student, input_size, max_levels, preactivation)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.config import MAX_SIDE, check_pretrained_cfg
-from frskd_timm.export.folder import CONFIG, WEIGHTS, read_json, recover
+from frskd_timm.export.folder import CARD, CONFIG, WEIGHTS, read_json, recover
 from frskd_timm.export.load import ExportedClassifier, ExportedStudent, load_student, read_student
 from frskd_timm.lookup import known_cfg
 from frskd_train.constraints import keyword_arguments
@@ -153,7 +153,7 @@ def find_exported(model: str) -> FoundStudent:
         return FoundStudent(read_student(folder), run, "student" if run else folder.resolve().name)
     repo_id, _, revision = repo.partition("@")
     try:
-        found = snapshot_download(repo_id, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS])
+        found = snapshot_download(repo_id, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS, CARD])
     except Exception as error:  # of the connection, the name or the repository
         raise UserError(f"{model} could not be downloaded from the Hub: {first_line(error)}.") from error
     return FoundStudent(read_student(found), None, repo_id.rpartition("/")[2])

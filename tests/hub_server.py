@@ -32,6 +32,7 @@ class Fault:
     what: int | str
     times: int = 1
     headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b"<html>an injected fault</html>"  # as proxies answer
 
 
 @dataclass
@@ -147,7 +148,7 @@ class Handler(BaseHTTPRequestHandler):
             self.body = bytes([self.body[0] ^ 1]) + self.body[1:]
         try:
             if isinstance(what, int):
-                raise Answer(what, b"<html>an injected fault</html>", **fault.headers)  # as proxies answer
+                raise Answer(what, fault.body, **fault.headers)
             from hub_routes import ROUTES  # which needs this module
 
             for method, pattern, action in ROUTES:

@@ -189,7 +189,9 @@ def test_a_space_holds_the_page_and_a_repository_the_onnx_file(hub, student, run
     assert hub.repos[f"spaces/{USER}/demo"].history("trial")[0] == branched
     assert proposed != again
     with pytest.raises(UserError, match="--revision must be a branch name"):
-        push_space(student, f"{USER}/demo", revision="refs/pr/1", **options)
+        push_space(student, f"{USER}/demo", revision="refs/heads/trial", **options)
+    updated = push_space(student, f"{USER}/demo", repo_id=REPO, revision="refs/pr/1", **options)
+    assert hub.repos[f"spaces/{USER}/demo"].refs["refs/pr/1"] == updated != proposed
 
     assert push(hub, student, onnx=True).changed
     assert hub.files(REPO)["onnx/model.onnx"].startswith(b"\x08")

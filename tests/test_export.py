@@ -167,6 +167,14 @@ def test_half_precision(tmp_path):
     assert wrapped.dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_student_of_low_precision(tmp_path, dtype):
+    model = make("wide_resnet16_2_frskd", num_classes=7).to(dtype)
+    state = load_file(export(model, tmp_path / "student", 32) / "model.safetensors")
+    assert torch.equal(state["fc.weight"], model.fc.weight.float())
+    assert model.fc.weight.dtype == dtype
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

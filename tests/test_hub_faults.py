@@ -19,6 +19,8 @@ from runs import wait_for
 from frskd_timm.errors import UserError
 from frskd_train.report import hub as publishing
 
+REFUSED = b'{"errors": [{"message": "\\"license\\" must be one of apache-2.0, mit"}], "warnings": []}'
+
 
 @pytest.mark.parametrize(
     ("fault", "sentence"),
@@ -35,6 +37,7 @@ from frskd_train.report import hub as publishing
         (Fault("commit", 503, 3), None),
         (Fault("commit", 500, 99), "problems of its own"),
         (Fault("validate-yaml", 502, 1), None),
+        (Fault("validate-yaml", 400, body=REFUSED), r'\(400\): "license" must be one of apache-2.0, mit'),
         (Fault("PUT", "cut", 2), None),
         (Fault("commit", "cut", 2), None),
         (Fault("commit", "lost", 1), None),
@@ -85,6 +88,21 @@ def test_a_silent_hub_is_given_up(hub, student, quick_clock, monkeypatch, patter
     hub.faults = [Fault(pattern, "silent", 1)]
     push(hub, student)
     assert set(hub.files(REPO)) == whole(student)
+
+
+def test_only_unanswered_requests_count_as_silence(monkeypatch):
+    """An answer whose body takes long, or an upload that bypasses the client, is no silence."""
+    monkeypatch.setattr(publishing, "PATIENCE", 0.05)
+    hooks = publishing._Patience
+    hooks.after()
+    for _ in range(3):
+        hooks.before(None)
+        hooks.after()
+        time.sleep(0.1)
+    hooks.before(None)
+    time.sleep(0.1)
+    with pytest.raises(publishing.SilentError):
+        hooks.before(None)
 
 
 def test_a_silent_hub_is_given_up_after_a_failed_connection(hub, monkeypatch):

@@ -25,8 +25,8 @@ LIBRARY = {
     "losses": {"errors", "registry", "teachers"},  # the interface of a self-teacher, which some losses read
     "pyramid": {"defaults", "errors"},
     "cost": {"pyramid"},
-    "student_task": {"defaults", "losses"},
-    "distillation": {"augment", "defaults", "losses", "schedule", "student_task", "teachers"},
+    "student_task": {"defaults", "errors", "losses"},
+    "distillation": {"augment", "defaults", "errors", "losses", "schedule", "student_task", "teachers"},
     "task": {
         *("augment", "cost", "defaults", "distillation", "errors", "losses", "pyramid", "student_task", "teachers"),
     },

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from frskd_train.data.scenes import compose
+from frskd_train.report.answers import confusion_picture
 from frskd_train.report.figures import attention_figure, class_colours, curves_figure, segmentation_figure
 
 KEYS = ["epoch", "lr", "loss", "loss_ce", "loss_ce_teacher", "loss_kl", "loss_feature", "loss_sla", "val_loss"]
@@ -29,6 +30,12 @@ def amount(picture, colour):
 
 def has_colour(picture, colour):
     return amount(picture, colour) > 100
+
+
+@pytest.mark.parametrize("classes", [50, 201, 1000])
+def test_a_confusion_matrix_of_many_classes(classes, tmp_path):
+    found = confusion_picture(np.eye(classes).tolist(), [f"class {k}" for k in range(classes)], tmp_path / "c.png")
+    assert min(pixels(found).shape[:2]) >= classes
 
 
 def test_curves_show_every_term_and_both_scores(tmp_path):

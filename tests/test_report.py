@@ -102,6 +102,24 @@ def test_a_run_ends_with_a_page_that_needs_nothing_else(run: Path, tmp_path: Pat
     assert "more than the 6.08 points" in text  # 4.30 * sqrt(2 * (1/2 + 1/2))
 
 
+def test_runs_from_other_weights_are_other_recipes(run: Path, tmp_path: Path) -> None:
+    folders = []
+    for seed, (method, weights) in enumerate(
+        (("frskd", "a.pth"), ("frskd", "b.pth"), ("ce", "b.pth"), ("ce", "b.pth"))
+    ):
+        folders.append(str(changed(run, tmp_path / str(seed), seed, method, 60.0 + seed)))
+        for name, value in (("student/recipe.yaml", "''"), ("config.yaml", str(tmp_path / weights))):
+            path = tmp_path / str(seed) / name
+            path.write_text(
+                re.sub("^initial_checkpoint: .*", f"initial_checkpoint: {value}", path.read_text(), flags=re.M)
+            )
+    cli.run("report", [*folders, "--output", str(tmp_path / "all.html")])
+    text = Page(tmp_path / "all.html").text
+    assert "FRSKD, initial_checkpoint a.pth" in text
+    assert text.count("no baseline") == 1
+    assert "1.50 points worse in top-1 than cross-entropy" in text
+
+
 def test_a_page_that_cannot_be_made_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert write_page(RunFolder(tmp_path), None, None).startswith("The report could not be made")  # type: ignore[arg-type]
     with pytest.raises(SystemExit, match="2"):

@@ -22,6 +22,7 @@ from timm.utils import CheckpointSaver
 from torch import Tensor
 
 from frskd_timm import FRSKDTask
+from frskd_timm.errors import UserError
 from frskd_timm.segmentation import SegmentationTask, create_segmentation_student
 from frskd_timm.student_task import StudentTask
 from frskd_train.evaluate import SEGMENTATION
@@ -149,6 +150,7 @@ def test_a_compiled_task() -> None:
 RANKS = """
 import os, torch, timm
 from frskd_timm import FRSKDTask
+from frskd_timm.errors import UserError
 torch.distributed.init_process_group("gloo")
 rank = int(os.environ["RANK"])
 torch.manual_seed(0)
@@ -182,6 +184,18 @@ def test_layer_decay_covers_all_parameters() -> None:
     assert excluded == [
         f"{network}.{name}" for network in ("student.head", "self_teacher.fc") for name in ("weight", "bias")
     ]
+
+
+def test_unusable_options_are_refused() -> None:
+    student = timm.create_model("test_resnet", num_classes=5)
+    for options, sentence in (({"gate": "advantages"}, "no gate"), ({"student_weight": 0.0}, "student_weight")):
+        with pytest.raises(UserError, match=sentence):
+            FRSKDTask.create(student, (3, 64, 64), 5, **options)
+    with pytest.raises(UserError, match="has 5 classes, not 4"):
+        FRSKDTask.create(student, (3, 64, 64), 4)
+    segmentation = SegmentationTask.create(create_segmentation_student("test_resnet", 3, channels=8))
+    with pytest.raises(UserError, match="group_matcher"):
+        create_optimizer_v2(segmentation, opt="sgd", lr=0.1, layer_decay=0.5)
 
 
 def test_the_self_teacher_has_the_type_of_the_student() -> None:

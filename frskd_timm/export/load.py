@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -223,9 +224,11 @@ def compare_logits(model: nn.Module, other: nn.Module, images: Tensor, *, tolera
     """
     model = unwrap_model(model)
     parameter = next(model.parameters())
+    if parameter.dtype in (torch.bfloat16, torch.float16):
+        model = deepcopy(model).float()
     images, other = images.to(parameter.device), other.to(parameter.device)
     with torch.autocast(parameter.device.type, enabled=False), evaluating(model), evaluating(other):
-        expected, found = model(images.to(parameter.dtype)), other(images)
+        expected, found = model(images.to(next(model.parameters()).dtype)), other(images)
     return compare_outputs(expected, found, tolerance=tolerance)
 
 

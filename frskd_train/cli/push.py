@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.repo_id is None and options.space is None:
         parser.error("give --repo-id OWNER/NAME, --space OWNER/NAME, or both")
+    if options.onnx and options.repo_id is None:
+        parser.error("--onnx needs --repo-id: a Space has the student as model.onnx anyway")
     page = {name: vars(options).pop(name) for name in ("space", "examples", "img_size", "runtime")}
     if (options.folder / "student" / "config.json").is_file():
         options.folder /= "student"
@@ -46,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.repo_id is not None:
             push_student(**vars(options))
         if page["space"] is not None:
-            common = {name: vars(options)[name] for name in ("repo_id", "private", "revision", "create_pr", "dry_run")}
+            common = {name: value for name, value in vars(options).items() if name not in ("folder", "onnx")}
             push_space(options.folder, **page, **common)
     except KeyboardInterrupt:
         exit_interrupted(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import SpaceCard, SpaceCardData
+from huggingface_hub import ModelCard, SpaceCard, SpaceCardData
 from PIL import Image
 from timm.data import resolve_data_config
 
@@ -152,13 +152,16 @@ def _copy_examples(examples: Sequence[Path], student: ExportedStudent, folder: P
 
 def _readme(student: ExportedStudent, title: str, repo_id: str | None) -> str:
     """Return the Space's card with the front matter that the Hub reads."""
+    card = student.path / CARD
+    known: Any = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data if card.is_file() else {}
+    license: dict[str, Any] = {name: known.get(name) for name in ("license", "license_name")}
     data = SpaceCardData(
         title=title,
         emoji="🔍",
         colorFrom="blue",
         colorTo="yellow",
         sdk="static",
-        license=student.config.get("pretrained_cfg", {}).get("license"),
+        **license,
         models=[repo_id] if repo_id else None,
     )
     return str(SpaceCard.from_template(data, template_str=_README, title=title))

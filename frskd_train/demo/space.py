@@ -7,9 +7,14 @@ from typing import Any
 
 from huggingface_hub import CommitInfo
 
-from frskd_train.demo.build import build_demo
+from frskd_timm.errors import UserError
+from frskd_timm.export.folder import CARD
+from frskd_train.demo.build import DESCRIPTION, build_demo
 from frskd_train.report.hub import Repository, check_repo_id, check_target, connect, list_files, with_retries
+from frskd_train.report.signature import refuse_edited, signed
 from frskd_train.students import find_exported
+
+_OF_A_NEW_SPACE = {".gitattributes", CARD, "index.html", "style.css"}
 
 
 def push_space(
@@ -19,7 +24,10 @@ def push_space(
     private: bool = False,
     revision: str | None = None,
     create_pr: bool = False,
+    keep_card: bool = False,
+    overwrite_card: bool = False,
     dry_run: bool = False,
+    commit_message: str | None = None,
     token: str | None = None,
     endpoint: str | None = None,
     say: Callable[[str], None] = print,
@@ -33,7 +41,10 @@ def push_space(
         private: Whether only the owner can see the Space.
         revision: Branch to commit to, created from main if it does not exist.
         create_pr: Open a pull request instead of committing.
+        keep_card: Leave the README of an existing demo as it is.
+        overwrite_card: Replace it even if it was edited on the Hub.
         dry_run: Build the demo and list its files, without contacting the Hub.
+        commit_message: First line of the commit.
         token: Access token with write permission; by default that of `hf auth login` or `HF_TOKEN`.
         endpoint: URL of the Hub; by default `HF_ENDPOINT`.
         say: Called with each line of the report.
@@ -43,8 +54,8 @@ def push_space(
         The commit; None after a dry run.
 
     Raises:
-        UserError: The demo could not be built, or publishing failed; the Space then holds its old commit or the new
-            one, complete.
+        UserError: The demo could not be built, the Space holds another application or an edited README, or publishing
+            failed; the Space then holds its old commit or the new one, complete.
     """
     check_repo_id("--space", space)
     check_target(revision, create_pr)
@@ -54,14 +65,21 @@ def push_space(
         build_demo(find_exported(str(student)), folder, **page)
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    files[CARD] = signed(files[CARD])
     if hub is None:
         list_files(files, f"the Space {space}", say)
         return None
 
     def commit() -> CommitInfo:
         head, remote = hub.head()
+        if foreign := sorted(remote - _OF_A_NEW_SPACE) if DESCRIPTION not in remote else []:
+            raise UserError(f"The Space {space} holds something other than a demo ({foreign[0]}): give another name.")
+        if DESCRIPTION in remote and keep_card:
+            files.pop(CARD, None)
+        elif DESCRIPTION in remote and not overwrite_card and not create_pr:
+            refuse_edited(hub, head, files[CARD])
         stale = [name for name in remote - files.keys() if name.startswith("examples/")]  # of an older push
-        return hub.commit(head, files, stale, "Upload a demo made with frskd-timm")
+        return hub.commit(head, files, stale, commit_message or "Upload a demo made with frskd-timm")
 
     def compare() -> None:
         with TemporaryDirectory() as cache:

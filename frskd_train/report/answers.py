@@ -27,7 +27,7 @@ def confusion_picture(confusion: Sequence[Sequence[int]], class_names: Sequence[
     classes = len(counts)
     cell = 44 if classes <= _NUMBERED else max(1000 // classes, 1)
     names = [_short(name) for name in class_names] if classes <= _NAMED else []
-    font = _font(min(cell - 4, 20))
+    font = _font(min(cell - 4, 20) if names else 1)
     longest = int(max((font.getlength(name) for name in names), default=0))
     left, side = longest + 30, cell * classes
     title = "Given class, in percent of each true class (rows)"

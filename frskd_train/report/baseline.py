@@ -13,6 +13,8 @@ from frskd_train.recipe import differences
 from frskd_train.report.metrics import Metrics, SeedRuns, read_metrics
 from frskd_train.settings import Settings, flat
 
+_T = (12.7, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.2)  # Student's t at 95 %, two-sided, 1 to 9 degrees of freedom
+
 
 @dataclass(frozen=True)
 class Gain:
@@ -35,13 +37,25 @@ class Gain:
             return None
         own = [run[score] for run in metrics.repeats.runs] if metrics.repeats else [metrics.student[score]]
         others = [run[score] for run in metrics.baseline.runs]
+        return cls.between(own, others, images=metrics.dataset.val_images if score == "top1" else 0)
+
+    @classmethod
+    def between(cls, own: Sequence[float], others: Sequence[float], images: int = 0) -> "Gain":
+        """Compare the scores of runs in percent; `images` were classified by each, 0 if the score is no accuracy."""
         error = None
         if min(len(own), len(others)) > 1:
             error = math.sqrt(sum(statistics.variance(scores) / len(scores) for scores in (own, others)))
-        elif score == "top1" and metrics.dataset.val_images:
-            shares = [statistics.mean(scores) / 100 for scores in (own, others)]
-            error = 100 * math.sqrt(sum(share * (1 - share) for share in shares) / metrics.dataset.val_images)
+        elif images:
+            shares = [min(max(statistics.mean(scores) / 100, 0.005), 0.995) for scores in (own, others)]
+            error = 100 * math.sqrt(sum(share * (1 - share) for share in shares) / images)
         return cls(statistics.mean(own) - statistics.mean(others), error, len(own), len(others))
+
+    @property
+    def margin(self) -> float | None:
+        """Difference that chance explains with 95% probability, in points (Student's t); None where unknown."""
+        if self.error is None or self.of_images:
+            return self.error and 1.96 * self.error
+        return _T[min(self.runs + self.baseline_runs - 2, len(_T)) - 1] * self.error
 
 
 def read_baseline(

@@ -126,7 +126,8 @@ def model_card(
     )
     score = (metrics.student or {}).get(form.score)
     classes = [row for row in evaluation.per_class if row.support] if evaluation else []
-    if len(classes) > _LISTED:
+    only_worst = len(classes) > _LISTED
+    if only_worst:
         classes = sorted(classes, key=lambda row: row.f1)[:_WORST]
     return _fill(
         "card_template.md",
@@ -142,6 +143,7 @@ def model_card(
         gain=Gain.of(metrics, form.score),
         evaluation=evaluation,
         classes=classes,
+        only_worst=only_worst,
         cell=_cell,
         duration=duration,
     )

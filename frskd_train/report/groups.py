@@ -37,7 +37,8 @@ class Run:
     metrics: Metrics
     student: ExportedStudent
     rows: list[dict[str, str]]
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # of the published recipe, without local paths
+    paths: dict[str, str]  # the local paths among the settings, by name
     predictions: Predictions | None
 
     @classmethod
@@ -47,23 +48,32 @@ class Run:
         try:
             rows = list(csv.DictReader((folder / "summary.csv").read_text(encoding="utf-8").splitlines()))
             settings = flat(default_settings(metrics.task)) | read_yaml(str(student.path / RECIPE))
+            own = read_yaml(str(folder / "config.yaml"))
         except (OSError, UnicodeDecodeError, csv.Error, SettingsError) as error:
             raise UserError(f"{folder} is not the folder of a finished run ({first_line(error)}).") from None
         evaluated = (folder / EVALUATION).is_file()  # runs of earlier versions have no such file
         predictions = Predictions(read_evaluation(folder / EVALUATION), folder) if evaluated else None
-        return cls(folder, metrics, student, rows, settings, predictions)
+        paths = {name: str(Path(str(own[name])).resolve()) for name in own if own[name] and settings.get(name) == ""}
+        paths.pop("dataset", None)  # its name and sizes tell it apart, wherever it is
+        return cls(folder, metrics, student, rows, settings, paths, predictions)
 
     @property
     def data(self) -> str:
         """Name of the dataset."""
         return self.metrics.dataset.name
 
+    @property
+    def images(self) -> tuple[int, int, int]:
+        """Numbers of classes, training images and validation images, which tell datasets of the same name apart."""
+        dataset = self.metrics.dataset
+        return dataset.num_classes, dataset.train_images, dataset.val_images
+
     def recipe(self, without: Collection[str] = ()) -> dict[str, Any]:
         """Return the settings that two runs have to share to differ only in the seed, apart from some.
 
         The batch size is that of all processes.
         """
-        found = comparable(self.settings)
+        found = comparable(self.settings | self.paths)
         found["batch_size"] *= self.metrics.machine.processes
         return {name: value for name, value in found.items() if name not in without}
 
@@ -132,7 +142,7 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Put runs that differ only in the seed into one group and label the groups by what differs between them."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        found.setdefault(json.dumps([run.data, run.recipe()], sort_keys=True, default=str), []).append(run)
+        found.setdefault(json.dumps([run.data, run.images, run.recipe()], sort_keys=True, default=str), []).append(run)
     for members in found.values():  # a run that was repeated exactly adds no evidence
         members[:] = {(run.metrics.seed, str(run.metrics.student)): run for run in members}.values()
     groups = [Group(members) for members in found.values()]
@@ -143,6 +153,7 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         for name in own:  # settings of the method are compared between runs of the same method only
             others = (recipe for other, recipe in recipes if name not in METHOD or other == method)
             if any(other.get(name) != own[name] for other in others):
-                differing.append(f"{name} {describe(own[name])}")
+                value = Path(own[name]).name if name in group.run.paths else own[name]
+                differing.append(f"{name} {describe(value)}")
         group.label = ", ".join([group.method, *([group.run.data] if several else []), *differing])
     return groups

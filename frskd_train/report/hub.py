@@ -70,6 +70,8 @@ class Repository:
                 self.api.create_repo(
                     self.repo_id, repo_type=self.kind, space_sdk=sdk, private=self.private, exist_ok=True
                 )
+            if self.revision and self.revision.startswith("refs/"):
+                raise
             if self.revision:
                 self.api.create_branch(self.repo_id, branch=self.revision, repo_type=self.kind, exist_ok=True)
             info = look()
@@ -120,8 +122,8 @@ def check_repo_id(flag: str, repo_id: str) -> None:
 
 def check_target(revision: str | None, create_pr: bool) -> None:
     """Raise UserError if a branch cannot be committed to, or is given for a pull request."""
-    if revision and (re.fullmatch(r"[0-9a-f]{40}", revision) or revision.startswith("refs/")):
-        raise UserError(f"--revision must be a branch name, not {revision!r}: commits and refs cannot be committed to.")
+    if revision and re.fullmatch(r"[0-9a-f]{40}|refs/(?!pr/\d+$).*", revision):
+        raise UserError(f"--revision must be a branch name, or refs/pr/N of a pull request, not {revision!r}.")
     if revision and create_pr:
         raise UserError("--revision and --create-pr cannot be given together: a pull request is made from main.")
 
@@ -134,18 +136,20 @@ def list_files(files: Mapping[str, bytes], repo_id: str, say: Callable[[str], No
 
 
 class _Patience:
-    """Hooks of huggingface_hub's client that end requests after the Hub has not answered for too long."""
+    """Hooks of huggingface_hub's client that end retries of requests that the Hub does not answer."""
 
-    last_answer = 0.0
+    asked: float | None = None  # when the first request since the last answer was sent
 
     @classmethod
     def before(cls, _: Any) -> None:
-        if time.monotonic() - cls.last_answer > PATIENCE:
+        if cls.asked is None:
+            cls.asked = time.monotonic()
+        elif time.monotonic() - cls.asked > PATIENCE:
             raise SilentError
 
     @classmethod
     def after(cls, _: Any = None) -> None:
-        cls.last_answer = time.monotonic()
+        cls.asked = None
 
 
 class _Limits:
@@ -247,8 +251,19 @@ def _sentence(error: BaseException, repo_id: str, api: HfApi) -> str:
         413: "The Hub refuses files of this size (413): export the student in half precision, or make it smaller.",
         429: f"The Hub asks to slow down (429): wait {_retry_after(error) or 'a few minutes'}, then {_AGAIN}.",
     }
+    if reason := _reason(error):
+        return f"The Hub refuses the upload to {repo_id} ({status}): {reason}"
     refused = f"The Hub refuses the upload to {repo_id} ({status}): check the folder and the name, then {_AGAIN}."
     return sentences.get(status, refused)
+
+
+def _reason(error: HfHubHTTPError) -> str:
+    """Return what the Hub says is wrong with a card's metadata, if it does."""
+    try:
+        found = [str(problem["message"]) for problem in error.response.json()["errors"]]
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return " ".join(" ".join(found).split())[:300]
 
 
 def _cause(error: BaseException) -> BaseException:

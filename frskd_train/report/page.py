@@ -11,16 +11,15 @@ import frskd_timm
 from frskd_timm.errors import UserError
 from frskd_train.disk import write_atomically
 from frskd_train.progress import duration
+from frskd_train.report.baseline import Gain
 from frskd_train.report.card import count_seeds, spread
 from frskd_train.report.charts import Line, describe, line_chart
 from frskd_train.report.groups import METHOD, Group, Run, group_runs
-from frskd_train.report.metrics import Metrics
 
 PAGE = "report.html"
 _DETAILED = 8  # groups of runs that are shown in detail, or fewer if the page would be too large
 _LARGEST = 4_800_000  # characters of a page; most take one byte
 # 97.5% quantiles of Student's t distribution for 1, 2, ... degrees of freedom; the last stands for more.
-_T = (12.7, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.2)
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:
@@ -83,42 +82,27 @@ def _verdict(group: Group, groups: Sequence[Group]) -> tuple[str, str]:
             "There is no baseline to compare with: train one with --method ce and the same settings, and give both "
             "folders to frskd report."
         )
-    gain, margin = statistics.mean(own) - statistics.mean(other), _margin(own, other, group.metrics)
+    is_accuracy = group.metrics.task == "classification"
+    gain = Gain.between(own, other, images=group.metrics.dataset.val_images if is_accuracy else 0)
+    difference, margin = gain.difference, gain.margin
     text = (
-        f"FRSKD is {abs(gain):.2f} points {'better' if gain >= 0 else 'worse'} in {group.form.label} than "
+        f"FRSKD is {abs(difference):.2f} points {'better' if difference >= 0 else 'worse'} in {group.form.label} than "
         f"cross-entropy with the same recipe ({statistics.mean(own):.2f} with {count_seeds(own)}, "
         f"{statistics.mean(other):.2f} with {count_seeds(other)})."
     )
     if margin is None:
         return "same", f"{text} More seeds are needed to tell whether this is more than chance."
-    several = len(own) + len(other) > 2
-    cause = "the choice of seeds" if several else f"a test on {group.metrics.dataset.val_images:,} images"
-    inside = abs(gain) <= margin
+    cause = f"a test on {group.metrics.dataset.val_images:,} images" if gain.of_images else "the choice of seeds"
+    inside = abs(difference) <= margin
     text += f" That is {'within' if inside else 'more than'} the {margin:.2f} points that {cause} can explain."
-    return "same" if inside else "better" if gain > 0 else "worse", text
+    return "same" if inside else "better" if difference > 0 else "worse", text
 
 
 def _baseline_scores(group: Group, groups: Sequence[Group]) -> list[float]:
     """Return the scores of cross-entropy runs of the same recipe: among the groups, else those given to the run."""
     for other in groups:
-        same = other.run.data == group.run.data and other.run.recipe(METHOD) == group.run.recipe(METHOD)
-        if same and other.metrics.method == "ce":
+        same_data = (other.run.data, other.run.images) == (group.run.data, group.run.images)
+        if same_data and other.run.recipe(METHOD) == group.run.recipe(METHOD) and other.metrics.method == "ce":
             return other.values(group.form.score)
     baseline = group.metrics.baseline
     return [run[group.form.score] for run in baseline.runs] if baseline else []
-
-
-def _margin(own: Sequence[float], other: Sequence[float], metrics: Metrics) -> float | None:
-    """Return the difference of two means in points that chance explains with 95% probability; None if unknown.
-
-    With several seeds it follows from their spread, otherwise from the number of images (classification only).
-    """
-    freedom = len(own) + len(other) - 2
-    if freedom > 0:
-        squares = sum(statistics.pvariance(values) * len(values) for values in (own, other))
-        deviation = (squares / freedom * (1 / len(own) + 1 / len(other))) ** 0.5
-        return _T[min(freedom, len(_T)) - 1] * deviation
-    if metrics.task != "classification":
-        return None
-    rate = min(max(own[0] / 100, 0.005), 0.995)
-    return 1.96 * 100 * (2 * rate * (1 - rate) / max(metrics.dataset.val_images, 1)) ** 0.5

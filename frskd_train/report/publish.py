@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,13 +15,13 @@ from frskd_timm.export.load import compare_logits, load_student, read_student
 from frskd_train.report.card import EVAL_RESULTS, PLACEHOLDER
 from frskd_train.report.formats import export_onnx
 from frskd_train.report.hub import Repository, check_repo_id, check_target, connect, list_files, with_retries
+from frskd_train.report.signature import refuse_edited, signed
 from frskd_train.students import find_exported
 
 ONNX = "onnx/model.onnx"  # where transformers.js and optimum look for it
 # Files of an older push, deleted if the new push lacks them. Other files belong to the owner.
 _OPTIONAL = ("attention.png", "confusion.png", "curves.png", "examples.png", "segmentation.png", RECIPE, EVAL_RESULTS)
 _PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
-_SIGNATURE = re.compile(rb"\n<!-- Written by frskd_timm; SHA-256 [^\n]*-->\s*\Z")
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 
 
@@ -84,7 +83,7 @@ def push_student(
     files = {name: (folder / name).read_bytes() for name in check_folder(folder)}
     for name in {CARD, EVAL_RESULTS} & files.keys():
         files[name] = files[name].replace(PLACEHOLDER.encode(), repo_id.encode())
-    files[CARD] = _signed(files[CARD])
+    files[CARD] = signed(files[CARD])
     if onnx:
         with TemporaryDirectory() as aside:
             path = export_onnx(folder, Path(aside) / "model.onnx", size=find_exported(str(folder)).image_size(None))
@@ -108,7 +107,7 @@ def push_student(
             files.pop(CARD, None)
             stale = [name for name in stale if not name.endswith(".png")]  # the card may show them
         elif CARD in remote and not overwrite_card and not create_pr:  # a pull request asks the owner anyway
-            _refuse_edited(hub, head, files[CARD])
+            refuse_edited(hub, head, files[CARD])
         made = hub.commit(head, files, stale, message)
         changed = made.oid != before[0]
         return Published(made.oid, changed, made.pr_url if changed else None)
@@ -130,24 +129,6 @@ def push_student(
     at = revision or (published.commit if create_pr else None)  # a pull request is not on main
     say(f"Load it: {student.load_line(f'{repo_id}@{at}' if at else repo_id)}")
     return published
-
-
-def _refuse_edited(hub: Repository, head: str, card: bytes) -> None:
-    """Raise UserError if the card in the repository is neither `card` nor one that this function published."""
-    with TemporaryDirectory() as cache:
-        found = hub.download(CARD, head, cache).read_bytes()
-    if found not in (card, _signed(found)):
-        raise UserError(
-            f"{CARD} of {hub.repo_id} was edited on the Hub, or not written by this command: add --keep-card to "
-            "keep it, or --overwrite-card to replace it."
-        )
-
-
-def _signed(card: bytes) -> bytes:
-    """Return a card with its hash in a comment at the end, from which a later push knows whether it was edited."""
-    text = _SIGNATURE.sub(b"", card).rstrip() + b"\n"
-    digest = sha256(text).hexdigest().encode()
-    return text + b"\n<!-- Written by frskd_timm; SHA-256 of the text above: %s -->\n" % digest
 
 
 def check_folder(folder: Path) -> list[str]:
