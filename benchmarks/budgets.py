@@ -62,11 +62,11 @@ def train(run: Run, dataset: str, flags: Sequence[str], folder: Path) -> list[di
             self.seconds.append(time.process_time() - start)
 
         def validate(self) -> Scores:
-            average, self.ema = self.ema, None
+            average, self.average = self.average, None
             self.scores, students = {run.method: super().validate()}, {run.method: self.student}
-            self.ema = average
+            self.average = average
             if average is not None:
-                network = students[protocol.AVERAGED] = average.module.eval()
+                network = students[protocol.AVERAGED] = average.eval()
                 scored = evaluate(
                     self.job.measure, lambda x: {"student": network(x)}, self.val_batches, self.accelerator
                 )

@@ -12,18 +12,21 @@ results are in the CSV file are not repeated.
 """
 
 import argparse
-import csv
 import itertools
 import json
 import os
-import statistics
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPES = ROOT / "frskd_train" / "recipes"
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from table_files import append, read  # noqa: E402
+
+from frskd_train.report.card import spread  # noqa: E402
+
 COLUMNS = ["data", "images_per_class", "epochs", "mode", "weights", "seed", "top1"]
 TEST_IMAGES_PER_CLASS = {"digits": 50, "mnist5k": 100}
 BUDGETS = ((10, 10), (10, 40), (100, 10))  # images per class, epochs
@@ -83,7 +86,7 @@ def run(
 
     count, epochs = map(str, budget)
     with tempfile.TemporaryDirectory() as folder:
-        chosen = ["--config", str(RECIPES / f"{MODES[mode]}.yaml"), "--output-dir", f"{folder}/run"]
+        chosen = ["--config", MODES[mode], "--output-dir", f"{folder}/run"]
         chosen += ["--dataset", str(data), "--train-split", f"seed{seed}_{count}", "--val-split", "test"]
         chosen += ["--seed", str(seed), "--epochs", epochs, "--val-interval", epochs, "--log-interval", "10000"]
         try:
@@ -93,12 +96,6 @@ def run(
             GradientState._reset_state()
         metrics = json.loads((Path(folder) / "run" / "metrics.json").read_text(encoding="utf-8"))
     return float(metrics["student"]["top1"])
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """Read the rows of the CSV file."""
-    with path.open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def table(rows: Sequence[dict[str, str]]) -> str:
@@ -112,18 +109,13 @@ def table(rows: Sequence[dict[str, str]]) -> str:
         own = [row for row in rows if tuple(row[name] for name in COLUMNS[:4]) == key]
         if own:
             scores = [[float(row["top1"]) for row in own if row["weights"] == name] for name in names]
+            cells = " | ".join(spread(found, "{:.1f}") for found in scores)
             seeds = len({row["seed"] for row in own})
             trained = {"full": "all layers", "probe": "classifier"}[mode]
-            lines.append(f"| {data} | {count} | {epochs} | {trained} | {' | '.join(map(spread, scores))} | {seeds} |")
+            lines.append(
+                f"| {data} | {count} | {epochs} | {trained} | {' | '.join(spread(found, '{:.1f}') for found in scores)} | {seeds} |"
+            )
     return "\n".join(lines)
-
-
-def spread(values: list[float]) -> str:
-    """Format one value as '86.2', several as mean and standard deviation: '86.2 ± 0.1'."""
-    if not values:
-        return ""
-    middle = f"{statistics.mean(values):.1f}"
-    return middle if len(values) == 1 else f"{middle} ± {statistics.stdev(values):.1f}"
 
 
 def main() -> None:
@@ -141,7 +133,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("flags", nargs="*", help="train.py flags of every run, after --")
     args = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
     if args.table:
         print(table(read(args.table)))
         return
@@ -150,9 +141,6 @@ def main() -> None:
         return
     if not args.output:
         parser.error("--output is required")
-    if not args.output.exists():
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
     done = {tuple(row[name] for name in COLUMNS[:6]) for row in read(args.output)}
     sources = {"frskd": ["--model", args.model], "random": ["--model", args.architecture, "--no-pretrained"]}
     if args.baseline:
@@ -163,8 +151,7 @@ def main() -> None:
         if key in done:
             continue
         top1 = run(make(data, args.data_dir / data), budget, mode, sources[weights], seed, args.flags)
-        with args.output.open("a", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow([*key, f"{top1:.2f}"])
+        append(args.output, [dict(zip(COLUMNS, (*key, f"{top1:.2f}"), strict=True))])
         print(f"== {key} {top1:.2f}", flush=True)
 
 

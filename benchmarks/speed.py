@@ -14,7 +14,6 @@ Multiply-adds are counted in a training forward pass.
 """
 
 import argparse
-import csv
 import json
 import platform
 import statistics
@@ -29,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from speed_tables import costs, spread, table  # noqa: E402
+from table_files import append, read  # noqa: E402
 
 if TYPE_CHECKING:
     import torch
@@ -240,8 +240,7 @@ def main() -> None:
     """Measure all cases, print each one and append it to the CSV."""
     case = parse()
     if case.table:
-        with case.table.open(encoding="utf-8") as file:
-            print((costs if case.costs else table)(list(csv.DictReader(file))))
+        print((costs if case.costs else table)(read(case.table)))
         return
     if case.start_up:
         print(start_up(case.rounds))
@@ -270,12 +269,7 @@ def main() -> None:
         case.model, case.img_size, case.batch_size = model, img_size, batch_size
         row = measure(case, device)
         print(json.dumps(row, indent=2), flush=True)
-        new = not case.output.exists()
-        with case.output.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(row), lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        append(case.output, [row])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from frskd_timm.errors import UserError
 from frskd_train.disk import disk_errors, size_and_checksum, sync
 
-FORMAT = 2  # 1 had no weight of the student's cross-entropy
+FORMAT = 3  # 2 had another order of parameters, 1 no weight of the student's cross-entropy
 ASIDE = ".writing-"  # prefix of folders being written or deleted
 # Values of parameter groups that follow from the settings; all others are state of the optimizer.
 _FROM_SETTINGS = ("lr", "initial_lr", "max_lr_snapshot", "lr_scale", "weight_decay", "momentum")

@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,8 +118,8 @@ def precision(settings: LoopSettings, device: torch.device) -> str:
 def _fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    instructions = ("avx512_bf16", "amx_tile")
-    return device.type == "cpu" and any(getattr(torch.cpu, f"_is_{isa}_supported", bool)() for isa in instructions)
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not have it
+    return device.type == "cpu" and any(known.get(instructions) for instructions in ("avx512_bf16", "amx_tile"))
 
 
 def is_loss_of_a_process(error: Exception) -> bool:

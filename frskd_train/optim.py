@@ -1,13 +1,18 @@
 """Optimizer and learning-rate schedule of a run."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from fnmatch import fnmatch
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers, param_groups_layer_decay
+from timm.optim import (
+    create_optimizer_v2,
+    get_optimizer_info,
+    list_optimizers,
+    param_groups_layer_decay,
+    param_groups_weight_decay,
+)
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -48,20 +53,16 @@ def create_optimizer(settings: OptimizerSettings, task: StudentTask, teacher_lr_
 
     The learning rate of all parameters outside the student is `teacher_lr_scale` times the student's.
     """
-    student = {id(parameter) for parameter in task.student.parameters()}
-    others = [(name, parameter) for name, parameter in task.named_parameters() if id(parameter) not in student]
+    others = nn.ModuleDict({name: module for name, module in task.named_children() if module is not task.student})
+    decay: dict[str, Any] = {"weight_decay": settings.weight_decay}
+    decay["weight_decay_exclude_1d"] = settings.filter_bias_and_bn
     exempt: set[str] = getattr(task.student, "no_weight_decay", set)()  # such as position embeddings
     if settings.layer_decay is not None:
-        groups = param_groups_layer_decay(
-            task.student,
-            settings.weight_decay,
-            no_weight_decay_list=exempt,
-            weight_decay_exclude_1d=settings.filter_bias_and_bn,
-            layer_decay=settings.layer_decay,
-        )
+        layers: dict[str, Any] = {"layer_decay": settings.layer_decay, "no_weight_decay_list": exempt}
+        groups = param_groups_layer_decay(task.student, **decay, **layers)
     else:
-        groups = _groups(settings, task.student.named_parameters(), exempt)
-    groups += [{**group, "lr_scale": teacher_lr_scale} for group in _groups(settings, others)]
+        groups = param_groups_weight_decay(task.student, **decay, no_weight_decay_list=exempt)
+    groups += [{**group, "lr_scale": teacher_lr_scale} for group in param_groups_weight_decay(others, **decay)]
     optimizer = _create(settings, groups)
     if settings.sched == "none":  # otherwise timm's scheduler applies the scales
         for group in optimizer.param_groups:
@@ -84,21 +85,6 @@ def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]]) -> Op
         return create_optimizer_v2(parameters, **own, **more)
     except Exception as error:
         raise UserError(f"Optimizer '{settings.opt}' could not be created: {first_line(error)}.") from error
-
-
-def _groups(
-    settings: OptimizerSettings, parameters: Iterable[tuple[str, nn.Parameter]], exempt: Collection[str] = ()
-) -> list[dict[str, Any]]:
-    """Divide parameters as timm does; `exempt` names those that the student exempts from weight decay."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in parameters:
-        is_filtered = settings.filter_bias_and_bn and (parameter.ndim <= 1 or name.endswith(".bias"))
-        is_exempt = any(fnmatch(name, pattern) for pattern in exempt)
-        if parameter.requires_grad:
-            (plain if is_filtered or is_exempt else decayed).append(parameter)
-    groups = [(decayed, settings.weight_decay), (plain, 0.0)]
-    return [{"params": members, "weight_decay": decay} for members, decay in groups if members]
 
 
 def with_scaled_lr(settings: OptimizerSettings, images: int) -> OptimizerSettings:

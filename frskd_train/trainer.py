@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list, set_seed
-from timm.utils import ModelEmaV3, dispatch_clip_grad
+from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 
 from frskd_timm.augment import TwoViews
@@ -89,7 +89,7 @@ class Trainer:
         process |= {"device": accelerator.device, "channels_last": loop.channels_last}
         clean = self.task.clean_view
         self.train_batches = self.data.train_batches(loop.batch_size, seed=loop.seed, clean_view=clean, **process)
-        self.val_batches = self.data.val_batches(loop.validation_batch_size or 2 * loop.batch_size, **process)
+        self.val_batches = self.data.val_batches(loop.images_per_validation_batch, **process)
         accelerator.gradient_accumulation_steps = min(loop.grad_accum_steps, len(self.train_batches))
         self.updates_per_epoch = len(self.train_batches) // accelerator.gradient_accumulation_steps
         self.steps_per_epoch = self.updates_per_epoch * accelerator.gradient_accumulation_steps
@@ -103,12 +103,12 @@ class Trainer:
         if loop.torchcompile:
             torch.nn.Module.compile(self.task)  # in place, without a wrapper and its prefix in the keys
         self.model, self.optimizer = self.accelerator.prepare(self.task, optimizer)
-        self.ema: ModelEmaV3 | None = None
-        self.exported: nn.Module = self.student
+        self.average: nn.Module | None = None
         self.saved_modules = {"task": self.task}
         if loop.model_ema:
-            self.ema = ModelEmaV3(self.student, decay=loop.model_ema_decay, use_warmup=loop.model_ema_warmup)
-            self.exported = self.saved_modules["ema"] = self.ema.module
+            average = self.task.setup_ema(loop.model_ema_decay, use_warmup=loop.model_ema_warmup)
+            self.average = self.saved_modules["ema"] = average.module
+        self.exported = self.student if self.average is None else self.average
 
     def _open_folder(self, resume: Resume | None) -> None:
         accelerator, settings = self.accelerator, self.settings
@@ -191,8 +191,7 @@ class Trainer:
         if not accelerator.sync_gradients:
             return False
         state.updates += 1
-        if self.ema is not None:
-            self.ema.update(self.student, step=state.updates)
+        self.task.update_ema(step=state.updates)
         return True
 
     def report_and_save(self) -> None:
@@ -237,9 +236,7 @@ class Trainer:
             row["skipped_steps"] = meter.bad_steps()
         state.finish_epoch({**row, "images_per_second": round(self.progress.images_per_second, 1)})
         outputs: Any = self.student.num_classes  # may be more than the classes of the data
-        changes = self.settings.labels.bce_loss or self.settings.method.teacher_interval > 1
-        loss = 0.0 if changes else meter.recent(accelerator).get("loss_ce", 0.0)  # guessing has another loss
-        cross_entropy = loss / self.task.student_weight
+        cross_entropy = self.job.cross_entropy(meter.recent(accelerator), self.task)
         note = learning_note(state.history, cross_entropy, self.job.shown, outputs, state.updates)
         self.meter = TrainMeter(accelerator.device)
         accelerator.log(row, step=state.updates)
@@ -252,14 +249,13 @@ class Trainer:
 
     def validate(self) -> Scores:
         """Score student (or its average if there is one) and self-teacher on the validation images."""
-        broadcast_buffers(self.task)
-        self.task.eval()
-        scores = evaluate(self.job.measure, self.task.predict, self.val_batches, self.accelerator)
-        if self.ema is not None:
-            average = self.ema.module.eval()
-            broadcast_buffers(average)
-            scores |= evaluate(self.job.measure, lambda x: {"student": average(x)}, self.val_batches, self.accelerator)
-        return scores
+        for module in self.saved_modules.values():
+            broadcast_buffers(module.eval())
+        return evaluate(self.job.measure, self._predict, self.val_batches, self.accelerator)
+
+    def _predict(self, images: Tensor) -> dict[str, Tensor]:
+        found = self.task.predict(images)
+        return found if self.average is None else {**found, "student": self.average(images)}
 
     def save(self) -> None:
         """Write a checkpoint and `summary.csv`; all processes call it together."""

@@ -2,14 +2,12 @@
 
 import copy
 import math
-from pathlib import Path
 
 import networks
 import pytest
 import timm
 import torch
 from networks import lively
-from safetensors.torch import load_file
 from timm.models import group_parameters
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -190,27 +188,6 @@ def test_torchscript_and_fx_compute_the_same(name):
     torch.testing.assert_close(torch.jit.script(create(name, scriptable=True))(x), model(x))
     (traced,) = create_feature_extractor(model, [model.pretrained_cfg["classifier"]])(x).values()
     torch.testing.assert_close(traced, model(x))
-
-
-@torch.no_grad()
-def test_wide_resnet_is_the_authors():
-    golden = load_file(Path(__file__).parent / "golden" / "trajectory_frskd.safetensors")
-    renamed = {}
-    for key, value in golden.items():
-        if not key.startswith("student.final.") or key.startswith("student.final.bn1."):  # bn1 is never used
-            continue
-        key = key.removeprefix("student.final.")
-        for old, new in (
-            *((f"block{i}bn.", f"norm{i}.") for i in (1, 2, 3)),
-            *((f"block{i}.layer.", f"layer{i}.") for i in (1, 2, 3)),
-            (".bn2.", ".norm."),
-            (".convShortcut.", ".shortcut."),
-        ):
-            key = key.replace(old, new)
-        renamed[key] = value
-    model = WideResNet(depth=10, widen_factor=1, num_classes=10).eval()
-    model.load_state_dict(renamed)
-    torch.testing.assert_close(model(golden["batch.0.image"].float()), golden["eval.logits"], rtol=1e-4, atol=1e-5)
 
 
 def test_wide_resnet_of_other_sizes():

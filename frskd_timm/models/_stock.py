@@ -18,6 +18,13 @@ IMAGENET = {
     "std": IMAGENET_DEFAULT_STD,
 }
 
+CIFAR = {
+    "input_size": (3, 32, 32),
+    "crop_pct": 1.0,  # a crop would cut off 4 of 32 pixels
+    "mean": (0.5071, 0.4865, 0.4409),  # CIFAR-100's
+    "std": (0.2673, 0.2564, 0.2762),
+}
+
 
 def register_stock(name: str, stock: str, module: str) -> Callable[..., nn.Module]:
     """Register timm's network `stock` under another name, with the pretrained configurations of that name.

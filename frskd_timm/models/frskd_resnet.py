@@ -7,7 +7,7 @@ from timm.models.resnet import BasicBlock
 from torch import nn
 
 from frskd_timm.models._pretrained import with_default_classes, with_weights
-from frskd_timm.models._stock import IMAGENET, register_stock
+from frskd_timm.models._stock import CIFAR, IMAGENET, register_stock
 
 
 class CifarResNet(ResNet):
@@ -29,13 +29,7 @@ class CifarResNet(ResNet):
 
 
 _RESNET = {**IMAGENET, "interpolation": "bilinear", "first_conv": "conv1", "classifier": "fc"}
-_CIFAR = {
-    "input_size": (3, 32, 32),
-    "pool_size": (4, 4),
-    "crop_pct": 1.0,  # a crop would cut off 4 of 32 pixels
-    "mean": (0.5071, 0.4865, 0.4409),  # CIFAR-100's
-    "std": (0.2673, 0.2564, 0.2762),
-}
+_CIFAR = {**CIFAR, "pool_size": (4, 4)}
 
 _CFGS = {
     "resnet18_frskd": _RESNET,

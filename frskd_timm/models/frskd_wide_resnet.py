@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from frskd_timm.errors import UserError
 from frskd_timm.models._pretrained import with_default_classes, with_weights
+from frskd_timm.models._stock import CIFAR
 
 
 class WideBlock(nn.Module):
@@ -191,12 +192,9 @@ class WideResNet(nn.Module):
 
 
 _CFG = {
+    **CIFAR,
     "num_classes": 1000,
-    "input_size": (3, 32, 32),
     "pool_size": (8, 8),
-    "crop_pct": 1.0,
-    "mean": (0.5071, 0.4865, 0.4409),  # CIFAR-100's
-    "std": (0.2673, 0.2564, 0.2762),
     "first_conv": "conv1",
     "classifier": "fc",
 }

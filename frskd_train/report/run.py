@@ -66,7 +66,7 @@ def evaluate_run(job: Job, data: TrainingData, student: nn.Module, accelerator: 
     from frskd_train.scores import Scorer, find_temperature  # imports torchmetrics, which takes a second
 
     loop = job.settings.loop
-    batch_size = loop.validation_batch_size or 2 * loop.batch_size
+    batch_size = loop.images_per_validation_batch
     scorer = Scorer(student.eval(), accelerator, batch_size, channels_last=loop.channels_last)
     temperature = find_temperature(scorer, job.settings.data, data)
     return scorer.evaluate(data, job.about_student(student)["model"], temperature)

@@ -73,7 +73,8 @@ class MethodSettings:
     """Weight of the soft-label loss KL(self-teacher, student)."""
     beta: Annotated[float | None, NotNegative] = DEFAULT.beta
     """Weight of the feature-map loss; 0 disables it.
-    By default 50 for attention, 0.5 for fitnet, 5e-5 for overhaul; 0 with --pixel-teacher pyramid."""
+    By default 100 for attention, 1 for fitnet, 1e-4 for overhaul; in segmentation half, and 0 with --pixel-teacher
+    pyramid."""
     temperature: Annotated[float, Positive] = DEFAULT.temperature
     """Softmax temperature T of the soft labels; the loss is multiplied by T squared."""
     logit_loss: LogitLoss = DEFAULT.logit_loss

@@ -115,6 +115,11 @@ class LoopSettings:
     threads: Annotated[int | None, Count, PRIVATE] = None
     """CPU threads per process; by default the cores are shared evenly."""
 
+    @property
+    def images_per_validation_batch(self) -> int:
+        """Images per validation batch of one process."""
+        return self.validation_batch_size or 2 * self.batch_size
+
 
 @dataclass(frozen=True)
 class RunSettings:

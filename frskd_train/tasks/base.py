@@ -96,6 +96,12 @@ class Job(ABC):
         weights = iter(compute_class_weights(found, sum(found), method)[1].tolist())
         return [next(weights) if count else 1.0 for count in counts] + [1.0] * (outputs - len(counts))
 
+    def cross_entropy(self, recent: Mapping[str, float], task: StudentTask) -> float:
+        """Return the student's cross-entropy from recent means of the loss terms; 0 if none of them is comparable."""
+        if self.settings.labels.bce_loss or self.settings.method.teacher_interval > 1:  # guessing has another loss
+            return 0.0
+        return recent.get("loss_ce", 0.0) / task.student_weight
+
     def distillation_options(self) -> dict[str, Any]:
         """Return the arguments of `DistillationTask` that all tasks derive from the settings in the same way."""
         method = self.settings.method
