@@ -112,9 +112,7 @@ def table(rows: Sequence[dict[str, str]]) -> str:
             cells = " | ".join(spread(found, "{:.1f}") for found in scores)
             seeds = len({row["seed"] for row in own})
             trained = {"full": "all layers", "probe": "classifier"}[mode]
-            lines.append(
-                f"| {data} | {count} | {epochs} | {trained} | {' | '.join(spread(found, '{:.1f}') for found in scores)} | {seeds} |"
-            )
+            lines.append(f"| {data} | {count} | {epochs} | {trained} | {cells} | {seeds} |")
     return "\n".join(lines)
 
 
