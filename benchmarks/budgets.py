@@ -44,9 +44,9 @@ def train(run: Run, dataset: str, flags: Sequence[str], folder: Path) -> list[di
     """Train once in this process, or finish training, and return the rows for the CSV."""
     from accelerate.state import AcceleratorState, GradientState
 
+    from frskd_train.end_of_run import evaluate_run
     from frskd_train.evaluate import Scores, evaluate
     from frskd_train.parse import parse_settings
-    from frskd_train.report.run import evaluate_run
     from frskd_train.trainer import Trainer
 
     class Measured(Trainer):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from frskd_timm.augment import TwoViews
 from frskd_timm.errors import UserError
+from frskd_train import end_of_run
 from frskd_train.checkpoint import checkpoint_name, load_state, prune, restore, save_checkpoint, set_aside_after
 from frskd_train.convolutions import adapt_convolutions
 from frskd_train.device import start_accelerator, step_seed
@@ -26,7 +27,6 @@ from frskd_train.optim import (
 )
 from frskd_train.progress import Progress
 from frskd_train.recipe import write_recipe
-from frskd_train.report import run as report
 from frskd_train.resume import check_resume
 from frskd_train.run_folder import Resume, RunFolder, choose_folder, find_resume
 from frskd_train.run_state import RunState
@@ -51,7 +51,7 @@ class Trainer:
         self.is_main = self.accelerator.is_main_process
         set_seed(settings.loop.seed)
         self.job = choose_job(settings)
-        report.preflight(settings, self.job.score)
+        end_of_run.preflight(settings, self.job.score)
         check_optimizer(settings.optimizer, self.accelerator.device)
         resume = find_resume(run.resume, run.output_dir)
         if resume is None and run.output_dir is not None:
@@ -121,7 +121,7 @@ class Trainer:
         epochs, global_batch = settings.optimizer.epochs, self.train_batches.order.global_batch
         self.progress = Progress(self.is_main, epochs, self.steps_per_epoch, global_batch, self.job.shown)
         notes = *self.data.notes, *self.job.notes, *self.train_batches.unused(settings.loop.grad_accum_steps)
-        self.progress.say(*notes, report.describe(self.job, self.data, self.task, accelerator))
+        self.progress.say(*notes, end_of_run.describe(self.job, self.data, self.task, accelerator))
         self.facts = {
             "fingerprint": self.data.fingerprint,
             "train_rows": self.data.num_train,
@@ -278,7 +278,7 @@ class Trainer:
     def export(self) -> None:
         """Export the student, or its average if there is one."""
         if self.is_main:
-            report.export_run(self.folder, self.job, self.data, self.exported)
+            end_of_run.export_run(self.folder, self.job, self.data, self.exported)
 
     def finish(self, scores: Scores) -> None:
         """Export the student, write the run's report and publish."""
@@ -286,11 +286,11 @@ class Trainer:
         self.export()
         folder, job, data, exported = self.folder, self.job, self.data, self.exported
         scores = scores or self.validate()  # there are no scores if a finished run was resumed
-        evaluation = report.evaluate_run(job, data, exported, self.accelerator)
+        evaluation = end_of_run.evaluate_run(job, data, exported, self.accelerator)
         if self.is_main:
-            metrics = report.make_metrics(folder, job, data, exported, self.accelerator, scores, self.state)
-            report.finish_run(folder, job, data, self.task, exported, metrics, evaluation, self.state.history)
+            metrics = end_of_run.make_metrics(folder, job, data, exported, self.accelerator, scores, self.state)
+            end_of_run.finish_run(folder, job, data, self.task, exported, metrics, evaluation, self.state.history)
             log_pictures(self.accelerator, folder.path.glob("*.png"), self.state.updates)
-            self.progress.say(report.summary(folder, job, metrics), report.write_page(folder, data, evaluation))
-            report.publish(folder, self.settings.run)
+            self.progress.say(end_of_run.summary(folder, job, metrics), end_of_run.write_page(folder, data, evaluation))
+            end_of_run.publish(folder, self.settings.run)
         self.accelerator.end_training()

@@ -21,12 +21,12 @@ from published import EVALUATION, METRICS
 from frskd_timm.errors import UserError
 from frskd_timm.export.load import ExportedClassifier, read_student
 from frskd_timm.models._pretrained import WEIGHTS
+from frskd_train.end_of_run import count_cost
 from frskd_train.parse import parse_settings
 from frskd_train.recipe import write_recipe
 from frskd_train.report.baseline import Gain, read_baseline
 from frskd_train.report.card import eval_result_entries, model_card
 from frskd_train.report.metrics import InitialWeights, Metrics, SeedRuns, read_metrics
-from frskd_train.report.run import count_cost
 from frskd_train.settings import Settings
 from frskd_train.tasks import choose_job
 from tools.zoo import read_results, results_row, waiting, zoo_card

@@ -18,7 +18,7 @@ from pictures import encoded, picture, save, split
 from runs import small, train_here
 
 from frskd_train import cli
-from frskd_train.report.run import write_page
+from frskd_train.end_of_run import write_page
 from frskd_train.run_folder import RunFolder
 
 NASTY = "<script>alert(1)</script> & \"co\" 'x'"
