@@ -30,7 +30,7 @@ from frskd_train.report.evaluation import EVALUATION, Evaluation
 from frskd_train.report.figures import curves_figure
 from frskd_train.report.formats import check_onnx, export_onnx
 from frskd_train.report.hub import check_repo_id
-from frskd_train.report.metrics import DatasetFacts, MachineFacts, Metrics
+from frskd_train.report.metrics import METRICS, DatasetFacts, MachineFacts, Metrics
 from frskd_train.report.page import PAGE, write_report
 from frskd_train.report.predictions import MISTAKES, draw_mistakes
 from frskd_train.report.publish import push_student
@@ -84,7 +84,7 @@ def finish_run(
 ) -> None:
     """Write metrics, pictures, cards and other formats beside the exported student; main process only."""
     with folder.writing():
-        folder.write("metrics.json", metrics.to_json())
+        folder.write(METRICS, metrics.to_json())
         if evaluation is not None:
             folder.write(EVALUATION, evaluation.to_json())
         pictures = [curves_figure(history, folder.path / "curves.png")]

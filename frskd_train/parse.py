@@ -13,7 +13,7 @@ import tyro
 
 from frskd_train.constraints import LOCAL, Pattern, Range
 from frskd_train.errors import SettingsError, suggest
-from frskd_train.recipe import as_flags, find_recipe, is_recipe, read_yaml
+from frskd_train.recipe import SETTINGS, as_flags, find_recipe, is_recipe, read_yaml
 from frskd_train.settings import EvaluationSettings, Settings, declared, default_settings, flag, flat, foreign
 from frskd_train.timm_flags import TRAIN, VALIDATE
 
@@ -214,7 +214,7 @@ def _resumed_config(resume: str | None, folder: str | None) -> str | None:
     if resume is None or run is None:
         return None
     folders = [Path(run)] if resume == "auto" else [Path(run), Path(run).parent.parent]  # a run, or a checkpoint in it
-    return next((str(folder / "config.yaml") for folder in folders if (folder / "config.yaml").is_file()), None)
+    return next((str(folder / SETTINGS) for folder in folders if (folder / SETTINGS).is_file()), None)
 
 
 def _last_value(args: Sequence[str], name: str) -> str | None:

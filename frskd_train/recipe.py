@@ -17,6 +17,7 @@ from frskd_train.errors import SettingsError, suggest
 from frskd_train.settings import MethodSettings, Settings, decay_rate, declared, fields, flag, flat, foreign
 
 RECIPES = Path(__file__).parent / "recipes"
+SETTINGS = "config.yaml"  # all settings of a run, in its folder
 
 
 def find_recipe(name: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from frskd_timm.errors import UserError
 from frskd_train.checkpoint import all_checkpoints, find_damage, latest_checkpoint
 from frskd_train.disk import disk_errors, reason, write_atomically
+from frskd_train.recipe import SETTINGS
 
 LOCK = ".lock"
 # What a killed run may leave beside its files: the lock, and files and folders that were being replaced.
@@ -53,7 +54,7 @@ class RunFolder:
         nearest = next(path for path in (self.path, *self.path.absolute().parents) if path.is_dir())
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise UserError(f"--output-dir {self.path} cannot be created: {nearest} is not writable.")
-        if "config.yaml" in present:
+        if SETTINGS in present:
             raise UserError(
                 f"{self.path} holds another run; resume it with --resume {self.path}, or choose another --output-dir."
             )
@@ -117,7 +118,7 @@ def find_resume(resume: str | None, output_dir: str | None) -> Resume | None:
         if output_dir is None:
             raise UserError("--resume auto needs --output-dir, the folder of the run to look for.")
         run = Path(output_dir)
-        is_run = (run / "config.yaml").is_file() or all_checkpoints(run / "checkpoints")
+        is_run = (run / SETTINGS).is_file() or all_checkpoints(run / "checkpoints")
         return _newest(run, resume) if is_run else None
     path = Path(resume)
     if not os.path.isdir(path):
@@ -147,6 +148,6 @@ def _newest(run: Path, resume: str) -> Resume:
     finished = next((name for name in ("summary.csv", "metrics.json", "student") if (run / name).exists()), None)
     if finished is not None:
         raise UserError(f"--resume {resume}: {run} has {finished} but no checkpoint to resume; choose a new folder.")
-    if not (run / "config.yaml").is_file():
+    if not (run / SETTINGS).is_file():
         raise UserError(f"--resume {resume}: there is no checkpoint in {run / 'checkpoints'}.")
     return Resume(run, None, (f"{run} was stopped before its first checkpoint; starting again.",))

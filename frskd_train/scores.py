@@ -28,6 +28,7 @@ from frskd_train.data import ValidationData, load_validation
 from frskd_train.data.transforms import CORRUPTIONS, SEVERITIES
 from frskd_train.errors import SettingsError
 from frskd_train.parse import read_recipe
+from frskd_train.recipe import SETTINGS
 from frskd_train.report.evaluation import ClassScores, Evaluation, Temperature
 from frskd_train.settings import DataSettings
 
@@ -203,7 +204,7 @@ def find_temperature(
     try:
         if given is not None:
             chosen = replace(settings, val_split=given, calibration_split=None)
-        elif run is None or (chosen := read_recipe(str(run / "config.yaml")).data).val_split is not None:
+        elif run is None or (chosen := read_recipe(str(run / SETTINGS)).data).val_split is not None:
             return None, NONE
         task = "segmentation" if data.val.split.targets.is_dense else "classification"
         held_out = load_validation(chosen, data.preprocessing, task=task, classes=data.class_names)

@@ -19,6 +19,8 @@ from frskd_timm.export.load import ExportedClassifier, ExportedStudent, load_stu
 from frskd_timm.lookup import known_cfg
 from frskd_train.constraints import keyword_arguments
 from frskd_train.data import TrainingData
+from frskd_train.recipe import SETTINGS
+from frskd_train.report.metrics import METRICS
 from frskd_train.settings import ModelSettings
 
 
@@ -125,7 +127,7 @@ class FoundStudent:
             if given:
                 raise UserError("--img-size is only for segmentation students: a classifier has its own image size.")
             return None
-        metrics = (self.run or self.student.path) / "metrics.json"
+        metrics = (self.run or self.student.path) / METRICS
         side = read_json(metrics).get("img_size") if metrics.is_file() else None
         size = list(given or ([side] if isinstance(side, int) else []))
         if not size:
@@ -180,7 +182,7 @@ def _local_folder(model: str) -> Path | None:
 
 def _run_of(student: Path) -> Path | None:
     run = student.resolve().parent
-    return run if (run / "config.yaml").is_file() else None
+    return run if (run / SETTINGS).is_file() else None
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from frskd_train.optim import (
     with_scaled_lr,
 )
 from frskd_train.progress import Progress
-from frskd_train.recipe import write_recipe
+from frskd_train.recipe import SETTINGS, write_recipe
 from frskd_train.resume import check_resume
 from frskd_train.run_folder import Resume, RunFolder, choose_folder, find_resume
 from frskd_train.run_state import RunState
@@ -63,7 +63,7 @@ class Trainer:
         if resume is not None:
             self._resume(resume, saved)
         if self.is_main:
-            self.folder.write("config.yaml", write_recipe(settings, f"Settings of the run {self.folder.path.name}."))
+            self.folder.write(SETTINGS, write_recipe(settings, f"Settings of the run {self.folder.path.name}."))
         start_trackers(self.accelerator, settings, self.folder.path)
 
     def run(self) -> None:

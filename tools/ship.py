@@ -31,12 +31,12 @@ from frskd_train.device import start_accelerator
 from frskd_train.errors import exit_with_error
 from frskd_train.evaluate import CLASSIFICATION, evaluate
 from frskd_train.parse import read_recipe
-from frskd_train.recipe import differences, write_recipe
+from frskd_train.recipe import SETTINGS, differences, write_recipe
 from frskd_train.report.answers import confusion_picture
 from frskd_train.report.baseline import read_baseline
 from frskd_train.report.card import write_card
 from frskd_train.report.evaluation import Evaluation
-from frskd_train.report.metrics import Metrics, SeedRuns, read_metrics
+from frskd_train.report.metrics import METRICS, Metrics, SeedRuns, read_metrics
 from frskd_train.scores import Scorer
 from frskd_train.settings import DataSettings, LoopSettings, Settings
 from tools import zoo
@@ -144,10 +144,10 @@ def ship(
 
 
 def _finished(run: Path) -> tuple[Settings, Metrics]:
-    for name in ("metrics.json", "config.yaml", "student/config.json"):
+    for name in (METRICS, SETTINGS, "student/config.json"):
         if not (run / name).is_file():
             raise UserError(f"{run} is not a finished run: it has no {name}.")
-    return read_recipe(str(run / "config.yaml")), read_metrics(run / "metrics.json")
+    return read_recipe(str(run / SETTINGS)), read_metrics(run / METRICS)
 
 
 def evaluate_shipped(model: nn.Module, name: str, data: DataSettings, accelerator: Accelerator) -> Evaluation | None:
@@ -213,7 +213,7 @@ def _kept_baseline(folder: Path, settings: Settings) -> SeedRuns | None:
     # A published recipe does not name a local dataset.
     if set(differences(settings, read_recipe(str(folder / "recipe.yaml")))) - {"dataset"}:
         return None
-    return read_metrics(folder / "metrics.json").baseline
+    return read_metrics(folder / METRICS).baseline
 
 
 def _write(
@@ -235,7 +235,7 @@ def _write(
                 _shrink(run / name, aside / name)
         heading = f"The settings that made {metrics.model}, tag {metrics.tag}."
         (aside / "recipe.yaml").write_text(write_recipe(settings, heading, portable=True), encoding="utf-8")
-        (aside / "metrics.json").write_text(metrics.to_json(), encoding="utf-8")
+        (aside / METRICS).write_text(metrics.to_json(), encoding="utf-8")
         if evaluation is not None:
             picture = confusion_picture(evaluation.confusion, evaluation.class_names, aside / "confusion.png")
             _shrink(picture, picture)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from frskd_train.errors import SettingsError, exit_process
 from frskd_train.parse import parse_evaluation, read_recipe
+from frskd_train.recipe import SETTINGS
 from frskd_train.settings import DataSettings, EvaluationSettings, LoopSettings
 
 
@@ -59,7 +60,7 @@ def with_held_out(settings: EvaluationSettings, run: Path) -> EvaluationSettings
     """Hold out the images that a run held out of the same dataset, unless another `--val-fraction` is given."""
     data = settings.data
     try:
-        trained = read_recipe(str(run / "config.yaml")).data
+        trained = read_recipe(str(run / SETTINGS)).data
     except SettingsError:  # a run without its settings
         return settings
     same = Path(data.dataset).absolute() == Path(trained.dataset).absolute()

@@ -20,7 +20,7 @@ from frskd_train.demo.runtime import FILES, find_runtime
 from frskd_train.disk import disk_errors
 from frskd_train.report.figures import class_colours
 from frskd_train.report.formats import export_onnx
-from frskd_train.report.metrics import read_metrics
+from frskd_train.report.metrics import METRICS, read_metrics
 from frskd_train.students import FoundStudent
 
 DESCRIPTION = "demo.json"
@@ -122,7 +122,7 @@ def _title(student: ExportedStudent) -> str:
 def _summary(student: ExportedStudent) -> str:
     """Return a sentence on data and scores, as far as they are known."""
     places = (student.path, student.path.resolve().parent)  # shipped weights, and a run
-    path = next((place / "metrics.json" for place in places if (place / "metrics.json").is_file()), None)
+    path = next((place / METRICS for place in places if (place / METRICS).is_file()), None)
     if path is None:
         return f"{len(student.class_names)} classes." if student.class_names else ""
     metrics = read_metrics(path)

@@ -9,8 +9,8 @@ from pathlib import Path
 from frskd_timm.errors import UserError
 from frskd_train.errors import SettingsError
 from frskd_train.parse import read_recipe
-from frskd_train.recipe import differences
-from frskd_train.report.metrics import Metrics, SeedRuns, read_metrics
+from frskd_train.recipe import SETTINGS, differences
+from frskd_train.report.metrics import METRICS, Metrics, SeedRuns, read_metrics
 from frskd_train.settings import Settings, flat
 
 _T = (12.7, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.2)  # Student's t at 95 %, two-sided, 1 to 9 degrees of freedom
@@ -77,13 +77,13 @@ def read_baseline(
     own = flat(settings)
     own["batch_size"] *= processes
     for folder in map(Path, folders):
-        metrics = read_metrics(folder / "metrics.json")
+        metrics = read_metrics(folder / METRICS)
         if metrics.method != method:
             raise UserError(f"{flag} {folder} was trained with --method {metrics.method}, not {method}.")
         if metrics.student is None or metrics.student.get(score) is None:
             raise UserError(f"{flag} {folder} has no score '{score}'.")
         try:
-            other = read_recipe(str(folder / "config.yaml"))
+            other = read_recipe(str(folder / SETTINGS))
         except SettingsError as error:
             raise UserError(f"{flag} {folder} cannot be compared: {error}") from None
         others = flat(other)

@@ -16,12 +16,12 @@ from frskd_timm.export.folder import RECIPE
 from frskd_timm.export.load import ExportedStudent, read_student
 from frskd_train.constraints import PRIVATE
 from frskd_train.errors import SettingsError
-from frskd_train.recipe import comparable, read_yaml
+from frskd_train.recipe import SETTINGS, comparable, read_yaml
 from frskd_train.report.card import FORMS, spread
 from frskd_train.report.charts import Line, data_uri, describe, line_chart
 from frskd_train.report.evaluation import EVALUATION, read_evaluation
 from frskd_train.report.figures import sort_terms, term_label
-from frskd_train.report.metrics import Metrics, read_metrics
+from frskd_train.report.metrics import METRICS, Metrics, read_metrics
 from frskd_train.report.predictions import Predictions
 from frskd_train.settings import MethodSettings, Settings, declared, default_settings, flat
 
@@ -44,11 +44,11 @@ class Run:
     @classmethod
     def read(cls, folder: Path) -> "Run":
         """Read a run; raise UserError if the folder does not hold a finished one."""
-        metrics, student = read_metrics(folder / "metrics.json"), read_student(folder / "student")
+        metrics, student = read_metrics(folder / METRICS), read_student(folder / "student")
         try:
             rows = list(csv.DictReader((folder / "summary.csv").read_text(encoding="utf-8").splitlines()))
             settings = flat(default_settings(metrics.task)) | read_yaml(str(student.path / RECIPE))
-            own = read_yaml(str(folder / "config.yaml"))
+            own = read_yaml(str(folder / SETTINGS))
         except (OSError, UnicodeDecodeError, csv.Error, SettingsError) as error:
             raise UserError(f"{folder} is not the folder of a finished run ({first_line(error)}).") from None
         evaluated = (folder / EVALUATION).is_file()  # runs of earlier versions have no such file

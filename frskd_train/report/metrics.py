@@ -14,6 +14,9 @@ from frskd_timm.errors import UserError, first_line
 NetworkScores = Mapping[str, Any]
 
 
+METRICS = "metrics.json"
+
+
 @dataclass(frozen=True)
 class DatasetFacts:
     """The training and validation data of a run."""
