@@ -33,12 +33,14 @@ class TrainMeter:
         self._first_bad = torch.full_like(self._sums, float("inf"))
         self._good = torch.zeros(1, dtype=torch.float64, device=self.device)
 
-    def update(self, result: Mapping[str, Tensor]) -> None:
-        """Add the loss and the terms of one step."""
+    def update(self, result: Mapping[str, Tensor], accelerator: Accelerator | None = None) -> None:
+        """Add the loss and the terms of one step; with an accelerator, a bad loss in any process counts in all."""
         if not self.names:
             self._start([name for name in result if name.startswith("loss")])
         values = torch.stack([result[name].detach().double() for name in self.names])
         finite = torch.isfinite(values)
+        if accelerator is not None and accelerator.num_processes > 1:
+            finite = accelerator.reduce(finite.double(), reduction="mean") == 1
         good = finite.all()
         self._good += good
         self._sums += torch.where(good, values, 0.0)

@@ -13,7 +13,7 @@ import tyro
 
 from frskd_train.constraints import LOCAL, Pattern, Range
 from frskd_train.errors import SettingsError, suggest
-from frskd_train.recipe import SETTINGS, as_flags, find_recipe, is_recipe, read_yaml
+from frskd_train.recipe import SETTINGS, as_flags, find_recipe, is_recipe, read_yaml, with_home
 from frskd_train.settings import EvaluationSettings, Settings, declared, default_settings, flag, flat, foreign
 from frskd_train.timm_flags import TRAIN, VALIDATE
 
@@ -133,6 +133,8 @@ def check_settings(settings: Settings) -> None:
         )
     if optimizer.sched == "none" and optimizer.warmup_epochs not in (0, defaults["warmup_epochs"]):
         raise SettingsError("--warmup-epochs has no effect with --sched none: leave one of them out.")
+    if 0 < pre.aug_repeats < 1:
+        raise SettingsError(f"--aug-repeats {pre.aug_repeats:g} is less than once: give 0, or 1 and more.")
     if pre.aa and pre.color_jitter and not pre.aa.startswith("3a"):
         raise SettingsError("--color-jitter has no effect with --aa, as in timm: leave one of them out.")
     for name, epochs in (("warmup_epochs", optimizer.warmup_epochs), ("distill_start", settings.method.distill_start)):
@@ -160,6 +162,9 @@ def _refuse_unused(args: Sequence[str], settings: Settings) -> None:
     """Raise SettingsError for a flag that has no effect; a value in a recipe may be overruled by other flags."""
     given = {token[2:].partition("=")[0].replace("-", "_").removeprefix("no_") for token in args}
     values, defaults = flat(settings), flat(default_settings(settings.model.task))
+    for name in given:
+        if isinstance(values.get(name), (list, dict)) and sum(word.split("=")[0] == flag(name) for word in args) > 1:
+            raise SettingsError(f"{flag(name)} is given twice: give all its values after one {flag(name)}.")
     for name, sched in OF_SCHEDULER.items():
         if name in given and values["sched"] != sched:
             raise SettingsError(f"{flag(name)} has no effect without --sched {sched}: add that, or leave it out.")
@@ -205,7 +210,7 @@ def _spelled_out(args: Sequence[str]) -> list[str]:
         elif token.startswith("--"):
             name, equals, value = token.partition("=")
             token = name.replace("_", "-") + equals + value
-        found.append(token)
+        found.append(with_home(token))
     return found
 
 

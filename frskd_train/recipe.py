@@ -65,9 +65,14 @@ def _is_plain(value: Any, lists: int = 2) -> bool:
 def as_flags(content: Mapping[str, Any]) -> list[str]:
     """Return the settings of a recipe as flags, so that recipes and command lines are parsed and checked alike."""
     switches = {setting.name for _, setting in fields() if isinstance(setting.default, bool)}
+    optional = {setting.name for _, setting in fields() if "None" in str(setting.type)}
     tokens: list[str] = []
     for name, value in content.items():
-        if isinstance(value, bool) and name in switches:
+        if isinstance(value, bool) and name not in switches:
+            raise SettingsError(f"'{name}' in a recipe is {value} (as YAML reads yes, no, on, off): put it in quotes.")
+        if value is None and name not in optional:
+            raise SettingsError(f"'{name}' in a recipe is empty: give a value, or leave the line out.")
+        if isinstance(value, bool):
             tokens.append(flag(name) if value else flag(f"no_{name}"))
         elif isinstance(value, dict | list):
             pairs = [f"{key}={part}" for key, part in value.items()] if isinstance(value, dict) else value
@@ -78,7 +83,13 @@ def as_flags(content: Mapping[str, Any]) -> list[str]:
             tokens += [flag(name), *words]
         else:
             tokens.append(f"{flag(name)}={value}")
-    return tokens
+    return [with_home(token) for token in tokens]
+
+
+def with_home(token: str) -> str:
+    """Replace a `~/` at the beginning of a flag's value, which shells leave alone in some places."""
+    found = re.fullmatch(r"(--[\w-]+=)?(local-dir:)?(~/.*)", token, re.DOTALL)
+    return token if found is None else f"{found[1] or ''}{found[2] or ''}{os.path.expanduser(found[3])}"
 
 
 def write_recipe(settings: Settings, heading: str, portable: bool = False) -> str:

@@ -135,6 +135,13 @@ def find_resume(resume: str | None, output_dir: str | None) -> Resume | None:
     return Resume(run, path)
 
 
+def refuse_if_continued(found: Resume, resume: str | None, output_dir: str | None) -> None:
+    """Raise UserError if another process has continued a run between `find_resume` and the lock of its folder."""
+    again = find_resume(resume, output_dir)
+    if again is None or again.checkpoint != found.checkpoint:
+        raise UserError(f"Another process has just continued the run in {found.run}: give the same command again.")
+
+
 def _newest(run: Path, resume: str) -> Resume:
     """Return a run's newest intact checkpoint, or the run's start if it was stopped before its first one."""
     notes: list[str] = []

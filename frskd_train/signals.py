@@ -28,7 +28,7 @@ class Interruptions:
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator, self.exit_code = accelerator, 130
         self._requested, self._requested_at = False, 0.0
-        self._next, self._last, self._last_time = 0, 0, time.monotonic()
+        self._next, self._last, self._last_time = 0, -1, time.monotonic()  # the last agreement; -1 before the first
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._receive)
@@ -61,6 +61,8 @@ class Interruptions:
                 return False, False
             now = time.monotonic()
             pace = (now - self._last_time) / max(1, updates - self._last)
+            if self._last < 0:  # a resumed run has not made these updates since it started
+                pace = _SECONDS_BETWEEN_AGREEMENTS
             flags = torch.tensor([float(stop), float(checkpoint), pace], device=self.accelerator.device)
             flags = self.accelerator.reduce(flags, reduction="sum")
             pace = float(flags[2]) / self.accelerator.num_processes

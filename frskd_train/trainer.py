@@ -28,7 +28,7 @@ from frskd_train.optim import (
 from frskd_train.progress import Progress
 from frskd_train.recipe import SETTINGS, write_recipe
 from frskd_train.resume import check_resume
-from frskd_train.run_folder import Resume, RunFolder, choose_folder, find_resume
+from frskd_train.run_folder import Resume, RunFolder, choose_folder, find_resume, refuse_if_continued
 from frskd_train.run_state import RunState
 from frskd_train.settings import Settings, flat
 from frskd_train.signals import Interruptions
@@ -116,6 +116,8 @@ class Trainer:
         self.folder = RunFolder(broadcast_object_list([path])[0])  # clocks of processes may differ
         if self.is_main:
             self.folder.claim(resuming=resume is not None)
+            if resume is not None:
+                refuse_if_continued(resume, settings.run.resume, settings.run.output_dir)
         accelerator.wait_for_everyone()
         self.state, self.meter = RunState(self.job.score), TrainMeter(accelerator.device)
         epochs, global_batch = settings.optimizer.epochs, self.train_batches.order.global_batch
@@ -183,7 +185,7 @@ class Trainer:
             self.optimizer.step()
             self.optimizer.zero_grad()
 
-        self.meter.update(result)
+        self.meter.update(result, self.accelerator if self.guard else None)
         self.progress.step()
         state.step += 1
         if accelerator.device.type == "cpu":  # on other devices this would synchronise at every step
@@ -224,7 +226,7 @@ class Trainer:
         is_due = is_last or (state.epoch + 1) % self.settings.run.val_interval == 0
         try:
             scores = self.validate() if is_due else {}
-        except UserError:
+        except Exception:  # models raise various errors
             if accelerator.num_processes == 1:  # several processes may disagree on the failure
                 self.save()
                 if is_last:

@@ -1,12 +1,15 @@
 """The command `frskd`: subcommands, quick help, and one sentence if a package is missing."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import timm
 from conftest import ROOT, run_script
 
 from frskd_train.cli import COMMANDS, main
+from frskd_train.errors import SettingsError
+from frskd_train.parse import parse_settings
 
 EXTRA = ("accelerate", "datasets", "matplotlib", "pyarrow", "tyro")  # core never needs these
 
@@ -42,6 +45,21 @@ def test_an_unknown_command_is_answered_with_the_known_ones() -> None:
     assert done.returncode == 2
     assert "trian" in done.stderr
     assert all(command in done.stderr for command in COMMANDS)
+
+
+@pytest.mark.parametrize(("line", "sentence"), [("license: no", "quotes"), ("model: null", "'model' .* is empty")])
+def test_words_that_yaml_changes_are_refused(line: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(f"{line}\n")
+    with pytest.raises(SettingsError, match=sentence):
+        parse_settings(["--config", str(tmp_path / "r.yaml")])
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "r.yaml").write_text("class_map: ~/names.txt\n")
+    settings = parse_settings(["--config=~/r.yaml", "--output-dir", "~/run", "--model=local-dir:~/student"])
+    found = settings.data.class_map, settings.run.output_dir, settings.model.model
+    assert found == (f"{tmp_path}/names.txt", f"{tmp_path}/run", f"local-dir:{tmp_path}/student")
 
 
 @pytest.mark.parametrize(

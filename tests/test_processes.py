@@ -7,18 +7,20 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 from conftest import ROOT, launch_command, run_script
-from runs import METHOD, assert_same, end_of, family, fork, kill_all, small, start, train_here, wait_for
+from runs import METHOD, assert_same, checkpoints, end_of, family, fork, kill_all, small, start, train_here, wait_for
 from torch import Tensor
 
 from frskd_timm.errors import UserError
 from frskd_train.checkpoint import latest_checkpoint, load_state
 from frskd_train.data.batches import TrainBatches
-from frskd_train.run_folder import RunFolder
+from frskd_train.run_folder import RunFolder, find_resume, refuse_if_continued
+from frskd_train.signals import Interruptions
 
 ENDLESS = 10**6  # epochs: the run does not end before the test stops it
 
@@ -153,6 +155,24 @@ def test_two_processes_stop_together_and_go_on(number: int, everybody: bool, pla
 
 
 @pytest.mark.long
+def test_resumed_processes_agree_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    two = SimpleNamespace(num_processes=2, device="cpu", reduce=lambda flags, reduction: flags * 2)
+    interruptions = Interruptions(two)
+    assert interruptions.due(5001, checkpoint=False) == (False, False)
+    time.sleep(0.05)
+    assert interruptions.due(5002, checkpoint=True) == (False, True)
+
+
+def test_a_run_that_was_continued_meanwhile_is_not_resumed_from_behind(tmp_path: Path) -> None:
+    checkpoints(tmp_path / "checkpoints", 1)
+    found = find_resume(str(tmp_path), None)
+    refuse_if_continued(found, str(tmp_path), None)
+    checkpoints(tmp_path / "checkpoints", 2)
+    with pytest.raises(UserError, match="Another process has just continued"):
+        refuse_if_continued(found, str(tmp_path), None)
+
+
 def test_the_launchers_end_stops_the_run_with_a_checkpoint(places: Path) -> None:
     log, run = places / "orphan.log", places / "orphan"
     flags = small(places, "--epochs", ENDLESS, "--output-dir", run)

@@ -275,8 +275,7 @@ REFUSED = {
     "--ratio 2 1": "--ratio .*smaller", "--scale 1 0.1": "--scale .*smaller", "--model-kwargs in_chans=1": "in_chans",
     "--jsd-loss": "--aug-repeats", "--warmup-epochs 15": "--epochs 15", "--sched multistep": "--decay-milestones",
     **{f"--tag={tag}": "--tag .*letters" for tag in ("../x", ".hidden", "a/b", "x" * 65, "")},
-    "--project=a/b": "--project .*letters", "--bce-sum": "--bce-loss",
-    "--teacher-view clean": "--reprob, --mixup or --cutmix",
+    "--project=a/b": "--project .*letters", "--bce-sum": "--bce-loss", "--teacher-view clean": "--reprob, --mixup or",
     "--teacher-view clean --mixup 1 --mixup-mode elem": "--mixup-mode batch",
     "--clip-mode agc": "--clip-grad", "--model-ema-decay 0.9": "--model-ema:", "--mixup-prob 0.5": "--mixup or ",
     "--color-jitter-prob 0.5": "--color-jitter:", "--aa rand-m9 --color-jitter 0.4": "--color-jitter .*--aa",
@@ -284,7 +283,8 @@ REFUSED = {
     "--linear-probe --method ce --drop 0.5": "--drop .*--linear-probe", "--lr-base-size 64": "--lr-base:",
     "--layer-decay 0.7 --task segmentation": "--layer-decay .*segmentation",
     "--lr 1 --lr-base 1": "exclude", "--sched plateau --decay-rate 1": "below 1", "--sla-weight 2": "--sla:",
-    "--tag=a\nb": "control character", "--momentun 1": "--momentum", "--patience-epochs 3": "--sched plateau:",
+    "--tag=a\nb": "control", "--momentun 1": "--momentum", "--patience-epochs 3": "--sched plateau:",
+    "--baseline a --baseline b": "--baseline is given twice", "--aug-repeats 0.5": "--aug-repeats .*less than once",
 }  # fmt: skip
 
 

@@ -220,6 +220,18 @@ def test_any_backbone_any_size(name: str, levels: int) -> None:
         assert torch.allclose(task.predict(images)["student"], student(images), atol=1e-5)
 
 
+def test_patches_at_the_edge_are_seen() -> None:
+    """ConvNeXt cuts images into patches and would leave the last rows out."""
+    student = create_segmentation_student("test_convnext", 4, channels=8).eval()
+    for parameter in student.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    for side in (24, 67):
+        images = torch.randn(1, 3, side, side, requires_grad=True)
+        student(images).sum().backward()
+        assert images.grad.abs().sum(dim=(0, 1, 3)).min() > 0
+    assert create_segmentation_student(SMALL, 4, channels=8).multiple == 1
+
+
 def test_a_backbone_of_one_size_names_it() -> None:
     student = create_segmentation_student("levit_128s", 4, channels=8, backbone_args={"img_size": 64}).eval()
     assert student(torch.zeros(1, 3, 64, 64)).shape == (1, 4, 64, 64)

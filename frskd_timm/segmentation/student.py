@@ -259,13 +259,29 @@ def probe_size(backbone_args: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _find_multiple(model: nn.Module, in_chans: int) -> int | None:
-    """Find the number that input height and width must be a multiple of; None if the model accepts only one size."""
-    run: Any = model.forward_intermediates
+    """Find the number that input height and width must be a multiple of; None if the model accepts only one size.
+
+    Networks that cut images into patches, such as ConvNeXt, accept other sizes but leave the last rows out; a multiple
+    at which all maps cover the image is preferred.
+    """
+    forward: Any = model.forward_intermediates
+    errors = AssertionError, RuntimeError, ValueError  # raised by models for sizes that they do not accept
+
+    def widths(size: tuple[int, int]) -> list[int]:
+        return [m.shape[-1] for m in forward(sample_images(model, (in_chans, *size)), intermediates_only=True)]
+
+    accepted, whole = None, PROBE
     with evaluating(model):
+        try:
+            strides = [whole / width for width in widths((whole, whole))]
+        except errors:
+            strides = []
         for multiple, size in MULTIPLES.items():
             try:
-                run(sample_images(model, (in_chans, *size)), intermediates_only=True)
-            except (AssertionError, RuntimeError, ValueError):  # raised by models for sizes that they do not accept
+                found = widths(size)
+            except errors:
                 continue
-            return multiple
-    return None
+            accepted = accepted or multiple
+            if all(width * stride >= size[-1] for width, stride in zip(found, strides, strict=False)):
+                return multiple
+    return accepted

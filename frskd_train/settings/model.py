@@ -55,7 +55,8 @@ class ModelSettings:
     """Additional arguments of timm.create_model, such as --model-kwargs patch_size=4; the flag without values clears
     them."""
     grad_checkpointing: bool = False
-    """Recompute activations in the student's backward pass, which saves memory and costs time."""
+    """Recompute activations in the student's backward pass, which saves memory and costs time. Running statistics of
+    batch normalisation are then updated twice per step, as in timm."""
 
     @property
     def has_weights(self) -> bool:
