@@ -281,6 +281,6 @@ def compare(pair: Comparison) -> list[str]:
     error = Gain.between(own, best).error
     seeds = f"{len(own)}" if len(own) == len(best) else f"{len(own)}, baseline {len(best)}"
     lead = statistics.mean(teacher) - bar if teacher else 0.0
-    share = f"{100 * (mean - bar) / lead:.0f} %" if lead > (error or 0.0) and mean > bar else ""
+    share = f"{100 * (mean - bar) / lead:.0f} %" if error is not None and lead > error and mean > bar else ""
     cells = [f"{bar:.2f}", f"{mean:.2f}", f"{mean - bar:+.2f}", "" if error is None else f"{error:.2f}", seeds]
     return [f"`{pair.baseline}`", *cells, f"{statistics.mean(teacher):.2f}" if teacher else "", share]
