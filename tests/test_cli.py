@@ -40,6 +40,13 @@ def test_list_names_students_and_recipes(monkeypatch: pytest.MonkeyPatch, capsys
     assert {*timm.list_models("*_frskd"), "finetune", "cifar100_resnet18"} <= set(listed)
 
 
+def test_a_reader_that_is_gone_ends_a_command_quietly() -> None:
+    code = "import os, sys; sys.argv = ['frskd', 'list']; reading, writing = os.pipe(); os.dup2(writing, 1)"
+    code += "; os.close(reading); os.close(writing); from frskd_train.cli import main; main(); sys.stdout.flush()"
+    done = run_script(sys.executable, "-c", code, check=False)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_an_unknown_command_is_answered_with_the_known_ones() -> None:
     done = run_script(sys.executable, "-m", "frskd_train", "trian", check=False)
     assert done.returncode == 2

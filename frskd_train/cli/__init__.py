@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from frskd_train.errors import SettingsError, exit_interrupted, exit_with_error
+from frskd_train.errors import SettingsError, discard_output, exit_interrupted, exit_process, exit_with_error
 
 COMMANDS = {
     "train": ("frskd_train.train", "train a model with FRSKD and export the student"),
@@ -39,6 +39,9 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
         import_module(COMMANDS[command][0]).main(arguments)
     except SettingsError as error:
         exit_with_error(error)
+    except BrokenPipeError:  # the reader of the output is gone, as after `| head`
+        discard_output()
+        exit_process(141)
     except KeyboardInterrupt:
         exit_interrupted(f"frskd {command} was interrupted: run it again.")
     except ModuleNotFoundError as error:

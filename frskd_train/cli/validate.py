@@ -50,9 +50,10 @@ def evaluate(settings: EvaluationSettings) -> None:
     for text in notes:
         print(text)
     evaluation = refuse_unscored(found, settings.model)
-    print(summary(evaluation, job.shown))
     if output is not None:
         write_scores(evaluation, output, pictures=settings.pictures)
+    print(summary(evaluation, job.shown))
+    if output is not None:
         print(f"Stored in {output}.")
 
 
