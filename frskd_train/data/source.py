@@ -55,6 +55,8 @@ def find_source(settings: DataSettings) -> Source:
     wanted = settings.dataset
     if not wanted.strip():
         raise UserError("--dataset is empty; give a folder, the id of a dataset on the Hub, or fashion_mnist_sample.")
+    if wanted in (SAMPLE_NAME, SCENES_NAME):
+        _refuse_hub_settings(settings, f"{wanted} is part of this package")
     if wanted == SAMPLE_NAME:
         return read_sample()
     if wanted == SCENES_NAME:
