@@ -67,10 +67,8 @@ def train(run: Run, dataset: str, flags: Sequence[str], folder: Path) -> list[di
             self.average = average
             if average is not None:
                 network = students[protocol.AVERAGED] = average.eval()
-                scored = evaluate(
-                    self.job.measure, lambda x: {"student": network(x)}, self.val_batches, self.accelerator
-                )
-                self.scores[protocol.AVERAGED] = scored
+                make, predict = self.task.create_evaluator, lambda images: {"student": network(images)}
+                self.scores[protocol.AVERAGED] = evaluate(make, predict, self.val_batches, self.accelerator)
             self.ece = {}
             for name, student in students.items():
                 evaluation = evaluate_run(self.job, self.data, student, self.accelerator)

@@ -122,7 +122,7 @@ def make_metrics(
     """Collect the facts about a run whose student has been exported."""
     settings = job.settings
     counted = count_cost(read_student(folder.student).skeleton(), data.preprocessing.input_size)
-    rounded = {name: _rounded(found, data.class_names) for name, found in scores.items()}
+    rounded = {name: _rounded(found) for name, found in scores.items()}
     speeds = [row["images_per_second"] for row in state.history]
     names, device = job.about_student(student), accelerator.device
     baseline = None
@@ -191,13 +191,8 @@ def count_cost(network: nn.Module, input_size: tuple[int, int, int]) -> tuple[fl
     return found.multiply_adds / 1e9, found.activations / 1e6
 
 
-def _rounded(scores: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
-    """Round the scores of one network, and name the scores of each class."""
-    found = {name: round(value, 4) for name, value in scores.items() if name not in ("images", "iou")}
-    if "iou" in scores:
-        rounded = (None if value is None else round(value, 4) for value in scores["iou"])
-        found["iou"] = dict(zip(class_names, rounded, strict=True))
-    return found
+def _rounded(scores: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in scores.items() if name != "images"}
 
 
 def publish(folder: RunFolder, run: RunSettings) -> None:

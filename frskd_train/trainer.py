@@ -253,7 +253,7 @@ class Trainer:
         """Score student (or its average if there is one) and self-teacher on the validation images."""
         for module in self.saved_modules.values():
             broadcast_buffers(module.eval())
-        return evaluate(self.job.measure, self._predict, self.val_batches, self.accelerator)
+        return evaluate(self.task.create_evaluator, self._predict, self.val_batches, self.accelerator)
 
     def _predict(self, images: Tensor) -> dict[str, Tensor]:
         found = self.task.predict(images)

@@ -19,7 +19,7 @@ from frskd_train.data.sampler import FIXED
 from frskd_train.data.scenes import _background, compose, garments
 from frskd_train.data.splits import Sample
 from frskd_train.data.transforms import DenseTransform
-from frskd_train.evaluate import SEGMENTATION, evaluate
+from frskd_train.evaluate import evaluate
 from frskd_train.settings import DataSettings, FitSettings
 from frskd_train.tasks.segmentation import SegmentationJob
 
@@ -79,7 +79,7 @@ def test_it_learns() -> None:
             optimizer.step()
             losses.append(float(result["loss_ce"]))
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
-    scores = evaluate(SEGMENTATION, task.eval().predict, batches.epoch(0), Accelerator(cpu=True))
+    scores = evaluate(task.create_evaluator, task.eval().predict, batches.epoch(0), Accelerator(cpu=True))
     assert list(scores) == ["student", "self_teacher"]
     assert scores["student"]["images"] == 16
 

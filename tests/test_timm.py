@@ -25,7 +25,6 @@ from frskd_timm import FRSKDTask
 from frskd_timm.errors import UserError
 from frskd_timm.segmentation import SegmentationTask, create_segmentation_student
 from frskd_timm.student_task import StudentTask
-from frskd_train.evaluate import SEGMENTATION
 from frskd_train.settings import Settings, default_settings
 from frskd_train.students import build_student
 from frskd_train.tasks.classification import ClassificationJob
@@ -232,20 +231,6 @@ def test_create_and_the_command_line_have_the_same_defaults(kind: str) -> None:
     assert {"alpha", "beta", "temperature", "smoothing", "schedule"} <= plain[0].keys()
     shapes = [{k: v.shape for k, v in task.state_dict().items()} for task in tasks]
     assert shapes[0] == shapes[1]
-
-
-def test_the_evaluator_of_segmentation_scores_as_train_does() -> None:
-    torch.manual_seed(0)
-    task = SegmentationTask.create(create_segmentation_student("test_resnet", 5, channels=8))
-    logits, target = torch.randn(6, 5, 9, 7), torch.randint(0, 4, (6, 9, 7))
-    target[:, :2] = 255
-    evaluator = task.create_evaluator(max_samples=5)
-    for part in (slice(0, 4), slice(4, 6)):
-        evaluator.update(logits[part], target[part])
-    scores = evaluator.compute()
-    expected = SEGMENTATION.scores(SEGMENTATION.count(logits[:5], target[:5]))
-    assert tuple(scores) == evaluator.metric_names
-    assert scores == pytest.approx({name: expected[name] for name in scores}, rel=1e-6)
 
 
 def test_a_script_sees_the_students(tmp_path: Path) -> None:

@@ -25,11 +25,12 @@ from frskd_timm.export.folder import CARD, DATASET_CARD
 from frskd_timm.export.load import compare_logits, load_student, read_student
 from frskd_timm.export.student import export_student
 from frskd_timm.models._pretrained import shipped_cfg
+from frskd_timm.task import CrossEntropyTask
 from frskd_train.data import Preprocessing, ValidationData, load_validation
 from frskd_train.data.source import SAMPLE_NAME
 from frskd_train.device import start_accelerator
 from frskd_train.errors import exit_with_error
-from frskd_train.evaluate import CLASSIFICATION, evaluate
+from frskd_train.evaluate import evaluate
 from frskd_train.parse import read_recipe
 from frskd_train.recipe import SETTINGS, differences, write_recipe
 from frskd_train.report.answers import confusion_picture
@@ -163,10 +164,9 @@ def _validation_data(model: nn.Module, data: DataSettings) -> ValidationData:
 
 def _score(model: nn.Module, data: DataSettings, accelerator: Accelerator) -> dict[str, float]:
     """Measure top-1, top-5 and loss on the validation rows of a run."""
-    loaded = _validation_data(model, data)
-    model = model.to(accelerator.device).eval()
-    batches = loaded.val_batches(256, device=accelerator.device)
-    return evaluate(CLASSIFICATION, lambda images: {"student": model(images)}, batches, accelerator)["student"]
+    loaded, model = _validation_data(model, data), model.to(accelerator.device).eval()
+    batches, task = loaded.val_batches(256, device=accelerator.device), CrossEntropyTask(model)
+    return evaluate(task.create_evaluator, task.predict, batches, accelerator)["student"]
 
 
 def _sample_scores(model: nn.Module, accelerator: Accelerator) -> dict[str, Any] | None:

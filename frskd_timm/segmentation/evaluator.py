@@ -32,7 +32,7 @@ class SegmentationEvaluator:
     def reset(self) -> None:
         """Forget all images."""
         self.num_samples = 0
-        self.sums = torch.zeros(self.num_classes**2 + 1, dtype=torch.float64, device=self.device)
+        self.sums = torch.zeros(3 * self.num_classes + 1, dtype=torch.float64, device=self.device)
 
     @torch.no_grad()
     def update(self, output: Tensor, target: Tensor) -> None:
@@ -43,8 +43,10 @@ class SegmentationEvaluator:
         self.num_samples += len(output)
         loss = F.cross_entropy(output.float(), target, ignore_index=IGNORED, reduction="sum")
         labelled = target != IGNORED
-        pairs = self.num_classes * target[labelled] + output.argmax(dim=1)[labelled]
-        self.sums += torch.cat([torch.bincount(pairs, minlength=self.num_classes**2), loss[None]]).to(self.sums)
+        predicted, truth = output.argmax(dim=1)[labelled], target[labelled]
+        found = (truth[predicted == truth], predicted, truth)
+        counts = [torch.bincount(classes, minlength=self.num_classes) for classes in found]
+        self.sums += torch.cat([*counts, loss[None]]).to(self.sums)
 
     def summary(self) -> dict[str, float]:
         """Return the scores of this process's images."""
@@ -55,10 +57,9 @@ class SegmentationEvaluator:
         sums = self.sums.clone()
         if distributed:
             dist.all_reduce(sums)
-        confusion = sums[:-1].view(self.num_classes, self.num_classes)  # labels, predictions
-        hits = confusion.diagonal()
-        iou = iou_of_classes(hits, confusion.sum(0), confusion.sum(1))
-        pixels = confusion.sum().clamp_min(1)
+        hits, predicted, labelled = sums[:-1].view(3, self.num_classes)
+        iou = iou_of_classes(hits, predicted, labelled)
+        pixels = labelled.sum().clamp_min(1)
         return {
             "loss": float(sums[-1] / pixels),
             "miou": float(iou.nanmean().nan_to_num()),

@@ -9,11 +9,8 @@ from typing import Any
 
 from frskd_timm.errors import UserError, first_line
 
-# Scores of a network by name: percent, and `loss`; in segmentation also `iou`, a mapping from class names to percent
-# or None. None stands for a number that is not finite.
+# Scores of a network by name: percent, and `loss`. None stands for a number that is not finite.
 NetworkScores = Mapping[str, Any]
-
-
 METRICS = "metrics.json"
 
 

@@ -13,7 +13,7 @@ from frskd_timm.defaults import TASK_OPTIONS
 from frskd_timm.task import StudentTask
 from frskd_train.data import TrainingData, ValidationData, load_data
 from frskd_train.data.sampler import Order
-from frskd_train.evaluate import Measure, Scores
+from frskd_train.evaluate import Scores
 from frskd_train.report.card import write_card
 from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.metrics import InitialWeights, Metrics
@@ -27,7 +27,6 @@ PICTURED = 5  # number of validation images in the picture
 class Job(ABC):
     """Data, student, method, scores and export of one task; `model_cfg` is timm's configuration of the student."""
 
-    measure: ClassVar[Measure]  # how networks are scored
     score: ClassVar[str]  # name of the score, in percent, that determines the best epoch
     shown: ClassVar[Mapping[str, str]]  # labels of the scores to show, by name; `score` first
 

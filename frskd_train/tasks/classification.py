@@ -16,7 +16,6 @@ from frskd_timm.losses.labels import LabelLoss
 from frskd_timm.models import stock_name
 from frskd_timm.task import CrossEntropyTask, FRSKDTask, StudentTask
 from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_validation
-from frskd_train.evaluate import CLASSIFICATION
 from frskd_train.report.answers import examples_picture
 from frskd_train.report.figures import attention_figure
 from frskd_train.run_folder import RunFolder
@@ -33,7 +32,6 @@ class ClassificationJob(Job):
 
     score = "top1"
     shown: ClassVar = {"top1": "top-1", "top5": "top-5"}
-    measure = CLASSIFICATION
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, default_cfg(settings.model))

@@ -22,7 +22,6 @@ from frskd_timm.task import StudentTask
 from frskd_train.constraints import keyword_arguments
 from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_validation
 from frskd_train.data.targets.mask import unnamed
-from frskd_train.evaluate import SEGMENTATION
 from frskd_train.report.card import write_backbone_card
 from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.figures import segmentation_figure
@@ -38,7 +37,6 @@ class SegmentationJob(Job):
 
     score = "miou"
     shown: ClassVar = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
-    measure = SEGMENTATION
 
     def __init__(self, settings: Settings) -> None:
         preset = PRESETS.get(settings.model.model, {})
