@@ -33,7 +33,6 @@ class MethodDefaults:
     teacher_depth: int = 1
     teacher_repeats: int = 1
     self_teacher: str = "bifpnc"
-    pixel_teacher: str = "pyramid"
     feature_loss: str = "attention"
     feature_levels: int = 4
     sla_weight: float = 1.0
@@ -45,4 +44,4 @@ class MethodDefaults:
 
 
 CLASSIFICATION = MethodDefaults()
-SEGMENTATION = MethodDefaults(alpha=1.0, temperature=1.0, smoothing=0.0)
+SEGMENTATION = MethodDefaults(alpha=1.0, temperature=1.0, smoothing=0.0, self_teacher="pyramid")

@@ -15,6 +15,7 @@ from frskd_train.constraints import LOCAL, Pattern, Range
 from frskd_train.errors import SettingsError, suggest
 from frskd_train.recipe import SETTINGS, as_flags, find_recipe, is_recipe, read_yaml, with_home
 from frskd_train.settings import EvaluationSettings, Settings, declared, default_settings, flag, flat, foreign
+from frskd_train.settings.model import SELF_TEACHERS
 from frskd_train.timm_flags import TRAIN, VALIDATE
 
 FLAT = (tyro.conf.OmitArgPrefixes,)  # --lr, not --optimizer.lr
@@ -122,6 +123,9 @@ def check_settings(settings: Settings) -> None:
     for name in foreign(settings.model.task):
         if values[name] != defaults[name]:
             raise SettingsError(f"{flag(name)} has no meaning for --task {settings.model.task}: leave it out.")
+    task, teacher = settings.model.task, settings.method.self_teacher
+    if teacher not in SELF_TEACHERS[task]:
+        raise SettingsError(f"--self-teacher for --task {task} is {' or '.join(SELF_TEACHERS[task])}, not {teacher}.")
     optimizer, pre = settings.optimizer, settings.preprocessing
     if settings.model.linear_probe and settings.model.drop:
         raise SettingsError("--drop has no effect with --linear-probe: leave one of them out.")

@@ -28,7 +28,7 @@ MARKER = "hf_tHiSiSaSeCrEtMaRkEr"  # the access token of these runs; it must not
 METHOD = ["--sla", "--cutmix", 1, "--mixup", 0.2, "--model-ema", "--grad-accum-steps", 2, "--drop", 0.1]
 
 
-MASKED = ["--model-ema", "--grad-accum-steps", 2, "--color-jitter", 0.3, "--distill-start", 1, "--pixel-teacher", "sum"]
+MASKED = ["--model-ema", "--grad-accum-steps", 2, "--color-jitter", 0.3, "--distill-start", 1, "--self-teacher", "sum"]
 METHODS = {"classification": METHOD, "segmentation": MASKED}
 
 

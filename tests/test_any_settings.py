@@ -1,5 +1,6 @@
 """Random settings, random data, damaged recipes: always a result or an error message, never a traceback."""
 
+import itertools
 import shutil
 import typing
 from collections.abc import Iterator
@@ -23,16 +24,15 @@ from frskd_train.parse import parse_settings
 from frskd_train.recipe import RECIPES, write_recipe
 from frskd_train.settings import Settings, declared, default_settings
 from frskd_train.settings import flag as flag_of
-from frskd_train.settings.model import FEATURE_LOSSES, LOGIT_LOSSES, PIXEL_TEACHERS, SELF_TEACHERS
+from frskd_train.settings.model import FEATURE_LOSSES, LOGIT_LOSSES, SELF_TEACHERS
 
 WORDS: dict[str, st.SearchStrategy] = {
     "model": st.sampled_from(["test_resnet", "test_vit", "test_convnext", "no_model", "wide_resnet16_2_frskd"]),
     "opt": st.sampled_from(["sgd", "adamw", "lamb", "muon", "adafactor", "nonsense", "prodigy"]),
     "aa": st.sampled_from(["rand-m9-mstd0.5", "original", "nonsense", "rand", ""]),
-    "self_teacher": st.sampled_from([*SELF_TEACHERS, "nonsense"]),
+    "self_teacher": st.sampled_from([*itertools.chain(*SELF_TEACHERS.values()), "nonsense"]),
     "feature_loss": st.sampled_from([*FEATURE_LOSSES, "nonsense"]),
     "logit_loss": st.sampled_from([*LOGIT_LOSSES, "nonsense"]),
-    "pixel_teacher": st.sampled_from([*PIXEL_TEACHERS, "nonsense"]),
     "model_kwargs": st.dictionaries(
         st.sampled_from(["patch_size", "-", "features_only", "global_pool"]), st.sampled_from(["4", "[", "", "True"]),
         max_size=1),

@@ -162,9 +162,9 @@ def test_unlabelled_pixels_count_in_no_term(feature_loss: str) -> None:
 
 def test_feature_loss_needs_a_self_teacher_that_refines() -> None:
     student = create_segmentation_student(SMALL, 4, channels=8)
-    with pytest.raises(UserError, match=r"fitnet has no effect, because --pixel-teacher pyramid .* mixing or sum, or"):
+    with pytest.raises(UserError, match=r"fitnet has no effect, because --self-teacher pyramid .* mixing or sum, or"):
         SegmentationTask.create(student, feature_loss="fitnet")
-    with pytest.raises(UserError, match=r"--teacher-repeats 3 has no effect, because --pixel-teacher pyramid"):
+    with pytest.raises(UserError, match=r"--teacher-repeats 3 has no effect, because --self-teacher pyramid"):
         SegmentationTask.create(student, teacher_layers=3)
     assert SegmentationTask.create(student, feature_loss="fitnet", beta=1.0).feature_loss is not None
     assert SegmentationTask.create(student).feature_loss is None

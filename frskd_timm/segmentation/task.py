@@ -90,7 +90,7 @@ class SegmentationTask(_PixelTask, DistillationTask):
         cls,
         student: SegmentationStudent,
         *,
-        self_teacher: str = DEFAULT.pixel_teacher,
+        self_teacher: str = DEFAULT.self_teacher,
         teacher_layers: int = DEFAULT.teacher_repeats,
         feature_loss: str = DEFAULT.feature_loss,
         beta: float | None = DEFAULT.beta,
@@ -115,7 +115,7 @@ class SegmentationTask(_PixelTask, DistillationTask):
         teacher = teacher_class(student.channels, student.num_levels, student.num_classes, teacher_layers)
         if teacher.beside_decoder and teacher_layers != DEFAULT.teacher_repeats:
             raise UserError(
-                f"--teacher-repeats {teacher_layers} has no effect, because --pixel-teacher {self_teacher} has no "
+                f"--teacher-repeats {teacher_layers} has no effect, because --self-teacher {self_teacher} has no "
                 "layers; choose another one, or leave it out."
             )
         loss_class: Any = None if beta == 0 else FEATURE_LOSSES.get(feature_loss)
@@ -127,8 +127,8 @@ class SegmentationTask(_PixelTask, DistillationTask):
             if feature_loss != DEFAULT.feature_loss:
                 refining = [name for name in SEGMENTATION_TEACHERS.names() if name != self_teacher]
                 raise UserError(
-                    f"--feature-loss {feature_loss} has no effect, because --pixel-teacher {self_teacher} refines no "
-                    f"maps; add --pixel-teacher {' or '.join(refining)}, or --beta."
+                    f"--feature-loss {feature_loss} has no effect, because --self-teacher {self_teacher} refines no "
+                    f"maps; add --self-teacher {' or '.join(refining)}, or --beta."
                 )
             loss_class = None  # it refines nothing
         feature = loss_class and loss_class([student.channels] * student.num_levels, teacher)

@@ -20,14 +20,13 @@ from frskd_train.constraints import (
 )
 from frskd_train.settings.library import DEFAULT, registered
 
-SELF_TEACHERS = registered("teachers")
+SELF_TEACHERS = {"classification": registered("teachers"), "segmentation": registered("segmentation")}
 FEATURE_LOSSES = registered("losses")
 LOGIT_LOSSES = registered("losses/logits")
-PIXEL_TEACHERS = registered("segmentation")
-SelfTeacher = Annotated[str, arg(metavar="|".join(SELF_TEACHERS)), one_of(SELF_TEACHERS)]
+_ANY_TEACHER = tuple(name for names in SELF_TEACHERS.values() for name in names)
+SelfTeacher = Annotated[str, arg(metavar="|".join(_ANY_TEACHER)), one_of(_ANY_TEACHER)]
 FeatureLoss = Annotated[str, arg(metavar="|".join(FEATURE_LOSSES)), one_of(FEATURE_LOSSES)]
 LogitLoss = Annotated[str, arg(metavar="|".join(LOGIT_LOSSES)), one_of(LOGIT_LOSSES)]
-PixelTeacher = Annotated[str, arg(metavar="|".join(PIXEL_TEACHERS)), one_of(PIXEL_TEACHERS)]
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class MethodSettings:
     """Weight of the soft-label loss KL(self-teacher, student)."""
     beta: Annotated[float | None, NotNegative] = DEFAULT.beta
     """Weight of the feature-map loss; 0 disables it.
-    By default 100 for attention, 1 for fitnet, 1e-4 for overhaul; in segmentation half, and 0 with --pixel-teacher
+    By default 100 for attention, 1 for fitnet, 1e-4 for overhaul; in segmentation half, and 0 with --self-teacher
     pyramid."""
     temperature: Annotated[float, Positive] = DEFAULT.temperature
     """Softmax temperature T of the soft labels; the loss is multiplied by T squared."""
@@ -87,9 +86,11 @@ class MethodSettings:
     warmup: rising linearly over the first tenth. lead: times the self-teacher's relative lead in cross-entropy."""
     distill_start: Annotated[float, Range(low=0)] = 0.0
     """Epoch at which distillation starts; before it, alpha and beta are 0, and t counts from it."""
-    self_teacher: Annotated[SelfTeacher, FIXED, CLASSIFICATION] = DEFAULT.self_teacher
-    """The self-teacher. bifpnc: channels follow the student's levels. bifpn: the same width at all levels. residual:
-    bifpnc with at most 256 channels, whose logits correct the student's."""
+    self_teacher: Annotated[SelfTeacher, FIXED] = DEFAULT.self_teacher
+    """The self-teacher. For classification: bifpnc (default), whose channels follow the student's levels; bifpn, with
+    the same width at all levels; residual, a bifpnc with at most 256 channels, whose logits correct the student's. For
+    segmentation: pyramid (default), a head on the maps that enter the decoder's BiFPN layers; sum, as in the paper,
+    BiFPN layers on the decoder's maps; mixing, like sum, but mixes channels and classifies at twice the resolution."""
     teacher_width: Annotated[float | None, Positive, FIXED, CLASSIFICATION] = None
     """bifpnc, residual: multiple of each level's channels (2 in the paper), such as 0.5; by default the largest up to 1
     at which the self-teacher has no more parameters and no more multiply-adds than the student. bifpn: number of
@@ -130,8 +131,5 @@ class SegmentationSettings:
     """Channels of all levels of the decoder; 64 by default (efficientdet_d1: 88)."""
     decoder_layers: Annotated[int, Count, FIXED, SEGMENTATION] = 3
     """BiFPN layers of the decoder."""
-    pixel_teacher: Annotated[PixelTeacher, FIXED, SEGMENTATION] = DEFAULT.pixel_teacher
-    """The self-teacher. pyramid: a head on the maps that enter the decoder's BiFPN layers. sum: as in the paper, BiFPN
-    layers on the decoder's maps. mixing: the same, mixes channels and classifies at twice the resolution."""
     resize_range: Annotated[tuple[float, float], Positive, SEGMENTATION] = (0.5, 2.0)
     """Smallest and largest factor by which a training image is resized before it is cropped."""

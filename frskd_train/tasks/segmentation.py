@@ -83,7 +83,7 @@ class SegmentationJob(Job):
             return SegmentationCrossEntropyTask(student, **common)
         return SegmentationTask.create(
             student,
-            self_teacher=self.settings.segmentation.pixel_teacher,
+            self_teacher=method.self_teacher,
             teacher_layers=method.teacher_repeats,
             **common,
             **self.distillation_options(),
