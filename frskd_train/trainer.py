@@ -122,7 +122,7 @@ class Trainer:
         self.state, self.meter = RunState(self.job.score), TrainMeter(accelerator.device)
         epochs, global_batch = settings.optimizer.epochs, self.train_batches.order.global_batch
         self.progress = Progress(self.is_main, epochs, self.steps_per_epoch, global_batch, self.job.shown)
-        notes = *self.data.notes, *self.job.notes, *self.train_batches.unused(settings.loop.grad_accum_steps)
+        notes = *self.data.notes, *self.train_batches.unused(settings.loop.grad_accum_steps)
         self.progress.say(*notes, end_of_run.describe(self.job, self.data, self.task, accelerator))
         self.facts = {
             "fingerprint": self.data.fingerprint,

@@ -1,7 +1,6 @@
 """Semantic segmentation with FRSKD (arXiv 2103.08273, section 4.3): students, self-teacher, losses, task, export."""
 
 from frskd_timm.segmentation.presets import PRESETS as PRESETS
-from frskd_timm.segmentation.presets import WeightsUnavailableError as WeightsUnavailableError
 from frskd_timm.segmentation.presets import create_segmentation_student as create_segmentation_student
 from frskd_timm.segmentation.presets import load_backbone as load_backbone
 from frskd_timm.segmentation.student import SegmentationStudent as SegmentationStudent

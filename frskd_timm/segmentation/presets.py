@@ -18,10 +18,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Networks of the paper: backbones and widths of EfficientDet (arXiv 1911.09070)."""
 
 
-class WeightsUnavailableError(UserError):
-    """Weights that exist but could not be loaded, for example without network access."""
-
-
 _ELSEWHERE = ("local-dir:", "hf-hub:")
 
 
@@ -63,8 +59,7 @@ def load_backbone(student: SegmentationStudent, name: str | None = None) -> None
     `name` is a timm model of the same architecture, or a `local-dir:` or `hf-hub:` name.
 
     Raises:
-        WeightsUnavailableError: The weights could not be loaded.
-        UserError: There are no weights, or they belong to another architecture.
+        UserError: There are no weights, they could not be loaded, or they belong to another architecture.
     """
     name = name or student.backbone_name
     if not name.startswith(_ELSEWHERE):
@@ -73,7 +68,7 @@ def load_backbone(student: SegmentationStudent, name: str | None = None) -> None
         arguments = {**student.backbone_args, "num_classes": 0, "in_chans": student.in_chans}
         model: nn.Module = timm.create_model(name, pretrained=True, **arguments)
     except Exception as error:  # no network, no such folder, damaged files: the error of the Hub or timm says which
-        raise WeightsUnavailableError(f"The weights of '{name}' could not be loaded: {first_line(error)}.") from error
+        raise UserError(f"The weights of '{name}' could not be loaded: {first_line(error)}.") from error
     own, found = student.backbone.state_dict(), model.state_dict()
     missing = sorted(key for key, value in own.items() if key not in found or found[key].shape != value.shape)
     if missing:

@@ -32,13 +32,11 @@ class Job(ABC):
 
     def __init__(self, settings: Settings, model_cfg: Mapping[str, Any]) -> None:
         self.settings, self.model_cfg = settings, model_cfg
-        self.notes: list[str] = []  # sentences to show before training
-        self.starts_random = not settings.model.has_weights and settings.model.initial_checkpoint is None
 
     def initial_weights(self) -> InitialWeights | None:
         """Describe the weights that the student starts from, without a path; None if they are random."""
         model, cfg = self.settings.model, self.model_cfg
-        if self.starts_random:
+        if not model.has_weights and model.initial_checkpoint is None:
             return None
         if model.initial_checkpoint is not None:
             return InitialWeights(Path(model.initial_checkpoint).name)

@@ -14,9 +14,7 @@ from frskd_timm.segmentation import (
     SegmentationCrossEntropyTask,
     SegmentationStudent,
     SegmentationTask,
-    WeightsUnavailableError,
     create_segmentation_student,
-    load_backbone,
 )
 from frskd_timm.task import StudentTask
 from frskd_train.constraints import keyword_arguments
@@ -53,7 +51,13 @@ class SegmentationJob(Job):
         pre = data.preprocessing
         images: dict[str, Any] = {"in_chans": pre.input_size[0], "mean": pre.mean, "std": pre.std}
         student = create_segmentation_student(
-            model.model, data.num_classes, class_names=data.class_names, backbone_args=arguments, **decoder, **images
+            model.model,
+            data.num_classes,
+            pretrained=model.has_weights,
+            class_names=data.class_names,
+            backbone_args=arguments,
+            **decoder,
+            **images,
         )
         if student.fixed_size is not None:
             sizes = {tuple(pre.input_size[1:]), *data.val.split.sizes} - {(0, 0)}
@@ -63,12 +67,6 @@ class SegmentationJob(Job):
                     f"The backbone {model.model} accepts only images of {only} pixels, for training and validation: "
                     "resize the images, or choose another --model."
                 )
-        if model.pretrained and ":" not in model.model:  # an exported model has its weights already
-            try:
-                load_backbone(student)
-            except WeightsUnavailableError as error:
-                self.notes.append(f"{error} The backbone starts from random weights.")
-                self.starts_random = True
         if model.has_weights:
             refuse_nonfinite_weights(student, model.model)
         if model.grad_checkpointing:
