@@ -40,8 +40,8 @@ class DistillationTask(StudentTask):
         loss = v CE(z_s, y) + w CE(z_t, y) + r (alpha KL_tau(z_t, z_s) + beta sum_i D(F_i, T_i))
 
     v is `student_weight`, w `teacher_weight` and r the weight given by the schedule, all 1 in the paper. The maps F_i
-    enter the self-teacher without detaching, so CE(z_t, y) also trains the student's backbone. With v + w = 1, the
-    weights of the labels add up to that of plain cross-entropy.
+    enter the self-teacher without detaching, so CE(z_t, y) also trains the student's backbone. With SGD,
+    v + w acts like a factor on the learning rate of the backbone.
 
     Args:
         student: The network that is kept after training.
@@ -66,8 +66,8 @@ class DistillationTask(StudentTask):
     With the schedule 'lead', r is a moving average of the relative lead of the self-teacher: how far its cross-entropy
     is below the student's, divided by the student's.
 
-    A loop that never calls `set_progress` trains with r = 1, whatever the schedule, and gets a warning if there is a
-    `teacher_ema`: the average is not updated, so the self-teacher itself is used.
+    A loop that never calls `set_progress` trains with r = 1 (with 'lead': the lead), and `teacher_interval` and
+    `teacher_ema` have no effect; a warning says so for the latter.
     """
 
     distill_weight: Tensor

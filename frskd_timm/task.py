@@ -60,12 +60,12 @@ class FRSKDTask(DistillationTask):
     """FRSKD for classification (arXiv 2103.08273, eq. 6; with SLA section 4.2); see `DistillationTask`.
 
     Args:
-        student: Any timm model with a pyramid of features.
+        student: Any timm model with `forward_intermediates` and `forward_head`, such as a CNN or a ViT.
         pyramid: Levels of the student.
         self_teacher: Refines the maps and classifies.
         feature_loss: D; None leaves the term out.
         sla: Heads for self-supervised label augmentation; None for no SLA.
-        sla_weight: Weight of the terms that distill the aggregated classifiers into the plain ones.
+        sla_weight: Weight of the terms that distil the aggregated classifiers into the plain ones.
         teacher_view: What the self-teacher sees: 'same', or 'clean' for the images before erasing and mixing; then the
             input of a step is an `augment.TwoViews`, and the student runs on both.
         **options: Further arguments of `DistillationTask`.
@@ -113,7 +113,7 @@ class FRSKDTask(DistillationTask):
         """Create the self-teacher and the losses around a student by their names, with the defaults of `frskd train`.
 
         Args:
-            student: Any timm model with a pyramid of features.
+            student: Any timm model with `forward_intermediates` and `forward_head`, such as a CNN or a ViT.
             input_size: (channels, height, width) of the images.
             num_classes: Number of classes.
             self_teacher: A name in `teachers.SELF_TEACHERS`.
@@ -122,8 +122,8 @@ class FRSKDTask(DistillationTask):
             max_levels: Maximum number of levels of the student; the coarsest ones are used.
             sla: Add the heads of self-supervised label augmentation.
             teacher_options: Further arguments of the self-teacher (width, depth, repeats). By default, its depth is 1
-                and its width the largest up to 1 at which it has no more parameters than the student, and no more
-                multiply-adds; both are 2 in the paper.
+                (2 in the paper), and its width the largest up to 1 (2 in the paper) at which it has no more parameters
+                and no more multiply-adds than the student.
             **options: Further arguments of the task.
 
         Raises:

@@ -12,6 +12,8 @@ from pathlib import Path
 import budgets
 import protocol
 import pytest
+import timm
+import torch
 import yaml
 from conftest import ROOT, run_script
 from PIL import Image
@@ -120,12 +122,15 @@ def test_every_page_is_in_the_navigation() -> None:
 
 
 @pytest.mark.parametrize("code", BLOCKS)
-def test_code_blocks_run(code: str, student: Path, tmp_path: Path) -> None:
+def test_code_blocks_run(code: str, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     if "SegmentationStudent" in code:
         SegmentationStudent("test_resnet", num_classes=3, channels=8, layers=1).save_pretrained(tmp_path)
         code = code.replace("runs/RUN/student", str(tmp_path))
     code = re.sub("runs/RUN/(student|backbone)", str(student), code)
-    scope: dict[str, typing.Any] = {"image": Image.new("RGB", (40, 30))}
+    scope: dict[str, typing.Any] = {"image": Image.new("RGB", (40, 30)), "names": ["wren", "robin"]}
+    scope |= {"images": torch.rand(2, 3, 64, 64), "masks": torch.zeros(2, 64, 64).long()}
+    scope["student"] = timm.create_model("test_resnet", num_classes=2)
     exec(code, scope)
     if "pyramid.sizes" in code:
         assert f"pyramid.sizes  # {(scope['task'].pyramid.channels, scope['task'].pyramid.sizes)}\n" in code

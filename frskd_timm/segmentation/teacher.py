@@ -1,4 +1,4 @@
-"""Self-teachers of segmentation: additional BiFPN layers on the student's maps, and their own head."""
+"""Self-teachers of segmentation: a head of their own, with or without BiFPN layers that refine the student's maps."""
 
 from collections.abc import Sequence
 

@@ -48,7 +48,7 @@ SELF_TEACHERS: Registry[SelfTeacher] = Registry("self-teacher", __name__)
 
 
 def create_self_teacher(name: str, channels: Sequence[int], num_classes: int, **options: Any) -> SelfTeacher:
-    """Create the self-teacher registered under `name`, such as 'bifpnc'.
+    """Create the self-teacher registered under `name`, such as 'bifpnc', by default with the paper's width and depth.
 
     Args:
         name: A registered name.

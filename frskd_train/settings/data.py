@@ -53,12 +53,12 @@ class PreprocessingSettings:
     """Size, colours and augmentation of the images."""
 
     img_size: Annotated[int | None, Range(low=8, high=4096), FIXED] = None
-    """Height and width in pixels; by default those of the data if all are alike and at most 64, else the model's.
-    For segmentation the size of the training crops, by default that of the data up to 512."""
+    """Height and width in pixels; by default those of the images if all have the same size, at most 64, else the
+    model's. For segmentation the size of the training crops, by default that of the data up to 512."""
     in_chans: Annotated[Literal[1, 3], FIXED] = 3
     """Input channels of the student; gray images are repeated to 3."""
     mean: Annotated[tuple[float, ...] | None, Fraction] = None
-    """Mean of the images, scaled to 0..1: per channel, or one value for all. By default the model's own if it has
+    """Mean of the pixel values (0..1), per channel or one for all. By default the model's own if it has
     weights, else measured on the training images."""
     std: Annotated[tuple[float, ...] | None, Range(above=0, high=1)] = None
     """Standard deviation per channel, likewise."""

@@ -83,7 +83,7 @@ class MethodSettings:
     """advantage: use the soft labels only for images (or pixels) that the self-teacher classifies better."""
     distill_schedule: Annotated[Literal["constant", "lead", "ramp", "warmup"], FIXED] = DEFAULT.distill_schedule
     """constant: as in the paper. ramp: alpha and beta times exp(-5 (1 - t)^2), with t from 0 to 1 over the run.
-    warmup: rising linearly over the first tenth. lead: times the self-teacher's relative lead in cross-entropy."""
+    warmup: rising linearly over the first tenth. lead: times 1 - (self-teacher's / student's cross-entropy)."""
     distill_start: Annotated[float, Range(low=0)] = 0.0
     """Epoch at which distillation starts; before it, alpha and beta are 0, and t counts from it."""
     self_teacher: Annotated[SelfTeacher, FIXED] = DEFAULT.self_teacher
@@ -120,7 +120,7 @@ class MethodSettings:
     sla: Annotated[bool, FIXED, CLASSIFICATION] = False
     """Self-supervised label augmentation with four rotations per class, for both networks."""
     sla_weight: Annotated[float, NotNegative, CLASSIFICATION] = DEFAULT.sla_weight
-    """Weight of the SLA terms that distill the aggregated classifiers into the plain ones."""
+    """Weight of the SLA terms that distil the aggregated classifiers into the plain ones."""
 
 
 @dataclass(frozen=True)

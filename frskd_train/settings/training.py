@@ -30,7 +30,7 @@ class OptimizerSettings:
     lr: Annotated[float, Positive] = 0.1
     """Peak learning rate."""
     lr_base: Annotated[float | None, Positive] = None
-    """Replaces --lr by a rate that is scaled with the batch: lr_base * images per update / --lr-base-size."""
+    """Replaces --lr by a rate that is scaled with the batch: lr_base * global batch size / --lr-base-size."""
     lr_base_size: Annotated[int, Count] = 256
     """Images per update for which --lr-base is meant."""
     lr_base_scale: Literal["auto", "linear", "sqrt"] = "auto"
@@ -40,7 +40,7 @@ class OptimizerSettings:
     weight_decay: Annotated[float, NotNegative] = 5e-4
     """Weight decay."""
     filter_bias_and_bn: Annotated[bool, FIXED] = False
-    """Exclude biases and normalization layers from weight decay (the authors decay all parameters).
+    """Exclude biases and normalisation layers from weight decay (the authors decay all parameters).
     What the model itself exempts, such as position embeddings, never decays."""
     layer_decay: Annotated[float | None, Range(above=0, high=1), FIXED, CLASSIFICATION] = None
     """Factor of the learning rate from one student layer to the previous one, for fine-tuning."""
@@ -100,7 +100,7 @@ class LoopSettings:
     torchcompile: bool = False
     """Compile the training step with torch.compile."""
     sync_bn: bool = False
-    """Synchronize batch normalization across processes, also on CPU."""
+    """Synchronise batch normalisation across processes, also on CPU."""
     skip_nonfinite: Annotated[int, NotNegative] = 0
     """Maximum number of steps per epoch to skip because their loss is not finite; one more stops the run. Slightly
     slower."""
@@ -109,7 +109,7 @@ class LoopSettings:
     model_ema_decay: Annotated[float, Range(low=0, high=0.999999)] = 0.998
     """Decay of the average per update."""
     model_ema_warmup: bool = True
-    """Increase the decay gradually, so that short runs forget their random initialization."""
+    """Increase the decay gradually, so that short runs forget their random initialisation."""
     seed: Annotated[int, Range(low=0, high=2**32 - 1), FIXED] = 42
     """Seed of all random numbers of a run."""
     threads: Annotated[int | None, Count, PRIVATE] = None
