@@ -4,7 +4,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ class DistillationTask(StudentTask):
         self_teacher: Refines the student's maps and classifies from them.
         feature_loss: D; None leaves the term out.
         alpha: Weight of the soft labels.
-        beta: Weight of the feature maps; None uses the `default_beta` of the feature loss.
+        beta: Weight of the feature maps; None uses the `default_beta` of the feature loss, in segmentation half of it.
         temperature: tau of the soft labels.
         smoothing: Label smoothing of the cross-entropy terms.
         schedule: Name of the schedule of alpha and beta.
@@ -70,6 +70,7 @@ class DistillationTask(StudentTask):
     `teacher_ema` have no effect; a warning says so for the latter.
     """
 
+    beta_share: ClassVar = 1.0  # of the feature loss's `default_beta`, without a given beta
     distill_weight: Tensor
     lead: Tensor | None
     clock: Tensor | None
@@ -98,7 +99,7 @@ class DistillationTask(StudentTask):
         self.self_teacher = self_teacher.to(self.device, self.dtype)
         self.feature_loss = feature_loss and feature_loss.to(self.device, self.dtype)
         if beta is None:
-            beta = feature_loss.default_beta if feature_loss is not None else 0.0
+            beta = self.beta_share * feature_loss.default_beta if feature_loss is not None else 0.0
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
         self.schedule, self.start, self.gate = schedule, start, gate
         self.student_weight, self.teacher_weight = student_weight, teacher_weight
@@ -192,8 +193,9 @@ class DistillationTask(StudentTask):
         if self.average is not None and self.training and not self._in_progress:
             warnings.warn("teacher_ema has no effect until task.set_progress is called before each step.", stacklevel=2)
         elif self.average is not None:
+            clean = input.clean if isinstance(input, TwoViews) else input
             with torch.no_grad():
-                average = self._observe(input, dict(self.average.items()))
+                average = self.observe(clean, dict(self.average.items()))
             advice = views._replace(refined=average.refined, teacher_logits=average.teacher_logits)
         weight = self.distill_weight if self.lead is None else self.distill_weight * self.lead
         with torch.autocast(images.device.type, enabled=False):

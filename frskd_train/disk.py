@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from frskd_timm.errors import UserError
 
 
@@ -14,10 +16,7 @@ def disk_errors(place: Path, last: Callable[[], Path | None]) -> Iterator[None]:
     """Turn errors of a full or broken disk into a UserError about `place`; `last` finds the last good checkpoint."""
     try:
         yield
-    except Exception as error:
-        # safetensors has its own error type, which contains the system's reason only as text.
-        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
-            raise
+    except (OSError, SafetensorError) as error:  # the latter contains the system's reason only as text
         checkpoint = last()
         kept = f" The last good checkpoint is {checkpoint}; free some space and use --resume." if checkpoint else ""
         raise UserError(f"{place} could not be written ({reason(error)}).{kept}") from error

@@ -30,7 +30,7 @@ from frskd_train.report.evaluation import EVALUATION, Evaluation
 from frskd_train.report.figures import curves_figure
 from frskd_train.report.formats import check_onnx, export_onnx
 from frskd_train.report.hub import check_repo_id
-from frskd_train.report.metrics import METRICS, DatasetFacts, MachineFacts, Metrics
+from frskd_train.report.metrics import METRICS, DatasetFacts, MachineFacts, Metrics, SeedRuns
 from frskd_train.report.page import PAGE, write_report
 from frskd_train.report.predictions import MISTAKES, draw_mistakes
 from frskd_train.report.publish import push_student
@@ -40,17 +40,18 @@ from frskd_train.settings import RunSettings, Settings, default_settings
 from frskd_train.tasks import Job
 
 
-def preflight(settings: Settings, score: str) -> None:
-    """Raise UserError, before training, if something requested for the end of the run is impossible."""
+def preflight(settings: Settings, score: str) -> SeedRuns | None:
+    """Return the runs of `--baseline`; raise UserError, before training, if something for the end is impossible."""
     run = settings.run
-    if run.baseline:
-        read_baseline(run.baseline, settings, score, processes=PartialState().num_processes)
     if "onnx" in run.export:
         check_onnx()
     if run.push_to_hub is not None:
         check_repo_id("--push-to-hub", run.push_to_hub)
         if get_token() is None:
             raise UserError("--push-to-hub needs an access token: run `hf auth login`, or set HF_TOKEN.")
+    if not run.baseline:
+        return None
+    return read_baseline(run.baseline, settings, score, processes=PartialState().num_processes)
 
 
 def export_run(folder: RunFolder, job: Job, data: TrainingData, student: nn.Module) -> None:
@@ -118,16 +119,14 @@ def make_metrics(
     accelerator: Accelerator,
     scores: Scores,
     state: RunState,
+    baseline: SeedRuns | None,
 ) -> Metrics:
-    """Collect the facts about a run whose student has been exported."""
+    """Collect the facts about a run whose student has been exported; `baseline` is the result of `preflight`."""
     settings = job.settings
     counted = count_cost(read_student(folder.student).skeleton(), data.preprocessing.input_size)
     rounded = {name: _rounded(found) for name, found in scores.items()}
     speeds = [row["images_per_second"] for row in state.history]
     names, device = job.about_student(student), accelerator.device
-    baseline = None
-    if settings.run.baseline:
-        baseline = read_baseline(settings.run.baseline, settings, job.score, processes=accelerator.num_processes)
     on_sample = settings.data.dataset == default_settings(settings.model.task).data.dataset
     return Metrics(
         schema=1,
@@ -215,7 +214,7 @@ def publish(folder: RunFolder, run: RunSettings) -> None:
 
 def summary(folder: RunFolder, job: Job, metrics: Metrics) -> str:
     """Return the last lines of a run."""
-    score, name = job.score, job.shown[job.score]
+    score, name = job.form.score, job.form.label
     if metrics.student is None:
         lines = ["", "student       not scored: no validation image could be read"]
     else:

@@ -81,7 +81,8 @@ def _print_error(message: object) -> None:
 
 def _is_first_to_complain() -> bool:
     """Return whether this is the first process of its launcher to print an error; an empty file records it."""
-    claim = Path(tempfile.gettempdir()) / f"frskd-complaint-{os.getppid()}-{os.environ.get('MASTER_PORT', '')}"
+    ids = (os.getuid() if hasattr(os, "getuid") else 0, os.getppid(), os.environ.get("MASTER_PORT", ""))
+    claim = Path(tempfile.gettempdir()) / f"frskd-complaint-{'-'.join(map(str, ids))}"
     with suppress(OSError):
         if time.time() - claim.stat().st_mtime > 60:  # left over from an earlier run with the same ids
             claim.unlink()
@@ -89,4 +90,6 @@ def _is_first_to_complain() -> bool:
         claim.open("x").close()
     except FileExistsError:
         return False
+    except OSError:  # such as a full disk: better twice than never
+        return True
     return True

@@ -133,8 +133,9 @@ def learning_note(
 class NonfiniteGuard:
     """Skip updates whose gradients are not finite, and undo everything that their forward passes changed.
 
-    All processes hold the same gradients, so they make the same decision without communication. `has_scaler` is whether
-    the gradient scaler of float16 already skips such updates.
+    All processes hold the same gradients, so they make the same decision without communication. Buffers that became
+    NaN, such as running statistics, are restored by the process that has them, whether or not the update is skipped.
+    `has_scaler` is whether the gradient scaler of float16 already skips such updates.
     """
 
     def __init__(self, module: nn.Module, has_scaler: bool) -> None:
@@ -144,12 +145,13 @@ class NonfiniteGuard:
     @torch.no_grad()
     def check(self, optimizer: AcceleratedOptimizer) -> None:
         """Check the complete gradients before they are clipped and applied. Synchronises."""
-        bad = any(bool(buffer.isnan().any()) for buffer in self.module.buffers())
+        bad = False
         if not self.has_scaler:
             gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-            bad = bad or not bool(torch.isfinite(get_total_norm(gradients)))
+            bad = not bool(torch.isfinite(get_total_norm(gradients)))
             if bad:
                 optimizer.zero_grad()
+        bad = bad or any(bool(buffer.isnan().any()) for buffer in self.module.buffers())
         for kept, buffer in zip(self._buffers, self.module.buffers(), strict=True):
             if bad:
                 buffer.copy_(kept)

@@ -30,6 +30,8 @@ from frskd_train.errors import SettingsError
 from frskd_train.parse import read_recipe
 from frskd_train.recipe import SETTINGS
 from frskd_train.report.evaluation import ClassScores, Evaluation, Temperature
+from frskd_train.report.forms import FORMS
+from frskd_train.report.metrics import METRICS, read_metrics
 from frskd_train.settings import DataSettings
 
 NONE = "No temperature: no training images were held out that are not scored here; --calibration-split names a split."
@@ -76,7 +78,7 @@ class Scorer:
         The name of the model, and the temperature and note from `find_temperature`, are parts of the result.
         """
         temperature, note = fitted
-        classes, is_dense = self.classes, data.val.split.targets.is_dense
+        classes, is_dense = self.classes, data.task == "segmentation"
         options: dict[str, Any] = {"num_classes": classes, "validate_args": False}
         metrics: dict[str, Metric | MetricCollection] = {"calibration": CalibrationMetric()}
         metrics["confusion"] = MulticlassConfusionMatrix(**options)
@@ -107,7 +109,7 @@ class Scorer:
             scores |= {name: getattr(pre, name) for name in ("crop_pct", "crop_mode", "interpolation")}
         return Evaluation(
             schema=1,
-            task="segmentation" if is_dense else "classification",
+            task=data.task,
             model=model,
             dataset=data.name,
             split=data.val_split,
@@ -128,11 +130,12 @@ class Scorer:
             img_size=pre.input_size[1],
             param_count=sum(p.numel() for p in self.student.parameters()),
             tta="flip" if self.flip else None,
-            corruptions=self._score_corrupted(data, "miou" if is_dense else "top1") if corrupted else {},
+            corruptions=self._score_corrupted(data) if corrupted else {},
             **scores,
         )
 
-    def _score_corrupted(self, data: ValidationData, score: str) -> dict[str, list[dict[str, Any]]]:
+    def _score_corrupted(self, data: ValidationData) -> dict[str, list[dict[str, Any]]]:
+        score = FORMS[data.task].score
         corruptions: dict[str, list[dict[str, Any]]] = {name: [] for name in CORRUPTIONS}
         for name, severity in product(CORRUPTIONS, SEVERITIES):
             found = self.evaluate(data.corrupted(name, severity), name)
@@ -204,13 +207,12 @@ def find_temperature(
     try:
         if given is not None:
             chosen = replace(settings, val_split=given, calibration_split=None)
-        elif run is None or (chosen := read_recipe(str(run / SETTINGS)).data).val_split is not None:
+        elif run is None or not read_metrics(run / METRICS).dataset.held_out:
             return None, NONE
-        task = "segmentation" if data.val.split.targets.is_dense else "classification"
-        held_out = load_validation(chosen, data.preprocessing, task=task, classes=data.class_names)
-        split = held_out.val.split
-        is_scored = (held_out.name, held_out.val_split) == (data.name, data.val_split)
-        if given is None and (is_scored or len(split) == len(split.images.dataset)):
+        else:
+            chosen = read_recipe(str(run / SETTINGS)).data
+        held_out = load_validation(chosen, data.preprocessing, task=data.task, classes=data.class_names)
+        if given is None and (held_out.name, held_out.val_split) == (data.name, data.val_split):
             return None, NONE
         temperature = scorer.fit_temperature(held_out)
     except (UserError, SettingsError) as error:

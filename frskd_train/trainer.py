@@ -9,7 +9,6 @@ from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 
 from frskd_timm.augment import TwoViews
-from frskd_timm.errors import UserError
 from frskd_train import end_of_run
 from frskd_train.checkpoint import checkpoint_name, load_state, prune, restore, save_checkpoint, set_aside_after
 from frskd_train.convolutions import adapt_convolutions
@@ -51,7 +50,7 @@ class Trainer:
         self.is_main = self.accelerator.is_main_process
         set_seed(settings.loop.seed)
         self.job = choose_job(settings)
-        end_of_run.preflight(settings, self.job.score)
+        self.baseline = end_of_run.preflight(settings, self.job.form.score)
         check_optimizer(settings.optimizer, self.accelerator.device)
         resume = find_resume(run.resume, run.output_dir)
         if resume is None and run.output_dir is not None:
@@ -119,9 +118,9 @@ class Trainer:
             if resume is not None:
                 refuse_if_continued(resume, settings.run.resume, settings.run.output_dir)
         accelerator.wait_for_everyone()
-        self.state, self.meter = RunState(self.job.score), TrainMeter(accelerator.device)
+        self.state, self.meter = RunState(self.job.form.score), TrainMeter(accelerator.device)
         epochs, global_batch = settings.optimizer.epochs, self.train_batches.order.global_batch
-        self.progress = Progress(self.is_main, epochs, self.steps_per_epoch, global_batch, self.job.shown)
+        self.progress = Progress(self.is_main, epochs, self.steps_per_epoch, global_batch, self.job.form.labels)
         notes = *self.data.notes, *self.train_batches.unused(settings.loop.grad_accum_steps)
         self.progress.say(*notes, end_of_run.describe(self.job, self.data, self.task, accelerator))
         self.facts = {
@@ -140,7 +139,7 @@ class Trainer:
             return
         self.progress.say(*check_resume(saved, flat(self.settings), self.facts))
         restore(resume.checkpoint, saved, self.saved_modules, self.optimizer)
-        self.state = RunState.from_saved(saved, resume.checkpoint, self.job.score)
+        self.state = RunState.from_saved(saved, resume.checkpoint, self.job.form.score)
         self.meter.load(saved["meter"])
         self.progress.done_before = self.state.epoch * self.steps_per_epoch + self.state.step
         if self.is_main:
@@ -162,8 +161,6 @@ class Trainer:
                 break
             if updated:
                 self.report_and_save()
-        if state.step < self.steps_per_epoch:
-            raise UserError(f"The data ended in {state.place} of {self.steps_per_epoch}; images may have disappeared.")
 
     def train_step(self, images: Tensor | TwoViews, target: Tensor) -> bool:
         """Train on images [B, C, H, W] and their targets; return whether this completed an update of the weights."""
@@ -239,7 +236,7 @@ class Trainer:
         state.finish_epoch({**row, "images_per_second": round(self.progress.images_per_second, 1)})
         outputs: Any = self.student.num_classes  # may be more than the classes of the data
         cross_entropy = self.job.cross_entropy(meter.recent(accelerator), self.task)
-        note = learning_note(state.history, cross_entropy, self.job.shown, outputs, state.updates)
+        note = learning_note(state.history, cross_entropy, self.job.form.labels, outputs, state.updates)
         self.meter = TrainMeter(accelerator.device)
         accelerator.log(row, step=state.updates)
         self.progress.close_epoch(state.history[-1])
@@ -290,7 +287,8 @@ class Trainer:
         scores = scores or self.validate()  # there are no scores if a finished run was resumed
         evaluation = end_of_run.evaluate_run(job, data, exported, self.accelerator)
         if self.is_main:
-            metrics = end_of_run.make_metrics(folder, job, data, exported, self.accelerator, scores, self.state)
+            facts = folder, job, data, exported, self.accelerator, scores, self.state, self.baseline
+            metrics = end_of_run.make_metrics(*facts)
             end_of_run.finish_run(folder, job, data, self.task, exported, metrics, evaluation, self.state.history)
             log_pictures(self.accelerator, folder.path.glob("*.png"), self.state.updates)
             self.progress.say(end_of_run.summary(folder, job, metrics), end_of_run.write_page(folder, data, evaluation))

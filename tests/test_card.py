@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import re
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -232,5 +233,8 @@ def test_the_error_of_a_gain_is_that_of_the_runs_or_of_the_images():
     gain = Gain.of(several, "top1")
     assert gain is not None
     assert (gain.difference, gain.error) == pytest.approx((1.2, math.sqrt(0.08 / 2 + 0.02 / 2)))
+    noisy, calm = [80.0, 90.0], [70 + 0.01 * number for number in range(10)]  # the error is that of two runs
+    assert Gain.between(noisy, calm).margin == pytest.approx(12.71 * statistics.stdev(noisy) / math.sqrt(2), rel=1e-3)
+    assert Gain.between(calm, [value + 1 for value in calm]).freedom == pytest.approx(18)
     row = results_row(several)
     assert [row[name] for name in ("top1_mean", "top1_std", "top1_n", "gain_err")] == ["88.30", "0.28", "2", "0.22"]

@@ -103,6 +103,9 @@ def test_the_baseline_stands_beside_it(places: Path) -> None:
     assert f"| cross-entropy alone, same recipe, 1 seed | {miou:.2f} |" in card
     assert "Against the baseline, mIoU differs by" in card
     assert "segmentation.png" in card
+    assert "| class | precision (%) | recall (%) | IoU (%) | pixels |" in card
+    first = read_evaluation(run / "evaluation.json").per_class[0]
+    assert f"| class 0 | {first.precision:.1f} | {first.recall:.1f} | {first.iou:.1f} |" in card
 
 
 LOAD = """

@@ -56,6 +56,8 @@ def test_held_out_images_unusual_names_and_more_outputs_than_classes(tmp_path: P
     assert "On images held out from the train split of data (12 images)" in card
     assert "split: train" not in card
 
+    with (run / "config.yaml").open("a", encoding="utf-8") as settings:
+        settings.write("setting_of_an_older_version: 1\n")
     evaluate_here("--model", run, "--dataset", tmp_path / "data", "--threads", 1, "--no-amp")
     own, again = (read_evaluation(path / "evaluation.json") for path in (run, run / "evaluation-data"))
     assert own.images == again.images == 12, "the images that the run held out, and no others"

@@ -1,7 +1,7 @@
 """Training tasks of segmentation, for the same training loop as classification (see `frskd_timm.distillation`)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,8 @@ class SegmentationTask(_PixelTask, DistillationTask):
         **options: Further arguments of `DistillationTask`.
     """
 
+    beta_share: ClassVar = 0.5  # the authors' beta is 50
+
     def __init__(
         self,
         student: SegmentationStudent,
@@ -132,15 +134,13 @@ class SegmentationTask(_PixelTask, DistillationTask):
                 )
             loss_class = None  # it refines nothing
         feature = loss_class and loss_class([student.channels] * student.num_levels, teacher)
-        if beta is None and feature is not None:
-            beta = feature.default_beta / 2
         return cls(student, teacher, feature, beta=beta, **options)
 
     def observe(self, images: Tensor, networks: Mapping[str, nn.Module]) -> Views:
         """Run a student and a self-teacher on images [B, C, H, W]; logits are [B, K, H, W]."""
         student: Any = networks["student"]
         pyramid = student.forward_pyramid(images)
-        maps = student.decode(pyramid)
+        maps = student.decode(pyramid, finest_only=self.feature_loss is None and self.self_teacher.beside_decoder)
         entering = pyramid if self.self_teacher.beside_decoder else maps
         refined, teacher_logits = networks["self_teacher"](self.entering(entering))
         size = images.shape[-2:]

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from frskd_train.errors import SettingsError, exit_process
-from frskd_train.parse import parse_evaluation, read_recipe
-from frskd_train.recipe import SETTINGS
+from frskd_train.errors import exit_process
+from frskd_train.parse import parse_evaluation
+from frskd_train.recipe import SETTINGS, read_yaml
 from frskd_train.settings import DataSettings, EvaluationSettings, LoopSettings
 
 
@@ -52,19 +52,15 @@ def evaluate(settings: EvaluationSettings) -> None:
     evaluation = refuse_unscored(found, settings.model)
     if output is not None:
         write_scores(evaluation, output, pictures=settings.pictures)
-    print(summary(evaluation, job.shown))
+    print(summary(evaluation))
     if output is not None:
         print(f"Stored in {output}.")
 
 
 def with_held_out(settings: EvaluationSettings, run: Path) -> EvaluationSettings:
     """Hold out the images that a run held out of the same dataset, unless another `--val-fraction` is given."""
-    data = settings.data
-    try:
-        trained = read_recipe(str(run / SETTINGS)).data
-    except SettingsError:  # a run without its settings
-        return settings
-    same = Path(data.dataset).absolute() == Path(trained.dataset).absolute()
+    data, trained = settings.data, read_yaml(str(run / SETTINGS))  # other settings of the run may be unknown today
+    same = Path(data.dataset).absolute() == Path(str(trained.get("dataset"))).absolute()
     if same and data.val_fraction == DataSettings().val_fraction:
-        data = replace(data, val_fraction=trained.val_fraction)
+        data = replace(data, val_fraction=trained.get("val_fraction", data.val_fraction))
     return replace(settings, data=data)

@@ -226,7 +226,7 @@ class TrainBatches:
             yield self._augment(images, targets, epoch, step)
             step += 1
         if step < order.steps:
-            first = next(iter(self.samples.bad.values()))
+            first = next(iter(self.samples.bad.values()), "They have disappeared")
             count, split = len(self.samples), self.samples.split.name
             raise UserError(f"None of the {count} images of split {split} can be used. {first}.")
 

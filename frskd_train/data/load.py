@@ -53,6 +53,11 @@ class ValidationData:
         return len(self.class_names)
 
     @property
+    def task(self) -> str:
+        """The task of `--task` that the targets are for."""
+        return "segmentation" if self.val.split.targets.is_dense else "classification"
+
+    @property
     def num_val(self) -> int:
         """Number of validation images, including streamed images that cannot be read."""
         return len(self.val)

@@ -97,6 +97,8 @@ class PolicyTransform:
                 separate=True,
             )
         except Exception as error:  # timm parses the policy with assertions and conversions
+            if settings.aa is None:
+                raise
             raise UserError(f"--aa {settings.aa} is not a policy that timm knows; rand-m9-mstd0.5 is one.") from error
         fitted = EvalTransform(preprocessing)
         if settings.gaussian_blur_prob and min(fitted.size) <= BLUR // 2:

@@ -20,6 +20,7 @@ from frskd_train.demo.runtime import FILES, find_runtime
 from frskd_train.disk import disk_errors
 from frskd_train.report.figures import class_colours
 from frskd_train.report.formats import export_onnx
+from frskd_train.report.forms import FORMS
 from frskd_train.report.metrics import METRICS, read_metrics
 from frskd_train.students import FoundStudent
 
@@ -126,10 +127,10 @@ def _summary(student: ExportedStudent) -> str:
     if path is None:
         return f"{len(student.class_names)} classes." if student.class_names else ""
     metrics = read_metrics(path)
-    score, label = ("miou", "Mean IoU") if metrics.task == "segmentation" else ("top1", "Top-1")
-    value = (metrics.student or {}).get(score)
+    form = FORMS[metrics.task]
+    value = (metrics.student or {}).get(form.score)
     text = f"Trained on {metrics.dataset.name}, {metrics.dataset.num_classes} classes."
-    return text if value is None else f"{text} {label} {value:.2f} %."
+    return text if value is None else f"{text} {form.results[form.score][1]}: {value:.2f}."
 
 
 def _copy_examples(examples: Sequence[Path], student: ExportedStudent, folder: Path) -> list[dict[str, str]]:

@@ -13,7 +13,8 @@ from frskd_train.recipe import SETTINGS, differences
 from frskd_train.report.metrics import METRICS, Metrics, SeedRuns, read_metrics
 from frskd_train.settings import Settings, flat
 
-_T = (12.7, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.2)  # Student's t at 95 %, two-sided, 1 to 9 degrees of freedom
+# 97.5 % quantiles of Student's t distribution for 1, 2, ... degrees of freedom; the last one is used for more as well.
+_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Gain:
     error: float | None  # of the runs, or with a single run of the validation images; None where neither is known
     runs: int
     baseline_runs: int
+    freedom: float = 1  # degrees of freedom of the error
 
     @property
     def of_images(self) -> bool:
@@ -42,20 +44,23 @@ class Gain:
     @classmethod
     def between(cls, own: Sequence[float], others: Sequence[float], images: int = 0) -> "Gain":
         """Compare the scores of runs in percent; `images` were classified by each, 0 if the score is no accuracy."""
-        error = None
-        if min(len(own), len(others)) > 1:
-            error = math.sqrt(sum(statistics.variance(scores) / len(scores) for scores in (own, others)))
+        error, freedom = None, 1.0
+        if min(len(own), len(others)) > 1:  # Welch's test: the methods may differ in variance and number of runs
+            parts = [statistics.variance(scores) / len(scores) for scores in (own, others)]
+            error = math.sqrt(sum(parts))
+            below = sum(part**2 / (len(scores) - 1) for part, scores in zip(parts, (own, others), strict=True))
+            freedom = sum(parts) ** 2 / below if below else len(own) + len(others) - 2
         elif images:
             shares = [min(max(statistics.mean(scores) / 100, 0.005), 0.995) for scores in (own, others)]
             error = 100 * math.sqrt(sum(share * (1 - share) for share in shares) / images)
-        return cls(statistics.mean(own) - statistics.mean(others), error, len(own), len(others))
+        return cls(statistics.mean(own) - statistics.mean(others), error, len(own), len(others), freedom)
 
     @property
     def margin(self) -> float | None:
         """Difference that chance explains with 95% probability, in points (Student's t); None where unknown."""
         if self.error is None or self.of_images:
             return self.error and 1.96 * self.error
-        return _T[min(self.runs + self.baseline_runs - 2, len(_T)) - 1] * self.error
+        return _T[min(int(self.freedom), len(_T)) - 1] * self.error
 
 
 def read_baseline(

@@ -2,8 +2,7 @@
 
 import re
 import statistics
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from frskd_timm.export.load import ExportedStudent, read_student
 from frskd_train.progress import duration
 from frskd_train.report.baseline import Gain
 from frskd_train.report.evaluation import Evaluation
+from frskd_train.report.forms import FORMS
 from frskd_train.report.metrics import DatasetFacts, Metrics
 from frskd_train.settings import flag
 
@@ -27,43 +27,6 @@ SOURCE = f"https://huggingface.co/{PLACEHOLDER}"
 
 _LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _LISTED, _WORST = 20, 5  # of more classes than this, only the worst are listed
-
-
-@dataclass(frozen=True)
-class Form:
-    """Presentation of the scores of one task."""
-
-    pipeline: str  # the Hub's name of the task
-    columns: Mapping[str, tuple[str, str]]  # heading and number format in tables, by name of the score
-    results: Mapping[str, tuple[str, str]]  # the Hub's metric type and readable name; models are compared by the first
-
-    @property
-    def score(self) -> str:
-        """Name of the score that models are compared by."""
-        return next(iter(self.results))
-
-    @property
-    def label(self) -> str:
-        """Readable name of that score, without its unit."""
-        return self.columns[self.score][0].removesuffix(" (%)")
-
-
-FORMS = {
-    "classification": Form(
-        "image-classification",
-        {"top1": ("top-1 (%)", "{:.2f}"), "top5": ("top-5 (%)", "{:.2f}"), "loss": ("loss", "{:.3f}")},
-        {"top1": ("accuracy", "Top-1 accuracy (%)"), "top5": ("top_5_accuracy", "Top-5 accuracy (%)")},
-    ),
-    "segmentation": Form(
-        "image-segmentation",
-        {
-            "miou": ("mIoU (%)", "{:.2f}"),
-            "pixel_accuracy": ("pixel accuracy (%)", "{:.2f}"),
-            "loss": ("loss per pixel", "{:.3f}"),
-        },
-        {"miou": ("mean_iou", "Mean IoU (%)"), "pixel_accuracy": ("accuracy", "Pixel accuracy (%)")},
-    ),
-}
 
 
 def spread(values: Sequence[float], form: str = "{:.2f}") -> str:
@@ -125,10 +88,10 @@ def model_card(
         eval_results=results or None,
     )
     score = (metrics.student or {}).get(form.score)
-    classes = [row for row in evaluation.per_class if row.support] if evaluation else []
+    classes = evaluation.present() if evaluation else []
     only_worst = len(classes) > _LISTED
     if only_worst:
-        classes = sorted(classes, key=lambda row: row.f1)[:_WORST]
+        classes = form.worst_first(classes)[:_WORST]
     return _fill(
         "card_template.md",
         data,

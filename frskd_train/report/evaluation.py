@@ -95,6 +95,10 @@ class Evaluation:
     tta: str | None = None  # test-time augmentation, `flip`, or None
     corruptions: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # `severity`, score, `loss`, `ece`
 
+    def present(self) -> list[ClassScores]:
+        """Return the scores of the classes that occur in the labels or, in segmentation, in the predictions."""
+        return [row for row in self.per_class if row.support or row.iou is not None]
+
     def confused(self, most: int) -> list[tuple[int, int, int]]:
         """Return the most frequent confusions: true class, given class and how often, the most frequent first."""
         wrong = [

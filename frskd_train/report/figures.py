@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from frskd_timm.losses.functional import IGNORED
+from frskd_train.report.forms import FORMS
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -200,8 +201,9 @@ def _draw_losses(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray
 
 
 def _draw_scores(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray[np.float64]]) -> None:
-    score, title = ("miou", "mean IoU") if "miou" in columns else ("top1", "top-1 accuracy")
-    axes.set_title(f"{title}, validation (%)")
+    form = next((form for form in FORMS.values() if form.score in columns), FORMS["classification"])
+    score = form.score
+    axes.set_title(f"{form.label}, validation (%)")
     drawn: list[float] = []
     for name, label, colour in ((score, "student", BLUE), (f"teacher_{score}", "self-teacher", ORANGE)):
         if name in columns:

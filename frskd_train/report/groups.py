@@ -17,10 +17,11 @@ from frskd_timm.export.load import ExportedStudent, read_student
 from frskd_train.constraints import PRIVATE
 from frskd_train.errors import SettingsError
 from frskd_train.recipe import SETTINGS, comparable, read_yaml
-from frskd_train.report.card import FORMS, spread
+from frskd_train.report.card import spread
 from frskd_train.report.charts import Line, data_uri, describe, line_chart
 from frskd_train.report.evaluation import EVALUATION, read_evaluation
 from frskd_train.report.figures import sort_terms, term_label
+from frskd_train.report.forms import FORMS
 from frskd_train.report.metrics import METRICS, Metrics, read_metrics
 from frskd_train.report.predictions import Predictions
 from frskd_train.settings import MethodSettings, Settings, declared, default_settings, flat

@@ -19,7 +19,6 @@ from frskd_train.report.groups import METHOD, Group, Run, group_runs
 PAGE = "report.html"
 _DETAILED = 8  # groups of runs that are shown in detail, or fewer if the page would be too large
 _LARGEST = 4_800_000  # characters of a page; most take one byte
-# 97.5% quantiles of Student's t distribution for 1, 2, ... degrees of freedom; the last stands for more.
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:

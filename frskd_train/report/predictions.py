@@ -13,6 +13,7 @@ from frskd_train.data import ValidationData
 from frskd_train.data.images import BadImageError
 from frskd_train.report.charts import Line, data_uri, describe
 from frskd_train.report.evaluation import ClassScores, Evaluation, Mistake
+from frskd_train.report.forms import FORMS
 
 MISTAKES = "mistakes.png"
 _SHOWN = 24  # mistakes
@@ -41,8 +42,7 @@ class Predictions:
 
     def __init__(self, evaluation: Evaluation, folder: Path) -> None:
         self.evaluation, self.folder, self.names = evaluation, folder, evaluation.class_names
-        self.is_dense = evaluation.task == "segmentation"
-        self.unit = "pixels" if self.is_dense else "images"
+        self.form = FORMS[evaluation.task]
 
     @cached_property
     def shares(self) -> NDArray[np.float64]:
@@ -51,9 +51,8 @@ class Predictions:
         return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
     def classes(self) -> list[ClassScores]:
-        """Return the scores of each class that has samples, worst first."""
-        present = (row for row in self.evaluation.per_class if row.support or row.iou is not None)
-        return sorted(present, key=lambda row: row.iou if row.iou is not None else row.f1)
+        """Return the scores of the present classes, worst first."""
+        return self.form.worst_first(self.evaluation.present())
 
     def confidence(self) -> str:
         """Return a sentence that compares confidence and accuracy."""
@@ -66,7 +65,8 @@ class Predictions:
         tone = "too sure of itself" if sure > right else "too cautious"
         if abs(sure - right) < 0.02:
             tone = "about as sure as it should be"
-        return f"The student is right for {right:.1%} of the {self.unit}, its mean confidence {sure:.1%}: it is {tone}."
+        share = f"{right:.1%} of the {self.form.unit}"
+        return f"The student is right for {share}, its mean confidence {sure:.1%}: it is {tone}."
 
     def reliability(self) -> dict[str, Any]:
         """Lay out accuracy over confidence, over bars with the share of the images in each bin; see `line_chart`."""

@@ -2,7 +2,7 @@
 
 import csv
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from frskd_timm.export.folder import CONFIG, WEIGHTS
 from frskd_train.report.answers import confusion_picture
 from frskd_train.report.evaluation import EVALUATION, ClassScores, Evaluation
 from frskd_train.report.figures import BLUE, GREY, ORANGE, STYLE
+from frskd_train.report.forms import FORMS
 
 
 def check_output(output: str | Path | None) -> Path | None:
@@ -55,9 +56,10 @@ def write_scores(evaluation: Evaluation, output: Path, *, pictures: bool = False
         confusion_picture(evaluation.confusion, names, output / "confusion.png")
 
 
-def summary(evaluation: Evaluation, shown: Mapping[str, str]) -> str:
-    """Return the lines for the user; `shown` has the labels of the scores by name."""
-    figures = "  ".join(f"{label} {getattr(evaluation, name):.2f}%" for name, label in shown.items())
+def summary(evaluation: Evaluation) -> str:
+    """Return the lines for the user."""
+    form = FORMS[evaluation.task]
+    figures = "  ".join(f"{label} {getattr(evaluation, name):.2f}%" for name, label in form.labels.items())
     speed = f"{evaluation.images_per_second:.0f} images/s"
     macro = "  ".join(f"{name} {value:.2f}%" for name, value in evaluation.macro.items())
     lines = [
@@ -73,10 +75,9 @@ def summary(evaluation: Evaluation, shown: Mapping[str, str]) -> str:
     confused = [f"{names[true]} as {names[given]} ({count:,})" for true, given, count in evaluation.confused(3)]
     if confused:
         lines.append(f"most often confused: {', '.join(confused)}")
-    score = next(iter(shown))
     for name, rows in evaluation.corruptions.items():
-        values = "  ".join(f"{row[score]:.2f}%" for row in rows)
-        lines.append(f"{name:<10} {shown[score]} at severity 1 to {len(rows)}: {values}")
+        values = "  ".join(f"{row[form.score]:.2f}%" for row in rows)
+        lines.append(f"{name:<10} {form.label} at severity 1 to {len(rows)}: {values}")
     return "\n".join(lines)
 
 

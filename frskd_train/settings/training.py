@@ -138,7 +138,7 @@ class RunSettings:
     val_interval: Annotated[int, Count] = 1
     """Epochs between validations; the last epoch is always validated."""
     log_interval: Annotated[int, Count, PRIVATE] = 50
-    """Steps between two progress lines if the output is not a terminal, and updates between two entries in trackers."""
+    """Updates between two progress lines, and between two entries in trackers."""
     tag: Annotated[str | None, Name] = None
     """Tag of the exported weights (ARCHITECTURE.TAG); the dataset's name by default."""
     license: str | None = None

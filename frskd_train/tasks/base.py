@@ -16,6 +16,7 @@ from frskd_train.data.sampler import Order
 from frskd_train.evaluate import Scores
 from frskd_train.report.card import write_card
 from frskd_train.report.evaluation import Evaluation
+from frskd_train.report.forms import Form
 from frskd_train.report.metrics import InitialWeights, Metrics
 from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, Settings
@@ -27,8 +28,7 @@ PICTURED = 5  # number of validation images in the picture
 class Job(ABC):
     """Data, student, method, scores and export of one task; `model_cfg` is timm's configuration of the student."""
 
-    score: ClassVar[str]  # name of the score, in percent, that determines the best epoch
-    shown: ClassVar[Mapping[str, str]]  # labels of the scores to show, by name; `score` first
+    form: ClassVar[Form]  # names of the scores; the first one determines the best epoch
 
     def __init__(self, settings: Settings, model_cfg: Mapping[str, Any]) -> None:
         self.settings, self.model_cfg = settings, model_cfg
@@ -145,7 +145,7 @@ class Job(ABC):
         """Return scores by their columns in `summary.csv`; those of the self-teacher begin with `teacher_`."""
         if not scores:
             return {}
-        found = {name: scores["student"][name] for name in self.shown} | {"val_loss": scores["student"]["loss"]}
+        found = {name: scores["student"][name] for name in self.form.labels} | {"val_loss": scores["student"]["loss"]}
         if "self_teacher" in scores:
-            found[f"teacher_{self.score}"] = scores["self_teacher"][self.score]
+            found[f"teacher_{self.form.score}"] = scores["self_teacher"][self.form.score]
         return found

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from timm.data import resolve_data_config
@@ -18,6 +18,7 @@ from frskd_timm.task import CrossEntropyTask, FRSKDTask, StudentTask
 from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_validation
 from frskd_train.report.answers import examples_picture
 from frskd_train.report.figures import attention_figure
+from frskd_train.report.forms import FORMS
 from frskd_train.run_folder import RunFolder
 from frskd_train.scores import named_outputs
 from frskd_train.settings import DataSettings, FitSettings, Settings
@@ -30,8 +31,7 @@ EXAMPLES = 3  # number of images in the picture of examples
 class ClassificationJob(Job):
     """Any timm model, one class per image."""
 
-    score = "top1"
-    shown: ClassVar = {"top1": "top-1", "top5": "top-5"}
+    form = FORMS["classification"]
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, default_cfg(settings.model))

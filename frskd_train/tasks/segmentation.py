@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from frskd_train.data.targets.mask import unnamed
 from frskd_train.report.card import write_backbone_card
 from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.figures import segmentation_figure
+from frskd_train.report.forms import FORMS
 from frskd_train.report.metrics import Metrics
 from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, Settings, default_settings, flag
@@ -33,8 +34,7 @@ from frskd_train.tasks.base import PICTURED, Job
 class SegmentationJob(Job):
     """A decoder on any timm backbone, one class per pixel."""
 
-    score = "miou"
-    shown: ClassVar = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
+    form = FORMS["segmentation"]
 
     def __init__(self, settings: Settings) -> None:
         preset = PRESETS.get(settings.model.model, {})
