@@ -25,5 +25,5 @@ def known_cfg(name: str, *, weights: bool = False) -> PretrainedCfg | None:
         there = ", ".join(timm.list_pretrained(f"{architecture}.*")) or f"none of '{architecture}'"
         raise UserError(f"timm has no weights '{name}'. There are: {there}.") from error
     if weights and (cfg is None or not cfg.has_weights):
-        raise UserError(f"There are no pretrained weights for '{name}'; leave pretrained=True (--pretrained) out.")
+        raise UserError(f"There are no pretrained weights for '{name}'; leave pretrained out.")
     return cfg

@@ -149,7 +149,7 @@ def _find_activations(model: nn.Module, images: Tensor, indices: list[int]) -> l
         raise UserError(
             f"{type(model).__name__} has no activation right before its feature map {' and '.join(missing)} of "
             f"{len(maps)}, so a feature loss that compares maps before their activation is not possible: "
-            "use --feature-loss attention or fitnet."
+            "use the feature loss attention or fitnet."
         )
     return [producers[id(map_)] for map_ in maps]
 

@@ -85,12 +85,12 @@ class FRSKDTask(DistillationTask):
     ) -> None:
         super().__init__(student, self_teacher, feature_loss, **options)
         if sla is not None and self.clock is not None:
-            raise UserError("SLA cannot be combined with --teacher-ema or --teacher-interval; leave one of them out.")
+            raise UserError("SLA cannot be combined with teacher_ema or teacher_interval; leave one of them out.")
         if teacher_view not in TEACHER_VIEWS:
             raise UserError(f"There is no teacher_view '{teacher_view}'; there are: {', '.join(TEACHER_VIEWS)}.")
         self.clean_view = teacher_view == "clean"
         if sla is not None and self.clean_view:
-            raise UserError("SLA cannot be combined with --teacher-view clean; leave one of them out.")
+            raise UserError("SLA cannot be combined with the teacher_view clean; leave one of them out.")
         self.pyramid = pyramid
         self.sla = sla and sla.to(self.device, self.dtype)
         self.sla_weight = sla_weight

@@ -78,7 +78,7 @@ class Trainer:
 
     def _load_data_and_task(self, saved: dict[str, Any]) -> None:
         loop, accelerator = self.settings.loop, self.accelerator
-        self.data = self.job.load_data(progress=self.is_main, measured=saved.get("statistics"))
+        self.data = self.job.load_data(measured=saved.get("statistics"))
         self.student = self.job.build_student(self.data)
         self.task = self.job.build_task(self.student, self.data)
         adapt_convolutions(self.task, loop.channels_last)

@@ -159,7 +159,7 @@ def test_masks_are_matched_to_a_model_by_name(tmp_path: Path) -> None:
 
     def targets() -> list[Tensor]:
         data = DataSettings(str(folder))
-        loaded = SegmentationJob.load_validation(data, FitSettings(), student, progress=False)
+        loaded = SegmentationJob.load_validation(data, FitSettings(), student)
         return [mask for _, batch in loaded.val_batches(1) for mask in batch]
 
     renumbered = targets()

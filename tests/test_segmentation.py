@@ -61,7 +61,7 @@ def golden_task(golden: dict[str, Tensor]) -> SegmentationTask:
         "teacher_weight": 1.0,
     }
     task = SegmentationTask.create(
-        student, self_teacher="sum", teacher_layers=2, schedule="constant", distill_unlabelled=True, **weights
+        student, self_teacher="sum", teacher_repeats=2, schedule="constant", distill_unlabelled=True, **weights
     )
     state = {key: value for key, value in part(golden, "state").items() if not key.startswith("smooth")}  # never used
     task.load_state_dict(renamed(state, ours))
@@ -162,10 +162,10 @@ def test_unlabelled_pixels_count_in_no_term(feature_loss: str) -> None:
 
 def test_feature_loss_needs_a_self_teacher_that_refines() -> None:
     student = create_segmentation_student(SMALL, 4, channels=8)
-    with pytest.raises(UserError, match=r"fitnet has no effect, because --self-teacher pyramid .* mixing or sum, or"):
+    with pytest.raises(UserError, match=r"fitnet has no effect with the self-teacher pyramid, .* mixing or sum, or"):
         SegmentationTask.create(student, feature_loss="fitnet")
-    with pytest.raises(UserError, match=r"--teacher-repeats 3 has no effect, because --self-teacher pyramid"):
-        SegmentationTask.create(student, teacher_layers=3)
+    with pytest.raises(UserError, match=r"teacher_repeats 3 has no effect with the self-teacher pyramid"):
+        SegmentationTask.create(student, teacher_repeats=3)
     assert SegmentationTask.create(student, feature_loss="fitnet", beta=1.0).feature_loss is not None
     assert SegmentationTask.create(student).feature_loss is None
 

@@ -84,7 +84,7 @@ def test_the_student_segments_and_its_backbone_is_timms(whole_masks: Path) -> No
 def test_training_continues_from_an_exported_backbone(places: Path, whole_masks: Path, more: list[str]) -> None:
     name = f"local-dir:{whole_masks / 'backbone'}"
     job = choose_job(parse.parse_settings([*small(places, task="segmentation"), "--model", name, *more]))
-    data = job.load_data(progress=False)
+    data = job.load_data()
     backbone = job.build_student(data).backbone.state_dict()
     own = SegmentationStudent.from_pretrained(whole_masks / "student")
     assert all(torch.equal(value, backbone[key]) for key, value in own.backbone.state_dict().items())
@@ -138,7 +138,7 @@ def test_publishing(hub, whole_masks: Path, tmp_path: Path) -> None:
     [
         (["--mixup", 0.2], "--mixup .* segmentation"),
         (["--resize-range", 2, 1], "--resize-range .*smaller"),
-        (["--feature-loss", "overhaul"], "--feature-loss overhaul is for classification"),
+        (["--feature-loss", "overhaul"], "The feature loss overhaul is for classification"),
         (["--class-weights", 1, 2], "There are 2 class weights for 3 classes"),
         (["--model", "gmixer_24_224", "--img-size", 224], "gmixer_24_224 accepts only images of 224x224 pixels"),
         (["--model", "no_such_backbone"], "timm has no model 'no_such_backbone'"),

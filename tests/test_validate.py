@@ -66,7 +66,7 @@ def test_held_out_images_unusual_names_and_more_outputs_than_classes(tmp_path: P
     save(tmp_path / "two", test=pictures(6))
     unnamed = timm.create_model("test_resnet", num_classes=2)
     with pytest.raises(UserError, match="3 classes, but the model has only 2"):
-        ClassificationJob.load_validation(DataSettings(str(tmp_path / "two")), FitSettings(), unnamed, progress=False)
+        ClassificationJob.load_validation(DataSettings(str(tmp_path / "two")), FitSettings(), unnamed)
 
 
 def test_the_evaluation_of_a_run_is_scikit_learns_and_torchmetrics(finished) -> None:
@@ -202,7 +202,7 @@ def test_models_without_names_are_scored_as_timm_does(tmp_path: Path) -> None:
     def load(dataset: Path, classes: int, train_size: bool = False) -> ValidationData:
         model = timm.create_model("resnet18", num_classes=classes)
         fit = FitSettings(use_train_size=train_size)
-        return ClassificationJob.load_validation(DataSettings(str(dataset)), fit, model, progress=False)
+        return ClassificationJob.load_validation(DataSettings(str(dataset)), fit, model)
 
     rows = [encoded(picture(number)) for number in range(5)]
     numbered = save(tmp_path / "numbered", test=split(rows, [0, 2, 5, 5, 2], datasets.Value("int64")))
@@ -227,7 +227,7 @@ def test_folders_that_timm_writes_are_scored(tmp_path: Path) -> None:
     assert torch.equal(loaded(images), model(images))
     rows = [encoded(picture(number)) for number in range(3)]
     data = save(tmp_path / "data", test=split(rows, ["eel", "cat", "dog"], datasets.Value("string")))
-    found = ClassificationJob.load_validation(DataSettings(str(data)), FitSettings(), loaded, progress=False)
+    found = ClassificationJob.load_validation(DataSettings(str(data)), FitSettings(), loaded)
     ((_, target),) = found.val_batches(3)
     assert target.tolist() == [3, 0, 1]
 

@@ -8,7 +8,7 @@ import argparse
 import copy
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,17 @@ import timm
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from timm.data import resolve_data_config
 from timm.models import is_model, model_entrypoint
 from torch import nn
 
 from frskd_timm.errors import UserError
-from frskd_timm.export.folder import CARD, DATASET_CARD
+from frskd_timm.export.folder import CARD, DATASET_CARD, RECIPE
 from frskd_timm.export.load import compare_logits, load_student, read_student
 from frskd_timm.export.student import export_student
 from frskd_timm.models._pretrained import shipped_cfg
-from frskd_timm.task import CrossEntropyTask
-from frskd_train.data import Preprocessing, ValidationData, load_validation
 from frskd_train.data.source import SAMPLE_NAME
 from frskd_train.device import start_accelerator
 from frskd_train.errors import exit_with_error
-from frskd_train.evaluate import evaluate
 from frskd_train.parse import read_recipe
 from frskd_train.recipe import SETTINGS, differences, write_recipe
 from frskd_train.report.answers import confusion_picture
@@ -38,8 +34,9 @@ from frskd_train.report.baseline import read_baseline
 from frskd_train.report.card import write_card
 from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.metrics import METRICS, Metrics, SeedRuns, read_metrics
-from frskd_train.scores import Scorer
-from frskd_train.settings import DataSettings, LoopSettings, Settings
+from frskd_train.scores import Scorer, refuse_unscored
+from frskd_train.settings import DataSettings, FitSettings, LoopSettings, Settings
+from frskd_train.tasks.classification import ClassificationJob
 from tools import zoo
 
 HALF_MAY_COST = 0.02  # largest loss of top-1 in points by half precision; otherwise float32 ships
@@ -92,17 +89,17 @@ def ship(
     data = dataclasses.replace(settings.data, dataset=dataset or settings.data.dataset)
     student = read_student(run / "student")
     model = student.load()
-    scores = _score(model, data, accelerator)
+    whole, rounded = _evaluate(model, data, accelerator, name), _rounded(model)
+    top1 = _tidy(whole)["top1"]
     # the run's own score was in mixed precision
-    if abs(scores["top1"] - (before := (metrics.student or {})["top1"])) > 0.3:
+    if abs(top1 - (before := (metrics.student or {})["top1"])) > 0.3:
         raise UserError(
-            f"{run} ended with {before:.2f}% top-1, but its student scores {scores['top1']:.2f}% on these data: they "
-            "are not the run's."
+            f"{run} ended with {before:.2f}% top-1, but its student scores {top1:.2f}% on these data: they are not the "
+            "run's."
         )
-    rounded = _rounded(model)
-    half_scores = _score(rounded, data, accelerator)
-    half = round(scores["top1"] - half_scores["top1"], 4) <= HALF_MAY_COST
-    say(f"Top-1 is {scores['top1']:.2f}% in float32, {half_scores['top1']:.2f}% with parameters in float16.")
+    halved = _evaluate(rounded, data, accelerator, name)
+    half = round(top1 - _tidy(halved)["top1"], 4) <= HALF_MAY_COST
+    say(f"Top-1 is {top1:.2f}% in float32, {_tidy(halved)['top1']:.2f}% with parameters in float16.")
     folder = root / (zoo.WAITING if for_hub else Path("frskd_timm", "weights")) / f"{name}.{metrics.tag}"
     kept, processes = metrics.baseline, metrics.machine.processes
     if baseline:
@@ -115,13 +112,13 @@ def ship(
     if repeats:
         others = read_baseline(repeats, settings, "top1", metrics.method, "--repeats", processes)
         others = _scored_again(repeats, others, data, accelerator)
-        own = {"seed": metrics.seed, "top1": round(scores["top1"], 4)}
+        own = {"seed": metrics.seed, "top1": top1}
         every = SeedRuns.of([own, *others.runs], "top1", metrics.method)
     cfg = student.config["pretrained_cfg"]
-    final = rounded if half else model
+    final, evaluation = (rounded, halved) if half else (model, whole)
     shipped = dataclasses.replace(
         metrics,
-        student=_tidy(half_scores if half else scores),
+        student=_tidy(evaluation),
         dataset=dataclasses.replace(metrics.dataset, name=dataset_name or metrics.dataset.name, hub_id=hub_dataset),
         baseline=kept,
         repeats=every,
@@ -132,7 +129,6 @@ def ship(
         sample=_sample_scores(final, accelerator),
         further=[_scores_on(name, final, accelerator) for name in also],
     )
-    evaluation = evaluate_shipped(final, name, data, accelerator)
     _write(folder, run, model, half, shipped, evaluation, settings, Path(data.dataset) / CARD)
     again = timm.create_model(name, pretrained=True, pretrained_cfg=shipped_cfg(folder))
     compare_logits(model, again, student.probe(), tolerance=2e-2 if half else 1e-4)
@@ -151,22 +147,10 @@ def _finished(run: Path) -> tuple[Settings, Metrics]:
     return read_recipe(str(run / SETTINGS)), read_metrics(run / METRICS)
 
 
-def evaluate_shipped(model: nn.Module, name: str, data: DataSettings, accelerator: Accelerator) -> Evaluation | None:
-    """Score a model on the validation rows of a run by class and calibration, for its card."""
-    return Scorer(model.to(accelerator.device).eval(), accelerator, 256).evaluate(_validation_data(model, data), name)
-
-
-def _validation_data(model: nn.Module, data: DataSettings) -> ValidationData:
-    preprocessing = Preprocessing.from_timm(resolve_data_config({}, model=model))
-    names = model.pretrained_cfg.get("label_names")  # type: ignore[union-attr, operator]
-    return load_validation(data, preprocessing, classes=names)
-
-
-def _score(model: nn.Module, data: DataSettings, accelerator: Accelerator) -> dict[str, float]:
-    """Measure top-1, top-5 and loss on the validation rows of a run."""
-    loaded, model = _validation_data(model, data), model.to(accelerator.device).eval()
-    batches, task = loaded.val_batches(256, device=accelerator.device), CrossEntropyTask(model)
-    return evaluate(task.create_evaluator, task.predict, batches, accelerator)["student"]
+def _evaluate(model: nn.Module, data: DataSettings, accelerator: Accelerator, name: str = "student") -> Evaluation:
+    """Score a model on validation rows; raise UserError if its classes are others or no image can be read."""
+    loaded = ClassificationJob.load_validation(data, FitSettings(), model)
+    return refuse_unscored(Scorer(model.to(accelerator.device).eval(), accelerator, 256).evaluate(loaded, name), name)
 
 
 def _sample_scores(model: nn.Module, accelerator: Accelerator) -> dict[str, Any] | None:
@@ -179,12 +163,12 @@ def _sample_scores(model: nn.Module, accelerator: Accelerator) -> dict[str, Any]
 
 def _scores_on(dataset: str, model: nn.Module, accelerator: Accelerator) -> dict[str, Any]:
     """Measure scores on another dataset, under the name of its folder."""
-    scores = _score(model, DataSettings(dataset), accelerator)
-    return {"dataset": Path(dataset).name, "images": int(scores["images"]), **_tidy(scores)}
+    found = _evaluate(model, DataSettings(dataset), accelerator)
+    return {"dataset": Path(dataset).name, "images": found.images, **_tidy(found)}
 
 
-def _tidy(scores: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(scores[name], 4) for name in ("top1", "top5", "loss")}
+def _tidy(found: Evaluation) -> dict[str, float]:
+    return {name: round(getattr(found, name), 4) for name in ("top1", "top5", "loss")}
 
 
 def _rounded(model: nn.Module) -> nn.Module:
@@ -202,16 +186,16 @@ def _scored_again(
     """Return runs with their scores measured like the student's."""
     runs = [dict(run) for run in found.runs]
     for folder, run in zip(folders, runs, strict=True):
-        run["top1"] = round(_score(load_student(Path(folder) / "student"), data, accelerator)["top1"], 4)
+        run["top1"] = _tidy(_evaluate(load_student(Path(folder) / "student"), data, accelerator))["top1"]
     return SeedRuns.of(runs, "top1", found.method)
 
 
 def _kept_baseline(folder: Path, settings: Settings) -> SeedRuns | None:
     """Return the baseline that ships in `folder`, if it has this recipe."""
-    if not (folder / "recipe.yaml").is_file():
+    if not (folder / RECIPE).is_file():
         return None
     # A published recipe does not name a local dataset.
-    if set(differences(settings, read_recipe(str(folder / "recipe.yaml")))) - {"dataset"}:
+    if set(differences(settings, read_recipe(str(folder / RECIPE)))) - {"dataset"}:
         return None
     return read_metrics(folder / METRICS).baseline
 
@@ -222,7 +206,7 @@ def _write(
     model: nn.Module,
     half: bool,
     metrics: Metrics,
-    evaluation: Evaluation | None,
+    evaluation: Evaluation,
     settings: Settings,
     dataset_card: Path,
 ) -> None:
@@ -234,11 +218,10 @@ def _write(
             if (run / name).is_file():
                 _shrink(run / name, aside / name)
         heading = f"The settings that made {metrics.model}, tag {metrics.tag}."
-        (aside / "recipe.yaml").write_text(write_recipe(settings, heading, portable=True), encoding="utf-8")
+        (aside / RECIPE).write_text(write_recipe(settings, heading, portable=True), encoding="utf-8")
         (aside / METRICS).write_text(metrics.to_json(), encoding="utf-8")
-        if evaluation is not None:
-            picture = confusion_picture(evaluation.confusion, evaluation.class_names, aside / "confusion.png")
-            _shrink(picture, picture)
+        picture = confusion_picture(evaluation.confusion, evaluation.class_names, aside / "confusion.png")
+        _shrink(picture, picture)
         if dataset_card.is_file():
             shutil.copy(dataset_card, aside / DATASET_CARD)
         write_card(aside, metrics, evaluation)

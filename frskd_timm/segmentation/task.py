@@ -93,7 +93,7 @@ class SegmentationTask(_PixelTask, DistillationTask):
         student: SegmentationStudent,
         *,
         self_teacher: str = DEFAULT.self_teacher,
-        teacher_layers: int = DEFAULT.teacher_repeats,
+        teacher_repeats: int = DEFAULT.teacher_repeats,
         feature_loss: str = DEFAULT.feature_loss,
         beta: float | None = DEFAULT.beta,
         **options: Any,
@@ -103,7 +103,7 @@ class SegmentationTask(_PixelTask, DistillationTask):
         Args:
             student: The network that is kept after training.
             self_teacher: A name in `teacher.SEGMENTATION_TEACHERS`.
-            teacher_layers: BiFPN layers of a self-teacher that has some.
+            teacher_repeats: BiFPN layers of a self-teacher that has some.
             feature_loss: Name in `losses.FEATURE_LOSSES` of a loss that compares maps after their activation.
             beta: Weight of the feature loss; 0 disables it, None uses half of its `default_beta`, which is the authors'
                 50 for attention, or disables it for a self-teacher beside the decoder.
@@ -114,23 +114,23 @@ class SegmentationTask(_PixelTask, DistillationTask):
                 the default where none is used.
         """
         teacher_class: Any = SEGMENTATION_TEACHERS.get(self_teacher)
-        teacher = teacher_class(student.channels, student.num_levels, student.num_classes, teacher_layers)
-        if teacher.beside_decoder and teacher_layers != DEFAULT.teacher_repeats:
+        teacher = teacher_class(student.channels, student.num_levels, student.num_classes, teacher_repeats)
+        if teacher.beside_decoder and teacher_repeats != DEFAULT.teacher_repeats:
             raise UserError(
-                f"--teacher-repeats {teacher_layers} has no effect, because --self-teacher {self_teacher} has no "
+                f"teacher_repeats {teacher_repeats} has no effect with the self-teacher {self_teacher}, which has no "
                 "layers; choose another one, or leave it out."
             )
         loss_class: Any = None if beta == 0 else FEATURE_LOSSES.get(feature_loss)
         if getattr(loss_class, "preactivation", False):
             raise UserError(
-                f"--feature-loss {feature_loss} is for classification; segmentation takes attention or fitnet."
+                f"The feature loss {feature_loss} is for classification; segmentation takes attention or fitnet."
             )
         if beta is None and teacher.beside_decoder:
             if feature_loss != DEFAULT.feature_loss:
                 refining = [name for name in SEGMENTATION_TEACHERS.names() if name != self_teacher]
                 raise UserError(
-                    f"--feature-loss {feature_loss} has no effect, because --self-teacher {self_teacher} refines no "
-                    f"maps; add --self-teacher {' or '.join(refining)}, or --beta."
+                    f"The feature loss {feature_loss} has no effect with the self-teacher {self_teacher}, which "
+                    f"refines no maps; choose the self-teacher {' or '.join(refining)}, or set beta."
                 )
             loss_class = None  # it refines nothing
         feature = loss_class and loss_class([student.channels] * student.num_levels, teacher)

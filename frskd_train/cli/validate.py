@@ -39,7 +39,7 @@ def evaluate(settings: EvaluationSettings) -> None:
     model.to(accelerator.device).eval()
     adapt_convolutions(model)
     job = job_of(model)
-    data = job.load_validation(settings.data, settings.fit, model, progress=accelerator.is_main_process)
+    data = job.load_validation(settings.data, settings.fit, model)
     output = check_output(settings.output or (run and run / f"evaluation-{data.name}"))
     scorer = Scorer(model, accelerator, settings.batch_size, flip=settings.tta == "flip")
     fitted = find_temperature(scorer, settings.data, data, run)

@@ -49,7 +49,7 @@ class Cache:
         return images[chosen], targets[chosen]
 
 
-def decode_all(split: Split, transform: SampleTransform, bad_images: Literal["stop", "skip"], progress: bool) -> Cache:
+def decode_all(split: Split, transform: SampleTransform, bad_images: Literal["stop", "skip"]) -> Cache:
     """Decode all samples of a split in threads; `transform` resizes them to one size unless targets are dense.
 
     Raises:
@@ -75,8 +75,7 @@ def decode_all(split: Split, transform: SampleTransform, bad_images: Literal["st
     sizes: list[tuple[int, int]] = []
     bad: dict[int, str] = {}
     with quiet_pillow():
-        title = f"decoding {split.name}" if progress else None
-        for place, result in enumerate(in_blocks(decode, list(range(count)), title)):
+        for place, result in enumerate(in_blocks(decode, list(range(count)), f"decoding {split.name}")):
             if isinstance(result, BadImageError):
                 if bad_images == "stop":
                     raise UserError(f"{result} ({SKIP}).") from result

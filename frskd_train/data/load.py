@@ -142,7 +142,6 @@ def load_data(
     num_outputs: int | None = None,
     resize_range: tuple[float, float] = (0.5, 2.0),
     measured: tuple[Sequence[float], Sequence[float]] | None = None,
-    progress: bool = False,
 ) -> TrainingData:
     """Load a dataset for training and validation.
 
@@ -157,7 +156,6 @@ def load_data(
         num_outputs: Number of the network's outputs, if larger than the number of classes.
         resize_range: Smallest and largest factor for resizing images with masks before they are cropped.
         measured: Mean and standard deviation that were measured before, of a run that is resumed.
-        progress: Show a progress bar while images are decoded.
 
     Raises:
         UserError: There is no such dataset, or it cannot be used for training with these settings.
@@ -167,15 +165,15 @@ def load_data(
     targets = train.targets
     plan: Plan
     if isinstance(targets, Masks):
-        targets.find_classes(train.name, train.rows, progress)
+        targets.find_classes(train.name, train.rows)
         plan = DensePlan(data, preprocessing, train, val, resize_range)
     else:
         plan = WholeImagePlan(data, preprocessing, train, val, model_cfg)
-    train_samples, train_notes = _samples(train, plan.mode, plan.kept, data, progress)
-    val_samples, val_notes = _samples(val, plan.mode, plan.evaluated, data, progress)
+    train_samples, train_notes = _samples(train, plan.mode, plan.kept, data)
+    val_samples, val_notes = _samples(val, plan.mode, plan.evaluated, data)
     mean, std = given_statistics(preprocessing, model_cfg, use_model_stats)
     if mean is None or std is None:
-        found = measured or measure(_measured(train_samples, plan, progress), preprocessing.in_chans)
+        found = measured or measure(_measured(train_samples, plan), preprocessing.in_chans)
         mean, std = mean or tuple(found[0]), std or tuple(found[1])
     resolved = replace(plan.preprocessing, mean=mean, std=std)
     cache = train_samples.source if isinstance(train_samples.source, Cache) else None
@@ -207,7 +205,6 @@ def load_validation(
     *,
     task: str = "classification",
     classes: list[str] | int | None = None,
-    progress: bool = False,
 ) -> ValidationData:
     """Load a dataset for evaluating a trained model; training images are not decoded, and no training split is needed.
 
@@ -219,7 +216,6 @@ def load_validation(
         classes: The model's classes in the order of its outputs, matched to labels by name; or the number of outputs of
             a model without names, which are those of whole-number labels or else in the order of the dataset's classes.
             None accepts any classes in this order.
-        progress: Show a progress bar while images are decoded.
 
     Raises:
         UserError: There is no such dataset, or the model cannot be evaluated on it.
@@ -232,28 +228,26 @@ def load_validation(
     is_dense = split.targets.is_dense
     transform: SampleTransform = as_is if is_dense else EvalTransform(preprocessing)
     mode = choose_mode(data, dense_bytes(split) if is_dense else len(split) * channels * height * width)
-    samples, left_out = _samples(split, mode, transform, data, progress)
+    samples, left_out = _samples(split, mode, transform, data)
     if is_dense:
         preprocessing = replace(preprocessing, input_size=(channels, *samples.source.sizes[0]))
     notes = (*source.notes, *left_out)
     return ValidationData(source.name, split.name, split.targets.class_names, preprocessing, notes, samples)
 
 
-def _samples(
-    split: Split, mode: Mode, kept: SampleTransform, data: DataSettings, progress: bool
-) -> tuple[Samples, list[str]]:
+def _samples(split: Split, mode: Mode, kept: SampleTransform, data: DataSettings) -> tuple[Samples, list[str]]:
     """Return the samples of a split, and notes about images that were left out while they were decoded."""
     if mode == "stream":
         return Samples(split, kept, data), []
-    cache = decode_all(split, kept, data.bad_images, progress)
+    cache = decode_all(split, kept, data.bad_images)
     return Samples(cache, as_is, data), _left_out(split, cache.bad)
 
 
-def _measured(samples: Samples, plan: Plan, progress: bool) -> Iterator[Tensor]:
+def _measured(samples: Samples, plan: Plan) -> Iterator[Tensor]:
     """Yield training images, uint8 [N, C, H, W], for measuring mean and standard deviation."""
     source = samples.source
     if isinstance(source, Split):
-        source = decode_all(source.sample(plan.num_measured), plan.evaluated, "skip", progress)
+        source = decode_all(source.sample(plan.num_measured), plan.evaluated, "skip")
     if isinstance(source.images, Tensor):
         yield source.images
     else:

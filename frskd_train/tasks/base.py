@@ -45,7 +45,7 @@ class Job(ABC):
             return InitialWeights(name, name.split("@")[0])
         return InitialWeights(f"{cfg['architecture']}.{cfg.get('tag') or 'unknown'}", cfg.get("hf_hub_id"))
 
-    def load_data(self, progress: bool, measured: Any = None) -> TrainingData:
+    def load_data(self, measured: Any = None) -> TrainingData:
         """Return images and targets of the run; raise UserError if they cannot be used for training.
 
         `measured` are mean and standard deviation of a run that is resumed.
@@ -60,7 +60,6 @@ class Job(ABC):
             num_outputs=model.num_classes,
             resize_range=settings.segmentation.resize_range,
             measured=measured,
-            progress=progress,
         )
 
     @abstractmethod
@@ -112,7 +111,7 @@ class Job(ABC):
 
     @classmethod
     @abstractmethod
-    def load_validation(cls, data: DataSettings, fit: FitSettings, student: Any, progress: bool) -> ValidationData:
+    def load_validation(cls, data: DataSettings, fit: FitSettings, student: Any) -> ValidationData:
         """Return validation data for a trained student; raise UserError if they do not fit it."""
 
     @abstractmethod

@@ -73,7 +73,7 @@ class ClassificationJob(Job):
         return LabelLoss(outputs, labels.smoothing, self.class_weights(data, outputs), **binary)
 
     @classmethod
-    def load_validation(cls, data: DataSettings, fit: FitSettings, student: Any, progress: bool) -> ValidationData:
+    def load_validation(cls, data: DataSettings, fit: FitSettings, student: Any) -> ValidationData:
         config = resolve_data_config({}, model=student, use_test_size=not fit.use_train_size)
         preprocessing = Preprocessing.from_timm(config).fitted(fit)
         if fit.img_size is not None:
@@ -81,7 +81,7 @@ class ClassificationJob(Job):
         names = output_names(getattr(student, "pretrained_cfg", {}).get("label_names"), student.num_classes)
         if names and len(names) != student.num_classes:
             raise UserError(f"The model names {len(names)} classes, but has {student.num_classes} outputs.")
-        return load_validation(data, preprocessing, classes=names or student.num_classes, progress=progress)
+        return load_validation(data, preprocessing, classes=names or student.num_classes)
 
     def about_student(self, student: nn.Module) -> dict[str, str]:
         model = self.settings.model.model

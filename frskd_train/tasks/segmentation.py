@@ -82,20 +82,20 @@ class SegmentationJob(Job):
         return SegmentationTask.create(
             student,
             self_teacher=method.self_teacher,
-            teacher_layers=method.teacher_repeats,
+            teacher_repeats=method.teacher_repeats,
             **common,
             **self.distillation_options(),
         )
 
     @classmethod
-    def load_validation(cls, data: DataSettings, fit: FitSettings, student: Any, progress: bool) -> ValidationData:
+    def load_validation(cls, data: DataSettings, fit: FitSettings, student: Any) -> ValidationData:
         for name in fit.given():
             raise UserError(f"{flag(name)} is for classification: segmentation scores images at their own size.")
         if data.dataset == DataSettings().dataset:  # --dataset was not given
             data = default_settings("segmentation").data
         names = student.class_names or unnamed(student.num_classes)
         preprocessing = Preprocessing((student.in_chans, 1, 1), tuple(student.mean), tuple(student.std))
-        return load_validation(data, preprocessing, task="segmentation", classes=names, progress=progress)
+        return load_validation(data, preprocessing, task="segmentation", classes=names)
 
     def about_student(self, student: Any) -> dict[str, str]:
         name, backbone = self.settings.model.model, student.backbone_name

@@ -87,11 +87,10 @@ class Masks:
             self._outputs[: len(names)] = [known.index(name) for name in names]
         self.class_names = known
 
-    def find_classes(self, split: str, rows: Rows, progress: bool) -> None:
+    def find_classes(self, split: str, rows: Rows) -> None:
         """Number classes without names up to the highest label in the training rows; decodes only masks."""
         if not self.class_names:
-            title = f"labels of {split}" if progress else None
-            labels = np.flatnonzero(self._label_counts(split, rows, title)[:IGNORED])
+            labels = np.flatnonzero(self._label_counts(split, rows, f"labels of {split}")[:IGNORED])
             self.class_names = unnamed(int(max(labels, default=-1)) + 1)
         if not 2 <= len(self.class_names) <= IGNORED:
             raise UserError(
