@@ -123,16 +123,14 @@ def test_cross_entropy_alone_is_the_same_recipe_without_self_teacher(tmp_path: P
     ("flags", "words"),
     [
         (["--model", "resnet18_frsk"], ["resnet18_frsk'", "resnet18_frskd"]),
-        (["--lr", "-1"], ["--lr", "above 0", "-1"]),
         (["--dataset", "no/such_folder_or_id"], ["no/such_folder_or_id"]),
         (["--opt", "sdg"], ["sdg", "sgd"]),
         (["--self-teacher", "fpn"], ["--self-teacher", "fpn", "bifpn, bifpnc"]),
         (["--self-teacher", "bifpn", "--teacher-width", "2.5"], ["2.5", "whole number"]),
         (["--model", "resnet18_frskd.mnist"], ["no weights 'resnet18_frskd.mnist'", "resnet18_frskd.fashion_mnist"]),
-        (["--model", "resnet50_frskd", "--pretrained"], ["no pretrained weights", "--pretrained"]),
+        (["--model", "resnet50_frskd", "--pretrained"], ["no pretrained weights", "leave pretrained out"]),
         (["--resume", "nowhere"], ["nowhere", "checkpoint"]),
         (["--config", "no.yaml"], ["no.yaml", "recipe"]),
-        (["--img-size", "4"], ["--img-size", "at least 8"]),
         (["--amp-dtype", "float16"], ["float16", "GPU"]),
     ],
 )
