@@ -146,11 +146,8 @@ def check_settings(settings: Settings) -> None:
             raise SettingsError(f"{flag(name)} has to be less than --epochs {optimizer.epochs}, not {epochs:g}.")
     if optimizer.sched == "multistep" and not optimizer.decay_milestones:
         raise SettingsError("--sched multistep needs --decay-milestones, the epochs at which the rate decays.")
-    if settings.method.teacher_view == "clean":
-        if not (pre.reprob or pre.mixup or pre.cutmix or pre.cutmix_minmax):
-            raise SettingsError("--teacher-view clean has no effect without --reprob, --mixup or --cutmix: add one.")
-        if pre.mixup_mode != "batch" or pre.cutmix_minmax is not None:
-            raise SettingsError("--teacher-view clean mixes with --mixup-mode batch and without --cutmix-minmax only.")
+    if settings.method.teacher_view == "clean" and not (pre.reprob or pre.mixup or pre.cutmix or pre.cutmix_minmax):
+        raise SettingsError("--teacher-view clean has no effect without --reprob, --mixup or --cutmix: add one.")
     for name, numbers in (("--mean", pre.mean), ("--std", pre.std)):
         if numbers is not None and len(numbers) not in (1, pre.in_chans):
             raise SettingsError(f"{name} takes one number, or {pre.in_chans} (one per channel), not {len(numbers)}.")

@@ -42,7 +42,15 @@ def test_the_self_teacher_sees_the_clean_images() -> None:
         create(teacher_view="dirty")
 
 
-@pytest.mark.parametrize("flags", [["--reprob", "1"], ["--mixup", "1"], ["--cutmix", "1", "--mixup-off-epoch", "1"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--reprob", "1"],
+        ["--mixup", "1"],
+        ["--mixup", "1", "--mixup-mode", "elem"],
+        ["--cutmix", "1", "--mixup-off-epoch", "1"],
+    ],
+)
 def test_the_clean_view_is_the_batch_before_erasing_and_mixing(flags: list[str]) -> None:
     def first(epoch: int, *flags: str) -> Any:
         settings = parse_settings(["--train-num-samples", "40", *flags])

@@ -276,7 +276,6 @@ REFUSED = {
     "--jsd-loss": "--aug-repeats", "--warmup-epochs 15": "--epochs 15", "--sched multistep": "--decay-milestones",
     **{f"--tag={tag}": "--tag .*letters" for tag in ("../x", ".hidden", "a/b", "x" * 65, "")},
     "--project=a/b": "--project .*letters", "--bce-sum": "--bce-loss", "--teacher-view clean": "--reprob, --mixup or",
-    "--teacher-view clean --mixup 1 --mixup-mode elem": "--mixup-mode batch",
     "--clip-mode agc": "--clip-grad", "--model-ema-decay 0.9": "--model-ema:", "--mixup-prob 0.5": "--mixup or ",
     "--color-jitter-prob 0.5": "--color-jitter:", "--aa rand-m9 --color-jitter 0.4": "--color-jitter .*--aa",
     "--sched none --warmup-epochs 1": "--warmup-epochs .*none", "--decay-rate 2": "--decay-rate .*at most 1",

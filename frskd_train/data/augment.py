@@ -1,6 +1,7 @@
-"""Augmentation of whole batches: crops, flips, erasing, Mixup and CutMix, without a Python loop over images.
+"""Augmentation of whole batches: crops, flips, erasing, Mixup and CutMix.
 
-Random numbers are drawn with NumPy for the whole global batch, then each process takes its share.
+Random numbers are drawn with NumPy for the whole global batch, and each process takes its share. Mixup and CutMix are
+timm's, on the images of each process.
 """
 
 import math
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from torch import Tensor
 
-from frskd_timm.augment import TwoViews, cutmix, cutmix_box, mixup
+from frskd_timm.augment import TwoViews
 from frskd_train.data.preprocessing import Preprocessing
 from frskd_train.data.sampler import Draw, Order, Rows, generator_for, untouched_randomness
 from frskd_train.settings import PreprocessingSettings
@@ -114,37 +115,23 @@ class Normalize:
         return torch.addcmul(self.shift, images.float(), self.scale, out=out)
 
 
-def mix(
-    images: Tensor, labels: Tensor, target: Tensor, settings: PreprocessingSettings, generator: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Apply Mixup or CutMix to images [B, C, H, W] with class numbers [B], and to their targets [B, K]."""
-    if settings.mixup_mode != "batch" or settings.cutmix_minmax is not None:
-        return _mix_as_timm(images, labels, target, settings, generator)
-    if settings.mixup_prob < 1 and generator.random() >= settings.mixup_prob:
-        return images, target
-    both = settings.mixup > 0 and settings.cutmix > 0
-    takes_mixup = generator.random() < 1 - settings.mixup_switch_prob if both else settings.mixup > 0
-    alpha = settings.mixup if takes_mixup else settings.cutmix
-    lam = float(generator.beta(alpha, alpha))
-    index = torch.from_numpy(generator.permutation(len(labels))).to(images.device, non_blocking=True)
-    if takes_mixup:
-        return mixup(images, target, lam, index)
-    box, lam = cutmix_box(images.shape[2], images.shape[3], lam, generator)
-    return cutmix(images, target, lam, index, box)
+def mix(images: Tensor, settings: PreprocessingSettings, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Mix images [B, C, H, W] with timm's Mixup and CutMix; the last one of an odd number stays as it is.
 
-
-def _mix_as_timm(
-    images: Tensor, labels: Tensor, target: Tensor, settings: PreprocessingSettings, generator: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Mix with timm's class, which draws from NumPy's global generator and takes an even number of images."""
+    Returns:
+        The images, and how much of each image is in each mixed one, [B, B].
+    """
+    even = len(images) // 2 * 2
+    shares = torch.eye(len(images), device=images.device)
     alphas = settings.mixup, settings.cutmix, settings.cutmix_minmax
-    shares = settings.mixup_prob, settings.mixup_switch_prob, settings.mixup_mode
-    mixing = Mixup(*alphas, *shares, label_smoothing=0.0, num_classes=target.shape[1])
+    chances = settings.mixup_prob, settings.mixup_switch_prob, settings.mixup_mode
+    mixing = Mixup(*alphas, *chances, label_smoothing=0.0, num_classes=even)
     with untouched_randomness():
-        np.random.seed(generator.integers(2**32))
-        if even := len(labels) // 2 * 2:
-            images[:even], target[:even] = mixing(images[:even], labels[:even])
-    return images, target
+        np.random.seed(generator.integers(2**32))  # timm draws from NumPy's global generator
+        if even:
+            numbers = torch.arange(even, device=images.device)
+            images[:even], shares[:even, :even] = mixing(images[:even], numbers)
+    return images, shares
 
 
 @dataclass(frozen=True)
@@ -185,9 +172,5 @@ class BatchAugmentation:
         one_hot = F.one_hot(targets, self.num_classes).float()
         if 0 < settings.mixup_off_epoch <= epoch:
             return unmixed, one_hot
-        generator = generator_for(Draw.MIX, order.seed, epoch, step, order.rank)
-        if clean is None:
-            return mix(images, targets, one_hot, settings, generator)
-        shares = torch.eye(len(targets), device=targets.device)
-        images, mixed = mix(images, targets, torch.cat([one_hot, shares], dim=1), settings, generator)
-        return TwoViews(images, clean, targets, mixed[:, self.num_classes :]), mixed[:, : self.num_classes]
+        images, shares = mix(images, settings, generator_for(Draw.MIX, order.seed, epoch, step, order.rank))
+        return images if clean is None else TwoViews(images, clean, targets, shares), shares @ one_hot
