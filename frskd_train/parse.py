@@ -13,7 +13,7 @@ import tyro
 
 from frskd_train.constraints import LOCAL, Pattern, Range
 from frskd_train.errors import SettingsError, suggest
-from frskd_train.recipe import SETTINGS, as_flags, find_recipe, is_recipe, read_yaml, with_home
+from frskd_train.recipe import SETTINGS, as_flags, find_recipe, is_recipe, read_yaml, with_absolute_paths, with_home
 from frskd_train.settings import EvaluationSettings, Settings, declared, default_settings, flag, flat, foreign
 from frskd_train.settings.model import SELF_TEACHERS
 from frskd_train.timm_flags import TRAIN, VALIDATE
@@ -59,7 +59,7 @@ def parse_settings(args: Sequence[str]) -> Settings:
     for path, content in recipes.items():
         settings = _overlay(path, content, settings)
     _refuse_unknown(args, "train.py", Settings, TRAIN)
-    settings = _cli(args, settings)
+    settings = with_absolute_paths(_cli(args, settings))
     if settings.optimizer.lr_base is not None and _last_value(args, "--lr") is not None:
         raise SettingsError("--lr and --lr-base exclude each other: leave one out, or give --lr-base None.")
     check_settings(settings)
@@ -82,7 +82,7 @@ def read_recipe(path: str) -> Settings:
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            return _overlay(path, content, default_settings(str(content.get("task"))))
+            return with_absolute_paths(_overlay(path, content, default_settings(str(content.get("task")))))
     except SystemExit:
         named = re.search(r"Error parsing (--[a-z][\w-]*)", " ".join(said.getvalue().split()))
         raise SettingsError(f"The recipe {path} has an unusable value{f' of {named[1]}' if named else ''}.") from None

@@ -14,7 +14,17 @@ import yaml
 
 from frskd_train.constraints import LOCAL, PRIVATE
 from frskd_train.errors import SettingsError, suggest
-from frskd_train.settings import MethodSettings, Settings, decay_rate, declared, fields, flag, flat, foreign
+from frskd_train.settings import (
+    MethodSettings,
+    Settings,
+    decay_rate,
+    declared,
+    default_settings,
+    fields,
+    flag,
+    flat,
+    foreign,
+)
 
 RECIPES = Path(__file__).parent / "recipes"
 SETTINGS = "config.yaml"  # all settings of a run, in its folder
@@ -90,6 +100,27 @@ def with_home(token: str) -> str:
     """Replace a `~/` at the beginning of a flag's value, which shells leave alone in some places."""
     found = re.fullmatch(r"(--[\w-]+=)?(local-dir:)?(~/.*)", token, re.DOTALL)
     return token if found is None else f"{found[1] or ''}{found[2] or ''}{os.path.expanduser(found[3])}"
+
+
+def with_absolute_paths(settings: Settings) -> Settings:
+    """Replace relative paths of files and folders that exist, so that a run can be continued from another folder."""
+    facts, included = declared(Settings), {default_settings(task).data.dataset for task in ("", "segmentation")}
+    for group in dataclasses.fields(Settings):
+        values = getattr(settings, group.name)
+        changed: dict[str, Any] = {}
+        for name in (setting.name for setting in dataclasses.fields(values)):
+            value = getattr(values, name)
+            if name == "baseline":
+                changed[name] = tuple(map(_absolute, value))
+            elif LOCAL in facts[name] and isinstance(value, str) and value not in included:
+                changed[name] = _absolute(value) if name != "model" or value.startswith("local-dir:") else value
+        settings = dataclasses.replace(settings, **{group.name: dataclasses.replace(values, **changed)})
+    return settings
+
+
+def _absolute(value: str) -> str:
+    path = value.removeprefix("local-dir:")
+    return value.removesuffix(path) + os.path.abspath(path) if os.path.exists(path) else value
 
 
 def write_recipe(settings: Settings, heading: str, portable: bool = False) -> str:

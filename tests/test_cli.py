@@ -9,7 +9,8 @@ from conftest import ROOT, run_script
 
 from frskd_train.cli import COMMANDS, main
 from frskd_train.errors import SettingsError
-from frskd_train.parse import parse_settings
+from frskd_train.parse import parse_settings, read_recipe
+from frskd_train.recipe import write_recipe
 
 EXTRA = ("accelerate", "datasets", "matplotlib", "pyarrow", "tyro")  # core never needs these
 
@@ -67,6 +68,20 @@ def test_the_home_folder_may_be_written_as_a_tilde(tmp_path: Path, monkeypatch: 
     settings = parse_settings(["--config=~/r.yaml", "--output-dir", "~/run", "--model=local-dir:~/student"])
     found = settings.data.class_map, settings.run.output_dir, settings.model.model
     assert found == (f"{tmp_path}/names.txt", f"{tmp_path}/run", f"local-dir:{tmp_path}/student")
+
+
+def test_paths_of_a_run_hold_in_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "student").mkdir()
+    monkeypatch.chdir(tmp_path)
+    flags = ["--dataset", "student", "--model", "local-dir:student", "--baseline", "student", "--seed", "3"]
+    settings = parse_settings(flags)
+    (tmp_path / "config.yaml").write_text(write_recipe(settings, "x"))
+    monkeypatch.chdir("/")
+    again = read_recipe(str(tmp_path / "config.yaml"))
+    place = str(tmp_path / "student")
+    assert again == settings
+    assert (again.data.dataset, again.model.model, again.run.baseline) == (place, f"local-dir:{place}", (place,))
+    assert parse_settings([]).data.dataset == "fashion_mnist_sample"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -154,6 +155,7 @@ def test_split_folders_are_known_by_their_names(train: str, val: str, tmp_path: 
         (["pets/train/cat", "pets/val/cat", "birds/train/owl"], r"whole datasets .*birds, pets"),
         (["train", "val"], "train, val.* no class folders"),
         (["val/cat", "val/dog", "owl", "cat"], "val looks like a split, but cat, owl"),
+        (["train_set/cat", "train_set/dog", "val_set/cat", "val_set/dog"], "train_set, val_set .* look like splits"),
     ],
 )
 def test_folders_that_may_be_splits_are_no_classes(folders: list[str], said: str, tmp_path: Path) -> None:
@@ -197,11 +199,18 @@ def test_names_that_are_not_valid_utf8_are_read_and_shown(tmp_path: Path) -> Non
     assert str(data.notes).encode()
 
 
+def test_classes_have_the_order_of_timms_reader(tmp_path: Path) -> None:
+    class_folders(tmp_path, "class 10", "class 2", "Zebra", "apple", "10", "9", count=4)
+    theirs = timm.data.ImageDataset(tmp_path).reader.class_to_idx
+    assert load(tmp_path).class_names == sorted(theirs, key=theirs.__getitem__)
+    assert load(class_folders(tmp_path, "\u00b2")).class_names[-1] == "\u00b2"  # which timm's reader cannot sort
+
+
 def test_class_folders_spell_any_name_and_match_a_models_classes(tmp_path: Path) -> None:
     names = ["100%", "T-shirt/top", ".net"]
     root = class_folders(tmp_path / "copy", "T-shirt%2Ftop", "100%25", "%2enet")
     data = load(root)
-    assert data.class_names == sorted(names)
+    assert data.class_names == ["100%", ".net", "T-shirt/top"]
     found = load_validation(DataSettings(str(root)), data.preprocessing, classes=names)
     assert torch.cat([target for _, target in found.val_batches(9)]).tolist() == [2, 0, 1]  # as the folders are sorted
 

@@ -281,3 +281,14 @@ def test_mistakes(tmp_path: Path) -> None:
     masked(4, image="a", mask="b").to_parquet(tmp_path / "unknown" / "train.parquet")
     with pytest.raises(UserError, match="unclear which of the columns a, b"):
         load(tmp_path / "unknown")
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"), [("RGB", "Mask 0 .*holds colours"), ("L", r"1 class\(es\), apart from 255")]
+)
+def test_masks_that_number_no_classes_are_explained(mode: str, words: str, tmp_path: Path) -> None:
+    folder = voc_folder(tmp_path / "garden")
+    for number, path in enumerate(sorted((folder / "SegmentationClass").iterdir())):
+        Image.new(mode, Image.open(path).size, ["black", "white"][number % 2]).save(path)
+    with pytest.raises(UserError, match=words):
+        load(folder)

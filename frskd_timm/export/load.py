@@ -44,7 +44,7 @@ class ExportedStudent(ABC):
         UserError: The config has a missing or unusable value.
     """
 
-    libraries: ClassVar[tuple[str, ...]]
+    libraries: tuple[str, ...]
     any_size: ClassVar[bool]
     imports: str
     in_chans: int
@@ -122,7 +122,6 @@ class ExportedStudent(ABC):
 class ExportedClassifier(ExportedStudent):
     """A timm checkpoint."""
 
-    libraries: ClassVar = ("timm", "transformers")
     any_size = False
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
@@ -140,6 +139,7 @@ class ExportedClassifier(ExportedStudent):
         check_pretrained_cfg(cfg, self.where)
         self.in_chans, *size = cfg.get("input_size", (3, 224, 224))
         self.size = (size[0], size[1])
+        self.libraries = ("timm", "transformers") if self.in_chans == 3 else ("timm",)  # its pipelines convert to RGB
         names = self.class_names
         if names and (len(names) != classes or not all(isinstance(name, str) for name in names)):
             raise UserError(f"'label_names' in {self.where} is not a list of {classes} names.")
@@ -160,7 +160,7 @@ class ExportedClassifier(ExportedStudent):
 class ExportedSegmenter(ExportedStudent):
     """A `SegmentationStudent`."""
 
-    libraries: ClassVar = ("frskd-timm", "timm")
+    libraries = ("frskd-timm", "timm")
     imports = "from frskd_timm.segmentation import SegmentationStudent"
     any_size = True
 

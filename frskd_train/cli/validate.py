@@ -60,7 +60,7 @@ def evaluate(settings: EvaluationSettings) -> None:
 def with_held_out(settings: EvaluationSettings, run: Path) -> EvaluationSettings:
     """Hold out the images that a run held out of the same dataset, unless another `--val-fraction` is given."""
     data, trained = settings.data, read_yaml(str(run / SETTINGS))  # other settings of the run may be unknown today
-    same = Path(data.dataset).absolute() == Path(str(trained.get("dataset"))).absolute()
+    same = Path(data.dataset).resolve() == Path(str(trained.get("dataset"))).resolve()
     if same and data.val_fraction == DataSettings().val_fraction:
         data = replace(data, val_fraction=trained.get("val_fraction", data.val_fraction))
     return replace(settings, data=data)

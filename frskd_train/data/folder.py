@@ -18,6 +18,7 @@ IMAGE_ENDINGS = frozenset((
     ".avif", ".bmp", ".gif", ".ico", ".jfif", ".jp2", ".jpeg", ".jpg", ".mpo", ".pgm", ".png", ".pnm", ".ppm", ".tga",
     ".tif", ".tiff", ".webp",
 ))  # fmt: skip
+_LIKE_SPLITS = re.compile("train|val|dev|test|eval", re.IGNORECASE)  # at the beginning of a name
 SPLIT_NAMES = frozenset((*TRAIN_SPLITS, *VALIDATION_SPLITS))
 # Characters that file systems do not allow in names, and the percent sign; a leading dot would hide the folder.
 ESCAPED = re.compile(r"%(?:2F|5C|3A|2A|3F|22|3C|3E|7C|25|2E)", re.IGNORECASE)
@@ -40,8 +41,8 @@ def read_image_folder(folder: Path) -> tuple[Splits, tuple[str, ...]]:
 
     Folders that are named like splits and contain folders are splits if one of them is a training split or if all
     folders are named like splits; otherwise every folder is a class. The images of a class may be in subfolders,
-    including links. Classes are the sorted folder names of all splits, in which `%2F` stands for `/`. Splits without
-    class folders, such as unlabelled test images, are left out.
+    including links. Classes are the folder names of all splits, in which `%2F` stands for `/`, in timm's order. Splits
+    without class folders, such as unlabelled test images, are left out.
 
     Returns:
         The splits, and notes for the user.
@@ -50,7 +51,7 @@ def read_image_folder(folder: Path) -> tuple[Splits, tuple[str, ...]]:
         UserError: There are fewer than two class folders, or it is unclear which folders are splits or classes.
     """
     roots = _split_folders(folder) or {"train": folder}
-    classes = sorted({_class_name(sub) for root in roots.values() for sub in folders_in(root)})
+    classes = sorted({_class_name(sub) for root in roots.values() for sub in folders_in(root)}, key=_order)
     if len(classes) < 2:
         raise UserError(f"--dataset {folder} has {len(classes)} class folder(s) {classes}; at least 2 are needed.")
     number = {name: index for index, name in enumerate(classes)}
@@ -61,6 +62,11 @@ def read_image_folder(folder: Path) -> tuple[Splits, tuple[str, ...]]:
         columns = {"image": [path for path, _ in found], "label": [label for _, label in found]}
         splits[split] = datasets.Dataset.from_dict(columns, features=features)
     return splits, _nested(roots)
+
+
+def _order(name: str) -> tuple[list[int | str], str]:
+    """Return a sort key as in timm's reader of image folders: numbers by value, letters without case."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name.lower())], name
 
 
 def _class_name(folder: Path) -> str:
@@ -100,11 +106,20 @@ def _split_folders(folder: Path) -> dict[str, Path]:
 
 
 def _nested(roots: dict[str, Path]) -> tuple[str, ...]:
-    """Return a note about class folders that contain only folders, which may be the real classes."""
+    """Return a note about class folders that contain only folders, which may be the real classes.
+
+    Raises:
+        UserError: They are named almost like splits and contain the same folders.
+    """
     folders = [sub for root in roots.values() for sub in folders_in(root)]
     if any(len(folders_in(sub)) < 2 or any(_images_in(sub)) for sub in folders):
         return ()
     below, name = _listed(folders_in(folders[0])), folders[0].name
+    if all(_LIKE_SPLITS.match(sub.name) for sub in folders) and len({_listed(folders_in(sub)) for sub in folders}) == 1:
+        raise UserError(
+            f"{_listed(folders)} in {folders[0].parent} look like splits, because each holds the folders {below}: name "
+            f"them {TRAIN_SPLITS[0]}, {VALIDATION_SPLITS[0]} or test."
+        )
     return (f"Each class folder holds only folders: the images of {below} are read as one class, {name}.",)
 
 

@@ -168,7 +168,7 @@ def load_data(
         targets.find_classes(train.name, train.rows)
         plan = DensePlan(data, preprocessing, train, val, resize_range)
     else:
-        plan = WholeImagePlan(data, preprocessing, train, val, model_cfg)
+        plan = WholeImagePlan(data, preprocessing, train, val, model_cfg, use_model_stats)
     train_samples, train_notes = _samples(train, plan.mode, plan.kept, data)
     val_samples, val_notes = _samples(val, plan.mode, plan.evaluated, data)
     mean, std = given_statistics(preprocessing, model_cfg, use_model_stats)
@@ -192,7 +192,7 @@ def load_data(
         fingerprint=digest.hexdigest()[:16],
         preprocessing=resolved,
         mode=plan.mode,
-        notes=(*source.notes, *notes, *train_notes, *val_notes),
+        notes=(*source.notes, *plan.notes, *notes, *train_notes, *val_notes),
         train=replace(train_samples, transform=transform),
         val=val_samples,
         augmentation=augmentation,

@@ -32,15 +32,32 @@ class WholeImagePlan:
     evaluated: SampleTransform  # of validation images
     kept: SampleTransform  # of training images that are kept in memory
     mode: Mode
+    notes: list[str]  # for the user
 
     def __init__(
-        self, data: DataSettings, settings: PreprocessingSettings, train: Split, val: Split, cfg: Mapping[str, Any]
+        self,
+        data: DataSettings,
+        settings: PreprocessingSettings,
+        train: Split,
+        val: Split,
+        cfg: Mapping[str, Any],
+        has_weights: bool,
     ) -> None:
         self._settings = settings
         headers = train.images.headers(train.sample(LOOKED_AT).rows)
         sizes = {header.size for header in headers} - {(0, 0)}
         channels = 1 if all(header.is_gray for header in headers) else settings.in_chans
         size = _input_size(settings.img_size, sizes, cfg)
+        own_size = int((cfg.get("input_size") or (3, size, size))[-1])
+        self.notes = []
+        if has_weights and size != own_size:
+            self.notes.append(f"The weights were trained at {own_size}x{own_size}, this run is at {size}x{size}.")
+        if settings.crop_mode == "center" and (cut := [size for size in sizes if 3 * min(size) < 2 * max(size)]):
+            example = "x".join(map(str, cut[0]))
+            self.notes.append(
+                f"Validation sees only the central square of images such as {example}: --crop-mode squash or border "
+                "shows them whole."
+            )
         crop_mode = settings.train_crop_mode
         if crop_mode == "auto":
             crop_mode = "pad" if size <= SMALL else "rrc"
@@ -91,6 +108,7 @@ class DensePlan:
 
     num_measured: ClassVar = 256
     evaluated = kept = staticmethod(as_is)
+    notes: ClassVar = ()
 
     def __init__(
         self, data: DataSettings, settings: PreprocessingSettings, train: Split, val: Split, resize: tuple[float, float]
@@ -120,7 +138,7 @@ Plan = WholeImagePlan | DensePlan
 
 def _neutral(settings: PreprocessingSettings, height: int, width: int) -> Preprocessing:
     size, mean, std = (settings.in_chans, height, width), (0.0,) * settings.in_chans, (1.0,) * settings.in_chans
-    return Preprocessing(size, mean, std, settings.interpolation, settings.crop_pct)
+    return Preprocessing(size, mean, std, settings.interpolation, settings.crop_pct, settings.crop_mode)
 
 
 def choose_mode(data: DataSettings, size: float) -> Mode:

@@ -1,7 +1,9 @@
 """Figures of a run: curves over the epochs, attention maps over images, and predicted masks."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 8,
 }
-LITERAL: dict[Any, Any] = STYLE | {"axes.grid": False, "text.parse_math": False}  # class names may contain $
+_LITERAL: dict[Any, Any] = STYLE | {"axes.grid": False, "text.parse_math": False}  # class names may contain $
 # Colours of Okabe and Ito, which colour-blind readers can distinguish.
 BLUE, ORANGE, _GREEN, _RED, _PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#777777"
 _TERMS = {
@@ -43,6 +45,14 @@ _TERMS = {
     "loss_feature": ("feature maps", _PURPLE),
 }
 _LEGEND_CLASSES = 24  # with more classes the legend is omitted
+
+
+@contextmanager
+def _literally() -> Iterator[None]:
+    """Draw names as they are; characters that the font lacks become boxes, without a warning for each."""
+    with matplotlib.rc_context(_LITERAL), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
+        yield
 
 
 def curves_figure(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
@@ -110,7 +120,7 @@ def attention_figure(
     cell = min(1.0, 9 / (1 + 2 * levels))
     side = cell * images.shape[1] / images.shape[2]
     height, longest = side * len(images) + 0.45, int(side / 0.065)  # characters beside a row
-    with matplotlib.rc_context(LITERAL):
+    with _literally():
         figure = Figure(figsize=(cell * (1 + 2 * levels) + 0.4, height))
         grid = figure.add_gridspec(
             len(images), len(widths), width_ratios=widths, wspace=0.04, hspace=0.04,
@@ -169,7 +179,7 @@ def segmentation_figure(
             else:
                 picture = np.where(hidden, 1.0, colours[content[row].clip(max=len(colours) - 1)])
             _cell(figure, grid[row, column], picture, title if row == 0 else "", fontsize=9)
-    with matplotlib.rc_context(LITERAL):
+    with _literally():
         if legend_rows:
             patches = [Patch(color=tuple(colours[label]), label=class_names[label]) for label in shown]
             figure.legend(handles=patches, ncols=4, loc="lower center", fontsize=7, handlelength=1, columnspacing=1)

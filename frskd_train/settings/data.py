@@ -53,8 +53,8 @@ class PreprocessingSettings:
     """Size, colours and augmentation of the images."""
 
     img_size: Annotated[int | None, Range(low=8, high=4096), FIXED] = None
-    """Height and width in pixels; by default those of the images if all have the same size, at most 64, else the
-    model's. For segmentation the size of the training crops, by default that of the data up to 512."""
+    """Height and width in pixels; by default the shorter side of the images if all have the same size, at most 64, else
+    that of the model. For segmentation the size of the training crops, by default that of the data up to 512."""
     in_chans: Annotated[Literal[1, 3], FIXED] = 3
     """Input channels of the student; gray images are repeated to 3."""
     mean: Annotated[tuple[float, ...] | None, Fraction] = None
@@ -66,6 +66,9 @@ class PreprocessingSettings:
     """Resizing filter for training and validation."""
     crop_pct: Annotated[float, Range(above=0, high=1), CLASSIFICATION] = 1.0
     """Fraction of the resized image's side that the centre crop of the validation keeps."""
+    crop_mode: Annotated[Literal["center", "squash", "border"], CLASSIFICATION] = "center"
+    """How images that are not square are fitted in validation, and in training without rrc. center: resize the shorter
+    side and crop. squash: resize both. border: resize the longer side and fill the rest."""
     train_crop_mode: Annotated[Literal["auto", "pad", "rrc", "none"], CLASSIFICATION] = "auto"
     """pad: random crop of the padded image. rrc: random resized crop. auto: pad up to 64 pixels,
     else rrc; none for the included sample without --crop-padding."""

@@ -1,6 +1,6 @@
 """Masks: one class per pixel, from a second column of images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 import datasets
@@ -91,10 +91,14 @@ class Masks:
         """Number classes without names up to the highest label in the training rows; decodes only masks."""
         if not self.class_names:
             labels = np.flatnonzero(self._label_counts(split, rows, f"labels of {split}")[:IGNORED])
+            if not labels.size:
+                refuse_bad(self.load_many(split, rows[:1].tolist()))
             self.class_names = unnamed(int(max(labels, default=-1)) + 1)
-        if not 2 <= len(self.class_names) <= IGNORED:
+        count = len(self.class_names)
+        if not 2 <= count <= IGNORED:
             raise UserError(
-                f"The masks of split {split} have {len(self.class_names)} class(es); 2 to {IGNORED} can be trained on."
+                f"The masks of split {split} have {count} class(es), apart from {IGNORED}, which stands for no class; "
+                f"2 to {IGNORED} classes can be trained on."
             )
 
     def class_counts(self, split: str, rows: Rows) -> list[int]:
@@ -108,6 +112,13 @@ class Masks:
             return [np.bincount(mask.flatten().numpy(), minlength=IGNORED + 1) for mask in masks]
 
         return sum(in_blocks(count, rows.tolist(), title), np.zeros(IGNORED + 1, np.int64))
+
+
+def refuse_bad(found: Iterable[Tensor | BadImageError]) -> None:
+    """Raise the first error of masks that cannot be used, if there is one."""
+    for mask in found:
+        if isinstance(mask, BadImageError):
+            raise mask
 
 
 def unnamed(count: int) -> list[str]:
