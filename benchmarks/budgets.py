@@ -89,7 +89,7 @@ def train(run: Run, dataset: str, flags: Sequence[str], folder: Path) -> list[di
     finally:
         AcceleratorState._reset_state(True)
         GradientState._reset_state()
-    score = trainer.job.score
+    score = trainer.job.form.score
     return [
         {
             **vars(run),

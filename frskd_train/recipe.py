@@ -111,14 +111,17 @@ def with_absolute_paths(settings: Settings) -> Settings:
         for name in (setting.name for setting in dataclasses.fields(values)):
             value = getattr(values, name)
             if name == "baseline":
-                changed[name] = tuple(map(_absolute, value))
+                changed[name] = tuple(map(absolute_path, value))
             elif LOCAL in facts[name] and isinstance(value, str) and value not in included:
-                changed[name] = _absolute(value) if name != "model" or value.startswith("local-dir:") else value
+                changed[name] = absolute_path(value) if name != "model" or value.startswith("local-dir:") else value
         settings = dataclasses.replace(settings, **{group.name: dataclasses.replace(values, **changed)})
     return settings
 
 
-def _absolute(value: str) -> str:
+def absolute_path(value: Any) -> Any:
+    """Return a value with an absolute path if it is the relative path of a file or folder, also after `local-dir:`."""
+    if not isinstance(value, str):
+        return value
     path = value.removeprefix("local-dir:")
     return value.removesuffix(path) + os.path.abspath(path) if os.path.exists(path) else value
 

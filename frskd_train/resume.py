@@ -5,7 +5,8 @@ from dataclasses import fields
 from typing import Any
 
 from frskd_timm.errors import UserError
-from frskd_train.constraints import FIXED, FREE, PRIVATE
+from frskd_train.constraints import FIXED, FREE, LOCAL, PRIVATE
+from frskd_train.recipe import absolute_path
 from frskd_train.settings import DataSettings, Settings, declared, flag
 
 
@@ -16,9 +17,13 @@ def check_resume(state: Mapping[str, Any], settings: Mapping[str, Any], facts: M
     `global_batch` (images per step over all processes) and `processes`. Raises UserError, with both values, if a change
     is not possible.
     """
-    before = state["settings"]
-    changed = {name: value for name, value in before.items() if name in settings and settings[name] != value}
     kept = declared(Settings)
+    # Older versions stored paths as they were given.
+    before = {
+        name: absolute_path(value) if LOCAL in kept.get(name, ()) else value
+        for name, value in state["settings"].items()
+    }
+    changed = {name: value for name, value in before.items() if name in settings and settings[name] != value}
     for name in changed:
         if FIXED in kept[name]:
             raise UserError(

@@ -282,7 +282,7 @@ REFUSED = {
     "--linear-probe --method ce --drop 0.5": "--drop .*--linear-probe", "--lr-base-size 64": "--lr-base:",
     "--layer-decay 0.7 --task segmentation": "--layer-decay .*segmentation", "--self-teacher sum": "bifpn or bifpnc",
     "--lr 1 --lr-base 1": "exclude", "--sched plateau --decay-rate 1": "below 1", "--sla-weight 2": "--sla:",
-    "--tag=a\nb": "control", "--momentun 1": "--momentum", "--patience-epochs 3": "plateau:", "--img-size 4": "least 8",
+    "--tag=a\nb": "control", "--momentun 1": "--momentum", "--patience-epochs 3": "plateau:", "--lr -1": "above 0",
     "--baseline a --baseline b": "--baseline is given twice", "--aug-repeats 0.5": "--aug-repeats .*less than once",
 }  # fmt: skip
 

@@ -48,22 +48,22 @@ class WholeImagePlan:
         sizes = {header.size for header in headers} - {(0, 0)}
         channels = 1 if all(header.is_gray for header in headers) else settings.in_chans
         size = _input_size(settings.img_size, sizes, cfg)
-        own_size = int((cfg.get("input_size") or (3, size, size))[-1])
-        self.notes = []
-        if has_weights and size != own_size:
-            self.notes.append(f"The weights were trained at {own_size}x{own_size}, this run is at {size}x{size}.")
-        if settings.crop_mode == "center" and (cut := [size for size in sizes if 3 * min(size) < 2 * max(size)]):
-            example = "x".join(map(str, cut[0]))
-            self.notes.append(
-                f"Validation sees only the central square of images such as {example}: --crop-mode squash or border "
-                "shows them whole."
-            )
         crop_mode = settings.train_crop_mode
         if crop_mode == "auto":
             crop_mode = "pad" if size <= SMALL else "rrc"
             if crop_mode == "pad" and data.dataset == SAMPLE_NAME and settings.crop_padding is None:
                 crop_mode = "none"  # its garments all fill the image
         self._crops_resized = crop_mode == "rrc"
+        own_size = int((cfg.get("input_size") or (3, size, size))[-1])
+        self.notes = []
+        if has_weights and size != own_size:
+            self.notes.append(f"The weights were trained at {own_size}x{own_size}, this run is at {size}x{size}.")
+        if settings.crop_mode == "center" and (cut := [size for size in sizes if 3 * min(size) < 2 * max(size)]):
+            example = "x".join(map(str, cut[0]))
+            where = " in validation" if self._crops_resized else ""
+            self.notes.append(
+                f"Only the central square of images such as {example} is seen{where}: --crop-mode squash shows them whole."
+            )
         own = PreprocessingSettings()
         if not self._crops_resized and (settings.scale, settings.ratio) != (own.scale, own.ratio):
             raise UserError("--scale and --ratio have no effect without --train-crop-mode rrc: leave them out.")

@@ -66,9 +66,9 @@ class PreprocessingSettings:
     """Resizing filter for training and validation."""
     crop_pct: Annotated[float, Range(above=0, high=1), CLASSIFICATION] = 1.0
     """Fraction of the resized image's side that the centre crop of the validation keeps."""
-    crop_mode: Annotated[Literal["center", "squash", "border"], CLASSIFICATION] = "center"
+    crop_mode: Annotated[Literal["center", "squash"], CLASSIFICATION] = "center"
     """How images that are not square are fitted in validation, and in training without rrc. center: resize the shorter
-    side and crop. squash: resize both. border: resize the longer side and fill the rest."""
+    side and crop. squash: resize both."""
     train_crop_mode: Annotated[Literal["auto", "pad", "rrc", "none"], CLASSIFICATION] = "auto"
     """pad: random crop of the padded image. rrc: random resized crop. auto: pad up to 64 pixels,
     else rrc; none for the included sample without --crop-padding."""
