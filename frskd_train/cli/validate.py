@@ -60,10 +60,8 @@ def evaluate(settings: EvaluationSettings) -> None:
 def with_held_out(settings: EvaluationSettings, run: Path) -> EvaluationSettings:
     """Hold out the images that a run held out of the same dataset, unless another `--val-fraction` is given."""
     data, trained = settings.data, read_yaml(str(run / SETTINGS))  # other settings of the run may be unknown today
-    same, held_out = (
-        Path(data.dataset).resolve() == Path(str(trained.get("dataset"))).resolve(),
-        trained.get("val_fraction"),
-    )
+    same = Path(data.dataset).resolve() == Path(str(trained.get("dataset"))).resolve()
+    held_out = trained.get("val_fraction")
     if same and data.val_fraction == DataSettings().val_fraction and isinstance(held_out, float):
         data = replace(data, val_fraction=held_out)
     return replace(settings, data=data)

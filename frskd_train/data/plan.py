@@ -62,7 +62,7 @@ class WholeImagePlan:
             example = "x".join(map(str, cut[0]))
             where = " in validation" if self._crops_resized else ""
             self.notes.append(
-                f"Only the central square of images such as {example} is seen{where}: --crop-mode squash shows them whole."
+                f"Only the central square of images such as {example} is seen{where}; --crop-mode squash shows all."
             )
         own = PreprocessingSettings()
         if not self._crops_resized and (settings.scale, settings.ratio) != (own.scale, own.ratio):
