@@ -46,7 +46,7 @@ class SegmentationEvaluator:
         predicted, truth = output.argmax(dim=1)[labelled], target[labelled]
         found = (truth[predicted == truth], predicted, truth)
         counts = [torch.bincount(classes, minlength=self.num_classes) for classes in found]
-        self.sums += torch.cat([*counts, loss[None].to(self.sums)]).to(self.sums)
+        self.sums += torch.cat([*counts, loss[None].double()]).to(self.sums)
 
     def summary(self) -> dict[str, float]:
         """Return the scores of this process's images."""

@@ -1,6 +1,6 @@
 """Masks: one class per pixel, from a second column of images."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import ClassVar
 
 import datasets
@@ -92,7 +92,9 @@ class Masks:
         if not self.class_names:
             labels = np.flatnonzero(self._label_counts(split, rows, f"labels of {split}")[:IGNORED])
             if not labels.size:
-                refuse_bad(self.load_many(split, rows[:1].tolist()))
+                for mask in self.load_many(split, rows[:1].tolist()):
+                    if isinstance(mask, BadImageError):  # probably like all others
+                        raise mask
             self.class_names = unnamed(int(max(labels, default=-1)) + 1)
         count = len(self.class_names)
         if not 2 <= count <= IGNORED:
@@ -112,13 +114,6 @@ class Masks:
             return [np.bincount(mask.flatten().numpy(), minlength=IGNORED + 1) for mask in masks]
 
         return sum(in_blocks(count, rows.tolist(), title), np.zeros(IGNORED + 1, np.int64))
-
-
-def refuse_bad(found: Iterable[Tensor | BadImageError]) -> None:
-    """Raise the first error of masks that cannot be used, if there is one."""
-    for mask in found:
-        if isinstance(mask, BadImageError):
-            raise mask
 
 
 def unnamed(count: int) -> list[str]:
