@@ -1,4 +1,6 @@
-"""Sums over the samples of a split, from which calibration, temperature and the list of mistakes are computed."""
+"""What is summed or collected over the samples of a split: calibration, temperature, confusions and mistakes."""
+
+from typing import Protocol
 
 import torch
 from accelerate.utils import gather_object
@@ -59,6 +61,39 @@ class TemperatureMetric(Metric):
     def compute(self) -> Tensor:
         """Return the temperature."""
         return TEMPERATURES[int(self.losses.argmin())]
+
+
+class Collector(Protocol):
+    """What sees every batch of a split."""
+
+    def add(self, logits: Tensor, target: Tensor) -> None:
+        """Add logits [N, K] and classes [N]."""
+
+
+class Confusions:
+    """How often each class was given to the samples of each class, in one process.
+
+    Only the pairs that occur are counted: a matrix of 10,000 classes would have 100 million entries.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self._classes = classes
+        self._pairs = torch.empty(0, dtype=torch.long)  # true class * classes + given class, each pair once
+        self._counts = torch.empty(0, dtype=torch.long)
+
+    def add(self, logits: Tensor, target: Tensor) -> None:
+        """Add logits [N, K] and classes [N]."""
+        found, counts = (target * self._classes + logits.argmax(dim=1)).unique(return_counts=True)
+        pairs, places = torch.cat([self._pairs, found.cpu()]).unique(return_inverse=True)
+        counts = torch.cat([self._counts, counts.cpu()])
+        self._pairs, self._counts = pairs, torch.zeros_like(pairs).index_add_(0, places, counts)
+
+    def gather(self) -> Tensor:
+        """Return true class, given class and number of samples for the pairs of all processes, [M, 3]."""
+        found = gather_object([(self._pairs, self._counts)])
+        pairs, places = torch.cat([pairs for pairs, _ in found]).unique(return_inverse=True)
+        counts = torch.zeros_like(pairs).index_add_(0, places, torch.cat([counts for _, counts in found]))
+        return torch.stack([pairs // self._classes, pairs % self._classes, counts], dim=1)
 
 
 class Mistakes:

@@ -93,7 +93,7 @@ def finish_run(
             pictures += job.draw(folder.path, data, task, student)
         if evaluation is not None:
             path = folder.path / "confusion.png"
-            pictures.append(confusion_picture(evaluation.confusion, evaluation.class_names, path))
+            pictures.append(confusion_picture(evaluation.confusion_matrix(), evaluation.class_names, path))
         for picture in pictures:
             (folder.student / picture.name).write_bytes(picture.read_bytes())
         job.write_cards(folder, metrics, evaluation)

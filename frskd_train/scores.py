@@ -18,12 +18,20 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics.classification import MulticlassAccuracy
 
 from frskd_timm.errors import UserError
 from frskd_timm.losses.functional import IGNORED
 from frskd_timm.segmentation.evaluator import iou_of_classes
-from frskd_train.accumulators import CalibrationMetric, Mistakes, TemperatureMetric, finite, read_bins
+from frskd_train.accumulators import (
+    CalibrationMetric,
+    Collector,
+    Confusions,
+    Mistakes,
+    TemperatureMetric,
+    finite,
+    read_bins,
+)
 from frskd_train.data import ValidationData, load_validation
 from frskd_train.data.transforms import CORRUPTIONS, SEVERITIES
 from frskd_train.errors import SettingsError
@@ -79,27 +87,26 @@ class Scorer:
         """
         temperature, note = fitted
         classes, is_dense = self.classes, data.task == "segmentation"
-        options: dict[str, Any] = {"num_classes": classes, "validate_args": False}
         metrics: dict[str, Metric | MetricCollection] = {"calibration": CalibrationMetric()}
-        metrics["confusion"] = MulticlassConfusionMatrix(**options)
         if not is_dense:
-            metrics["top5"] = MulticlassAccuracy(top_k=min(5, classes), average="micro", **options)
+            metrics["top5"] = MulticlassAccuracy(classes, min(5, classes), average="micro", validate_args=False)
         if temperature is not None:
             metrics["calibrated"] = CalibrationMetric(temperature.value)
-        mistakes = Mistakes()
+        confusions, mistakes = Confusions(classes), Mistakes()
+        collectors = (confusions,) if is_dense else (confusions, mistakes)
         batches, start = data.val_batches(**self.options), time.perf_counter()
-        found = self._pass(batches, MetricCollection(metrics, compute_groups=False), None if is_dense else mistakes)
+        found = self._pass(batches, MetricCollection(metrics, compute_groups=False), collectors)
         seconds = time.perf_counter() - start
         images = sum(gather_object([len(batches.rows())]))
-        confusion = found["confusion"]
-        samples, hits = int(confusion.sum()), confusion.diagonal()
-        if not samples:
+        confusion = confusions.gather()
+        if not len(confusion):
             return None
         names = named_outputs(data.class_names, classes)
         per_class = _per_class(names, confusion, is_dense)
         present = [row for row in per_class if row.support]
         calibration, pre = read_bins(found["calibration"]), data.preprocessing
-        accuracy = round(100 * int(hits.sum()) / samples, 4)
+        true, given, counts = confusion.unbind(dim=1)
+        accuracy = round(100 * int(counts[true == given].sum()) / int(counts.sum()), 4)
         scores: dict[str, Any]
         if is_dense:
             overlaps = [row.iou for row in per_class if row.iou is not None]
@@ -108,7 +115,7 @@ class Scorer:
             scores = {"top1": accuracy, "top5": round(100 * float(found["top5"]), 4)}
             scores |= {name: getattr(pre, name) for name in ("crop_pct", "crop_mode", "interpolation")}
         return Evaluation(
-            schema=1,
+            schema=2,
             task=data.task,
             model=model,
             dataset=data.name,
@@ -120,7 +127,7 @@ class Scorer:
             },
             class_names=names,
             per_class=per_class,
-            confusion=confusion.tolist(),
+            confusion=[*map(tuple, confusion.tolist())],
             calibration=calibration,
             calibrated=read_bins(found["calibrated"]) if temperature is not None else None,
             temperature=temperature,
@@ -146,9 +153,15 @@ class Scorer:
 
     @torch.no_grad()
     def _pass(
-        self, batches: Iterable[tuple[Tensor, Tensor]], metrics: MetricCollection, mistakes: Mistakes | None = None
+        self,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        metrics: MetricCollection,
+        collectors: Sequence[Collector] = (),
     ) -> dict[str, Tensor]:
-        """Update metrics with the logits [N, K] and classes [N] of each batch, and compute them over all processes."""
+        """Show the logits [N, K] and classes [N] of each batch to metrics and collectors.
+
+        Returns the metrics over all processes.
+        """
         metrics.to(self.accelerator.device)
         for images, target in batches:
             with self.accelerator.autocast():
@@ -157,8 +170,8 @@ class Scorer:
             logits, target = logits.float().movedim(1, -1)[labelled], target[labelled]
             if len(target):
                 metrics.update(logits, target)
-                if mistakes is not None:
-                    mistakes.add(logits, target)
+                for collector in collectors:
+                    collector.add(logits, target)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about a process that has no image
             return {name: value.cpu() for name, value in metrics.compute().items()}
@@ -181,7 +194,12 @@ def refuse_unscored(found: Evaluation | None, model: str) -> Evaluation:
 
 
 def _per_class(names: Sequence[str], confusion: Tensor, is_dense: bool) -> list[ClassScores]:
-    support, given, hits = confusion.sum(dim=1), confusion.sum(dim=0), confusion.diagonal()
+    true, given, counts = confusion.unbind(dim=1)
+    is_right = true == given
+    support, given, hits = (
+        torch.zeros(len(names), dtype=torch.long).index_add_(0, place, count)
+        for place, count in ((true, counts), (given, counts), (true[is_right], counts[is_right]))
+    )
     overlaps = [finite(value) if is_dense else None for value in iou_of_classes(hits, given, support).tolist()]
     rates = (100 * torch.stack([hits / given, hits / support, 2 * hits / (support + given)]).nan_to_num()).T.tolist()
     return [

@@ -63,7 +63,7 @@ METRICS = Metrics.from_json(
 CALIBRATION: dict[str, Any] = {"bin_count": [0, 9], "bin_confidence": [None, 0.9], "bin_accuracy": [None, 0.8]}
 EVALUATION = Evaluation.from_json(
     {
-        "schema": 1,
+        "schema": 2,
         "task": "classification",
         "model": "resnet18_frskd",
         "dataset": "Kleidungsstücke",
@@ -77,7 +77,7 @@ EVALUATION = Evaluation.from_json(
             {"name": "a|b", "precision": 80.0, "recall": 70.0, "f1": 74.7, "support": 5},
             {"name": "$x$", "precision": 95.0, "recall": 99.0, "f1": 96.9, "support": 4},
         ],
-        "confusion": [[4, 1], [0, 4]],
+        "confusion": [[0, 0, 4], [0, 1, 1], [1, 1, 4]],
         "calibration": {"nll": 0.41, "ece": 0.062, "brier": 0.171, **CALIBRATION},
         "calibrated": {"nll": 0.39, "ece": 0.011, "brier": 0.169, **CALIBRATION},
         "temperature": {"value": 1.32, "dataset": "Kleidungsstücke", "split": "train", "images": 400},

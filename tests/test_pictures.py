@@ -1,17 +1,24 @@
 """The figures of a run show the numbers they are given, whatever is missing."""
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
+from published import EVALUATION
+from torch.nn.functional import one_hot
 
+from frskd_train.accumulators import Confusions
 from frskd_train.data.scenes import compose
 from frskd_train.report.answers import confusion_picture
+from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.figures import attention_figure, class_colours, curves_figure, segmentation_figure
 
 KEYS = ["epoch", "lr", "loss", "loss_ce", "loss_ce_teacher", "loss_kl", "loss_feature", "loss_sla", "val_loss"]
@@ -34,8 +41,30 @@ def has_colour(picture, colour):
 
 @pytest.mark.parametrize("classes", [50, 201, 1000])
 def test_a_confusion_matrix_of_many_classes(classes, tmp_path):
-    found = confusion_picture(np.eye(classes).tolist(), [f"class {k}" for k in range(classes)], tmp_path / "c.png")
+    found = confusion_picture(np.eye(classes), [f"class {k}" for k in range(classes)], tmp_path / "c.png")
     assert min(pixels(found).shape[:2]) >= classes
+
+
+def test_ten_thousand_classes_need_no_matrix(tmp_path):
+    classes = 10_000
+    confusions = Confusions(classes)
+    for shift in (0, 1, 1):
+        target = torch.arange(0, classes, 50)
+        confusions.add(one_hot((target + shift) % classes, classes).float(), target)
+    names = [f"class {k}" for k in range(classes)]
+    found = replace(EVALUATION, class_names=names, confusion=[*map(tuple, confusions.gather().tolist())])
+    assert found.confused(1) == [(0, 1, 2)]
+    assert sorted(found.confusion) == sorted([(k, k + s, s + 1) for k in range(0, classes, 50) for s in (0, 1)])
+    matrix = found.confusion_matrix()
+    assert matrix.shape == (1000, 1000)
+    assert matrix.diagonal().sum() == matrix.sum() == 600
+    assert len(found.to_json()) < 300_000
+    confusion_picture(matrix, names, tmp_path / "confusion.png")
+
+
+def test_the_matrix_of_an_older_version_is_read():
+    content = json.loads(EVALUATION.to_json())
+    assert Evaluation.from_json({**content, "schema": 1, "confusion": [[4, 1], [0, 4]]}) == EVALUATION
 
 
 def test_curves_show_every_term_and_both_scores(tmp_path):

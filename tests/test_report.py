@@ -144,7 +144,7 @@ def test_a_browser_requests_nothing_and_needs_no_horizontal_scrolling(
         evaluation["class_names"] = [f"class {k} {'long' * (k % 9)}" for k in range(classes)]
         row = evaluation["per_class"][0]
         evaluation["per_class"] = [row | {"name": name, "support": 1} for name in evaluation["class_names"]]
-        evaluation["confusion"] = [[(i * j) % 7 for j in range(classes)] for i in range(classes)]
+        evaluation["confusion"] = [[i, j, (i * j) % 7 + 1] for j in range(classes) for i in range(classes)]
         (copy / "evaluation.json").write_text(json.dumps(evaluation))
     cli.run("report", [*map(str, runs), "--output", str(tmp_path / "page.html")])
     measure = "f => { const d = f.contentDocument, b = f.contentWindow.performance.getEntriesByType('resource');"

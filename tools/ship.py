@@ -220,7 +220,7 @@ def _write(
         heading = f"The settings that made {metrics.model}, tag {metrics.tag}."
         (aside / RECIPE).write_text(write_recipe(settings, heading, portable=True), encoding="utf-8")
         (aside / METRICS).write_text(metrics.to_json(), encoding="utf-8")
-        picture = confusion_picture(evaluation.confusion, evaluation.class_names, aside / "confusion.png")
+        picture = confusion_picture(evaluation.confusion_matrix(), evaluation.class_names, aside / "confusion.png")
         _shrink(picture, picture)
         if dataset_card.is_file():
             shutil.copy(dataset_card, aside / DATASET_CARD)

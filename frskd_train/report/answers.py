@@ -20,9 +20,8 @@ _TOP = 5
 _LONGEST = 24  # characters of a class name
 
 
-def confusion_picture(confusion: Sequence[Sequence[int]], class_names: Sequence[str], path: str | Path) -> Path:
+def confusion_picture(counts: NDArray[np.int64], class_names: Sequence[str], path: str | Path) -> Path:
     """Draw a confusion matrix, the number of samples by true class (rows) and given class; return the path."""
-    counts = np.asarray(confusion, dtype=np.float64)
     percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     classes = len(counts)
     cell = 44 if classes <= _NUMBERED else max(1000 // classes, 1)

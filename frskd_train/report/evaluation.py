@@ -13,6 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from frskd_timm.errors import UserError, first_line
 
 EVALUATION = "evaluation.json"
@@ -80,7 +83,7 @@ class Evaluation:
     macro: dict[str, float]  # means of `precision`, `recall` and `f1` over the classes that have samples
     class_names: list[str]
     per_class: list[ClassScores]
-    confusion: list[list[int]]  # number of samples by true class (rows) and given class (columns)
+    confusion: list[tuple[int, int, int]]  # true class, given class, number of samples; only pairs that occur
     calibration: Calibration  # of the student as it is
     calibrated: Calibration | None  # the same with the temperature, if there is one
     temperature: Temperature | None
@@ -101,13 +104,20 @@ class Evaluation:
 
     def confused(self, most: int) -> list[tuple[int, int, int]]:
         """Return the most frequent confusions: true class, given class and how often, the most frequent first."""
-        wrong = [
-            (true, given, count)
-            for true, row in enumerate(self.confusion)
-            for given, count in enumerate(row)
-            if true != given and count
-        ]
+        wrong = [row for row in self.confusion if row[0] != row[1]]
         return sorted(wrong, key=lambda found: -found[2])[:most]
+
+    def confusion_matrix(self, most: int = 1000) -> NDArray[np.int64]:
+        """Return the number of samples by true class (rows) and given class (columns), [K, K].
+
+        With more than `most` classes, neighbouring classes share a row and a column.
+        """
+        classes = len(self.class_names)
+        size = min(classes, most)
+        matrix = np.zeros((size, size), np.int64)
+        true, given, counts = np.array(self.confusion, np.int64).reshape(-1, 3).T
+        np.add.at(matrix, (true * size // classes, given * size // classes), counts)
+        return matrix
 
     def calibrations(self) -> list[tuple[str, Calibration]]:
         """Return label and calibration of the student as it is and, if there is one, with the temperature."""
@@ -119,10 +129,15 @@ class Evaluation:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Evaluation":
         """Create it from parsed JSON; raise TypeError or KeyError for missing and unknown keys."""
+        if content["schema"] == 1:  # had the whole matrix
+            matrix = enumerate(content["confusion"])
+            pairs = [(true, given, count) for true, row in matrix for given, count in enumerate(row) if count]
+            return cls.from_json({**content, "schema": 2, "confusion": pairs})
         kinds = {"temperature": Temperature, "calibration": Calibration, "calibrated": Calibration}
         parts: dict[str, Any] = {name: kind(**content[name]) for name, kind in kinds.items() if content.get(name)}
         parts["per_class"] = [ClassScores(**row) for row in content["per_class"]]
         parts["mistakes"] = [Mistake(**row) for row in content["mistakes"]]
+        parts["confusion"] = [(true, given, count) for true, given, count in content["confusion"]]
         return cls(**{**content, **parts})
 
     def to_json(self) -> str:

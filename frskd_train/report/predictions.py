@@ -47,7 +47,7 @@ class Predictions:
     @cached_property
     def shares(self) -> NDArray[np.float64]:
         """Confusion matrix as fractions of the true class, [K, K]; 0 for a class without samples."""
-        counts = np.array(self.evaluation.confusion, np.float64)
+        counts = self.evaluation.confusion_matrix()
         return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
     def classes(self) -> list[ClassScores]:

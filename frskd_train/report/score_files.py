@@ -44,8 +44,8 @@ def write_scores(evaluation: Evaluation, output: Path, *, pictures: bool = False
         return
     (output / EVALUATION).write_text(evaluation.to_json(), encoding="utf-8")
     names = evaluation.class_names
-    table = [[name, *row] for name, row in zip(names, evaluation.confusion, strict=True)]
-    _write_csv(output / "confusion.csv", ["true / given", *names], table)
+    counts = [[names[true], names[given], count] for true, given, count in evaluation.confusion]
+    _write_csv(output / "confusion.csv", ["true", "given", FORMS[evaluation.task].unit], counts)
     columns = [attribute.name for attribute in fields(ClassScores)]
     _write_csv(output / "per_class.csv", columns, [astuple(row) for row in evaluation.per_class])
     corruptions = [{"corruption": name, **row} for name, rows in evaluation.corruptions.items() for row in rows]
@@ -53,7 +53,7 @@ def write_scores(evaluation: Evaluation, output: Path, *, pictures: bool = False
         _write_csv(output / "corruptions.csv", list(corruptions[0]), [list(row.values()) for row in corruptions])
     if pictures:
         _reliability_figure(evaluation, output / "reliability.png")
-        confusion_picture(evaluation.confusion, names, output / "confusion.png")
+        confusion_picture(evaluation.confusion_matrix(), names, output / "confusion.png")
 
 
 def summary(evaluation: Evaluation) -> str:

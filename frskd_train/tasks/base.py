@@ -10,6 +10,7 @@ from timm.loss import compute_class_weights
 from torch import nn
 
 from frskd_timm.defaults import TASK_OPTIONS
+from frskd_timm.export.folder import WEIGHTS
 from frskd_timm.task import StudentTask
 from frskd_train.data import TrainingData, ValidationData, load_data
 from frskd_train.data.sampler import Order
@@ -39,7 +40,8 @@ class Job(ABC):
         if not model.has_weights and model.initial_checkpoint is None:
             return None
         if model.initial_checkpoint is not None:
-            return InitialWeights(Path(model.initial_checkpoint).name)
+            path = Path(model.initial_checkpoint)
+            return InitialWeights(path.absolute().parent.name if path.name == WEIGHTS else path.name)
         if model.model.startswith("hf-hub:"):
             name = model.model.removeprefix("hf-hub:")
             return InitialWeights(name, name.split("@")[0])
