@@ -23,7 +23,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from frskd_timm.errors import UserError
 from frskd_train.data import Preprocessing, ValidationData, load_validation
 from frskd_train.data.source import find_source
-from frskd_train.data.transforms import CORRUPTIONS
+from frskd_train.data.transforms import CORRUPTIONS, EvalTransform
 from frskd_train.parse import flag
 from frskd_train.report.evaluation import Evaluation, read_evaluation
 from frskd_train.settings import DataSettings, FitSettings
@@ -119,6 +119,16 @@ def test_validation_at_another_size_is_timms(finished, tmp_path: Path) -> None:
         logits = model(torch.stack([transform(row["image"].convert("RGB")) for row in test]))
     assert found["top1"] == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item(), abs=0.11)
     assert found["loss"] == pytest.approx(cross_entropy(logits, labels).item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_images_that_are_not_square_are_fitted_as_timm_does(mode: str, crop_mode: str) -> None:
+    image, mean, std = picture(3, 40, 24, mode), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
+    preprocessing = Preprocessing((3, 16, 16), mean, std, crop_mode=crop_mode)
+    fitted = EvalTransform(preprocessing).fit(image).expand(3, 16, 16)
+    wanted = create_transform(**preprocessing.as_timm(), normalize=False)(image.convert("RGB"))
+    assert torch.equal(fitted, wanted)
 
 
 @pytest.fixture(scope="module")

@@ -185,11 +185,11 @@ def _read_header(image: Image.Image) -> Header:
 def in_blocks(work: Callable[[list[int]], Sequence[T]], items: list[int], title: str | None = None) -> Iterator[T]:
     """Run `work` on blocks of items in threads; yield one result per item in order.
 
-    With a title, the first process shows a progress bar if it takes more than three seconds. Threads help because
-    Pillow and hashing release the GIL.
+    With a title, the first process shows a progress bar on a terminal if it takes more than three seconds. Threads
+    help because Pillow and hashing release the GIL.
     """
     is_hidden = title is None or os.environ.get("RANK", "0") != "0"
-    bar = tqdm(total=len(items), desc=title, unit=" images", delay=3, disable=is_hidden)
+    bar = tqdm(total=len(items), desc=title, unit=" images", delay=3, disable=is_hidden or None)
     with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for first in range(0, len(items), CHUNK):
             chunk = items[first : first + CHUNK]

@@ -46,6 +46,7 @@ class EvalTransform:
         self.size = (width, height)
         self.is_whole = all(math.floor(side / preprocessing.crop_pct) == side for side in self.size)
         self.timm_transform = create_transform(**preprocessing.as_timm(), normalize=False)
+        self._fills = preprocessing.crop_mode == "border" and preprocessing.input_size[0] == 3
 
     def __call__(self, sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
         return self.fit(sample.image), sample.target
@@ -55,6 +56,8 @@ class EvalTransform:
         assert isinstance(image, Image.Image)
         if self.is_whole and image.size == self.size:
             return pixels_of(image)
+        if self._fills and image.mode == "L":
+            image = image.convert("RGB")  # timm fills with a colour
         return self.timm_transform(image)
 
     def fit_picture(self, image: Image.Image) -> Image.Image:
