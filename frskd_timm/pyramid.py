@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from timm.layers import PatchDropout, PatchDropoutWithIndices
 from torch import Tensor, nn
 
 from frskd_timm.defaults import CLASSIFICATION as DEFAULT
@@ -157,6 +158,8 @@ def _find_activations(model: nn.Module, images: Tensor, indices: list[int]) -> l
 def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[int, Size]]:
     """Measure (channels, (height, width)) of every intermediate map: feature_info has no sizes."""
     name = type(model).__name__
+    if any(isinstance(module, PatchDropout | PatchDropoutWithIndices) and module.prob for module in model.modules()):
+        raise UserError(f"{name} drops patches in training, so its feature maps are incomplete: omit patch_drop_rate.")
     images = sample_images(model, input_size)
     with evaluating(model):
         try:

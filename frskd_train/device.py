@@ -19,6 +19,8 @@ from frskd_timm.errors import UserError, first_line
 from frskd_train.errors import suggest
 from frskd_train.settings import LoopSettings
 
+LAUNCHED = {"no": "auto", "bf16": "bfloat16", "fp16": "float16"}  # precisions of `accelerate launch`
+
 
 def start_accelerator(settings: LoopSettings, report_to: Sequence[str] = (), folder: str | None = None) -> Accelerator:
     """Create the accelerator with the right precision, and give this process its share of the cores.
@@ -32,6 +34,7 @@ def start_accelerator(settings: LoopSettings, report_to: Sequence[str] = (), fol
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or device is None or device.type == "mps"
     if cpu:
         refuse_missing_processes()
+    refuse_launcher_settings(settings)
     state = PartialState(cpu=cpu)
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(settings.threads or max(1, cores() // local_processes))
@@ -62,6 +65,22 @@ def refuse_missing_processes() -> None:
         raise UserError(
             "accelerate launch starts only one process on a CPU; use torchrun --nproc_per_node N train.py instead."
         )
+
+
+def refuse_launcher_settings(settings: LoopSettings) -> None:
+    """Raise UserError if Accelerate was launched with a setting that this training loop does not follow."""
+    for plugin in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{plugin}"):
+            raise UserError(
+                f"Accelerate was started with {plugin}, which is not supported: use plain data parallelism."
+            )
+    steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps not in ("1", str(settings.grad_accum_steps)):
+        raise UserError(f"Accelerate was started with {steps} accumulation steps: give --grad-accum-steps {steps}.")
+    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
+        raise UserError("Accelerate was started with a compiler: omit that, and give --torchcompile.")
+    if (amp := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) not in LAUNCHED:
+        raise UserError(f"Accelerate was started with the precision {amp}: choose from {', '.join(LAUNCHED)}.")
 
 
 def cores() -> int:
@@ -105,14 +124,20 @@ def machine_name() -> str:
 
 
 def precision(settings: LoopSettings, device: torch.device) -> str:
-    """Return Accelerate's name of the precision: 'bf16', 'fp16' or 'no'; raise UserError for float16 on a CPU."""
+    """Return Accelerate's name of the precision: 'bf16', 'fp16' or 'no'; raise UserError for float16 on a CPU.
+
+    A data type that `accelerate launch` was given replaces `--amp-dtype auto`. Its `no` is also its default, so it
+    changes nothing.
+    """
     if not settings.amp:
         return "no"
-    if settings.amp_dtype == "float16":
+    launched = LAUNCHED[os.environ.get("ACCELERATE_MIXED_PRECISION", "no")]
+    dtype = launched if settings.amp_dtype == "auto" else settings.amp_dtype
+    if dtype == "float16":
         if device.type == "cpu":
-            raise UserError("--amp-dtype float16 needs a GPU; use bfloat16 or omit it.")
+            raise UserError("Mixed precision with float16 needs a GPU; use bfloat16 or omit it.")
         return "fp16"
-    return "bf16" if settings.amp_dtype == "bfloat16" or _fast_bfloat16(device) else "no"
+    return "bf16" if dtype == "bfloat16" or _fast_bfloat16(device) else "no"
 
 
 def _fast_bfloat16(device: torch.device) -> bool:

@@ -71,6 +71,8 @@ def create_optimizer(settings: OptimizerSettings, task: StudentTask, teacher_lr_
 
 
 def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]]) -> Optimizer:
+    if settings.opt.startswith("lookahead"):
+        raise UserError(f"Lookahead is not supported: use --opt {settings.opt.removeprefix('lookahead_')}.")
     names = [str(name) for name in list_optimizers(exclude_filters=["lookahead*"])]
     if settings.opt not in names:
         hint = suggest(settings.opt, names, "see timm.optim.list_optimizers()")

@@ -38,7 +38,13 @@ NEEDS = {
     ("mixup", "cutmix", "cutmix_minmax"): ("mixup_prob", "mixup_switch_prob", "mixup_mode", "mixup_off_epoch"),
 }
 
-OF_SCHEDULER = {"decay_epochs": "step", "decay_milestones": "multistep", "patience_epochs": "plateau"}
+OF_SCHEDULER = {
+    "decay_epochs": ("step",),
+    "decay_milestones": ("multistep",),
+    "patience_epochs": ("plateau",),
+    "decay_rate": ("step", "multistep", "plateau", "poly"),
+    "min_lr": ("cosine", "tanh", "poly", "plateau"),
+}
 
 
 def parse_settings(args: Sequence[str]) -> Settings:
@@ -144,6 +150,12 @@ def check_settings(settings: Settings) -> None:
     for name, epochs in (("warmup_epochs", optimizer.warmup_epochs), ("distill_start", settings.method.distill_start)):
         if epochs >= optimizer.epochs and epochs > 0:
             raise SettingsError(f"{flag(name)} has to be less than --epochs {optimizer.epochs}, not {epochs:g}.")
+    if optimizer.lr_base is None:
+        lowest = {"min_lr": optimizer.min_lr if optimizer.sched in OF_SCHEDULER["min_lr"] else 0}
+        lowest["warmup_lr"] = optimizer.warmup_lr if optimizer.warmup_epochs else 0
+        for name, lr in lowest.items():
+            if lr > optimizer.lr:
+                raise SettingsError(f"{flag(name)} {lr:g} is above --lr {optimizer.lr:g}.")
     if optimizer.sched == "multistep" and not optimizer.decay_milestones:
         raise SettingsError("--sched multistep needs --decay-milestones, the epochs at which the rate decays.")
     if settings.method.teacher_view == "clean" and not (pre.reprob or pre.mixup or pre.cutmix or pre.cutmix_minmax):
@@ -166,9 +178,18 @@ def _refuse_unused(args: Sequence[str], settings: Settings) -> None:
     for name in given:
         if isinstance(values.get(name), (list, dict)) and sum(word.split("=")[0] == flag(name) for word in args) > 1:
             raise SettingsError(f"{flag(name)} is given twice: give all its values after one {flag(name)}.")
-    for name, sched in OF_SCHEDULER.items():
-        if name in given and values["sched"] != sched:
-            raise SettingsError(f"{flag(name)} has no effect without --sched {sched}: add that, or leave it out.")
+    for name, schedulers in OF_SCHEDULER.items():
+        if name in given and values["sched"] not in schedulers and values[name] != defaults[name]:
+            one = " or ".join(schedulers)
+            raise SettingsError(f"{flag(name)} has no effect without --sched {one}: add that, or leave it out.")
+    if {"sched", "decay_epochs", "decay_milestones"} & given:
+        sched, epochs = values["sched"], values["epochs"]
+        first = {"step": values["decay_epochs"], "multistep": min(values["decay_milestones"], default=0)}.get(sched, 0)
+        if first >= epochs:
+            name = flag("decay_epochs" if sched == "step" else "decay_milestones")
+            raise SettingsError(f"--sched {sched} has no effect: {name} {first:g} is not below --epochs {epochs}.")
+    if "mixup_switch_prob" in given and not (values["mixup"] and (values["cutmix"] or values["cutmix_minmax"])):
+        raise SettingsError("--mixup-switch-prob has no effect without both --mixup and --cutmix: leave it out.")
     for needed, names in NEEDS.items():
         unused = next((name for name in names if name in given and values[name] != defaults[name]), None)
         if unused is not None and not any(values[name] for name in needed):
@@ -184,8 +205,9 @@ def check_ranges(group: Any) -> None:
             check_ranges(value)
             continue
         facts = declarations[name]
-        if value == "" and LOCAL in facts:
-            raise SettingsError(f"{flag(name)} has to be given: a published recipe does not hold its author's paths.")
+        if value == "":
+            why = " (a published recipe does not hold its author's paths)" if LOCAL in facts else ", or leave it out"
+            raise SettingsError(f"{flag(name)} is empty: give a value{why}.")
         for part in value if isinstance(value, tuple) else () if value is None else (value,):
             if isinstance(part, str) and re.search(r"[\x00-\x1f\x7f]", part):
                 raise SettingsError(f"{flag(name)} contains a control character: {part!r}.")

@@ -220,6 +220,12 @@ def _start_from(student: nn.Module, path: str) -> None:
             f"--initial-checkpoint {path} does not fit {type(student).__name__}: {len(missing)} weights are missing or "
             f"of another shape, such as {missing[0]}."
         )
+    extra = [name for name in weights if name not in own and not name.startswith(heads) and optional not in name]
+    if extra:
+        raise UserError(
+            f"--initial-checkpoint {path} is of a larger network than {type(student).__name__}: it has {len(extra)} "
+            f"further weights, such as {extra[0]}."
+        )
     student.load_state_dict(fitting, strict=False)
 
 

@@ -56,6 +56,15 @@ def pictures(count: int, mode: str = "RGB", **size: int) -> datasets.Dataset:
     return split([encoded(picture(k, mode=mode, **size)) for k in range(count)], [k % 3 for k in range(count)])
 
 
+def class_folders(root: Path, *classes: str, count: int = 3) -> Path:
+    """Draw `count` images in a folder for each class."""
+    for number, name in enumerate(classes):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for k in range(count):
+            picture(number + k * len(classes)).save(root / name / f"{k}.png")
+    return root
+
+
 def labels_of(number: int, width: int, height: int, classes: int = 3) -> np.ndarray:
     """Draw a mask of diagonal stripes; the first row is unlabelled."""
     rows = np.arange(height)[:, None] + np.arange(width) + number

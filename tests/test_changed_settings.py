@@ -96,6 +96,7 @@ CHECKPOINTS: dict[str, tuple[Any, str | None]] = {  # what a file holds, and the
     "code.pth": (lambda w: {"state_dict": w, "code": os.system}, "executing code"),
     "list.pth": (lambda w: [1], "executing code"),
     "part.pth": (lambda w: {k: v for k, v in w.items() if "conv1" not in k}, "missing"),
+    "more.pth": (lambda w: {**w, "layer4.1.conv1.weight": w["conv1.0.weight"]}, "larger network .* layer4.1.conv1"),
     "nan.pth": (lambda w: {k: v * float("nan") for k, v in w.items()}, "not finite"),
 }
 

@@ -33,7 +33,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "MODEL_CARD.md", *sorted((ROOT / "docs").glob("*.md"))]
 LAUNCHER = {  # of accelerate launch, torchrun and hf jobs
     "--flavor", "--machine_rank", "--main_process_ip", "--main_process_port", "--multi_gpu", "--nproc_per_node",
-    "--num_machines", "--num_processes", "--quiet", "--secrets", "--timeout",
+    "--mixed_precision", "--num_machines", "--num_processes", "--quiet", "--secrets", "--timeout",
 }  # fmt: skip
 # Blocks that test_finetuning.py and test_timm.py run and look into
 TESTED_ELSEWHERE = ("load_digits", "RetinaNet", "create_scheduler_v2")

@@ -132,6 +132,13 @@ def test_cross_entropy_alone_is_the_same_recipe_without_self_teacher(tmp_path: P
         (["--resume", "nowhere"], ["nowhere", "checkpoint"]),
         (["--config", "no.yaml"], ["no.yaml", "recipe"]),
         (["--amp-dtype", "float16"], ["float16", "GPU"]),
+        (["--opt", "lookahead_adamw"], ["Lookahead", "--opt adamw"]),
+        (["--sched", "step"], ["--sched step", "--decay-epochs 30", "--epochs 15"]),
+        (["--decay-rate", "0.5"], ["--decay-rate", "--sched step or multistep or plateau or poly"]),
+        (["--min-lr", "0.2"], ["--min-lr 0.2", "--lr 0.1"]),
+        (["--mixup", "0.2", "--mixup-switch-prob", "0.9"], ["--mixup-switch-prob", "--cutmix"]),
+        (["--initial-checkpoint", ""], ["--initial-checkpoint is empty"]),
+        (["--resume", ""], ["--resume is empty"]),
     ],
 )
 def test_a_mistake_gets_one_clear_sentence(flags: list[str], words: list[str], tmp_path: Path) -> None:
@@ -141,6 +148,28 @@ def test_a_mistake_gets_one_clear_sentence(flags: list[str], words: list[str], t
     assert "\n" not in sentence
     assert all(word in sentence for word in words), sentence
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("launched", "word"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "--grad-accum-steps 4"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "--torchcompile"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "fp8"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "float16"),
+    ],
+)
+def test_settings_of_the_launcher_are_followed_or_refused(
+    launched: dict[str, str], word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=word):
+        device.start_accelerator(LoopSettings())
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert device.precision(LoopSettings(), torch.device("cpu")) == "bf16"
+    assert device.precision(LoopSettings(amp=False), torch.device("cpu")) == "no"
 
 
 def test_a_mistake_ends_the_command_with_one_line(train, tmp_path: Path) -> None:

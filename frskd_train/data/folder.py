@@ -31,9 +31,14 @@ VOC_CLASSES = (
 )  # fmt: skip
 
 
-def is_image_folder(folder: Path) -> bool:
-    """Return whether a folder contains images in subfolders at any depth."""
-    return any(any(_images_below(sub)) for sub in folders_in(folder))
+def folders_with_images(folder: Path) -> list[str]:
+    """Return the names of the subfolders that contain images at any depth."""
+    return [printable(sub.name) for sub in folders_in(folder) if any(_images_below(sub))]
+
+
+def has_split_folders(folder: Path) -> bool:
+    """Return whether a folder contains splits of class folders; raise UserError if that is unclear."""
+    return bool(_split_folders(folder))
 
 
 def read_image_folder(folder: Path) -> tuple[Splits, tuple[str, ...]]:
@@ -41,8 +46,8 @@ def read_image_folder(folder: Path) -> tuple[Splits, tuple[str, ...]]:
 
     Folders that are named like splits and contain folders are splits if one of them is a training split or if all
     folders are named like splits; otherwise every folder is a class. The images of a class may be in subfolders,
-    including links. Classes are the folder names of all splits, in which `%2F` stands for `/`, in timm's order. Splits
-    without class folders, such as unlabelled test images, are left out.
+    including links. Classes are the names of the folders with images in any split, in which `%2F` stands for `/`, in
+    timm's order. Splits without class folders, such as unlabelled test images, are left out.
 
     Returns:
         The splits, and notes for the user.
@@ -51,17 +56,21 @@ def read_image_folder(folder: Path) -> tuple[Splits, tuple[str, ...]]:
         UserError: There are fewer than two class folders, or it is unclear which folders are splits or classes.
     """
     roots = _split_folders(folder) or {"train": folder}
-    classes = sorted({_class_name(sub) for root in roots.values() for sub in folders_in(root)}, key=_order)
+    images = {split: [(sub, [*_images_below(sub)]) for sub in folders_in(root)] for split, root in roots.items()}
+    listing = [(_class_name(sub), found) for folders in images.values() for sub, found in folders]
+    classes = sorted({name for name, found in listing if found}, key=_order)
     if len(classes) < 2:
         raise UserError(f"--dataset {folder} has {len(classes)} class folder(s) {classes}; at least 2 are needed.")
     number = {name: index for index, name in enumerate(classes)}
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=classes))
     splits = {}
-    for split, root in roots.items():
-        found = [(path, number[_class_name(sub)]) for sub in folders_in(root) for path in _images_below(sub)]
+    for split, folders in images.items():
+        found = [(path, number[_class_name(sub)]) for sub, paths in folders for path in paths]
         columns = {"image": [path for path, _ in found], "label": [label for _, label in found]}
         splits[split] = datasets.Dataset.from_dict(columns, features=features)
-    return splits, _nested(roots)
+    empty = sorted({name for name, _ in listing} - set(classes))
+    notes = (f"Without an image, and therefore no class: {listed(empty)}.",) if empty else ()
+    return splits, (*notes, *_nested(roots))
 
 
 def _order(name: str) -> tuple[list[int | str], str]:

@@ -12,8 +12,15 @@ import yaml
 from huggingface_hub import metadata_load
 
 from frskd_timm.errors import UserError, first_line
-from frskd_train.data.columns import Splits
-from frskd_train.data.folder import folders_in, is_image_folder, is_voc_folder, read_image_folder, read_voc
+from frskd_train.data.columns import Splits, listed
+from frskd_train.data.folder import (
+    folders_in,
+    folders_with_images,
+    has_split_folders,
+    is_voc_folder,
+    read_image_folder,
+    read_voc,
+)
 from frskd_train.data.images import printable
 from frskd_train.data.scenes import SAMPLE_FOLDER, compose_splits
 from frskd_train.errors import suggest
@@ -25,7 +32,9 @@ SAMPLE_LICENSE, SAMPLE_HOMEPAGE = "mit", "https://github.com/zalandoresearch/fas
 READ_WHOLE = 2**30  # size in bytes up to which parquet files are read into memory, without datasets' cache
 CARD = "README.md"  # of a dataset, with metadata as on the Hub
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-SPLIT_IN_FILE_NAME = re.compile(r"(?:^|[^a-z])(train|training|validation|valid|val|dev|test|testing)(?:[^a-z]|$)")
+_SPLIT_WORDS = "train|training|validation|valid|val|dev|test|testing|eval|evaluation"
+SPLIT_IN_FILE_NAME = re.compile(rf"(?:^|[^a-z])({_SPLIT_WORDS})(?:[^a-z]|$)")
+TEST_NAMES = frozenset(("eval", "evaluation"))  # names of the test split, as in datasets
 Files = dict[str, list[str]]  # paths by split
 
 
@@ -91,10 +100,12 @@ def _read_folder(folder: Path, settings: DataSettings) -> tuple[Splits, list[str
     datasets.disable_progress_bars()  # shown while reading local files
     if is_voc_folder(folder):
         return *read_voc(folder), ()
-    if is_image_folder(folder) and not (_is_saved(folder) or _has_metadata(folder)):
+    pictured = [] if _is_saved(folder) or _has_metadata(folder) else folders_with_images(folder)
+    if pictured and (has_split_folders(folder) or not _has_tables(folder)):
         splits, notes = read_image_folder(folder)
         return splits, None, notes
-    return _read_files(folder), None, ()
+    notes = (f"The parquet or arrow files are read, not the images in {listed(pictured)}.",) if pictured else ()
+    return _read_files(folder), None, notes
 
 
 def _refuse_hub_settings(settings: DataSettings, problem: str) -> None:
@@ -138,6 +149,12 @@ def _is_saved(folder: Path) -> bool:
     return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
 
 
+def _has_tables(folder: Path) -> bool:
+    """Return whether a folder or one of its subfolders holds parquet or arrow files."""
+    places = (f"{below}*{ending}" for below in ("", "*/") for ending in (".parquet", ".arrow"))
+    return any(any(folder.glob(place)) for place in places)
+
+
 def _has_metadata(folder: Path) -> bool:
     """Return whether a folder of images describes them in a metadata file."""
     endings = (".csv", ".jsonl", ".parquet")
@@ -157,6 +174,8 @@ def _read_files(folder: Path) -> Splits:
         found = _files_by_split(folder, ".arrow")
         read = {split: [datasets.Dataset.from_file(file) for file in files] for split, files in found.items()}
         splits = {split: datasets.concatenate_datasets(parts) for split, parts in read.items()}
+    except UserError:
+        raise
     except Exception as error:
         reason = f"{type(error).__name__}: {first_line(error)[:300]}"
         raise UserError(f"The files of --dataset {folder} could not be read ({reason}).") from error
@@ -169,12 +188,24 @@ def _read_files(folder: Path) -> Splits:
 
 
 def _files_by_split(folder: Path, ending: str) -> Files:
-    """Group the files of a folder by the split in their path; files without one are training files."""
+    """Group the files of a folder by the split in their path; if no path has one, all are training files.
+
+    Raises:
+        UserError: Only some paths have one.
+    """
     by_split: Files = {}
     for file in sorted(file for file in folder.rglob(f"*{ending}") if not file.name.startswith(".")):
         named = SPLIT_IN_FILE_NAME.search(file.relative_to(folder).with_suffix("").as_posix().lower())
-        by_split.setdefault(named[1] if named else "train", []).append(str(file))
-    return by_split
+        split = named[1] if named else ""
+        by_split.setdefault("test" if split in TEST_NAMES else split, []).append(str(file))
+    others = by_split.pop("", [])
+    if others and by_split:
+        others = [Path(file).relative_to(folder).as_posix() for file in others]
+        raise UserError(
+            f"--dataset {folder}: some files name their split ({listed(list(by_split))}), {listed(others)} do not; "
+            "rename or move them."
+        )
+    return {"train": others} if others else by_split
 
 
 def _read_parquet(by_split: Files) -> Splits:

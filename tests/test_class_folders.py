@@ -1,0 +1,128 @@
+"""Folders of images: which folders are splits and classes, and how classes are numbered."""
+
+import os
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from pictures import class_folders, encoded, load, picture, pictures, save, split
+
+from frskd_timm.errors import UserError
+from frskd_train.data import load_validation
+from frskd_train.settings import DataSettings
+
+
+@pytest.mark.parametrize(("train", "val"), [("training", "validation"), ("Train", "dev"), ("train", "test")])
+def test_split_folders_are_known_by_their_names(train: str, val: str, tmp_path: Path) -> None:
+    for name in (train, val):
+        class_folders(tmp_path / name, "cat", "dog")
+    data = load(tmp_path)
+    assert (data.train_split, data.val_split, data.class_names) == (train.lower(), val, ["cat", "dog"])
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        (["val/cat", "val/dog", "test/cat", "test/dog"], "no split named train; it has .*test.*--train-split"),
+        (["pets/train/cat", "pets/val/cat", "birds/train/owl"], r"whole datasets .*birds, pets"),
+        (["train", "val"], "train, val.* no class folders"),
+        (["val/cat", "val/dog", "owl", "cat"], "val looks like a split, but cat, owl"),
+        (["train_set/cat", "train_set/dog", "val_set/cat", "val_set/dog"], "train_set, val_set .* look like splits"),
+    ],
+)
+def test_folders_that_may_be_splits_are_no_classes(folders: list[str], said: str, tmp_path: Path) -> None:
+    class_folders(tmp_path, *folders)
+    with pytest.raises(UserError, match=said):
+        load(tmp_path)
+
+
+def test_classes_may_be_called_like_splits_and_whole_datasets_are_noticed(tmp_path: Path) -> None:
+    assert load(class_folders(tmp_path / "traffic", "bus", "car", "train")).class_names == ["bus", "car", "train"]
+    for name, classes in (("pets", ["cat", "dog"]), ("birds", ["owl", "tit"])):
+        class_folders(tmp_path / "both" / name, *classes)
+    assert any(
+        "cat, dog are read as one class, pets" in note or "owl, tit" in note for note in load(tmp_path / "both").notes
+    )
+
+
+def test_folders_without_images_are_no_classes_and_said(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        class_folders(tmp_path / name, "b", "c")
+        class_folders(tmp_path / name, "annotations", count=0)
+    data = load(tmp_path)
+    assert data.class_names == ["b", "c"]
+    assert any("no class: annotations" in note for note in data.notes)
+
+
+def test_tables_are_split_by_their_names_and_read_beside_pictures(tmp_path: Path) -> None:
+    for name, count in (("train-00000", 9), ("eval", 6)):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        pictures(count).to_parquet(tmp_path / "data" / f"{name}.parquet")
+    class_folders(tmp_path, "assets")
+    data = load(tmp_path)
+    assert (data.num_train, data.num_val, data.val_split) == (9, 6, "test")
+    assert any("not the images in assets" in note for note in data.notes)
+    pictures(3).to_parquet(tmp_path / "data" / "more.parquet")
+    with pytest.raises(UserError, match=r"name their split .*data/more.parquet do not"):
+        load(tmp_path)
+
+
+def test_links_are_followed_once_and_special_files_left_alone(tmp_path: Path) -> None:
+    elsewhere = class_folders(tmp_path / "elsewhere", "more")
+    root = class_folders(tmp_path / "data", "cat", "dog", count=4)
+    (root / "cat" / "linked").symlink_to(elsewhere / "more", target_is_directory=True)
+    (root / "cat" / "loop").symlink_to(root / "cat", target_is_directory=True)
+    (root / "dog" / "gone.png").symlink_to(tmp_path / "gone.png")
+    os.mkfifo(root / "dog" / "pipe.png")
+    assert load(root, val_fraction=0.2).num_train == 4 + 3 + 4 - 2
+
+    rows = [encoded(picture(k)) for k in range(5)] + [{"bytes": None, "path": str(root / "dog" / "pipe.png")}]
+    with pytest.raises(UserError, match=r"pipe.png\) cannot be read: it is not a regular file"):
+        load(save(tmp_path / "rows", train=split(rows, [0, 1, 2] * 2)), val_fraction=0.3)
+
+
+def test_names_that_are_not_valid_utf8_are_read_and_shown(tmp_path: Path) -> None:
+    root = tmp_path / os.fsdecode(b"p\xe9ts")
+    for name in (b"cat", b"d\xf6g"):
+        class_folders(root, os.fsdecode(name))
+    (root / "cat" / os.fsdecode(b"b\xffd.png")).write_bytes(b"not an image")
+    with pytest.raises(UserError, match=r"b\\xffd.png\) cannot be read"):
+        load(root)
+    data = load(root, bad_images="skip")
+    assert (data.class_names, data.id, data.num_train + data.num_val) == (["cat", r"d\xf6g"], r"p\xe9ts", 6)
+    assert str(data.notes).encode()
+
+
+def test_classes_have_the_order_of_timms_reader(tmp_path: Path) -> None:
+    class_folders(tmp_path, "class 10", "class 2", "Zebra", "apple", "10", "9", count=4)
+    theirs = timm.data.ImageDataset(tmp_path).reader.class_to_idx
+    assert load(tmp_path).class_names == sorted(theirs, key=theirs.__getitem__)
+    assert load(class_folders(tmp_path, "\u00b2")).class_names[-1] == "\u00b2"  # which timm's reader cannot sort
+
+
+def test_class_folders_spell_any_name_and_match_a_models_classes(tmp_path: Path) -> None:
+    names = ["100%", "T-shirt/top", ".net"]
+    root = class_folders(tmp_path / "copy", "T-shirt%2Ftop", "100%25", "%2enet")
+    data = load(root)
+    assert data.class_names == ["100%", ".net", "T-shirt/top"]
+    found = load_validation(DataSettings(str(root)), data.preprocessing, classes=names)
+    assert torch.cat([target for _, target in found.val_batches(9)]).tolist() == [2, 0, 1]  # as the folders are sorted
+
+
+@pytest.mark.parametrize(
+    ("lines", "numbers"),
+    [("T-shirt/top\ncoat\nbag\n", [0, 2, 1]), ("coat 1\nshirt 0\nT-shirt/top, 0\n\nbag\t2\n", [2, 1, 0])],
+)
+def test_a_class_map_renumbers_classes(lines: str, numbers: list[int], tmp_path: Path) -> None:
+    (tmp_path / "map.txt").write_text(lines)
+    root = class_folders(tmp_path / "data", "bag", "coat", "shirt" if "shirt 0" in lines else "T-shirt%2Ftop")
+    data = load(root, class_map=str(tmp_path / "map.txt"))
+    assert data.class_names[1:] == ["coat", "bag"]
+    assert torch.cat([target for _, target in data.val_batches(3)]).tolist() == numbers
+    chosen = DataSettings(str(root), class_map=str(tmp_path / "map.txt"))
+    found = load_validation(chosen, data.preprocessing, classes=["a", "b", "c"])
+    assert torch.cat([target for _, target in found.val_batches(3)]).tolist() == numbers
+    (tmp_path / "map.txt").write_text("bag\ncoat\n")
+    with pytest.raises(UserError, match=r"class-map .* lacks .*shirt"):
+        load(root, class_map=str(tmp_path / "map.txt"))
