@@ -9,7 +9,6 @@ from frskd_timm.teachers.blocks import CentredConv2d, upsample
 
 Block = Callable[[int], nn.Module]
 EPS = 1e-4
-MOMENTUM = 0.997  # in PyTorch's sense: the latest batch makes up nearly all of the running statistics
 HEAD_CHANNELS = 256
 EXTRA_LEVELS = 2  # p6 and p7, computed from the coarsest map of the backbone
 
@@ -18,7 +17,7 @@ def conv_norm(in_channels: int, channels: int, kernel_size: int, stride: int = 1
     """Create a convolution with bias, batch normalisation and ReLU; padded to keep the size at stride 1."""
     return nn.Sequential(
         CentredConv2d(in_channels, channels, kernel_size, stride, padding=kernel_size // 2),
-        nn.BatchNorm2d(channels, eps=EPS, momentum=MOMENTUM),
+        nn.BatchNorm2d(channels, eps=EPS),  # the authors' momentum of 0.997 would keep the last batch's statistics
         nn.ReLU(inplace=True),
     )
 
