@@ -59,8 +59,8 @@ class TemperatureMetric(Metric):
         self.losses += torch.stack([*values])
 
     def compute(self) -> Tensor:
-        """Return the temperature."""
-        return TEMPERATURES[int(self.losses.argmin())]
+        """Return the temperature; NaN without a sample."""
+        return TEMPERATURES[int(self.losses.argmin())] if self.losses.any() else torch.tensor(torch.nan)
 
 
 class Collector(Protocol):

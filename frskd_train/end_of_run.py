@@ -39,6 +39,8 @@ from frskd_train.run_state import RunState
 from frskd_train.settings import RunSettings, Settings, default_settings
 from frskd_train.tasks import Job
 
+UNSCORED = "not scored: no validation image could be read, or none has a label"
+
 
 def preflight(settings: Settings, score: str) -> SeedRuns | None:
     """Return the runs of `--baseline`; raise UserError, before training, if something for the end is impossible."""
@@ -216,7 +218,7 @@ def summary(folder: RunFolder, job: Job, metrics: Metrics) -> str:
     """Return the last lines of a run."""
     score, name = job.form.score, job.form.label
     if metrics.student is None:
-        lines = ["", "student       not scored: no validation image could be read"]
+        lines = ["", f"student       {UNSCORED}"]
     else:
         lines = ["", f"student       {name} {metrics.student[score]:.2f}%   ({metrics.dataset.val_images} images)"]
     if metrics.self_teacher:

@@ -1,5 +1,6 @@
 """Score networks on the validation images of all processes, each image once."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -29,7 +30,7 @@ def evaluate(
 
     Returns:
         The evaluator's scores and the number of `images` by name of the network, `student` first; empty if there are no
-        images.
+        images, or no label.
     """
     evaluators: dict[str, Any] = defaultdict(create_evaluator)
     for images, target in batches:
@@ -42,5 +43,7 @@ def evaluate(
     for name in sorted({name for name, _ in counts}, key=lambda name: (name != "student", name)):
         # A process without images takes part with an empty evaluator.
         found = evaluators[name].compute(distributed=accelerator.num_processes > 1)
+        if math.isnan(found[evaluators[name].default_metric]):
+            return {}
         scores[name] = {**found, "images": sum(count for network, count in counts if network == name)}
     return scores

@@ -70,8 +70,8 @@ class Scorer:
         batches, metrics = data.val_batches(**self.options), MetricCollection({"temperature": TemperatureMetric()})
         found = self._pass(batches, metrics)
         images = sum(gather_object([len(batches.rows())]))
-        if not images:
-            raise UserError(f"No image of split {data.val_split} could be read.")
+        if math.isnan(found["temperature"]):
+            raise UserError(f"No image of split {data.val_split} could be read, or none has a label.")
         return Temperature(round(float(found["temperature"]), 4), data.name, data.val_split, images)
 
     def evaluate(
@@ -187,7 +187,7 @@ class Scorer:
 def refuse_unscored(found: Evaluation | None, model: str) -> Evaluation:
     """Return the evaluation; raise UserError if no image was scored or the student's outputs are not finite."""
     if found is None:
-        raise UserError(f"{model} was not scored: no validation image could be read.")
+        raise UserError(f"{model} was not scored: no validation image could be read, or none has a label.")
     if not math.isfinite(found.loss):
         raise UserError(f"The outputs of {model} are not finite: its weights or the 'std' in its config are wrong.")
     return found

@@ -119,7 +119,7 @@ class FoundStudent:
         return self.run or Path()
 
     def image_size(self, given: Sequence[int] | None) -> tuple[int, int] | None:
-        """Return height and width of images for a segmentation student: as given, else as in the run's validation.
+        """Return height and width of images for a segmentation student: as given, else of the run's crops.
 
         Return None for a classifier; raise UserError if the given size cannot be used.
         """

@@ -147,7 +147,7 @@ def test_voc_folder(tmp_path: Path) -> None:
     assert sorted(len(images) for images, _ in data.val_batches(8)) == [2, 2]
 
     assert len(load(voc_folder(tmp_path / "VOCdevkit" / "VOC2012")).class_names) == 21
-    unnamed = load(voc_folder(tmp_path / "unnamed"))
+    unnamed = load(voc_folder(tmp_path / "VOC_like"))
     assert unnamed.class_names == ["class 0", "class 1", "class 2"]
     assert unnamed.preprocessing.input_size == (3, 64, 64)  # of 40x30 and 36x44
 
@@ -237,7 +237,7 @@ def truncated_image(folder: Path) -> None:
     [
         (too_small, r"Mask 1 of split train \(.*p_1.png\) is 20x20 pixels, but its image is 40x30"),
         (truncated_mask, r"Mask 1 of split train \(.*p_1.png\) cannot be read"),
-        (coloured_mask, r"Mask 1 of split train .*it holds colours \(mode RGB\)"),
+        (coloured_mask, r"Mask 1 of split train .*its mode is RGB"),
         (truncated_image, r"Image 1 of split train \(.*p_1.jpg\) cannot be read"),
     ],
 )
@@ -284,7 +284,8 @@ def test_mistakes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "words"), [("RGB", "Mask 0 .*holds colours"), ("L", r"1 class\(es\), apart from 255")]
+    ("mode", "words"),
+    [("RGB", "Mask 0 .*its mode is RGB"), ("L", r"1 class\(es\), apart from 255")],
 )
 def test_masks_that_number_no_classes_are_explained(mode: str, words: str, tmp_path: Path) -> None:
     folder = voc_folder(tmp_path / "garden")

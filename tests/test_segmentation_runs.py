@@ -175,6 +175,20 @@ def test_a_bad_mask_is_named_before_training(places: Path, tmp_path: Path) -> No
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["dataset"]["train_images"] == 5
 
 
+def test_what_has_no_label_is_not_scored_and_has_no_temperature(places: Path, tmp_path: Path, capsys) -> None:
+    unlabelled = lambda number, width, height: np.full((height, width), 255 if number > 5 else number % 2, np.uint8)
+    folder = voc_folder(tmp_path / "VOC", unlabelled)
+    (folder / "labels.txt").write_text("lawn\nroses\n")
+    run = tmp_path / "run"
+    train_here(*small(places, "--dataset", folder, "--epochs", 1, task="segmentation"), "--output-dir", run)
+    assert "not scored: no validation image could be read, or none has a label" in capsys.readouterr().out
+    assert json.loads((run / "metrics.json").read_text())["student"] is None
+    with pytest.raises(UserError, match="none has a label"):
+        evaluate_here("--model", run, "--dataset", folder)
+    evaluate_here("--model", run, "--dataset", folder, "--val-split", "train", "--calibration-split", "val")
+    assert "No temperature: No image of split val could be read, or none has a label" in capsys.readouterr().out
+
+
 def test_settings_of_either_task_make_a_recipe_of_it(tmp_path: Path) -> None:
     for task, foreign in (("segmentation", "mixup"), ("classification", "decoder_layers")):
         settings = parse.parse_settings(["--task", task, "--lr", "0.5"])

@@ -5,6 +5,7 @@ A classifier's folder holds `model.safetensors` and `config.json` as timm (`loca
 one, without the metadata of timm's default weights.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -224,11 +225,14 @@ def _compare_maps(student: SegmentationStudent, folder: Path) -> None:
     """Load a backbone with `features_only`, and compare all maps, concatenated per image."""
     arguments = {**student.backbone_args, "features_only": True, "out_indices": student.levels}
     try:
+        logging.disable(logging.WARNING)  # timm warns of the weights behind the last map
         loaded: Any = timm.create_model(f"local-dir:{folder}", pretrained=True, **arguments)
         channels_last = str(getattr(loaded, "output_fmt", None)).endswith("NHWC")
     except Exception as error:  # timm raises various errors
         name = student.backbone_name
         raise UserError(f"The backbone {name} does not load with features_only: {first_line(error)}.") from error
+    finally:
+        logging.disable(logging.NOTSET)
     images = sample_images(student, (student.in_chans, *student.probe))
     with evaluating(student), evaluating(loaded):
         expected = [map_.float() for map_ in student.backbone_maps(images)]

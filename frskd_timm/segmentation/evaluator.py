@@ -53,15 +53,15 @@ class SegmentationEvaluator:
         return self.compute()
 
     def compute(self, distributed: bool = False) -> dict[str, float]:
-        """Return the scores, with `distributed` of the images of all processes."""
+        """Return the scores, with `distributed` of the images of all processes; NaN if no pixel is labelled."""
         sums = self.sums.clone()
         if distributed:
             dist.all_reduce(sums)
         hits, predicted, labelled = sums[:-1].view(3, self.num_classes)
         iou = iou_of_classes(hits, predicted, labelled)
-        pixels = labelled.sum().clamp_min(1)
+        pixels = labelled.sum()
         return {
             "loss": float(sums[-1] / pixels),
-            "miou": float(iou.nanmean().nan_to_num()),
+            "miou": float(iou.nanmean()),
             "pixel_accuracy": 100 * float(hits.sum() / pixels),
         }

@@ -41,7 +41,8 @@ def evaluate(settings: EvaluationSettings) -> None:
     job = job_of(model)
     data = job.load_validation(settings.data, settings.fit, model)
     output = check_output(settings.output or (run and run / f"evaluation-{data.name}"))
-    scorer = Scorer(model, accelerator, settings.batch_size, flip=settings.tta == "flip")
+    batch_size = settings.batch_size or (16 if data.task == "segmentation" else 256)
+    scorer = Scorer(model, accelerator, batch_size, flip=settings.tta == "flip")
     fitted = find_temperature(scorer, settings.data, data, run)
     found = scorer.evaluate(data, settings.model, fitted, corrupted=settings.corruptions)
     notes = *data.notes, *data.bad_images()  # all processes know of images that were left out

@@ -60,7 +60,7 @@ def find_columns(
 def read_lines(path: Path) -> list[str]:
     """Return the lines of a text file, stripped, without empty ones; raise UserError if it cannot be read."""
     try:
-        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
+        lines = path.expanduser().read_text(encoding="utf-8-sig").splitlines()  # Windows may add a mark
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as text ({error}).") from error
     return [line.strip() for line in lines if line.strip()]

@@ -163,39 +163,51 @@ def is_voc_folder(folder: Path) -> bool:
     return (folder / MASKS).is_dir() or (folder / LISTS).is_dir()
 
 
-def read_voc(folder: Path) -> tuple[Splits, list[str] | None]:
+def read_voc(folder: Path) -> tuple[Splits, list[str] | None, tuple[str, ...]]:
     """List images and masks of a VOC folder as datasets of paths; no image is opened.
 
     The names in `ImageSets/Segmentation/SPLIT.txt` are those of `JPEGImages/NAME.jpg` and `SegmentationClass/NAME.png`.
 
     Returns:
-        Splits by name with the columns `image` and `mask`, and the class names: those in `labels.txt`, one per line,
-        else those of VOC if the folder or its parent is called VOC..., else None.
+        Splits by name with the columns `image` and `mask`, the class names (those in `labels.txt`, one per line, else
+        those of VOC if the folder is called VOC or VOC2012, else None), and notes for the user. A list with another
+        name than train or val is left out if it names a file that is missing, such as the mask of a test image.
 
     Raises:
-        UserError: A folder, a list, an image or a mask is missing.
+        UserError: A folder, a list, an image or a mask is missing, or `labels.txt` is not a list of names.
     """
-    splits = {}
+    splits: dict[str, datasets.Dataset] = {}
+    notes = []
     for file in sorted((folder / LISTS).glob("*.txt")):
-        names = [line.split()[0] for line in read_lines(file)]
-        rows = {
-            "image": [_find(folder / IMAGES, name, VOC_ENDINGS, file) for name in names],
-            "mask": [_find(folder / MASKS, name, (".png",), file) for name in names],
-        }
+        names = read_lines(file)
+        try:
+            rows = {
+                "image": [_find(folder / IMAGES, name, VOC_ENDINGS, file) for name in names],
+                "mask": [_find(folder / MASKS, name, (".png",), file) for name in names],
+            }
+        except UserError as error:
+            if file.stem in ("train", "val"):
+                raise
+            notes.append(f"{file.name} is left out. {error}")
+            continue
         if names:
             features = datasets.Features(image=datasets.Image(), mask=datasets.Image())
             splits[file.stem] = datasets.Dataset.from_dict(rows, features=features)
     if not splits:
         raise UserError(f"--dataset {folder} has {MASKS}, but no list of a split such as {LISTS}/train.txt.")
     if (folder / NAMES_FILE).is_file():
-        return splits, read_lines(folder / NAMES_FILE)
-    place = folder.resolve()
-    is_voc = any(name.upper().startswith("VOC") for name in (place.name, place.parent.name))
-    return splits, list(VOC_CLASSES) if is_voc else None
+        names = read_lines(folder / NAMES_FILE)
+        if len(set(names)) < max(len(names), 2):
+            raise UserError(f"{folder / NAMES_FILE} must hold at least 2 class names, each only once.")
+        return splits, names, tuple(notes)
+    is_voc = re.fullmatch(r"VOC(\d{4})?", folder.resolve().name, re.IGNORECASE)
+    return splits, list(VOC_CLASSES) if is_voc else None, tuple(notes)
 
 
-def _find(folder: Path, name: str, endings: tuple[str, ...], named_in: Path) -> str:
-    for path in (folder / f"{name}{ending}" for ending in endings):
+def _find(folder: Path, line: str, endings: tuple[str, ...], named_in: Path) -> str:
+    """Return the path of the file that a line of a list names, alone or before a space."""
+    first = line.split()[0]
+    for path in (folder / f"{name}{ending}" for name in dict.fromkeys((line, first)) for ending in endings):
         if path.is_file():
             return stored_path(str(path.absolute()))
-    raise UserError(f"{named_in} names {name}, but there is no {folder / name}{endings[0]}.")
+    raise UserError(f"{named_in} names {first}, but there is no {folder / first}{endings[0]}.")

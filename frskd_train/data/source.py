@@ -99,7 +99,7 @@ def _read_folder(folder: Path, settings: DataSettings) -> tuple[Splits, list[str
     _refuse_hub_settings(settings, f"{folder} is a local folder")
     datasets.disable_progress_bars()  # shown while reading local files
     if is_voc_folder(folder):
-        return *read_voc(folder), ()
+        return read_voc(folder)
     pictured = [] if _is_saved(folder) or _has_metadata(folder) else folders_with_images(folder)
     if pictured and (has_split_folders(folder) or not _has_tables(folder)):
         splits, notes = read_image_folder(folder)

@@ -69,11 +69,10 @@ class Split:
                 yield Sample(image, target)
 
     def empty_classes(self, rows: Rows) -> list[str]:
-        """Return the names of classes without a row among `rows`; none for masks, which would have to be decoded."""
-        if self.targets.is_dense:
-            return []
-        counts = self.targets.class_counts(self.name, rows)
-        return [name for name, count in zip(self.targets.class_names, counts, strict=True) if not count]
+        """Return the names of classes without a row among `rows`, of masks only if their labels were counted before."""
+        targets = self.targets
+        counts = targets.known_counts() if isinstance(targets, Masks) else targets.class_counts(self.name, rows)
+        return [name for name, count in zip(targets.class_names, counts, strict=False) if not count]
 
     def digest(self) -> bytes:
         """Hash rows, images and targets."""

@@ -65,7 +65,7 @@ def push_student(
         dry_run: Check the folder and list what would be uploaded, without contacting the Hub.
         token: Access token with write permission; by default that of `hf auth login` or `HF_TOKEN`.
         commit_message: First line of the commit.
-        onnx: Also upload the student as `onnx/model.onnx`; for segmentation, for images of the size in validation.
+        onnx: Also upload the student as `onnx/model.onnx`; for segmentation, for squares as high as the crops.
         endpoint: URL of the Hub; by default `HF_ENDPOINT`.
         say: Called with each line of the report.
 

@@ -25,7 +25,7 @@ class DataSettings:
     val_split: str | None = None
     """Split to validate on; by default the first that exists of validation, val, valid, dev, test and testing."""
     val_fraction: Annotated[float, Range(low=0, high=0.9)] = 0.1
-    """Fraction of the training split that is held out, stratified by class, if there is no validation split."""
+    """Fraction of the training split (of each class, of masks at random) that is held out if there is no other."""
     calibration_split: str | None = None
     """Split for fitting the temperature that calibrates the student, neither trained on nor scored."""
     input_key: str | None = None
@@ -37,7 +37,8 @@ class DataSettings:
     """File that maps the classes of the data to the outputs of the model (for segmentation: that names the labels).
     One name per line in the order of the outputs, or a name and a number per line."""
     train_num_samples: Annotated[int | None, Count] = None
-    """Train on this many images only, always the same ones, balanced over the classes as far as possible."""
+    """Train on this many images only, always the same ones: balanced over the classes as far as possible, with masks
+    at random."""
     data_mode: Literal["auto", "memory", "stream"] = "auto"
     """memory: decode once, keep as uint8, augment in batches. stream: decode in workers. auto: memory if it fits."""
     memory_limit: Annotated[float, Positive, PRIVATE] = 2.0
@@ -160,8 +161,8 @@ class EvaluationSettings:
     """Folder of a run or of an exported student, or any timm name with weights (also `hf-hub:OWNER/NAME`)."""
     data: DataSettings = field(default_factory=DataSettings)
     fit: FitSettings = field(default_factory=FitSettings)
-    batch_size: Annotated[int, arg(aliases=["-b"]), Count] = 256
-    """Images per batch."""
+    batch_size: Annotated[int | None, arg(aliases=["-b"]), Count] = None
+    """Images per batch; by default 256, and 16 in segmentation."""
     amp: bool = False
     """Mixed precision on hardware that supports it natively."""
     amp_dtype: Literal["auto", "bfloat16", "float16"] = "auto"

@@ -31,6 +31,7 @@ class Masks:
         self._masks = {split: Images(dataset, split, column, "mask") for split, dataset in splits.items()}
         # Empty until find_classes if the dataset does not name its classes.
         self.class_names = read_class_map(data.class_map)[1] if data.class_map is not None else class_names or []
+        self._counted: Rows | None = None  # training pixels with each label, if the classes were found by counting
         self._outputs: Rows | None = None  # the model's output of each label, where they differ
 
     def load_many(self, split: str, rows: list[int]) -> Iterator[Tensor | BadImageError]:
@@ -39,12 +40,17 @@ class Masks:
     def _decode(self, image: Image.Image) -> Tensor:
         image = ImageOps.exif_transpose(image)
         if image.mode not in NUMBERED:
-            raise ValueError(f"it holds colours (mode {image.mode}), not class numbers in a palette or as gray levels")
+            raise ValueError(
+                f"its mode is {image.mode}, but class numbers are read from a palette or gray levels (Pillow's P, L)"
+            )
         labels = np.asarray(image)
         top = len(self.class_names) or IGNORED
         wrong = labels[((labels >= top) | (labels < 0)) & (labels != IGNORED)]
         if wrong.size:
-            raise ValueError(f"it has label {wrong[0]}; labels must be 0 to {top - 1}, or {IGNORED} for no class")
+            found = f"it has label {wrong[0]}; labels must be 0 to {top - 1}, or {IGNORED} for no class"
+            if self._counted is None:
+                raise ValueError(found)
+            raise ValueError(f"{found}: the training masks have no other; to allow more, name all with --class-map")
         labels = labels.astype(np.uint8)
         return torch.from_numpy(labels if self._outputs is None else self._outputs[labels])
 
@@ -90,21 +96,26 @@ class Masks:
     def find_classes(self, split: str, rows: Rows) -> None:
         """Number classes without names up to the highest label in the training rows; decodes only masks."""
         if not self.class_names:
-            labels = np.flatnonzero(self._label_counts(split, rows, f"labels of {split}")[:IGNORED])
+            counted = self._label_counts(split, rows, f"labels of {split}")
+            labels = np.flatnonzero(counted[:IGNORED])
             if not labels.size:
                 for mask in self.load_many(split, rows[:1].tolist()):
                     if isinstance(mask, BadImageError):  # probably like all others
                         raise mask
-            self.class_names = unnamed(int(max(labels, default=-1)) + 1)
+            self.class_names, self._counted = unnamed(int(max(labels, default=-1)) + 1), counted
         count = len(self.class_names)
         if not 2 <= count <= IGNORED:
             raise UserError(
-                f"The masks of split {split} have {count} class(es), apart from {IGNORED}, which stands for no class; "
-                f"2 to {IGNORED} classes can be trained on."
+                f"The masks of split {split} have {count} class(es), apart from {IGNORED}, which stands for no class "
+                f"(write foreground as 1); 2 to {IGNORED} classes can be trained on."
             )
 
     def class_counts(self, split: str, rows: Rows) -> list[int]:
         return self._label_counts(split, rows)[: len(self.class_names)].tolist()
+
+    def known_counts(self) -> list[int]:
+        """Return the training pixels of each class, if they were counted to find the classes; else nothing."""
+        return [] if self._counted is None else self._counted[: len(self.class_names)].tolist()
 
     def _label_counts(self, split: str, rows: Rows, title: str | None = None) -> Rows:
         """Return the number of pixels with each label, 0 to 255, in the masks that can be read."""
@@ -127,7 +138,8 @@ def _find_columns(features: datasets.Features, data: DataSettings) -> Columns:
     found = [name for name, feature in features.items() if holds_images(feature)]
     if len(found) < 2:
         raise UserError(
-            f"Segmentation needs a column of images and one of masks, but the dataset has {columns_named(features)}."
+            f"Segmentation needs a column of images and one of masks, but the dataset has {columns_named(features)}. "
+            "Folders have to have the layout of Pascal VOC: JPEGImages, SegmentationClass, ImageSets/Segmentation."
         )
     mask = mask or next((name for name in MASK_NAMES if name in found and name != image), None)
     image = image or next((name for name in IMAGE_NAMES if name in found and name != mask), None)
