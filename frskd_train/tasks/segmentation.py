@@ -1,11 +1,11 @@
 """Semantic segmentation: a decoder on any timm backbone, one class per pixel, mean IoU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from frskd_timm.errors import UserError
 from frskd_timm.export.student import export_backbone, export_segmentation
@@ -105,7 +105,7 @@ class SegmentationJob(Job):
     def draw(self, folder: Path, data: TrainingData, task: StudentTask, student: nn.Module) -> list[Path]:
         task.eval()
         device = next(task.parameters()).device
-        images, truth = next(iter(data.val_batches(PICTURED, device=device)))
+        images, truth = _first_full(data.val_batches(PICTURED, device=device))
         outputs = {**task.predict(images), "student": student.eval()(images)}
         seen = {name: logits.argmax(dim=1).cpu().numpy() for name, logits in outputs.items()}
         pixels, labels, path = data.preprocessing.to_bytes(images), truth.cpu().numpy(), folder / "segmentation.png"
@@ -119,3 +119,15 @@ class SegmentationJob(Job):
     def write_cards(self, folder: RunFolder, metrics: Metrics, evaluation: Evaluation | None) -> None:
         super().write_cards(folder, metrics, evaluation)
         write_backbone_card(folder.path / "backbone", metrics)
+
+
+def _first_full(batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return the first batch of `PICTURED` images, else the largest one; all images of a batch have the same size."""
+    largest: tuple[Tensor, Tensor] | None = None
+    for batch in batches:
+        if largest is None or len(batch[0]) > len(largest[0]):
+            largest = batch
+        if len(largest[0]) == PICTURED:
+            break
+    assert largest is not None
+    return largest
