@@ -12,6 +12,7 @@ from frskd_train.report.evaluation import Calibration, Mistake
 
 BINS = 15  # of the confidence, as in Guo et al., 2017
 KEPT = 100  # mistakes
+SORTED = 1000  # classes above which pairs of classes are sorted instead of counted in a matrix, which is faster
 TEMPERATURES = torch.logspace(-1, 1, 233)  # in steps of 2%
 
 
@@ -83,7 +84,13 @@ class Confusions:
 
     def add(self, logits: Tensor, target: Tensor) -> None:
         """Add logits [N, K] and classes [N]."""
-        found, counts = (target * self._classes + logits.argmax(dim=1)).unique(return_counts=True)
+        codes = target * self._classes + logits.argmax(dim=1)
+        if self._classes <= SORTED:
+            counted = codes.bincount()
+            found = counted.nonzero()[:, 0]
+            counts = counted[found]
+        else:
+            found, counts = codes.unique(return_counts=True)
         pairs, places = torch.cat([self._pairs, found.cpu()]).unique(return_inverse=True)
         counts = torch.cat([self._counts, counts.cpu()])
         self._pairs, self._counts = pairs, torch.zeros_like(pairs).index_add_(0, places, counts)

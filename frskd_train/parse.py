@@ -188,7 +188,8 @@ def _refuse_unused(args: Sequence[str], settings: Settings) -> None:
         if first >= epochs:
             name = flag("decay_epochs" if sched == "step" else "decay_milestones")
             raise SettingsError(f"--sched {sched} has no effect: {name} {first:g} is not below --epochs {epochs}.")
-    if "mixup_switch_prob" in given and not (values["mixup"] and (values["cutmix"] or values["cutmix_minmax"])):
+    both = values["mixup"] and (values["cutmix"] or values["cutmix_minmax"])
+    if "mixup_switch_prob" in given and values["mixup_switch_prob"] != defaults["mixup_switch_prob"] and not both:
         raise SettingsError("--mixup-switch-prob has no effect without both --mixup and --cutmix: leave it out.")
     for needed, names in NEEDS.items():
         unused = next((name for name in names if name in given and values[name] != defaults[name]), None)

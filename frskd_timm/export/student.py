@@ -224,6 +224,7 @@ def _plain(student: nn.Module) -> SegmentationStudent:
 def _compare_maps(student: SegmentationStudent, folder: Path) -> None:
     """Load a backbone with `features_only`, and compare all maps, concatenated per image."""
     arguments = {**student.backbone_args, "features_only": True, "out_indices": student.levels}
+    disabled = logging.root.manager.disable
     try:
         logging.disable(logging.WARNING)  # timm warns of the weights behind the last map
         loaded: Any = timm.create_model(f"local-dir:{folder}", pretrained=True, **arguments)
@@ -232,7 +233,7 @@ def _compare_maps(student: SegmentationStudent, folder: Path) -> None:
         name = student.backbone_name
         raise UserError(f"The backbone {name} does not load with features_only: {first_line(error)}.") from error
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)
     images = sample_images(student, (student.in_chans, *student.probe))
     with evaluating(student), evaluating(loaded):
         expected = [map_.float() for map_ in student.backbone_maps(images)]
