@@ -1,5 +1,6 @@
 """What is summed or collected over the samples of a split: calibration, temperature, confusions and mistakes."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -12,7 +13,7 @@ from frskd_train.report.evaluation import Calibration, Mistake
 
 BINS = 15  # of the confidence, as in Guo et al., 2017
 KEPT = 100  # mistakes
-SORTED = 1000  # classes above which pairs of classes are sorted instead of counted in a matrix, which is faster
+MATRIX = 1000  # most classes whose pairs are counted in a matrix; sorting them needs less memory but more time
 TEMPERATURES = torch.logspace(-1, 1, 233)  # in steps of 2%
 
 
@@ -85,22 +86,24 @@ class Confusions:
     def add(self, logits: Tensor, target: Tensor) -> None:
         """Add logits [N, K] and classes [N]."""
         codes = target * self._classes + logits.argmax(dim=1)
-        if self._classes <= SORTED:
+        if self._classes <= MATRIX:
             counted = codes.bincount()
             found = counted.nonzero()[:, 0]
             counts = counted[found]
         else:
             found, counts = codes.unique(return_counts=True)
-        pairs, places = torch.cat([self._pairs, found.cpu()]).unique(return_inverse=True)
-        counts = torch.cat([self._counts, counts.cpu()])
-        self._pairs, self._counts = pairs, torch.zeros_like(pairs).index_add_(0, places, counts)
+        self._pairs, self._counts = _summed([(self._pairs, self._counts), (found.cpu(), counts.cpu())])
 
     def gather(self) -> Tensor:
         """Return true class, given class and number of samples for the pairs of all processes, [M, 3]."""
-        found = gather_object([(self._pairs, self._counts)])
-        pairs, places = torch.cat([pairs for pairs, _ in found]).unique(return_inverse=True)
-        counts = torch.zeros_like(pairs).index_add_(0, places, torch.cat([counts for _, counts in found]))
+        pairs, counts = _summed(gather_object([(self._pairs, self._counts)]))
         return torch.stack([pairs // self._classes, pairs % self._classes, counts], dim=1)
+
+
+def _summed(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return every pair once, with the sum of its counts."""
+    pairs, places = torch.cat([pairs for pairs, _ in parts]).unique(return_inverse=True)
+    return pairs, torch.zeros_like(pairs).index_add_(0, places, torch.cat([counts for _, counts in parts]))
 
 
 class Mistakes:

@@ -21,7 +21,7 @@ from frskd_timm.task import StudentTask
 from frskd_train.data import TrainingData
 from frskd_train.device import machine_name
 from frskd_train.errors import exit_interrupted
-from frskd_train.evaluate import Scores
+from frskd_train.evaluate import UNSCORED, Scores
 from frskd_train.progress import duration
 from frskd_train.recipe import write_recipe
 from frskd_train.report.answers import confusion_picture
@@ -38,8 +38,6 @@ from frskd_train.run_folder import RunFolder
 from frskd_train.run_state import RunState
 from frskd_train.settings import RunSettings, Settings, default_settings
 from frskd_train.tasks import Job
-
-UNSCORED = "not scored: no validation image could be read, or none has a label"
 
 
 def preflight(settings: Settings, score: str) -> SeedRuns | None:

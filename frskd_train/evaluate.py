@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+UNSCORED = "not scored: no validation image could be read, or none has a label"
 Scores = dict[str, dict[str, float]]  # by network and name; percent, except losses and counts
 
 

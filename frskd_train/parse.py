@@ -182,7 +182,7 @@ def _refuse_unused(args: Sequence[str], settings: Settings) -> None:
         if name in given and values["sched"] not in schedulers and values[name] != defaults[name]:
             one = " or ".join(schedulers)
             raise SettingsError(f"{flag(name)} has no effect without --sched {one}: add that, or leave it out.")
-    if {"sched", "decay_milestones"} & given and "decay_epochs" not in given:
+    if {"sched", "decay_milestones"} & given and "decay_epochs" not in given:  # which may be for a longer run
         sched, epochs = values["sched"], values["epochs"]
         first = {"step": values["decay_epochs"], "multistep": min(values["decay_milestones"], default=0)}.get(sched, 0)
         if first >= epochs:

@@ -35,6 +35,7 @@ from frskd_train.accumulators import (
 from frskd_train.data import ValidationData, load_validation
 from frskd_train.data.transforms import CORRUPTIONS, SEVERITIES
 from frskd_train.errors import SettingsError
+from frskd_train.evaluate import UNSCORED
 from frskd_train.parse import read_recipe
 from frskd_train.recipe import SETTINGS
 from frskd_train.report.evaluation import ClassScores, Evaluation, Temperature
@@ -187,7 +188,7 @@ class Scorer:
 def refuse_unscored(found: Evaluation | None, model: str) -> Evaluation:
     """Return the evaluation; raise UserError if no image was scored or the student's outputs are not finite."""
     if found is None:
-        raise UserError(f"{model} was not scored: no validation image could be read, or none has a label.")
+        raise UserError(f"{model} was {UNSCORED}.")
     if not math.isfinite(found.loss):
         raise UserError(f"The outputs of {model} are not finite: its weights or the 'std' in its config are wrong.")
     return found

@@ -62,7 +62,7 @@ def test_tables_are_split_by_their_names_and_read_beside_pictures(tmp_path: Path
     class_folders(tmp_path, "assets")
     data = load(tmp_path)
     assert (data.num_train, data.num_val, data.val_split) == (9, 6, "test")
-    assert any("not the images in assets" in note for note in data.notes)
+    assert any("not the images beside them" in note for note in data.notes)
     pictures(3).to_parquet(tmp_path / "data" / "more.parquet")
     with pytest.raises(UserError, match=r"name their split .*data/more.parquet do not"):
         load(tmp_path)

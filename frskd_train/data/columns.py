@@ -66,6 +66,14 @@ def read_lines(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
+def read_names(path: Path) -> list[str]:
+    """Read class names, one per line; raise UserError if there are fewer than 2, or one is repeated."""
+    names = read_lines(path)
+    if len(set(names)) < max(len(names), 2):
+        raise UserError(f"{path} must hold at least 2 class names, each only once.")
+    return names
+
+
 def read_class_map(path: str) -> tuple[dict[str, int], list[str]]:
     """Read `--class-map`: one class name per line in numerical order, or a name and a number per line.
 
@@ -77,9 +85,8 @@ def read_class_map(path: str) -> tuple[dict[str, int], list[str]]:
     first = {number: name for name, number in reversed(list(numbers.items()))}
     if first and len(numbers) == len(lines) and set(first) == set(range(len(first))):
         return numbers, [first[number] for number in range(len(first))]
-    if len(set(lines)) < max(len(lines), 2):
-        raise UserError(f"--class-map {path} must hold at least 2 class names, each only once.")
-    return {name: number for number, name in enumerate(lines)}, lines
+    names = read_names(Path(path))
+    return {name: number for number, name in enumerate(names)}, names
 
 
 def listed(names: Sequence[str]) -> str:

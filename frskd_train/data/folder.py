@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import datasets
 
 from frskd_timm.errors import UserError
-from frskd_train.data.columns import Splits, listed, read_lines
+from frskd_train.data.columns import Splits, listed, read_lines, read_names
 from frskd_train.data.images import printable, stored_path
 
 TRAIN_SPLITS = ("train", "training")
@@ -31,14 +31,9 @@ VOC_CLASSES = (
 )  # fmt: skip
 
 
-def folders_with_images(folder: Path) -> list[str]:
-    """Return the names of the subfolders that contain images at any depth."""
-    return [printable(sub.name) for sub in folders_in(folder) if any(_images_below(sub))]
-
-
-def has_split_folders(folder: Path) -> bool:
-    """Return whether a folder contains splits of class folders; raise UserError if that is unclear."""
-    return bool(_split_folders(folder))
+def is_image_folder(folder: Path) -> bool:
+    """Return whether a folder contains images in subfolders at any depth."""
+    return any(any(_images_below(sub)) for sub in folders_in(folder))
 
 
 def read_image_folder(folder: Path) -> tuple[Splits, tuple[str, ...]]:
@@ -55,7 +50,7 @@ def read_image_folder(folder: Path) -> tuple[Splits, tuple[str, ...]]:
     Raises:
         UserError: There are fewer than two class folders, or it is unclear which folders are splits or classes.
     """
-    roots = _split_folders(folder) or {"train": folder}
+    roots = split_folders(folder) or {"train": folder}
     images = {split: [(sub, [*_images_below(sub)]) for sub in folders_in(root)] for split, root in roots.items()}
     listing = [(_class_name(sub), found) for folders in images.values() for sub, found in folders]
     classes = sorted({name for name, found in listing if found}, key=_order)
@@ -96,8 +91,12 @@ def folders_in(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _split_folders(folder: Path) -> dict[str, Path]:
-    """Return the folders that are splits, by name; empty if all folders are classes."""
+def split_folders(folder: Path) -> dict[str, Path]:
+    """Return the folders that are splits, by name; empty if all folders are classes.
+
+    Raises:
+        UserError: It is unclear which they are.
+    """
     folders = folders_in(folder)
     named = [sub for sub in folders if sub.name.lower() in SPLIT_NAMES]
     roots = {sub.name.lower(): sub for sub in named if any(any(_images_below(below)) for below in folders_in(sub))}
@@ -106,7 +105,7 @@ def _split_folders(folder: Path) -> dict[str, Path]:
         if named and not others and all(any(_images_below(sub)) for sub in named):
             raise UserError(f"--dataset {folder}: {_listed(named)} hold images, but no class folders.")
         several = [sub for sub in others if {below.name.lower() for below in folders_in(sub)} & SPLIT_NAMES]
-        if inside := _listed([sub for sub in several if _split_folders(sub)]):
+        if inside := _listed([sub for sub in several if split_folders(sub)]):
             raise UserError(f"--dataset {folder} holds whole datasets with splits ({inside}); give one of them.")
     elif others and (len(roots) == 1 or not set(TRAIN_SPLITS) & set(roots)):
         found = f"{_listed(list(roots.values()))} looks like a split, but {_listed(others)} beside it does not"
@@ -196,10 +195,7 @@ def read_voc(folder: Path) -> tuple[Splits, list[str] | None, tuple[str, ...]]:
     if not splits:
         raise UserError(f"--dataset {folder} has {MASKS}, but no list of a split such as {LISTS}/train.txt.")
     if (folder / NAMES_FILE).is_file():
-        names = read_lines(folder / NAMES_FILE)
-        if len(set(names)) < max(len(names), 2):
-            raise UserError(f"{folder / NAMES_FILE} must hold at least 2 class names, each only once.")
-        return splits, names, tuple(notes)
+        return splits, read_names(folder / NAMES_FILE), tuple(notes)
     is_voc = re.fullmatch(r"VOC(\d{4})?", folder.resolve().name, re.IGNORECASE)
     return splits, list(VOC_CLASSES) if is_voc else None, tuple(notes)
 

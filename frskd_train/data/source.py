@@ -14,12 +14,14 @@ from huggingface_hub import metadata_load
 from frskd_timm.errors import UserError, first_line
 from frskd_train.data.columns import Splits, listed
 from frskd_train.data.folder import (
+    TRAIN_SPLITS,
+    VALIDATION_SPLITS,
     folders_in,
-    folders_with_images,
-    has_split_folders,
+    is_image_folder,
     is_voc_folder,
     read_image_folder,
     read_voc,
+    split_folders,
 )
 from frskd_train.data.images import printable
 from frskd_train.data.scenes import SAMPLE_FOLDER, compose_splits
@@ -32,9 +34,9 @@ SAMPLE_LICENSE, SAMPLE_HOMEPAGE = "mit", "https://github.com/zalandoresearch/fas
 READ_WHOLE = 2**30  # size in bytes up to which parquet files are read into memory, without datasets' cache
 CARD = "README.md"  # of a dataset, with metadata as on the Hub
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_SPLIT_WORDS = "train|training|validation|valid|val|dev|test|testing|eval|evaluation"
+TEST_NAMES = ("eval", "evaluation")  # further names of the test split, as in datasets
+_SPLIT_WORDS = "|".join((*TRAIN_SPLITS, *VALIDATION_SPLITS, *TEST_NAMES))
 SPLIT_IN_FILE_NAME = re.compile(rf"(?:^|[^a-z])({_SPLIT_WORDS})(?:[^a-z]|$)")
-TEST_NAMES = frozenset(("eval", "evaluation"))  # names of the test split, as in datasets
 Files = dict[str, list[str]]  # paths by split
 
 
@@ -100,12 +102,13 @@ def _read_folder(folder: Path, settings: DataSettings) -> tuple[Splits, list[str
     datasets.disable_progress_bars()  # shown while reading local files
     if is_voc_folder(folder):
         return read_voc(folder)
-    pictured = [] if _is_saved(folder) or _has_metadata(folder) else folders_with_images(folder)
-    if pictured and (has_split_folders(folder) or not _has_tables(folder)):
-        splits, notes = read_image_folder(folder)
-        return splits, None, notes
-    notes = (f"The parquet or arrow files are read, not the images in {listed(pictured)}.",) if pictured else ()
-    return _read_files(folder), None, notes
+    if _is_saved(folder) or _has_metadata(folder) or not is_image_folder(folder):
+        return _read_files(folder), None, ()
+    if _has_tables(folder) and not split_folders(folder):
+        note = f"The parquet or arrow files are read, not the images beside them in {folder}."
+        return _read_files(folder), None, (note,)
+    splits, notes = read_image_folder(folder)
+    return splits, None, notes
 
 
 def _refuse_hub_settings(settings: DataSettings, problem: str) -> None:
@@ -151,8 +154,8 @@ def _is_saved(folder: Path) -> bool:
 
 def _has_tables(folder: Path) -> bool:
     """Return whether a folder or one of its subfolders holds parquet or arrow files."""
-    places = (f"{below}*{ending}" for below in ("", "*/") for ending in (".parquet", ".arrow"))
-    return any(any(folder.glob(place)) for place in places)
+    files = (file for place in (folder, *folders_in(folder)) for file in place.iterdir())
+    return any(file.suffix in (".parquet", ".arrow") for file in files)
 
 
 def _has_metadata(folder: Path) -> bool:
