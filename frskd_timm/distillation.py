@@ -58,7 +58,8 @@ class DistillationTask(StudentTask):
             the self-teacher than for the student; the loss is the mean over these, so its scale does not change.
         student_weight: v, the weight of the terms with which the student learns the labels, above 0.
         teacher_weight: w, the weight of the terms with which the self-teacher learns the labels, above 0.
-        teacher_gradient: Factor of the gradient that flows from the self-teacher into the student, 1 in the paper.
+        teacher_gradient: Factor, from 0 to 1, of the gradient that flows from the self-teacher into the student; 1 in
+            the paper.
         teacher_ema: Decay per update of a moving average of both networks that replaces the self-teacher as source of
             soft labels and refined maps; 0 for none. It normalises with the statistics of the batch.
         teacher_interval: Run the self-teacher only in every Nth update; the other updates use the labels only.
@@ -107,8 +108,15 @@ class DistillationTask(StudentTask):
         self.teacher_interval = teacher_interval
         if gate not in GATES:
             raise UserError(f"There is no gate '{gate}'; there are: {', '.join(GATES)}.")
-        if not student_weight > 0:
-            raise UserError(f"student_weight has to be above 0, not {student_weight:g}.")
+        for name, value, fits, right in (
+            ("student_weight", student_weight, student_weight > 0, "above 0"),
+            ("teacher_weight", teacher_weight, teacher_weight > 0, "above 0"),
+            ("teacher_gradient", teacher_gradient, 0 <= teacher_gradient <= 1, "from 0 to 1"),
+            ("teacher_ema", teacher_ema, 0 <= teacher_ema < 1, "from 0 to below 1"),
+            ("teacher_interval", teacher_interval, teacher_interval >= 1, "at least 1"),
+        ):
+            if not fits:
+                raise UserError(f"{name} has to be {right}, not {value:g}.")
         self.logit_loss = LOGIT_LOSSES.get(logit_loss)
         self.average: nn.ModuleDict | None = None
         if teacher_ema:
@@ -124,10 +132,11 @@ class DistillationTask(StudentTask):
         self._in_progress = False
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
-        clock = self.clock
+        before = {name: getattr(self, name) for name in ("clock", "lead")}
         result = super()._apply(fn, *args, **kwargs)
-        if clock is not None and self.clock is not None:  # its numbers need all their digits, also after .bfloat16()
-            self.clock = clock.to(self.clock.device)
+        for name, buffer in before.items():  # their numbers need all their digits, also after .bfloat16()
+            if buffer is not None:
+                setattr(self, name, buffer.to(getattr(self, name).device))
         return result
 
     @torch.no_grad()
@@ -207,7 +216,7 @@ class DistillationTask(StudentTask):
         if self.lead is not None and self.training:
             own = terms["loss_ce"].detach() / self.student_weight
             other = terms["loss_ce_teacher"].detach() / self.teacher_weight
-            self.lead.lerp_((1 - other / own.clamp_min(1e-6)).clamp(0, 1), 0.01)
+            self.lead.lerp_((1 - other / own.clamp_min(1e-6)).clamp(0, 1).nan_to_num(0), 0.01)
         loss = torch.stack(list(terms.values())).sum()
         logged = {name: term.detach() for name, term in terms.items()}
         return {"loss": loss, "output": views.logits, "teacher_output": views.teacher_logits, **logged}

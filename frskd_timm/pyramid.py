@@ -50,13 +50,13 @@ class Pyramid:
     ) -> None:
         name = type(model).__name__
         if not hasattr(model, "forward_intermediates") or not hasattr(model, "forward_head"):
-            raise UserError(f"{name} offers no feature maps beside its logits (timm's forward_intermediates).")
+            raise UserError(f"FRSKD needs feature maps, which {name} does not have (timm's forward_intermediates).")
         shapes = _probe(model, input_size)
         self.indices = choose_levels([size for _, size in shapes], max_levels)
         if len(self.indices) < 2:
             raise UserError(
-                f"FRSKD compares at least two feature maps; {name} offers {len(shapes)}, and at most {max_levels} may "
-                "be taken."
+                f"FRSKD needs at least 2 feature maps: {name} has {len(shapes)}, and the limit (feature_levels) is "
+                f"{max_levels}."
             )
         self.channels = [shapes[i][0] for i in self.indices]
         self.sizes = [shapes[i][1] for i in self.indices]

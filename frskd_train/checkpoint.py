@@ -17,11 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from frskd_timm.errors import UserError
+from frskd_timm.errors import UserError, first_line
 from frskd_train.disk import disk_errors, size_and_checksum, sync
 
 FORMAT = 3  # 2 had another order of parameters, 1 no weight of the student's cross-entropy
 ASIDE = ".writing-"  # prefix of folders being written or deleted
+REPLACED = ".replaced"  # suffix of a checkpoint while another one of the same step takes its place
 # Values of parameter groups that follow from the settings; all others are state of the optimizer.
 _FROM_SETTINGS = ("lr", "initial_lr", "max_lr_snapshot", "lr_scale", "weight_decay", "momentum")
 
@@ -53,10 +54,14 @@ def save_checkpoint(
             (aside / "state.json").write_text(_with_checksum(content), encoding="utf-8")
             for path in (*aside.iterdir(), aside):
                 sync(path)
+            replaced = folder / f"{final.name}{REPLACED}"  # still a checkpoint if the new one cannot take its place
             if final.exists():  # the same step, saved before resuming
-                os.replace(final, folder / f"{ASIDE}replaced")
+                shutil.rmtree(replaced, ignore_errors=True)
+                os.replace(final, replaced)
             os.replace(aside, final)
             sync(folder)
+            if replaced.exists():
+                os.replace(replaced, folder / f"{ASIDE}{replaced.name}")
     finally:
         _clear(folder)
     return final
@@ -116,12 +121,13 @@ def restore(checkpoint: Path, state: Mapping[str, Any], modules: Mapping[str, nn
         try:
             module.load_state_dict(tensors)
         except RuntimeError as error:
-            raise UserError(f"{checkpoint} does not fit this {name}: {str(error).splitlines()[1].strip()}") from error
+            reason = str(error).splitlines()[1].strip(" .")
+            raise UserError(f"{checkpoint} does not fit this {name}: {reason}.") from error
     chosen = [{key: group[key] for key in _FROM_SETTINGS if key in group} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(unpack(state["optimizer"], _read(checkpoint / "optimizer.safetensors")))
     except (ValueError, KeyError) as error:
-        raise UserError(f"{checkpoint} does not fit this optimizer: {error}") from error
+        raise UserError(f"{checkpoint} does not fit this optimizer: {first_line(error)}.") from error
     for group, values in zip(optimizer.param_groups, chosen, strict=True):
         group.update(values)
     scaler = getattr(optimizer, "scaler", None)

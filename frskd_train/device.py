@@ -78,7 +78,7 @@ def refuse_launcher_settings(settings: LoopSettings) -> None:
     if steps not in ("1", str(settings.grad_accum_steps)):
         raise UserError(f"Accelerate was started with {steps} accumulation steps: give --grad-accum-steps {steps}.")
     if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
-        raise UserError("Accelerate was started with a compiler: omit that, and give --torchcompile.")
+        raise UserError("Accelerate was started with a dynamo backend: omit it and give --torchcompile.")
     if (amp := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) not in LAUNCHED:
         raise UserError(f"Accelerate was started with the precision {amp}: choose from {', '.join(LAUNCHED)}.")
 
@@ -135,7 +135,7 @@ def precision(settings: LoopSettings, device: torch.device) -> str:
     dtype = launched if settings.amp_dtype == "auto" else settings.amp_dtype
     if dtype == "float16":
         if device.type == "cpu":
-            raise UserError("Mixed precision with float16 needs a GPU; use bfloat16 or omit it.")
+            raise UserError("--amp-dtype float16 needs a GPU: give bfloat16, or leave it out.")
         return "fp16"
     return "bf16" if dtype == "bfloat16" or _fast_bfloat16(device) else "no"
 
@@ -145,11 +145,3 @@ def _fast_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not have it
     return device.type == "cpu" and any(known.get(instructions) for instructions in ("avx512_bf16", "amx_tile"))
-
-
-def is_loss_of_a_process(error: Exception) -> bool:
-    """Return whether an error was caused by the end of another process of the run."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return False
-    words = ("gloo", "connection closed by peer", "connection reset", "broken pipe", "nccl")
-    return isinstance(error, torch.distributed.DistError) or any(word in str(error).lower() for word in words)

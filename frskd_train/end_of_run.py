@@ -2,8 +2,10 @@
 
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from platform import python_version
+from statistics import harmonic_mean
 from typing import Any
 
 import timm
@@ -14,6 +16,7 @@ from torch import nn
 
 import frskd_timm
 from frskd_timm.cost import cost
+from frskd_timm.distillation import DistillationTask
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.folder import RECIPE
 from frskd_timm.export.load import read_student
@@ -54,10 +57,13 @@ def preflight(settings: Settings, score: str) -> SeedRuns | None:
     return read_baseline(run.baseline, settings, score, processes=PartialState().num_processes)
 
 
-def export_run(folder: RunFolder, job: Job, data: TrainingData, student: nn.Module) -> None:
+def export_run(folder: RunFolder, job: Job, data: TrainingData, task: StudentTask, student: nn.Module) -> None:
     """Write the student's folder with its recipe, before any other step at the end of a run can fail."""
     heading = f"The settings that made {job.about_student(student)['model']}, tag {job.tag(data)}."
-    recipe = write_recipe(job.settings, heading, portable=True)
+    settings = job.settings
+    if isinstance(task, DistillationTask):  # another version may have another default
+        settings = replace(settings, method=replace(settings.method, beta=task.beta))
+    recipe = write_recipe(settings, heading, portable=True)
     with folder.writing():
         job.export(folder, data, student, lambda aside: (aside / RECIPE).write_text(recipe, encoding="utf-8"))
 
@@ -125,8 +131,9 @@ def make_metrics(
     settings = job.settings
     counted = count_cost(read_student(folder.student).skeleton(), data.preprocessing.input_size)
     rounded = {name: _rounded(found) for name, found in scores.items()}
-    speeds = [row["images_per_second"] for row in state.history]
+    speeds = [row["images_per_second"] for row in state.history if row["images_per_second"]]
     names, device = job.about_student(student), accelerator.device
+    _, height, width = data.preprocessing.input_size
     on_sample = settings.data.dataset == default_settings(settings.model.task).data.dataset
     return Metrics(
         schema=1,
@@ -153,12 +160,13 @@ def make_metrics(
         self_teacher=rounded.get("self_teacher"),
         weights="ema" if settings.loop.model_ema else "student",
         param_count=sum(p.numel() for p in student.parameters()),
-        img_size=data.preprocessing.input_size[1],
+        img_size=height,
+        img_width=width if width != height else None,
         epochs=settings.optimizer.epochs,
         epoch=len(state.history),
         seed=settings.loop.seed,
         seconds=round(state.seconds, 1),
-        images_per_second=round(sum(speeds) / len(speeds), 1) if speeds else None,
+        images_per_second=round(harmonic_mean(speeds), 1) if speeds else None,
         machine=MachineFacts(
             device=device.type,
             name=torch.cuda.get_device_name(device) if device.type == "cuda" else machine_name(),

@@ -16,6 +16,12 @@ class SettingsError(ValueError):
     """An unusable setting; the message is one sentence for the user."""
 
 
+def either(names: Iterable[object]) -> str:
+    """Return names for a sentence: `A`, `A or B`, `A, B or C`."""
+    *others, last = map(str, names)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 def suggest(name: str, known: Iterable[str], otherwise: str = "", within: Path = Path()) -> str:
     """Return the end of a sentence about an unknown name: `; did you mean A or B?`, else `; OTHERWISE.` or `.`.
 
@@ -23,7 +29,7 @@ def suggest(name: str, known: Iterable[str], otherwise: str = "", within: Path =
     """
     close = difflib.get_close_matches(name, list(known), n=3)
     if close:
-        return f"; did you mean {' or '.join(str(within / match) for match in close)}?"
+        return f"; did you mean {either(within / match for match in close)}?"
     return f"; {otherwise}." if otherwise else "."
 
 
@@ -83,9 +89,10 @@ def _is_first_to_complain() -> bool:
     """Return whether this is the first process of its launcher to print an error; an empty file records it."""
     ids = (os.getuid() if hasattr(os, "getuid") else 0, os.getppid(), os.environ.get("MASTER_PORT", ""))
     claim = Path(tempfile.gettempdir()) / f"frskd-complaint-{'-'.join(map(str, ids))}"
-    with suppress(OSError):
-        if time.time() - claim.stat().st_mtime > 60:  # left over from an earlier run with the same ids
-            claim.unlink()
+    for other in claim.parent.glob(f"frskd-complaint-{ids[0]}-*"):
+        with suppress(OSError):
+            if time.time() - other.stat().st_mtime > 60:  # left over from an earlier run, perhaps with the same ids
+                other.unlink()
     try:
         claim.open("x").close()
     except FileExistsError:

@@ -12,8 +12,17 @@ from typing import Any
 import tyro
 
 from frskd_train.constraints import LOCAL, Pattern, Range
-from frskd_train.errors import SettingsError, suggest
-from frskd_train.recipe import SETTINGS, as_flags, find_recipe, is_recipe, read_yaml, with_absolute_paths, with_home
+from frskd_train.errors import SettingsError, either, suggest
+from frskd_train.recipe import (
+    NOT_IN_RECIPES,
+    SETTINGS,
+    as_flags,
+    find_recipe,
+    is_recipe,
+    read_yaml,
+    with_absolute_paths,
+    with_home,
+)
 from frskd_train.settings import EvaluationSettings, Settings, declared, default_settings, flag, flat, foreign
 from frskd_train.settings.model import SELF_TEACHERS
 from frskd_train.timm_flags import TRAIN, VALIDATE
@@ -79,6 +88,8 @@ def parse_evaluation(args: Sequence[str]) -> EvaluationSettings:
     description = "Scores a model on a dataset: accuracy or mean IoU, scores by class, calibration and mistakes."
     settings = tyro.cli(EvaluationSettings, args=list(args), prog="validate.py", description=description, config=FLAT)
     check_ranges(settings)
+    if settings.data.train_num_samples is not None:
+        raise SettingsError("--train-num-samples has no effect in validate.py: leave it out.")
     return settings
 
 
@@ -91,14 +102,14 @@ def read_recipe(path: str) -> Settings:
             return with_absolute_paths(_overlay(path, content, default_settings(str(content.get("task")))))
     except SystemExit:
         named = re.search(r"Error parsing (--[a-z][\w-]*)", " ".join(said.getvalue().split()))
-        raise SettingsError(f"The recipe {path} has an unusable value{f' of {named[1]}' if named else ''}.") from None
+        raise SettingsError(f"The recipe {path} has an invalid value{f' for {named[1]}' if named else ''}.") from None
 
 
 def _overlay(path: str, content: Mapping[str, Any], settings: Settings) -> Settings:
     unknown = next((name for name in content if name not in declared(Settings)), None)
     if unknown is not None:
         raise SettingsError(f"The recipe {path} has an unknown setting '{unknown}'{_hint(unknown, Settings, TRAIN)}")
-    for name in {"config", "resume"} & set(content):
+    for name in NOT_IN_RECIPES & set(content):
         raise SettingsError(f"The recipe {path} may not contain '{name}': give {flag(name)} on the command line.")
     try:
         return _cli(as_flags(content), settings)
@@ -109,7 +120,7 @@ def _overlay(path: str, content: Mapping[str, Any], settings: Settings) -> Setti
 
 def _hint(name: str, kind: type, table: Mapping[str, str]) -> str:
     if name in table:
-        return f" (here: {table[name]})."
+        return f" (equivalent here: {table[name]})."
     return suggest(flag(name), map(flag, declared(kind)), "--help lists all settings")
 
 
@@ -131,12 +142,12 @@ def check_settings(settings: Settings) -> None:
             raise SettingsError(f"{flag(name)} has no meaning for --task {settings.model.task}: leave it out.")
     task, teacher = settings.model.task, settings.method.self_teacher
     if teacher not in SELF_TEACHERS[task]:
-        raise SettingsError(f"--self-teacher for --task {task} is {' or '.join(SELF_TEACHERS[task])}, not {teacher}.")
+        raise SettingsError(f"--self-teacher has to be {either(SELF_TEACHERS[task])} for --task {task}, not {teacher}.")
     optimizer, pre = settings.optimizer, settings.preprocessing
     if settings.model.linear_probe and settings.model.drop:
         raise SettingsError("--drop has no effect with --linear-probe: leave one of them out.")
     if optimizer.sched == "plateau" and optimizer.decay_rate == 1:
-        raise SettingsError("--decay-rate has to be below 1 for --sched plateau.")
+        raise SettingsError("--decay-rate has to be below 1 for --sched plateau, not 1.")
     if optimizer.sched != "poly" and optimizer.own_decay_rate > 1:
         raise SettingsError(
             f"--decay-rate has to be at most 1, not {optimizer.own_decay_rate:g}, unless for --sched poly."
@@ -180,8 +191,7 @@ def _refuse_unused(args: Sequence[str], settings: Settings) -> None:
             raise SettingsError(f"{flag(name)} is given twice: give all its values after one {flag(name)}.")
     for name, schedulers in OF_SCHEDULER.items():
         if name in given and values["sched"] not in schedulers and values[name] != defaults[name]:
-            one = " or ".join(schedulers)
-            raise SettingsError(f"{flag(name)} has no effect without --sched {one}: add that, or leave it out.")
+            raise SettingsError(f"{flag(name)} has no effect without --sched {either(schedulers)}: leave it out.")
     if {"sched", "decay_milestones"} & given and "decay_epochs" not in given:  # which may be for a longer run
         sched, epochs = values["sched"], values["epochs"]
         first = {"step": values["decay_epochs"], "multistep": min(values["decay_milestones"], default=0)}.get(sched, 0)
@@ -194,7 +204,7 @@ def _refuse_unused(args: Sequence[str], settings: Settings) -> None:
     for needed, names in NEEDS.items():
         unused = next((name for name in names if name in given and values[name] != defaults[name]), None)
         if unused is not None and not any(values[name] for name in needed):
-            others = " or ".join(map(flag, needed))
+            others = either(map(flag, needed))
             raise SettingsError(f"{flag(unused)} has no effect without {others}: add it, or leave {flag(unused)} out.")
 
 

@@ -22,22 +22,22 @@ class Progress:
         self._live = enabled and sys.stdout.isatty()
         self.done_before = 0  # steps of an earlier part of the run
         self._start, self._step_count = time.perf_counter(), 0
-        self._training, self._last = 0.0, 0.0  # seconds of training, and when the last step or epoch began
+        self._epoch_steps, self._training, self._last = 0, 0.0, 0.0  # seconds of training; when the last step began
 
     def start_epoch(self) -> None:
-        """Start the timer; validation does not count as training."""
-        self._last = time.perf_counter()
+        """Start the timer of an epoch; validation does not count as training."""
+        self._epoch_steps, self._training, self._last = 0, 0.0, time.perf_counter()
 
     def step(self) -> None:
         """Count a step and its time."""
         now = time.perf_counter()
         self._training, self._last = self._training + now - self._last, now
-        self._step_count += 1
+        self._step_count, self._epoch_steps = self._step_count + 1, self._epoch_steps + 1
 
     @property
     def images_per_second(self) -> float:
-        """Training images per second since this process started."""
-        return self._step_count * self.images / self._training if self._step_count else 0.0
+        """Training images per second in the present epoch."""
+        return self._epoch_steps * self.images / self._training if self._epoch_steps else 0.0
 
     def show(self, epoch: int, step: int, terms: Mapping[str, float], lr: float) -> None:
         """Print a progress line within an epoch."""

@@ -27,6 +27,7 @@ from frskd_train.settings import (
 )
 
 RECIPES = Path(__file__).parent / "recipes"
+NOT_IN_RECIPES = {"config", "resume"}
 SETTINGS = "config.yaml"  # all settings of a run, in its folder
 
 
@@ -62,7 +63,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     for key, value in (content or {}).items():
         words = [*value, *value.values()] if isinstance(value, dict) else [value]
         if not all(_is_plain(word) for word in words):
-            raise SettingsError(f"The recipe {path} has a nested value for '{key}'; a word or a list is right.")
+            raise SettingsError(f"The recipe {path} has a nested value for '{key}': give a single value or a list.")
     return {key.replace("-", "_"): value for key, value in (content or {}).items()}
 
 
@@ -133,7 +134,7 @@ def write_recipe(settings: Settings, heading: str, portable: bool = False) -> st
     left empty, so that whoever uses the recipe is asked for them.
     """
     values, facts = flat(settings), declared(Settings)
-    left_out = {"config", "output_dir", "resume", *foreign(settings.model.task)}
+    left_out = {"output_dir", *NOT_IN_RECIPES, *foreign(settings.model.task)}
     left_out |= {name for name in values if portable and PRIVATE in facts[name]}
     lines = [f"# {heading}"]
     for group in dataclasses.fields(Settings):

@@ -10,6 +10,7 @@ from types import UnionType
 from typing import Any
 
 from frskd_train.constraints import Pattern, Range
+from frskd_train.recipe import NOT_IN_RECIPES
 from frskd_train.settings import Settings, default_settings, flat
 
 _PLAIN = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
@@ -22,7 +23,8 @@ def recipe_schema() -> dict[str, Any]:
     for group in typing.get_type_hints(Settings).values():
         texts = _descriptions(group)
         for name, kind in typing.get_type_hints(group, include_extras=True).items():
-            properties[name] = {"description": texts[name], "default": defaults[name], **_schema(kind)}
+            if name not in NOT_IN_RECIPES:
+                properties[name] = {"description": texts[name], "default": defaults[name], **_schema(kind)}
     spelled = {name.replace("_", "-"): {"$ref": f"#/properties/{name}"} for name in properties if "_" in name}
     recipe = {"title": "Recipe of frskd train", "type": "object", "properties": properties | spelled}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **recipe, "additionalProperties": False}

@@ -230,6 +230,8 @@ def find_temperature(
             return None, NONE
         else:
             chosen = read_recipe(str(run / SETTINGS)).data
+        # One process alone must not stop at an image that it cannot read.
+        chosen = replace(chosen, bad_images="skip")
         held_out = load_validation(chosen, data.preprocessing, task=data.task, classes=data.class_names)
         if given is None and (held_out.name, held_out.val_split) == (data.name, data.val_split):
             return None, NONE
@@ -237,4 +239,5 @@ def find_temperature(
     except (UserError, SettingsError) as error:
         return None, f"No temperature: {error}"
     origin = f"{temperature.images} images of split {temperature.split} of {temperature.dataset}"
-    return temperature, f"Fitted to {origin}, which were not trained on."
+    notes = [note for note in (*held_out.notes, *held_out.bad_images()) if note not in data.notes]
+    return temperature, " ".join([f"Fitted to {origin}, which were not trained on.", *notes])

@@ -128,8 +128,9 @@ class FoundStudent:
                 raise UserError("--img-size is only for segmentation students: a classifier has its own image size.")
             return None
         metrics = (self.run or self.student.path) / METRICS
-        side = read_json(metrics).get("img_size") if metrics.is_file() else None
-        size = list(given or ([side] if isinstance(side, int) else []))
+        known = read_json(metrics) if metrics.is_file() else {}
+        sides = [known.get("img_size"), known.get("img_width")]
+        size = list(given or [side for side in sides if isinstance(side, int)])
         if not size:
             return None
         if len(size) > 2 or not all(1 <= number <= MAX_SIDE for number in size):

@@ -1,16 +1,17 @@
 """Flags of timm's scripts that have another name here or do not exist, so that an error can name the right one."""
 
-_NOTHING = "nothing to set"
+_NOTHING = "none needed"
 _EITHER = {
-    "--dataset, which takes a folder or a Hub id, and downloads it": "data_dir dataset_download",
+    "--dataset, which takes a folder or a Hub id and downloads the data": "data_dir dataset_download",
     "`accelerate launch`, with its own --cpu for a CPU": "device",
 }
 _TRAIN = {
-    _NOTHING: "device_modules fast_norm local_rank no_prefetcher pin_mem synchronize_step use_multi_epochs_loader",
+    _NOTHING: "device_modules fast_norm local_rank no_prefetcher pin_mem save_images synchronize_step torchscript "
+    "use_multi_epochs_loader",
     "--alpha and --beta, relative to the cross-entropy": "distill_loss_weight task_loss_weight",
     "--amp and --amp-dtype": "apex_amp native_amp amp_impl model_dtype",
     "--aug-repeats and --aa, without splits": "aug_splits jsd_loss resplit split_bn",
-    "--checkpoint-minutes": "recovery_interval save_images",
+    "--checkpoint-minutes": "recovery_interval",
     "--dataset, for datasets without code of their own": "dataset_trust_remote_code",
     "--decay-rate": "dr",
     "--drop-path": "drop_connect",
@@ -37,18 +38,18 @@ _TRAIN = {
     "--self-teacher, which needs no trained teacher": "kd_model_name",
     "--sync-bn; every validation uses the first process's running statistics": "dist_bn no_ddp_bb",
     "--temperature": "kd_temperature",
-    "--torchcompile": "fuser torchcompile_mode torchscript",
+    "--torchcompile": "fuser torchcompile_mode",
     "--train-crop-mode none and --hflip 0": "no_aug",
     "--train-num-samples or --epochs": "epoch_repeats train_batches_per_epoch train_steps_per_epoch",
     "--val-fraction or --val-split": "val_num_samples",
-    "--val-interval; the best checkpoint is that of top-1 or mean IoU": "eval_metric",
-    "--warmup-epochs, as timm initialises the classifier": "head_init_bias head_init_scale",
+    "none, the best checkpoint is always that of top-1 or mean IoU": "eval_metric",
+    "none, the classifier keeps the initialisation of the timm model": "head_init_bias head_init_scale",
     "--warmup-epochs, which are part of --epochs": "warmup_prefix",
     "the environment variables WANDB_RUN_ID and WANDB_TAGS": "wandb_resume_id wandb_tags",
     "validate.py, which has --tta flip": "tta",
 }
 _VALIDATE = {
-    "nothing to set, as it is part of the model": "in_chans mean num_classes pretrained std",
+    "none, it is part of the model": "in_chans mean num_classes pretrained std",
     "--img-size; the channels are those of the model": "input_size",
     "--model, which takes the folder of a run or a student": "checkpoint",
     "--output": "results_file",

@@ -12,7 +12,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with a checkpoint, and 141 if the reader of the output is gone.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # before training starts, Ctrl-C ends the process without a traceback
-    from frskd_train.errors import SettingsError, discard_output, exit_after_another, exit_process, exit_with_error
+    from frskd_train.errors import SettingsError, discard_output, exit_process, exit_with_error
     from frskd_train.parse import parse_settings
 
     try:
@@ -23,25 +23,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         discard_output()
         exit_process(141)
     # Imported here, so that --help and a wrong flag answer at once.
-    from frskd_timm.errors import UserError, first_line
-    from frskd_train.data.batches import is_loss_of_a_worker, loss_of_a_worker
-    from frskd_train.device import is_loss_of_a_process
+    from frskd_timm.errors import UserError
+    from frskd_train.lost_processes import reporting_lost_processes
     from frskd_train.trainer import Trainer
 
-    try:
+    with reporting_lost_processes():
         try:
             trainer = Trainer(settings)  # kept until the end, because freeing a DDP model tears down communication
             trainer.run()
         except UserError as error:
             exit_with_error(error)
-        except RuntimeError as error:
-            if not is_loss_of_a_process(error):
-                raise
-            exit_after_another(f"Another process of this run ended ({first_line(error)}).")
-    except RuntimeError as error:  # a signal handler of torch raises it anywhere, even while another error is handled
-        if not is_loss_of_a_worker(error):
-            raise
-        exit_with_error(loss_of_a_worker(error))
     exit_process(0)
 
 

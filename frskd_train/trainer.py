@@ -277,7 +277,7 @@ class Trainer:
     def export(self) -> None:
         """Export the student, or its average if there is one."""
         if self.is_main:
-            end_of_run.export_run(self.folder, self.job, self.data, self.exported)
+            end_of_run.export_run(self.folder, self.job, self.data, self.task, self.exported)
 
     def finish(self, scores: Scores) -> None:
         """Export the student, write the run's report and publish."""

@@ -26,7 +26,7 @@ DATA: Any = SimpleNamespace(num_classes=5, preprocessing=SimpleNamespace(input_s
 NOW = {"fingerprint": "f", "train_rows": 24, "data_mode": "memory", "global_batch": 8, "processes": 1}
 
 
-def test_every_setting_is_refused_said_or_free_at_resume() -> None:
+def test_every_setting_is_refused_reported_or_free_at_resume() -> None:
     now = {field.name: "new" for _, field in fields()} | {"epochs": 9}
     for name, facts in declared(Settings).items():
         assert len({FIXED, FREE, PRIVATE} & set(facts)) <= 1

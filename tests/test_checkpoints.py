@@ -102,6 +102,28 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path: Path)
         save_checkpoint(tmp_path, 2, {"task": module}, optimizer, STATE)
 
 
+def test_a_checkpoint_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is saved twice in the same step, and the second time its place cannot be taken."""
+    module, optimizer = checkpoints(tmp_path, 1)
+    renames, replace = iter([True, False]), os.replace
+
+    def fails_second(*places: Path) -> None:
+        if not next(renames):
+            raise OSError("no space")
+        replace(*places)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fails_second)
+        with pytest.raises(UserError, match=r"last good .*-00000001"):
+            save_checkpoint(tmp_path, 1, {"task": module}, optimizer, STATE)
+    kept = latest_checkpoint(tmp_path)
+    assert kept is not None
+    save_checkpoint(tmp_path, 1, {"task": module}, optimizer, STATE)
+    save_checkpoint(tmp_path, 1, {"task": module}, optimizer, STATE)
+    prune(tmp_path, 1, None)
+    assert [path.name for path in tmp_path.iterdir()] == [kept.name.removesuffix(".replaced")]
+
+
 @contextmanager
 def small_disk(place: Path, size: int) -> Iterator[Callable[[int], None]]:
     """Mount a file system of `size` bytes; yield a function that changes its size."""
@@ -137,7 +159,7 @@ def fill_up(places: Path, whole: Path, disk: Path, sizes: list[int]) -> set[str]
     return said
 
 
-def test_a_full_disk_is_said_and_loses_nothing(places: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_loses_nothing(places: Path, whole: Path, tmp_path: Path) -> None:
     room = sum(path.stat().st_size for path in whole.rglob("*"))
     said = fill_up(places, whole, tmp_path / "disk", [room // 3, room - 200_000, 4 * room])
     assert said

@@ -119,7 +119,7 @@ MISTAKES: list[tuple[str, dict[str, datasets.Dataset], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("sentence", "splits", "chosen"), MISTAKES, ids=[sentence for sentence, _, _ in MISTAKES])
-def test_mistakes_are_said_in_one_sentence(
+def test_mistakes_are_reported_in_one_sentence(
     sentence: str, splits: dict[str, datasets.Dataset], chosen: dict[str, Any], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=sentence) as caught:

@@ -69,7 +69,7 @@ def test_stopped_before_its_first_checkpoint_it_begins_again(
     assert_same(whole, run)
 
 
-def test_what_is_no_run_is_not_begun_again(whole: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_not_restarted(whole: Path, tmp_path: Path) -> None:
     assert find_resume("auto", str(tmp_path / "new")) is None
     shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")

@@ -211,7 +211,18 @@ def test_schedules_of_full_weight() -> None:
     lead = 1 - float(first["loss_ce_teacher"] / first["loss_ce"])
     assert 0 < lead < 1
     assert float(task.lead) == pytest.approx(0.01 * lead, rel=1e-4)
+    task(images() * float("nan"), TARGET)
     assert task(images(), TARGET)["loss_kl"] > 0
+    assert task.to(torch.bfloat16).lead.dtype == torch.float32  # moves by less than bfloat16 can tell apart
+
+
+WRONG = {"student_weight": 0, "teacher_weight": 0, "teacher_gradient": 2, "teacher_ema": 1, "teacher_interval": 0}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_lever_out_of_its_range_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} has to be .*, not {WRONG[name]}"):
+        create(**{name: WRONG[name]})
 
 
 @pytest.mark.parametrize("beta", [None, 0])

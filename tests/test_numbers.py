@@ -18,7 +18,7 @@ from frskd_train.meter import TrainMeter, learning_note
 from frskd_train.sync_batchnorm import synchronise_norms
 
 
-def test_a_loss_that_is_no_number_is_named(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_nonfinite_loss_is_reported(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, epoch=1, step=3)
     with pytest.raises(UserError, match=r"loss_ce was not .* step 4 of epoch 2.* checkpoint .*-00000006.*--lr"):
         train_here(*small(places), "--output-dir", places / "spoilt")

@@ -262,10 +262,10 @@ def test_a_default_that_was_written_out_makes_no_other_recipe() -> None:
 
 def test_a_value_that_cannot_be_parsed_is_named(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("epochs: 3.5\n")
-    with pytest.raises(SettingsError, match=r"recipe\.yaml has an unusable value of --epochs"):
+    with pytest.raises(SettingsError, match=r"recipe\.yaml has an invalid value for --epochs"):
         read_recipe(str(tmp_path / "recipe.yaml"))
     (tmp_path / "recipe.yaml").write_text("amp: maybe\n")
-    with pytest.raises(SettingsError, match=r"recipe\.yaml has an unusable value\.$"):
+    with pytest.raises(SettingsError, match=r"recipe\.yaml has an invalid value\.$"):
         read_recipe(str(tmp_path / "recipe.yaml"))
 
 
@@ -277,11 +277,11 @@ REFUSED = {
     "--jsd-loss": "--aug-repeats", "--warmup-epochs 15": "--epochs 15", "--sched multistep": "--decay-milestones",
     **{f"--tag={tag}": "--tag .*letters" for tag in ("../x", ".hidden", "a/b", "x" * 65)}, "--tag=": "--tag is empty",
     "--project=a/b": "--project .*letters", "--bce-sum": "--bce-loss", "--teacher-view clean": "--reprob, --mixup or",
-    "--clip-mode agc": "--clip-grad", "--model-ema-decay 0.9": "--model-ema:", "--mixup-prob 0.5": "--mixup or ",
+    "--clip-mode agc": "--clip-grad", "--model-ema-decay 0.9": "--model-ema:", "--mixup-prob 0.5": "--mixup, --cutmix",
     "--color-jitter-prob 0.5": "--color-jitter:", "--aa rand-m9 --color-jitter 0.4": "--color-jitter .*--aa",
     "--sched none --warmup-epochs 1": "--warmup-epochs .*none", "--decay-rate 2": "--decay-rate .*at most 1",
     "--linear-probe --method ce --drop 0.5": "--drop .*--linear-probe", "--lr-base-size 64": "--lr-base:",
-    "--layer-decay 0.7 --task segmentation": "--layer-decay .*segmentation", "--self-teacher sum": "bifpn or bifpnc",
+    "--layer-decay 0.7 --task segmentation": "--layer-decay .*segmentation", "--self-teacher sum": "bifpnc or residual",
     "--lr 1 --lr-base 1": "exclude", "--sched plateau --decay-rate 1": "below 1", "--sla-weight 2": "--sla:",
     "--tag=a\nb": "control", "--momentun 1": "--momentum", "--patience-epochs 3": "plateau:", "--lr -1": "above 0",
     "--baseline a --baseline b": "--baseline is given twice", "--aug-repeats 0.5": "--aug-repeats .*less than once",

@@ -1,5 +1,6 @@
 """The page about finished runs: what it shows, that it needs nothing else, and that it fits on a phone."""
 
+import csv
 import http.server
 import json
 import re
@@ -67,6 +68,19 @@ def changed(run: Path, copy: Path, seed: int, method: str, top1: float) -> Path:
     text = re.sub("^method: .*", f"method: {method}", recipe.read_text(), flags=re.M)
     recipe.write_text(re.sub("^seed: .*", f"seed: {seed}", text, flags=re.M))
     return copy
+
+
+def test_the_recipe_beside_the_weights_has_no_default_that_may_change(run: Path) -> None:
+    assert "\nbeta: 100.0\n" in (run / "student" / "recipe.yaml").read_text()
+
+
+def test_the_speeds_of_the_epochs_fit_the_time_of_the_run(run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    with (run / "summary.csv").open() as file:
+        epochs = [float(row["images_per_second"]) for row in csv.DictReader(file)]
+    images = metrics["dataset"]["train_images"]
+    assert sum(images / speed for speed in epochs) <= metrics["seconds"] + 0.1
+    assert min(epochs) <= metrics["images_per_second"] <= max(epochs)
 
 
 def test_a_run_ends_with_a_page_that_needs_nothing_else(run: Path, tmp_path: Path) -> None:

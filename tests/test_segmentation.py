@@ -14,6 +14,7 @@ from torch import Tensor
 import frskd_timm  # noqa: F401 registers the students
 from frskd_timm.errors import UserError
 from frskd_timm.losses.functional import pixel_cross_entropy
+from frskd_timm.losses.labels import LabelLoss
 from frskd_timm.segmentation import (
     SegmentationCrossEntropyTask,
     SegmentationStudent,
@@ -120,6 +121,10 @@ def test_ignored_pixels_and_class_weights() -> None:
     for chosen in (None, weights):
         expected = torch.nn.functional.cross_entropy(logits, target, chosen, ignore_index=255)
         assert torch.allclose(pixel_cross_entropy(logits, target, chosen), expected)
+    pixels, classes = logits.permute(0, 2, 3, 1)[target != 255], target[target != 255]
+    for chosen in (None, weights):  # with smoothing, the same as for images
+        expected = LabelLoss(4, 0.1, None if chosen is None else chosen.tolist())(pixels, classes)
+        assert torch.allclose(pixel_cross_entropy(logits, target, chosen, smoothing=0.1), expected)
 
     # Nothing that counts: no labels at all, or only classes of weight 0.
     nothing = pixel_cross_entropy(logits, torch.full_like(target, 255))

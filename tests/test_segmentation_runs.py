@@ -185,6 +185,8 @@ def test_what_has_no_label_is_not_scored_and_has_no_temperature(places: Path, tm
     assert json.loads((run / "metrics.json").read_text())["student"] is None
     with pytest.raises(UserError, match="none has a label"):
         evaluate_here("--model", run, "--dataset", folder)
+    with pytest.raises(UserError, match="--val-split nowhere"):  # of the scenes, if no --dataset is given
+        evaluate_here("--model", run, "--val-split", "nowhere")
     evaluate_here("--model", run, "--dataset", folder, "--val-split", "train", "--calibration-split", "val")
     assert "No temperature: No image of split val could be read, or none has a label" in capsys.readouterr().out
 

@@ -235,6 +235,9 @@ def test_create_and_the_command_line_have_the_same_defaults(kind: str) -> None:
 
 def test_a_script_sees_the_students(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    script.write_text("import sys, timm\nprint(type(timm.create_model(sys.argv[2])).__name__, sys.argv[1], __name__)\n")
+    (tmp_path / "neighbour.py").touch()
+    script.write_text(
+        "import sys, neighbour, timm\nprint(type(timm.create_model(sys.argv[2])).__name__, sys.argv[1], __name__)\n"
+    )
     done = run_script(sys.executable, "-m", "frskd_timm", script, "--model", "wide_resnet16_2_frskd")
     assert done.stdout == "WideResNet --model __main__\n"

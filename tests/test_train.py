@@ -190,7 +190,7 @@ def test_another_run_is_never_overwritten(finished) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
 
 
-def test_with_two_processes_a_mistake_is_said_once_and_soon(train, tmp_path: Path) -> None:
+def test_with_two_processes_a_mistake_is_reported_once_and_soon(train, tmp_path: Path) -> None:
     start = time.monotonic()
     done = train("--model", "no_such_model", "--output-dir", tmp_path / "run", processes=2, check=False)
     assert done.returncode != 0

@@ -141,6 +141,23 @@ def three_splits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_an_unreadable_calibration_image_is_left_out_and_counted(
+    finished, three_splits: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run, _ = finished
+    parts = datasets.load_from_disk(three_splits).cast_column("image", datasets.Image(decode=False))
+    rows = parts["validation"].to_list()
+    rows[15]["image"]["bytes"] = b"not an image"
+    parts["validation"] = datasets.Dataset.from_list(rows, parts["validation"].features)
+    parts.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "data")
+    for mode in ("memory", "stream"):
+        flags = ["--dataset", tmp_path / "data", "--val-split", "test", "--data-mode", mode, "--threads", 1]
+        evaluate_here("--model", run, *flags, "--calibration-split", "validation")
+        told = capsys.readouterr().out
+        assert "Fitted to 59 images of split validation" in told
+        assert "Image 15 of split validation cannot be read" in told
+
+
 def test_calibrated_mirrored_and_corrupted(finished, three_splits: Path, tmp_path: Path) -> None:
     run, _ = finished
     data = ["--dataset", three_splits, "--val-split", "test"]

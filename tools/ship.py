@@ -184,6 +184,8 @@ def _scored_again(
     folders: Sequence[str | Path], found: SeedRuns, data: DataSettings, accelerator: Accelerator
 ) -> SeedRuns:
     """Return runs with their scores measured like the student's."""
+    if len(folders) > len(found.runs):
+        raise UserError("A run was given twice: name each run once.")
     runs = [dict(run) for run in found.runs]
     for folder, run in zip(folders, runs, strict=True):
         run["top1"] = _tidy(_evaluate(load_student(Path(folder) / "student"), data, accelerator))["top1"]

@@ -3,8 +3,9 @@
     apt-get install --no-install-recommends $(python -m tools.typefaces --packages)
     python -m tools.typefaces data/typefaces
     python -m tools.typefaces data/typefaces_2 --skip 100
+    python -m tools.typefaces data/typefaces_3 --skip 200
 
-The classes are families of Debian's font packages; the second draw shares none with the first. The images, in
+The classes are families of Debian's font packages; the draws share none. The images, in
 `FOLDER/{train,test}/FAMILY/WORD.png`, depend only on the arguments and the versions of the packages and of Pillow. No
 word of the test images occurs in the training images of its family. The licences of the typefaces differ: whoever
 publishes images or weights has to name them.

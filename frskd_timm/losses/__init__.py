@@ -17,8 +17,8 @@ from frskd_timm.registry import Registry
 class FeatureLoss(nn.Module, ABC):
     """Distance D between the student's maps and the refined maps of the self-teacher (FRSKD, section 3.2).
 
-    Gradients flow to the student's maps and the projections of the loss, never to the self-teacher's maps. Everything
-    is computed in float32.
+    Gradients flow to the student's maps and the projections of the loss, never to the self-teacher's maps. Distances
+    are computed in float32, projections in the precision of autocast.
 
     Attributes:
         preactivation: Whether the maps on both sides are taken before their activation.

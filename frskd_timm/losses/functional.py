@@ -18,15 +18,10 @@ def pixel_cross_entropy(
 
     With class weights [K] it is a weighted mean, and pixels of a class with weight 0 do not count.
     """
+    losses = F.cross_entropy(logits.float(), target, ignore_index=IGNORED, reduction="none", label_smoothing=smoothing)
     counts = target != IGNORED
-    total = counts.sum()
-    if class_weights is not None:
-        weights = class_weights[target.masked_fill(~counts, 0)] * counts
-        target, total = target.masked_fill(weights == 0, IGNORED), weights.sum()
-    loss = F.cross_entropy(
-        logits.float(), target, class_weights, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
-    )
-    return loss / total.where(total > 0, 1)
+    weights = counts.float() if class_weights is None else class_weights[target.masked_fill(~counts, 0)] * counts
+    return weighted_mean(losses, weights)
 
 
 def soft_label_loss(

@@ -13,7 +13,11 @@ from frskd_train.settings import DataSettings, EvaluationSettings, LoopSettings
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one evaluation and end the process."""
-    evaluate(parse_evaluation(sys.argv[1:] if arguments is None else arguments))
+    settings = parse_evaluation(sys.argv[1:] if arguments is None else arguments)
+    from frskd_train.lost_processes import reporting_lost_processes  # imports torch
+
+    with reporting_lost_processes():
+        evaluate(settings)
     exit_process(0)
 
 

@@ -109,7 +109,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
             raise UserError(f"--dataset {folder} holds whole datasets with splits ({inside}); give one of them.")
     elif others and (len(roots) == 1 or not set(TRAIN_SPLITS) & set(roots)):
         found = f"{_listed(list(roots.values()))} looks like a split, but {_listed(others)} beside it does not"
-        raise UserError(f"--dataset {folder}: {found}; move or rename what does not belong together.")
+        raise UserError(f"--dataset {folder}: {found}: move or rename one of them.")
     return roots
 
 

@@ -22,7 +22,7 @@ from frskd_train.data.source import find_source
 from frskd_train.data.splits import Choice, Split
 from frskd_train.data.targets import TARGETS, Masks
 from frskd_train.data.transforms import EvalTransform, SampleTransform, as_is, corrupt
-from frskd_train.settings import DataSettings, PreprocessingSettings
+from frskd_train.settings import DataSettings, PreprocessingSettings, default_settings
 
 Device = torch.device | str
 
@@ -209,7 +209,8 @@ def load_validation(
     """Load a dataset for evaluating a trained model; training images are not decoded, and no training split is needed.
 
     Args:
-        data: Source of the images: the rows that training would validate on, or all of `--val-split`.
+        data: Source of the images: the rows that training would validate on, or all of `--val-split`. The default
+            dataset stands for that of the task.
         preprocessing: That of the model, such as `Preprocessing.from_timm(resolve_data_config({}, model=model))`; in
             segmentation, images keep their own size.
         task: As in `load_data`.
@@ -220,6 +221,8 @@ def load_validation(
     Raises:
         UserError: There is no such dataset, or the model cannot be evaluated on it.
     """
+    if data.dataset == DataSettings().dataset:  # --dataset was not given
+        data = replace(data, dataset=default_settings(task).data.dataset)
     source = find_source(data)
     channels, height, width = preprocessing.input_size
     if channels not in (1, 3):

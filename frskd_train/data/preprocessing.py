@@ -49,7 +49,7 @@ class Preprocessing:
         return replace(self, **given, input_size=(self.input_size[0], size, size) if size else self.input_size)
 
     def as_timm(self) -> dict[str, Any]:
-        """Return the keys for `config.json` and `create_transform`."""
+        """Return the arguments of timm's `create_transform`."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     def to_bytes(self, images: Tensor) -> npt.NDArray[np.uint8]:

@@ -58,7 +58,7 @@ def find_source(settings: DataSettings) -> Source:
 
     In this order: the included sample and the scenes composed from it, a folder (in Pascal VOC's layout, saved by
     datasets, of parquet or arrow files, of images), a dataset on the Hub. Nothing is written except datasets' own
-    cache, and only for datasets from the Hub.
+    cache: for datasets from the Hub, folders with a `metadata` file, and large parquet files.
 
     Raises:
         UserError: There is no such dataset, or its folder has no supported layout.

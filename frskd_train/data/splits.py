@@ -120,7 +120,7 @@ class Choice:
         if val is None:
             rows, val_rows = targets.hold_out(train, self.data.val_fraction)
         elif self.data.val_fraction != DataSettings().val_fraction:
-            raise UserError(f"--val-fraction has no effect, because split {val} is there to validate on: leave it out.")
+            raise UserError(f"--val-fraction has no effect beside the validation split {val}: leave it out.")
         else:
             rows, val_rows = np.arange(len(self.source.splits[train])), np.arange(len(self.source.splits[val]))
         count = self.data.train_num_samples

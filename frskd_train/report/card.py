@@ -167,8 +167,7 @@ def eval_result_entries(metrics: Metrics) -> list[dict[str, Any]]:
 def hub_dataset(dataset: DatasetFacts) -> str | None:
     """Return the dataset's id on the Hub, or None: `hub_id`, or an `id` of the form OWNER/NAME."""
     name = dataset.hub_id or dataset.id
-    is_local = name.startswith((".", "frskd/"))  # a folder, or the sample that ships with this package
-    return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not is_local else None
+    return name if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) else None
 
 
 def _fill(template: str, data: ModelCardData, **variables: Any) -> ModelCard:

@@ -37,7 +37,7 @@ def check_onnx() -> None:
     """Raise UserError if the extra `frskd-timm[onnx]` is not installed."""
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
     if missing:
-        raise UserError(f"ONNX needs {', '.join(missing)}: pip install 'frskd-timm[onnx]'.")
+        raise UserError(f"ONNX needs packages that are not installed: pip install {' '.join(missing)}.")
 
 
 def export_onnx(

@@ -19,7 +19,7 @@ class DatasetFacts:
     """The training and validation data of a run."""
 
     name: str
-    id: str  # the name given as `--dataset`
+    id: str  # of the dataset on the Hub, or the name of its folder
     split: str  # of the validation images
     license: str | None
     homepage: str | None
@@ -84,7 +84,7 @@ class Metrics:
     self_teacher: NetworkScores | None
     weights: str  # `ema` or `student`
     param_count: int
-    img_size: int
+    img_size: int  # height, and width unless `img_width` is given
     epochs: int  # planned
     epoch: int  # completed
     seed: int
@@ -98,6 +98,7 @@ class Metrics:
     initial: InitialWeights | None = None  # None for random weights
     gmacs: float | None = None  # multiply-adds of one image, in billions; None if they could not be counted
     activations: float | None = None  # outputs of the layers for one image, in millions
+    img_width: int | None = None  # if the images are not square
     # Of shipped weights only.
     stored_in: str | None = None  # precision of the parameters in the weights file if not float32
     shipped_as: str | None = None  # name of the weights
@@ -105,6 +106,11 @@ class Metrics:
     interpolation: str | None = None
     sample: dict[str, Any] | None = None  # scores on the sample in the repository
     further: list[dict[str, Any]] = field(default_factory=list)  # on other datasets: name, `images` and scores
+
+    @property
+    def image_shape(self) -> str:
+        """Height and width of the images, such as '224x224'."""
+        return f"{self.img_size}x{self.img_width or self.img_size}"
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Metrics":

@@ -14,7 +14,7 @@ class DataSettings:
     """Where the images come from."""
 
     dataset: Annotated[str, LOCAL] = "fashion_mnist_sample"
-    """The included sample, a folder of class folders, a folder written by datasets' save_to_disk, or a Hub id.
+    """The included sample, a folder of class folders or parquet files, or of datasets' save_to_disk, or a Hub id.
     For segmentation fashion_mnist_scenes (composed on the fly), a folder like Pascal VOC's, or a dataset of masks."""
     dataset_config: str | None = None
     """Configuration name of a Hub dataset that has several."""
@@ -25,7 +25,8 @@ class DataSettings:
     val_split: str | None = None
     """Split to validate on; by default the first that exists of validation, val, valid, dev, test and testing."""
     val_fraction: Annotated[float, Range(low=0, high=0.9)] = 0.1
-    """Fraction of the training split (of each class, of masks at random) that is held out if there is no other."""
+    """Fraction of the training split (of each class, of masks at random) that is held out if there is no
+    validation split."""
     calibration_split: str | None = None
     """Split for fitting the temperature that calibrates the student, neither trained on nor scored."""
     input_key: str | None = None
@@ -57,12 +58,12 @@ class PreprocessingSettings:
     """Height and width in pixels; by default the shorter side of the images if all have the same size, at most 64, else
     that of the model. For segmentation the size of the training crops, by default that of the data up to 512."""
     in_chans: Annotated[Literal[1, 3], FIXED] = 3
-    """Input channels of the student; gray images are repeated to 3."""
+    """Input channels of the student; grayscale images are repeated to 3 channels."""
     mean: Annotated[tuple[float, ...] | None, Fraction] = None
     """Mean of the pixel values (0..1), per channel or one for all. By default the model's own if it has
     weights, else measured on the training images."""
     std: Annotated[tuple[float, ...] | None, Range(above=0, high=1)] = None
-    """Standard deviation per channel, likewise."""
+    """Standard deviation of the pixel values, with the same default."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Resizing filter for training and validation."""
     crop_pct: Annotated[float, Range(above=0, high=1), CLASSIFICATION] = 1.0

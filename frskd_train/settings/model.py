@@ -39,13 +39,14 @@ class ModelSettings:
     """Name of the student: any of timm.list_models(), or a `local-dir:` / `hf-hub:` name.
     For segmentation, the name of the backbone, or efficientdet_d0 / efficientdet_d1."""
     pretrained: Annotated[bool, FIXED] = False
-    """Start from timm's pretrained weights for this name (the classifier is replaced if the classes differ)."""
+    """Start from timm's pretrained weights for this name (with a new classifier only if the number of classes
+    differs)."""
     initial_checkpoint: Annotated[str | None, FIXED, LOCAL, CLASSIFICATION] = None
     """Weights file to start from (.safetensors or a timm checkpoint); a classifier of another size is skipped."""
     linear_probe: Annotated[bool, FIXED, CLASSIFICATION] = False
     """Train only the classifier and freeze the rest, including running statistics; needs --method ce."""
     num_classes: Annotated[int | None, Count, FIXED, CLASSIFICATION] = None
-    """Number of outputs; by default, and at least, the number of classes in the data."""
+    """Number of outputs; defaults to the number of classes in the data, which is also the minimum."""
     drop: Annotated[float, Range(low=0, high=0.99), CLASSIFICATION] = 0.0
     """Dropout rate before the student's classifier."""
     drop_path: Annotated[float | None, Range(low=0, high=0.99)] = None
@@ -76,14 +77,15 @@ class MethodSettings:
     By default 100 for attention, 1 for fitnet, 1e-4 for overhaul; in segmentation half, and 0 with --self-teacher
     pyramid."""
     temperature: Annotated[float, Positive] = DEFAULT.temperature
-    """Softmax temperature T of the soft labels; the loss is multiplied by T squared."""
+    """Softmax temperature of the soft labels; the loss is multiplied by its square."""
     logit_loss: LogitLoss = DEFAULT.logit_loss
     """The soft-label loss. kl: as in the paper. standardised: z-scored logits. dkd: decoupled. dist: correlations."""
     gate: Literal["none", "advantage"] = DEFAULT.gate
     """advantage: use the soft labels only for images (or pixels) that the self-teacher classifies better."""
     distill_schedule: Annotated[Literal["constant", "lead", "ramp", "warmup"], FIXED] = DEFAULT.distill_schedule
     """constant: as in the paper. ramp: alpha and beta times exp(-5 (1 - t)^2), with t from 0 to 1 over the run.
-    warmup: rising linearly over the first tenth. lead: times 1 - (self-teacher's / student's cross-entropy)."""
+    warmup: rising linearly over the first tenth. lead: times the average of 1 - (self-teacher's /
+    student's cross-entropy), from 0 to 1."""
     distill_start: Annotated[float, Range(low=0)] = 0.0
     """Epoch at which distillation starts; before it, alpha and beta are 0, and t counts from it."""
     self_teacher: Annotated[SelfTeacher, FIXED] = DEFAULT.self_teacher
@@ -92,9 +94,9 @@ class MethodSettings:
     segmentation: pyramid (default), a head on the maps that enter the decoder's BiFPN layers; sum, as in the paper,
     BiFPN layers on the decoder's maps; mixing, like sum, but mixes channels and classifies at twice the resolution."""
     teacher_width: Annotated[float | None, Positive, FIXED, CLASSIFICATION] = None
-    """bifpnc, residual: multiple of each level's channels (2 in the paper), such as 0.5; by default the largest up to 1
-    at which the self-teacher has no more parameters and no more multiply-adds than the student. bifpn: number of
-    channels (default 256)."""
+    """bifpnc, residual: multiple of each level's channels (2 in the paper), such as 0.5; by default the largest
+    multiple of 1/8, up to 1, at which the self-teacher has no more parameters and multiply-adds than the student.
+    bifpn: number of channels (default 256)."""
     teacher_depth: Annotated[int, Count, FIXED, CLASSIFICATION] = DEFAULT.teacher_depth
     """Depthwise-pointwise repetitions in each fusion block of the self-teacher (2 in the paper)."""
     teacher_repeats: Annotated[int, Count, FIXED] = DEFAULT.teacher_repeats
@@ -102,7 +104,7 @@ class MethodSettings:
     teacher_lr_scale: Annotated[float, Positive] = 1.0
     """Learning rate of the self-teacher as a multiple of the student's."""
     student_weight: Annotated[float, Positive] = DEFAULT.student_weight
-    """Weight of the student's cross-entropy in FRSKD (1 in the paper); with --method ce it counts in full."""
+    """Weight of the student's cross-entropy in FRSKD (1 in the paper); ignored with --method ce."""
     teacher_weight: Annotated[float, Positive] = DEFAULT.teacher_weight
     """Weight of the self-teacher's cross-entropy (1 in the paper)."""
     teacher_gradient: Annotated[float, Fraction] = DEFAULT.teacher_gradient

@@ -30,7 +30,7 @@ class OptimizerSettings:
     lr: Annotated[float, Positive] = 0.1
     """Peak learning rate."""
     lr_base: Annotated[float | None, Positive] = None
-    """Replaces --lr by a rate that is scaled with the batch: lr_base * images per update / --lr-base-size."""
+    """Used instead of --lr, scaled with the batch: lr = lr_base * images per update / --lr-base-size."""
     lr_base_size: Annotated[int, Count] = 256
     """Images per update for which --lr-base is meant."""
     lr_base_scale: Literal["auto", "linear", "sqrt"] = "auto"

@@ -26,7 +26,7 @@ from frskd_train.report.figures import segmentation_figure
 from frskd_train.report.forms import FORMS
 from frskd_train.report.metrics import Metrics
 from frskd_train.run_folder import RunFolder
-from frskd_train.settings import DataSettings, FitSettings, Settings, default_settings, flag
+from frskd_train.settings import DataSettings, FitSettings, Settings, flag
 from frskd_train.students import default_cfg, refuse_nonfinite_weights, set_grad_checkpointing
 from frskd_train.tasks.base import PICTURED, Job
 
@@ -91,8 +91,6 @@ class SegmentationJob(Job):
     def load_validation(cls, data: DataSettings, fit: FitSettings, student: Any) -> ValidationData:
         for name in fit.given():
             raise UserError(f"{flag(name)} is for classification: segmentation scores images at their own size.")
-        if data.dataset == DataSettings().dataset:  # --dataset was not given
-            data = default_settings("segmentation").data
         names = student.class_names or unnamed(student.num_classes)
         preprocessing = Preprocessing((student.in_chans, 1, 1), tuple(student.mean), tuple(student.std))
         return load_validation(data, preprocessing, task="segmentation", classes=names)
