@@ -261,10 +261,11 @@ def main() -> None:
     """Make the missing runs, or show the plan or the results."""
     args = parse()
     rows = read(args.output)
-    found = list(protocol.comparisons(rows, read(args.times), args.name, args.split, args.epochs))
+    times = read(args.times)
+    found = list(protocol.comparisons(rows, times, args.name, args.split, args.epochs))
     table = protocol.table(found)
     spoilt = protocol.spoilt_table(rows, args.split)
-    unknown = set(args.data) - {row["data"] for row in read(args.times) if row["method"] == args.name}
+    unknown = {data for data in args.data if protocol.same_time(times, Run(data, args.split, args.name, 1, 0)) is None}
     if args.measure:
         measure(args)
     elif args.seconds and unknown:

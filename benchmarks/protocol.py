@@ -75,9 +75,9 @@ CASES = {
         (30,),
         f"{_GARMENTS} {_FEW} {_ERASING} --opt nmuon --lr 3e-3 --weight-decay 0.05",
     ),
-    "wrong": Case("Fashion-MNIST, 4,000 images, 40 % wrong labels", "fashion_mnist", (10,), _GARMENTS, spoilt="wrong"),
+    "wrong": Case("Fashion-MNIST, 4,000 images, 40% wrong labels", "fashion_mnist", (10,), _GARMENTS, spoilt="wrong"),
     "imbalanced": Case(
-        "Fashion-MNIST, 400 to 20 images of a class", "fashion_mnist", (20,), _GARMENTS, spoilt="imbalanced"
+        "Fashion-MNIST, 400 down to 20 images per class", "fashion_mnist", (20,), _GARMENTS, spoilt="imbalanced"
     ),
     "scenes": Case("scenes, segmentation", "fashion_mnist_scenes", (20,), "--task segmentation"),
     "full": Case("Fashion-MNIST, 60,000 images", "fashion_mnist", (30,), f"{_GARMENTS} {_ALL}"),
@@ -104,6 +104,7 @@ RUNS = {
     "ce": "--method ce --smoothing 0",
     "ce + smoothing": "--method ce --smoothing 0.1 --model-ema",
     "ce + mixup/cutmix": "--method ce --smoothing 0.1 --mixup 0.2 --cutmix 1",
+    "ce + smoothing, lr 0.2": "--method ce --smoothing 0.1 --lr 0.2",
     "ce + class weights": "--method ce --smoothing 0.1 --class-weights auto",
 }
 AVERAGED = "ce + smoothing + EMA"
@@ -135,9 +136,10 @@ class Run:
 def same_time(times: Sequence[Row], run: Run) -> int | None:
     """Return the epochs of cross-entropy that take as long as the epochs of a method's run, once that is measured.
 
-    The steps of a case cost as much as those of its rivals.
+    The steps of a case cost as much as those of its rivals and those of a case with the same recipe.
     """
-    cases = run.data, *CASES[run.data].rivals
+    own = CASES[run.data]
+    cases = {*own.rivals, *(name for name, case in CASES.items() if case.flags == own.flags)}
     ratios = [float(row["ratio"]) for row in times if row["data"] in cases and row["method"] == run.method]
     return max(run.epochs + 1, round(ratios[-1] * run.epochs)) if ratios else None
 
@@ -184,6 +186,8 @@ def makes_sense(case: Case, method: str) -> bool:
     flags = RUNS.get(method, "")
     if "--class-weights" in flags:
         return case.spoilt == "imbalanced"
+    if "--lr" in flags:
+        return case.dataset.startswith("typefaces")
     return not (case.is_dense and "--mixup" in flags)
 
 
@@ -281,6 +285,6 @@ def compare(pair: Comparison) -> list[str]:
     error = Gain.between(own, best).error
     seeds = f"{len(own)}" if len(own) == len(best) else f"{len(own)}, baseline {len(best)}"
     lead = statistics.mean(teacher) - bar if teacher else 0.0
-    share = f"{100 * (mean - bar) / lead:.0f} %" if error is not None and lead > error and mean > bar else ""
+    share = f"{100 * (mean - bar) / lead:.0f}%" if error is not None and lead > error and mean > bar else ""
     cells = [f"{bar:.2f}", f"{mean:.2f}", f"{mean - bar:+.2f}", "" if error is None else f"{error:.2f}", seeds]
     return [f"`{pair.baseline}`", *cells, f"{statistics.mean(teacher):.2f}" if teacher else "", share]

@@ -68,7 +68,7 @@ def _create(path: Path, maker: Callable[[Path], object]) -> None:
 
 
 def with_wrong_labels(train: Any) -> Any:
-    """Return the images of the shipped sample, 400 of each class, 40 % of them with another class than their own."""
+    """Return the images of the shipped sample, 400 of each class, 40% of them with another class than their own."""
     import numpy as np
 
     feature = train.features["label"]

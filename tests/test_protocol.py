@@ -31,7 +31,7 @@ def test_the_table_compares_with_the_best_baseline_of_the_same_epochs_and_of_the
     title = protocol.CASES["wrong"].title
     assert protocol.table(protocol.comparisons(RECORDED, TIMES)).splitlines()[2:] == [
         # 89 - 85 of 92 - 85; the variance of each method's two scores is 2
-        f"| {title} | 10 | `ce + smoothing + EMA` | 85.00 | 89.00 | +4.00 | 1.41 | 2 | 92.00 | 57 % |",
+        f"| {title} | 10 | `ce + smoothing + EMA` | 85.00 | 89.00 | +4.00 | 1.41 | 2 | 92.00 | 57% |",
         f"| {title} | 10, baseline 16 | `ce` | 90.00 | 89.00 | -1.00 | 1.12 | 2 | 92.00 |  |",  # behind, so no share
     ]
     assert protocol.spoilt_table(RECORDED).splitlines()[2:] == [
@@ -52,7 +52,7 @@ def test_baselines_with_another_augmentation_of_the_same_data_count_too() -> Non
     times = [{**TIMES[0], "data": "sgd"}]
     title = protocol.CASES["uncropped"].title
     assert protocol.table(protocol.comparisons([*uncropped, *cropped], times)).splitlines()[2:] == [
-        f"| {title} | 10 | `ce + smoothing + EMA, crops` | 85.00 | 89.00 | +4.00 | 1.41 | 2 | 92.00 | 57 % |",
+        f"| {title} | 10 | `ce + smoothing + EMA, crops` | 85.00 | 89.00 | +4.00 | 1.41 | 2 | 92.00 | 57% |",
         f"| {title} | 10, baseline 16 | `ce, crops` | 90.00 | 89.00 | -1.00 | 1.12 | 2 | 92.00 |  |",
     ]
 

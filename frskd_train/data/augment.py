@@ -74,7 +74,7 @@ def crop_resized(images: Tensor, boxes: Floats, size: int, interpolation: str) -
 
 
 def draw_erased(generator: np.random.Generator, count: int, chance: float, size: int) -> Rows:
-    """Draw the boxes of random erasing (arXiv 1708.04896): 2 % to 33 % of the area, aspect ratio 0.3 to 3.3.
+    """Draw the boxes of random erasing (arXiv 1708.04896): 2% to 33% of the area, aspect ratio 0.3 to 3.3.
 
     Returns:
         Start and end row, start and end column (ends exclusive), [4, B]; empty boxes for images without erasing.

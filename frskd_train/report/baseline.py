@@ -13,7 +13,7 @@ from frskd_train.recipe import SETTINGS, differences
 from frskd_train.report.metrics import METRICS, Metrics, SeedRuns, read_metrics
 from frskd_train.settings import Settings, flat
 
-# 97.5 % quantiles of Student's t distribution for 1, 2, ... degrees of freedom; the last one is used for more as well.
+# 97.5% quantiles of Student's t distribution for 1, 2, ... degrees of freedom; the last one is used for more as well.
 _T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 
