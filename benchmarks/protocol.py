@@ -199,6 +199,7 @@ class Comparison:
     epochs: int
     baseline_epochs: int
     baseline: str
+    variant: str  # of the rival that the baseline is from, if it is
     best: list[float]  # the baseline's scores
     own: list[float]
     teacher: list[float]
@@ -220,10 +221,10 @@ def comparisons(
             baselines = []
             for method, rival in itertools.product(BASELINES, (data, *case.rivals)):
                 if found := scores(rows, replace(run, data=rival, method=method, epochs=more)):
-                    baselines.append((found, method if rival == data else f"{method}, {CASES[rival].variant}"))
+                    baselines.append((found, method, "" if rival == data else CASES[rival].variant))
             if own and baselines:
-                best, method = max(baselines, key=lambda pair: statistics.mean(pair[0]))
-                yield Comparison(case.title, budget, more, method, best, own, teacher)
+                best, method, variant = max(baselines, key=lambda found: statistics.mean(found[0]))
+                yield Comparison(case.title, budget, more, method, variant, best, own, teacher)
 
 
 def table(found: Iterable[Comparison]) -> str:
@@ -250,7 +251,8 @@ def short_table(found: Iterable[Comparison]) -> str:
         cells = ["", ""]
         for pair in pairs:
             longer = pair.baseline_epochs > epochs
-            cells[longer] = f"{statistics.mean(pair.best):.2f}" + longer * f" ({pair.baseline_epochs} epochs)"
+            notes = ", ".join(filter(None, [pair.variant, longer * f"{pair.baseline_epochs} epochs"]))
+            cells[longer] = f"{statistics.mean(pair.best):.2f}" + (f" ({notes})" if notes else "")
         own = f"{len(pair.own)} | {statistics.mean(pair.own):.2f}"
         lines.append(f"| {title} | {epochs} | {own} | {' | '.join(cells)} |")
     return "\n".join(lines) if len(lines) > 2 else NOTHING
@@ -287,4 +289,5 @@ def compare(pair: Comparison) -> list[str]:
     lead = statistics.mean(teacher) - bar if teacher else 0.0
     share = f"{100 * (mean - bar) / lead:.0f}%" if error is not None and lead > error and mean > bar else ""
     cells = [f"{bar:.2f}", f"{mean:.2f}", f"{mean - bar:+.2f}", "" if error is None else f"{error:.2f}", seeds]
-    return [f"`{pair.baseline}`", *cells, f"{statistics.mean(teacher):.2f}" if teacher else "", share]
+    baseline = ", ".join(filter(None, [pair.baseline, pair.variant]))
+    return [f"`{baseline}`", *cells, f"{statistics.mean(teacher):.2f}" if teacher else "", share]

@@ -43,6 +43,11 @@ BLOCKS = [
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.S))
     if not any(word in code for word in TESTED_ELSEWHERE)
 ]
+# What the tests below look for, and in how many places of all documents at least.
+LINK, SCRIPT, FILE = r"\]\(([^)#]*)(?:#([^)]+))?\)", r"python ([\w/]+\.py)", r"`([\w/]+\.(?:py|yaml))`"
+MODULE, COMMAND = r"python -m ((?:tools|frskd_\w+)[\w.]*)", r"\btrain\.py\b([^`\n|]*)"
+FLAG, SHELL = r"(?<![\w-])--[a-z][a-z_-]+", r"(?s)```bash\n(.*?)```"
+LEAST = {LINK: 90, SCRIPT: 20, FILE: 30, MODULE: 8, COMMAND: 30, FLAG: 300, SHELL: 12}
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 
 
@@ -50,6 +55,12 @@ def test_ci_runs_the_readmes_test_command() -> None:
     command = re.search(r"^python3 .* -m pytest$", README, re.M).group()
     quiet = command.replace("pip install", "pip install -q")
     assert quiet in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("pattern", LEAST)
+def test_the_documents_hold_what_is_looked_for(pattern: str) -> None:
+    texts = [path.read_text(encoding="utf-8") for path in DOCUMENTS]
+    assert sum(len(re.findall(pattern, text)) for text in texts) >= LEAST[pattern]
 
 
 def anchors(path: Path) -> set[str]:
@@ -60,7 +71,7 @@ def anchors(path: Path) -> set[str]:
 
 @each_document
 def test_links_resolve(document: Path) -> None:
-    for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]+))?\)", document.read_text(encoding="utf-8")):
+    for target, anchor in re.findall(LINK, document.read_text(encoding="utf-8")):
         if ":" in target:
             assert re.fullmatch(r"https://[a-z0-9.-]+\.[a-z]+(/[\w./@%~+-]*)?", target), f"{document.name}: {target}"
         else:
@@ -78,16 +89,16 @@ def with_own_commands(document: Path) -> str:
 @each_document
 def test_commands_exist_and_take_the_flags_that_are_named(document: Path) -> None:
     text = with_own_commands(document)
-    for script in re.findall(r"python ([\w/]+\.py)", text):
+    for script in re.findall(SCRIPT, text):
         assert (ROOT / script).exists(), f"{document.name}: {script}"
-    for name in re.findall(r"`([\w/]+\.(?:py|yaml))`", text):
+    for name in re.findall(FILE, text):
         folders = (ROOT, ROOT / "frskd_timm", ROOT / "frskd_train", ROOT / "frskd_train" / "recipes")
         example = name in ("config.yaml", "recipe.yaml")
         assert example or any((folder / name).exists() for folder in folders), f"{document.name}: {name}"
-    for module in re.findall(r"python -m ((?:tools|frskd_\w+)[\w.]*)", text):
+    for module in re.findall(MODULE, text):
         assert importlib.util.find_spec(module), f"{document.name}: {module}"
     train = {flag(prefix + field.name) for _, field in fields() for prefix in ("", "no_")} | {"--help"}
-    for command in re.findall(r"\btrain\.py\b([^`\n|]*)", text):
+    for command in re.findall(COMMAND, text):
         for word in re.findall(r"--[a-z][a-z-]+", command):
             assert word in train, f"{document.name}: {word}"
     sources = [
@@ -101,14 +112,14 @@ def test_commands_exist_and_take_the_flags_that_are_named(document: Path) -> Non
         for group in (settings.EvaluationSettings, *typing.get_type_hints(settings.EvaluationSettings).values())
         for field in own_fields(group)
     }
-    for word in re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text):
+    for word in re.findall(FLAG, text):
         assert word in train | evaluation | others | LAUNCHER, f"{document.name}: {word}"
 
 
 @each_document
 def test_commands_parse(document: Path) -> None:
     """The values of flags are allowed as well, and recipes are found by name."""
-    for block in re.findall(r"```bash\n(.*?)```", with_own_commands(document), re.S):
+    for block in re.findall(SHELL, with_own_commands(document)):
         for line in block.splitlines():
             if found := re.search(r"(?:\b(train|validate)\.py|frskd (train|validate))(?=\s|$)([^&|]*)", line):
                 read = parse_settings if "train" in found.groups() else parse_evaluation

@@ -20,7 +20,7 @@ from frskd_train.data.preprocessing import Preprocessing, given_statistics, meas
 from frskd_train.data.sampler import Order, spread
 from frskd_train.data.source import find_source
 from frskd_train.data.splits import Choice, Split
-from frskd_train.data.targets import TARGETS, Masks
+from frskd_train.data.targets import TARGETS
 from frskd_train.data.transforms import EvalTransform, SampleTransform, as_is, corrupt
 from frskd_train.settings import DataSettings, PreprocessingSettings, default_settings
 
@@ -163,9 +163,9 @@ def load_data(
     source = find_source(data)
     train, val = Choice(source, data, TARGETS[task], preprocessing.in_chans == 1).training()
     targets = train.targets
+    targets.find_classes(train.name, train.rows)
     plan: Plan
-    if isinstance(targets, Masks):
-        targets.find_classes(train.name, train.rows)
+    if targets.is_dense:
         plan = DensePlan(data, preprocessing, train, val, resize_range)
     else:
         plan = WholeImagePlan(data, preprocessing, train, val, model_cfg, use_model_stats)

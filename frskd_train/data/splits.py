@@ -16,7 +16,7 @@ from frskd_train.data.folder import TRAIN_SPLITS, VALIDATION_SPLITS
 from frskd_train.data.images import BadImageError, Images
 from frskd_train.data.sampler import Rows, spread
 from frskd_train.data.source import Source
-from frskd_train.data.targets import Masks, Targets
+from frskd_train.data.targets import Targets
 from frskd_train.settings import DataSettings
 
 
@@ -63,16 +63,15 @@ class Split:
                 yield image
             elif isinstance(target, BadImageError):
                 yield target
-            elif isinstance(self.targets, Masks) and (wrong := self.targets.check(self.name, row, image.size, target)):
+            elif wrong := self.targets.check(self.name, row, image.size, target):
                 yield wrong
             else:
                 yield Sample(image, target)
 
     def empty_classes(self, rows: Rows) -> list[str]:
         """Return the names of classes without a row among `rows`, of masks only if their labels were counted before."""
-        targets = self.targets
-        counts = targets.known_counts() if isinstance(targets, Masks) else targets.class_counts(self.name, rows)
-        return [name for name, count in zip(targets.class_names, counts, strict=False) if not count]
+        counts = self.targets.known_counts(self.name, rows)
+        return [name for name, count in zip(self.targets.class_names, counts, strict=False) if not count]
 
     def digest(self) -> bytes:
         """Hash rows, images and targets."""

@@ -20,6 +20,7 @@ from frskd_train.data.columns import (
     listed,
     read_class_map,
 )
+from frskd_train.data.images import BadImageError
 from frskd_train.data.sampler import Rows, shuffled
 from frskd_train.settings import DataSettings
 
@@ -55,6 +56,10 @@ class ClassLabels:
     def load_many(self, split: str, rows: list[int]) -> Iterator[Tensor]:
         """Decode the targets of the rows."""
         yield from torch.from_numpy(self.labels[split][rows])
+
+    def check(self, split: str, row: int, image_size: tuple[int, int], target: Tensor) -> BadImageError | None:
+        """Return what is wrong with a decoded target for an image of this width and height, if anything."""
+        return None
 
     def hold_out(self, split: str, fraction: float) -> tuple[Rows, Rows]:
         """Divide the rows of a split into training and validation rows, always the same ones, both ascending."""
@@ -94,9 +99,16 @@ class ClassLabels:
                 "output of each class with --class-map."
             )
 
+    def find_classes(self, split: str, rows: Rows) -> None:
+        """Find the classes in the training rows, unless the constructor did."""
+
     def class_counts(self, split: str, rows: Rows) -> list[int]:
         """Count the images, or the pixels of masks, of each class in the rows."""
         return np.bincount(self.labels[split][rows], minlength=len(self.class_names)).tolist()
+
+    def known_counts(self, split: str, rows: Rows) -> list[int]:
+        """Return `class_counts` if nothing has to be decoded for them, else nothing."""
+        return self.class_counts(split, rows)
 
     def _renumber(self, split: str, rows: Rows, numbers: Mapping[str, int], complaint: str) -> None:
         labels = self.labels[split]

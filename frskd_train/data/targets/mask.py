@@ -55,7 +55,6 @@ class Masks:
         return torch.from_numpy(labels if self._outputs is None else self._outputs[labels])
 
     def check(self, split: str, row: int, image_size: tuple[int, int], target: Tensor) -> BadImageError | None:
-        """Check a mask against the width and height of its image."""
         height, width = target.shape
         if (width, height) == image_size:
             return None
@@ -113,8 +112,8 @@ class Masks:
     def class_counts(self, split: str, rows: Rows) -> list[int]:
         return self._label_counts(split, rows)[: len(self.class_names)].tolist()
 
-    def known_counts(self) -> list[int]:
-        """Return the training pixels of each class, if they were counted to find the classes; else nothing."""
+    def known_counts(self, split: str, rows: Rows) -> list[int]:
+        """Return the pixels of each class in the training rows, if they were counted to find the classes."""
         return [] if self._counted is None else self._counted[: len(self.class_names)].tolist()
 
     def _label_counts(self, split: str, rows: Rows, title: str | None = None) -> Rows:
