@@ -65,7 +65,7 @@ class DistillationTask(StudentTask):
         teacher_interval: Run the self-teacher only in every Nth update; the other updates use the labels only.
 
     With the schedule 'lead', r is a moving average of the relative lead of the self-teacher: how far its cross-entropy
-    is below the student's, divided by the student's.
+    is below the student's, divided by the student's. With several processes, the first one measures it on its batches.
 
     A loop that never calls `set_progress` trains with r = 1 (with 'lead': the lead), and `teacher_interval` and
     `teacher_ema` have no effect; a warning says so for the latter.

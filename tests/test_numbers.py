@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from frskd_timm.errors import UserError
 from frskd_train.checkpoint import latest_checkpoint
-from frskd_train.data.batches import TrainBatches
+from frskd_train.data.augment import BatchAugmentation
 from frskd_train.meter import TrainMeter, learning_note
 from frskd_train.sync_batchnorm import synchronise_norms
 
@@ -37,13 +38,13 @@ def test_a_nonfinite_loss_is_reported(places: Path, monkeypatch: pytest.MonkeyPa
 
 def spoil(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int) -> None:
     """Put NaN into the images of one step."""
-    augment = TrainBatches._augment
+    augment = BatchAugmentation.__call__
 
-    def spoilt(self: TrainBatches, images: Tensor, labels: Tensor, at: int, number: int) -> tuple[Tensor, Tensor]:
-        images, target = augment(self, images, labels, at, number)
-        return (images * float("nan") if (at, number) == (epoch, step) else images), target
+    def spoilt(self: BatchAugmentation, *batch: Any) -> tuple[Any, Tensor]:
+        images, target = augment(self, *batch)
+        return (images * float("nan") if batch[-2:] == (epoch, step) else images), target
 
-    monkeypatch.setattr(TrainBatches, "_augment", spoilt)
+    monkeypatch.setattr(BatchAugmentation, "__call__", spoilt)
 
 
 def task_of(run: Path) -> Path:

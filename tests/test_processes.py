@@ -18,7 +18,7 @@ from torch import Tensor
 
 from frskd_timm.errors import UserError
 from frskd_train.checkpoint import latest_checkpoint, load_state
-from frskd_train.data.batches import TrainBatches
+from frskd_train.data.augment import BatchAugmentation
 from frskd_train.run_folder import RunFolder, find_resume, refuse_if_continued
 from frskd_train.signals import Interruptions
 
@@ -57,18 +57,18 @@ def test_stopped_in_an_epoch_and_resumed_it_ends_with_the_same_bits(
     number: int | None, places: Path, whole: Path, capfd: pytest.CaptureFixture
 ) -> None:
     """Stop by a scheduler, by a closing terminal, and by the end of a reader such as `head`."""
-    augment, run = TrainBatches._augment, places / f"stopped by {number}"
+    augment, run = BatchAugmentation.__call__, places / f"stopped by {number}"
 
-    def signalled(self: TrainBatches, images: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        if (epoch, step) == (1, 2):
+    def signalled(self: BatchAugmentation, *batch: Any) -> tuple[Any, Tensor]:
+        if batch[-2:] == (1, 2):  # epoch and step
             if number is None:
                 close_output()
             else:
                 os.kill(os.getpid(), number)
-        return augment(self, images, labels, epoch, step)
+        return augment(self, *batch)
 
     def train_until_then() -> None:
-        TrainBatches._augment = signalled  # type: ignore[method-assign]
+        BatchAugmentation.__call__ = signalled  # type: ignore[method-assign]
         train_here(*small(places, *METHOD, "--log-interval", 1), "--output-dir", run)
 
     assert end_of(fork(train_until_then)) == (141 if number is None else 130)
@@ -82,14 +82,14 @@ def test_stopped_in_an_epoch_and_resumed_it_ends_with_the_same_bits(
 def test_a_run_of_one_update_per_epoch_stops_between_epochs(
     places: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    augment, run = TrainBatches._augment, places / "one update"
+    augment, run = BatchAugmentation.__call__, places / "one update"
 
-    def signalled(self: TrainBatches, images: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        if (epoch, step) == (1, 0):
+    def signalled(self: BatchAugmentation, *batch: Any) -> tuple[Any, Tensor]:
+        if batch[-2:] == (1, 0):
             os.kill(os.getpid(), signal.SIGTERM)
-        return augment(self, images, labels, epoch, step)
+        return augment(self, *batch)
 
-    monkeypatch.setattr(TrainBatches, "_augment", signalled)
+    monkeypatch.setattr(BatchAugmentation, "__call__", signalled)
     flags = small(places, "--grad-accum-steps", 1000, "--epochs", 5, "--output-dir", run)
     assert end_of(fork(lambda: train_here(*flags))) == 130
     assert "Stopped in epoch 3, step 0" in capfd.readouterr().out
@@ -114,7 +114,7 @@ def test_the_second_signal_ends_a_run_at_once(places: Path, monkeypatch: pytest.
         while True:
             time.sleep(0.05)
 
-    monkeypatch.setattr(TrainBatches, "_augment", hang)
+    monkeypatch.setattr(BatchAugmentation, "__call__", hang)
     child = fork(lambda: train_here(*small(places, "--output-dir", places / "twice")))
     try:
         assert wait_for(hangs.exists)

@@ -223,7 +223,7 @@ class TrainBatches:
         for images, targets in self._reader.run([order.request(epoch, step) for step in range(start, order.steps)]):
             if len(images) < order.per_process:
                 break
-            yield self._augment(images, targets, epoch, step)
+            yield self.augmentation(images, targets.long(), self.normalize, order, epoch, step)
             step += 1
         if step < order.steps:
             first = next(iter(self.samples.bad.values()), "They have disappeared")
@@ -233,9 +233,6 @@ class TrainBatches:
     @cached_property
     def _reader(self) -> Reader:
         return Reader(self.samples, self.normalize.device, is_training=True)
-
-    def _augment(self, images: Tensor, targets: Tensor, epoch: int, step: int) -> tuple[Tensor | TwoViews, Tensor]:
-        return self.augmentation(images, targets.long(), self.normalize, self.order, epoch, step)
 
 
 class ValBatches:
