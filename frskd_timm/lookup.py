@@ -17,7 +17,7 @@ def known_cfg(name: str, *, weights: bool = False) -> PretrainedCfg | None:
     architecture = name.split(".")[0]
     if not timm.is_model(name):
         close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        hint = f" Did you mean {' or '.join(close)}?" if close else " timm.list_models() lists the names."
+        hint = f" Did you mean {', '.join(close)}?" if close else " timm.list_models() lists the names."
         raise UserError(f"timm has no model '{name}'.{hint}")
     try:
         cfg = timm.get_pretrained_cfg(name)
