@@ -134,7 +134,7 @@ def test_cross_entropy_alone_is_the_same_recipe_without_self_teacher(tmp_path: P
         (["--amp-dtype", "float16"], ["float16", "GPU"]),
         (["--opt", "lookahead_adamw"], ["Lookahead", "--opt adamw"]),
         (["--sched", "step"], ["--sched step", "--decay-epochs 30", "--epochs 15"]),
-        (["--decay-rate", "0.5"], ["--decay-rate", "--sched step or multistep or plateau or poly"]),
+        (["--decay-rate", "0.5"], ["--decay-rate", "--sched step, multistep, plateau or poly"]),
         (["--min-lr", "0.2"], ["--min-lr 0.2", "--lr 0.1"]),
         (["--mixup", "0.2", "--mixup-switch-prob", "0.9"], ["--mixup-switch-prob", "--cutmix"]),
         (["--initial-checkpoint", ""], ["--initial-checkpoint is empty"]),
