@@ -107,7 +107,7 @@ MISTAKES: list[tuple[str, dict[str, datasets.Dataset], dict[str, Any]]] = [
     ("--train-split all", {"train": GOOD}, {"train_split": "all"}),
     ("--val-split train is the split", {"train": GOOD}, {"val_split": "train"}),
     ("--val-fraction 0", {"train": GOOD}, {"val_fraction": 0.0}),
-    ("--val-fraction has no effect beside the validation split test", {"train": GOOD, "test": GOOD}, {"val_fraction": 0.2}),
+    ("--val-fraction has no effect beside the validation split", {"train": GOOD, "test": GOOD}, {"val_fraction": 0.2}),
     ("only 6 training images", {"train": GOOD, "test": GOOD}, {"train_num_samples": 7}),
     ("less than one image", {"train": GOOD, "test": GOOD}, {"train_num_samples": 2}),
     ("--crop-padding 13", {"train": GOOD}, {"crop_padding": 13}),
