@@ -68,7 +68,7 @@ def _create(path: Path, maker: Callable[[Path], object]) -> None:
 
 
 def with_wrong_labels(train: Any) -> Any:
-    """Return the images of the shipped sample, 400 of each class, 40% of them with another class than their own."""
+    """Return the images of the included sample, 400 of each class, 40% of them with another class than their own."""
     import numpy as np
 
     feature = train.features["label"]
@@ -80,7 +80,7 @@ def with_wrong_labels(train: Any) -> Any:
 
 
 def imbalanced(train: Any) -> Any:
-    """Return images of the shipped sample: 400 of the first class, and fewer of each further one, 20 of the last."""
+    """Return images of the included sample: 400 of the first class, and fewer of each further one, 20 of the last."""
     import numpy as np
 
     train = _sample(train)
