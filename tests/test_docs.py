@@ -80,6 +80,17 @@ def test_links_resolve(document: Path) -> None:
             assert not anchor or anchor in anchors(path), f"{document.name}: {target}#{anchor}"
 
 
+@each_document
+def test_tables_are_rectangles(document: Path) -> None:
+    text = re.sub("```.*?```", "", document.read_text(encoding="utf-8"), flags=re.S)
+    for rule in re.finditer(r"\|(?::?-+:?\|)+", text):
+        start, end = text.rfind("\n\n", 0, rule.start()) + 2, text.find("\n\n", rule.end())
+        lines = [line for line in text[start:end].splitlines() if not line.startswith("<!--")]
+        assert rule[0] == lines[1], f"{document.name}: {lines}"
+        cells = {len(re.findall(r"(?<!\\)\|", line)) for line in lines}
+        assert cells == {lines[1].count("|")}, f"{document.name}: {lines[0]}"
+
+
 def with_own_commands(document: Path) -> str:
     """The text with one line per command, without the commands of timm's scripts."""
     text = document.read_text(encoding="utf-8").replace("\\\n", " ")
@@ -160,10 +171,8 @@ def test_timm_flags_are_answered_with_flags_that_exist(read, table) -> None:
     known = {flag(field.name) for group in (ours, *typing.get_type_hints(ours).values()) for field in own_fields(group)}
     for name, here in table.items():
         assert flag(name) not in known
-        # --cpu is accelerate's, --tta is validate.py's
-        assert set(re.findall(r"--[a-z-]+", here)) - {"--cpu", "--tta"} <= known, (
-            name
-        )  # of accelerate, and of validate.py
+        elsewhere = {"--cpu", "--tta"}  # of accelerate, and of validate.py
+        assert set(re.findall(r"--[a-z-]+", here)) - elsewhere <= known, name
         for args in ([flag(name), "1"], [f"{flag(name)}=1"]):
             with pytest.raises(SettingsError, match=re.escape(here)):
                 read([*model, *args])
