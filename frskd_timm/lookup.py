@@ -1,9 +1,12 @@
-"""Look up models and weights in timm's registry, with suggestions for unknown names."""
+"""Look up configurations of models: in timm's registry, with suggestions for unknown names, and in exported folders."""
 
 import difflib
+from pathlib import Path
+from typing import Any
 
 import timm
 from timm.models import PretrainedCfg
+from timm.models._hub import load_model_config_from_path  # timm has no public reader of 'local-dir:'
 
 from frskd_timm.errors import UserError
 
@@ -27,3 +30,9 @@ def known_cfg(name: str, *, weights: bool = False) -> PretrainedCfg | None:
     if weights and (cfg is None or not cfg.has_weights):
         raise UserError(f"There are no pretrained weights for '{name}'; leave pretrained out.")
     return cfg
+
+
+def exported_cfg(folder: str | Path) -> dict[str, Any]:
+    """Return timm's configuration of the model in an exported folder, with its `architecture`."""
+    cfg, architecture, _ = load_model_config_from_path(folder)
+    return {**cfg, "architecture": architecture}

@@ -9,14 +9,13 @@ import timm
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
 from timm.models import load_model_config_from_hf, load_state_dict
-from timm.models._hub import load_model_config_from_path
 from torch import Tensor, nn
 
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.config import MAX_SIDE, check_pretrained_cfg
 from frskd_timm.export.folder import CARD, CONFIG, WEIGHTS, read_json, recover
 from frskd_timm.export.load import ExportedClassifier, ExportedStudent, load_student, read_student
-from frskd_timm.lookup import known_cfg
+from frskd_timm.lookup import exported_cfg, known_cfg
 from frskd_train.constraints import keyword_arguments
 from frskd_train.data import TrainingData
 from frskd_train.recipe import SETTINGS
@@ -34,7 +33,7 @@ def default_cfg(settings: ModelSettings, name: str | None = None) -> Mapping[str
         student = read_student(name.removeprefix("local-dir:"))
         if not isinstance(student, ExportedClassifier):
             raise UserError(f"--model {name} is a segmentation network: give its backbone/ folder instead.")
-        return {"architecture": student.architecture, **load_model_config_from_path(student.path)[0]}
+        return exported_cfg(student.path)
     if name.startswith("hf-hub:"):
         try:
             found = load_model_config_from_hf(name.removeprefix("hf-hub:"))[0]

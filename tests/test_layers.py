@@ -20,7 +20,7 @@ LIBRARY = {
     "augment": set(),
     "lookup": {"errors"},
     "pixels": set(),
-    "models": {"errors"},
+    "models": {"errors", "lookup"},
     "teachers": {"defaults", "errors", "registry"},
     "losses": {"errors", "registry", "teachers"},  # the interface of a self-teacher, which some losses read
     "pyramid": {"defaults", "errors"},

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from timm.models import PretrainedCfg, split_model_name_tag
-from timm.models._hub import load_model_config_from_path  # timm's own reader of 'local-dir:'
+
+from frskd_timm.lookup import exported_cfg
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 
@@ -67,7 +68,7 @@ def with_default_classes(pretrained: bool, arguments: dict[str, Any]) -> dict[st
 
 def shipped_cfg(path: Path) -> dict[str, Any]:
     """Return the pretrained configuration of an exported folder, with the path of its weights file."""
-    cfg, _, _ = load_model_config_from_path(path)
     fields = {field.name for field in dataclasses.fields(PretrainedCfg)}
-    known = {key: tuple(value) if isinstance(value, list) else value for key, value in cfg.items() if key in fields}
+    found = exported_cfg(path).items()
+    known = {key: tuple(value) if isinstance(value, list) else value for key, value in found if key in fields}
     return {**known, "source": None, "file": str(path / "model.safetensors")}

@@ -3,12 +3,11 @@
 from typing import Any
 
 import timm
-import timm.models
-from timm.models._hub import load_model_config_from_path  # timm's own reader of 'local-dir:'
+from timm.models import load_model_config_from_hf
 from torch import nn
 
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.lookup import known_cfg
+from frskd_timm.lookup import exported_cfg, known_cfg
 from frskd_timm.segmentation.student import SegmentationStudent
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -41,9 +40,11 @@ def create_segmentation_student(
     weights = arguments["backbone"]
     if weights.startswith(_ELSEWHERE):
         kind, place = weights.split(":", 1)
-        read: Any = load_model_config_from_path if kind == "local-dir" else timm.models.load_model_config_from_hf
         try:
-            arguments["backbone"] = str(read(place)[1])
+            if kind == "local-dir":
+                arguments["backbone"] = exported_cfg(place)["architecture"]
+            else:
+                _, arguments["backbone"], _ = load_model_config_from_hf(place)
         except Exception as error:
             raise UserError(f"{weights} is not an exported model: {first_line(error)}.") from error
         pretrained = True
