@@ -19,6 +19,7 @@ from frskd_train.disk import disk_errors, reason, write_atomically
 from frskd_train.recipe import SETTINGS
 
 LOCK = ".lock"
+STUDENT = "student"  # the exported folder in that of a run
 # What a killed run may leave beside its files: the lock, and files and folders that were being replaced.
 _LEFTOVER = re.compile(
     r"\.(lock|(config\.yaml|summary\.csv|(metrics|evaluation)\.json|report\.html)\.\d+|.+\.(partial|previous))"
@@ -40,7 +41,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self.student = path / "student"
+        self.student = path / STUDENT
         self._lock: int | None = None
 
     def refuse_if_taken(self) -> None:
@@ -152,7 +153,7 @@ def _newest(run: Path, resume: str) -> Resume:
         notes.append(damage)
     if notes:
         raise UserError(f"--resume {resume}: no checkpoint in {run / 'checkpoints'} is intact. {notes[0]}")
-    finished = next((name for name in ("summary.csv", "metrics.json", "student") if (run / name).exists()), None)
+    finished = next((name for name in ("summary.csv", "metrics.json", STUDENT) if (run / name).exists()), None)
     if finished is not None:
         raise UserError(f"--resume {resume}: {run} has {finished} but no checkpoint to resume; choose a new folder.")
     if not (run / SETTINGS).is_file():

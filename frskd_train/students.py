@@ -20,7 +20,13 @@ from frskd_train.constraints import keyword_arguments
 from frskd_train.data import TrainingData
 from frskd_train.recipe import SETTINGS
 from frskd_train.report.metrics import METRICS
+from frskd_train.run_folder import STUDENT
 from frskd_train.settings import ModelSettings
+
+_CONTINUE = (
+    "give its backbone/ folder, or the name of its backbone and --initial-checkpoint FOLDER/model.safetensors to start "
+    "from all of it."
+)
 
 
 def default_cfg(settings: ModelSettings, name: str | None = None) -> Mapping[str, Any]:
@@ -32,7 +38,7 @@ def default_cfg(settings: ModelSettings, name: str | None = None) -> Mapping[str
     if name.startswith("local-dir:"):
         student = read_student(name.removeprefix("local-dir:"))
         if not isinstance(student, ExportedClassifier):
-            raise UserError(f"--model {name} is a segmentation network: give its backbone/ folder instead.")
+            raise UserError(f"--model {name} is a segmentation network: {_CONTINUE}")
         return exported_cfg(student.path)
     if name.startswith("hf-hub:"):
         try:
@@ -67,7 +73,7 @@ def build_student(settings: ModelSettings, cfg: Mapping[str, Any], data: Trainin
     except Exception as error:  # models raise various errors for unsuitable arguments
         raise UserError(f"timm could not create '{settings.model}': {first_line(error)}.") from error
     if settings.initial_checkpoint is not None:
-        _start_from(student, settings.initial_checkpoint)
+        start_from(student, settings.initial_checkpoint, classifier_names(student))
     refuse_nonfinite_weights(student, settings.initial_checkpoint or settings.model)
     if settings.grad_checkpointing:
         set_grad_checkpointing(student, settings.model)
@@ -169,7 +175,7 @@ def _is_segmentation(repo: str) -> bool:
 
 def _local_folder(model: str) -> Path | None:
     path = Path(model.removeprefix("local-dir:"))
-    for student in (path / "student", path):
+    for student in (path / STUDENT, path):
         recover(student)
         if (student / CONFIG).is_file():
             return student
@@ -198,8 +204,18 @@ def refuse_size(student: nn.Module, input_size: tuple[int, int, int]) -> None:
         ) from error
 
 
-def _start_from(student: nn.Module, path: str) -> None:
-    """Load weights into the student; a classifier of another size is not changed."""
+def classifier_names(model: nn.Module) -> list[str]:
+    """Return the names of a timm model's classifiers."""
+    names: Any = model.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
+    return [names] if isinstance(names, str) else [*names]
+
+
+def start_from(student: nn.Module, path: str, classifiers: Sequence[str]) -> None:
+    """Load a weights file into the student; classifiers of another size, given by their names, are not changed.
+
+    Raises:
+        UserError: The file could not be read, or belongs to another network.
+    """
     if not Path(path).is_file():
         raise UserError(f"--initial-checkpoint {path}: there is no such file.")
     try:
@@ -211,8 +227,7 @@ def _start_from(student: nn.Module, path: str) -> None:
         ) from error
     own = student.state_dict()
     fitting = {k: v for k, v in weights.items() if isinstance(v, Tensor) and k in own and v.shape == own[k].shape}
-    classifiers: Any = student.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
-    heads = tuple(f"{name}." for name in ([classifiers] if isinstance(classifiers, str) else classifiers))
+    heads = tuple(f"{name}." for name in classifiers)
     optional = "num_batches_tracked"  # old checkpoints have none, and nothing reads it
     missing = [name for name in own if name not in fitting and not name.startswith(heads) and optional not in name]
     if missing:

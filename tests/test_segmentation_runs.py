@@ -16,7 +16,7 @@ from hub_server import USER
 from pictures import labels_of, picture, voc_folder
 from published import push
 from runs import METHODS, evaluate_here, small, train_here
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from frskd_timm.errors import UserError
 from frskd_timm.export.load import read_student
@@ -92,6 +92,24 @@ def test_training_continues_from_an_exported_backbone(places: Path, whole_masks:
     weights = job.initial_weights()
     assert weights is not None
     assert weights.name == "test_resnet.masks"
+
+
+def test_training_continues_from_a_whole_student(places: Path, whole_masks: Path, tmp_path: Path) -> None:
+    """Decoder and backbone start from the file; only the layer that knows the number of classes may differ."""
+    weights, more = whole_masks / "student" / "model.safetensors", tmp_path / "more classes.safetensors"
+    saved = load_file(weights)
+    save_file({key: value.repeat_interleave(2, 0) if "head.3" in key else value for key, value in saved.items()}, more)
+    for path, known in ((weights, set(saved)), (more, {key for key in saved if "head.3" not in key})):
+        flags = [*small(places, task="segmentation"), "--initial-checkpoint", str(path)]
+        job = choose_job(parse.parse_settings(flags))
+        found = job.build_student(job.load_data()).state_dict()
+        assert {key for key in saved if torch.equal(found[key], saved[key])} == known
+    initial = choose_job(parse.parse_settings([*flags[:-1], str(weights)])).initial_weights()
+    assert initial is not None
+    assert initial.name == whole_masks.name
+    job = choose_job(parse.parse_settings([*flags[:-1], str(weights), "--decoder-channels", "16"]))
+    with pytest.raises(UserError, match=r"model.safetensors does not fit SegmentationStudent: .*such as"):
+        job.build_student(job.load_data())
 
 
 def test_the_baseline_stands_beside_it(places: Path) -> None:

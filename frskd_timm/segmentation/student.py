@@ -71,6 +71,7 @@ class SegmentationStudent(
         probe: Height and width of a small image that the backbone accepts without padding.
         num_levels: Number of maps that `forward_features` returns: two more than `levels`.
         multiple: Images are padded to a multiple of this many pixels, 1 for convolutional backbones.
+        classifier_name: Name of the only layer whose size depends on the number of classes.
         fixed_size: (height, width) of the only images that the backbone accepts; None if it accepts others.
 
     Raises:
@@ -114,6 +115,7 @@ class SegmentationStudent(
         self.pyramid = FeaturePyramid(pyramid.channels, channels)
         self.bifpn = nn.ModuleList(SumBiFPN(self.num_levels, channels) for _ in range(layers))
         self.head = pixel_head(channels, num_classes)
+        self.classifier_name = f"head.{len(self.head) - 1}"
         self._freeze_unreached()
 
     def config(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from frskd_train.report.figures import sort_terms, term_label
 from frskd_train.report.forms import FORMS
 from frskd_train.report.metrics import METRICS, Metrics, read_metrics
 from frskd_train.report.predictions import Predictions
+from frskd_train.run_folder import STUDENT
 from frskd_train.settings import MethodSettings, Settings, declared, default_settings, flat
 
 METHOD = set(declared(MethodSettings))
@@ -45,7 +46,7 @@ class Run:
     @classmethod
     def read(cls, folder: Path) -> "Run":
         """Read a run; raise UserError if the folder does not hold a finished one."""
-        metrics, student = read_metrics(folder / METRICS), read_student(folder / "student")
+        metrics, student = read_metrics(folder / METRICS), read_student(folder / STUDENT)
         try:
             rows = list(csv.DictReader((folder / "summary.csv").read_text(encoding="utf-8").splitlines()))
             settings = flat(default_settings(metrics.task)) | read_yaml(str(student.path / RECIPE))

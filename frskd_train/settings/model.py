@@ -41,8 +41,9 @@ class ModelSettings:
     pretrained: Annotated[bool, FIXED] = False
     """Start from timm's pretrained weights for this name (with a new classifier only if the number of classes
     differs)."""
-    initial_checkpoint: Annotated[str | None, FIXED, LOCAL, CLASSIFICATION] = None
-    """Weights file to start from (.safetensors or a timm checkpoint); a classifier of another size is skipped."""
+    initial_checkpoint: Annotated[str | None, FIXED, LOCAL] = None
+    """Weights file to start from (.safetensors or a timm checkpoint); a classifier of another size is skipped. In
+    segmentation the weights of a whole student, with its decoder."""
     linear_probe: Annotated[bool, FIXED, CLASSIFICATION] = False
     """Train only the classifier and freeze the rest, including running statistics; needs --method ce."""
     num_classes: Annotated[int | None, Count, FIXED, CLASSIFICATION] = None

@@ -19,7 +19,7 @@ from frskd_train.report.card import write_card
 from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.forms import Form
 from frskd_train.report.metrics import InitialWeights, Metrics
-from frskd_train.run_folder import RunFolder
+from frskd_train.run_folder import STUDENT, RunFolder
 from frskd_train.settings import DataSettings, FitSettings, Settings
 from frskd_train.sync_batchnorm import refuse_single_values
 
@@ -41,7 +41,8 @@ class Job(ABC):
             return None
         if model.initial_checkpoint is not None:
             path = Path(model.initial_checkpoint)
-            return InitialWeights(path.absolute().parent.name if path.name == WEIGHTS else path.name)
+            folders = (part for part in reversed(path.absolute().parent.parts) if part != STUDENT)
+            return InitialWeights(next(folders) if path.name == WEIGHTS else path.name)
         if model.model.startswith("hf-hub:"):
             name = model.model.removeprefix("hf-hub:")
             return InitialWeights(name, name.split("@")[0])
