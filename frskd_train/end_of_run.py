@@ -57,9 +57,15 @@ def preflight(settings: Settings, score: str) -> SeedRuns | None:
     return read_baseline(run.baseline, settings, score, processes=PartialState().num_processes)
 
 
-def export_run(folder: RunFolder, job: Job, data: TrainingData, task: StudentTask, student: nn.Module) -> None:
-    """Write the student's folder with its recipe, before any other step at the end of a run can fail."""
-    heading = f"The settings that made {job.about_student(student)['model']}, tag {job.tag(data)}."
+def export_run(
+    folder: RunFolder, job: Job, data: TrainingData, task: StudentTask, student: nn.Module, changes: Sequence[str]
+) -> None:
+    """Write the student's folder with its recipe, before any other step at the end of a run can fail.
+
+    `changes` are sentences about settings that changed during the run.
+    """
+    made = f"The settings that made {job.about_student(student)['model']}, tag {job.tag(data)}."
+    heading = "\n".join([made, *changes])
     settings = job.settings
     if isinstance(task, DistillationTask):  # another version may have another default
         settings = replace(settings, method=replace(settings.method, beta=task.beta))

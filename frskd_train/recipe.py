@@ -130,13 +130,13 @@ def absolute_path(value: Any) -> Any:
 def write_recipe(settings: Settings, heading: str, portable: bool = False) -> str:
     """Format settings as a recipe, except the folder of a run and whether it was resumed.
 
-    `heading` is a comment in the first line. `portable` omits what belongs to one machine or account; local paths are
+    `heading` is a comment in the first lines. `portable` omits what belongs to one machine or account; local paths are
     left empty, so that whoever uses the recipe is asked for them.
     """
     values, facts = flat(settings), declared(Settings)
     left_out = {"output_dir", *NOT_IN_RECIPES, *foreign(settings.model.task)}
     left_out |= {name for name in values if portable and PRIVATE in facts[name]}
-    lines = [f"# {heading}"]
+    lines = [f"# {line}" for line in heading.splitlines()]
     for group in dataclasses.fields(Settings):
         kind = typing.cast(Any, group.type)
         names = [setting.name for setting in dataclasses.fields(kind) if setting.name not in left_out]

@@ -51,6 +51,12 @@ def check_resume(state: Mapping[str, Any], settings: Mapping[str, Any], facts: M
         )
     if settings["epochs"] < state["epoch"] + (state["step"] > 0):
         raise UserError(f"--epochs is {settings['epochs']} now, but this run is already in epoch {state['epoch'] + 1}.")
+    for name in changed:
+        if state["epoch"] >= settings["epochs"] and not {FREE, PRIVATE, LOCAL} & set(kept[name]) and name != "epochs":
+            raise UserError(
+                f"{flag(name)} is {settings[name]} now but was {before[name]}, and this run is finished after "
+                f"{state['epoch']} epochs: give more --epochs to continue it, or leave {flag(name)} out."
+            )
     notes = [
         f"{flag(name)} is {settings[name]} from here on (was {value})."
         for name, value in changed.items()

@@ -8,7 +8,7 @@ from typing import Any
 
 from frskd_train.checkpoint import checkpoint_name
 
-_KEPT = ("epoch", "step", "updates", "history", "best")
+_KEPT = ("epoch", "step", "updates", "history", "best", "changes")
 
 
 @dataclass
@@ -21,6 +21,7 @@ class RunState:
     updates: int = 0  # of the optimizer so far
     history: list[dict[str, Any]] = field(default_factory=list)  # one row per finished epoch
     best: dict[str, Any] | None = None  # score and checkpoint of the best epoch
+    changes: list[str] = field(default_factory=list)  # of settings during the run, in sentences
     earlier_seconds: float = 0.0  # duration of the run before it was resumed
     last_checkpoint: Path | None = None  # written or loaded
     _began: float = field(default_factory=time.perf_counter)
@@ -29,7 +30,7 @@ class RunState:
     @classmethod
     def from_saved(cls, state: Mapping[str, Any], checkpoint: Path, score: str) -> "RunState":
         """Restore the state that a checkpoint holds."""
-        kept = {name: state[name] for name in _KEPT}
+        kept = {name: state[name] for name in _KEPT if name in state}  # older versions stored less
         if kept["best"] and not (checkpoint.parent / kept["best"]["checkpoint"]).is_dir():
             kept["best"] = None  # pruned in favour of a better one that this run has now abandoned
         return cls(score, **kept, earlier_seconds=state["seconds"], last_checkpoint=checkpoint)

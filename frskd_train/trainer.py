@@ -62,7 +62,8 @@ class Trainer:
         if resume is not None:
             self._resume(resume, saved)
         if self.is_main:
-            self.folder.write(SETTINGS, write_recipe(settings, f"Settings of the run {self.folder.path.name}."))
+            heading = "\n".join([f"Settings of the run {self.folder.path.name}.", *self.state.changes])
+            self.folder.write(SETTINGS, write_recipe(settings, heading))
         start_trackers(self.accelerator, settings, self.folder.path)
 
     def run(self) -> None:
@@ -137,9 +138,11 @@ class Trainer:
         self.progress.say(*resume.notes)
         if resume.checkpoint is None:
             return
-        self.progress.say(*check_resume(saved, flat(self.settings), self.facts))
+        notes = check_resume(saved, flat(self.settings), self.facts)
+        self.progress.say(*notes)
         restore(resume.checkpoint, saved, self.saved_modules, self.optimizer)
         self.state = RunState.from_saved(saved, resume.checkpoint, self.job.form.score)
+        self.state.changes += [f"After {self.state.updates} updates: {note}" for note in notes]
         self.meter.load(saved["meter"])
         self.progress.done_before = self.state.epoch * self.steps_per_epoch + self.state.step
         if self.is_main:
@@ -277,7 +280,7 @@ class Trainer:
     def export(self) -> None:
         """Export the student, or its average if there is one."""
         if self.is_main:
-            end_of_run.export_run(self.folder, self.job, self.data, self.task, self.exported)
+            end_of_run.export_run(self.folder, self.job, self.data, self.task, self.exported, self.state.changes)
 
     def finish(self, scores: Scores) -> None:
         """Export the student, write the run's report and publish."""

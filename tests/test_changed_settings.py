@@ -61,6 +61,15 @@ def test_what_may_not_change_is_refused(settings: dict[str, Any], facts: dict[st
         check_resume(state, {**was, **settings}, {**NOW, **facts})
 
 
+def test_a_finished_run_takes_no_settings_that_it_would_not_use() -> None:
+    was = {"epochs": 3, "lr": 0.1, "dataset": "here", "log_interval": 5}
+    state = {**STATE, **NOW, "epoch": 3, "step": 0, "settings": was}
+    with pytest.raises(UserError, match=r"--lr is 0.2 now but was 0.1, and this run is finished after 3 epochs: give m"):
+        check_resume(state, {**was, "lr": 0.2}, NOW)
+    assert len(check_resume(state, {**was, "dataset": "there", "log_interval": 6}, NOW)) <= 1
+    assert len(check_resume(state, {**was, "lr": 0.2, "epochs": 4}, NOW)) == 2
+
+
 def test_a_resumed_run_keeps_the_statistics_of_its_images(tmp_path: Path) -> None:
     for number in range(12):
         folder = tmp_path / "data" / "train" / f"class {number % 2}"
@@ -72,6 +81,9 @@ def test_a_resumed_run_keeps_the_statistics_of_its_images(tmp_path: Path) -> Non
     first = statistics_of(run)
     train_here("--resume", run, "--epochs", 2, "--data-mode", "stream", "--workers", 0)
     assert statistics_of(run) == first
+    for recipe in (run / "config.yaml", run / "student" / "recipe.yaml"):
+        changes = re.findall("^# (After 2 updates: .*)$", recipe.read_text(encoding="utf-8"), re.M)
+        assert "After 2 updates: --epochs is 2 from here on (was 1)." in changes
 
 
 def statistics_of(run: Path) -> list[Any]:

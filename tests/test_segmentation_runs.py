@@ -22,7 +22,7 @@ from frskd_timm.errors import UserError
 from frskd_timm.export.load import read_student
 from frskd_timm.segmentation import SegmentationStudent
 from frskd_train import parse
-from frskd_train.data.folder import VOC_CLASSES
+from frskd_train.data.mask_folder import VOC_CLASSES
 from frskd_train.errors import SettingsError
 from frskd_train.recipe import write_recipe
 from frskd_train.report.evaluation import read_evaluation

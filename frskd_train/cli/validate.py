@@ -1,5 +1,6 @@
 """`frskd validate` and `validate.py`: score a model on a dataset."""
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -44,7 +45,7 @@ def evaluate(settings: EvaluationSettings) -> None:
     adapt_convolutions(model)
     job = job_of(model)
     data = job.load_validation(settings.data, settings.fit, model)
-    output = check_output(settings.output or (run and run / f"evaluation-{data.name}"))
+    output = check_output(settings.output or (run and run / folder_name(settings, data.name)))
     batch_size = settings.batch_size or (16 if data.task == "segmentation" else 256)
     scorer = Scorer(model, accelerator, batch_size, flip=settings.tta == "flip")
     fitted = find_temperature(scorer, settings.data, data, run)
@@ -60,6 +61,13 @@ def evaluate(settings: EvaluationSettings) -> None:
     print(summary(evaluation))
     if output is not None:
         print(f"Stored in {output}.")
+
+
+def folder_name(settings: EvaluationSettings, dataset: str) -> str:
+    """Return a name that differs between datasets, splits that were asked for, and test-time augmentations."""
+    augmentation = None if settings.tta == "none" else settings.tta
+    split = re.sub(r"[^\w.]+", "-", settings.data.val_split or "")
+    return "-".join(filter(None, ["evaluation", dataset, split, augmentation]))
 
 
 def with_held_out(settings: EvaluationSettings, run: Path) -> EvaluationSettings:

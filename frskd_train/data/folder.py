@@ -1,4 +1,4 @@
-"""Folders of images: one folder per class, under train/ and val/ or directly; images and masks as in Pascal VOC."""
+"""Folders of images: one folder per class, under train/ and val/ or directly."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import datasets
 
 from frskd_timm.errors import UserError
-from frskd_train.data.columns import Splits, listed, read_lines, read_names
+from frskd_train.data.columns import Splits, listed
 from frskd_train.data.images import printable, stored_path
 
 TRAIN_SPLITS = ("train", "training")
@@ -22,18 +22,11 @@ _LIKE_SPLITS = re.compile(r"(train|val|dev|test|eval)(?![a-z])", re.IGNORECASE) 
 SPLIT_NAMES = frozenset((*TRAIN_SPLITS, *VALIDATION_SPLITS))
 # Characters that file systems do not allow in names, and the percent sign; a leading dot would hide the folder.
 ESCAPED = re.compile(r"%(?:2F|5C|3A|2A|3F|22|3C|3E|7C|25|2E)", re.IGNORECASE)
-IMAGES, MASKS, LISTS = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"
-VOC_ENDINGS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
-NAMES_FILE = "labels.txt"
-VOC_CLASSES = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
-    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
 
 
 def is_image_folder(folder: Path) -> bool:
     """Return whether a folder contains images in subfolders at any depth."""
-    return any(any(_images_below(sub)) for sub in folders_in(folder))
+    return any(any(images_below(sub)) for sub in folders_in(folder))
 
 
 def read_image_folder(folder: Path) -> tuple[Splits, tuple[str, ...]]:
@@ -51,7 +44,10 @@ def read_image_folder(folder: Path) -> tuple[Splits, tuple[str, ...]]:
         UserError: There are fewer than two class folders, or it is unclear which folders are splits or classes.
     """
     roots = split_folders(folder) or {"train": folder}
-    images = {split: [(sub, [*_images_below(sub)]) for sub in folders_in(root)] for split, root in roots.items()}
+    images = {
+        split: [(sub, [*map(stored_path, images_below(sub))]) for sub in folders_in(root)]
+        for split, root in roots.items()
+    }
     listing = [(_class_name(sub), found) for folders in images.values() for sub, found in folders]
     classes = sorted({name for name, found in listing if found}, key=_order)
     if len(classes) < 2:
@@ -99,10 +95,10 @@ def split_folders(folder: Path) -> dict[str, Path]:
     """
     folders = folders_in(folder)
     named = [sub for sub in folders if sub.name.lower() in SPLIT_NAMES]
-    roots = {sub.name.lower(): sub for sub in named if any(any(_images_below(below)) for below in folders_in(sub))}
-    others = [sub for sub in folders if sub not in named and any(_images_below(sub))]
+    roots = {sub.name.lower(): sub for sub in named if any(any(images_below(below)) for below in folders_in(sub))}
+    others = [sub for sub in folders if sub not in named and any(images_below(sub))]
     if not roots:
-        if named and not others and all(any(_images_below(sub)) for sub in named):
+        if named and not others and all(any(images_below(sub)) for sub in named):
             raise UserError(f"--dataset {folder}: {_listed(named)} hold images, but no class folders.")
         several = [sub for sub in others if {below.name.lower() for below in folders_in(sub)} & SPLIT_NAMES]
         if inside := _listed([sub for sub in several if split_folders(sub)]):
@@ -120,7 +116,7 @@ def _nested(roots: dict[str, Path]) -> tuple[str, ...]:
         UserError: They are named almost like splits and contain the same folders.
     """
     folders = [sub for root in roots.values() for sub in folders_in(root)]
-    if any(len(folders_in(sub)) < 2 or any(_images_in(sub)) for sub in folders):
+    if any(len(folders_in(sub)) < 2 or any(images_in(sub)) for sub in folders):
         return ()
     below, name = _listed(folders_in(folders[0])), folders[0].name
     if all(_LIKE_SPLITS.match(sub.name) for sub in folders) and len({_listed(folders_in(sub)) for sub in folders}) == 1:
@@ -135,7 +131,8 @@ def _listed(folders: list[Path]) -> str:
     return listed([printable(sub.name) for sub in folders])
 
 
-def _images_in(folder: Path) -> Iterator[str]:
+def images_in(folder: Path) -> Iterator[str]:
+    """Yield the names of the image files in a folder."""
     with os.scandir(folder) as entries:
         for entry in entries:
             ending = os.path.splitext(entry.name)[1].lower()
@@ -143,7 +140,7 @@ def _images_in(folder: Path) -> Iterator[str]:
                 yield entry.name
 
 
-def _images_below(folder: Path) -> Iterator[str]:
+def images_below(folder: Path) -> Iterator[str]:
     """Yield the paths of image files below a folder; each folder is visited once, even with circular links."""
     seen = set()
     for parent, below, _ in os.walk(folder.absolute(), followlinks=True):
@@ -153,57 +150,5 @@ def _images_below(folder: Path) -> Iterator[str]:
             continue
         seen.add((place.st_dev, place.st_ino))
         below[:] = sorted(name for name in below if not name.startswith("."))
-        for file in sorted(_images_in(Path(parent))):
-            yield stored_path(os.path.join(parent, file))
-
-
-def is_voc_folder(folder: Path) -> bool:
-    """Return whether a folder has one of the folders of the VOC layout, even if others are missing."""
-    return (folder / MASKS).is_dir() or (folder / LISTS).is_dir()
-
-
-def read_voc(folder: Path) -> tuple[Splits, list[str] | None, tuple[str, ...]]:
-    """List images and masks of a VOC folder as datasets of paths; no image is opened.
-
-    The names in `ImageSets/Segmentation/SPLIT.txt` are those of `JPEGImages/NAME.jpg` and `SegmentationClass/NAME.png`.
-
-    Returns:
-        Splits by name with the columns `image` and `mask`, the class names (those in `labels.txt`, one per line, else
-        those of VOC if the folder is called VOC or VOC2012, else None), and notes for the user. A list with another
-        name than train or val is left out if it names a file that is missing, such as the mask of a test image.
-
-    Raises:
-        UserError: A folder, a list, an image or a mask is missing, or `labels.txt` is not a list of names.
-    """
-    splits: dict[str, datasets.Dataset] = {}
-    notes = []
-    for file in sorted((folder / LISTS).glob("*.txt")):
-        names = read_lines(file)
-        try:
-            rows = {
-                "image": [_find(folder / IMAGES, name, VOC_ENDINGS, file) for name in names],
-                "mask": [_find(folder / MASKS, name, (".png",), file) for name in names],
-            }
-        except UserError as error:
-            if file.stem in ("train", "val"):
-                raise
-            notes.append(f"{file.name} is left out. {error}")
-            continue
-        if names:
-            features = datasets.Features(image=datasets.Image(), mask=datasets.Image())
-            splits[file.stem] = datasets.Dataset.from_dict(rows, features=features)
-    if not splits:
-        raise UserError(f"--dataset {folder} has {MASKS}, but no list of a split such as {LISTS}/train.txt.")
-    if (folder / NAMES_FILE).is_file():
-        return splits, read_names(folder / NAMES_FILE), tuple(notes)
-    is_voc = re.fullmatch(r"VOC(\d{4})?", folder.resolve().name, re.IGNORECASE)
-    return splits, list(VOC_CLASSES) if is_voc else None, tuple(notes)
-
-
-def _find(folder: Path, line: str, endings: tuple[str, ...], named_in: Path) -> str:
-    """Return the path of the file that a line of a list names, alone or before a space."""
-    first = line.split()[0]
-    for path in (folder / f"{name}{ending}" for name in dict.fromkeys((line, first)) for ending in endings):
-        if path.is_file():
-            return stored_path(str(path.absolute()))
-    raise UserError(f"{named_in} names {first}, but there is no {folder / first}{endings[0]}.")
+        for file in sorted(images_in(Path(parent))):
+            yield os.path.join(parent, file)

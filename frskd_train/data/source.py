@@ -18,12 +18,11 @@ from frskd_train.data.folder import (
     VALIDATION_SPLITS,
     folders_in,
     is_image_folder,
-    is_voc_folder,
     read_image_folder,
-    read_voc,
     split_folders,
 )
 from frskd_train.data.images import printable
+from frskd_train.data.mask_folder import is_voc_folder, mask_folders, read_masks, read_voc
 from frskd_train.data.scenes import SAMPLE_FOLDER, compose_splits
 from frskd_train.errors import suggest
 from frskd_train.settings import DataSettings
@@ -57,8 +56,8 @@ def find_source(settings: DataSettings) -> Source:
     """Find the dataset that the settings name.
 
     In this order: the included sample and the scenes composed from it, a folder (in Pascal VOC's layout, saved by
-    datasets, of parquet or arrow files, of images), a dataset on the Hub. Nothing is written except datasets' own
-    cache: for datasets from the Hub, folders with a `metadata` file, and large parquet files.
+    datasets, of images and masks, of parquet or arrow files, of classes), a dataset on the Hub. Nothing is written
+    except datasets' own cache: for datasets from the Hub, folders with a `metadata` file, and large parquet files.
 
     Raises:
         UserError: There is no such dataset, or its folder has no supported layout.
@@ -102,7 +101,11 @@ def _read_folder(folder: Path, settings: DataSettings) -> tuple[Splits, list[str
     datasets.disable_progress_bars()  # shown while reading local files
     if is_voc_folder(folder):
         return read_voc(folder)
-    if _is_saved(folder) or _has_metadata(folder) or not is_image_folder(folder):
+    if _is_saved(folder) or _has_metadata(folder):
+        return _read_files(folder), None, ()
+    if folders := mask_folders(folder):
+        return read_masks(folder, folders)
+    if not is_image_folder(folder):
         return _read_files(folder), None, ()
     if _has_tables(folder) and not split_folders(folder):
         note = f"The parquet or arrow files are read, not the images beside them in {folder}."
@@ -184,8 +187,8 @@ def _read_files(folder: Path) -> Splits:
         raise UserError(f"The files of --dataset {folder} could not be read ({reason}).") from error
     if not splits:
         raise UserError(
-            f"--dataset {folder} holds neither class folders of images, nor parquet or arrow files, nor a dataset "
-            "saved by datasets' save_to_disk."
+            f"--dataset {folder} holds neither class folders of images, nor images/ and masks/, nor parquet or arrow "
+            "files, nor a dataset saved by datasets' save_to_disk."
         )
     return splits
 

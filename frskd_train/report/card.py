@@ -71,9 +71,9 @@ def model_card(
         asked: Flags that the recipe leaves to its user.
     """
     form = FORMS[metrics.task]
-    tags = [form.pipeline, *student.libraries, "self-distillation", "knowledge-distillation"]
+    tags = [form.pipeline, *student.libraries]
     if metrics.method == "frskd":
-        tags += ["frskd", "arxiv:2103.08273"]
+        tags += ["self-distillation", "knowledge-distillation", "frskd", "arxiv:2103.08273"]
     results = _eval_results(metrics, evaluation)
     data = ModelCardData(
         **_license(metrics),
@@ -179,6 +179,8 @@ def _eval_results(metrics: Metrics, evaluation: Evaluation | None) -> list[EvalR
     form, dataset = FORMS[metrics.task], metrics.dataset
     whole = hub_dataset(dataset) if dataset.whole_split else None  # scores on a sample are not those of the dataset
     scores = dict(metrics.student or {})
+    if dataset.num_classes <= 5:
+        scores.pop("top5", None)  # always 100%
     found = [(kind, label, scores.get(name)) for name, (kind, label) in form.results.items()]
     if scores and evaluation is not None:
         found += [

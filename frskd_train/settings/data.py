@@ -15,7 +15,8 @@ class DataSettings:
 
     dataset: Annotated[str, LOCAL] = "fashion_mnist_sample"
     """The included sample, a folder of class folders or parquet files, or of datasets' save_to_disk, or a Hub id.
-    For segmentation fashion_mnist_scenes (composed on the fly), a folder like Pascal VOC's, or a dataset of masks."""
+    For segmentation fashion_mnist_scenes (composed on the fly), a folder with images/ and masks/, one like Pascal
+    VOC's, or a dataset of masks."""
     dataset_config: str | None = None
     """Configuration name of a Hub dataset that has several."""
     dataset_revision: str | None = None
@@ -178,4 +179,4 @@ class EvaluationSettings:
     """Also write a reliability diagram and a picture of the confusion matrix."""
     output: str | None = None
     """Folder for evaluation.json, per_class.csv and confusion.csv; FILE.json: evaluation.json alone. By default
-    evaluation-DATASET in the folder of a run, none for other models."""
+    evaluation-DATASET in the folder of a run, with --val-split and --tta in the name, none for other models."""

@@ -41,7 +41,8 @@ class Masks:
         image = ImageOps.exif_transpose(image)
         if image.mode not in NUMBERED:
             raise ValueError(
-                f"its mode is {image.mode}, but class numbers are read from a palette or gray levels (Pillow's P, L)"
+                f"its mode is {image.mode}, but class numbers are read from a palette or gray levels (Pillow's P, L): "
+                "convert its colours to numbers first"
             )
         labels = np.asarray(image)
         top = len(self.class_names) or IGNORED
@@ -138,7 +139,8 @@ def _find_columns(features: datasets.Features, data: DataSettings) -> Columns:
     if len(found) < 2:
         raise UserError(
             f"Segmentation needs a column of images and one of masks, but the dataset has {columns_named(features)}. "
-            "Folders have to have the layout of Pascal VOC: JPEGImages, SegmentationClass, ImageSets/Segmentation."
+            "Folders have to hold images/ and masks/, or have the layout of Pascal VOC: JPEGImages, SegmentationClass, "
+            "ImageSets/Segmentation."
         )
     mask = mask or next((name for name in MASK_NAMES if name in found and name != image), None)
     image = image or next((name for name in IMAGE_NAMES if name in found and name != mask), None)

@@ -1,0 +1,151 @@
+"""Folders of images and masks: Pascal VOC with its lists, or folders `images` and `masks`."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import datasets
+
+from frskd_timm.errors import UserError
+from frskd_train.data.columns import Splits, listed, read_lines, read_names
+from frskd_train.data.folder import SPLIT_NAMES, folders_in, images_below, images_in
+from frskd_train.data.images import printable, stored_path
+
+VOC_IMAGES, VOC_MASKS, VOC_LISTS = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"
+VOC_ENDINGS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
+VOC_CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+NAMES_FILE = "labels.txt"
+IMAGE_FOLDERS = ("images", "image", "imgs", "img")
+MASK_FOLDERS = ("masks", "mask", "annotations", "labels")
+MASK_MARKS = ("", "_mask")  # what the name of a mask adds to that of its image
+Read = tuple[Splits, list[str] | None, tuple[str, ...]]
+
+
+def is_voc_folder(folder: Path) -> bool:
+    """Return whether a folder has one of the folders of the VOC layout, even if others are missing."""
+    return (folder / VOC_MASKS).is_dir() or (folder / VOC_LISTS).is_dir()
+
+
+def read_voc(folder: Path) -> Read:
+    """List images and masks of a VOC folder as datasets of paths; no image is opened.
+
+    The names in `ImageSets/Segmentation/SPLIT.txt` are those of `JPEGImages/NAME.jpg` and `SegmentationClass/NAME.png`.
+
+    Returns:
+        Splits by name with the columns `image` and `mask`, the class names (those in `labels.txt`, one per line, else
+        those of VOC if the folder is called VOC or VOC2012, else None), and notes for the user. A list with another
+        name than train or val is left out if it names a file that is missing, such as the mask of a test image.
+
+    Raises:
+        UserError: A folder, a list, an image or a mask is missing, or `labels.txt` is not a list of names.
+    """
+    splits: dict[str, datasets.Dataset] = {}
+    notes = []
+    for file in sorted((folder / VOC_LISTS).glob("*.txt")):
+        names = read_lines(file)
+        try:
+            images = [_find(folder / VOC_IMAGES, name, VOC_ENDINGS, file) for name in names]
+            masks = [_find(folder / VOC_MASKS, name, (".png",), file) for name in names]
+        except UserError as error:
+            if file.stem in ("train", "val"):
+                raise
+            notes.append(f"{file.name} is left out. {error}")
+            continue
+        if names:
+            splits[file.stem] = _pairs(images, masks)
+    if not splits:
+        raise UserError(f"--dataset {folder} has {VOC_MASKS}, but no list of a split such as {VOC_LISTS}/train.txt.")
+    is_voc = re.fullmatch(r"VOC(\d{4})?", folder.resolve().name, re.IGNORECASE)
+    return splits, _class_names(folder) or (list(VOC_CLASSES) if is_voc else None), tuple(notes)
+
+
+def mask_folders(folder: Path) -> dict[str, tuple[Path, Path | None]]:
+    """Return the folders of images and of their masks by split; empty if the folder has another layout.
+
+    Without splits they are `images` and `masks` in the folder; splits are folders with these two, or folders in both of
+    them. A split without masks has None.
+    """
+    images, masks = (_child(folder, names) for names in (IMAGE_FOLDERS, MASK_FOLDERS))
+    if images is None:
+        splits = [sub for sub in folders_in(folder) if sub.name.lower() in SPLIT_NAMES]
+        parts = {sub.name.lower(): (_child(sub, IMAGE_FOLDERS), _child(sub, MASK_FOLDERS)) for sub in splits}
+        found = {split: (own, of_own) for split, (own, of_own) in parts.items() if own is not None}
+    elif masks is None:
+        return {}
+    elif below := [sub for sub in folders_in(images) if sub.name.lower() in SPLIT_NAMES and not any(images_in(images))]:
+        found = {sub.name.lower(): (sub, _child(masks, [sub.name])) for sub in below}
+    else:
+        found = {"train": (images, masks)}
+    return found if any(of_own for _, of_own in found.values()) else {}
+
+
+def read_masks(folder: Path, folders: Mapping[str, tuple[Path, Path | None]]) -> Read:
+    """List images and masks as datasets of paths; no image is opened.
+
+    A mask has the name of its image, with another ending or with `_mask` before it, in the same subfolder.
+
+    Args:
+        folder: The dataset; its `labels.txt` has the class names, one per line.
+        folders: The result of `mask_folders`.
+
+    Returns:
+        As `read_voc`. A split without masks, such as test images, is left out.
+
+    Raises:
+        UserError: There are no images, one has no mask or two, or `labels.txt` is not a list of names.
+    """
+    splits, notes = {}, []
+    for split, (images, masks) in folders.items():
+        if masks is None:
+            notes.append(f"Split {split} is left out, because it has no masks.")
+            continue
+        pictures = [*images_below(images)]
+        if not pictures:
+            raise UserError(f"--dataset {folder} has no image in {images}.")
+        of_name: dict[str, list[str]] = {}
+        for mask in images_below(masks):
+            of_name.setdefault(_stem(mask, masks), []).append(mask)
+        found = [[mask for mark in MASK_MARKS for mask in of_name.get(_stem(i, images) + mark, [])] for i in pictures]
+        for number, problem in ((0, "no mask"), (2, "two masks")):
+            wrong = [_stem(i, images) for i, own in zip(pictures, found, strict=True) if min(len(own), 2) == number]
+            if wrong:
+                names = listed([printable(name) for name in wrong])
+                raise UserError(
+                    f"{len(wrong)} image(s) in {images} have {problem} of the same name in {masks}: {names}."
+                )
+        used = {mask for (mask,) in found}
+        if unused := sum(map(len, of_name.values())) - len(used):
+            notes.append(f"{unused} mask(s) in {masks} belong to no image.")
+        splits[split] = _pairs([*map(stored_path, pictures)], [stored_path(mask) for (mask,) in found])
+    return splits, _class_names(folder), tuple(notes)
+
+
+def _child(folder: Path, names: Sequence[str]) -> Path | None:
+    """Return the first subfolder with one of the names."""
+    return next((folder / name for name in names if (folder / name).is_dir()), None)
+
+
+def _stem(path: str, folder: Path) -> str:
+    return os.path.splitext(os.path.relpath(path, folder.absolute()))[0]
+
+
+def _pairs(images: list[str], masks: list[str]) -> datasets.Dataset:
+    features = datasets.Features(image=datasets.Image(), mask=datasets.Image())
+    return datasets.Dataset.from_dict({"image": images, "mask": masks}, features=features)
+
+
+def _class_names(folder: Path) -> list[str] | None:
+    return read_names(folder / NAMES_FILE) if (folder / NAMES_FILE).is_file() else None
+
+
+def _find(folder: Path, line: str, endings: tuple[str, ...], named_in: Path) -> str:
+    """Return the path of the file that a line of a list names, alone or before a space."""
+    first = line.split()[0]
+    for path in (folder / f"{name}{ending}" for name in dict.fromkeys((line, first)) for ending in endings):
+        if path.is_file():
+            return stored_path(str(path.absolute()))
+    raise UserError(f"{named_in} names {first}, but there is no {folder / first}{endings[0]}.")

@@ -1,0 +1,106 @@
+"""Folders of images and masks as people have them: the lists of VOC's layout, folders beside each other, classes."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import load_masks as load
+from pictures import voc_folder
+
+from frskd_timm.errors import UserError
+
+LISTS = Path("ImageSets", "Segmentation")
+
+
+def test_lists_with_marks_spaces_and_test_images(tmp_path: Path) -> None:
+    folder = voc_folder(tmp_path / "garden")
+    for kind, ending in (("JPEGImages", ".jpg"), ("SegmentationClass", ".png")):
+        shutil.move(folder / kind / f"p_0{ending}", folder / kind / f"my p 0{ending}")
+    names = (folder / LISTS / "train.txt").read_text().replace("p_0\n", "my p 0\n").replace("p_1\n", "p_1 1\n")
+    (folder / LISTS / "train.txt").write_text(names, encoding="utf-8-sig")
+    (folder / "labels.txt").write_text("lawn\nroses\npond\n", encoding="utf-8-sig")
+    (folder / LISTS / "test.txt").write_text("p_0\n")
+    data = load(folder, img_size=32)
+    assert (data.num_train, data.num_val, data.class_names) == (6, 4, ["lawn", "roses", "pond"])
+    (note,) = data.notes
+    assert note.startswith("test.txt is left out. ")
+    (folder / LISTS / "val.txt").write_text("p_99\n")
+    with pytest.raises(UserError, match=r"val.txt names p_99, but there is no"):
+        load(folder)
+
+
+@pytest.mark.parametrize("names", ["lawn\n", "lawn\nlawn\nroses\n"])
+def test_names_of_classes_are_checked(names: str, tmp_path: Path) -> None:
+    folder = voc_folder(tmp_path / "garden")
+    (folder / "labels.txt").write_text(names)
+    with pytest.raises(UserError, match=r"labels.txt has to hold at least 2 class names, each of them once"):
+        load(folder)
+
+
+def test_scaled_masks_and_labels_of_validation_alone_are_noticed(tmp_path: Path) -> None:
+    scaled = lambda number, width, height: np.full((height, width), 40 * (number % 3), np.uint8)
+    (note,) = load(voc_folder(tmp_path / "scaled", scaled), img_size=32).notes
+    assert note.startswith("78 of 81 classes have no training image: class 1, class 2")
+    further = lambda number, width, height: np.full((height, width), 4 if number == 7 else number % 2, np.uint8)
+    with pytest.raises(UserError, match=r"has label 4; .* the training masks have no other; .* --class-map"):
+        load(voc_folder(tmp_path / "further", further), img_size=32)
+
+
+LAYOUTS = {  # where the images and masks of a split are
+    "below the split": ("{split}/images", "{split}/masks"),
+    "split below": ("images/{split}", "annotations/{split}"),
+    "other names": ("{split}/img", "{split}/mask"),
+}
+
+
+def beside(folder: Path, images: str, masks: str, mark: str = "") -> Path:
+    """Write the files of a VOC folder into folders beside each other; `mark` ends the names of masks."""
+    voc = voc_folder(folder.with_name("source"))
+    for split in ("train", "val"):
+        for name in (voc / LISTS / f"{split}.txt").read_text().split():
+            for kind, place, ending, more in (
+                ("JPEGImages", images, ".jpg", ""),
+                ("SegmentationClass", masks, ".png", mark),
+            ):
+                target = folder / place.format(split=split)
+                target.mkdir(parents=True, exist_ok=True)
+                shutil.move(voc / kind / f"{name}{ending}", target / f"{name}{more}{ending}")
+    return folder
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_images_and_masks_beside_each_other_are_the_same_data_as_in_vocs_layout(layout: str, tmp_path: Path) -> None:
+    folder = beside(tmp_path / "garden", *LAYOUTS[layout])
+    data, voc = load(folder, img_size=32), load(voc_folder(tmp_path / "plain"), img_size=32)
+    assert (data.num_train, data.num_val, data.class_names) == (voc.num_train, voc.num_val, voc.class_names)
+    for (images, masks), (wanted, wanted_masks) in zip(data.val_batches(4), voc.val_batches(4), strict=True):
+        assert images.equal(wanted)
+        assert masks.equal(wanted_masks)
+    assert not data.notes
+
+
+def test_without_splits_a_tenth_is_held_out(tmp_path: Path) -> None:
+    folder = beside(tmp_path / "garden", "images", "masks", mark="_mask")
+    (folder / "labels.txt").write_text("lawn\nroses\npond\n")
+    shutil.copy(folder / "masks" / "p_0_mask.png", folder / "masks" / "p_99_mask.png")
+    data = load(folder, img_size=32)
+    assert (data.num_train, data.num_val, data.class_names) == (9, 1, ["lawn", "roses", "pond"])
+    assert any(note.startswith("1 mask(s) in") for note in data.notes)
+
+
+def test_images_need_exactly_one_mask(tmp_path: Path) -> None:
+    folder = beside(tmp_path / "garden", "{split}/images", "{split}/masks")
+    shutil.copytree(folder / "val" / "images", folder / "test" / "images")
+    assert load(folder, img_size=32).notes == ("Split test is left out, because it has no masks.",)
+    mask = folder / "train" / "masks" / "p_0.png"
+    other = shutil.copy(mask, mask.with_name("p_0_mask.png"))
+    with pytest.raises(
+        UserError, match=r"^1 image\(s\) in .*images have two masks of the same name in .*masks: p_0\.$"
+    ):
+        load(folder)
+    mask.unlink()
+    assert load(folder, img_size=32).num_train == 6
+    other.unlink()
+    with pytest.raises(UserError, match=r"^1 image\(s\) in .*images have no mask of the same name in .*masks: p_0\.$"):
+        load(folder)
