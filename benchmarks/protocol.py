@@ -140,8 +140,9 @@ def same_time(times: Sequence[Row], run: Run) -> int | None:
     """
     own = CASES[run.data]
     cases = {*own.rivals, *(name for name, case in CASES.items() if case.flags == own.flags)}
-    ratios = [float(row["ratio"]) for row in times if row["data"] in cases and row["method"] == run.method]
-    return max(run.epochs + 1, round(ratios[-1] * run.epochs)) if ratios else None
+    measured = [row for row in times if row["method"] == run.method]
+    found = [row for row in measured if row["data"] == run.data] or [row for row in measured if row["data"] in cases]
+    return max(run.epochs + 1, round(float(found[-1]["ratio"]) * run.epochs)) if found else None
 
 
 def plan(

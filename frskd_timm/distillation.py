@@ -3,10 +3,10 @@
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,6 +32,7 @@ class Views(NamedTuple):
     teacher_logits: Tensor
     joint: tuple[Tensor, Tensor] | None = None  # with SLA: both networks' joint logits of class and rotation
     batch: TwoViews | None = None  # where the maps and the self-teacher's logits are those of its clean images
+    clean_logits: Tensor | None = None  # the student's for these
 
 
 class DistillationTask(StudentTask):
@@ -118,10 +119,14 @@ class DistillationTask(StudentTask):
             if not fits:
                 raise UserError(f"{name} has to be {right}, not {value:g}.")
         self.logit_loss = LOGIT_LOSSES.get(logit_loss)
-        self.average: nn.ModuleDict | None = None
+        self.average: nn.Module | None = None
         if teacher_ema:
-            networks = {"student": deepcopy(student), "self_teacher": deepcopy(self_teacher)}
-            self.average = nn.ModuleDict(networks).requires_grad_(False)
+            # The warm-up forgets the random initial weights sooner: the decay starts at (1 + n) / (10 + n).
+            warmup: dict[str, Any] = {"use_warmup": True, "warmup_gamma": 9, "warmup_power": 1}
+            self._ema_of_teacher = (
+                ModelEmaV3(nn.ModuleDict(self.networks), teacher_ema, exclude_buffers=True, **warmup),
+            )
+            self.average = self._ema_of_teacher[0].module.requires_grad_(False).train(student.training)
         # Progress at the last update and number of updates. Saved with the lead, so that a resumed run is identical.
         counts = bool(teacher_ema) or teacher_interval > 1
         self.register_buffer("clock", torch.zeros(2, device=self.device) if counts else None)
@@ -149,14 +154,7 @@ class DistillationTask(StudentTask):
         self.clock[0] = progress
         self.clock[1] += 1
         if self.average is not None:
-            updates = float(self.clock[1])
-            decay = min(self.teacher_ema, (1 + updates) / (10 + updates))  # forgets the random initial weights sooner
-            for name, average in self.average.items():
-                network = self.get_submodule(name)
-                for kept, new in zip(average.parameters(), network.parameters(), strict=True):
-                    kept.lerp_(new, 1 - decay)
-                for buffer, current in zip(average.buffers(), network.buffers(), strict=True):
-                    buffer.copy_(current)
+            self._ema_of_teacher[0].update(nn.ModuleDict(self.networks), step=int(self.clock[1]) + 2)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -176,7 +174,7 @@ class DistillationTask(StudentTask):
         if not isinstance(input, TwoViews):
             return self.observe(input, networks)
         views = self.observe(input.clean, networks)
-        return views._replace(logits=networks["student"](input.images), batch=input)
+        return views._replace(logits=networks["student"](input.images), batch=input, clean_logits=views.logits)
 
     def extend(self, views: Views, images: Tensor) -> Views:
         """Add outputs that only training needs."""
@@ -204,7 +202,7 @@ class DistillationTask(StudentTask):
         elif self.average is not None:
             clean = input.clean if isinstance(input, TwoViews) else input
             with torch.no_grad():
-                average = self.observe(clean, dict(self.average.items()))
+                average = self.observe(clean, dict(self.average.named_children()))
             advice = views._replace(refined=average.refined, teacher_logits=average.teacher_logits)
         weight = self.distill_weight if self.lead is None else self.distill_weight * self.lead
         with torch.autocast(images.device.type, enabled=False):
@@ -214,12 +212,20 @@ class DistillationTask(StudentTask):
             distance = self.feature_loss(advice.maps, advice.refined, self.valid_positions(advice, target))
             terms["loss_feature"] = weight * self.beta * distance
         if self.lead is not None and self.training:
-            own = terms["loss_ce"].detach() / self.student_weight
-            other = terms["loss_ce_teacher"].detach() / self.teacher_weight
-            self.lead.lerp_((1 - other / own.clamp_min(1e-6)).clamp(0, 1).nan_to_num(0), 0.01)
+            self._measure_lead(views, terms)
         loss = torch.stack(list(terms.values())).sum()
         logged = {name: term.detach() for name, term in terms.items()}
         return {"loss": loss, "output": views.logits, "teacher_output": views.teacher_logits, **logged}
+
+    @torch.no_grad()
+    def _measure_lead(self, views: Views, terms: Terms) -> None:
+        """Move the lead towards that of this batch, where both networks see the same images."""
+        assert self.lead is not None
+        own, other = terms["loss_ce"] / self.student_weight, terms["loss_ce_teacher"] / self.teacher_weight
+        if views.batch is not None and views.clean_logits is not None:
+            own = self.cross_entropy(views.clean_logits, views.batch.classes)
+        found = (1 - other / own.clamp_min(1e-6)).clamp(0, 1).nan_to_num(0)
+        self.lead.lerp_(found, torch.where(own > 0, 0.01, 0.0))  # a batch without a labelled pixel tells nothing
 
     def _labels_only(self, images: Tensor, target: Tensor) -> Terms:
         """Compute a step with the labels alone.

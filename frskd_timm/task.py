@@ -1,6 +1,6 @@
 """FRSKD for classification, with optional self-supervised label augmentation (SLA)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -130,6 +130,10 @@ class FRSKDTask(DistillationTask):
             UserError: A name is unknown, the student has another number of classes, or it lacks the required feature
                 maps.
         """
+        if not isinstance(student, nn.Module):
+            raise UserError(f"student has to be a model, not {student!r:.60}: create it with timm.create_model.")
+        if not isinstance(input_size, Sequence) or len(input_size) != 3:
+            raise UserError(f"input_size has to be (channels, height, width), not {input_size!r:.60}.")
         if getattr(student, "num_classes", num_classes) != num_classes:
             raise UserError(f"The student has {student.num_classes} classes, not {num_classes}.")
         loss_class: Any = None if beta == 0 else FEATURE_LOSSES.get(feature_loss)

@@ -25,6 +25,7 @@ from frskd_train.data import TrainingData
 from frskd_train.device import machine_name
 from frskd_train.errors import exit_interrupted
 from frskd_train.evaluate import UNSCORED, Scores
+from frskd_train.optim import lr_note
 from frskd_train.progress import duration
 from frskd_train.recipe import write_recipe
 from frskd_train.report.answers import confusion_picture
@@ -66,8 +67,10 @@ def export_run(
     """
     made = f"The settings that made {job.about_student(student)['model']}, tag {job.tag(data)}."
     heading = "\n".join([made, *changes])
-    settings = job.settings
-    if isinstance(task, DistillationTask):  # another version may have another default
+    # What follows from a default of this version or from this machine is written out.
+    mode: Any = data.mode
+    settings = replace(job.settings, data=replace(job.settings.data, data_mode=mode))
+    if isinstance(task, DistillationTask):
         settings = replace(settings, method=replace(settings.method, beta=task.beta))
     recipe = write_recipe(settings, heading, portable=True)
     with folder.writing():
@@ -140,6 +143,9 @@ def make_metrics(
     speeds = [row["images_per_second"] for row in state.history if row["images_per_second"]]
     names, device = job.about_student(student), accelerator.device
     _, height, width = data.preprocessing.input_size
+    # Scores on a sample, on a part of the images or of other classes are not scores of the dataset.
+    scored = int(scores["student"]["images"]) if scores else 0
+    is_whole = scored == len(data.val.split.images.dataset) and not settings.data.class_map
     on_sample = settings.data.dataset == default_settings(settings.model.task).data.dataset
     return Metrics(
         schema=1,
@@ -156,10 +162,9 @@ def make_metrics(
             license=data.license,
             homepage=data.homepage,
             train_images=data.num_train,
-            val_images=int(scores["student"]["images"]) if scores else 0,
+            val_images=scored,
             num_classes=data.num_classes,
-            # scores on a sample or on held-out training images are not scores of the dataset
-            whole_split=data.val_split != data.train_split and not on_sample,
+            whole_split=is_whole and data.val_split != data.train_split and not on_sample,
             held_out=data.val_split == data.train_split,
         ),
         student=rounded.get("student"),
@@ -248,7 +253,7 @@ def summary(folder: RunFolder, job: Job, metrics: Metrics) -> str:
 
 
 def describe(job: Job, data: TrainingData, task: StudentTask, accelerator: Accelerator) -> str:
-    """Describe the run in two lines."""
+    """Describe the run in two lines, with a third one if the learning rate is unusual."""
     size = "x".join(map(str, data.preprocessing.input_size[1:]))
     student = sum(p.numel() for p in task.student.parameters()) / 1e6
     rest = sum(p.numel() for p in task.parameters()) / 1e6 - student
@@ -258,5 +263,5 @@ def describe(job: Job, data: TrainingData, task: StudentTask, accelerator: Accel
         f"data: {data.name}, {data.num_train} training and {data.num_val} validation images, "
         f"{data.num_classes} classes, {size}, {'in memory' if data.mode == 'memory' else 'streamed'}; "
         f"{accelerator.num_processes} process(es) on {accelerator.device.type}, {torch.get_num_threads()} thread(s), "
-        f"precision {accelerator.mixed_precision}"
+        f"precision {accelerator.mixed_precision}{lr_note(job.settings.optimizer)}"
     )

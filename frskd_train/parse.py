@@ -127,6 +127,9 @@ def _hint(name: str, kind: type, table: Mapping[str, str]) -> str:
 def _refuse_unknown(args: Sequence[str], script: str, kind: type, table: Mapping[str, str]) -> None:
     if args and not args[0].startswith("-"):
         raise SettingsError(f"{script} takes flags only, not '{args[0]}'{_hint('data_dir', kind, table)}")
+    sides = args[args.index("--img-size") + 1 :][:2] if "--img-size" in args else ()
+    if len(sides) == 2 and all(side.isdecimal() for side in sides):
+        raise SettingsError(f"--img-size takes one number, because images are square here, not {' '.join(sides)}.")
     known = declared(kind)
     for name in (token[2:].split("=", 1)[0].replace("-", "_") for token in args if token.startswith("--")):
         if name.removeprefix("no_") not in known and name != "help" and not name.startswith("tyro"):

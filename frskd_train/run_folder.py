@@ -1,7 +1,6 @@
 """The folder of a run: its lock and its small files. Only the main process writes."""
 
 import csv
-import fcntl
 import itertools
 import os
 import re
@@ -14,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from frskd_timm.errors import UserError
+from frskd_timm.export.folder import STUDENT
 from frskd_train.checkpoint import all_checkpoints, find_damage, latest_checkpoint
 from frskd_train.disk import disk_errors, reason, write_atomically
 from frskd_train.recipe import SETTINGS
 
 LOCK = ".lock"
-STUDENT = "student"  # the exported folder in that of a run
 # What a killed run may leave beside its files: the lock, and files and folders that were being replaced.
 _LEFTOVER = re.compile(
     r"\.(lock|(config\.yaml|summary\.csv|(metrics|evaluation)\.json|report\.html)\.\d+|.+\.(partial|previous))"
@@ -64,6 +63,8 @@ class RunFolder:
 
     def claim(self, resuming: bool) -> None:
         """Create the folder and lock it until this process ends; raise UserError if it cannot be used."""
+        import fcntl  # which Windows lacks; other commands than training work there
+
         if not resuming:
             self.refuse_if_taken()
         try:
@@ -124,6 +125,8 @@ def find_resume(resume: str | None, output_dir: str | None) -> Resume | None:
     path = Path(resume)
     if not os.path.isdir(path):
         raise UserError(f"--resume {resume} is not a run or a checkpoint: there is no such folder.")
+    if path.name == "checkpoints" and (path.parent / SETTINGS).is_file():
+        path = path.parent
     is_checkpoint = (path / "state.json").is_file()
     run = path.parent.parent if is_checkpoint else path
     if output_dir is not None and Path(output_dir).resolve() != run.resolve():

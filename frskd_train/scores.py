@@ -21,6 +21,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from frskd_timm.errors import UserError
+from frskd_timm.export.config import output_names
 from frskd_timm.losses.functional import IGNORED
 from frskd_timm.segmentation.evaluator import iou_of_classes
 from frskd_train.accumulators import (
@@ -102,7 +103,7 @@ class Scorer:
         confusion = confusions.gather()
         if not len(confusion):
             return None
-        names = named_outputs(data.class_names, classes)
+        names = output_names(dict(enumerate(data.class_names)), classes)
         per_class = _per_class(names, confusion, is_dense)
         present = [row for row in per_class if row.support]
         calibration, pre = read_bins(found["calibration"]), data.preprocessing
@@ -207,11 +208,6 @@ def _per_class(names: Sequence[str], confusion: Tensor, is_dense: bool) -> list[
         ClassScores(name, round(precision, 4), round(recall, 4), round(f1, 4), count, overlap)
         for name, (precision, recall, f1), count, overlap in zip(names, rates, support.tolist(), overlaps, strict=True)
     ]
-
-
-def named_outputs(class_names: Sequence[str], count: int) -> list[str]:
-    """Return a name for each of the outputs of a student, which may be more than the classes."""
-    return [*class_names, *(f"output {number}" for number in range(len(class_names), count))]
 
 
 def find_temperature(

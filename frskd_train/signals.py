@@ -7,6 +7,7 @@ import sys
 import time
 from contextlib import suppress
 from types import FrameType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -29,9 +30,10 @@ class Interruptions:
         self.accelerator, self.exit_code = accelerator, 130
         self._requested, self._requested_at = False, 0.0
         self._next, self._last, self._last_time = 0, -1, time.monotonic()  # the last agreement; -1 before the first
+        self._before: dict[signal.Signals, Any] = {}
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._receive)
+                self._before[number] = signal.signal(number, self._receive)
         if sys.platform == "linux" and ("ACCELERATE_MIXED_PRECISION" in os.environ or has_torch_launcher()):
             with suppress(OSError, AttributeError):  # send it also when the launcher of this process dies
                 ctypes.CDLL(None).prctl(1, signal.SIGUSR1)  # PR_SET_PDEATHSIG
@@ -44,6 +46,11 @@ class Interruptions:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self._requested, self._requested_at = True, now
+
+    def close(self) -> None:
+        """Give the signals back to whoever received them before, such as a notebook."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def output_closed(self) -> None:
         """Request a stop because the reader of the output is gone, as after `| head`."""

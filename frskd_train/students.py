@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.config import MAX_SIDE, check_pretrained_cfg
-from frskd_timm.export.folder import CARD, CONFIG, WEIGHTS, read_json, recover
+from frskd_timm.export.folder import CARD, CONFIG, PICKLE, STUDENT, WEIGHTS, read_json, recover
 from frskd_timm.export.load import ExportedClassifier, ExportedStudent, load_student, read_student
 from frskd_timm.lookup import exported_cfg, known_cfg
 from frskd_train.constraints import keyword_arguments
 from frskd_train.data import TrainingData
 from frskd_train.recipe import SETTINGS
 from frskd_train.report.metrics import METRICS
-from frskd_train.run_folder import STUDENT
 from frskd_train.settings import ModelSettings
 
 _CONTINUE = (
@@ -50,6 +49,10 @@ def default_cfg(settings: ModelSettings, name: str | None = None) -> Mapping[str
             raise UserError(f"--model {name} could not be downloaded from the Hub: {first_line(error)}.") from error
         check_pretrained_cfg(found, name)
         return found
+    if Path(name).is_dir() and not timm.is_model(name):
+        folder = next((path for path in (Path(name) / STUDENT, Path(name)) if (path / CONFIG).is_file()), None)
+        hint = f"give --model local-dir:{folder}" if folder else "a model starts with local-dir:, data go to --dataset"
+        raise UserError(f"--model {name} is a folder: {hint}.")
     cfg = known_cfg(name, weights=settings.pretrained)
     return cfg.to_dict() if cfg is not None else {}
 
@@ -161,7 +164,7 @@ def find_exported(model: str) -> FoundStudent:
         return FoundStudent(read_student(folder), run, "student" if run else folder.resolve().name)
     repo_id, _, revision = repo.partition("@")
     try:
-        found = snapshot_download(repo_id, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS, CARD])
+        found = snapshot_download(repo_id, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS, PICKLE, CARD])
     except Exception as error:  # of the connection, the name or the repository
         raise UserError(f"{model} could not be downloaded from the Hub: {first_line(error)}.") from error
     return FoundStudent(read_student(found), None, repo_id.rpartition("/")[2])
@@ -179,7 +182,7 @@ def _local_folder(model: str) -> Path | None:
         recover(student)
         if (student / CONFIG).is_file():
             return student
-    if path.exists():
+    if path.exists() and not timm.is_model(model):
         raise UserError(f"{model} is neither a finished run nor an exported student: there is no config.json.")
     if model.startswith("local-dir:") or (":" not in model and len(path.parts) > 1):
         raise UserError(f"{model}: there is no such folder.")

@@ -76,6 +76,7 @@ class Trainer:
             self.train_epoch()
             scores = self.close_epoch()
         self.finish(scores)
+        self.interruptions.close()
 
     def _load_data_and_task(self, saved: dict[str, Any]) -> None:
         loop, accelerator = self.settings.loop, self.accelerator

@@ -64,7 +64,9 @@ def test_what_may_not_change_is_refused(settings: dict[str, Any], facts: dict[st
 def test_a_finished_run_takes_no_settings_that_it_would_not_use() -> None:
     was = {"epochs": 3, "lr": 0.1, "dataset": "here", "log_interval": 5}
     state = {**STATE, **NOW, "epoch": 3, "step": 0, "settings": was}
-    with pytest.raises(UserError, match=r"--lr is 0.2 now but was 0.1, and this run is finished after 3 epochs: give m"):
+    with pytest.raises(
+        UserError, match=r"--lr is 0.2 now but was 0.1, and this run is finished after 3 epochs: give m"
+    ):
         check_resume(state, {**was, "lr": 0.2}, NOW)
     assert len(check_resume(state, {**was, "dataset": "there", "log_interval": 6}, NOW)) <= 1
     assert len(check_resume(state, {**was, "lr": 0.2, "epochs": 4}, NOW)) == 2

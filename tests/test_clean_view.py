@@ -42,6 +42,19 @@ def test_the_self_teacher_sees_the_clean_images() -> None:
         create(teacher_view="dirty")
 
 
+def test_the_lead_compares_both_networks_on_the_clean_images() -> None:
+    task, plain = create(teacher_view="clean", schedule="lead"), create(schedule="lead")
+    plain.load_state_dict(task.state_dict())
+    for each in (task, plain):
+        with torch.no_grad():
+            each.student.get_submodule("fc").weight.mul_(30)  # badly wrong, so that the self-teacher leads
+    noise = torch.randn(images().shape, generator=torch.Generator().manual_seed(1))
+    task(TwoViews(noise, images(), TARGET, None), TARGET)
+    plain(images(), TARGET)
+    assert float(plain.lead) > 0
+    assert_close(task.lead, plain.lead, 1e-6, "lead")
+
+
 @pytest.mark.parametrize(
     "flags",
     [

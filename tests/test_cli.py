@@ -8,9 +8,11 @@ import timm
 from conftest import ROOT, run_script
 
 from frskd_train.cli import COMMANDS, main
+from frskd_train.cli.validate import with_held_out
 from frskd_train.errors import SettingsError
 from frskd_train.parse import parse_settings, read_recipe
 from frskd_train.recipe import write_recipe
+from frskd_train.settings import DataSettings, EvaluationSettings
 
 EXTRA = ("accelerate", "datasets", "matplotlib", "pyarrow", "tyro")  # core never needs these
 
@@ -102,3 +104,16 @@ def test_a_student_loads_without_the_training_extra() -> None:
     code += "model = timm.create_model('wide_resnet16_2_frskd', pretrained=True)\n"
     code += "frskd_timm.FRSKDTask.create(model, input_size=(3, 28, 28), num_classes=10)"
     run_script(sys.executable, "-c", code)
+
+
+def test_a_runs_own_splits_are_scored(tmp_path: Path) -> None:
+    """The images that it was trained on would give a better score."""
+    (tmp_path / "config.yaml").write_text(f"dataset: {tmp_path / 'data'}\ntrain_split: trainval\nval_split: test\n")
+    for dataset, given, found in (
+        (tmp_path / "data", None, ("trainval", "test")),
+        (tmp_path / "data", "val", ("trainval", "val")),
+        (tmp_path / "other", None, (None, None)),
+    ):
+        data = DataSettings(dataset=str(dataset), val_split=given)
+        used = with_held_out(EvaluationSettings("x", data), tmp_path).data
+        assert (used.train_split, used.val_split) == found

@@ -19,7 +19,7 @@ from frskd_timm.export.student import export_segmentation
 from frskd_timm.segmentation import create_segmentation_student
 from frskd_train.report.publish import push_student
 from frskd_train.settings import ModelSettings
-from frskd_train.students import default_cfg
+from frskd_train.students import default_cfg, load_for_evaluation
 
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 40),
@@ -111,6 +111,13 @@ def test_an_interrupted_replacement_is_found_again(student: Path, tmp_path: Path
     with replacing(folder) as aside:
         shutil.copytree(student, aside, dirs_exist_ok=True)
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_a_folder_does_not_hide_a_model_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "resnet18_frskd").mkdir()
+    model, run = load_for_evaluation("resnet18_frskd")
+    assert (model.num_classes, run) == (10, None)
 
 
 def test_where_validate_writes(places: Path, whole: Path, tmp_path: Path) -> None:

@@ -213,6 +213,9 @@ def test_schedules_of_full_weight() -> None:
     assert float(task.lead) == pytest.approx(0.01 * lead, rel=1e-4)
     task(images() * float("nan"), TARGET)
     assert task(images(), TARGET)["loss_kl"] > 0
+    unlabelled = SegmentationTask.create(create_segmentation_student("test_resnet", 5, channels=8), schedule="lead")
+    unlabelled.train()(torch.rand(2, 3, 64, 64), torch.full((2, 64, 64), 255))
+    assert unlabelled.lead == 0
     assert task.to(torch.bfloat16).lead.dtype == torch.float32  # moves by less than bfloat16 can tell apart
 
 

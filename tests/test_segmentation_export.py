@@ -7,8 +7,11 @@ import pytest
 import timm
 import torch
 from golden_names import assert_close
+from pictures import picture
+from timm.data.constants import IMAGENET_DEFAULT_MEAN
 
 from frskd_timm.errors import UserError
+from frskd_timm.export.load import load_student, read_student
 from frskd_timm.export.student import export_backbone, export_segmentation
 from frskd_timm.segmentation import SegmentationStudent, SegmentationTask, create_segmentation_student
 
@@ -50,6 +53,21 @@ def test_student_comes_back(trained: SegmentationStudent, tmp_path: Path) -> Non
     assert json.loads((tmp_path / "again" / "config.json").read_text()) == json.loads(
         (folder / "config.json").read_text()
     )
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_channels_have_their_own_statistics(channels: int, tmp_path: Path) -> None:
+    student = create_segmentation_student("test_resnet", 3, channels=8, layers=1, in_chans=channels).eval()
+    folder = export_segmentation(student, tmp_path / "a@b")
+    assert read_student(folder).load_line(f"local-dir:{folder}").endswith(f'from_pretrained("{folder}")')
+    assert load_student(folder).mean == pytest.approx([sum(IMAGENET_DEFAULT_MEAN) / 3])
+    if channels == 1:
+        assert student.segment(picture(1, 40, 30)).shape == (30, 40)
+    else:
+        with pytest.raises(UserError, match="gray and RGB images, but this student takes 4 channels"):
+            student.segment(picture(1, 40, 30))
+    with pytest.raises(UserError, match=rf"one number, or {channels} \(one per channel\), not 2"):
+        create_segmentation_student("test_resnet", 3, in_chans=channels, mean=(0.1, 0.2))
 
 
 def test_what_cannot_be_exported_or_loaded(trained: SegmentationStudent, tmp_path: Path) -> None:

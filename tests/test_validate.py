@@ -60,7 +60,9 @@ def test_held_out_images_unusual_names_and_more_outputs_than_classes(tmp_path: P
         settings.write("setting_of_an_older_version: 1\n")
     evaluate_here("--model", run, "--dataset", tmp_path / "data", "--threads", 1, "--no-amp")
     own, again = (read_evaluation(path / "evaluation.json") for path in (run, run / "evaluation-data"))
-    evaluate_here("--model", run, "--dataset", tmp_path / "data", "--threads", 1, "--val-split", "train", "--tta", "flip")
+    evaluate_here(
+        "--model", run, "--dataset", tmp_path / "data", "--threads", 1, "--val-split", "train", "--tta", "flip"
+    )
     assert read_evaluation(run / "evaluation-data-train-flip" / "evaluation.json").tta == "flip"
     assert own.images == again.images == 12, "the images that the run held out, and no others"
     assert own.confusion == again.confusion

@@ -19,6 +19,7 @@ PICKLE = "pytorch_model.bin"  # of models that timm exported otherwise
 CONFIG = "config.json"
 CARD = "README.md"
 RECIPE = "recipe.yaml"
+STUDENT = "student"  # the folder of an export in that of a run
 DATASET_CARD = "DATASET.md"  # card of the dataset, beside shipped weights
 # Pictures and ONNX files of an export are recognised by their suffix.
 _OWN = {WEIGHTS, CONFIG, CARD, RECIPE, DATASET_CARD, "metrics.json", ".eval_results"}

@@ -24,7 +24,8 @@ from frskd_timm.export.config import (
 )
 from frskd_timm.export.folder import CONFIG, read_json, read_weights, recover
 from frskd_timm.pyramid import evaluating
-from frskd_timm.segmentation.student import SegmentationStudent, probe_size
+from frskd_timm.segmentation.sizes import probe_size
+from frskd_timm.segmentation.student import SegmentationStudent
 
 
 class ExportedStudent(ABC):
@@ -172,7 +173,7 @@ class ExportedSegmenter(ExportedStudent):
                 raise UserError(f"'{name}' in {self.where} is {config[name]}: give a positive number.")
         self.in_chans = config.get("in_chans", 3)
         for name in ("mean", "std"):
-            if name in config:
+            if config.get(name) is not None:
                 check_statistics(name, config[name], self.in_chans, self.where)
         try:
             self.size = probe_size(entry(config, "backbone_args", dict, self.where, default={}))
@@ -181,7 +182,7 @@ class ExportedSegmenter(ExportedStudent):
         check_size([self.in_chans, *self.size], self.where)
 
     def load_line(self, name: str) -> str:
-        place, _, revision = name.removeprefix("local-dir:").partition("@")
+        place, _, revision = (name.removeprefix("local-dir:"), "", "") if ":" in name else name.partition("@")
         more = f', revision="{revision}"' if revision else ""
         return f'SegmentationStudent.from_pretrained("{place}"{more})'
 

@@ -31,7 +31,7 @@ class LabelLoss(nn.Module):
         num_classes: K.
         smoothing: Probability mass spread evenly over all classes, 0..1.
         class_weights: Weight of each class; None for equal weights. With cross-entropy an image has the weight of its
-            class, and the loss is a weighted mean.
+            class, and the loss is a weighted mean, also with smoothing (torch's weights the smoothed classes instead).
         binary: Use timm's binary cross-entropy (arXiv 2110.00476).
         **options: Its further arguments: `sum_classes`, `target_threshold` (targets above it become 1, the others 0)
             and `pos_weight`.

@@ -1,6 +1,6 @@
 """Segmentation students: any timm backbone with the decoder of the segmentation experiments of FRSKD."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -19,11 +19,9 @@ from frskd_timm.lookup import known_cfg
 from frskd_timm.pixels import to_8_bits
 from frskd_timm.pyramid import Pyramid, evaluating, sample_images
 from frskd_timm.segmentation.decoder import FeaturePyramid, SumBiFPN, pixel_head
+from frskd_timm.segmentation.sizes import PROBE, find_multiple, probe_size
 
 MAX_LEVELS = 4  # p2..p5
-PROBE = 128  # side of the images for probing a backbone
-# Candidates for the required multiple of a backbone's input size: the first whose odd multiples work.
-MULTIPLES = {1: (97, 113), 4: (100, 116), 14: (98, 126), 16: (112, 80), 32: (96, 160), 128: (128, 384)}
 
 CARD = """---
 {{ card_data }}
@@ -61,8 +59,9 @@ class SegmentationStudent(
         channels: Channels of all levels of the decoder.
         layers: Number of BiFPN layers.
         in_chans: Number of image channels.
-        mean: Mean per channel for normalising images in 0..1.
-        std: Standard deviation per channel.
+        mean: Mean per channel for normalising images in 0..1, or one for all; by default ImageNet's, averaged if there
+            are other than three channels.
+        std: Standard deviation per channel, likewise.
         class_names: One name per class, in the order of the logits.
         backbone_args: Further arguments of `timm.create_model`.
 
@@ -75,7 +74,7 @@ class SegmentationStudent(
         fixed_size: (height, width) of the only images that the backbone accepts; None if it accepts others.
 
     Raises:
-        UserError: timm has no such model, or it has no usable maps.
+        UserError: timm has no such model, it has no usable maps, or a number of values does not fit.
     """
 
     def __init__(
@@ -85,8 +84,8 @@ class SegmentationStudent(
         channels: int = 64,
         layers: int = 3,
         in_chans: int = 3,
-        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
-        std: Sequence[float] = IMAGENET_DEFAULT_STD,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         class_names: Sequence[str] | None = None,
         backbone_args: dict[str, Any] | None = None,
     ) -> None:
@@ -94,7 +93,9 @@ class SegmentationStudent(
         if class_names is not None and len(class_names) != num_classes:
             raise UserError(f"class_names has {len(class_names)} names, but there are {num_classes} classes.")
         self.backbone_name, self.num_classes, self.channels, self.in_chans = backbone, num_classes, channels, in_chans
-        self.mean, self.std, self.class_names = tuple(mean), tuple(std), list(class_names or ())
+        self.mean = _per_channel(mean, IMAGENET_DEFAULT_MEAN, in_chans)
+        self.std = _per_channel(std, IMAGENET_DEFAULT_STD, in_chans)
+        self.class_names = list(class_names or ())
         self.backbone, self.backbone_args = _make_backbone(backbone, in_chans, dict(backbone_args or {}))
         self.probe = probe_size(self.backbone_args)
         try:
@@ -108,7 +109,7 @@ class SegmentationStudent(
         prune: Any = getattr(self.backbone, "prune_intermediate_layers", None)
         if prune is not None:
             prune(self.levels, prune_norm=True, prune_head=True)
-        multiple = _find_multiple(self.backbone, in_chans)
+        multiple = find_multiple(self.backbone, in_chans)
         self.multiple = multiple or 1
         self.fixed_size = None if multiple else self.probe
         self.num_levels = len(self.levels) + 2
@@ -219,8 +220,11 @@ class SegmentationStudent(
                 to 8, and an image with an EXIF orientation is rotated upright.
 
         Raises:
-            UserError: The array is not a uint8 image, or the image has pixels of an unknown range.
+            UserError: The array is not a uint8 image, the image has pixels of an unknown range, or the student does
+                not take gray or RGB images.
         """
+        if self.in_chans not in (1, 3):
+            raise UserError(f"segment() is for gray and RGB images, but this student takes {self.in_chans} channels.")
         if not hasattr(image, "convert"):
             array = np.asarray(image)
             if array.dtype != np.uint8 or array.ndim not in (2, 3):
@@ -239,6 +243,15 @@ class SegmentationStudent(
         return logits.argmax(dim=1)[0].cpu()
 
 
+def _per_channel(values: Sequence[float] | None, default: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Return one value per channel, or one for all."""
+    if values is None:
+        return tuple(default) if channels == 3 else (sum(default) / 3,)
+    if len(values) not in (1, channels):
+        raise UserError(f"mean and std take one number, or {channels} (one per channel), not {len(values)}.")
+    return tuple(values)
+
+
 def _make_backbone(name: str, in_chans: int, arguments: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     """Create a timm model without its head; return it with the arguments that it was created with."""
     cfg = known_cfg(name)
@@ -252,38 +265,3 @@ def _make_backbone(name: str, in_chans: int, arguments: dict[str, Any]) -> tuple
         return timm.create_model(name, num_classes=0, in_chans=in_chans, **arguments), arguments
     except Exception as error:  # unknown or unsuitable arguments
         raise UserError(f"Could not create the backbone '{name}': {first_line(error)}.") from error
-
-
-def probe_size(backbone_args: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the height and width of a small image for probing a backbone with these arguments."""
-    size = backbone_args.get("img_size", PROBE)
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def _find_multiple(model: nn.Module, in_chans: int) -> int | None:
-    """Find the number that input height and width must be a multiple of; None if the model accepts only one size.
-
-    Networks that cut images into patches, such as ConvNeXt, accept other sizes but leave the last rows out; a multiple
-    at which all maps cover the image is preferred.
-    """
-    forward: Any = model.forward_intermediates
-    errors = AssertionError, RuntimeError, ValueError  # raised by models for sizes that they do not accept
-
-    def widths(size: tuple[int, int]) -> list[int]:
-        return [m.shape[-1] for m in forward(sample_images(model, (in_chans, *size)), intermediates_only=True)]
-
-    accepted, whole = None, PROBE
-    with evaluating(model):
-        try:
-            strides = [whole / width for width in widths((whole, whole))]
-        except errors:
-            strides = []
-        for multiple, size in MULTIPLES.items():
-            try:
-                found = widths(size)
-            except errors:
-                continue
-            accepted = accepted or multiple
-            if all(width * stride >= size[-1] for width, stride in zip(found, strides, strict=False)):
-                return multiple
-    return accepted

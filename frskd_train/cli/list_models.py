@@ -1,5 +1,6 @@
 """`frskd list`: list the registered students with their pretrained weights, and the included recipes."""
 
+import argparse
 from collections.abc import Sequence
 
 from frskd_train.recipe import RECIPES
@@ -7,6 +8,9 @@ from frskd_train.recipe import RECIPES
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the lists, one name per line."""
+    argparse.ArgumentParser(
+        "frskd list", description="List students with the tags of their pretrained weights, and the included recipes."
+    ).parse_args(arguments)
     import timm
 
     import frskd_timm  # noqa: F401  registers the students

@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     page = {name: vars(options).pop(name) for name in ("space", "examples", "img_size", "runtime")}
     if (options.folder / "student" / "config.json").is_file():
         options.folder /= "student"
+    elif (options.folder / "config.yaml").is_file():
+        parser.error(f"{options.folder} is the folder of a run that has not finished: it has no student/ yet")
     # Imported here, so that --help and a wrong flag answer at once.
     from frskd_train.demo.runtime import find_runtime
     from frskd_train.demo.space import push_space

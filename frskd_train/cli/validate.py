@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from frskd_train.errors import exit_process
 from frskd_train.parse import parse_evaluation
@@ -29,6 +30,7 @@ def evaluate(settings: EvaluationSettings) -> None:
         UserError: The model or the data cannot be used, or the scores are not finite or cannot be stored.
     """
     # Imported here, so that --help and a wrong flag answer at once.
+    from frskd_timm.errors import UserError
     from frskd_train.convolutions import adapt_convolutions
     from frskd_train.device import start_accelerator
     from frskd_train.report.score_files import check_output, summary, write_scores
@@ -39,13 +41,19 @@ def evaluate(settings: EvaluationSettings) -> None:
     loop = LoopSettings(amp=settings.amp, amp_dtype=settings.amp_dtype, threads=settings.threads)
     accelerator = start_accelerator(loop)
     model, run = load_for_evaluation(settings.model)
+    given = settings
     if run is not None:
         settings = with_held_out(settings, run)
     model.to(accelerator.device).eval()
     adapt_convolutions(model)
     job = job_of(model)
-    data = job.load_validation(settings.data, settings.fit, model)
-    output = check_output(settings.output or (run and run / folder_name(settings, data.name)))
+    try:
+        data = job.load_validation(settings.data, settings.fit, model)
+    except UserError as error:
+        if settings.data.dataset != DataSettings().dataset:
+            raise
+        raise UserError(f"{error} These are the images of the included sample; --dataset chooses others.") from error
+    output = check_output(settings.output or (run and run / folder_name(given, data.name)))
     batch_size = settings.batch_size or (16 if data.task == "segmentation" else 256)
     scorer = Scorer(model, accelerator, batch_size, flip=settings.tta == "flip")
     fitted = find_temperature(scorer, settings.data, data, run)
@@ -71,10 +79,15 @@ def folder_name(settings: EvaluationSettings, dataset: str) -> str:
 
 
 def with_held_out(settings: EvaluationSettings, run: Path) -> EvaluationSettings:
-    """Hold out the images that a run held out of the same dataset, unless another `--val-fraction` is given."""
+    """Use the splits of a run and the images that it held out, if the dataset is the same and no others are given."""
     data, trained = settings.data, read_yaml(str(run / SETTINGS))  # other settings of the run may be unknown today
     same = Path(data.dataset).resolve() == Path(str(trained.get("dataset"))).resolve()
+    if not same:
+        return settings
+    own = {n: trained.get(n) for n in ("train_split", "val_split") if getattr(data, n) is None}
+    known: dict[str, Any] = {name: value for name, value in own.items() if isinstance(value, str)}
+    data = replace(data, **known)
     held_out = trained.get("val_fraction")
-    if same and data.val_fraction == DataSettings().val_fraction and isinstance(held_out, float):
+    if data.val_fraction == DataSettings().val_fraction and isinstance(held_out, float):
         data = replace(data, val_fraction=held_out)
     return replace(settings, data=data)

@@ -76,7 +76,9 @@ def find_source(settings: DataSettings) -> Source:
     class_names: list[str] | None = None
     notes: tuple[str, ...] = ()
     if folder.is_file():
-        raise UserError(f"--dataset {wanted} is a file; give the folder that holds it.")
+        table = folder.suffix in (".csv", ".jsonl")
+        more = ". A table of image files and labels is called metadata.csv or metadata.jsonl, with a column file_name"
+        raise UserError(f"--dataset {wanted} is a file; give the folder that holds it{more if table else ''}.")
     if folder.is_dir():
         name = printable(folder.resolve().name)
         splits, class_names, notes = _read_folder(folder, settings)

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.export.folder import RECIPE
+from frskd_timm.export.folder import RECIPE, STUDENT
 from frskd_timm.export.load import ExportedStudent, read_student
 from frskd_train.constraints import PRIVATE
 from frskd_train.errors import SettingsError
@@ -24,7 +24,6 @@ from frskd_train.report.figures import sort_terms, term_label
 from frskd_train.report.forms import FORMS
 from frskd_train.report.metrics import METRICS, Metrics, read_metrics
 from frskd_train.report.predictions import Predictions
-from frskd_train.run_folder import STUDENT
 from frskd_train.settings import MethodSettings, Settings, declared, default_settings, flat
 
 METHOD = set(declared(MethodSettings))

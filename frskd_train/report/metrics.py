@@ -130,5 +130,7 @@ def read_metrics(path: Path) -> Metrics:
     """Read a `metrics.json`; raise UserError if it cannot be read or does not follow this schema."""
     try:
         return Metrics.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} is not the folder of a finished run: it has no {path.name}.") from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not the metrics.json of a finished run ({first_line(error)}).") from None

@@ -56,8 +56,9 @@ class PreprocessingSettings:
     """Size, colours and augmentation of the images."""
 
     img_size: Annotated[int | None, Range(low=8, high=4096), FIXED] = None
-    """Height and width in pixels; by default the shorter side of the images if all have the same size, at most 64, else
-    that of the model. For segmentation the size of the training crops, by default that of the data up to 512."""
+    """Height and width in pixels; by default the shorter side of the images if all have the same size of at most 64 and
+    the model takes any size, else that of the model. For segmentation the size of the training crops, by default that
+    of the data up to 512."""
     in_chans: Annotated[Literal[1, 3], FIXED] = 3
     """Input channels of the student; grayscale images are repeated to 3 channels."""
     mean: Annotated[tuple[float, ...] | None, Fraction] = None

@@ -10,7 +10,7 @@ from timm.loss import compute_class_weights
 from torch import nn
 
 from frskd_timm.defaults import TASK_OPTIONS
-from frskd_timm.export.folder import WEIGHTS
+from frskd_timm.export.folder import STUDENT, WEIGHTS
 from frskd_timm.task import StudentTask
 from frskd_train.data import TrainingData, ValidationData, load_data
 from frskd_train.data.sampler import Order
@@ -19,7 +19,7 @@ from frskd_train.report.card import write_card
 from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.forms import Form
 from frskd_train.report.metrics import InitialWeights, Metrics
-from frskd_train.run_folder import STUDENT, RunFolder
+from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, Settings
 from frskd_train.sync_batchnorm import refuse_single_values
 

@@ -20,7 +20,6 @@ from frskd_train.report.answers import examples_picture
 from frskd_train.report.figures import attention_figure
 from frskd_train.report.forms import FORMS
 from frskd_train.run_folder import RunFolder
-from frskd_train.scores import named_outputs
 from frskd_train.settings import DataSettings, FitSettings, Settings
 from frskd_train.students import build_student, default_cfg, refuse_size
 from frskd_train.tasks.base import PICTURED, Job
@@ -97,12 +96,12 @@ class ClassificationJob(Job):
         for images, target in data.val_batches(256, device=device):
             for image, label in zip(images, target.tolist(), strict=True):
                 firsts.setdefault(label, image)
-            if len(firsts) >= PICTURED:
+            if len(firsts) >= min(PICTURED, data.num_classes):
                 break
         labels = sorted(firsts)[:PICTURED]
         images = torch.stack([firsts[label] for label in labels])
         outputs = student.eval()(images[:EXAMPLES]).float().softmax(dim=1).nan_to_num().cpu().numpy()
-        names = named_outputs(data.class_names, outputs.shape[1])
+        names = output_names(dict(enumerate(data.class_names)), outputs.shape[1])
         pixels = data.preprocessing.to_bytes(images)
         examples = examples_picture(pixels[:EXAMPLES], labels, outputs, names, folder / "examples.png")
         if not isinstance(task, FRSKDTask):
@@ -115,7 +114,7 @@ class ClassificationJob(Job):
 
     def export(self, folder: RunFolder, data: TrainingData, student: nn.Module, finish: Callable[[Path], Any]) -> None:
         """Write a timm checkpoint under timm's own name of the architecture, if it has one."""
-        names = named_outputs(data.class_names, int(student.num_classes))  # type: ignore[arg-type]
+        names = output_names(dict(enumerate(data.class_names)), int(student.num_classes))  # type: ignore[arg-type]
         preprocessing = asdict(data.preprocessing)
         export_student(
             student, folder.student, label_names=names, finish=finish, **preprocessing, **self.provenance(data)
