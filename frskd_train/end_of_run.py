@@ -18,7 +18,7 @@ import frskd_timm
 from frskd_timm.cost import cost
 from frskd_timm.distillation import DistillationTask
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.export.folder import RECIPE
+from frskd_timm.export.folder import RECIPE, WEIGHTS
 from frskd_timm.export.load import read_student
 from frskd_timm.task import StudentTask
 from frskd_train.data import TrainingData
@@ -243,6 +243,8 @@ def summary(folder: RunFolder, job: Job, metrics: Metrics) -> str:
     if metrics.baseline:
         lines.append(f"baseline      {name} {metrics.baseline.mean:.2f}%   (cross-entropy alone)")
     speed = f"{metrics.images_per_second:.0f} images/s" if metrics.images_per_second else ""
+    if older := outdated(folder):
+        lines.append(f"older         {', '.join(older)}: made before this student, make them again if it has changed")
     exported = read_student(folder.student)
     lines += [
         f"took          {duration(metrics.seconds)}   {speed}",
@@ -250,6 +252,14 @@ def summary(folder: RunFolder, job: Job, metrics: Metrics) -> str:
         f"load it       {exported.imports}; {exported.load_line(f'local-dir:{folder.student.as_posix()}')}",
     ]
     return "\n".join(lines)
+
+
+def outdated(folder: RunFolder) -> list[str]:
+    """Return the names of what `frskd export` and `validate.py` made in a run's folder before its student."""
+    made = (folder.student / WEIGHTS).stat().st_mtime
+    names = "student.onnx", "student.pt2", "evaluation-*"
+    found = [path for name in names for path in sorted(folder.path.glob(name))]
+    return [path.name for path in found if path.stat().st_mtime < made]
 
 
 def describe(job: Job, data: TrainingData, task: StudentTask, accelerator: Accelerator) -> str:

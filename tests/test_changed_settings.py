@@ -72,7 +72,7 @@ def test_a_finished_run_takes_no_settings_that_it_would_not_use() -> None:
     assert len(check_resume(state, {**was, "lr": 0.2, "epochs": 4}, NOW)) == 2
 
 
-def test_a_resumed_run_keeps_the_statistics_of_its_images(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_the_statistics_of_its_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for number in range(12):
         folder = tmp_path / "data" / "train" / f"class {number % 2}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,9 @@ def test_a_resumed_run_keeps_the_statistics_of_its_images(tmp_path: Path) -> Non
     data = ["--dataset", tmp_path / "data", "--img-size", 24, "--train-crop-mode", "rrc", "--output-dir", run]
     train_here("--model", "test_resnet", *data, "--epochs", 1, "--batch-size", 5, "--threads", 1, "--no-amp")
     first = statistics_of(run)
+    (run / "student.onnx").write_text("of the first epoch")
     train_here("--resume", run, "--epochs", 2, "--data-mode", "stream", "--workers", 0)
+    assert "student.onnx: made before this student" in capsys.readouterr().out
     assert statistics_of(run) == first
     for recipe in (run / "config.yaml", run / "student" / "recipe.yaml"):
         changes = re.findall("^# (After 2 updates: .*)$", recipe.read_text(encoding="utf-8"), re.M)

@@ -178,3 +178,15 @@ def test_where_nothing_can_be_held_out_the_reason_is_named() -> None:
         hold_out(np.arange(5), 0.5)
     with pytest.raises(UserError, match="give --val-split or a fraction above 0"):
         hold_out(np.zeros(5, np.int64), 0.0)
+
+
+def test_a_table_of_labels_is_named_as_datasets_expects_it(tmp_path: Path) -> None:
+    for number in range(8):
+        picture(number).save(tmp_path / f"{number}.png")
+    table = tmp_path / "labels.csv"
+    table.write_text("file_name,label\n" + "".join(f"{number}.png,{'ab'[number % 2]}\n" for number in range(8)))
+    with pytest.raises(UserError, match=r"is a file; give the folder .* metadata\.csv"):
+        load(table)
+    table.rename(tmp_path / "metadata.csv")
+    data = load(tmp_path)
+    assert (data.num_train + data.num_val, data.class_names) == (8, ["a", "b"])

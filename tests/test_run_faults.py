@@ -62,7 +62,8 @@ def test_a_run_whose_validation_fails_keeps_its_epoch(tmp_path: Path) -> None:
     assert (state["epoch"], state["step"]) == (1, 6)
     assert (run / "student" / "model.safetensors").is_file()
     train_here("--resume", run, "--bad-images", "skip")
-    assert json.loads((run / "metrics.json").read_text())["dataset"]["val_images"] == 6
+    scored = json.loads((run / "metrics.json").read_text())["dataset"]
+    assert (scored["val_images"], scored["whole_split"]) == (6, False)
 
 
 def test_a_run_that_cannot_be_scored_exports_its_student(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

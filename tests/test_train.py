@@ -119,6 +119,9 @@ def test_cross_entropy_alone_is_the_same_recipe_without_self_teacher(tmp_path: P
     assert f"{metrics['student']['top1']:.2f}" in card
 
 
+WEIGHTS = ROOT / "frskd_timm" / "weights" / "resnet18_frskd.fashion_mnist"
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -138,6 +141,8 @@ def test_cross_entropy_alone_is_the_same_recipe_without_self_teacher(tmp_path: P
         (["--min-lr", "0.2"], ["--min-lr 0.2", "--lr 0.1"]),
         (["--mixup", "0.2", "--mixup-switch-prob", "0.9"], ["--mixup-switch-prob", "--cutmix"]),
         (["--initial-checkpoint", ""], ["--initial-checkpoint is empty"]),
+        (["--img-size", "96", "64"], ["one number", "96 64"]),
+        (["--model", str(WEIGHTS)], ["is a folder", f"--model local-dir:{WEIGHTS}"]),
         (["--resume", ""], ["--resume is empty"]),
     ],
 )
