@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import protocol  # noqa: E402
-from protocol import Row, Run  # noqa: E402
+from protocol import Run  # noqa: E402
 from protocol_data import find_dataset  # noqa: E402
 from table_files import append, read  # noqa: E402
 
@@ -194,32 +194,6 @@ def lock(folder: Path, run: Run) -> int | None:
         os.close(held)
         return None
     return held
-
-
-def variants_table(rows: Sequence[Row]) -> str:
-    """Format earlier results, a line for each budget and variant: mean and half the range over the seeds."""
-    name = "mIoU" if "--task segmentation" in rows[0]["flags"] else "top-1"
-    lines = [
-        f"| epochs | variant | {name} of the student | seeds | {name} of the self-teacher |",
-        "|---|---|---|---|---|",
-    ]
-    groups: dict[tuple[int, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((int(row["epochs"]), row["variant"]), []).append(row)
-    for (epochs, variant), runs in sorted(groups.items()):
-        teacher = spread([float(run["self_teacher_score"]) for run in runs if run["self_teacher_score"]])
-        lines.append(
-            f"| {epochs} | `{variant}` | {spread([float(r['score']) for r in runs])} | {len(runs)} | {teacher} |"
-        )
-    return "\n".join(lines)
-
-
-def spread(values: Sequence[float]) -> str:
-    """Format one value as '86.23', several as mean and half the range: '86.23 ± 0.11'."""
-    if not values:
-        return ""
-    middle = f"{statistics.mean(values):.2f}"
-    return middle if len(values) == 1 else f"{middle} ± {(max(values) - min(values)) / 2:.2f}"
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

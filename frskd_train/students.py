@@ -17,7 +17,6 @@ from frskd_timm.export.folder import CARD, CONFIG, PICKLE, STUDENT, WEIGHTS, rea
 from frskd_timm.export.load import ExportedClassifier, ExportedStudent, load_student, read_student
 from frskd_timm.lookup import exported_cfg, known_cfg
 from frskd_train.constraints import keyword_arguments
-from frskd_train.data import TrainingData
 from frskd_train.recipe import SETTINGS
 from frskd_train.report.metrics import METRICS
 from frskd_train.settings import ModelSettings
@@ -57,12 +56,18 @@ def default_cfg(settings: ModelSettings, name: str | None = None) -> Mapping[str
     return cfg.to_dict() if cfg is not None else {}
 
 
-def build_student(settings: ModelSettings, cfg: Mapping[str, Any], data: TrainingData) -> nn.Module:
-    """Create the student for the data's classes and image size; raise UserError if settings or weights do not fit."""
-    classes = settings.num_classes or data.num_classes
-    if classes < data.num_classes:
-        raise UserError(f"--num-classes {classes} is less than the {data.num_classes} classes of the data.")
-    channels, height, width = data.preprocessing.input_size
+def build_student(
+    settings: ModelSettings, cfg: Mapping[str, Any], num_classes: int, input_size: tuple[int, int, int]
+) -> nn.Module:
+    """Create the student for the data's classes and images (channels, height, width).
+
+    Raises:
+        UserError: Settings or weights do not fit.
+    """
+    classes = settings.num_classes or num_classes
+    if classes < num_classes:
+        raise UserError(f"--num-classes {classes} is less than the {num_classes} classes of the data.")
+    channels, height, width = input_size
     arguments = keyword_arguments(settings.model_kwargs)
     if cfg.get("fixed_input_size"):
         arguments.setdefault("img_size", (height, width))

@@ -4,7 +4,6 @@ import os
 import re
 from argparse import Namespace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +21,6 @@ from frskd_train.resume import check_resume
 from frskd_train.settings import ModelSettings, Settings, declared, fields, flag
 from frskd_train.students import build_student
 
-DATA: Any = SimpleNamespace(num_classes=5, preprocessing=SimpleNamespace(input_size=(3, 32, 32)))
 NOW = {"fingerprint": "f", "train_rows": 24, "data_mode": "memory", "global_batch": 8, "processes": 1}
 
 
@@ -124,9 +122,9 @@ def test_initial_weights_are_read_as_timm_does_or_refused_before_training(name: 
     torch.save(content(weights), tmp_path / name)
     settings = ModelSettings(model="test_resnet", initial_checkpoint=str(tmp_path / name))
     if refusal is None:
-        found = build_student(settings, {}, DATA).state_dict()
+        found = build_student(settings, {}, 5, (3, 32, 32)).state_dict()
         assert all(torch.equal(value, weights[key]) for key, value in found.items() if not key.startswith("fc."))
     else:
         with pytest.raises(UserError, match=rf"{name}.*{refusal}") as caught:
-            build_student(settings, {}, DATA)
+            build_student(settings, {}, 5, (3, 32, 32))
         assert not re.search(r"weights_only|\x1b", str(caught.value))

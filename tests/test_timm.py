@@ -109,8 +109,7 @@ def test_checkpoints_of_timm_hold_the_student_and_resume_exactly(tmp_path: Path)
 
     loaded = timm.create_model("test_resnet", num_classes=5, checkpoint_path=str(best))
     settings = default_settings().model.__class__(model="test_resnet", initial_checkpoint=str(best))
-    data: Any = SimpleNamespace(num_classes=5, preprocessing=SimpleNamespace(input_size=(3, 64, 64)))
-    for student in (loaded, build_student(settings, {}, data)):
+    for student in (loaded, build_student(settings, {}, 5, (3, 64, 64))):
         assert all(torch.equal(value, average[name]) for name, value in student.state_dict().items())
 
 

@@ -36,7 +36,7 @@ class ClassificationJob(Job):
         super().__init__(settings, default_cfg(settings.model))
 
     def build_student(self, data: TrainingData) -> nn.Module:
-        return build_student(self.settings.model, self.model_cfg, data)
+        return build_student(self.settings.model, self.model_cfg, data.num_classes, data.preprocessing.input_size)
 
     def make_task(self, student: nn.Module, data: TrainingData) -> StudentTask:
         method, smoothing = self.settings.method, self.settings.labels.smoothing
