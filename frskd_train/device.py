@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import is_initialized
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, parse_flag_from_env
 from timm.optim import muon
@@ -53,6 +54,10 @@ def start_accelerator(settings: LoopSettings, report_to: Sequence[str] = (), fol
     try:
         return Accelerator(cpu=cpu, mixed_precision=amp, log_with=trackers or None, project_dir=folder or "runs")
     except (ValueError, ImportError) as error:
+        if is_initialized():  # by an earlier run, with another precision
+            raise UserError(
+                "This process has started Accelerate with another precision: train in a new process."
+            ) from error
         raise UserError(f"Accelerate could not start: {first_line(error)}.") from error
 
 
