@@ -123,6 +123,15 @@ def test_a_silent_hub_is_given_up_after_a_failed_connection(hub, monkeypatch):
     assert time.monotonic() - began < 15  # the Hub is silent for twenty seconds each time
 
 
+def test_a_client_that_another_thread_closed_is_a_lost_connection(hub, quick_clock, monkeypatch):
+    """Between its check and its return, huggingface_hub's `get_session` may lose its client, and return None."""
+    answers = iter([None, "the second client"])
+    target = publishing.Repository(publishing.connect(TOKEN, hub.endpoint), REPO)
+    assert publishing.with_retries(lambda: next(answers).upper(), target) == "THE SECOND CLIENT"
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: None)
+    assert publishing.with_retries(lambda: "done", target) == "done"
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(200))
 def test_random_faults_never_publish_a_mixture(hub, student, tmp_path, quick_clock, seed):

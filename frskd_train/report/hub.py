@@ -159,9 +159,9 @@ class _Limits:
         self._changed: list[tuple[Any, Any, Any]] = []
 
     def apply(self) -> None:
-        """Limit the present client; huggingface_hub makes another one when a connection fails."""
+        """Limit the present client, if there is one; huggingface_hub makes another when a connection fails."""
         client = huggingface_hub.get_session()
-        if any(client is limited for limited, _, _ in self._changed):
+        if client is None or any(client is limited for limited, _, _ in self._changed):
             return
         hooks = client.event_hooks
         self._changed.append((client, hooks, client.timeout))
@@ -204,10 +204,7 @@ def with_retries(call: Callable[[], T], hub: Repository, once: bool = False) -> 
 
 
 def _in_thread(call: Callable[[], T], meanwhile: Callable[[], None]) -> T:
-    """Call a function in a thread that does not keep the process alive, unlike those of an executor.
-
-    `meanwhile` is called before and every half second.
-    """
+    """Call a function in a thread that does not keep the process alive, and `meanwhile` every half second."""
     meanwhile()
     future: Future[T] = Future()
 
@@ -215,7 +212,10 @@ def _in_thread(call: Callable[[], T], meanwhile: Callable[[], None]) -> T:
         try:
             future.set_result(call())
         except BaseException as error:
-            future.set_exception(error)
+            closed = (
+                isinstance(error, AttributeError) and error.obj is None
+            )  # the client, by another thread of the Hub's
+            future.set_exception(ConnectionError(str(error)) if closed else error)
 
     threading.Thread(target=run, daemon=True).start()
     while not wait_for_futures([future], timeout=0.5).done:
