@@ -67,10 +67,8 @@ def export_run(
     """
     made = f"The settings that made {job.about_student(student)['model']}, tag {job.tag(data)}."
     heading = "\n".join([made, *changes])
-    # What follows from a default of this version or from this machine is written out.
-    mode: Any = data.mode
-    settings = replace(job.settings, data=replace(job.settings.data, data_mode=mode))
-    if isinstance(task, DistillationTask):
+    settings = job.settings
+    if isinstance(task, DistillationTask):  # another version may have another default
         settings = replace(settings, method=replace(settings.method, beta=task.beta))
     recipe = write_recipe(settings, heading, portable=True)
     with folder.writing():
@@ -145,7 +143,9 @@ def make_metrics(
     _, height, width = data.preprocessing.input_size
     # Scores on a sample, on a part of the images or of other classes are not scores of the dataset.
     scored = int(scores["student"]["images"]) if scores else 0
-    is_whole = scored == len(data.val.split.images.dataset) and not settings.data.class_map
+    is_whole = scored == len(data.val.split.images.dataset) and (
+        job.form.unit == "pixels" or not settings.data.class_map
+    )
     on_sample = settings.data.dataset == default_settings(settings.model.task).data.dataset
     return Metrics(
         schema=1,
@@ -244,7 +244,7 @@ def summary(folder: RunFolder, job: Job, metrics: Metrics) -> str:
         lines.append(f"baseline      {name} {metrics.baseline.mean:.2f}%   (cross-entropy alone)")
     speed = f"{metrics.images_per_second:.0f} images/s" if metrics.images_per_second else ""
     if older := outdated(folder):
-        lines.append(f"older         {', '.join(older)}: made before this student, make them again if it has changed")
+        lines.append(f"outdated      {', '.join(older)}: older than this student; export or validate again")
     exported = read_student(folder.student)
     lines += [
         f"took          {duration(metrics.seconds)}   {speed}",

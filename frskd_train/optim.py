@@ -91,7 +91,7 @@ def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]]) -> Op
 
 def lr_note(settings: OptimizerSettings) -> str:
     """Return a line about a learning rate that is usual for SGD only; empty if it is not."""
-    small = next((name for name in ("adam", "adan", "lamb", "lion", "muon") if name in settings.opt), None)
+    small = next((name for name in ("adam", "adan", "lamb", "lion") if name in settings.opt.lower()), None)
     if small is None or settings.lr_base is not None or settings.lr < 0.05:
         return ""
     return f"\nNote: --lr {settings.lr:g} is high for --opt {settings.opt}; rates from 1e-4 to 1e-2 are usual."

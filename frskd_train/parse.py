@@ -255,7 +255,8 @@ def _resumed_config(resume: str | None, folder: str | None) -> str | None:
     run = folder if resume == "auto" else resume
     if resume is None or run is None:
         return None
-    folders = [Path(run)] if resume == "auto" else [Path(run), Path(run).parent.parent]  # a run, or a checkpoint in it
+    # A run, its checkpoints, or one of these.
+    folders = [Path(run)] if resume == "auto" else [Path(run), Path(run).parent, Path(run).parent.parent]
     return next((str(folder / SETTINGS) for folder in folders if (folder / SETTINGS).is_file()), None)
 
 

@@ -9,6 +9,15 @@ from frskd_train.constraints import FIXED, FREE, LOCAL, PRIVATE
 from frskd_train.recipe import absolute_path
 from frskd_train.settings import DataSettings, Settings, declared, flag
 
+AT_END = {"epochs", "tag", "license", "export", "calibration_split", "data_mode"}  # also used after the last epoch
+
+
+def lasting(notes: list[str], state: Mapping[str, Any], epochs: int) -> list[str]:
+    """Return the notes of `check_resume` for the recipe: none of local paths, and none if no training follows."""
+    local = {flag(name) for name, facts in declared(Settings).items() if LOCAL in facts}
+    kept = [note for note in notes if note.split()[0] not in local and state["epoch"] < epochs]
+    return [f"After {state['updates']} updates: {note}" for note in kept]
+
 
 def check_resume(state: Mapping[str, Any], settings: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
     """Compare the JSON part of a checkpoint with the current run; return a sentence for each change that is applied.
@@ -51,11 +60,12 @@ def check_resume(state: Mapping[str, Any], settings: Mapping[str, Any], facts: M
         )
     if settings["epochs"] < state["epoch"] + (state["step"] > 0):
         raise UserError(f"--epochs is {settings['epochs']} now, but this run is already in epoch {state['epoch'] + 1}.")
+    is_finished = state["epoch"] >= settings["epochs"]
     for name in changed:
-        if state["epoch"] >= settings["epochs"] and not {FREE, PRIVATE, LOCAL} & set(kept[name]) and name != "epochs":
+        if is_finished and name not in AT_END and not {FREE, PRIVATE, LOCAL} & set(kept[name]):
             raise UserError(
                 f"{flag(name)} is {settings[name]} now but was {before[name]}, and this run is finished after "
-                f"{state['epoch']} epochs: give more --epochs to continue it, or leave {flag(name)} out."
+                f"{state['epoch']} epochs: give more --epochs to continue it, or leave the change out."
             )
     notes = [
         f"{flag(name)} is {settings[name]} from here on (was {value})."

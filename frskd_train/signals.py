@@ -47,7 +47,10 @@ class Interruptions:
             signal.raise_signal(number)
         self._requested, self._requested_at = True, now
 
-    def close(self) -> None:
+    def __enter__(self) -> "Interruptions":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Give the signals back to whoever received them before, such as a notebook."""
         for number, handler in self._before.items():
             signal.signal(number, handler)

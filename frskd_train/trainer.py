@@ -26,7 +26,7 @@ from frskd_train.optim import (
 )
 from frskd_train.progress import Progress
 from frskd_train.recipe import SETTINGS, write_recipe
-from frskd_train.resume import check_resume
+from frskd_train.resume import check_resume, lasting
 from frskd_train.run_folder import Resume, RunFolder, choose_folder, find_resume, refuse_if_continued
 from frskd_train.run_state import RunState
 from frskd_train.settings import Settings, flat
@@ -70,13 +70,12 @@ class Trainer:
         """Train the remaining epochs, then score, export and publish; raise UserError if that fails."""
         has_scaler = self.accelerator.mixed_precision == "fp16"
         self.guard = NonfiniteGuard(self.task, has_scaler) if self.settings.loop.skip_nonfinite else None
-        self.interruptions = Interruptions(self.accelerator)
         scores: Scores = {}
-        while self.state.epoch < self.settings.optimizer.epochs:
-            self.train_epoch()
-            scores = self.close_epoch()
-        self.finish(scores)
-        self.interruptions.close()
+        with Interruptions(self.accelerator) as self.interruptions:
+            while self.state.epoch < self.settings.optimizer.epochs:
+                self.train_epoch()
+                scores = self.close_epoch()
+            self.finish(scores)
 
     def _load_data_and_task(self, saved: dict[str, Any]) -> None:
         loop, accelerator = self.settings.loop, self.accelerator
@@ -123,8 +122,8 @@ class Trainer:
         self.state, self.meter = RunState(self.job.form.score), TrainMeter(accelerator.device)
         epochs, global_batch = settings.optimizer.epochs, self.train_batches.order.global_batch
         self.progress = Progress(self.is_main, epochs, self.steps_per_epoch, global_batch, self.job.form.labels)
-        notes = *self.data.notes, *self.train_batches.unused(settings.loop.grad_accum_steps)
-        self.progress.say(*notes, end_of_run.describe(self.job, self.data, self.task, accelerator))
+        self.progress.say(*self.data.notes, *self.train_batches.unused(settings.loop.grad_accum_steps))
+        self.progress.say(end_of_run.describe(self.job, self.data, self.task, accelerator))
         self.facts = {
             "fingerprint": self.data.fingerprint,
             "train_rows": self.data.num_train,
@@ -143,7 +142,7 @@ class Trainer:
         self.progress.say(*notes)
         restore(resume.checkpoint, saved, self.saved_modules, self.optimizer)
         self.state = RunState.from_saved(saved, resume.checkpoint, self.job.form.score)
-        self.state.changes += [f"After {self.state.updates} updates: {note}" for note in notes]
+        self.state.changes += lasting(notes, saved, self.settings.optimizer.epochs)
         self.meter.load(saved["meter"])
         self.progress.done_before = self.state.epoch * self.steps_per_epoch + self.state.step
         if self.is_main:

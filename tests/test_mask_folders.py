@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import load as load_classes
 from pictures import load_masks as load
-from pictures import voc_folder
+from pictures import picture, voc_folder
 
 from frskd_timm.errors import UserError
 
@@ -104,3 +105,17 @@ def test_images_need_exactly_one_mask(tmp_path: Path) -> None:
     other.unlink()
     with pytest.raises(UserError, match=r"^1 image\(s\) in .*images have no mask of the same name in .*masks: p_0\.$"):
         load(folder)
+
+
+def test_training_images_need_masks_and_classes_are_no_masks(tmp_path: Path) -> None:
+    folder = beside(tmp_path / "garden", "Images/{split}", "Masks/{split}")
+    (folder / "Masks" / "train").rename(folder / "Masks" / "Train")
+    assert load(folder, img_size=32).num_train == 6
+    (folder / "Masks" / "Train").rename(folder / "Masks" / "first")
+    with pytest.raises(UserError, match=r"there are no masks for the images in .*train\.$"):
+        load(folder)
+    for number, name in enumerate(("image", "labels", "text")):
+        (tmp_path / "classes" / name).mkdir(parents=True)
+        for other in range(3):
+            picture(3 * number + other).save(tmp_path / "classes" / name / f"{other}.png")
+    assert load_classes(tmp_path / "classes").class_names == ["image", "labels", "text"]

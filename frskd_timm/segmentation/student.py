@@ -59,8 +59,8 @@ class SegmentationStudent(
         channels: Channels of all levels of the decoder.
         layers: Number of BiFPN layers.
         in_chans: Number of image channels.
-        mean: Mean per channel for normalising images in 0..1, or one for all; by default ImageNet's, averaged if there
-            are other than three channels.
+        mean: Mean per channel for normalising images in 0..1, or a single one for all; by default ImageNet's, averaged
+            if there are other than three channels.
         std: Standard deviation per channel, likewise.
         class_names: One name per class, in the order of the logits.
         backbone_args: Further arguments of `timm.create_model`.
@@ -243,10 +243,11 @@ class SegmentationStudent(
         return logits.argmax(dim=1)[0].cpu()
 
 
-def _per_channel(values: Sequence[float] | None, default: Sequence[float], channels: int) -> tuple[float, ...]:
+def _per_channel(values: Sequence[float] | None, default: tuple[float, ...], channels: int) -> tuple[float, ...]:
     """Return one value per channel, or one for all."""
+    values = None if channels != 3 and values is not None and tuple(values) == default else values  # older exports
     if values is None:
-        return tuple(default) if channels == 3 else (sum(default) / 3,)
+        return default if channels == 3 else (sum(default) / 3,)
     if len(values) not in (1, channels):
         raise UserError(f"mean and std take one number, or {channels} (one per channel), not {len(values)}.")
     return tuple(values)

@@ -50,7 +50,7 @@ def evaluate(settings: EvaluationSettings) -> None:
     try:
         data = job.load_validation(settings.data, settings.fit, model)
     except UserError as error:
-        if settings.data.dataset != DataSettings().dataset:
+        if settings.data.dataset != DataSettings().dataset or "class" not in str(error) or settings.fit.given():
             raise
         raise UserError(f"{error} These are the images of the included sample; --dataset chooses others.") from error
     output = check_output(settings.output or (run and run / folder_name(given, data.name)))
@@ -74,17 +74,18 @@ def evaluate(settings: EvaluationSettings) -> None:
 def folder_name(settings: EvaluationSettings, dataset: str) -> str:
     """Return a name that differs between datasets, splits that were asked for, and test-time augmentations."""
     augmentation = None if settings.tta == "none" else settings.tta
-    split = re.sub(r"[^\w.]+", "-", settings.data.val_split or "")
-    return "-".join(filter(None, ["evaluation", dataset, split, augmentation]))
+    names = [dataset, settings.data.train_split, settings.data.val_split, augmentation]
+    return "-".join(["evaluation", *(re.sub(r"[^\w.]+", "-", name) for name in names if name)])
 
 
 def with_held_out(settings: EvaluationSettings, run: Path) -> EvaluationSettings:
     """Use the splits of a run and the images that it held out, if the dataset is the same and no others are given."""
     data, trained = settings.data, read_yaml(str(run / SETTINGS))  # other settings of the run may be unknown today
     same = Path(data.dataset).resolve() == Path(str(trained.get("dataset"))).resolve()
-    if not same:
+    versions = "dataset_config", "dataset_revision"
+    if not same or any(getattr(data, name) not in (None, trained.get(name)) for name in versions):
         return settings
-    own = {n: trained.get(n) for n in ("train_split", "val_split") if getattr(data, n) is None}
+    own = {name: trained.get(name) for name in (*versions, "train_split", "val_split") if getattr(data, name) is None}
     known: dict[str, Any] = {name: value for name, value in own.items() if isinstance(value, str)}
     data = replace(data, **known)
     held_out = trained.get("val_fraction")

@@ -9,7 +9,7 @@ import datasets
 
 from frskd_timm.errors import UserError
 from frskd_train.data.columns import Splits, listed, read_lines, read_names
-from frskd_train.data.folder import SPLIT_NAMES, folders_in, images_below, images_in
+from frskd_train.data.folder import SPLIT_NAMES, TRAIN_SPLITS, folders_in, images_below, images_in
 from frskd_train.data.images import printable, stored_path
 
 VOC_IMAGES, VOC_MASKS, VOC_LISTS = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"
@@ -67,9 +67,11 @@ def mask_folders(folder: Path) -> dict[str, tuple[Path, Path | None]]:
     """Return the folders of images and of their masks by split; empty if the folder has another layout.
 
     Without splits they are `images` and `masks` in the folder; splits are folders with these two, or folders in both of
-    them. A split without masks has None.
+    them. A split without masks has None. Further folders of images beside them make all of them classes.
     """
     images, masks = (_child(folder, names) for names in (IMAGE_FOLDERS, MASK_FOLDERS))
+    if any(sub not in (images, masks) and any(images_below(sub)) for sub in folders_in(folder) if images):
+        return {}
     if images is None:
         splits = [sub for sub in folders_in(folder) if sub.name.lower() in SPLIT_NAMES]
         parts = {sub.name.lower(): (_child(sub, IMAGE_FOLDERS), _child(sub, MASK_FOLDERS)) for sub in splits}
@@ -77,7 +79,7 @@ def mask_folders(folder: Path) -> dict[str, tuple[Path, Path | None]]:
     elif masks is None:
         return {}
     elif below := [sub for sub in folders_in(images) if sub.name.lower() in SPLIT_NAMES and not any(images_in(images))]:
-        found = {sub.name.lower(): (sub, _child(masks, [sub.name])) for sub in below}
+        found = {sub.name.lower(): (sub, _child(masks, [sub.name.lower()])) for sub in below}
     else:
         found = {"train": (images, masks)}
     return found if any(of_own for _, of_own in found.values()) else {}
@@ -96,16 +98,16 @@ def read_masks(folder: Path, folders: Mapping[str, tuple[Path, Path | None]]) ->
         As `read_voc`. A split without masks, such as test images, is left out.
 
     Raises:
-        UserError: There are no images, one has no mask or two, or `labels.txt` is not a list of names.
+        UserError: There are no masks to train on, an image has no mask or two, or `labels.txt` is not a list of names.
     """
     splits, notes = {}, []
     for split, (images, masks) in folders.items():
+        if masks is None and split in TRAIN_SPLITS:
+            raise UserError(f"--dataset {folder}: there are no masks for the images in {images}.")
         if masks is None:
             notes.append(f"Split {split} is left out, because it has no masks.")
             continue
         pictures = [*images_below(images)]
-        if not pictures:
-            raise UserError(f"--dataset {folder} has no image in {images}.")
         of_name: dict[str, list[str]] = {}
         for mask in images_below(masks):
             of_name.setdefault(_stem(mask, masks), []).append(mask)
@@ -125,8 +127,9 @@ def read_masks(folder: Path, folders: Mapping[str, tuple[Path, Path | None]]) ->
 
 
 def _child(folder: Path, names: Sequence[str]) -> Path | None:
-    """Return the first subfolder with one of the names."""
-    return next((folder / name for name in names if (folder / name).is_dir()), None)
+    """Return the first subfolder of images with one of the names, in any case."""
+    found = {sub.name.lower(): sub for sub in folders_in(folder)}
+    return next((found[name] for name in names if name in found and any(images_below(found[name]))), None)
 
 
 def _stem(path: str, folder: Path) -> str:

@@ -179,8 +179,8 @@ def _eval_results(metrics: Metrics, evaluation: Evaluation | None) -> list[EvalR
     form, dataset = FORMS[metrics.task], metrics.dataset
     whole = hub_dataset(dataset) if dataset.whole_split else None  # scores on a sample are not those of the dataset
     scores = dict(metrics.student or {})
-    if dataset.num_classes <= 5:
-        scores.pop("top5", None)  # always 100%
+    if dataset.num_classes <= 5 and scores.get("top5") == 100:
+        scores.pop("top5")  # of as many outputs
     found = [(kind, label, scores.get(name)) for name, (kind, label) in form.results.items()]
     if scores and evaluation is not None:
         found += [

@@ -212,9 +212,8 @@ def _in_thread(call: Callable[[], T], meanwhile: Callable[[], None]) -> T:
         try:
             future.set_result(call())
         except BaseException as error:
-            closed = (
-                isinstance(error, AttributeError) and error.obj is None
-            )  # the client, by another thread of the Hub's
+            # The Hub's client, which another thread has closed.
+            closed = isinstance(error, AttributeError) and error.obj is None and error.name is not None
             future.set_exception(ConnectionError(str(error)) if closed else error)
 
     threading.Thread(target=run, daemon=True).start()

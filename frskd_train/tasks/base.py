@@ -41,8 +41,9 @@ class Job(ABC):
             return None
         if model.initial_checkpoint is not None:
             path = Path(model.initial_checkpoint)
-            folders = (part for part in reversed(path.absolute().parent.parts) if part != STUDENT)
-            return InitialWeights(next(folders) if path.name == WEIGHTS else path.name)
+            folder = path.absolute().parent
+            folder = folder.parent if folder.name == STUDENT else folder
+            return InitialWeights(folder.name or path.name if path.name == WEIGHTS else path.name)
         if model.model.startswith("hf-hub:"):
             name = model.model.removeprefix("hf-hub:")
             return InitialWeights(name, name.split("@")[0])
