@@ -117,3 +117,17 @@ def test_a_runs_own_splits_are_scored(tmp_path: Path) -> None:
         data = DataSettings(dataset=str(dataset), val_split=given)
         used = with_held_out(EvaluationSettings("x", data), tmp_path).data
         assert (used.train_split, used.val_split) == found
+
+
+def test_every_spelling_of_a_flag_is_understood(tmp_path: Path) -> None:
+    assert parse_settings(["-cfinetune"]) == parse_settings(["-c=finetune"])
+    assert parse_settings(["-cfinetune"]).model.pretrained
+    (tmp_path / "config.yaml").write_text("epochs: 77\n")
+    (tmp_path / "recipe.yaml").write_text(f"output_dir: {tmp_path}\nlr: 0.5\n")
+    auto = f"--output_dir={tmp_path}", f"--output-dir {tmp_path}", f"-c {tmp_path}/recipe.yaml"
+    for flags in (*(f"auto {more}" for more in auto), f"{tmp_path}", f"{tmp_path}/checkpoints"):
+        assert parse_settings(["--resume", *flags.split()]).optimizer.epochs == 77
+    for name in ("config", "resume"):
+        (tmp_path / "recipe.yaml").write_text(f"{name}: finetune\n")
+        with pytest.raises(SettingsError, match=f"may not contain '{name}': give --{name}"):
+            parse_settings(["-c", f"{tmp_path}/recipe.yaml"])

@@ -227,19 +227,6 @@ def test_a_recipe_is_found_by_name_and_by_path() -> None:
         parse_settings(["--config", "cifar100_resnet9"])
 
 
-def test_every_spelling_of_a_flag_is_understood(tmp_path: Path) -> None:
-    assert parse_settings(["-cfinetune"]) == parse_settings(["-c=finetune"])
-    assert parse_settings(["-cfinetune"]).model.pretrained
-    (tmp_path / "config.yaml").write_text("epochs: 77\n")
-    (tmp_path / "recipe.yaml").write_text(f"output_dir: {tmp_path}\nlr: 0.5\n")
-    for flags in ([f"--output_dir={tmp_path}"], ["--output-dir", str(tmp_path)], ["-c", f"{tmp_path}/recipe.yaml"]):
-        assert parse_settings(["--resume", "auto", *flags]).optimizer.epochs == 77
-    for name in ("config", "resume"):
-        (tmp_path / "recipe.yaml").write_text(f"{name}: finetune\n")
-        with pytest.raises(SettingsError, match=f"may not contain '{name}': give --{name}"):
-            parse_settings(["-c", f"{tmp_path}/recipe.yaml"])
-
-
 @pytest.mark.parametrize(
     "flags",
     ["--cutmix-minmax 0.2 0.8 --mixup-prob 0.5", "--task segmentation --sched none", "--sched poly --decay-rate 2"],
