@@ -22,8 +22,8 @@ from frskd_train.report.metrics import METRICS
 from frskd_train.settings import ModelSettings
 
 _CONTINUE = (
-    "give its backbone/ folder, or the name of its backbone and --initial-checkpoint FOLDER/model.safetensors to start "
-    "from all of it."
+    "give its backbone/ folder, or with --task segmentation the name of its backbone and --initial-checkpoint "
+    "FOLDER/model.safetensors to start from all of it."
 )
 
 

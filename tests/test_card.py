@@ -87,7 +87,10 @@ def test_card_names_the_weights_that_training_started_from(student):
         (["--model", "resnet18_frskd", "--pretrained"], InitialWeights("resnet18_frskd.fashion_mnist")),
         (["--model", f"local-dir:{student}"], InitialWeights("test_resnet.garments")),
         (["--initial-checkpoint", "/home/me/w.pth"], InitialWeights("w.pth")),
-        (["--task", "segmentation", "--pretrained"], InitialWeights("resnet10t.c3_in1k", "timm/resnet10t.c3_in1k")),
+        (
+            ["--task", "segmentation", "--pretrained"],
+            InitialWeights("resnet10t.c3_in1k", "timm/resnet10t.c3_in1k", "backbone"),
+        ),
     ):
         assert choose_job(parse_settings(flags)).initial_weights() == found
 

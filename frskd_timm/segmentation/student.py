@@ -121,7 +121,7 @@ class SegmentationStudent(
 
     def config(self) -> dict[str, Any]:
         """Return the arguments of the constructor, as stored in `config.json`."""
-        return dict(self._hub_mixin_config)  # type: ignore[arg-type]
+        return {**self._hub_mixin_config, "mean": list(self.mean), "std": list(self.std)}  # type: ignore[dict-item]
 
     @classmethod
     def from_pretrained(cls, *args: Any, strict: bool = True, **kwargs: Any) -> Any:

@@ -66,6 +66,7 @@ class InitialWeights:
 
     name: str
     hub_id: str | None = None
+    part: str | None = None  # of the student that they are for; None for all of it
 
 
 @dataclass(frozen=True)

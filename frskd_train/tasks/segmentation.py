@@ -1,6 +1,7 @@
 """Semantic segmentation: a decoder on any timm backbone, one class per pixel, mean IoU."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from frskd_train.report.card import write_backbone_card
 from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.figures import segmentation_figure
 from frskd_train.report.forms import FORMS
-from frskd_train.report.metrics import Metrics
+from frskd_train.report.metrics import InitialWeights, Metrics
 from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, Settings, flag
 from frskd_train.students import default_cfg, refuse_nonfinite_weights, set_grad_checkpointing, start_from
@@ -39,6 +40,10 @@ class SegmentationJob(Job):
     def __init__(self, settings: Settings) -> None:
         preset = PRESETS.get(settings.model.model, {})
         super().__init__(settings, default_cfg(settings.model, preset.get("backbone")))
+
+    def initial_weights(self) -> InitialWeights | None:
+        found, is_whole = super().initial_weights(), self.settings.model.initial_checkpoint is not None
+        return found if found is None or is_whole else replace(found, part="backbone")
 
     def build_student(self, data: TrainingData) -> SegmentationStudent:
         model, own = self.settings.model, self.settings.segmentation
