@@ -18,9 +18,10 @@ import frskd_timm
 from frskd_timm.cost import cost
 from frskd_timm.distillation import DistillationTask
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.export.folder import RECIPE, WEIGHTS
+from frskd_timm.export.folder import RECIPE
 from frskd_timm.export.load import read_student
 from frskd_timm.task import StudentTask
+from frskd_train.checkpoint import all_checkpoints
 from frskd_train.data import TrainingData
 from frskd_train.device import machine_name
 from frskd_train.errors import exit_interrupted
@@ -255,11 +256,11 @@ def summary(folder: RunFolder, job: Job, metrics: Metrics) -> str:
 
 
 def outdated(folder: RunFolder) -> list[str]:
-    """Return the names of what `frskd export` and `validate.py` made in a run's folder before its student."""
-    made = (folder.student / WEIGHTS).stat().st_mtime
+    """Return the names of what `frskd export` and `validate.py` made in a run's folder before training ended."""
+    trained = max((path.stat().st_mtime for path in all_checkpoints(folder.checkpoints)), default=0.0)
     names = "student.onnx", "student.pt2", "evaluation-*"
     found = [path for name in names for path in sorted(folder.path.glob(name))]
-    return [path.name for path in found if path.stat().st_mtime < made]
+    return [path.name for path in found if path.stat().st_mtime < trained]
 
 
 def describe(job: Job, data: TrainingData, task: StudentTask, accelerator: Accelerator) -> str:
