@@ -159,7 +159,8 @@ class DistillationTask(StudentTask):
         self.clock[0] = progress
         self.clock[1] += 1
         if self.average is not None:
-            self._ema_of_teacher[0].update(nn.ModuleDict(self.networks), step=int(self.clock[1]) + 2)
+            steps = int(self.clock[1]) + 2  # timm's warm-up begins at a decay of 0 in step 1
+            self._ema_of_teacher[0].update(nn.ModuleDict(self.networks), step=steps)
 
     @property
     def networks(self) -> dict[str, nn.Module]:

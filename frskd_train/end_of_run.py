@@ -258,9 +258,9 @@ def summary(folder: RunFolder, job: Job, metrics: Metrics) -> str:
 def outdated(folder: RunFolder) -> list[str]:
     """Return the names of what `frskd export` and `validate.py` made in a run's folder before training ended."""
     trained = max((path.stat().st_mtime for path in all_checkpoints(folder.checkpoints)), default=0.0)
-    names = "student.onnx", "student.pt2", "evaluation-*"
+    names = "student.onnx", "student.pt2", "evaluation-*/evaluation.json"
     found = [path for name in names for path in sorted(folder.path.glob(name))]
-    return [path.name for path in found if path.stat().st_mtime < trained]
+    return [path.relative_to(folder.path).parts[0] for path in found if path.stat().st_mtime < trained]
 
 
 def describe(job: Job, data: TrainingData, task: StudentTask, accelerator: Accelerator) -> str:

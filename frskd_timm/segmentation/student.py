@@ -245,8 +245,7 @@ class SegmentationStudent(
 
 def _per_channel(values: Sequence[float] | None, default: tuple[float, ...], channels: int) -> tuple[float, ...]:
     """Return one value per channel, or one for all."""
-    values = None if channels != 3 and values is not None and tuple(values) == default else values  # older exports
-    if values is None:
+    if values is None or (channels != 3 and tuple(values) == default):  # older exports stored the default
         return default if channels == 3 else (sum(default) / 3,)
     if len(values) not in (1, channels):
         raise UserError(f"mean and std take one number, or {channels} (one per channel), not {len(values)}.")

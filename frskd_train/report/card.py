@@ -180,7 +180,7 @@ def _eval_results(metrics: Metrics, evaluation: Evaluation | None) -> list[EvalR
     whole = hub_dataset(dataset) if dataset.whole_split else None  # scores on a sample are not those of the dataset
     scores = dict(metrics.student or {})
     if dataset.num_classes <= 5 and scores.get("top5") == 100:
-        scores.pop("top5")  # of as many outputs
+        scores.pop("top5")  # five guesses among at most five classes
     found = [(kind, label, scores.get(name)) for name, (kind, label) in form.results.items()]
     if scores and evaluation is not None:
         found += [
