@@ -8,11 +8,11 @@ import timm
 from conftest import ROOT, run_script
 
 from frskd_train.cli import COMMANDS, main
-from frskd_train.cli.validate import with_held_out
+from frskd_train.cli.validate import chosen_data
 from frskd_train.errors import SettingsError
 from frskd_train.parse import parse_settings, read_recipe
 from frskd_train.recipe import write_recipe
-from frskd_train.settings import DataSettings, EvaluationSettings
+from frskd_train.settings import DataSettings
 
 EXTRA = ("accelerate", "datasets", "matplotlib", "pyarrow", "tyro")  # core never needs these
 
@@ -106,17 +106,20 @@ def test_a_student_loads_without_the_training_extra() -> None:
     run_script(sys.executable, "-c", code)
 
 
-def test_a_runs_own_splits_are_scored(tmp_path: Path) -> None:
+def test_a_runs_own_data_and_splits_are_scored(tmp_path: Path) -> None:
     """The images that it was trained on would give a better score."""
-    (tmp_path / "config.yaml").write_text(f"dataset: {tmp_path / 'data'}\ntrain_split: trainval\nval_split: test\n")
+    text = "train_split: trainval\nval_split: test\ntarget_key: fine\nval_fraction: 0.2\n"
+    (tmp_path / "config.yaml").write_text(f"dataset: {tmp_path / 'data'}\n{text}")
+    own, other = str(tmp_path / "data"), str(tmp_path / "other")
     for dataset, given, found in (
-        (tmp_path / "data", None, ("trainval", "test")),
-        (tmp_path / "data", "val", ("trainval", "val")),
-        (tmp_path / "other", None, (None, None)),
+        ("auto", None, (own, "trainval", "test", "fine", 0.2)),
+        (own, None, (own, "trainval", "test", "fine", 0.2)),
+        (own, "val", (own, "trainval", "val", "fine", 0.2)),
+        (other, None, (other, None, None, None, 0.1)),
     ):
-        data = DataSettings(dataset=str(dataset), val_split=given)
-        used = with_held_out(EvaluationSettings("x", data), tmp_path).data
-        assert (used.train_split, used.val_split) == found
+        used = chosen_data(DataSettings(dataset, val_split=given), tmp_path)
+        assert (used.dataset, used.train_split, used.val_split, used.target_key, used.val_fraction) == found
+    assert chosen_data(DataSettings("auto"), None) == DataSettings()
 
 
 def test_every_spelling_of_a_flag_is_understood(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_held_out_images_unusual_names_and_more_outputs_than_classes(tmp_path: P
 
     with (run / "config.yaml").open("a", encoding="utf-8") as settings:
         settings.write("setting_of_an_older_version: 1\n")
-    evaluate_here("--model", run, "--dataset", tmp_path / "data", "--threads", 1, "--no-amp")
+    evaluate_here("--model", run, "--threads", 1, "--no-amp")  # on its own data
     own, again = (read_evaluation(path / "evaluation.json") for path in (run, run / "evaluation-data"))
     evaluate_here(
         "--model", run, "--dataset", tmp_path / "data", "--threads", 1, "--val-split", "train", "--tta", "flip"

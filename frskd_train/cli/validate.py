@@ -10,7 +10,7 @@ from typing import Any
 from frskd_train.errors import exit_process
 from frskd_train.parse import parse_evaluation
 from frskd_train.recipe import SETTINGS, read_yaml
-from frskd_train.settings import DataSettings, EvaluationSettings, LoopSettings
+from frskd_train.settings import OWN_DATA, DataSettings, EvaluationSettings, LoopSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,15 +42,15 @@ def evaluate(settings: EvaluationSettings) -> None:
     accelerator = start_accelerator(loop)
     model, run = load_for_evaluation(settings.model)
     given = settings
-    if run is not None:
-        settings = with_held_out(settings, run)
+    settings = replace(settings, data=chosen_data(settings.data, run))
     model.to(accelerator.device).eval()
     adapt_convolutions(model)
     job = job_of(model)
     try:
         data = job.load_validation(settings.data, settings.fit, model)
     except UserError as error:
-        if settings.data.dataset != DataSettings().dataset or "class" not in str(error) or settings.fit.given():
+        on_sample = settings.data.dataset == DataSettings().dataset and given.data.dataset == OWN_DATA
+        if not on_sample or "class" not in str(error) or settings.fit.given():
             raise
         raise UserError(f"{error} These are the images of the included sample; --dataset chooses others.") from error
     output = check_output(settings.output or (run and run / folder_name(given, data.name)))
@@ -78,17 +78,22 @@ def folder_name(settings: EvaluationSettings, dataset: str) -> str:
     return "-".join(["evaluation", *(re.sub(r"[^\w.]+", "-", name) for name in names if name)])
 
 
-def with_held_out(settings: EvaluationSettings, run: Path) -> EvaluationSettings:
-    """Use the splits of a run and the images that it held out, if the dataset is the same and no others are given."""
-    data, trained = settings.data, read_yaml(str(run / SETTINGS))  # other settings of the run may be unknown today
-    same = Path(data.dataset).resolve() == Path(str(trained.get("dataset"))).resolve()
+def chosen_data(data: DataSettings, run: Path | None) -> DataSettings:
+    """Return the data to score on: on the data of the run, if there is one, as the run did unless settings are given.
+
+    Without a run, `auto` stands for the included sample.
+    """
+    trained = {} if run is None else read_yaml(str(run / SETTINGS))  # other settings may be unknown today
+    is_given = data.dataset != OWN_DATA
+    own = str(trained.get("dataset") or DataSettings().dataset)
+    data = data if is_given else replace(data, dataset=own)
+    same = not is_given or Path(data.dataset).resolve() == Path(own).resolve()
     versions = "dataset_config", "dataset_revision"
     if not same or any(getattr(data, name) not in (None, trained.get(name)) for name in versions):
-        return settings
-    own = {name: trained.get(name) for name in (*versions, "train_split", "val_split") if getattr(data, name) is None}
-    known: dict[str, Any] = {name: value for name, value in own.items() if isinstance(value, str)}
-    data = replace(data, **known)
+        return data
+    names = *versions, "train_split", "val_split", "input_key", "target_key", "class_map"
+    known: dict[str, Any] = {name: trained.get(name) for name in names if getattr(data, name) is None}
     held_out = trained.get("val_fraction")
     if data.val_fraction == DataSettings().val_fraction and isinstance(held_out, float):
-        data = replace(data, val_fraction=held_out)
-    return replace(settings, data=data)
+        known["val_fraction"] = held_out
+    return replace(data, **{name: value for name, value in known.items() if isinstance(value, (str, float))})

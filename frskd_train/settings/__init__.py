@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from frskd_train.constraints import CLASSIFICATION, SEGMENTATION
+from frskd_train.settings.data import OWN_DATA as OWN_DATA
 from frskd_train.settings.data import DataSettings, LabelSettings, PreprocessingSettings
 from frskd_train.settings.data import EvaluationSettings as EvaluationSettings
 from frskd_train.settings.data import FitSettings as FitSettings

@@ -8,6 +8,8 @@ from tyro.conf import arg
 from frskd_train.constraints import CLASSIFICATION, FIXED, LOCAL, PRIVATE, Count, Fraction, NotNegative, Positive, Range
 from frskd_train.settings.library import DEFAULT
 
+OWN_DATA = "auto"  # the dataset of `validate.py` if none is given
+
 
 @dataclass(frozen=True)
 class DataSettings:
@@ -16,7 +18,7 @@ class DataSettings:
     dataset: Annotated[str, LOCAL] = "fashion_mnist_sample"
     """The included sample, a folder of class folders or parquet files, or of datasets' save_to_disk, or a Hub id.
     For segmentation fashion_mnist_scenes (composed on the fly), a folder with images/ and masks/, one like Pascal
-    VOC's, or a dataset of masks."""
+    VOC's, or a dataset of masks. In validate.py, auto is the data of the run, and for other models the sample."""
     dataset_config: str | None = None
     """Configuration name of a Hub dataset that has several."""
     dataset_revision: str | None = None
@@ -162,7 +164,7 @@ class EvaluationSettings:
 
     model: Annotated[str, arg(aliases=["-m"])]
     """Folder of a run or of an exported student, or any timm name with weights (also `hf-hub:OWNER/NAME`)."""
-    data: DataSettings = field(default_factory=DataSettings)
+    data: DataSettings = field(default_factory=lambda: DataSettings(OWN_DATA))
     fit: FitSettings = field(default_factory=FitSettings)
     batch_size: Annotated[int | None, arg(aliases=["-b"]), Count] = None
     """Images per batch; by default 256, and 16 in segmentation."""
