@@ -1,12 +1,13 @@
 """The end of a run: export, metrics, pictures, card, and the summary for the user."""
 
 import signal
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
 from platform import python_version
 from statistics import harmonic_mean
-from typing import Any
 
 import timm
 import torch
@@ -44,6 +45,8 @@ from frskd_train.run_state import RunState
 from frskd_train.settings import RunSettings, Settings, default_settings
 from frskd_train.tasks import Job
 
+PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
 
 def preflight(settings: Settings, score: str) -> SeedRuns | None:
     """Return the runs of `--baseline`; raise UserError, before training, if something for the end is impossible."""
@@ -59,21 +62,136 @@ def preflight(settings: Settings, score: str) -> SeedRuns | None:
     return read_baseline(run.baseline, settings, score, processes=PartialState().num_processes)
 
 
-def export_run(
-    folder: RunFolder, job: Job, data: TrainingData, task: StudentTask, student: nn.Module, changes: Sequence[str]
-) -> None:
-    """Write the student's folder with its recipe, before any other step at the end of a run can fail.
+@dataclass
+class Ending:
+    """What is written when the training of a run has ended, by the main process."""
 
-    `changes` are sentences about settings that changed during the run.
-    """
-    made = f"The settings that made {job.about_student(student)['model']}, tag {job.tag(data)}."
-    heading = "\n".join([made, *changes])
-    settings = job.settings
-    if isinstance(task, DistillationTask):  # another version may have another default
-        settings = replace(settings, method=replace(settings.method, beta=task.beta))
-    recipe = write_recipe(settings, heading, portable=True)
-    with folder.writing():
-        job.export(folder, data, student, lambda aside: (aside / RECIPE).write_text(recipe, encoding="utf-8"))
+    folder: RunFolder
+    job: Job
+    data: TrainingData
+    task: StudentTask
+    student: nn.Module  # what is exported: that of the task, or its average
+    accelerator: Accelerator
+    state: RunState
+    baseline: SeedRuns | None  # the result of `preflight`
+
+    def export(self) -> None:
+        """Write the student's folder with its recipe, before any other step can fail."""
+        job, settings = self.job, self.job.settings
+        made = f"The settings that made {job.about_student(self.student)['model']}, tag {job.tag(self.data)}."
+        heading = "\n".join([made, *self.state.changes])
+        if isinstance(self.task, DistillationTask):  # another version may have another default
+            settings = replace(settings, method=replace(settings.method, beta=self.task.beta))
+        recipe = write_recipe(settings, heading, portable=True)
+        with self.folder.writing():
+            write = partial(Path.write_text, data=recipe, encoding="utf-8")
+            job.export(self.folder, self.data, self.student, lambda aside: write(aside / RECIPE))
+
+    def write(self, metrics: Metrics, evaluation: Evaluation | None) -> None:
+        """Write metrics, pictures, cards and other formats beside the exported student."""
+        folder, job, data = self.folder, self.job, self.data
+        with folder.writing():
+            folder.write(METRICS, metrics.to_json())
+            if evaluation is not None:
+                folder.write(EVALUATION, evaluation.to_json())
+            pictures = [curves_figure(self.state.history, folder.path / "curves.png")]
+            if metrics.student is not None:  # None if no validation image could be read
+                pictures += job.draw(folder.path, data, self.task, self.student)
+            if evaluation is not None:
+                path = folder.path / "confusion.png"
+                pictures.append(confusion_picture(evaluation.confusion_matrix(), evaluation.class_names, path))
+            for picture in pictures:
+                (folder.student / picture.name).write_bytes(picture.read_bytes())
+            job.write_cards(folder, metrics, evaluation)
+            if "onnx" in job.settings.run.export:
+                export_onnx(folder.student, folder.path / "student.onnx", size=data.preprocessing.input_size[1:])
+
+    def metrics(self, scores: Scores) -> Metrics:
+        """Collect the facts about the run, whose student has been exported."""
+        folder, job, data, student, state = self.folder, self.job, self.data, self.student, self.state
+        settings = job.settings
+        counted = count_cost(read_student(folder.student).skeleton(), data.preprocessing.input_size)
+        rounded = {name: _rounded(found) for name, found in scores.items()}
+        speeds = [row["images_per_second"] for row in state.history if row["images_per_second"]]
+        names, device = job.about_student(student), self.accelerator.device
+        _, height, width = data.preprocessing.input_size
+        # Scores on a sample, on a part of the images or of other classes are not scores of the dataset.
+        scored = int(scores["student"]["images"]) if scores else 0
+        is_whole = scored == len(data.val.split.images.dataset) and (
+            job.form.unit == "pixels" or not settings.data.class_map
+        )
+        on_sample = settings.data.dataset == default_settings(settings.model.task).data.dataset
+        return Metrics(
+            schema=1,
+            task=settings.model.task,
+            method=settings.method.method,
+            model=names["model"],
+            architecture=names["architecture"],
+            tag=job.tag(data),
+            license=settings.run.license,
+            dataset=DatasetFacts(
+                name=data.name,
+                id=data.id,
+                split=data.val_split,
+                license=data.license,
+                homepage=data.homepage,
+                train_images=data.num_train,
+                val_images=scored,
+                num_classes=data.num_classes,
+                whole_split=is_whole and data.val_split != data.train_split and not on_sample,
+                held_out=data.val_split == data.train_split,
+            ),
+            student=rounded.get("student"),
+            self_teacher=rounded.get("self_teacher"),
+            weights="ema" if settings.loop.model_ema else "student",
+            param_count=sum(p.numel() for p in student.parameters()),
+            img_size=height,
+            img_width=width if width != height else None,
+            epochs=settings.optimizer.epochs,
+            epoch=len(state.history),
+            seed=settings.loop.seed,
+            seconds=round(state.seconds, 1),
+            images_per_second=round(harmonic_mean(speeds), 1) if speeds else None,
+            machine=MachineFacts(
+                device=device.type,
+                name=torch.cuda.get_device_name(device) if device.type == "cuda" else machine_name(),
+                cores=torch.get_num_threads() * self.accelerator.num_processes if device.type == "cpu" else None,
+                processes=self.accelerator.num_processes,
+                precision={"no": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(
+                    self.accelerator.mixed_precision
+                ),
+            ),
+            versions={module.__name__: module.__version__ for module in (frskd_timm, torch, timm)}
+            | {"python": python_version()},
+            baseline=self.baseline,
+            date=datetime.now(timezone.utc).date().isoformat(),
+            initial=job.initial_weights(),
+            gmacs=counted and round(counted[0], 4),
+            activations=counted and round(counted[1], 4),
+        )
+
+    def summary(self, metrics: Metrics) -> str:
+        """Return the last lines of the run."""
+        folder, job = self.folder, self.job
+        score, name = job.form.score, job.form.label
+        if metrics.student is None:
+            lines = ["", f"student       {UNSCORED}"]
+        else:
+            lines = ["", f"student       {name} {metrics.student[score]:.2f}%   ({metrics.dataset.val_images} images)"]
+        if metrics.self_teacher:
+            lines.append(f"self-teacher  {name} {metrics.self_teacher[score]:.2f}%   (thrown away)")
+        if metrics.baseline:
+            lines.append(f"baseline      {name} {metrics.baseline.mean:.2f}%   (cross-entropy alone)")
+        speed = f"{metrics.images_per_second:.0f} images/s" if metrics.images_per_second else ""
+        if older := outdated(folder):
+            lines.append(f"outdated      {', '.join(older)}: older than this student; export or validate again")
+        exported = read_student(folder.student)
+        lines += [
+            f"took          {duration(metrics.seconds)}   {speed}",
+            f"student in    {folder.student}",
+            f"load it       {exported.imports}; {exported.load_line(f'local-dir:{folder.student.as_posix()}')}",
+        ]
+        return "\n".join(lines)
 
 
 def evaluate_run(job: Job, data: TrainingData, student: nn.Module, accelerator: Accelerator) -> Evaluation | None:
@@ -87,34 +205,6 @@ def evaluate_run(job: Job, data: TrainingData, student: nn.Module, accelerator: 
     return scorer.evaluate(data, job.about_student(student)["model"], temperature)
 
 
-def finish_run(
-    folder: RunFolder,
-    job: Job,
-    data: TrainingData,
-    task: StudentTask,
-    student: nn.Module,
-    metrics: Metrics,
-    evaluation: Evaluation | None,
-    history: Sequence[Mapping[str, Any]],
-) -> None:
-    """Write metrics, pictures, cards and other formats beside the exported student; main process only."""
-    with folder.writing():
-        folder.write(METRICS, metrics.to_json())
-        if evaluation is not None:
-            folder.write(EVALUATION, evaluation.to_json())
-        pictures = [curves_figure(history, folder.path / "curves.png")]
-        if metrics.student is not None:  # None if no validation image could be read
-            pictures += job.draw(folder.path, data, task, student)
-        if evaluation is not None:
-            path = folder.path / "confusion.png"
-            pictures.append(confusion_picture(evaluation.confusion_matrix(), evaluation.class_names, path))
-        for picture in pictures:
-            (folder.student / picture.name).write_bytes(picture.read_bytes())
-        job.write_cards(folder, metrics, evaluation)
-        if "onnx" in job.settings.run.export:
-            export_onnx(folder.student, folder.path / "student.onnx", size=data.preprocessing.input_size[1:])
-
-
 def write_page(folder: RunFolder, data: TrainingData, evaluation: Evaluation | None) -> str:
     """Write the report of a finished run; return a line for the user, a warning if it could not be made."""
     try:
@@ -123,77 +213,6 @@ def write_page(folder: RunFolder, data: TrainingData, evaluation: Evaluation | N
         return f"report in     {write_report([folder.path], folder.path / PAGE)}"
     except Exception as error:  # the run is finished, whatever is wrong with its report
         return f"The report could not be made ({first_line(error)}); try again with: frskd report {folder.path}"
-
-
-def make_metrics(
-    folder: RunFolder,
-    job: Job,
-    data: TrainingData,
-    student: nn.Module,
-    accelerator: Accelerator,
-    scores: Scores,
-    state: RunState,
-    baseline: SeedRuns | None,
-) -> Metrics:
-    """Collect the facts about a run whose student has been exported; `baseline` is the result of `preflight`."""
-    settings = job.settings
-    counted = count_cost(read_student(folder.student).skeleton(), data.preprocessing.input_size)
-    rounded = {name: _rounded(found) for name, found in scores.items()}
-    speeds = [row["images_per_second"] for row in state.history if row["images_per_second"]]
-    names, device = job.about_student(student), accelerator.device
-    _, height, width = data.preprocessing.input_size
-    # Scores on a sample, on a part of the images or of other classes are not scores of the dataset.
-    scored = int(scores["student"]["images"]) if scores else 0
-    is_whole = scored == len(data.val.split.images.dataset) and (
-        job.form.unit == "pixels" or not settings.data.class_map
-    )
-    on_sample = settings.data.dataset == default_settings(settings.model.task).data.dataset
-    return Metrics(
-        schema=1,
-        task=settings.model.task,
-        method=settings.method.method,
-        model=names["model"],
-        architecture=names["architecture"],
-        tag=job.tag(data),
-        license=settings.run.license,
-        dataset=DatasetFacts(
-            name=data.name,
-            id=data.id,
-            split=data.val_split,
-            license=data.license,
-            homepage=data.homepage,
-            train_images=data.num_train,
-            val_images=scored,
-            num_classes=data.num_classes,
-            whole_split=is_whole and data.val_split != data.train_split and not on_sample,
-            held_out=data.val_split == data.train_split,
-        ),
-        student=rounded.get("student"),
-        self_teacher=rounded.get("self_teacher"),
-        weights="ema" if settings.loop.model_ema else "student",
-        param_count=sum(p.numel() for p in student.parameters()),
-        img_size=height,
-        img_width=width if width != height else None,
-        epochs=settings.optimizer.epochs,
-        epoch=len(state.history),
-        seed=settings.loop.seed,
-        seconds=round(state.seconds, 1),
-        images_per_second=round(harmonic_mean(speeds), 1) if speeds else None,
-        machine=MachineFacts(
-            device=device.type,
-            name=torch.cuda.get_device_name(device) if device.type == "cuda" else machine_name(),
-            cores=torch.get_num_threads() * accelerator.num_processes if device.type == "cpu" else None,
-            processes=accelerator.num_processes,
-            precision={"no": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(accelerator.mixed_precision),
-        ),
-        versions={module.__name__: module.__version__ for module in (frskd_timm, torch, timm)}
-        | {"python": python_version()},
-        baseline=baseline,
-        date=datetime.now(timezone.utc).date().isoformat(),
-        initial=job.initial_weights(),
-        gmacs=counted and round(counted[0], 4),
-        activations=counted and round(counted[1], 4),
-    )
 
 
 def count_cost(network: nn.Module, input_size: tuple[int, int, int]) -> tuple[float, float] | None:
@@ -230,29 +249,6 @@ def publish(folder: RunFolder, run: RunSettings) -> None:
         raise UserError(f"{error} {again}") from error
     except KeyboardInterrupt:
         exit_interrupted(f"Publishing was interrupted. {again}")
-
-
-def summary(folder: RunFolder, job: Job, metrics: Metrics) -> str:
-    """Return the last lines of a run."""
-    score, name = job.form.score, job.form.label
-    if metrics.student is None:
-        lines = ["", f"student       {UNSCORED}"]
-    else:
-        lines = ["", f"student       {name} {metrics.student[score]:.2f}%   ({metrics.dataset.val_images} images)"]
-    if metrics.self_teacher:
-        lines.append(f"self-teacher  {name} {metrics.self_teacher[score]:.2f}%   (thrown away)")
-    if metrics.baseline:
-        lines.append(f"baseline      {name} {metrics.baseline.mean:.2f}%   (cross-entropy alone)")
-    speed = f"{metrics.images_per_second:.0f} images/s" if metrics.images_per_second else ""
-    if older := outdated(folder):
-        lines.append(f"outdated      {', '.join(older)}: older than this student; export or validate again")
-    exported = read_student(folder.student)
-    lines += [
-        f"took          {duration(metrics.seconds)}   {speed}",
-        f"student in    {folder.student}",
-        f"load it       {exported.imports}; {exported.load_line(f'local-dir:{folder.student.as_posix()}')}",
-    ]
-    return "\n".join(lines)
 
 
 def outdated(folder: RunFolder) -> list[str]:

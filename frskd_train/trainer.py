@@ -230,7 +230,7 @@ class Trainer:
             if accelerator.num_processes == 1:  # several processes may disagree on the failure
                 self.save()
                 if is_last:
-                    self.export()
+                    self.ending.export()
             raise
         row = {"lr": base_lr(self.optimizer), **meter.means(accelerator), **self.job.columns(scores)}
         self.refuse_nonfinite()
@@ -277,23 +277,24 @@ class Trainer:
         """Raise UserError if more steps of this epoch than `--skip-nonfinite` had a loss that is not finite."""
         self.meter.refuse_bad(self.settings.loop.skip_nonfinite, self.state.epoch, self.state.last_checkpoint)
 
-    def export(self) -> None:
-        """Export the student, or its average if there is one."""
-        if self.is_main:
-            end_of_run.export_run(self.folder, self.job, self.data, self.task, self.exported, self.state.changes)
+    @property
+    def ending(self) -> end_of_run.Ending:
+        return end_of_run.Ending(
+            self.folder, self.job, self.data, self.task, self.exported, self.accelerator, self.state, self.baseline
+        )
 
     def finish(self, scores: Scores) -> None:
         """Export the student, write the run's report and publish."""
         self.progress.say(*self.data.bad_images())
-        self.export()
-        folder, job, data, exported = self.folder, self.job, self.data, self.exported
-        scores = scores or self.validate()  # there are no scores if a finished run was resumed
-        evaluation = end_of_run.evaluate_run(job, data, exported, self.accelerator)
+        ending, folder, data = self.ending, self.folder, self.data
         if self.is_main:
-            facts = folder, job, data, exported, self.accelerator, scores, self.state, self.baseline
-            metrics = end_of_run.make_metrics(*facts)
-            end_of_run.finish_run(folder, job, data, self.task, exported, metrics, evaluation, self.state.history)
+            ending.export()
+        scores = scores or self.validate()  # there are no scores if a finished run was resumed
+        evaluation = end_of_run.evaluate_run(self.job, data, self.exported, self.accelerator)
+        if self.is_main:
+            metrics = ending.metrics(scores)
+            ending.write(metrics, evaluation)
             log_pictures(self.accelerator, folder.path.glob("*.png"), self.state.updates)
-            self.progress.say(end_of_run.summary(folder, job, metrics), end_of_run.write_page(folder, data, evaluation))
+            self.progress.say(ending.summary(metrics), end_of_run.write_page(folder, data, evaluation))
             end_of_run.publish(folder, self.settings.run)
         self.accelerator.end_training()

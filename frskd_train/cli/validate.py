@@ -96,4 +96,5 @@ def chosen_data(data: DataSettings, run: Path | None) -> DataSettings:
     held_out = trained.get("val_fraction")
     if data.val_fraction == DataSettings().val_fraction and isinstance(held_out, float):
         known["val_fraction"] = held_out
-    return replace(data, **{name: value for name, value in known.items() if isinstance(value, (str, float))})
+    known = {name: value for name, value in known.items() if isinstance(value, (str, float))}
+    return replace(data, **known)
