@@ -80,7 +80,7 @@ class Confusions:
 
     def __init__(self, classes: int) -> None:
         self._classes = classes
-        self._pairs = torch.empty(0, dtype=torch.long)  # true class * classes + given class, each pair once
+        self._pairs = torch.empty(0, dtype=torch.long)  # true class * classes + predicted class, each pair once
         self._counts = torch.empty(0, dtype=torch.long)
 
     def add(self, logits: Tensor, target: Tensor) -> None:
@@ -95,7 +95,7 @@ class Confusions:
         self._pairs, self._counts = _summed([(self._pairs, self._counts), (found.cpu(), counts.cpu())])
 
     def gather(self) -> Tensor:
-        """Return true class, given class and number of samples for the pairs of all processes, [M, 3]."""
+        """Return true class, predicted class and number of samples for the pairs of all processes, [M, 3]."""
         pairs, counts = _summed(gather_object([(self._pairs, self._counts)]))
         return torch.stack([pairs // self._classes, pairs % self._classes, counts], dim=1)
 

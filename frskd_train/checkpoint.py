@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from frskd_timm.errors import UserError, first_line
 from frskd_train.disk import disk_errors, size_and_checksum, sync
+from frskd_train.errors import start_over
 
 FORMAT = 3  # 2 had another order of parameters, 1 no weight of the student's cross-entropy
 ASIDE = ".writing-"  # prefix of folders being written or deleted
@@ -79,8 +80,8 @@ def refuse_bad_weights(modules: Mapping[str, nn.Module], folder: Path) -> None:
         bad += [name for name, tensor in module.named_buffers() if torch.isnan(tensor).any()]  # masks may be infinite
         if bad:
             raise UserError(
-                f"The weights are no longer finite ({bad[0]} first), so they were not saved; the last good checkpoint "
-                f"is {latest_checkpoint(folder) or 'none yet'}, and a lower --lr or --clip-grad may help."
+                f"Weights such as {bad[0]} became NaN or infinite and were not saved; "
+                f"{start_over(latest_checkpoint(folder))}, or try --clip-grad."
             )
 
 

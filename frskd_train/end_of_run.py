@@ -179,7 +179,7 @@ class Ending:
         else:
             lines = ["", f"student       {name} {metrics.student[score]:.2f}%   ({metrics.dataset.val_images} images)"]
         if metrics.self_teacher:
-            lines.append(f"self-teacher  {name} {metrics.self_teacher[score]:.2f}%   (thrown away)")
+            lines.append(f"self-teacher  {name} {metrics.self_teacher[score]:.2f}%   (discarded)")
         if metrics.baseline:
             lines.append(f"baseline      {name} {metrics.baseline.mean:.2f}%   (cross-entropy alone)")
         speed = f"{metrics.images_per_second:.0f} images/s" if metrics.images_per_second else ""
@@ -264,7 +264,7 @@ def describe(job: Job, data: TrainingData, task: StudentTask, accelerator: Accel
     size = "x".join(map(str, data.preprocessing.input_size[1:]))
     student = sum(p.numel() for p in task.student.parameters()) / 1e6
     rest = sum(p.numel() for p in task.parameters()) / 1e6 - student
-    extra = f" + {rest:.2f}M thrown away at the end" if rest else ""
+    extra = f" + {rest:.2f}M in the self-teacher, discarded after training" if rest else ""
     return (
         f"{job.settings.method.method}: {job.settings.model.model} ({student:.2f}M parameters{extra})\n"
         f"data: {data.name}, {data.num_train} training and {data.num_val} validation images, "

@@ -22,6 +22,13 @@ def either(names: Iterable[object]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
+def start_over(checkpoint: Path | None) -> str:
+    """Say what to do after the training has diverged."""
+    if checkpoint is None:
+        return "there is no checkpoint yet, so start again with a lower --lr"
+    return f"resume from the last good checkpoint, {checkpoint}, with a lower --lr"
+
+
 def suggest(name: str, known: Iterable[str], otherwise: str = "", within: Path = Path()) -> str:
     """Return the end of a sentence about an unknown name: `; did you mean A or B?`, else `; OTHERWISE.` or `.`.
 

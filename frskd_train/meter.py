@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from frskd_timm.errors import UserError
+from frskd_train.errors import start_over
 
 RECENT = 50  # steps averaged for progress lines within an epoch; the epoch's mean would hide recent changes
 
@@ -65,9 +66,8 @@ class TrainMeter:
         found = self.first_bad()
         if found is not None and self.bad_steps() > allowed:
             raise UserError(
-                f"{found[0]} was not a finite number at step {found[1] + 1} of epoch {epoch + 1} (first of "
-                f"{self.bad_steps()} so far); the last good checkpoint is {checkpoint or 'none yet'}, and a lower "
-                "--lr, --clip-grad, --no-amp or --skip-nonfinite may help."
+                f"{found[0]} became NaN or infinite at step {found[1] + 1} of epoch {epoch + 1} ({self.bad_steps()} "
+                f"such steps so far); {start_over(checkpoint)}, or try --clip-grad, --no-amp or --skip-nonfinite."
             )
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:

@@ -76,7 +76,7 @@ def parse_settings(args: Sequence[str]) -> Settings:
     _refuse_unknown(args, "train.py", Settings, TRAIN)
     settings = with_absolute_paths(_cli(args, settings))
     if settings.optimizer.lr_base is not None and _last_value(args, "--lr") is not None:
-        raise SettingsError("--lr and --lr-base exclude each other: leave one out, or give --lr-base None.")
+        raise SettingsError("--lr and --lr-base cannot be combined: leave one out, or give --lr-base None.")
     check_settings(settings)
     _refuse_unused(args, settings)
     return settings
@@ -142,7 +142,7 @@ def check_settings(settings: Settings) -> None:
     values, defaults = flat(settings), flat(default_settings(settings.model.task))
     for name in foreign(settings.model.task):
         if values[name] != defaults[name]:
-            raise SettingsError(f"{flag(name)} has no meaning for --task {settings.model.task}: leave it out.")
+            raise SettingsError(f"{flag(name)} is not available with --task {settings.model.task}: leave it out.")
     task, teacher = settings.model.task, settings.method.self_teacher
     if teacher not in SELF_TEACHERS[task]:
         raise SettingsError(f"--self-teacher has to be {either(SELF_TEACHERS[task])} for --task {task}, not {teacher}.")
@@ -153,7 +153,7 @@ def check_settings(settings: Settings) -> None:
         raise SettingsError("--decay-rate has to be below 1 for --sched plateau, not 1.")
     if optimizer.sched != "poly" and optimizer.own_decay_rate > 1:
         raise SettingsError(
-            f"--decay-rate has to be at most 1, not {optimizer.own_decay_rate:g}, unless for --sched poly."
+            f"--decay-rate has to be at most 1 for every --sched except poly, not {optimizer.own_decay_rate:g}."
         )
     if optimizer.sched == "none" and optimizer.warmup_epochs not in (0, defaults["warmup_epochs"]):
         raise SettingsError("--warmup-epochs has no effect with --sched none: leave one of them out.")

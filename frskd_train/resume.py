@@ -47,8 +47,8 @@ def check_resume(state: Mapping[str, Any], settings: Mapping[str, Any], facts: M
         )
     if state["train_rows"] != facts["train_rows"]:
         raise UserError(
-            f"There are {facts['train_rows']} training images now but there were {state['train_rows']} in this run: "
-            "other images are skipped as unreadable; restore --bad-images, --data-mode and the images."
+            f"This run was started with {state['train_rows']} readable training images, but now there are "
+            f"{facts['train_rows']}: restore the images, --bad-images and --data-mode."
         )
     if state["global_batch"] != facts["global_batch"]:
         images, processes = state["global_batch"], facts["processes"]

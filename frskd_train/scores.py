@@ -44,7 +44,7 @@ from frskd_train.report.forms import FORMS
 from frskd_train.report.metrics import METRICS, read_metrics
 from frskd_train.settings import DataSettings
 
-NONE = "No temperature: no training images were held out that are not scored here; --calibration-split names a split."
+NONE = "No temperature: there are no held-out images besides those scored here; --calibration-split names a split."
 
 
 class Scorer:

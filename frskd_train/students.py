@@ -162,7 +162,7 @@ def find_exported(model: str) -> FoundStudent:
         cfg = known_cfg(model, weights=True)
         assert cfg is not None
         if not cfg.file and not cfg.hf_hub_id:
-            raise UserError(f"The weights of '{model}' are not on the Hub, so they have no folder that could be read.")
+            raise UserError(f"The weights of '{model}' are neither in this package nor on the Hub: give a folder.")
         folder, repo = Path(cfg.file).parent if cfg.file else None, str(cfg.hf_hub_id)
     if folder is not None:
         run = _run_of(folder)

@@ -111,8 +111,8 @@ def refuse_single_values(task: StudentTask, input_size: tuple[int, int, int]) ->
     if single:
         height, width = input_size[1:]
         raise UserError(
-            f"A batch of one {height}x{width} image gives batch normalisation a single value per channel ({single[0]} "
-            "first); use --batch-size 2 or more with two training images per process, or a larger --img-size."
+            f"A batch of one {height}x{width} image leaves batch normalisation a single value per channel, such as in "
+            f"{single[0]}; use --batch-size 2 or more with two training images per process, or a larger --img-size."
         )
 
 

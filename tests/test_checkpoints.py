@@ -98,7 +98,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path: Path)
         assert find_damage(tmp_path / "step-00000001") is None
     with torch.no_grad():
         module.weight[0, 0] = float("nan")
-    with pytest.raises(UserError, match=r"weight first.*last good .*step-00000001"):
+    with pytest.raises(UserError, match=r"such as weight became NaN .*last good .*step-00000001"):
         save_checkpoint(tmp_path, 2, {"task": module}, optimizer, STATE)
 
 

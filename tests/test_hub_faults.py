@@ -35,7 +35,7 @@ REFUSED = b'{"errors": [{"message": "\\"license\\" must be one of apache-2.0, mi
         (Fault("objects/batch", 500, 2), None),
         (Fault("PUT", 503, 3), None),
         (Fault("commit", 503, 3), None),
-        (Fault("commit", 500, 99), "problems of its own"),
+        (Fault("commit", 500, 99), "server error"),
         (Fault("validate-yaml", 502, 1), None),
         (Fault("validate-yaml", 400, body=REFUSED), r'\(400\): "license" must be one of apache-2.0, mit'),
         (Fault("PUT", "cut", 2), None),

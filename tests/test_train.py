@@ -101,6 +101,8 @@ def test_two_processes_equal_one(train, tmp_path: Path) -> None:
     one, two = rows(tmp_path / "one")[0], rows(tmp_path / "two")[0]
     for term in ("loss", "loss_ce", "loss_ce_teacher", "loss_kl", "loss_feature"):
         assert float(two[term]) == pytest.approx(float(one[term]), rel=1e-3), term
+    weights = [load_file(tmp_path / run / "student" / "model.safetensors") for run in ("one", "two")]
+    torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
     metrics = json.loads((tmp_path / "two" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["machine"]["processes"] == 2
     for network in ("student", "self_teacher"):

@@ -67,4 +67,4 @@ def refuse_huge(value: Any, where: Path) -> None:
     for item in items:
         refuse_huge(item, where)
     if isinstance(value, (int, float)) and not abs(value) <= MAX_ARGUMENT:
-        raise UserError(f"A model argument in {where} is {value!r:.30}: larger than any network's ({MAX_ARGUMENT}).")
+        raise UserError(f"A model argument in {where} is {value!r:.30}, but at most {MAX_ARGUMENT} is allowed.")

@@ -242,6 +242,6 @@ def compare_outputs(expected: Tensor, found: Tensor, *, tolerance: float = 1e-4)
     limit = tolerance * max(1.0, largest)
     if not difference <= limit:  # also true for NaN
         raise UserError(
-            f"The exported student's logits differ from the trained one's by {difference:.3g} > {limit:.3g}."
+            f"The exported student's logits differ from the original's by {difference:.3g}; allowed is {limit:.3g}."
         )
     return difference

@@ -74,7 +74,7 @@ def load_backbone(student: SegmentationStudent, name: str | None = None) -> None
     missing = sorted(key for key, value in own.items() if key not in found or found[key].shape != value.shape)
     if missing:
         raise UserError(
-            f"'{name}' has no fitting weights for {len(missing)} tensors of the backbone {student.backbone_name}, "
-            f"{missing[0]} first."
+            f"'{name}' does not fit the backbone {student.backbone_name}: {len(missing)} weights are missing or of "
+            f"another shape, such as {missing[0]}."
         )
     student.backbone.load_state_dict({key: found[key] for key in own})

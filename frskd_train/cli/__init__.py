@@ -11,7 +11,7 @@ COMMANDS = {
     "validate": ("frskd_train.cli.validate", "score a model on a dataset"),
     "report": ("frskd_train.cli.report", "write one HTML page about one or several runs"),
     "export": ("frskd_train.cli.export", "write a student as ONNX or torch.export program"),
-    "demo": ("frskd_train.cli.demo", "try a student in the browser, on a page of its own"),
+    "demo": ("frskd_train.cli.demo", "write and serve a web page that runs a student in the browser"),
     "push": ("frskd_train.cli.push", "publish a trained student on the Hugging Face Hub"),
     "list": ("frskd_train.cli.list_models", "list students, pretrained weights and recipes"),
     "schema": ("frskd_train.schema", "print a JSON schema of recipes, for editors"),

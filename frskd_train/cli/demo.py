@@ -17,8 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "frskd demo", description="Write a page on which a student runs in the browser, and serve it on this machine."
     )
     parser.add_argument("student", help="folder of a run or a student, hf-hub:OWNER/NAME, or a name with weights")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="only write the page, into this folder")
-    parser.add_argument("--no-serve", action="store_true", help="only write the page, into demo/ of the run")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write the page to this folder, without a server")
+    parser.add_argument("--no-serve", action="store_true", help="write the page to demo/ in the run, without a server")
     parser.add_argument("--port", type=int, help=f"port of the server (default: {PORT}, or any if it is taken)")
     add_page_arguments(parser, "page")
     options = parser.parse_args(arguments)
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def add_page_arguments(parser: argparse.ArgumentParser, title: str) -> None:
     """Add the arguments of the page, which `frskd push --space` has as well."""
     page = parser.add_argument_group(title)
-    page.add_argument("--examples", nargs="+", type=Path, default=[], metavar="FILE", help="pictures that it offers")
+    page.add_argument("--examples", nargs="+", type=Path, default=[], metavar="FILE", help="example images on the page")
     page.add_argument("--img-size", nargs="+", type=int, metavar="N", help="height and width; only for segmentation")
     page.add_argument("--runtime", type=Path, metavar="PATH", help="local copy of the npm package onnxruntime-web")
 

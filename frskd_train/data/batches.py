@@ -228,7 +228,7 @@ class TrainBatches:
         if step < order.steps:
             first = next(iter(self.samples.bad.values()), "They have disappeared")
             count, split = len(self.samples), self.samples.split.name
-            raise UserError(f"None of the {count} images of split {split} can be used. {first}.")
+            raise UserError(f"None of the {count} images of split {split} can be used; the first error is: {first}.")
 
     @cached_property
     def _reader(self) -> Reader:

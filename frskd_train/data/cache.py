@@ -93,7 +93,7 @@ def decode_all(split: Split, transform: SampleTransform, bad_images: Literal["st
             targets.append(target)
             sizes.append(size)
     if not targets:
-        raise UserError(f"None of the {count} images of split {split.name} can be used. {bad[0]}.")
+        raise UserError(f"None of the {count} images of split {split.name} can be used; the first error is: {bad[0]}.")
     rows = np.delete(split.rows, list(bad))
     if pixels is None:
         return Cache(split, images, targets, sizes, rows, bad)

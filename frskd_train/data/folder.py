@@ -60,7 +60,7 @@ def read_image_folder(folder: Path) -> tuple[Splits, tuple[str, ...]]:
         columns = {"image": [path for path, _ in found], "label": [label for _, label in found]}
         splits[split] = datasets.Dataset.from_dict(columns, features=features)
     empty = sorted({name for name, _ in listing} - set(classes))
-    notes = (f"Without an image, and therefore no class: {listed(empty)}.",) if empty else ()
+    notes = (f"Folders without images were ignored: {listed(empty)}.",) if empty else ()
     return splits, (*notes, *_nested(roots))
 
 
@@ -104,8 +104,8 @@ def split_folders(folder: Path) -> dict[str, Path]:
         if inside := _listed([sub for sub in several if split_folders(sub)]):
             raise UserError(f"--dataset {folder} holds whole datasets with splits ({inside}); give one of them.")
     elif others and (len(roots) == 1 or not set(TRAIN_SPLITS) & set(roots)):
-        found = f"{_listed(list(roots.values()))} looks like a split, but {_listed(others)} beside it does not"
-        raise UserError(f"--dataset {folder}: {found}: move or rename one of them.")
+        found = f"folders named like splits ({_listed(list(roots.values()))}) with others ({_listed(others)})"
+        raise UserError(f"--dataset {folder} mixes {found}: move or rename one kind.")
     return roots
 
 

@@ -57,12 +57,14 @@ class WholeImagePlan:
         own_size = int((cfg.get("input_size") or (3, size, size))[-1])
         self.notes = []
         if has_weights and size != own_size:
-            self.notes.append(f"The weights were trained at {own_size}x{own_size}, this run is at {size}x{size}.")
+            self.notes.append(
+                f"The initial weights are of {own_size}x{own_size} pixels, but this run uses {size}x{size}."
+            )
         if settings.crop_mode == "center" and (cut := [size for size in sizes if 3 * min(size) < 2 * max(size)]):
             example = "x".join(map(str, cut[0]))
             where = " in validation" if self._crops_resized else ""
             self.notes.append(
-                f"Only the central square of images such as {example} is seen{where}; --crop-mode squash shows all."
+                f"Only the central square of images such as {example} is used{where}; --crop-mode squash keeps all."
             )
         own = PreprocessingSettings()
         if not self._crops_resized and (settings.scale, settings.ratio) != (own.scale, own.ratio):

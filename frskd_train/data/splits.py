@@ -17,6 +17,7 @@ from frskd_train.data.images import BadImageError, Images
 from frskd_train.data.sampler import Rows, spread
 from frskd_train.data.source import Source
 from frskd_train.data.targets import Targets
+from frskd_train.errors import either
 from frskd_train.settings import DataSettings
 
 
@@ -150,8 +151,9 @@ class Choice:
         wanted = self.data.calibration_split
         if wanted is not None and (wanted in used or wanted not in self.source.splits):
             free = [name for name in self.source.splits if name not in used]
-            possible = f"possible here: {', '.join(free)}" if free else "this dataset has no such split"
-            raise UserError(f"--calibration-split {wanted} has to be neither trained on nor scored; {possible}.")
+            possible = f"choose {either(free)}" if free else "this dataset has no other split"
+            problem = "is used for training or scoring" if wanted in used else "does not exist"
+            raise UserError(f"--calibration-split {wanted} {problem}; {possible}.")
 
     def _targets(self, names: Sequence[str]) -> Targets:
         used = {name: self.source.splits[name] for name in names}

@@ -21,7 +21,7 @@ _LONGEST = 24  # characters of a class name
 
 
 def confusion_picture(counts: NDArray[np.int64], class_names: Sequence[str], path: str | Path) -> Path:
-    """Draw a confusion matrix, the number of samples by true class (rows) and given class; return the path."""
+    """Draw a confusion matrix, the number of samples by true class (rows) and predicted class; return the path."""
     percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     classes = len(counts)
     cell = 44 if classes <= _NUMBERED else max(1000 // classes, 1)
@@ -29,7 +29,7 @@ def confusion_picture(counts: NDArray[np.int64], class_names: Sequence[str], pat
     font = _font(min(cell - 4, 20) if names else 1)
     longest = int(max((font.getlength(name) for name in names), default=0))
     left, side = longest + 30, cell * classes
-    title = "Given class, in percent of each true class (rows)"
+    title = "Predicted class, in percent of each true class (rows)"
     width = max(left + side, 20 + int(_font(20).getlength(title))) + 20
     picture = Image.new("RGB", (width, 40 + side + left), "white")
     cells = (matplotlib.colormaps["Blues"](percent / 100)[..., :3] * 255).round().astype(np.uint8)

@@ -57,7 +57,7 @@ class Temperature:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A wrong prediction: the image's row in the split, the true class, the given class, and the confidence in it."""
+    """A wrong prediction: the image's row in the split, the true and the predicted class, and the confidence in it."""
 
     row: int
     true: int
@@ -83,7 +83,7 @@ class Evaluation:
     macro: dict[str, float]  # means of `precision`, `recall` and `f1` over the classes that have samples
     class_names: list[str]
     per_class: list[ClassScores]
-    confusion: list[tuple[int, int, int]]  # true class, given class, number of samples; only pairs that occur
+    confusion: list[tuple[int, int, int]]  # true class, predicted class, number of samples; only pairs that occur
     calibration: Calibration  # of the student as it is
     calibrated: Calibration | None  # the same with the temperature, if there is one
     temperature: Temperature | None
@@ -103,12 +103,12 @@ class Evaluation:
         return [row for row in self.per_class if row.support or row.iou is not None]
 
     def confused(self, most: int) -> list[tuple[int, int, int]]:
-        """Return the most frequent confusions: true class, given class and how often, the most frequent first."""
+        """Return the most frequent confusions: true class, predicted class and how often, the most frequent first."""
         wrong = [row for row in self.confusion if row[0] != row[1]]
         return sorted(wrong, key=lambda found: -found[2])[:most]
 
     def confusion_matrix(self, most: int = 1000) -> NDArray[np.int64]:
-        """Return the number of samples by true class (rows) and given class (columns), [K, K].
+        """Return the number of samples by true class (rows) and predicted class (columns), [K, K].
 
         With more than `most` classes, neighbouring classes share a row and a column.
         """

@@ -34,7 +34,7 @@ PATIENCE = 120  # seconds without an answer after which there are no more retrie
 _LONGEST_WAIT = 300  # longest wait in seconds at the request of a server
 # Base class of errors of the HTTP library in huggingface_hub; which library depends on its version.
 _TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
-_AGAIN = "run the same command again later, it continues where it stopped"
+_AGAIN = "run the same command again later to continue where it stopped"
 
 
 class AlteredError(Exception):
@@ -194,8 +194,8 @@ def with_retries(call: Callable[[], T], hub: Repository, once: bool = False) -> 
                 cause = _cause(error)
                 wait = _wait(cause, attempt)
                 if once and _lost_commit(cause):
-                    text = f"The pull request for {hub.repo_id} was not confirmed"
-                    raise UserError(f"{text}: see its discussions before trying again.") from None
+                    text = f"The Hub did not confirm the pull request for {hub.repo_id}"
+                    raise UserError(f"{text}: check whether it was created before you try again.") from None
                 if wait is None or attempt == _ATTEMPTS or wait > _LONGEST_WAIT:
                     raise UserError(_sentence(cause, hub.repo_id, hub.api)) from None
                 time.sleep(wait)
@@ -239,7 +239,7 @@ def _sentence(error: BaseException, repo_id: str, api: HfApi) -> str:
     if status == 404 or (isinstance(error, RepositoryNotFoundError) and status != 403):
         return f"{repo_id} was not found ({status}): check its name, and that the token may see it."
     if status >= 500:
-        return f"The Hub has problems of its own ({status}): {_AGAIN}."
+        return f"The Hub has a server error ({status}): {_AGAIN}."
     changed = f"{repo_id} was changed by someone else meanwhile ({status}): {_AGAIN}."
     sentences = {
         401: "The Hub does not accept the token (401): run `hf auth login` again, or set HF_TOKEN to a valid one.",

@@ -62,11 +62,11 @@ class Predictions:
             sum(count * (mean or 0) for count, mean in zip(own.bin_count, means, strict=True)) / total
             for means in (own.bin_confidence, own.bin_accuracy)  # None for an empty bin
         )
-        tone = "too sure of itself" if sure > right else "too cautious"
+        tone = "overconfident" if sure > right else "underconfident"
         if abs(sure - right) < 0.02:
-            tone = "about as sure as it should be"
+            tone = "well calibrated on average"
         share = f"{right:.1%} of the {self.form.unit}"
-        return f"The student is right for {share}, its mean confidence {sure:.1%}: it is {tone}."
+        return f"The student classifies {share} correctly with a mean confidence of {sure:.1%}, so it is {tone}."
 
     def reliability(self) -> dict[str, Any]:
         """Lay out accuracy over confidence, over bars with the share of the images in each bin; see `line_chart`."""
@@ -95,7 +95,7 @@ class Predictions:
         }
 
     def mistakes(self) -> list[tuple[str, str, str, float]]:
-        """Return picture, true class, given class and confidence of the most confident mistakes."""
+        """Return picture, true class, predicted class and confidence of the most confident mistakes."""
         try:
             strip = Image.open(self.folder / MISTAKES).convert("RGB")
         except OSError:  # there is none, or it is damaged

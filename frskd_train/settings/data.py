@@ -16,9 +16,10 @@ class DataSettings:
     """Where the images come from."""
 
     dataset: Annotated[str, LOCAL] = "fashion_mnist_sample"
-    """The included sample, a folder of class folders or parquet files, or of datasets' save_to_disk, or a Hub id.
-    For segmentation fashion_mnist_scenes (composed on the fly), a folder with images/ and masks/, one like Pascal
-    VOC's, or a dataset of masks. In validate.py, auto is the data of the run, and for other models the sample."""
+    """The included sample; a folder with one subfolder per class, with metadata.csv or metadata.jsonl, with parquet
+    or arrow files, or of datasets' save_to_disk; or a Hub id. For segmentation: fashion_mnist_scenes (generated), a
+    folder with images/ and masks/ or in Pascal VOC's layout, or a dataset with a column of masks. In validate.py, auto
+    means the data of the run, or the sample for models without a run."""
     dataset_config: str | None = None
     """Configuration name of a Hub dataset that has several."""
     dataset_revision: str | None = None
@@ -81,9 +82,9 @@ class PreprocessingSettings:
     crop_padding: Annotated[int | None, NotNegative, CLASSIFICATION] = None
     """Pixels of padding on each side for `pad`; by default an eighth of the size (4 at 32)."""
     scale: Annotated[tuple[float, float], Range(above=0, high=1), CLASSIFICATION] = (0.08, 1.0)
-    """Fraction of the area that rrc keeps, smallest and largest."""
+    """Smallest and largest fraction of the image area that rrc keeps."""
     ratio: Annotated[tuple[float, float], Positive, CLASSIFICATION] = (3 / 4, 4 / 3)
-    """Aspect ratio of rrc, smallest and largest."""
+    """Smallest and largest aspect ratio of rrc."""
     hflip: Annotated[float, Fraction] = 0.5
     """Probability of a horizontal flip."""
     vflip: Annotated[float, Fraction] = 0.0
@@ -99,8 +100,8 @@ class PreprocessingSettings:
     aa: Annotated[str | None, CLASSIFICATION] = None
     """timm's AutoAugment / RandAugment policy, such as rand-m9-mstd0.5; streams the data."""
     aug_repeats: Annotated[float, Range(low=0, high=1000)] = 0.0
-    """Times that each image of an epoch is repeated in a row, with different augmentation (arXiv 1901.09335). An epoch
-    keeps its number of steps, so it has that many times fewer different images. 0 and 1: no repetition."""
+    """Number of times each image appears in a row, with different augmentation (arXiv 1901.09335). The number of steps
+    per epoch does not change, so an epoch has that many times fewer distinct images. 0 or 1: no repetition."""
     reprob: Annotated[float, Fraction, CLASSIFICATION] = 0.0
     """Probability of random erasing."""
     mixup: Annotated[float, NotNegative, CLASSIFICATION] = 0.0
@@ -114,7 +115,7 @@ class PreprocessingSettings:
     mixup_switch_prob: Annotated[float, Fraction, CLASSIFICATION] = 0.5
     """Probability of CutMix if both are enabled."""
     mixup_mode: Annotated[Literal["batch", "pair", "elem"], CLASSIFICATION] = "batch"
-    """What shares one draw of Mixup and CutMix: the batch of a process, a pair of images, or each image has its own."""
+    """How often Mixup and CutMix draw their parameters: per batch (of a process), pair of images, or image (elem)."""
     mixup_off_epoch: Annotated[int, NotNegative, CLASSIFICATION] = 0
     """Epoch, counted from 0, from which Mixup and CutMix are off; 0 for never."""
 
@@ -151,7 +152,7 @@ class FitSettings:
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """Resizing filter."""
     use_train_size: bool = False
-    """Size and crop of the training, for models of timm that have others for testing."""
+    """Use the image size and crop of training, for timm models with different test settings."""
 
     def given(self) -> dict[str, Any]:
         """Return the settings that were given, by timm's names."""
@@ -182,4 +183,5 @@ class EvaluationSettings:
     """Also write a reliability diagram and a picture of the confusion matrix."""
     output: str | None = None
     """Folder for evaluation.json, per_class.csv and confusion.csv; FILE.json: evaluation.json alone. By default
-    evaluation-DATASET in the folder of a run, with --val-split and --tta in the name, none for other models."""
+    evaluation-DATASET in the folder of a run, with --train-split, --val-split and --tta appended if given; none for
+    other models."""

@@ -85,8 +85,8 @@ class MethodSettings:
     """advantage: use the soft labels only for images (or pixels) that the self-teacher classifies better."""
     distill_schedule: Annotated[Literal["constant", "lead", "ramp", "warmup"], FIXED] = DEFAULT.distill_schedule
     """constant: as in the paper. ramp: alpha and beta times exp(-5 (1 - t)^2), with t from 0 to 1 over the run.
-    warmup: rising linearly over the first tenth. lead: times the average of 1 - (self-teacher's /
-    student's cross-entropy), from 0 to 1."""
+    warmup: rising linearly over the first tenth. lead: alpha and beta times the self-teacher's lead, a moving average
+    of 1 - (its cross-entropy / the student's), from 0 to 1."""
     distill_start: Annotated[float, Range(low=0)] = 0.0
     """Epoch at which distillation starts; before it, alpha and beta are 0, and t counts from it."""
     self_teacher: Annotated[SelfTeacher, FIXED] = DEFAULT.self_teacher
@@ -117,7 +117,8 @@ class MethodSettings:
     teacher_view: Annotated[Literal["same", "clean"], FIXED, CLASSIFICATION] = DEFAULT.teacher_view
     """What the self-teacher sees. clean: the images before --reprob, --mixup and --cutmix, in a second pass."""
     feature_loss: Annotated[FeatureLoss, FIXED] = DEFAULT.feature_loss
-    """The feature-map loss."""
+    """Distance between feature maps. attention: of attention maps, as in the paper. fitnet: of maps after a learned
+    projection. overhaul: of maps before their activation, for models whose stages end in one."""
     feature_levels: Annotated[int, Count, FIXED, CLASSIFICATION] = DEFAULT.feature_levels
     """Maximum number of levels of the student's pyramid; the coarsest ones are used."""
     sla: Annotated[bool, FIXED, CLASSIFICATION] = False

@@ -32,7 +32,7 @@ class OptimizerSettings:
     lr_base: Annotated[float | None, Positive] = None
     """Used instead of --lr, scaled with the batch: lr = lr_base * images per update / --lr-base-size."""
     lr_base_size: Annotated[int, Count] = 256
-    """Images per update for which --lr-base is meant."""
+    """Images per update at which --lr-base is used unscaled."""
     lr_base_scale: Literal["auto", "linear", "sqrt"] = "auto"
     """Scale with the batch or its square root. auto, as in timm: sqrt for Ada* and LAMB, else linear."""
     momentum: Annotated[float, Range(low=0, high=0.9999)] = 0.9
