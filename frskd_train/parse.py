@@ -256,7 +256,8 @@ def _resumed_config(resume: str | None, folder: str | None) -> str | None:
     if resume is None or run is None:
         return None
     # A run, its checkpoints, or one of these.
-    folders = [Path(run)] if resume == "auto" else [Path(run), Path(run).parent, Path(run).parent.parent]
+    place = Path(run).absolute()
+    folders = [place] if resume == "auto" else [place, place.parent, place.parent.parent]
     return next((str(folder / SETTINGS) for folder in folders if (folder / SETTINGS).is_file()), None)
 
 

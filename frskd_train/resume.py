@@ -6,7 +6,6 @@ from typing import Any
 
 from frskd_timm.errors import UserError
 from frskd_train.constraints import FIXED, FREE, LOCAL, PRIVATE
-from frskd_train.recipe import absolute_path
 from frskd_train.settings import DataSettings, Settings, declared, flag
 
 AT_END = {"epochs", "tag", "license", "export", "calibration_split", "data_mode"}  # also used after the last epoch
@@ -27,11 +26,7 @@ def check_resume(state: Mapping[str, Any], settings: Mapping[str, Any], facts: M
     is not possible.
     """
     kept = declared(Settings)
-    # Older versions stored paths as they were given.
-    before = {
-        name: absolute_path(value) if LOCAL in kept.get(name, ()) else value
-        for name, value in state["settings"].items()
-    }
+    before = state["settings"]
     changed = {name: value for name, value in before.items() if name in settings and settings[name] != value}
     for name in changed:
         if FIXED in kept[name]:

@@ -125,10 +125,14 @@ def find_resume(resume: str | None, output_dir: str | None) -> Resume | None:
     path = Path(resume)
     if not os.path.isdir(path):
         raise UserError(f"--resume {resume} is not a run or a checkpoint: there is no such folder.")
-    if path.name == "checkpoints" and (path.parent / SETTINGS).is_file():
-        path = path.parent
-    is_checkpoint = (path / "state.json").is_file()
-    run = path.parent.parent if is_checkpoint else path
+    run = place = Path(os.path.abspath(path))
+    is_checkpoint = (place / "state.json").is_file()
+    if is_checkpoint:
+        run = place.parent.parent
+    elif place.name == "checkpoints" and (place.parent / SETTINGS).is_file():
+        run = place.parent
+    if not path.is_absolute():
+        run = Path(os.path.relpath(run))
     if output_dir is not None and Path(output_dir).resolve() != run.resolve():
         raise UserError(f"--resume continues in {run}; omit --output-dir {output_dir}, or copy the run there first.")
     if not is_checkpoint:

@@ -30,7 +30,7 @@ class RunState:
     @classmethod
     def from_saved(cls, state: Mapping[str, Any], checkpoint: Path, score: str) -> "RunState":
         """Restore the state that a checkpoint holds."""
-        kept = {name: state[name] for name in _KEPT if name in state}  # older versions stored less
+        kept = {name: state[name] for name in _KEPT}
         if kept["best"] and not (checkpoint.parent / kept["best"]["checkpoint"]).is_dir():
             kept["best"] = None  # pruned in favour of a better one that this run has now abandoned
         return cls(score, **kept, earlier_seconds=state["seconds"], last_checkpoint=checkpoint)

@@ -1,5 +1,6 @@
 """The command `frskd schema`: print a JSON schema of recipes, made from the settings, for completion in editors."""
 
+import argparse
 import ast
 import inspect
 import itertools
@@ -69,4 +70,5 @@ def _schema(kind: Any, facts: Sequence[Any] = ()) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the schema."""
+    argparse.ArgumentParser("frskd schema", description="Print a JSON schema of recipes.").parse_args(arguments)
     print(json.dumps(recipe_schema(), indent=2))

@@ -165,8 +165,7 @@ def find_exported(model: str) -> FoundStudent:
             raise UserError(f"The weights of '{model}' are neither in this package nor on the Hub: give a folder.")
         folder, repo = Path(cfg.file).parent if cfg.file else None, str(cfg.hf_hub_id)
     if folder is not None:
-        run = _run_of(folder)
-        return FoundStudent(read_student(folder), run, "student" if run else folder.resolve().name)
+        return FoundStudent(read_student(folder), _run_of(folder), folder.resolve().name)
     repo_id, _, revision = repo.partition("@")
     try:
         found = snapshot_download(repo_id, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS, PICKLE, CARD])

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import broadcast
 from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 
@@ -34,22 +35,23 @@ def has_other_processes() -> bool:
     return dist.is_initialized() and dist.get_world_size() > 1
 
 
-class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """`BatchNorm2d` with the statistics of all processes together, in float32; torch's own needs a GPU."""
+class _Synced(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation with the statistics of all processes together, in float32; torch's own needs a GPU."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise [B, C, H, W]; like the plain layer in evaluation or with one process."""
+        """Normalise [B, C] or [B, C, ...]; like the plain layer in evaluation or with one process."""
         if not self.training or not has_other_processes():
             return super().forward(input)
         with torch.autocast(input.device.type, enabled=False):
             x = input.float()
-            channels = x.shape[1]
+            channels, others = x.shape[1], (0, *range(2, x.ndim))
+            shape = -1, *(1 for _ in others[1:])  # of values per channel beside x
             # First the mean, then squared deviations, because the difference of two large sums would lose precision.
             count = torch.full((1,), float(x.numel() // channels), device=x.device)
-            total = _SumOverProcesses.apply(torch.cat([x.sum(dim=(0, 2, 3)), count]))
+            total = _SumOverProcesses.apply(torch.cat([x.sum(dim=others), count]))
             n = total[-1].detach()
             mean = total[:channels] / n
-            variance = _SumOverProcesses.apply((x - mean[:, None, None]).square().sum(dim=(0, 2, 3))) / n
+            variance = _SumOverProcesses.apply((x - mean.view(shape)).square().sum(dim=others)) / n
             if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
                 with torch.no_grad():
                     self.num_batches_tracked.add_(1)
@@ -59,15 +61,23 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
                     self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
             scale = torch.rsqrt(variance + self.eps) * (1 if self.weight is None else self.weight)
             shift = -mean * scale if self.bias is None else self.bias - mean * scale
-            return self.activate(torch.addcmul(shift[:, None, None], x, scale[:, None, None]).to(input.dtype))
+            return self.activate(torch.addcmul(shift.view(shape), x, scale.view(shape)).to(input.dtype))
 
     def activate(self, x: Tensor) -> Tensor:
-        """Do nothing; timm's layer, which the next class is for, has an activation."""
+        """Do nothing; timm's layer has an activation."""
         return x
 
 
-class SyncedBatchNormAct2d(SyncedBatchNorm2d, BatchNormAct2d):
-    """The same for timm's batch normalisation with activation."""
+class SyncedBatchNorm1d(_Synced, nn.BatchNorm1d):
+    """`BatchNorm1d` over all processes."""
+
+
+class SyncedBatchNorm2d(_Synced, nn.BatchNorm2d):
+    """`BatchNorm2d` over all processes."""
+
+
+class SyncedBatchNormAct2d(_Synced, BatchNormAct2d):
+    """timm's batch normalisation with activation over all processes."""
 
     def activate(self, x: Tensor) -> Tensor:
         """Apply dropout and activation."""
@@ -75,12 +85,13 @@ class SyncedBatchNormAct2d(SyncedBatchNorm2d, BatchNormAct2d):
 
 
 def synchronise_norms(module: nn.Module, device: torch.device) -> None:
-    """Convert every BatchNorm2d of a module to a synchronised one, in place, without changing its state.
+    """Convert every batch normalisation of a module to a synchronised one, in place, without changing its state.
 
     Unlike torch's conversion, changing the class keeps hooks and references to the layers.
     """
     on_cpu = device.type == "cpu"
     classes: dict[type, Any] = {
+        nn.BatchNorm1d: SyncedBatchNorm1d if on_cpu else nn.SyncBatchNorm,
         nn.BatchNorm2d: SyncedBatchNorm2d if on_cpu else nn.SyncBatchNorm,
         BatchNormAct2d: SyncedBatchNormAct2d if on_cpu else SyncBatchNormAct,
     }
@@ -118,6 +129,4 @@ def refuse_single_values(task: StudentTask, input_size: tuple[int, int, int]) ->
 
 def broadcast_buffers(module: nn.Module) -> None:
     """Copy the buffers (running statistics) of the main process to all processes, before validation and export."""
-    if has_other_processes():
-        for buffer in module.buffers():
-            dist.broadcast(buffer, src=0)
+    broadcast(list(module.buffers()))

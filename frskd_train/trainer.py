@@ -50,7 +50,7 @@ class Trainer:
         self.is_main = self.accelerator.is_main_process
         set_seed(settings.loop.seed)
         self.job = choose_job(settings)
-        self.baseline = end_of_run.preflight(settings, self.job.form.score)
+        baseline = end_of_run.preflight(settings, self.job.form.score)
         check_optimizer(settings.optimizer, self.accelerator.device)
         resume = find_resume(run.resume, run.output_dir)
         if resume is None and run.output_dir is not None:
@@ -65,6 +65,9 @@ class Trainer:
             heading = "\n".join([f"Settings of the run {self.folder.path.name}.", *self.state.changes])
             self.folder.write(SETTINGS, write_recipe(settings, heading))
         start_trackers(self.accelerator, settings, self.folder.path)
+        self.ending = end_of_run.Ending(
+            self.folder, self.job, self.data, self.task, self.exported, self.accelerator, self.state, baseline
+        )
 
     def run(self) -> None:
         """Train the remaining epochs, then score, export and publish; raise UserError if that fails."""
@@ -153,9 +156,12 @@ class Trainer:
 
     def train_epoch(self) -> None:
         """Train until the end of the current epoch, or until a signal stops the run."""
-        if (state := self.state).step >= self.steps_per_epoch:  # resumed after a failure in validation
-            return
+        state = self.state
         follow_plateau(self.scheduler, self.optim, state.scores)
+        if state.step >= self.steps_per_epoch:  # resumed after a failure in validation
+            if self.scheduler is not None:
+                self.scheduler.step_update(state.updates - 1)  # for the row of the epoch
+            return
         self.model.train()
         self.progress.start_epoch()
         for images, target in self.train_batches.epoch(state.epoch, start=state.step):
@@ -276,12 +282,6 @@ class Trainer:
     def refuse_nonfinite(self) -> None:
         """Raise UserError if more steps of this epoch than `--skip-nonfinite` had a loss that is not finite."""
         self.meter.refuse_bad(self.settings.loop.skip_nonfinite, self.state.epoch, self.state.last_checkpoint)
-
-    @property
-    def ending(self) -> end_of_run.Ending:
-        return end_of_run.Ending(
-            self.folder, self.job, self.data, self.task, self.exported, self.accelerator, self.state, self.baseline
-        )
 
     def finish(self, scores: Scores) -> None:
         """Export the student, write the run's report and publish."""

@@ -86,9 +86,10 @@ def test_paths_of_a_run_hold_in_every_folder(tmp_path: Path, monkeypatch: pytest
     assert parse_settings([]).data.dataset == "fashion_mnist_sample"
 
 
-@pytest.mark.parametrize(
-    ("script", "package"), [("train.py", "tyro"), ("train.py", "accelerate"), ("validate.py", "datasets")]
-)
+TRAIN = ("train.py", "tyro"), ("train.py", "accelerate"), ("frskd_train/train.py", "tyro")
+
+
+@pytest.mark.parametrize(("script", "package"), [*TRAIN, ("validate.py", "datasets")])
 def test_a_missing_package_is_one_sentence_with_the_pip_command(script: str, package: str) -> None:
     code = f"{block(package)}sys.argv = ['x', '--model', 'test_resnet']\nimport runpy\n"
     code += f"runpy.run_path({str(ROOT / script)!r}, None, '__main__')"

@@ -19,7 +19,7 @@ from frskd_timm.export.student import export_segmentation
 from frskd_timm.segmentation import create_segmentation_student
 from frskd_train.report.publish import push_student
 from frskd_train.settings import ModelSettings
-from frskd_train.students import default_cfg, load_for_evaluation
+from frskd_train.students import default_cfg, find_exported, load_for_evaluation
 
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 40),
@@ -99,7 +99,9 @@ def test_validate_names_what_is_wrong(student: Path, tmp_path: Path, change: dic
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_an_interrupted_replacement_is_found_again(student: Path, tmp_path: Path) -> None:
+def test_an_interrupted_replacement_is_found_again(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "student"
     shutil.copytree(student, folder)
     folder.rename(tmp_path / ".student.previous")  # killed between the two renames
@@ -111,6 +113,8 @@ def test_an_interrupted_replacement_is_found_again(student: Path, tmp_path: Path
     with replacing(folder) as aside:
         shutil.copytree(student, aside, dirs_exist_ok=True)
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
+    monkeypatch.chdir(folder)
+    assert find_exported(".").name == "student"
 
 
 def test_a_folder_does_not_hide_a_model_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

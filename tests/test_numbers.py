@@ -13,6 +13,7 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor
 
 from frskd_timm.errors import UserError
+from frskd_train import sync_batchnorm
 from frskd_train.checkpoint import latest_checkpoint
 from frskd_train.data.augment import BatchAugmentation
 from frskd_train.meter import TrainMeter, learning_note
@@ -103,3 +104,22 @@ def test_synchronised_normalisation_of_one_process_is_the_plain_one(device: str)
     images = torch.randn(4, 3, 5, 5)
     assert torch.equal(plain.eval()(images), synchronised.eval()(images))
     assert plain.state_dict().keys() == synchronised.state_dict().keys()
+
+
+@pytest.mark.parametrize(("layer", "shape"), [(torch.nn.BatchNorm1d, (6, 3)), (torch.nn.BatchNorm2d, (4, 3, 5, 5))])
+def test_synchronised_statistics_are_those_of_the_layer(
+    layer: type[torch.nn.Module], shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if another process existed, whose sums are zero."""
+    monkeypatch.setattr(sync_batchnorm, "has_other_processes", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: None)
+    plain = layer(3)
+    synchronised = copy.deepcopy(plain)
+    synchronise_norms(synchronised, torch.device("cpu"))
+    images, gradient = torch.randn(shape), torch.randn(shape)
+    found = []
+    for norm in (plain, synchronised):
+        x = images.clone().requires_grad_()
+        (norm(x) * gradient).sum().backward()
+        found.append([x.grad, norm.weight.grad, norm.running_mean, norm.running_var])
+    torch.testing.assert_close(*found)

@@ -1,6 +1,5 @@
 """The figures of a run show the numbers they are given, whatever is missing."""
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from torch.nn.functional import one_hot
 from frskd_train.accumulators import Confusions
 from frskd_train.data.scenes import compose
 from frskd_train.report.answers import confusion_picture
-from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.figures import attention_figure, class_colours, curves_figure, segmentation_figure
 
 KEYS = ["epoch", "lr", "loss", "loss_ce", "loss_ce_teacher", "loss_kl", "loss_feature", "loss_sla", "val_loss"]
@@ -60,11 +58,6 @@ def test_ten_thousand_classes_need_no_matrix(tmp_path):
     assert matrix.diagonal().sum() == matrix.sum() == 600
     assert len(found.to_json()) < 300_000
     confusion_picture(matrix, names, tmp_path / "confusion.png")
-
-
-def test_the_matrix_of_an_older_version_is_read():
-    content = json.loads(EVALUATION.to_json())
-    assert Evaluation.from_json({**content, "schema": 1, "confusion": [[4, 1], [0, 4]]}) == EVALUATION
 
 
 def test_curves_show_every_term_and_both_scores(tmp_path):

@@ -1,5 +1,6 @@
 """Folders and images that a run cannot use: one sentence, and nothing lost."""
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -61,7 +62,11 @@ def test_a_run_whose_validation_fails_keeps_its_epoch(tmp_path: Path) -> None:
     state = load_state(latest_checkpoint(run / "checkpoints"))  # type: ignore[arg-type]
     assert (state["epoch"], state["step"]) == (1, 6)
     assert (run / "student" / "model.safetensors").is_file()
+    rates = [row["lr"] for row in state["history"]]
     train_here("--resume", run, "--bad-images", "skip")
+    with (run / "summary.csv").open(encoding="utf-8") as file:
+        rates += [float(row["lr"]) for row in csv.DictReader(file)][len(rates) :]
+    assert rates == sorted(rates, reverse=True), "the rate of the epoch, not that of a new optimizer"
     scored = json.loads((run / "metrics.json").read_text())["dataset"]
     assert (scored["val_images"], scored["whole_split"]) == (6, False)
 

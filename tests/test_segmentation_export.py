@@ -60,7 +60,7 @@ def test_other_channels_have_their_own_statistics(channels: int, tmp_path: Path)
     student = create_segmentation_student("test_resnet", 3, channels=8, layers=1, in_chans=channels).eval()
     folder = export_segmentation(student, tmp_path / "a@b")
     assert read_student(folder).load_line(f"local-dir:{folder}").endswith(f'from_pretrained("{folder}")')
-    assert load_student(folder).mean == pytest.approx([sum(IMAGENET_DEFAULT_MEAN) / 3])
+    assert load_student(folder).mean == pytest.approx([sum(IMAGENET_DEFAULT_MEAN) / 3] * channels)
     if channels == 1:
         assert student.segment(picture(1, 40, 30)).shape == (30, 40)
     else:

@@ -31,8 +31,8 @@ def replacing(folder: Path, refuse: Callable[[Path], None] | None = None) -> Ite
 
     `refuse` raises UserError if the folder holds something else; by default, if that is not an exported student.
     """
-    folder = folder.resolve()
     recover(folder)
+    folder = folder.resolve()
     (refuse or _refuse_foreign)(folder)
     aside, previous = folder.with_name(f".{folder.name}.partial"), _previous(folder)
     for leftover in (aside, previous):
@@ -50,6 +50,7 @@ def replacing(folder: Path, refuse: Callable[[Path], None] | None = None) -> Ite
 
 def recover(folder: Path) -> None:
     """Bring back an export whose replacement was interrupted between its two renames."""
+    folder = folder.resolve()
     previous = _previous(folder)
     if not folder.exists() and previous.is_dir():
         previous.rename(folder)

@@ -244,12 +244,12 @@ class SegmentationStudent(
 
 
 def _per_channel(values: Sequence[float] | None, default: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Return one value per channel, or one for all."""
-    if values is None or (channels != 3 and tuple(values) == default):  # older exports stored the default
-        return default if channels == 3 else (sum(default) / 3,)
+    """Return one value per channel."""
+    if values is None:
+        return default if channels == 3 else (sum(default) / 3,) * channels
     if len(values) not in (1, channels):
         raise UserError(f"mean and std take one number, or {channels} (one per channel), not {len(values)}.")
-    return tuple(values)
+    return tuple(values) * (channels // len(values))
 
 
 def _make_backbone(name: str, in_chans: int, arguments: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:

@@ -7,7 +7,7 @@ from importlib import import_module
 from frskd_train.errors import SettingsError, discard_output, exit_interrupted, exit_process, exit_with_error
 
 COMMANDS = {
-    "train": ("frskd_train.train", "train a model with FRSKD and export the student"),
+    "train": ("frskd_train.cli.train", "train a model with FRSKD and export the student"),
     "validate": ("frskd_train.cli.validate", "score a model on a dataset"),
     "report": ("frskd_train.cli.report", "write one HTML page about one or several runs"),
     "export": ("frskd_train.cli.export", "write a student as ONNX or torch.export program"),

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, distributed
+from accelerate.utils import gather_object
+from torch import Tensor
 
 from frskd_timm.errors import UserError
 from frskd_train.data.augment import BatchAugmentation, Normalize
@@ -270,8 +271,5 @@ def _left_out(split: Split, bad: dict[int, str]) -> list[str]:
 
 def _left_out_of_stream(samples: Samples) -> list[str]:
     """Return a note about the bad images of a split that all processes have found so far."""
-    found = [samples.bad]
-    if distributed.is_available() and distributed.is_initialized():
-        found *= distributed.get_world_size()
-        distributed.all_gather_object(found, samples.bad)
+    found = gather_object([samples.bad])
     return _left_out(samples.split, {place: message for bad in found for place, message in bad.items()})

@@ -129,10 +129,6 @@ class Evaluation:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Evaluation":
         """Create it from parsed JSON; raise TypeError or KeyError for missing and unknown keys."""
-        if content["schema"] == 1:  # had the whole matrix
-            matrix = enumerate(content["confusion"])
-            pairs = [(true, given, count) for true, row in matrix for given, count in enumerate(row) if count]
-            return cls.from_json({**content, "schema": 2, "confusion": pairs})
         kinds = {"temperature": Temperature, "calibration": Calibration, "calibrated": Calibration}
         parts: dict[str, Any] = {name: kind(**content[name]) for name, kind in kinds.items() if content.get(name)}
         parts["per_class"] = [ClassScores(**row) for row in content["per_class"]]
