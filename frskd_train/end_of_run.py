@@ -19,7 +19,7 @@ import frskd_timm
 from frskd_timm.cost import cost
 from frskd_timm.distillation import DistillationTask
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.export.folder import RECIPE
+from frskd_timm.export.folder import METRICS, RECIPE
 from frskd_timm.export.load import read_student
 from frskd_timm.task import StudentTask
 from frskd_train.checkpoint import all_checkpoints
@@ -36,7 +36,7 @@ from frskd_train.report.evaluation import EVALUATION, Evaluation
 from frskd_train.report.figures import curves_figure
 from frskd_train.report.formats import check_onnx, export_onnx
 from frskd_train.report.hub import check_repo_id
-from frskd_train.report.metrics import METRICS, DatasetFacts, MachineFacts, Metrics, SeedRuns
+from frskd_train.report.metrics import DatasetFacts, MachineFacts, Metrics, SeedRuns
 from frskd_train.report.page import PAGE, write_report
 from frskd_train.report.predictions import MISTAKES, draw_mistakes
 from frskd_train.report.publish import push_student

@@ -160,18 +160,22 @@ def _training_names() -> list[str]:
     return [name for name in names if PRIVATE not in facts[name]]
 
 
-def comparable(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that make another training run, except the seed and what is private."""
+def comparable(values: Mapping[str, Any], processes: int = 1) -> dict[str, Any]:
+    """Return the settings that make another training run, except the seed and what is private.
+
+    The batch size is that of all `processes` of the run.
+    """
     names = [*_training_names(), *(["val_interval"] if values["sched"] == "plateau" else [])]
     found = {name: values[name] for name in names if name in values}
     found["decay_rate"] = decay_rate(values["sched"], values["decay_rate"])
+    found["batch_size"] *= processes
     return found
 
 
-def differences(own: Settings, other: Settings) -> list[str]:
-    """Return the names of settings that differ between two recipes, except those of the method and the seed."""
-    mine, theirs, method = comparable(flat(own)), comparable(flat(other)), declared(MethodSettings)
-    return [name for name in mine if name not in method and mine[name] != theirs.get(name)]
+def differences(own: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return the names of `comparable` settings that differ between two runs, except those of the method."""
+    method = declared(MethodSettings)
+    return [name for name in own if name not in method and own[name] != other.get(name)]
 
 
 def _is_path(name: str, value: str | None) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from frskd_timm.errors import UserError
-from frskd_timm.export.folder import STUDENT
+from frskd_timm.export.folder import METRICS, STUDENT
 from frskd_train.checkpoint import all_checkpoints, find_damage, latest_checkpoint
 from frskd_train.disk import disk_errors, reason, write_atomically
 from frskd_train.recipe import SETTINGS
@@ -160,7 +160,7 @@ def _newest(run: Path, resume: str) -> Resume:
         notes.append(damage)
     if notes:
         raise UserError(f"--resume {resume}: no checkpoint in {run / 'checkpoints'} is intact. {notes[0]}")
-    finished = next((name for name in ("summary.csv", "metrics.json", STUDENT) if (run / name).exists()), None)
+    finished = next((name for name in ("summary.csv", METRICS, STUDENT) if (run / name).exists()), None)
     if finished is not None:
         raise UserError(f"--resume {resume}: {run} has {finished} but no checkpoint to resume; choose a new folder.")
     if not (run / SETTINGS).is_file():

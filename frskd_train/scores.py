@@ -22,6 +22,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from frskd_timm.errors import UserError
 from frskd_timm.export.config import output_names
+from frskd_timm.export.folder import METRICS
 from frskd_timm.losses.functional import IGNORED
 from frskd_timm.segmentation.evaluator import iou_of_classes
 from frskd_train.accumulators import (
@@ -41,7 +42,7 @@ from frskd_train.parse import read_recipe
 from frskd_train.recipe import SETTINGS
 from frskd_train.report.evaluation import ClassScores, Evaluation, Temperature
 from frskd_train.report.forms import FORMS
-from frskd_train.report.metrics import METRICS, read_metrics
+from frskd_train.report.metrics import read_metrics
 from frskd_train.settings import DataSettings
 
 NONE = "No temperature: there are no held-out images besides those scored here; --calibration-split names a split."

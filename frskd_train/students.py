@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.config import MAX_SIDE, check_pretrained_cfg
-from frskd_timm.export.folder import CARD, CONFIG, PICKLE, STUDENT, WEIGHTS, read_json, recover
+from frskd_timm.export.folder import CARD, CONFIG, METRICS, PICKLE, STUDENT, WEIGHTS, read_json, recover
 from frskd_timm.export.load import ExportedClassifier, ExportedStudent, load_student, read_student
 from frskd_timm.lookup import exported_cfg, known_cfg
 from frskd_train.constraints import keyword_arguments
 from frskd_train.recipe import SETTINGS
-from frskd_train.report.metrics import METRICS
 from frskd_train.settings import ModelSettings
 
 _CONTINUE = (
@@ -80,20 +79,25 @@ def build_student(
         raise
     except Exception as error:  # models raise various errors for unsuitable arguments
         raise UserError(f"timm could not create '{settings.model}': {first_line(error)}.") from error
-    if settings.initial_checkpoint is not None:
-        start_from(student, settings.initial_checkpoint, classifier_names(student))
-    refuse_nonfinite_weights(student, settings.initial_checkpoint or settings.model)
-    if settings.grad_checkpointing:
-        set_grad_checkpointing(student, settings.model)
+    prepare_student(student, settings, classifier_names(student))
     return student
 
 
-def set_grad_checkpointing(student: nn.Module, name: str) -> None:
-    """Recompute activations in the backward pass; raise UserError if the model does not support it."""
+def prepare_student(student: nn.Module, settings: ModelSettings, classifiers: Sequence[str]) -> None:
+    """Load `--initial-checkpoint`, check the initial weights and apply `--grad-checkpointing`.
+
+    Raises:
+        UserError: The file does not fit, a weight is not finite, or the model does not support checkpointing.
+    """
+    if settings.initial_checkpoint is not None:
+        start_from(student, settings.initial_checkpoint, classifiers)
+    refuse_nonfinite_weights(student, settings.initial_checkpoint or settings.model)
+    if not settings.grad_checkpointing:
+        return
     try:
         student.set_grad_checkpointing(True)  # type: ignore[operator]
     except (AssertionError, AttributeError, NotImplementedError) as error:
-        raise UserError(f"{name} does not support --grad-checkpointing: leave it out.") from error
+        raise UserError(f"{settings.model} does not support --grad-checkpointing: leave it out.") from error
 
 
 def load_for_evaluation(model: str) -> tuple[nn.Module, Path | None]:

@@ -20,7 +20,7 @@ from timm.models import is_model, model_entrypoint
 from torch import nn
 
 from frskd_timm.errors import UserError
-from frskd_timm.export.folder import CARD, DATASET_CARD, RECIPE
+from frskd_timm.export.folder import CARD, DATASET_CARD, METRICS, RECIPE
 from frskd_timm.export.load import compare_logits, load_student, read_student
 from frskd_timm.export.student import export_student
 from frskd_timm.models._pretrained import shipped_cfg
@@ -28,14 +28,14 @@ from frskd_train.data.source import SAMPLE_NAME
 from frskd_train.device import start_accelerator
 from frskd_train.errors import exit_with_error
 from frskd_train.parse import read_recipe
-from frskd_train.recipe import SETTINGS, differences, write_recipe
+from frskd_train.recipe import SETTINGS, comparable, differences, write_recipe
 from frskd_train.report.answers import confusion_picture
 from frskd_train.report.baseline import read_baseline
 from frskd_train.report.card import write_card
 from frskd_train.report.evaluation import Evaluation
-from frskd_train.report.metrics import METRICS, Metrics, SeedRuns, read_metrics
+from frskd_train.report.metrics import Metrics, SeedRuns, read_metrics
 from frskd_train.scores import Scorer, refuse_unscored
-from frskd_train.settings import DataSettings, FitSettings, LoopSettings, Settings
+from frskd_train.settings import DataSettings, FitSettings, LoopSettings, Settings, flat
 from frskd_train.tasks.classification import ClassificationJob
 from tools import zoo
 
@@ -197,7 +197,8 @@ def _kept_baseline(folder: Path, settings: Settings) -> SeedRuns | None:
     if not (folder / RECIPE).is_file():
         return None
     # A published recipe does not name a local dataset.
-    if set(differences(settings, read_recipe(str(folder / RECIPE)))) - {"dataset"}:
+    before = comparable(flat(read_recipe(str(folder / RECIPE))))
+    if set(differences(comparable(flat(settings)), before)) - {"dataset"}:
         return None
     return read_metrics(folder / METRICS).baseline
 

@@ -19,10 +19,12 @@ PICKLE = "pytorch_model.bin"  # of models that timm exported otherwise
 CONFIG = "config.json"
 CARD = "README.md"
 RECIPE = "recipe.yaml"
+METRICS = "metrics.json"
+EVAL_RESULTS = ".eval_results/frskd.yaml"  # scores in the Hub's newer format
 STUDENT = "student"  # the folder of an export in that of a run
 DATASET_CARD = "DATASET.md"  # card of the dataset, beside shipped weights
 # Pictures and ONNX files of an export are recognised by their suffix.
-_OWN = {WEIGHTS, CONFIG, CARD, RECIPE, DATASET_CARD, "metrics.json", ".eval_results"}
+_OWN = {WEIGHTS, CONFIG, CARD, RECIPE, DATASET_CARD, METRICS, EVAL_RESULTS.split("/")[0]}
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from PIL import Image
 from timm.data import resolve_data_config
 
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.export.folder import CARD, replacing, write_json
+from frskd_timm.export.folder import CARD, METRICS, replacing, write_json
 from frskd_timm.export.load import ExportedClassifier, ExportedStudent
 from frskd_timm.pixels import to_8_bits
 from frskd_train.data.images import open_image
@@ -21,7 +21,7 @@ from frskd_train.disk import disk_errors
 from frskd_train.report.figures import class_colours
 from frskd_train.report.formats import export_onnx
 from frskd_train.report.forms import FORMS
-from frskd_train.report.metrics import METRICS, read_metrics
+from frskd_train.report.metrics import read_metrics
 from frskd_train.students import FoundStudent
 
 DESCRIPTION = "demo.json"

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from frskd_timm.errors import UserError
+from frskd_timm.export.folder import METRICS
 from frskd_train.errors import SettingsError
 from frskd_train.parse import read_recipe
-from frskd_train.recipe import SETTINGS, differences
-from frskd_train.report.metrics import METRICS, Metrics, SeedRuns, read_metrics
+from frskd_train.recipe import SETTINGS, comparable, differences
+from frskd_train.report.metrics import Metrics, SeedRuns, read_metrics
 from frskd_train.settings import Settings, flat
 
 # 97.5% quantiles of Student's t distribution for 1, 2, ... degrees of freedom; the last one is used for more as well.
@@ -79,8 +80,7 @@ def read_baseline(
         UserError: A folder does not contain a finished run of this method with these settings.
     """
     runs = []
-    own = flat(settings)
-    own["batch_size"] *= processes
+    own = comparable(flat(settings), processes)
     for folder in map(Path, folders):
         metrics = read_metrics(folder / METRICS)
         if metrics.method != method:
@@ -91,11 +91,8 @@ def read_baseline(
             other = read_recipe(str(folder / SETTINGS))
         except SettingsError as error:
             raise UserError(f"{flag} {folder} cannot be compared: {error}") from None
-        others = flat(other)
-        others["batch_size"] *= metrics.machine.processes
-        different = [name for name in differences(settings, other) if name != "batch_size"]
-        if others["batch_size"] != own["batch_size"]:
-            different.append("batch_size")
+        others = comparable(flat(other), metrics.machine.processes)
+        different = differences(own, others)
         if "dataset" in different and Path(own["dataset"]).resolve() == Path(others["dataset"]).resolve():
             different.remove("dataset")
         if different:

@@ -11,7 +11,7 @@ import huggingface_hub
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from frskd_timm.export.folder import CARD, RECIPE
+from frskd_timm.export.folder import CARD, EVAL_RESULTS, RECIPE
 from frskd_timm.export.load import ExportedStudent, read_student
 from frskd_train.progress import duration
 from frskd_train.report.baseline import Gain
@@ -20,7 +20,6 @@ from frskd_train.report.forms import FORMS
 from frskd_train.report.metrics import DatasetFacts, Metrics
 from frskd_train.settings import flag
 
-EVAL_RESULTS = ".eval_results/frskd.yaml"
 # Placeholder of the repository's name until the student is published.
 PLACEHOLDER = "OWNER/NAME"
 SOURCE = f"https://huggingface.co/{PLACEHOLDER}"

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.export.folder import RECIPE, STUDENT
+from frskd_timm.export.folder import METRICS, RECIPE, STUDENT
 from frskd_timm.export.load import ExportedStudent, read_student
 from frskd_train.constraints import PRIVATE
 from frskd_train.errors import SettingsError
@@ -22,7 +22,7 @@ from frskd_train.report.charts import Line, data_uri, describe, line_chart
 from frskd_train.report.evaluation import EVALUATION, read_evaluation
 from frskd_train.report.figures import sort_terms, term_label
 from frskd_train.report.forms import FORMS
-from frskd_train.report.metrics import METRICS, Metrics, read_metrics
+from frskd_train.report.metrics import Metrics, read_metrics
 from frskd_train.report.predictions import Predictions
 from frskd_train.settings import MethodSettings, Settings, declared, default_settings, flat
 
@@ -74,8 +74,7 @@ class Run:
 
         The batch size is that of all processes.
         """
-        found = comparable(self.settings | self.paths)
-        found["batch_size"] *= self.metrics.machine.processes
+        found = comparable(self.settings | self.paths, self.metrics.machine.processes)
         return {name: value for name, value in found.items() if name not in without}
 
     def series(self, column: str) -> list[tuple[float, float]]:

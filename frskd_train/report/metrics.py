@@ -11,7 +11,6 @@ from frskd_timm.errors import UserError, first_line
 
 # Scores of a network by name: percent, and `loss`. None stands for a number that is not finite.
 NetworkScores = Mapping[str, Any]
-METRICS = "metrics.json"
 
 
 @dataclass(frozen=True)

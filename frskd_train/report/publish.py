@@ -10,9 +10,9 @@ import yaml
 from huggingface_hub import ModelCard
 
 from frskd_timm.errors import UserError
-from frskd_timm.export.folder import CARD, CONFIG, RECIPE, WEIGHTS
+from frskd_timm.export.folder import CARD, CONFIG, EVAL_RESULTS, RECIPE, WEIGHTS
 from frskd_timm.export.load import compare_logits, load_student, read_student
-from frskd_train.report.card import EVAL_RESULTS, PLACEHOLDER
+from frskd_train.report.card import PLACEHOLDER
 from frskd_train.report.formats import export_onnx
 from frskd_train.report.hub import Repository, check_repo_id, check_target, connect, list_files, with_retries
 from frskd_train.report.signature import refuse_edited, signed

@@ -28,7 +28,7 @@ from frskd_train.report.forms import FORMS
 from frskd_train.report.metrics import InitialWeights, Metrics
 from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, Settings, flag
-from frskd_train.students import default_cfg, refuse_nonfinite_weights, set_grad_checkpointing, start_from
+from frskd_train.students import default_cfg, prepare_student
 from frskd_train.tasks.base import PICTURED, Job
 
 
@@ -72,12 +72,7 @@ class SegmentationJob(Job):
                     f"The backbone {model.model} accepts only images of {only} pixels, for training and validation: "
                     "resize the images, or choose another --model."
                 )
-        if model.initial_checkpoint is not None:
-            start_from(student, model.initial_checkpoint, [student.classifier_name])
-        if model.has_weights or model.initial_checkpoint is not None:
-            refuse_nonfinite_weights(student, model.initial_checkpoint or model.model)
-        if model.grad_checkpointing:
-            set_grad_checkpointing(student, model.model)
+        prepare_student(student, model, [student.classifier_name])
         return student
 
     def make_task(self, student: Any, data: TrainingData) -> StudentTask:
