@@ -119,7 +119,7 @@ def results_table(results: Sequence[Mapping[str, str]], waiting: Collection[str]
     names = {
         "model": "weights", "dataset": "data", "img_size": "image size", "param_count": "parameters (M)",
         "epochs": "epochs", "top1": "top-1", "top5": "top-5", "baseline_mean": "cross-entropy, same recipe",
-        "gain": "gain ± standard error (FRSKD runs, baseline runs)",
+        "gain": "gain ± standard error (runs)",
     }  # fmt: skip
     lines = ["| " + " | ".join(names.values()) + " |", "|---|---|" + "---:|" * (len(names) - 2)]
     for row in results:
@@ -128,11 +128,10 @@ def results_table(results: Sequence[Mapping[str, str]], waiting: Collection[str]
         if row["gain"]:
             cells["gain"] = f"{row['gain']} ± {row['gain_err']} ({row['top1_n']}, {row['baseline_n']})"
         lines.append("| " + " | ".join(cells[name] for name in names) + " |")
+    note = "Runs: of FRSKD, of cross-entropy."
     if waiting:
-        lines += [
-            "",
-            f"Linked weights are not in the package; in a clone, timm loads them as `local-dir:{WAITING}/NAME`.",
-        ]
+        note += f" Linked weights are not in the package; in a clone, timm loads them as `local-dir:{WAITING}/NAME`."
+    lines += ["", note]
     return "\n".join(lines)
 
 
