@@ -1,4 +1,4 @@
-"""Score a model on a dataset: `python validate.py --model RUN_OR_NAME --dataset DATASET`."""
+"""Score a model on a dataset: `python validate.py --model RUN_OR_NAME [--dataset DATASET]`."""
 
 from frskd_train.cli import run
 

@@ -157,9 +157,7 @@ class Ending:
                 name=torch.cuda.get_device_name(device) if device.type == "cuda" else machine_name(),
                 cores=torch.get_num_threads() * self.accelerator.num_processes if device.type == "cpu" else None,
                 processes=self.accelerator.num_processes,
-                precision={"no": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(
-                    self.accelerator.mixed_precision
-                ),
+                precision=PRECISIONS.get(self.accelerator.mixed_precision),
             ),
             versions={module.__name__: module.__version__ for module in (frskd_timm, torch, timm)}
             | {"python": python_version()},
@@ -241,7 +239,7 @@ def publish(folder: RunFolder, run: RunSettings) -> None:
     """
     if run.push_to_hub is None:
         return
-    again = f"The run is finished; push again with: python hub/push.py {folder.student} --repo-id {run.push_to_hub}"
+    again = f"The run is finished; push again with: frskd push {folder.student} --repo-id {run.push_to_hub}"
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the trainer's handler would wait for the end of a step
     try:
         push_student(folder.student, run.push_to_hub, private=run.hub_private)
@@ -254,7 +252,7 @@ def publish(folder: RunFolder, run: RunSettings) -> None:
 def outdated(folder: RunFolder) -> list[str]:
     """Return the names of what `frskd export` and `validate.py` made in a run's folder before training ended."""
     trained = max((path.stat().st_mtime for path in all_checkpoints(folder.checkpoints)), default=0.0)
-    names = "student.onnx", "student.pt2", "evaluation-*/evaluation.json"
+    names = "*.onnx", "*.pt2", "evaluation-*/evaluation.json"
     found = [path for name in names for path in sorted(folder.path.glob(name))]
     return [path.relative_to(folder.path).parts[0] for path in found if path.stat().st_mtime < trained]
 

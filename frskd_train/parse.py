@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -256,7 +257,7 @@ def _resumed_config(resume: str | None, folder: str | None) -> str | None:
     if resume is None or run is None:
         return None
     # A run, its checkpoints, or one of these.
-    place = Path(run).absolute()
+    place = Path(os.path.realpath(run))
     folders = [place] if resume == "auto" else [place, place.parent, place.parent.parent]
     return next((str(folder / SETTINGS) for folder in folders if (folder / SETTINGS).is_file()), None)
 

@@ -81,7 +81,7 @@ def as_flags(content: Mapping[str, Any]) -> list[str]:
     for name, value in content.items():
         if isinstance(value, bool) and name not in switches:
             raise SettingsError(
-                f"'{name}' in a recipe is {value} (YAML reads yes, no, on and off so): put it in quotes."
+                f"'{name}' in a recipe is {value} (YAML reads yes, no, on and off as booleans): put it in quotes."
             )
         if value is None and name not in optional:
             raise SettingsError(f"'{name}' in a recipe is empty: give a value, or leave the line out.")

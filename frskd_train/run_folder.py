@@ -125,22 +125,24 @@ def find_resume(resume: str | None, output_dir: str | None) -> Resume | None:
     path = Path(resume)
     if not os.path.isdir(path):
         raise UserError(f"--resume {resume} is not a run or a checkpoint: there is no such folder.")
-    run = place = Path(os.path.abspath(path))
+    run = place = Path(os.path.realpath(path))
     is_checkpoint = (place / "state.json").is_file()
     if is_checkpoint:
         run = place.parent.parent
     elif place.name == "checkpoints" and (place.parent / SETTINGS).is_file():
         run = place.parent
+    inside = place.relative_to(run)
     if not path.is_absolute():
         run = Path(os.path.relpath(run))
     if output_dir is not None and Path(output_dir).resolve() != run.resolve():
         raise UserError(f"--resume continues in {run}; omit --output-dir {output_dir}, or copy the run there first.")
     if not is_checkpoint:
         return _newest(run, resume)
-    damage = find_damage(path)
+    checkpoint = run / inside
+    damage = find_damage(checkpoint)
     if damage is not None:
-        raise UserError(f"--resume {path}: {damage}")
-    return Resume(run, path)
+        raise UserError(f"--resume {checkpoint}: {damage}")
+    return Resume(run, checkpoint)
 
 
 def refuse_if_continued(found: Resume, resume: str | None, output_dir: str | None) -> None:

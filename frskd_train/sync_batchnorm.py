@@ -85,7 +85,7 @@ class SyncedBatchNormAct2d(_Synced, BatchNormAct2d):
 
 
 def synchronise_norms(module: nn.Module, device: torch.device) -> None:
-    """Convert every batch normalisation of a module to a synchronised one, in place, without changing its state.
+    """Convert BatchNorm1d, BatchNorm2d and timm's BatchNormAct2d to synchronised ones, in place, with the same state.
 
     Unlike torch's conversion, changing the class keeps hooks and references to the layers.
     """

@@ -22,7 +22,7 @@ def start_trackers(accelerator: Accelerator, settings: Settings, folder: Path) -
     They store the settings as hyperparameters; those that write files write them into the run's folder.
     """
     accelerator.project_configuration.logging_dir = str(folder)
-    name = settings.run.run_name or folder.name
+    name = settings.run.run_name or folder.resolve().name
     names = {tracker: {key: name} for tracker, key in RUN_NAME.items()}
     names["trackio"]["resume"] = "allow"
     plain = bool | int | float | str  # every tracker can store these

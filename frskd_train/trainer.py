@@ -62,7 +62,7 @@ class Trainer:
         if resume is not None:
             self._resume(resume, saved)
         if self.is_main:
-            heading = "\n".join([f"Settings of the run {self.folder.path.name}.", *self.state.changes])
+            heading = "\n".join([f"Settings of the run {self.folder.path.resolve().name}.", *self.state.changes])
             self.folder.write(SETTINGS, write_recipe(settings, heading))
         start_trackers(self.accelerator, settings, self.folder.path)
         self.ending = end_of_run.Ending(

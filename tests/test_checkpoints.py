@@ -21,6 +21,7 @@ from frskd_train.checkpoint import (
     save_checkpoint,
     set_aside_after,
 )
+from frskd_train.parse import parse_settings
 from frskd_train.run_folder import find_resume
 
 
@@ -87,6 +88,24 @@ def file_size_limit(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_checkpoint_is_found_by_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    checkpoints(run / "checkpoints", 1)
+    (run / "config.yaml").write_text("epochs: 77\n")
+    place = run / "checkpoints" / "step-00000001"
+    (tmp_path / "link").symlink_to(place)
+    for here, given in (
+        *((place, path) for path in (".", "..", "../..", "../step-00000001/")),
+        *((tmp_path, path) for path in ("link", "run", f"{place}/..", "run/checkpoints/step-00000001")),
+        (place.parent, "step-00000001"),
+    ):
+        monkeypatch.chdir(here)
+        found = find_resume(given, None)
+        assert found is not None
+        assert (found.run.resolve(), found.checkpoint) == (run, found.run / "checkpoints" / "step-00000001"), given
+        assert parse_settings(["--resume", given]).optimizer.epochs == 77
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """The command `frskd`: subcommands, quick help, and one sentence if a package is missing."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import timm
 from conftest import ROOT, run_script
+from published import METRICS
 
 from frskd_train.cli import COMMANDS, main
 from frskd_train.cli.validate import chosen_data
@@ -121,6 +123,11 @@ def test_a_runs_own_data_and_splits_are_scored(tmp_path: Path) -> None:
         used = chosen_data(DataSettings(dataset, val_split=given), tmp_path)
         assert (used.dataset, used.train_split, used.val_split, used.target_key, used.val_fraction) == found
     assert chosen_data(DataSettings("auto"), None) == DataSettings()
+    facts = replace(METRICS.dataset, held_out=True, split="test")
+    (tmp_path / "metrics.json").write_text(replace(METRICS, dataset=facts).to_json())
+    (tmp_path / "config.yaml").write_text(f"dataset: {tmp_path / 'data'}\nbad_images: skip\n")
+    used = chosen_data(DataSettings("auto"), tmp_path)
+    assert (used.train_split, used.val_split, used.bad_images) == ("test", None, "skip"), "not the images trained on"
 
 
 def test_every_spelling_of_a_flag_is_understood(tmp_path: Path) -> None:

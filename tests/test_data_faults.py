@@ -71,7 +71,7 @@ def test_what_the_network_does_not_see_is_said(tmp_path: Path) -> None:
     assert np.abs(shown.astype(int) - expected).max() <= 2
     data, preprocessing = DataSettings(str(tall), val_fraction=0.4), PreprocessingSettings(crop_mode="squash")
     trained = load_data(data, preprocessing, model_cfg={"input_size": (3, 64, 64)}, use_model_stats=True)
-    assert trained.notes == ("The initial weights are of 64x64 pixels, but this run uses 20x20.",)
+    assert trained.notes == ("The initial weights were trained at 64x64; this run uses 20x20.",)
 
 
 # --- Mistakes --------------------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from frskd_timm.errors import UserError
 from frskd_timm.models import stock_name
 from frskd_timm.models.frskd_wide_resnet import WideResNet
-from frskd_train.students import set_grad_checkpointing
+from frskd_train.settings import ModelSettings
+from frskd_train.students import prepare_student
 
 STUDENTS = timm.list_models("*_frskd")
 ODD = (75, 53)  # no level is half of the one before
@@ -217,4 +218,6 @@ def test_stock_names():
 
 def test_grad_checkpointing_is_refused_where_timm_lacks_it() -> None:
     with pytest.raises(UserError, match="convit_tiny does not support --grad-checkpointing"):
-        set_grad_checkpointing(timm.create_model("convit_tiny"), "convit_tiny")
+        prepare_student(
+            timm.create_model("convit_tiny"), ModelSettings(model="convit_tiny", grad_checkpointing=True), []
+        )

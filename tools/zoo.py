@@ -130,7 +130,7 @@ def results_table(results: Sequence[Mapping[str, str]], waiting: Collection[str]
         lines.append("| " + " | ".join(cells[name] for name in names) + " |")
     note = "Runs: of FRSKD, of cross-entropy."
     if waiting:
-        note += f" Linked weights are not in the package; in a clone, timm loads them as `local-dir:{WAITING}/NAME`."
+        note += f" Linked weights are not in the package; in a clone, load `local-dir:{WAITING}/NAME`."
     lines += ["", note]
     return "\n".join(lines)
 

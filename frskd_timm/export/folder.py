@@ -52,7 +52,10 @@ def replacing(folder: Path, refuse: Callable[[Path], None] | None = None) -> Ite
 
 def recover(folder: Path) -> None:
     """Bring back an export whose replacement was interrupted between its two renames."""
-    folder = folder.resolve()
+    try:
+        folder = folder.resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop of links, or no name for a file
+        return
     previous = _previous(folder)
     if not folder.exists() and previous.is_dir():
         previous.rename(folder)

@@ -83,18 +83,27 @@ def chosen_data(data: DataSettings, run: Path | None) -> DataSettings:
 
     Without a run, `auto` stands for the included sample.
     """
+    default, is_given = DataSettings(), data.dataset != OWN_DATA
     trained = {} if run is None else read_yaml(str(run / SETTINGS))  # other settings may be unknown today
-    is_given = data.dataset != OWN_DATA
-    own = str(trained.get("dataset") or DataSettings().dataset)
+    own = str(trained.get("dataset") or default.dataset)
     data = data if is_given else replace(data, dataset=own)
-    same = not is_given or Path(data.dataset).resolve() == Path(own).resolve()
+    if run is None:
+        return data
+    same = Path(data.dataset).resolve() == Path(own).resolve()
     versions = "dataset_config", "dataset_revision"
     if not same or any(getattr(data, name) not in (None, trained.get(name)) for name in versions):
         return data
     names = *versions, "train_split", "val_split", "input_key", "target_key", "class_map"
     known: dict[str, Any] = {name: trained.get(name) for name in names if getattr(data, name) is None}
-    held_out = trained.get("val_fraction")
-    if data.val_fraction == DataSettings().val_fraction and isinstance(held_out, float):
-        known["val_fraction"] = held_out
+    unset = [name for name in ("val_fraction", "bad_images") if getattr(data, name) == getattr(default, name)]
+    known |= {name: trained.get(name) for name in unset}
     known = {name: value for name, value in known.items() if isinstance(value, (str, float))}
-    return replace(data, **known)
+    data = replace(data, **known)
+    from frskd_timm.export.folder import METRICS  # imports torch
+    from frskd_train.report.metrics import read_metrics
+
+    if data.train_split is None and (run / METRICS).is_file():
+        facts = read_metrics(run / METRICS).dataset
+        if facts.held_out:  # the only split may be called test, and only validate.py would score all of it
+            data = replace(data, train_split=facts.split)
+    return data

@@ -222,7 +222,7 @@ def load_validation(
     Raises:
         UserError: There is no such dataset, or the model cannot be evaluated on it.
     """
-    if data.dataset == DataSettings().dataset:  # --dataset was not given
+    if data.dataset == DataSettings().dataset:  # which stands for that of the task
         data = replace(data, dataset=default_settings(task).data.dataset)
     source = find_source(data)
     channels, height, width = preprocessing.input_size

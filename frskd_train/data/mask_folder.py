@@ -37,8 +37,8 @@ def read_voc(folder: Path) -> Read:
 
     Returns:
         Splits by name with the columns `image` and `mask`, the class names (those in `labels.txt`, one per line, else
-        those of VOC if the folder is called VOC or VOC2012, else None), and notes for the user. A list with another
-        name than train or val is left out if it names a file that is missing, such as the mask of a test image.
+        those of VOC if the folder is called VOC, or VOC and a year, else None), and notes for the user. A list with
+        another name than train or val is left out if it names a file that is missing, such as the mask of a test image.
 
     Raises:
         UserError: A folder, a list, an image or a mask is missing, or `labels.txt` is not a list of names.

@@ -58,7 +58,7 @@ class WholeImagePlan:
         self.notes = []
         if has_weights and size != own_size:
             self.notes.append(
-                f"The initial weights are of {own_size}x{own_size} pixels, but this run uses {size}x{size}."
+                f"The initial weights were trained at {own_size}x{own_size}; this run uses {size}x{size}."
             )
         if settings.crop_mode == "center" and (cut := [size for size in sizes if 3 * min(size) < 2 * max(size)]):
             example = "x".join(map(str, cut[0]))

@@ -152,7 +152,7 @@ class Choice:
         if wanted is not None and (wanted in used or wanted not in self.source.splits):
             free = [name for name in self.source.splits if name not in used]
             possible = f"choose {either(free)}" if free else "this dataset has no other split"
-            problem = "is used for training or scoring" if wanted in used else "does not exist"
+            problem = "is used for training or scoring" if wanted in self.source.splits else "does not exist"
             raise UserError(f"--calibration-split {wanted} {problem}; {possible}.")
 
     def _targets(self, names: Sequence[str]) -> Targets:

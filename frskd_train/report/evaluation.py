@@ -129,6 +129,8 @@ class Evaluation:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Evaluation":
         """Create it from parsed JSON; raise TypeError or KeyError for missing and unknown keys."""
+        if content["schema"] != 2:
+            raise TypeError(f"its schema is {content['schema']}, not 2")
         kinds = {"temperature": Temperature, "calibration": Calibration, "calibrated": Calibration}
         parts: dict[str, Any] = {name: kind(**content[name]) for name, kind in kinds.items() if content.get(name)}
         parts["per_class"] = [ClassScores(**row) for row in content["per_class"]]

@@ -52,7 +52,7 @@ class Run:
             own = read_yaml(str(folder / SETTINGS))
         except (OSError, UnicodeDecodeError, csv.Error, SettingsError) as error:
             raise UserError(f"{folder} is not the folder of a finished run ({first_line(error)}).") from None
-        evaluated = (folder / EVALUATION).is_file()  # runs of earlier versions have no such file
+        evaluated = (folder / EVALUATION).is_file()  # not if no image could be scored
         predictions = Predictions(read_evaluation(folder / EVALUATION), folder) if evaluated else None
         paths = {name: str(Path(str(own[name])).resolve()) for name in own if own[name] and settings.get(name) == ""}
         paths.pop("dataset", None)  # its name and sizes tell it apart, wherever it is

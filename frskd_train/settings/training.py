@@ -148,7 +148,7 @@ class RunSettings:
     export: tuple[Literal["onnx"], ...] = ()
     """Additional export formats; onnx needs the extra `onnx`."""
     push_to_hub: Annotated[str | None, arg(metavar="OWNER/NAME"), PRIVATE] = None
-    """Repository on the Hugging Face Hub to publish the student to at the end, as hub/push.py does."""
+    """Repository on the Hugging Face Hub to publish the student to at the end, as `frskd push` does."""
     hub_private: Annotated[bool, PRIVATE] = False
     """Make that repository private."""
     report_to: Annotated[tuple[str, ...], PRIVATE] = ()
