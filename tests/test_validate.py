@@ -103,7 +103,7 @@ def test_the_evaluation_of_a_run_is_scikit_learns_and_torchmetrics(finished) -> 
     )
     assert all(mistake.true == truth[mistake.row] != mistake.given for mistake in found.mistakes)
     assert found.temperature is None
-    assert "no training images were held out" in found.temperature_note
+    assert "there are no held-out images" in found.temperature_note
     assert found == Evaluation.from_json(json.loads(found.to_json()))
 
 
@@ -166,7 +166,7 @@ def test_calibrated_mirrored_and_corrupted(finished, three_splits: Path, tmp_pat
     run, _ = finished
     data = ["--dataset", three_splits, "--val-split", "test"]
     for taken in ("test", "train", "nowhere"):
-        with pytest.raises(UserError, match=rf"--calibration-split {taken} .* possible here: validation"):
+        with pytest.raises(UserError, match=rf"--calibration-split {taken} .* choose validation"):
             evaluate_here("--model", run, *data, "--calibration-split", taken)
     flags = ["--calibration-split", "validation", "--tta", "flip", "--corruptions", "--pictures", "--threads", 1]
     evaluate_here("--model", run, *data, *flags, "--output", tmp_path / "scores")
