@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from frskd_timm.errors import UserError, first_line
 from frskd_train.disk import disk_errors, size_and_checksum, sync
-from frskd_train.errors import start_over
+from frskd_train.errors import after_divergence
 
 FORMAT = 3  # 2 had another order of parameters, 1 no weight of the student's cross-entropy
 ASIDE = ".writing-"  # prefix of folders being written or deleted
@@ -81,7 +81,7 @@ def refuse_bad_weights(modules: Mapping[str, nn.Module], folder: Path) -> None:
         if bad:
             raise UserError(
                 f"Weights such as {bad[0]} became NaN or infinite and were not saved; "
-                f"{start_over(latest_checkpoint(folder))}, or try --clip-grad."
+                f"{after_divergence(latest_checkpoint(folder))}, or try --clip-grad."
             )
 
 

@@ -22,8 +22,8 @@ def either(names: Iterable[object]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def start_over(checkpoint: Path | None) -> str:
-    """Say what to do after the training has diverged."""
+def after_divergence(checkpoint: Path | None) -> str:
+    """Return what to do after training has diverged, as part of a sentence."""
     if checkpoint is None:
         return "there is no checkpoint yet, so start again with a lower --lr"
     return f"resume from the last good checkpoint, {checkpoint}, with a lower --lr"

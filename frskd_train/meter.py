@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from frskd_timm.errors import UserError
-from frskd_train.errors import start_over
+from frskd_train.errors import after_divergence
 
 RECENT = 50  # steps averaged for progress lines within an epoch; the epoch's mean would hide recent changes
 
@@ -67,7 +67,7 @@ class TrainMeter:
         if found is not None and self.bad_steps() > allowed:
             raise UserError(
                 f"{found[0]} became NaN or infinite at step {found[1] + 1} of epoch {epoch + 1} ({self.bad_steps()} "
-                f"such steps so far); {start_over(checkpoint)}, or try --clip-grad, --no-amp or --skip-nonfinite."
+                f"such steps so far); {after_divergence(checkpoint)}, or try --clip-grad, --no-amp or --skip-nonfinite."
             )
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:

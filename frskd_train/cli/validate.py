@@ -79,9 +79,9 @@ def folder_name(settings: EvaluationSettings, dataset: str) -> str:
 
 
 def chosen_data(data: DataSettings, run: Path | None) -> DataSettings:
-    """Return the data to score on: on the data of the run, if there is one, as the run did unless settings are given.
+    """Return the data to score on: by default those of the run, as it validated on them, or the included sample.
 
-    Without a run, `auto` stands for the included sample.
+    On the run's dataset, settings that are not given are those of the run; other datasets are used as given.
     """
     default, is_given = DataSettings(), data.dataset != OWN_DATA
     trained = {} if run is None else read_yaml(str(run / SETTINGS))  # other settings may be unknown today

@@ -13,6 +13,7 @@ from frskd_timm.defaults import TASK_OPTIONS
 from frskd_timm.export.folder import STUDENT, WEIGHTS
 from frskd_timm.task import StudentTask
 from frskd_train.data import TrainingData, ValidationData, load_data
+from frskd_train.data.sampler import Order
 from frskd_train.evaluate import Scores
 from frskd_train.report.card import write_card
 from frskd_train.report.evaluation import Evaluation
@@ -74,8 +75,8 @@ class Job(ABC):
         task = self.make_task(student, data)
         task.label_loss = self.label_loss(student, data)
         loop, world_size = self.settings.loop, PartialState().num_processes
-        per_process = min(loop.batch_size, data.num_train // world_size)
-        if per_process == 1 and not (loop.sync_bn and world_size > 1):
+        order = Order(data.num_train, loop.batch_size, rank=0, world_size=world_size, seed=loop.seed)
+        if order.per_process == 1 and not (loop.sync_bn and world_size > 1):
             refuse_single_values(task, data.preprocessing.input_size)
         return task
 
