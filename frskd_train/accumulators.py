@@ -68,8 +68,8 @@ class TemperatureMetric(Metric):
 class Collector(Protocol):
     """What sees every batch of a split."""
 
-    def add(self, logits: Tensor, target: Tensor) -> None:
-        """Add logits [N, K] and classes [N]."""
+    def add(self, logits: Tensor, given: Tensor, target: Tensor) -> None:
+        """Add logits [N, K], predicted classes [N] and true classes [N]."""
 
 
 class Confusions:
@@ -83,9 +83,9 @@ class Confusions:
         self._pairs = torch.empty(0, dtype=torch.long)  # true class * classes + predicted class, each pair once
         self._counts = torch.empty(0, dtype=torch.long)
 
-    def add(self, logits: Tensor, target: Tensor) -> None:
-        """Add logits [N, K] and classes [N]."""
-        codes = target * self._classes + logits.argmax(dim=1)
+    def add(self, logits: Tensor, given: Tensor, target: Tensor) -> None:
+        """Add logits [N, K], predicted classes [N] and true classes [N]."""
+        codes = target * self._classes + given
         if self._classes <= MATRIX:
             counted = codes.bincount()
             found = counted.nonzero()[:, 0]
@@ -113,9 +113,9 @@ class Mistakes:
         self._seen = 0
         self._found = torch.empty(0, 4, dtype=torch.float64)  # confidence, place, true, given
 
-    def add(self, logits: Tensor, target: Tensor) -> None:
-        """Add logits [N, K] and classes [N]."""
-        confidence, given = logits.softmax(dim=1).max(dim=1)
+    def add(self, logits: Tensor, given: Tensor, target: Tensor) -> None:
+        """Add logits [N, K], predicted classes [N] and true classes [N]."""
+        confidence = logits.softmax(dim=1).amax(dim=1)
         place = torch.arange(self._seen, self._seen + len(target), device=target.device)
         self._seen += len(target)
         wrong = given != target

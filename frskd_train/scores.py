@@ -169,12 +169,14 @@ class Scorer:
         for images, target in batches:
             with self.accelerator.autocast():
                 logits = self._predict(images)
-            labelled = target != IGNORED if target.ndim > 1 else slice(None)  # a class may have that number
+            is_dense = target.ndim > 1
+            labelled = target != IGNORED if is_dense else slice(None)  # a class may have that number
             logits, target = logits.float().movedim(1, -1)[labelled], target[labelled]
             if len(target):
                 metrics.update(logits, target)
+                given = predicted(logits, is_dense)
                 for collector in collectors:
-                    collector.add(logits, target)
+                    collector.add(logits, given, target)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about a process that has no image
             return {name: value.cpu() for name, value in metrics.compute().items()}
@@ -185,6 +187,15 @@ class Scorer:
             mirrored: Tensor = self.student(images.flip(-1))
             logits = (logits + (mirrored.flip(-1) if mirrored.ndim > 2 else mirrored)) / 2
         return logits
+
+
+def predicted(logits: Tensor, is_dense: bool) -> Tensor:
+    """Return the classes [N] with the largest of the logits [N, K].
+
+    Of equal logits, frequent in bfloat16, it chooses the one that counts in validation during training: for pixels the
+    first one, for images that of timm's evaluator.
+    """
+    return logits.argmax(dim=1) if is_dense else logits.topk(min(5, logits.shape[1]), dim=1).indices[:, 0]
 
 
 def refuse_unscored(found: Evaluation | None, model: str) -> Evaluation:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 from published import EVALUATION
-from torch.nn.functional import one_hot
 
 from frskd_train.accumulators import Confusions
 from frskd_train.data.scenes import compose
@@ -48,7 +47,7 @@ def test_ten_thousand_classes_need_no_matrix(tmp_path):
     confusions = Confusions(classes)
     for shift in (0, 1, 1):
         target = torch.arange(0, classes, 50)
-        confusions.add(one_hot((target + shift) % classes, classes).float(), target)
+        confusions.add(torch.empty(0), (target + shift) % classes, target)
     names = [f"class {k}" for k in range(classes)]
     found = replace(EVALUATION, class_names=names, confusion=[*map(tuple, confusions.gather().tolist())])
     assert found.confused(1) == [(0, 1, 2)]

@@ -1,4 +1,4 @@
-"""Segmentation scores compared with values computed by hand, in one process and in two."""
+"""Scores compared with values computed by hand, in one process and in two, and of equal logits."""
 
 import json
 import math
@@ -12,9 +12,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import free_port
+from timm.task import ClassificationEvaluator
 
 from frskd_timm.segmentation.evaluator import SegmentationEvaluator
+from frskd_train.data import Preprocessing, load_validation
 from frskd_train.evaluate import evaluate
+from frskd_train.scores import Scorer
+from frskd_train.settings import DataSettings
 
 
 def guesses() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -74,7 +78,7 @@ def test_scores_of_several_processes() -> None:
     """Two processes give the scores of one, also where one of them has no image."""
     expected = score(guesses())
     code = (
-        "import json, os, test_mask_scores as t; rank = int(os.environ['RANK']); all = t.guesses();"
+        "import json, os, test_scores as t; rank = int(os.environ['RANK']); all = t.guesses();"
         "print(json.dumps([t.score(all if rank else []), t.score(all[:2] if rank else all[2:])]), flush=True);"
         "t.torch.distributed.barrier(); os._exit(0)"  # torch may abort while it takes gloo's threads down
     )
@@ -102,3 +106,24 @@ def test_scores_of_several_processes() -> None:
             assert list(found) == list(expected)
             for name, scores in expected.items():
                 assert found[name] == pytest.approx(scores)
+
+
+class Coarse(torch.nn.Module):
+    """Rounded pixels as logits, with several equal ones in most images."""
+
+    num_classes = 10
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (2 * images[:, 0, 14, 5:25:2]).round()
+
+
+def test_of_equal_logits_the_evaluation_chooses_the_one_of_training() -> None:
+    data = load_validation(DataSettings(), Preprocessing((1, 28, 28), (0.0,), (1.0,)))
+    student, accelerator = Coarse(), Accelerator(cpu=True)
+    predict = lambda images: {"student": student(images)}
+    seen = evaluate(ClassificationEvaluator, predict, data.val_batches(128), accelerator)["student"]
+    found = Scorer(student, accelerator, 128).evaluate(data, "coarse")
+    assert found is not None
+    assert (found.top1, found.top5) == (pytest.approx(seen["top1"]), pytest.approx(seen["top5"]))
+    first = sum(int((student(images).argmax(1) == target).sum()) for images, target in data.val_batches(128))
+    assert found.top1 != pytest.approx(first / 10)
