@@ -122,12 +122,7 @@ class DistillationTask(StudentTask):
         self.average: nn.Module | None = None
         if teacher_ema:
             # The warm-up forgets the random initial weights sooner: the decay starts at (1 + n) / (10 + n).
-            warmup: dict[str, Any] = {
-                "use_warmup": True,
-                "warmup_gamma": 9,
-                "warmup_power": 1,
-                "stochastic_rounding": False,
-            }
+            warmup: dict[str, Any] = {"use_warmup": True, "warmup_gamma": 9, "warmup_power": 1}
             self._ema_of_teacher = (
                 ModelEmaV3(nn.ModuleDict(self.networks), teacher_ema, exclude_buffers=True, **warmup),
             )

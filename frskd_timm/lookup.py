@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models import PretrainedCfg
+from timm.models import PretrainedCfg, load_model_config_from_hf
 from timm.models._hub import load_model_config_from_path  # timm has no public reader of 'local-dir:'
 
 from frskd_timm.errors import UserError
@@ -32,7 +32,16 @@ def known_cfg(name: str, *, weights: bool = False) -> PretrainedCfg | None:
     return cfg
 
 
+def config_elsewhere(name: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """Return configuration, architecture and arguments of the model with a `local-dir:` or `hf-hub:` name."""
+    kind, place = name.split(":", 1)
+    cfg, architecture, arguments = (
+        load_model_config_from_path(place) if kind == "local-dir" else load_model_config_from_hf(place)
+    )
+    return cfg, architecture, arguments or {}
+
+
 def exported_cfg(folder: str | Path) -> dict[str, Any]:
     """Return timm's configuration of the model in an exported folder, with its `architecture`."""
-    cfg, architecture, _ = load_model_config_from_path(folder)
+    cfg, architecture, _ = config_elsewhere(f"local-dir:{folder}")
     return {**cfg, "architecture": architecture}

@@ -193,7 +193,11 @@ def _size_message(model: nn.Module, input_size: tuple[int, int, int], error: Exc
         return f"{message}, but runs on {channels}x{side}x{side}."
     # A model created for one size may accept no other; the size it was designed for is the next best hint.
     own: Any = getattr(model, "pretrained_cfg", None) or {}
-    return message + (f"; it was made for {'x'.join(map(str, own['input_size']))}." if "input_size" in own else ".")
+    takes = getattr(model, "in_chans", channels)
+    if takes != channels:
+        return f"{message}; it takes {takes} channel(s)."
+    size = own.get("input_size", ())[1:]
+    return message + (f"; it was made for {'x'.join(map(str, size))} pixels." if size else ".")
 
 
 def choose_levels(sizes: Sequence[Size], max_levels: int) -> list[int]:

@@ -187,6 +187,8 @@ class FRSKDTask(DistillationTask):
         """Return both cross-entropy terms, and with SLA also those of the joint labels."""
         terms = super().label_terms(views, target)
         if views.joint is not None:
+            if getattr(self.label_loss, "class_weights", None) is not None:
+                raise UserError("SLA cannot be combined with class weights; leave one of them out.")
             labels = joint_target(target)
             loss, teacher_loss = (self.cross_entropy(joint, labels) for joint in views.joint)
             terms["loss_sla"] = self.student_weight * loss

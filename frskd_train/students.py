@@ -8,14 +8,14 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
-from timm.models import load_model_config_from_hf, load_state_dict
+from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.config import MAX_SIDE, check_pretrained_cfg
 from frskd_timm.export.folder import CARD, CONFIG, METRICS, PICKLE, STUDENT, WEIGHTS, read_json, recover
 from frskd_timm.export.load import ExportedClassifier, ExportedStudent, load_student, read_student
-from frskd_timm.lookup import exported_cfg, known_cfg
+from frskd_timm.lookup import config_elsewhere, exported_cfg, known_cfg
 from frskd_train.constraints import keyword_arguments
 from frskd_train.recipe import SETTINGS
 from frskd_train.settings import ModelSettings
@@ -39,7 +39,7 @@ def default_cfg(settings: ModelSettings, name: str | None = None) -> Mapping[str
         return exported_cfg(student.path)
     if name.startswith("hf-hub:"):
         try:
-            found = load_model_config_from_hf(name.removeprefix("hf-hub:"))[0]
+            found, _, _ = config_elsewhere(name)
         except KeyError as error:
             text = "its config.json names no architecture of timm's"
             raise UserError(f"--model {name} is not a classifier for timm: {text}.") from error

@@ -198,8 +198,10 @@ def test_what_cannot_be_a_student_is_told_in_a_sentence() -> None:
         Pyramid(vit, (3, 150, 150))
     assert len(Pyramid(vit, (3, 160, 160)).indices) == 4
     small = create("levit_128s", img_size=28)
-    with pytest.raises(UserError, match=r"^LevitDistilled does not .* 3x28x28 .*; it was made for 3x224x224\.$"):
+    with pytest.raises(UserError, match=r"^LevitDistilled does not .* 3x28x28 .*; it was made for 224x224 pixels\.$"):
         Pyramid(small, (3, 28, 28))
+    with pytest.raises(UserError, match=r"; it takes 1 channel\(s\)\.$"):
+        Pyramid(create("test_resnet", in_chans=1), (3, 64, 64))
 
 
 def train_two_steps(rank: int, name: str, feature_loss: str) -> None:

@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -12,7 +14,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN
 
 from frskd_timm.errors import UserError
 from frskd_timm.export.load import load_student, read_student
-from frskd_timm.export.student import export_backbone, export_segmentation
+from frskd_timm.export.student import export_backbone, export_segmentation, export_student
 from frskd_timm.segmentation import SegmentationStudent, SegmentationTask, create_segmentation_student
 
 SMALL = "mobilenetv3_small_050"
@@ -107,6 +109,39 @@ def test_backbone_is_a_timm_checkpoint(trained: SegmentationStudent, tmp_path: P
     other = create_segmentation_student(f"local-dir:{folder}", 9, channels=8)
     assert other.backbone_name == SMALL
     assert torch.equal(other.backbone.conv_stem.weight, trained.backbone.conv_stem.weight)
+
+
+def test_a_backbone_keeps_the_arguments_that_it_was_exported_with(tmp_path: Path) -> None:
+    model = timm.create_model("test_vit", num_classes=5, img_size=64, act_layer="relu").eval()
+    export_student(model, tmp_path / "vit", tag="x", input_size=(3, 64, 64), mean=(0.5,) * 3, std=(0.5,) * 3)
+    student = create_segmentation_student(f"local-dir:{tmp_path / 'vit'}", 3, channels=8).eval()
+    images = torch.randn(1, 3, 64, 64)
+    expected = model.forward_intermediates(images, indices=student.levels, intermediates_only=True)
+    for found, map_ in zip(student.backbone_maps(images), expected, strict=True):
+        assert_close(found, map_, 1e-5, "map")
+    student.save_pretrained(tmp_path / "student")
+    torch.testing.assert_close(load_student(tmp_path / "student")(images), student(images))
+
+
+def test_numbers_of_numpy_and_torch_are_stored(tmp_path: Path) -> None:
+    means, deviations = np.full(3, 0.5, np.float32), torch.full((3,), 0.25)
+    names = {"sky": 1, "tree": 2}.keys()
+    student = SegmentationStudent(SMALL, np.int64(2), 8, mean=means, std=deviations, class_names=names)
+    student.save_pretrained(tmp_path / "student")
+    again = SegmentationStudent.from_pretrained(tmp_path / "student")
+    assert (again.mean, again.std, again.class_names) == ((0.5,) * 3, (0.25,) * 3, ["sky", "tree"])
+    assert again.config() == student.config()
+
+
+def test_what_cannot_be_stored_is_refused() -> None:
+    wrong: dict[str, dict[str, Any]] = {
+        "2 names, but there are 5 classes": {"class_names": ["a", "b"]},
+        "layers has to be at least 1, not 0": {"layers": 0},
+        "cannot hold these backbone_args .* not JSON serializable": {"backbone_args": {"act_layer": torch.nn.SiLU}},
+    }
+    for message, arguments in wrong.items():
+        with pytest.raises(UserError, match=message):
+            create_segmentation_student(SMALL, 5, **arguments)
 
 
 @pytest.mark.long

@@ -3,11 +3,10 @@
 from typing import Any
 
 import timm
-from timm.models import load_model_config_from_hf
 from torch import nn
 
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.lookup import exported_cfg, known_cfg
+from frskd_timm.lookup import config_elsewhere, known_cfg
 from frskd_timm.segmentation.student import SegmentationStudent
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -18,6 +17,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 _ELSEWHERE = ("local-dir:", "hf-hub:")
+_OF_STUDENT = ("num_classes", "in_chans", "global_pool", "features_only")  # arguments that do not apply to a backbone
 
 
 def create_segmentation_student(
@@ -39,14 +39,12 @@ def create_segmentation_student(
     arguments = {**PRESETS.get(name, {"backbone": name}), **arguments}
     weights = arguments["backbone"]
     if weights.startswith(_ELSEWHERE):
-        kind, place = weights.split(":", 1)
         try:
-            if kind == "local-dir":
-                arguments["backbone"] = exported_cfg(place)["architecture"]
-            else:
-                _, arguments["backbone"], _ = load_model_config_from_hf(place)
+            _, arguments["backbone"], own = config_elsewhere(weights)
         except Exception as error:
             raise UserError(f"{weights} is not an exported model: {first_line(error)}.") from error
+        own = {key: value for key, value in own.items() if key not in _OF_STUDENT}
+        arguments["backbone_args"] = own | (arguments.get("backbone_args") or {})
         pretrained = True
     student = SegmentationStudent(num_classes=num_classes, **arguments)
     if pretrained:

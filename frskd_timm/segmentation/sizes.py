@@ -27,21 +27,25 @@ def find_multiple(model: nn.Module, in_chans: int) -> int | None:
     forward: Any = model.forward_intermediates
     errors = AssertionError, RuntimeError, ValueError  # raised by models for sizes that they do not accept
 
-    def widths(size: tuple[int, int]) -> list[int]:
-        return [m.shape[-1] for m in forward(sample_images(model, (in_chans, *size)), intermediates_only=True)]
+    def sizes(size: tuple[int, int]) -> list[tuple[int, int]]:
+        maps = forward(sample_images(model, (in_chans, *size)), intermediates_only=True)
+        return [(map_.shape[-2], map_.shape[-1]) for map_ in maps]
 
-    accepted, whole = None, PROBE
+    accepted = None
     with evaluating(model):
         try:
-            strides = [whole / width for width in widths((whole, whole))]
+            strides = [PROBE / width for _, width in sizes((PROBE, PROBE))]
         except errors:
             strides = []
         for multiple, size in MULTIPLES.items():
             try:
-                found = widths(size)
+                found = sizes(size)
             except errors:
                 continue
             accepted = accepted or multiple
-            if all(width * stride >= size[-1] for width, stride in zip(found, strides, strict=False)):
+            covered = [
+                (height * stride, width * stride) for (height, width), stride in zip(found, strides, strict=False)
+            ]
+            if all(height >= size[0] and width >= size[1] for height, width in covered):
                 return multiple
     return accepted

@@ -1,7 +1,9 @@
 """Segmentation students: any timm backbone with the decoder of the segmentation experiments of FRSKD."""
 
+import json
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from frskd_timm.lookup import known_cfg
 from frskd_timm.pixels import to_8_bits
 from frskd_timm.pyramid import Pyramid, evaluating, sample_images
 from frskd_timm.segmentation.decoder import FeaturePyramid, SumBiFPN, pixel_head
-from frskd_timm.segmentation.sizes import PROBE, find_multiple, probe_size
+from frskd_timm.segmentation.sizes import find_multiple, probe_size
 
 MAX_LEVELS = 4  # p2..p5
 
@@ -57,13 +59,13 @@ class SegmentationStudent(
         backbone: Name of any timm model with feature maps (`forward_intermediates`); its weights are random.
         num_classes: Number of classes.
         channels: Channels of all levels of the decoder.
-        layers: Number of BiFPN layers.
+        layers: Number of BiFPN layers, at least 1.
         in_chans: Number of image channels.
         mean: Mean per channel for normalising images in 0..1, or a single one for all; by default ImageNet's, averaged
             if there are other than three channels.
         std: Standard deviation per channel, likewise.
         class_names: One name per class, in the order of the logits.
-        backbone_args: Further arguments of `timm.create_model`.
+        backbone_args: Further arguments of `timm.create_model` that JSON can hold.
 
     Attributes:
         levels: Indices of the backbone's maps that the decoder uses, fine to coarse.
@@ -74,7 +76,8 @@ class SegmentationStudent(
         fixed_size: (height, width) of the only images that the backbone accepts; None if it accepts others.
 
     Raises:
-        UserError: timm has no such model, it has no usable maps, or a number of values does not fit.
+        UserError: timm has no such model, it has no usable maps, a number of values does not fit, or `config.json`
+            could not hold an argument.
     """
 
     def __init__(
@@ -92,19 +95,23 @@ class SegmentationStudent(
         super().__init__()
         if class_names is not None and len(class_names) != num_classes:
             raise UserError(f"class_names has {len(class_names)} names, but there are {num_classes} classes.")
-        self.backbone_name, self.num_classes, self.channels, self.in_chans = backbone, num_classes, channels, in_chans
+        if layers < 1:
+            raise UserError(f"layers has to be at least 1, not {layers}.")
+        given = dict(backbone_args or {})
+        try:
+            json.dumps(given)
+        except TypeError as error:
+            raise UserError(
+                f"config.json cannot hold these backbone_args ({first_line(error)}): use names and numbers, such as "
+                "act_layer='silu'."
+            ) from None
+        self.backbone_name, self.num_classes, self.in_chans = backbone, int(num_classes), int(in_chans)
+        self.channels = int(channels)
         self.mean = _per_channel(mean, IMAGENET_DEFAULT_MEAN, in_chans)
         self.std = _per_channel(std, IMAGENET_DEFAULT_STD, in_chans)
         self.class_names = list(class_names or ())
-        self.backbone, self.backbone_args = _make_backbone(backbone, in_chans, dict(backbone_args or {}))
-        self.probe = probe_size(self.backbone_args)
-        try:
-            pyramid = Pyramid(self.backbone, (in_chans, *self.probe), MAX_LEVELS)
-        except UserError:
-            if self.probe != (PROBE, PROBE):  # given by the user
-                raise
-            self.probe = (224, 224)  # fits all common patch sizes
-            pyramid = Pyramid(self.backbone, (in_chans, *self.probe), MAX_LEVELS)
+        self.backbone, self.backbone_args = _make_backbone(backbone, in_chans, given)
+        self.probe, pyramid = self._probe()
         self.levels = pyramid.indices
         prune: Any = getattr(self.backbone, "prune_intermediate_layers", None)
         if prune is not None:
@@ -117,11 +124,26 @@ class SegmentationStudent(
         self.bifpn = nn.ModuleList(SumBiFPN(self.num_levels, channels) for _ in range(layers))
         self.head = pixel_head(channels, num_classes)
         self.classifier_name = f"head.{len(self.head) - 1}"
+        self._unused: list[nn.Parameter] = []
         self._freeze_unreached()
 
     def config(self) -> dict[str, Any]:
         """Return the arguments of the constructor, as stored in `config.json`."""
-        return {**self._hub_mixin_config, "mean": list(self.mean), "std": list(self.std)}  # type: ignore[dict-item]
+        return {
+            "backbone": self.backbone_name,
+            "num_classes": self.num_classes,
+            "channels": self.channels,
+            "layers": len(self.bifpn),
+            "in_chans": self.in_chans,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "class_names": self.class_names or None,
+            "backbone_args": self.backbone_args,
+        }
+
+    def save_pretrained(self, save_directory: str | Path, *, config: Any = None, **kwargs: Any) -> Any:
+        """Save weights and config to a folder; see `huggingface_hub.ModelHubMixin.save_pretrained`."""
+        return super().save_pretrained(save_directory, config=config or self.config(), **kwargs)
 
     @classmethod
     def from_pretrained(cls, *args: Any, strict: bool = True, **kwargs: Any) -> Any:
@@ -130,6 +152,17 @@ class SegmentationStudent(
         `strict`: refuse weights that are incomplete; otherwise those that are missing keep their random values.
         """
         return super().from_pretrained(*args, strict=strict, **kwargs)
+
+    def _probe(self) -> tuple[tuple[int, int], Pyramid]:
+        """Find a small size that the backbone accepts; return it with the pyramid at that size."""
+        sizes = [probe_size(self.backbone_args)]
+        if "img_size" not in self.backbone_args:
+            sizes.append((224, 224))  # fits all common patch sizes
+            sizes += [tuple(cfg["input_size"][1:]) for cfg in [getattr(self.backbone, "pretrained_cfg", None)] if cfg]
+        for size in sizes[:-1]:
+            with suppress(UserError):
+                return size, Pyramid(self.backbone, (self.in_chans, *size), MAX_LEVELS)
+        return sizes[-1], Pyramid(self.backbone, (self.in_chans, *sizes[-1]), MAX_LEVELS)
 
     def _freeze_unreached(self) -> None:
         """Freeze parameters of the backbone that no map depends on, because DDP would wait for their gradients."""
@@ -189,9 +222,17 @@ class SegmentationStudent(
             )
         return -(-size[0] // self.multiple) * self.multiple, -(-size[1] // self.multiple) * self.multiple
 
-    def freeze_bottom_up(self) -> None:
-        """Freeze the last bottom-up pass if nothing uses its maps but the logits: DDP would wait for its gradients."""
-        self.bifpn[-1].get_submodule("down").requires_grad_(False)
+    def use_bottom_up(self, used: bool) -> None:
+        """Say whether a loss uses the maps of the last bottom-up pass, which the logits do not need.
+
+        If none does, its parameters are frozen, because DDP would wait for their gradients.
+        """
+        for parameter in self._unused:
+            parameter.requires_grad_(True)
+        last = self.bifpn[-1].get_submodule("down")
+        self._unused = [] if used else [parameter for parameter in last.parameters() if parameter.requires_grad]
+        for parameter in self._unused:
+            parameter.requires_grad_(False)
 
     def pad(self, images: Tensor) -> Tensor:
         """Pad [..., H, W] with zeros at the bottom and right to the size that the backbone takes."""
@@ -227,7 +268,7 @@ class SegmentationStudent(
             raise UserError(f"segment() is for gray and RGB images, but this student takes {self.in_chans} channels.")
         if not hasattr(image, "convert"):
             array = np.asarray(image)
-            if array.dtype != np.uint8 or array.ndim not in (2, 3):
+            if array.dtype != np.uint8 or array.ndim not in (2, 3) or not 1 <= array[0, 0].size <= 4:
                 raise UserError(
                     f"segment() takes a uint8 array [H, W] or [H, W, C], not {array.dtype} of shape {array.shape}."
                 )
@@ -249,7 +290,7 @@ def _per_channel(values: Sequence[float] | None, default: tuple[float, ...], cha
         return default if channels == 3 else (sum(default) / 3,) * channels
     if len(values) not in (1, channels):
         raise UserError(f"mean and std take one number, or {channels} (one per channel), not {len(values)}.")
-    return tuple(values) * (channels // len(values))
+    return tuple(map(float, values)) * (channels // len(values))
 
 
 def _make_backbone(name: str, in_chans: int, arguments: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:

@@ -33,6 +33,8 @@ class _PixelTask(StudentTask):
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the mean cross-entropy of logits [B, K, H, W] and classes [B, H, W]."""
+        if self.label_loss is not None:
+            return super().cross_entropy(logits, target)
         return pixel_cross_entropy(logits, target, self.class_weights, self.smoothing)
 
     def create_evaluator(self, **kwargs: Any) -> SegmentationEvaluator:
@@ -51,7 +53,7 @@ class SegmentationCrossEntropyTask(_PixelTask, CrossEntropyTask):
     ) -> None:
         super().__init__(student, smoothing)
         self.set_class_weights(class_weights)
-        student.freeze_bottom_up()
+        student.use_bottom_up(False)
 
 
 class SegmentationTask(_PixelTask, DistillationTask):
@@ -84,8 +86,8 @@ class SegmentationTask(_PixelTask, DistillationTask):
         super().__init__(student, self_teacher, feature_loss, **(DEFAULT.task_options() | options))
         self.set_class_weights(class_weights)
         self.distill_unlabelled = distill_unlabelled
-        if self.feature_loss is None and (self.teacher_gradient == 0 or self_teacher.beside_decoder):
-            student.freeze_bottom_up()
+        trains_decoder = self.teacher_gradient > 0 and not self_teacher.beside_decoder
+        student.use_bottom_up(self.feature_loss is not None or trains_decoder)
 
     @classmethod
     def create(
