@@ -123,9 +123,11 @@ def learning_note(
         )
     score, name = next(iter(shown.items()))
     scores = [row[score] for row in history if score in row]
-    if score == "top1" and scores and scores[-1] <= 100 / classes:
+    if not history or score not in history[-1]:  # not validated in this epoch
+        return None
+    if score == "top1" and scores[-1] <= 100 / classes:
         return f"Note: the student's {name} of {scores[-1]:.2f}% is no better than guessing among {classes} classes."
-    if scores and scores[-1] < 0.5 * max(scores):
+    if scores[-1] < 0.5 * max(scores):
         return f"Note: the student's {name} fell to {scores[-1]:.2f}% from {max(scores):.2f}%."
     return None
 

@@ -63,11 +63,7 @@ def create_optimizer(settings: OptimizerSettings, task: StudentTask, teacher_lr_
     else:
         groups = param_groups_weight_decay(task.student, **decay, no_weight_decay_list=exempt)
     groups += [{**group, "lr_scale": teacher_lr_scale} for group in param_groups_weight_decay(others, **decay)]
-    optimizer = _create(settings, groups)
-    if settings.sched == "none":  # otherwise timm's scheduler applies the scales
-        for group in optimizer.param_groups:
-            group["lr"] *= group.get("lr_scale", 1.0)
-    return optimizer
+    return _create(settings, groups)
 
 
 def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]]) -> Optimizer:
@@ -107,12 +103,12 @@ def with_scaled_lr(settings: OptimizerSettings, images: int) -> OptimizerSetting
     return replace(settings, lr=settings.lr_base * (ratio**0.5 if is_root else ratio))
 
 
-def follow_plateau(scheduler: Scheduler | None, settings: OptimizerSettings, scores: Sequence[float]) -> None:
+def follow_plateau(scheduler: Scheduler, settings: OptimizerSettings, scores: Sequence[float]) -> None:
     """Set the learning rate of `--sched plateau` after validations with these scores; higher is better.
 
     It is replayed from all scores, so that a resumed run needs no state of the scheduler.
     """
-    if scheduler is None or settings.sched != "plateau":
+    if settings.sched != "plateau":
         return
     probe = torch.optim.SGD([torch.zeros(1)], lr=settings.lr)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
@@ -129,13 +125,15 @@ def base_lr(optimizer: Optimizer) -> float:
     return group["lr"] / group.get("lr_scale", 1.0)
 
 
-def create_scheduler(settings: OptimizerSettings, optimizer: Optimizer, updates_per_epoch: int) -> Scheduler | None:
-    """Create a timm scheduler that depends only on the number of updates; None for a constant learning rate."""
-    if settings.sched == "none":
-        return None
-    sched = "constant" if settings.sched == "plateau" else settings.sched
+def create_scheduler(settings: OptimizerSettings, optimizer: Optimizer, updates_per_epoch: int) -> Scheduler:
+    """Create a timm scheduler that depends only on the number of updates."""
+    sched = "constant" if settings.sched in ("none", "plateau") else settings.sched
     same = ("decay_epochs", "decay_milestones", "min_lr", "warmup_lr", "warmup_epochs")
     options: dict[str, Any] = {name: getattr(settings, name) for name in same}
     options["decay_rate"] = settings.own_decay_rate
+    # timm expects them in ascending order, and would decay one update early.
+    options["decay_milestones"] = sorted(epoch + 0.5 / updates_per_epoch for epoch in settings.decay_milestones)
+    if settings.sched == "none":
+        options["warmup_epochs"] = 0
     options |= {"num_epochs": settings.epochs, "updates_per_epoch": updates_per_epoch, "step_on_epochs": False}
     return create_scheduler_v2(optimizer, sched, **options)[0]

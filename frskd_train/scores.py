@@ -234,15 +234,17 @@ def find_temperature(
     try:
         if given is not None:
             chosen = replace(settings, val_split=given, calibration_split=None)
-        elif run is None or not read_metrics(run / METRICS).dataset.held_out:
+        elif run is None:
             return None, NONE
         else:
-            chosen = read_recipe(str(run / SETTINGS)).data
+            facts = read_metrics(run / METRICS).dataset
+            if not facts.held_out or (facts.name, facts.split) == (data.name, data.val_split):
+                return None, NONE
+            # The only split may be called test, and without train_split all of it would be used.
+            chosen = replace(read_recipe(str(run / SETTINGS)).data, train_split=facts.split)
         # One process alone must not stop at an image that it cannot read.
         chosen = replace(chosen, bad_images="skip")
         held_out = load_validation(chosen, data.preprocessing, task=data.task, classes=data.class_names)
-        if given is None and (held_out.name, held_out.val_split) == (data.name, data.val_split):
-            return None, NONE
         temperature = scorer.fit_temperature(held_out)
     except (UserError, SettingsError) as error:
         return None, f"No temperature: {error}"

@@ -159,25 +159,25 @@ class Trainer:
         state = self.state
         follow_plateau(self.scheduler, self.optim, state.scores)
         if state.step >= self.steps_per_epoch:  # resumed after a failure in validation
-            if self.scheduler is not None:
-                self.scheduler.step_update(state.updates - 1)  # for the row of the epoch
+            self.scheduler.step_update(state.updates - 1)  # for the row of the epoch
             return
         self.model.train()
         self.progress.start_epoch()
         for images, target in self.train_batches.epoch(state.epoch, start=state.step):
             updated = self.train_step(images, target)
+            if updated:
+                self.report()
             if state.step >= self.steps_per_epoch:
                 break
             if updated:
-                self.report_and_save()
+                self.save_or_stop(checkpoint=state.minutes_since_checkpoint() > self.settings.run.checkpoint_minutes)
 
     def train_step(self, images: Tensor | TwoViews, target: Tensor) -> bool:
         """Train on images [B, C, H, W] and their targets; return whether this completed an update of the weights."""
         state, optim, accelerator = self.state, self.optim, self.accelerator
         torch.manual_seed(step_seed(self.settings.loop.seed, state.updates, state.step, accelerator.process_index))
         self.task.set_progress(state.updates / max(1, self.updates_per_epoch * optim.epochs - 1))
-        if self.scheduler is not None:
-            self.scheduler.step_update(state.updates)
+        self.scheduler.step_update(state.updates)
 
         with accelerator.accumulate(self.model):
             result = self.model(images, target)
@@ -202,16 +202,16 @@ class Trainer:
         self.task.update_ema(step=state.updates)
         return True
 
-    def report_and_save(self) -> None:
-        """Print progress, save a checkpoint or stop, if due after this update."""
+    def report(self) -> None:
+        """Print and log progress, if due after this update."""
         state = self.state
-        if state.updates % self.settings.run.log_interval == 0:
-            self.refuse_nonfinite()
-            recent, lr = self.meter.recent(self.accelerator), base_lr(self.optimizer)
-            self.progress.show(state.epoch, state.step, recent, lr)
-            logged = {f"step/{name}": value for name, value in {**recent, "lr": lr}.items()}
-            self.accelerator.log(logged, step=state.updates)
-        self.save_or_stop(checkpoint=state.minutes_since_checkpoint() > self.settings.run.checkpoint_minutes)
+        if state.updates % self.settings.run.log_interval:
+            return
+        self.refuse_nonfinite()
+        recent, lr = self.meter.recent(self.accelerator), base_lr(self.optimizer)
+        self.progress.show(state.epoch, state.step, recent, lr)
+        logged = {f"step/{name}": value for name, value in {**recent, "lr": lr}.items()}
+        self.accelerator.log(logged, step=state.updates)
 
     def save_or_stop(self, checkpoint: bool, saved: bool = False) -> None:
         """Save a checkpoint if one is due, unless it has just been saved; stop if that was requested."""

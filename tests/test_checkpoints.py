@@ -3,6 +3,7 @@
 import os
 import random
 import resource
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -189,3 +190,15 @@ def test_full_disks_of_every_size(places: Path, whole: Path, tmp_path: Path) -> 
     room = sum(path.stat().st_size for path in whole.rglob("*"))
     said = fill_up(places, whole, tmp_path / "disk", [4096, *range(room // 8, 2 * room, room // 12), 9 * room])
     assert {"/run", "/run/checkpoints"} <= said
+
+
+def test_a_checkpoint_outside_its_place_is_not_resumed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    checkpoints(run / "checkpoints", 1)
+    step = run / "checkpoints" / "step-00000001"
+    (run / "config.yaml").touch()
+    assert find_resume(str(step), None) is not None
+    for other in (tmp_path / "backup" / step.name, step.with_name(f"abandoned-{step.name}")):
+        shutil.copytree(step, other)
+        with pytest.raises(UserError, match="is not a folder step-"):
+            find_resume(str(other), None)

@@ -126,3 +126,32 @@ def test_a_class_map_renumbers_classes(lines: str, numbers: list[int], tmp_path:
     (tmp_path / "map.txt").write_text("bag\ncoat\n")
     with pytest.raises(UserError, match=r"class-map .* lacks .*shirt"):
         load(root, class_map=str(tmp_path / "map.txt"))
+
+
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    class_folders(tmp_path / "train", "cat", "dog")
+    class_folders(tmp_path, "val")  # as in ImageNet's archive
+    (tmp_path / "train" / "dog" / "photo.HEIC").touch()
+    data = load(tmp_path)
+    assert data.val_split == "train"
+    assert any("holds images but no class folders: val" in note for note in data.notes)
+    assert any("1 image(s) were ignored" in note and ".heic cannot be read" in note for note in data.notes)
+    class_folders(tmp_path / "Train", "cat", "dog")
+    with pytest.raises(UserError, match="differ only in upper and lower case"):
+        load(tmp_path)
+
+
+def test_runs_beside_the_classes_are_no_class(tmp_path: Path) -> None:
+    class_folders(tmp_path, "cat", "dog", "runs/first/student")
+    before = load(tmp_path)
+    (tmp_path / "runs" / "first" / "checkpoints").mkdir()
+    (tmp_path / "runs" / "first" / "config.yaml").touch()
+    assert before.class_names == ["cat", "dog", "runs"]
+    assert load(tmp_path).class_names == ["cat", "dog"]
+
+
+def test_only_splits_for_validation_need_no_choice(tmp_path: Path) -> None:
+    for name in ("test", "val"):
+        class_folders(tmp_path / name, "cat", "dog")
+    data = load_validation(DataSettings(dataset=str(tmp_path)), load(tmp_path, train_split="test").preprocessing)
+    assert data.val_split == "val"

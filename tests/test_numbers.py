@@ -72,6 +72,7 @@ def test_a_student_that_learns_nothing_is_noticed() -> None:
     assert again.recent(Alone()) == recent  # type: ignore[arg-type]
     shown = {"top1": "top-1", "top5": "top-5"}
     assert learning_note([{"top1": 50.0}], 1.0, shown, 10, 500) is None
+    assert learning_note([{"top1": 80.0}, {"top1": 20.0}, {}], 0.0, shown, 10, 500) is None  # said before
     assert "guessing" in str(learning_note([], 2.31, shown, 10, 500))
     assert "no better than guessing" in str(learning_note([{"top1": 10.0}], 1.0, shown, 10, 500))
     assert "fell to 20.00% from 80.00%" in str(learning_note([{"top1": 80.0}, {"top1": 20.0}], 0.0, shown, 10, 500))

@@ -74,8 +74,7 @@ def test_scaled_learning_rates_need_no_schedule() -> None:
     for sched in ("none", "cosine"):
         settings = OptimizerSettings(sched=sched, lr=0.1, layer_decay=0.5, epochs=10)
         optimizer = create_optimizer(settings, task)
-        if scheduler := create_scheduler(settings, optimizer, 1):
-            scheduler.step_update(0)
+        create_scheduler(settings, optimizer, 1).step_update(0)
         found.append([group["lr"] for group in optimizer.param_groups])
         assert base_lr(optimizer) == pytest.approx(0.1)
     assert found[0] == pytest.approx(found[1])
@@ -99,3 +98,13 @@ def test_weight_decay_spares_the_parameters_that_timm_spares(filtered: bool, lay
     segmenter = create_segmentation_student("test_vit", 3, channels=8)
     found = decays(create_optimizer(settings, SegmentationCrossEntropyTask(segmenter)))
     assert found[id(segmenter.backbone.pos_embed)] == 0
+
+
+def test_milestones_in_any_order_act_from_the_beginning_of_an_epoch() -> None:
+    settings = OptimizerSettings(sched="multistep", lr=1.0, epochs=4, decay_milestones=[3, 1], decay_rate=0.1)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    scheduler = create_scheduler(settings, optimizer, 7)
+    for update in range(28):
+        scheduler.step_update(update)
+        epoch = update // 7
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 ** ((epoch >= 1) + (epoch >= 3)))

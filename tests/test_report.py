@@ -184,3 +184,8 @@ def test_a_browser_requests_nothing_and_needs_no_horizontal_scrolling(
     assert tables > 5
     assert loaded == 0
     assert set(asked) - {"/favicon.ico"} == {"/index.html", "/page.html"}
+
+
+def test_a_new_folder_for_the_page(run: Path, tmp_path: Path) -> None:
+    cli.run("report", [str(run), "--output", f"{tmp_path / 'pages'}/"])
+    assert (tmp_path / "pages" / "report.html").is_file()

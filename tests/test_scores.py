@@ -5,20 +5,31 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from conftest import free_port
+from pictures import class_folders
+from runs import evaluate_here, train_here
 from timm.task import ClassificationEvaluator
 
+from frskd_timm.errors import UserError
 from frskd_timm.segmentation.evaluator import SegmentationEvaluator
 from frskd_train.data import Preprocessing, load_validation
 from frskd_train.evaluate import evaluate
 from frskd_train.scores import Scorer
 from frskd_train.settings import DataSettings
+
+
+@pytest.fixture(autouse=True)
+def forget_accelerate() -> Iterator[None]:
+    yield
+    AcceleratorState._reset_state(True)
 
 
 def guesses() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -127,3 +138,18 @@ def test_of_equal_logits_the_evaluation_chooses_the_one_of_training() -> None:
     assert (found.top1, found.top5) == (pytest.approx(seen["top1"]), pytest.approx(seen["top5"]))
     first = sum(int((student(images).argmax(1) == target).sum()) for images, target in data.val_batches(128))
     assert found.top1 != pytest.approx(first / 10)
+
+
+def test_a_temperature_is_fitted_to_the_held_out_images_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Also where the only split is called test; and the run's own scores are not replaced."""
+    for name in ("own/test", "other/test"):
+        class_folders(tmp_path / name, "cat", "dog", count=10)
+    run = tmp_path / "run"
+    flags = ["--dataset", tmp_path / "own", "--model", "test_resnet", "--method", "ce", "--epochs", 1, "--lr", 0.01]
+    train_here(*flags, "--batch-size", 4, "--threads", 1, "--output-dir", run)
+    evaluate_here("--model", run, "--dataset", tmp_path / "other")
+    assert "Fitted to 2 images of split test of own, which were not trained on." in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"would replace a run's own evaluation\.json"):
+        evaluate_here("--model", run, "--dataset", tmp_path / "other", "--output", run)
+    with pytest.raises(UserError, match="--pictures needs a folder"):
+        evaluate_here("--model", run, "--output", tmp_path / "scores.json", "--pictures")

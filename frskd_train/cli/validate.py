@@ -54,6 +54,8 @@ def evaluate(settings: EvaluationSettings) -> None:
             raise
         raise UserError(f"{error} These are the images of the included sample; --dataset chooses others.") from error
     output = check_output(settings.output or (run and run / folder_name(given, data.name)))
+    if settings.pictures and (output is None or output.suffix == ".json"):
+        raise UserError("--pictures needs a folder to write them to: give --output FOLDER.")
     batch_size = settings.batch_size or (16 if data.task == "segmentation" else 256)
     scorer = Scorer(model, accelerator, batch_size, flip=settings.tta == "flip")
     fitted = find_temperature(scorer, settings.data, data, run)

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -18,6 +18,8 @@ IMAGE_ENDINGS = frozenset((
     ".avif", ".bmp", ".gif", ".ico", ".jfif", ".jp2", ".jpeg", ".jpg", ".mpo", ".pgm", ".png", ".pnm", ".ppm", ".tga",
     ".tif", ".tiff", ".webp",
 ))  # fmt: skip
+UNSUPPORTED = frozenset((".arw", ".cr2", ".dng", ".heic", ".heif", ".jxl", ".nef", ".svg"))  # images for others
+_RUN = "config.yaml", "checkpoints"  # what the folder of a training run holds
 _LIKE_SPLITS = re.compile(r"(train|val|dev|test|eval)(?![a-z])", re.IGNORECASE)  # at the beginning of a name
 SPLIT_NAMES = frozenset((*TRAIN_SPLITS, *VALIDATION_SPLITS))
 # Characters that file systems do not allow in names, and the percent sign; a leading dot would hide the folder.
@@ -34,8 +36,9 @@ def read_image_folder(folder: Path) -> tuple[Splits, tuple[str, ...]]:
 
     Folders that are named like splits and contain folders are splits if one of them is a training split or if all
     folders are named like splits; otherwise every folder is a class. The images of a class may be in subfolders,
-    including links. Classes are the names of the folders with images in any split, in which `%2F` stands for `/`, in
-    timm's order. Splits without class folders, such as unlabelled test images, are left out.
+    including links; folders of training runs are not read. Classes are the names of the folders with images in any
+    split, in which `%2F` stands for `/`, in timm's order. Splits without class folders, such as unlabelled test images,
+    are left out.
 
     Returns:
         The splits, and notes for the user.
@@ -43,11 +46,15 @@ def read_image_folder(folder: Path) -> tuple[Splits, tuple[str, ...]]:
     Raises:
         UserError: There are fewer than two class folders, or it is unclear which folders are splits or classes.
     """
-    roots = split_folders(folder) or {"train": folder}
-    images = {
-        split: [(sub, [*map(stored_path, images_below(sub))]) for sub in folders_in(root)]
-        for split, root in roots.items()
-    }
+    found_splits = split_folders(folder)
+    roots = found_splits or {"train": folder}
+    images: dict[str, list[tuple[Path, list[str]]]] = {split: [] for split in roots}
+    unsupported: list[str] = []
+    for split, root in roots.items():
+        for sub in folders_in(root):
+            paths = [*images_below(sub, IMAGE_ENDINGS | UNSUPPORTED)]
+            images[split].append((sub, [stored_path(path) for path in paths if _ending(path) in IMAGE_ENDINGS]))
+            unsupported += [path for path in paths if _ending(path) in UNSUPPORTED]
     listing = [(_class_name(sub), found) for folders in images.values() for sub, found in folders]
     classes = sorted({name for name, found in listing if found}, key=_order)
     if len(classes) < 2:
@@ -60,7 +67,13 @@ def read_image_folder(folder: Path) -> tuple[Splits, tuple[str, ...]]:
         columns = {"image": [path for path, _ in found], "label": [label for _, label in found]}
         splits[split] = datasets.Dataset.from_dict(columns, features=features)
     empty = sorted({name for name, _ in listing} - set(classes))
-    notes = (f"Folders without images were ignored: {listed(empty)}.",) if empty else ()
+    notes = [f"Folders without images were ignored: {listed(empty)}."] if empty else []
+    if unsupported:
+        kinds = ", ".join(sorted(set(map(_ending, unsupported))))
+        notes.append(f"{len(unsupported)} image(s) were ignored, such as {unsupported[0]}: {kinds} cannot be read.")
+    flat = [sub for sub in folders_in(folder) if sub.name.lower() in SPLIT_NAMES - set(roots)]
+    if found_splits and (flat := [sub for sub in flat if any(images_below(sub))]):
+        notes.append(f"Left out, because it holds images but no class folders: {_listed(flat)}.")
     return splits, (*notes, *_nested(roots))
 
 
@@ -95,6 +108,10 @@ def split_folders(folder: Path) -> dict[str, Path]:
     """
     folders = folders_in(folder)
     named = [sub for sub in folders if sub.name.lower() in SPLIT_NAMES]
+    if len({sub.name.lower() for sub in named}) < len(named):
+        raise UserError(
+            f"--dataset {folder}: of {_listed(named)}, two differ only in upper and lower case; rename one."
+        )
     roots = {sub.name.lower(): sub for sub in named if any(any(images_below(below)) for below in folders_in(sub))}
     others = [sub for sub in folders if sub not in named and any(images_below(sub))]
     if not roots:
@@ -131,24 +148,27 @@ def _listed(folders: list[Path]) -> str:
     return listed([printable(sub.name) for sub in folders])
 
 
-def images_in(folder: Path) -> Iterator[str]:
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def images_in(folder: Path, endings: Collection[str] = IMAGE_ENDINGS) -> Iterator[str]:
     """Yield the names of the image files in a folder."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            ending = os.path.splitext(entry.name)[1].lower()
-            if ending in IMAGE_ENDINGS and not entry.name.startswith(".") and entry.is_file():
+            if _ending(entry.name) in endings and not entry.name.startswith(".") and entry.is_file():
                 yield entry.name
 
 
-def images_below(folder: Path) -> Iterator[str]:
-    """Yield the paths of image files below a folder; each folder is visited once, even with circular links."""
+def images_below(folder: Path, endings: Collection[str] = IMAGE_ENDINGS) -> Iterator[str]:
+    """Yield the paths of image files below a folder, each folder once, even with circular links; no training runs."""
     seen = set()
-    for parent, below, _ in os.walk(folder.absolute(), followlinks=True):
+    for parent, below, files in os.walk(folder.absolute(), followlinks=True):
         place = os.stat(parent)
-        if (place.st_dev, place.st_ino) in seen:
+        if (place.st_dev, place.st_ino) in seen or set(_RUN) <= {*below, *files}:
             below.clear()
             continue
         seen.add((place.st_dev, place.st_ino))
         below[:] = sorted(name for name in below if not name.startswith("."))
-        for file in sorted(images_in(Path(parent))):
+        for file in sorted(images_in(Path(parent), endings)):
             yield os.path.join(parent, file)

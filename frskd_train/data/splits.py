@@ -133,8 +133,8 @@ class Choice:
     def validation(self, known: list[str] | int | None) -> Split:
         """Choose the rows that training would validate on, or a whole validation split, for a model's classes."""
         name, train = self.data.val_split, None
-        if name is None and self.data.train_split is None and len(self.source.splits) == 1:  # nothing was trained on
-            name = next(iter(self.source.splits.keys() & set(VALIDATION_SPLITS)), None)
+        if name is None and self.data.train_split is None and not self.source.splits.keys() & set(TRAIN_SPLITS):
+            name = next((split for split in VALIDATION_SPLITS if split in self.source.splits), None)
         if name not in self.source.splits:
             train, name = choose_splits(self.source.splits, self.data.train_split, name)
         chosen = name or train or ""

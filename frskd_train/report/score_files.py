@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from frskd_timm.errors import UserError
-from frskd_timm.export.folder import CONFIG, WEIGHTS
+from frskd_timm.export.folder import CONFIG, METRICS, WEIGHTS
 from frskd_train.report.answers import confusion_picture
 from frskd_train.report.evaluation import EVALUATION, ClassScores, Evaluation
 from frskd_train.report.figures import BLUE, GREY, ORANGE, STYLE
@@ -28,6 +28,8 @@ def check_output(output: str | Path | None) -> Path | None:
     for place in (folder, *folder.absolute().parents):
         if (place / CONFIG).is_file() and (place / WEIGHTS).is_file():
             raise UserError(f"--output {path} is in a student's folder, which holds the student alone: choose another.")
+    if (folder / METRICS).is_file() and (path == folder or path.name in (METRICS, EVALUATION)):
+        raise UserError(f"--output {path} would replace a run's own {EVALUATION}: choose another name.")
     try:
         if path.suffix != ".json":
             path.mkdir(exist_ok=True)

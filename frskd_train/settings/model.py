@@ -113,7 +113,8 @@ class MethodSettings:
     teacher_ema: Annotated[float, Range(low=0, high=0.9999), FIXED] = DEFAULT.teacher_ema
     """Decay of a moving average of student and self-teacher that provides soft labels and maps; 0 for none."""
     teacher_interval: Annotated[int, Count, FIXED] = DEFAULT.teacher_interval
-    """Run the self-teacher only in every Nth update; the other updates train the student on the labels only."""
+    """Run the self-teacher only in every Nth update; the others train the student on the labels alone. Printed losses
+    are means over all updates, with 0 for what was not computed."""
     teacher_view: Annotated[Literal["same", "clean"], FIXED, CLASSIFICATION] = DEFAULT.teacher_view
     """What the self-teacher sees. clean: the images before --reprob, --mixup and --cutmix, in a second pass."""
     feature_loss: Annotated[FeatureLoss, FIXED] = DEFAULT.feature_loss

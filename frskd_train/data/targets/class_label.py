@@ -50,7 +50,8 @@ class ClassLabels:
         if data.class_map is not None:
             numbers, names = read_class_map(data.class_map)
             for split, labels in self.labels.items():
-                self._renumber(split, np.arange(len(labels)), numbers, f"--class-map {data.class_map} lacks")
+                complaint = f"--class-map {data.class_map} has {listed(names)}, numbered from 0, but lacks"
+                self._renumber(split, np.arange(len(labels)), numbers, complaint)
             self.class_names = names
 
     def load_many(self, split: str, rows: list[int]) -> Iterator[Tensor]:
@@ -168,12 +169,12 @@ def _read_column(dataset: datasets.Dataset, split: str, column: str) -> tuple[Ro
     feature = dataset.features[column]
     kind = dataset.data.schema.field(column).type
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    if not (is_text or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
-        raise UserError(f"Column {column} holds {kind_of(feature)}; labels are classes, whole numbers or strings.")
     values = dataset.select_columns([column]).with_format("arrow")[:].column(column)
-    if values.null_count:
+    if values.null_count:  # which make a CSV's column of whole numbers one of floats
         row = values.is_null().to_pylist().index(True)
         raise UserError(f"Row {row} of split {split} has no value in the label column {column}.")
+    if not (is_text or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+        raise UserError(f"Column {column} holds {kind_of(feature)}; labels are classes, whole numbers or strings.")
     found = values.to_numpy(zero_copy_only=False)
     names = feature.names if isinstance(feature, datasets.ClassLabel) else None
     if pa.types.is_integer(kind):
