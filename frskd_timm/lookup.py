@@ -28,7 +28,10 @@ def known_cfg(name: str, *, weights: bool = False) -> PretrainedCfg | None:
         there = ", ".join(timm.list_pretrained(f"{architecture}.*")) or f"none of '{architecture}'"
         raise UserError(f"timm has no weights '{name}'. There are: {there}.") from error
     if weights and (cfg is None or not cfg.has_weights):
-        raise UserError(f"There are no pretrained weights for '{name}'; leave pretrained out.")
+        raise UserError(
+            f"There are no pretrained weights for '{name}': for training, leave pretrained out; otherwise "
+            "give the folder of a run or a student."
+        )
     return cfg
 
 

@@ -177,6 +177,10 @@ def test_card_states_errors_and_calibration(student):
     many = [replace(EVALUATION.per_class[0], name=f"class {number}", f1=number + 1.0) for number in range(21)]
     text = model_card(METRICS, read_student(student), evaluation=replace(EVALUATION, per_class=many)).text
     assert re.findall(r"^\| (class \d+) ", text, re.M) == [f"class {number}" for number in range(5)]
+    marked = [replace(EVALUATION.per_class[0], name=name) for name in ("*a*", "![b](c.png)", "<i>&")]
+    text = model_card(METRICS, read_student(student), evaluation=replace(EVALUATION, per_class=marked)).text
+    for name in (r"\*a\*", r"\!\[b\](c.png)", "&lt;i>&amp;"):
+        assert f"| {name} | 80.0 |" in text
 
 
 @pytest.mark.parametrize("path", [*WEIGHTS.glob("*/metrics.json"), None], ids=str)

@@ -177,6 +177,7 @@ def test_a_space_holds_the_page_and_a_repository_the_onnx_file(hub, student, run
     files = hub.files(f"spaces/{USER}/demo")
     page = {"index.html", "app.js", "view.js", "preprocess.js", "style.css", "demo.json", "model.onnx", "README.md"}
     assert set(files) == page | {f"ort/{name}" for name in FILES} | {"examples/0.png"}
+    assert b"trained with FRSKD" in files["README.md"]
     header = yaml.safe_load(files["README.md"].decode().split("---")[1])
     assert (header["sdk"], header["models"]) == ("static", [REPO])
     again = push_space(student, f"{USER}/demo", repo_id=REPO, **options)  # no example any more
@@ -199,3 +200,13 @@ def test_a_space_holds_the_page_and_a_repository_the_onnx_file(hub, student, run
     cli.run("push", [str(student), "--space", f"{USER}/other", "--runtime", str(runtime), "--dry-run"])
     assert "model.onnx" in capsys.readouterr().out
     assert f"spaces/{USER}/other" not in hub.repos
+    with pytest.raises(UserError, match="--img-size is only for segmentation"):
+        cli.run(
+            "push",
+            [
+                *map(
+                    str, (student, "--repo-id", REPO, "--space", f"{USER}/other", "--runtime", runtime, "--img-size", 3)
+                )
+            ],
+        )
+    assert "complete" not in capsys.readouterr().out  # nothing was published before

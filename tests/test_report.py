@@ -20,6 +20,8 @@ from runs import small, train_here
 
 from frskd_train import cli
 from frskd_train.end_of_run import write_page
+from frskd_train.report.charts import Line, line_chart
+from frskd_train.report.groups import Group, Run, group_runs
 from frskd_train.run_folder import RunFolder
 
 NASTY = "<script>alert(1)</script> & \"co\" 'x'"
@@ -72,6 +74,7 @@ def changed(run: Path, copy: Path, seed: int, method: str, top1: float) -> Path:
 
 def test_the_recipe_beside_the_weights_has_no_default_that_may_change(run: Path) -> None:
     assert "\nbeta: 100.0\n" in (run / "student" / "recipe.yaml").read_text()
+    assert "beta" not in {name for name, _, _ in Group([Run.read(run)]).changed()}
 
 
 def test_the_speeds_of_the_epochs_fit_the_time_of_the_run(run: Path) -> None:
@@ -119,7 +122,7 @@ def test_a_run_ends_with_a_page_that_needs_nothing_else(run: Path, tmp_path: Pat
 def test_runs_from_other_weights_are_other_recipes(run: Path, tmp_path: Path) -> None:
     folders = []
     for seed, (method, weights) in enumerate(
-        (("frskd", "a.pth"), ("frskd", "b.pth"), ("ce", "b.pth"), ("ce", "b.pth"))
+        (("frskd", "a/w.pth"), ("frskd", "b/w.pth"), ("ce", "b/w.pth"), ("ce", "b/w.pth"))
     ):
         folders.append(str(changed(run, tmp_path / str(seed), seed, method, 60.0 + seed)))
         for name, value in (("student/recipe.yaml", "''"), ("config.yaml", str(tmp_path / weights))):
@@ -129,7 +132,7 @@ def test_runs_from_other_weights_are_other_recipes(run: Path, tmp_path: Path) ->
             )
     cli.run("report", [*folders, "--output", str(tmp_path / "all.html")])
     text = Page(tmp_path / "all.html").text
-    assert "FRSKD, initial_checkpoint a.pth" in text
+    assert "FRSKD, initial_checkpoint a/w.pth" in text
     assert text.count("no baseline") == 1
     assert "1.50 points worse in top-1 than cross-entropy" in text
 
@@ -189,3 +192,21 @@ def test_a_browser_requests_nothing_and_needs_no_horizontal_scrolling(
 def test_a_new_folder_for_the_page(run: Path, tmp_path: Path) -> None:
     cli.run("report", [str(run), "--output", f"{tmp_path / 'pages'}/"])
     assert (tmp_path / "pages" / "report.html").is_file()
+
+
+def test_runs_on_datasets_of_one_name_have_different_labels(run: Path, tmp_path: Path) -> None:
+    other = changed(run, tmp_path / "other", 1, "frskd", 60.0)
+    metrics = json.loads((other / "metrics.json").read_text())
+    metrics["dataset"]["train_images"] = 1234
+    (other / "metrics.json").write_text(json.dumps(metrics))
+    labels = {group.label for group in group_runs([Run.read(run), Run.read(other)])}
+    assert labels == {"FRSKD, data (24 training images)", "FRSKD, data (1,234 training images)"}
+
+
+@pytest.mark.parametrize("value", [0.0, 36.6667])
+def test_a_constant_line_has_different_ticks(value: float) -> None:
+    chart = line_chart("top-1", [Line("student", 0, [(1, value)])], unit="%")
+    assert chart is not None
+    texts = [text for _, text in chart["y_ticks"]]
+    assert len(set(texts)) == len(texts) > 2
+    assert "-0%" not in texts

@@ -115,12 +115,12 @@ def test_shipped_figures_are_measured_on_what_ships(repository) -> None:
     assert (row["model"], row["dataset"], row["param_count"]) == ("resnet18_frskd.garments", "Garments", "11.18")
 
     folder = root / "frskd_timm" / "weights" / "resnet18_frskd.garments"
-    assert {"README.md", "recipe.yaml", "curves.png", "attention.png"} <= set(check_folder(folder))
+    assert {"README.md", "DATASET.md", "recipe.yaml", "curves.png", "attention.png"} <= set(check_folder(folder))
     text = "".join(path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.suffix in (".json", ".yaml"))
     assert str(run.parent) not in text  # no place of this machine
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert 'timm.create_model("resnet18_frskd.garments"' in card
-    assert f"On garments (1,000 images): top-1 {row['top1']}%" in card
+    assert f"On the dataset `garments` (1,000 images): top-1 {row['top1']}%" in card
     assert "](DATASET.md)" in card
     assert "# Garments" in (folder / "DATASET.md").read_text(encoding="utf-8")
     assert json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["baseline"]["runs"][0]["seed"] == 7

@@ -38,15 +38,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif (options.folder / "config.yaml").is_file():
         parser.error(f"{options.folder} is the folder of a run that has not finished: it has no student/ yet")
     # Imported here, so that --help and a wrong flag answer at once.
+    from frskd_train.demo.build import open_examples
     from frskd_train.demo.runtime import find_runtime
     from frskd_train.demo.space import push_space
     from frskd_train.report.hub import check_repo_id
     from frskd_train.report.publish import push_student
+    from frskd_train.students import find_exported
 
     try:
         if page["space"] is not None:  # what can be wrong with it is said before the student is published
             check_repo_id("--space", page["space"])
             find_runtime(page["runtime"])
+            find_exported(str(options.folder)).image_size(page["img_size"])
+            open_examples(page["examples"])
         if options.repo_id is not None:
             push_student(**vars(options))
         if page["space"] is not None:

@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from frskd_train.disk import disk_errors
 from frskd_train.report.figures import class_colours
 from frskd_train.report.formats import export_onnx
 from frskd_train.report.forms import FORMS
-from frskd_train.report.metrics import read_metrics
+from frskd_train.report.metrics import Metrics, read_metrics
 from frskd_train.students import FoundStudent
 
 DESCRIPTION = "demo.json"
@@ -31,8 +31,7 @@ _README = """---
 
 # {{ title }}
 
-A student trained with FRSKD, self-knowledge distillation by feature refinement
-([CVPR 2021](https://arxiv.org/abs/2103.08273)). It runs in the browser with
+A network trained with {{ method }}. It runs in the browser with
 [ONNX Runtime Web](https://www.npmjs.com/package/onnxruntime-web) (MIT licence); pictures are not uploaded.
 """
 
@@ -70,7 +69,7 @@ def build_demo(
             shutil.copyfile(source / name, aside / "ort" / name)
         description = _describe(student, size) | {"examples": _copy_examples(examples, student, aside)}
         write_json(aside / DESCRIPTION, description)
-        (aside / "README.md").write_text(_readme(student, description["title"], repo_id), encoding="utf-8")
+        (aside / "README.md").write_text(_readme(student, description, repo_id), encoding="utf-8")
         attention = isinstance(student, ExportedClassifier)
         export_onnx(student.path, aside / "model.onnx", size=size, attention=attention)
 
@@ -104,6 +103,7 @@ def _describe(student: ExportedStudent, size: tuple[int, int] | None) -> dict[st
     return {
         "title": _title(student),
         "summary": _summary(student),
+        "method": _method(student),
         "details": f"{student.architecture}, images of {width}x{height} pixels.",
         "classes": student.class_names,
         "channels": channels,
@@ -120,27 +120,46 @@ def _title(student: ExportedStudent) -> str:
     return found[1] if found else f"{student.architecture}.{tag}" if tag else student.architecture
 
 
-def _summary(student: ExportedStudent) -> str:
-    """Return a sentence on data and scores, as far as they are known."""
+def _find_metrics(student: ExportedStudent) -> Metrics | None:
     places = (student.path, student.path.resolve().parent)  # shipped weights, and a run
     path = next((place / METRICS for place in places if (place / METRICS).is_file()), None)
-    if path is None:
+    return None if path is None else read_metrics(path)
+
+
+def _method(student: ExportedStudent) -> str:
+    """Return how the student was trained, as far as that is known."""
+    metrics = _find_metrics(student)
+    cites = bool(student.config.get("pretrained_cfg", {}).get("paper_ids"))
+    if metrics.method == "frskd" if metrics else cites:
+        return "FRSKD (feature refinement via self-knowledge distillation, arXiv:2103.08273)"
+    return "cross-entropy" if metrics else "frskd_timm"
+
+
+def _summary(student: ExportedStudent) -> str:
+    """Return a sentence on data and scores, as far as they are known."""
+    metrics = _find_metrics(student)
+    if metrics is None:
         return f"{len(student.class_names)} classes." if student.class_names else ""
-    metrics = read_metrics(path)
     form = FORMS[metrics.task]
     value = (metrics.student or {}).get(form.score)
     text = f"Trained on {metrics.dataset.name}, {metrics.dataset.num_classes} classes."
-    return text if value is None else f"{text} {form.results[form.score][1]}: {value:.2f}."
+    return text if value is None else f"{text} {form.results[form.score][1].removesuffix(' (%)')}: {value:.2f}%."
 
 
-def _copy_examples(examples: Sequence[Path], student: ExportedStudent, folder: Path) -> list[dict[str, str]]:
-    """Write the examples; without any, one image per class of the included sample if the classes are the same."""
-    images: list[tuple[str, Image.Image]] = []
+def open_examples(examples: Sequence[Path]) -> list[tuple[str, Image.Image]]:
+    """Return name and picture of each example; raise UserError if one cannot be read."""
+    images = []
     for path in examples:
         try:
             images.append((path.stem, to_8_bits(open_image(None, str(path)))))
         except Exception as error:  # Pillow's plugins raise nearly any exception for damaged files
             raise UserError(f"--examples {path} could not be read as a picture: {first_line(error)}.") from None
+    return images
+
+
+def _copy_examples(examples: Sequence[Path], student: ExportedStudent, folder: Path) -> list[dict[str, str]]:
+    """Write the examples; without any, one image per class of the included sample if the classes are the same."""
+    images = open_examples(examples)
     sample = read_sample().splits["test"]
     if not examples and sample.features["label"].names == student.class_names:
         labels = list(sample["label"])
@@ -151,13 +170,13 @@ def _copy_examples(examples: Sequence[Path], student: ExportedStudent, folder: P
     return [{"file": f"examples/{number}.png", "name": name} for number, (name, _) in enumerate(images)]
 
 
-def _readme(student: ExportedStudent, title: str, repo_id: str | None) -> str:
+def _readme(student: ExportedStudent, description: Mapping[str, Any], repo_id: str | None) -> str:
     """Return the Space's card with the front matter that the Hub reads."""
     card = student.path / CARD
     known: Any = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data if card.is_file() else {}
     license: dict[str, Any] = {name: known.get(name) for name in ("license", "license_name")}
     data = SpaceCardData(
-        title=title,
+        title=description["title"],
         emoji="🔍",
         colorFrom="blue",
         colorTo="yellow",
@@ -165,4 +184,4 @@ def _readme(student: ExportedStudent, title: str, repo_id: str | None) -> str:
         **license,
         models=[repo_id] if repo_id else None,
     )
-    return str(SpaceCard.from_template(data, template_str=_README, title=title))
+    return str(SpaceCard.from_template(data, template_str=_README, **description))

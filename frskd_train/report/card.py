@@ -229,5 +229,6 @@ def _source_name(metrics: Metrics) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Return text for a table cell, which a line break or a vertical bar would end; it is not HTML."""
-    return re.sub(r"\s+", " ", str(value)).replace("|", "\\|").replace("<", "&lt;")
+    """Return text for a table cell, which is neither HTML nor Markdown."""
+    text = re.sub(r"\s+", " ", str(value)).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*_\[\]!|])", r"\\\1", text)

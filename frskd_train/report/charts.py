@@ -28,6 +28,9 @@ def line_chart(title: str, lines: Sequence[Line], unit: str = "", log: bool = Fa
         return None
     xs, ys = ([point[axis] for line in lines for point in line.points] for axis in (0, 1))
     low, high = min(ys), max(ys)
+    if high - low <= 1e-6 * abs(high):  # the ticks would all have the same text
+        margin = 0.05 * abs(high) or 1.0
+        low, high = low - margin, high + margin
     log = log and low > 0 and high > 10 * low
     if log:
         y_values = [value for value in LogLocator(subs=(1, 2, 5)).tick_values(low, high) if low <= value <= high]
@@ -50,7 +53,7 @@ def line_chart(title: str, lines: Sequence[Line], unit: str = "", log: bool = Fa
         "alt": f"{title} by epoch. At the end: {last}.",
         "x_label": "epoch",
         "x_ticks": [(across(x), f"{x:g}") for x in x_values],
-        "y_ticks": [(up(y), f"{y:g}{unit}") for y in y_values],
+        "y_ticks": [(up(y), f"{y + 0.0:g}{unit}") for y in y_values],
         "lines": [replace(line, points=[(across(x), 100 - up(y)) for x, y in line.points]) for line in lines],
     }
 

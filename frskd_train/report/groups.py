@@ -39,6 +39,7 @@ class Run:
     student: ExportedStudent
     rows: list[dict[str, str]]
     settings: dict[str, Any]  # of the published recipe, without local paths
+    implied: frozenset[str]  # settings that the run chose itself
     paths: dict[str, str]  # the local paths among the settings, by name
     predictions: Predictions | None
 
@@ -56,7 +57,8 @@ class Run:
         predictions = Predictions(read_evaluation(folder / EVALUATION), folder) if evaluated else None
         paths = {name: str(Path(str(own[name])).resolve()) for name in own if own[name] and settings.get(name) == ""}
         paths.pop("dataset", None)  # its name and sizes tell it apart, wherever it is
-        return cls(folder, metrics, student, rows, settings, paths, predictions)
+        implied = frozenset(name for name in settings if own.get(name) is None)
+        return cls(folder, metrics, student, rows, settings, implied, paths, predictions)
 
     @property
     def data(self) -> str:
@@ -122,7 +124,9 @@ class Group:
         return [
             (name, value, defaults.get(name))
             for name, value in self.run.settings.items()
-            if value not in (defaults.get(name), "") and PRIVATE not in facts.get(name, ())  # "": a path left out
+            if value not in (defaults.get(name), "")  # "": a path left out
+            and name not in self.run.implied
+            and PRIVATE not in facts.get(name, ())
         ]
 
     def charts(self) -> list[dict[str, Any] | None]:
@@ -146,14 +150,26 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     for members in found.values():  # a run that was repeated exactly adds no evidence
         members[:] = {(run.metrics.seed, str(run.metrics.student)): run for run in members}.values()
     groups = [Group(members) for members in found.values()]
-    several = len({group.run.data for group in groups}) > 1
+    data = {(group.run.data, group.run.images) for group in groups}
+    same_name = len({name for name, _ in data}) < len(data)
     recipes = [(group.metrics.method, group.run.recipe()) for group in groups]
     for group, (method, own) in zip(groups, recipes, strict=True):
         differing = []
         for name in own:  # settings of the method are compared between runs of the same method only
             others = (recipe for other, recipe in recipes if name not in METHOD or other == method)
             if any(other.get(name) != own[name] for other in others):
-                value = Path(own[name]).name if name in group.run.paths else own[name]
+                paths = {group.run.paths.get(name, "") for group in groups}
+                value = _tail(own[name], paths) if name in group.run.paths else own[name]
                 differing.append(f"{name} {describe(value)}")
-        group.label = ", ".join([group.method, *([group.run.data] if several else []), *differing])
+        images = f" ({group.run.images[1]:,} training images)" if same_name else ""
+        group.label = ", ".join([group.method, *([group.run.data + images] if len(data) > 1 else []), *differing])
     return groups
+
+
+def _tail(path: str, others: Collection[str]) -> str:
+    """Return the last components of a path, as many as tell it apart from the others."""
+    parts = Path(path).parts
+    for count in range(1, len(parts)):
+        if not any(Path(other).parts[-count:] == parts[-count:] for other in others if other != path):
+            return "/".join(parts[-count:])
+    return path

@@ -84,14 +84,16 @@ def _verdict(group: Group, groups: Sequence[Group]) -> tuple[str, str]:
     is_accuracy = group.metrics.task == "classification"
     gain = Gain.between(own, other, images=group.metrics.dataset.val_images if is_accuracy else 0)
     difference, margin = gain.difference, gain.margin
+    better = "better" if difference >= 0 else "worse"
     text = (
-        f"FRSKD is {abs(difference):.2f} points {'better' if difference >= 0 else 'worse'} in {group.form.label} than "
+        f"FRSKD is {abs(difference):.2f} points {better} in {group.form.label} than "
         f"cross-entropy with the same recipe ({statistics.mean(own):.2f} with {count_seeds(own)}, "
         f"{statistics.mean(other):.2f} with {count_seeds(other)})."
     )
     if margin is None:
         return "same", f"{text} More seeds are needed to tell whether this is more than chance."
-    cause = f"a test on {group.metrics.dataset.val_images:,} images" if gain.of_images else "the choice of seeds"
+    images = f"the choice of {group.metrics.dataset.val_images:,} test images"
+    cause = images if gain.of_images else "the choice of seeds"
     inside = abs(difference) <= margin
     text += f" That is {'within' if inside else 'more than'} the {margin:.2f} points that {cause} can explain."
     return "same" if inside else "better" if difference > 0 else "worse", text

@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from frskd_timm.errors import UserError
-from frskd_timm.export.folder import CARD, CONFIG, EVAL_RESULTS, RECIPE, WEIGHTS
+from frskd_timm.export.folder import CARD, CONFIG, DATASET_CARD, EVAL_RESULTS, RECIPE, WEIGHTS
 from frskd_timm.export.load import compare_logits, load_student, read_student
 from frskd_train.report.card import PLACEHOLDER
 from frskd_train.report.formats import export_onnx
@@ -20,7 +20,10 @@ from frskd_train.students import find_exported
 
 ONNX = "onnx/model.onnx"  # where transformers.js and optimum look for it
 # Files of an older push, deleted if the new push lacks them. Other files belong to the owner.
-_OPTIONAL = ("attention.png", "confusion.png", "curves.png", "examples.png", "segmentation.png", RECIPE, EVAL_RESULTS)
+_OPTIONAL = (
+    *("attention.png", "confusion.png", "curves.png", "examples.png", "segmentation.png"),
+    *(RECIPE, DATASET_CARD, EVAL_RESULTS),
+)
 _PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 
@@ -65,7 +68,7 @@ def push_student(
         dry_run: Check the folder and list what would be uploaded, without contacting the Hub.
         token: Access token with write permission; by default that of `hf auth login` or `HF_TOKEN`.
         commit_message: First line of the commit.
-        onnx: Also upload the student as `onnx/model.onnx`; for segmentation, for squares as high as the crops.
+        onnx: Also upload the student as `onnx/model.onnx`; for segmentation, for images of the size of the crops.
         endpoint: URL of the Hub; by default `HF_ENDPOINT`.
         say: Called with each line of the report.
 
@@ -134,7 +137,8 @@ def push_student(
 def check_folder(folder: Path) -> list[str]:
     """Check that a folder is a loadable student with a valid card, and return the names of the files to publish.
 
-    These are weights, config, card, the pictures in the card, and recipe and evaluation results if they exist.
+    These are weights, config, card, the pictures in the card, and if they exist the recipe, the card of the dataset and
+    the evaluation results.
 
     Raises:
         UserError: A check failed; the message names the first problem.
@@ -142,7 +146,7 @@ def check_folder(folder: Path) -> list[str]:
     student = read_student(folder)
     student.check()
     names = [WEIGHTS, CONFIG, CARD, *_card_pictures(folder, student.libraries[0])]
-    names += [name for name in (RECIPE, EVAL_RESULTS) if (folder / name).is_file()]
+    names += [name for name in (RECIPE, DATASET_CARD, EVAL_RESULTS) if (folder / name).is_file()]
     for path in [folder / name for name in names if Path(name).suffix in (".json", ".md", ".yaml")]:
         text = path.read_text(encoding="utf-8")
         if _TOKEN.search(text):

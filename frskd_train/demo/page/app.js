@@ -14,6 +14,7 @@ async function start() {
   document.title = element("title").textContent = config.title;
   element("summary").textContent = config.summary;
   element("details").textContent = config.details;
+  element("method").textContent = config.method;
   preparePad();
   showExamples();
   ort.env.wasm.wasmPaths = new URL("ort/", document.baseURI).href;

@@ -19,7 +19,7 @@ export function showBars(list, shares, names, colours) {
     name.className = "name";
     name.textContent = names[label] ?? `class ${label}`;
     percent.className = "percent";
-    percent.textContent = `${(100 * shares[label]).toFixed(1)} %`;
+    percent.textContent = `${(100 * shares[label]).toFixed(1)}%`;
     track.className = "track";
     fill.className = "fill";
     fill.style.width = `${100 * shares[label]}%`;
