@@ -185,6 +185,9 @@ def _size_message(model: nn.Module, input_size: tuple[int, int, int], error: Exc
     """Return a message about the size that failed, with a similar size that works if there is one."""
     channels, height, width = input_size
     message = f"{type(model).__name__} does not run on {channels}x{height}x{width} images ({first_line(error)})"
+    takes = getattr(model, "in_chans", channels)
+    if takes != channels:
+        return f"{message}; it takes {takes} channel(s)."
     for side in sorted(OTHER_SIZES, key=lambda side: abs(side - max(height, width))):
         try:
             _intermediates(model, sample_images(model, (channels, side, side)))
@@ -193,9 +196,6 @@ def _size_message(model: nn.Module, input_size: tuple[int, int, int], error: Exc
         return f"{message}, but runs on {channels}x{side}x{side}."
     # A model created for one size may accept no other; the size it was designed for is the next best hint.
     own: Any = getattr(model, "pretrained_cfg", None) or {}
-    takes = getattr(model, "in_chans", channels)
-    if takes != channels:
-        return f"{message}; it takes {takes} channel(s)."
     size = own.get("input_size", ())[1:]
     return message + (f"; it was made for {'x'.join(map(str, size))} pixels." if size else ".")
 

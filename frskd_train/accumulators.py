@@ -17,15 +17,24 @@ MATRIX = 1000  # most classes whose pairs are counted in a matrix; sorting them 
 TEMPERATURES = torch.logspace(-1, 1, 233)  # in steps of 2%
 
 
+def predicted(logits: Tensor, is_dense: bool) -> Tensor:
+    """Return the classes [N] with the largest of the logits [N, K].
+
+    Of equal logits, frequent in bfloat16, it chooses the one that counts in validation during training: for pixels the
+    first one, for images that of timm's evaluator.
+    """
+    return logits.argmax(dim=1) if is_dense else logits.topk(min(5, logits.shape[1]), dim=1).indices[:, 0]
+
+
 class CalibrationMetric(Metric):
     """Sums for `Calibration`, of logits divided by a temperature. torchmetrics' own keeps every confidence."""
 
     bins: Tensor
     sums: Tensor
 
-    def __init__(self, temperature: float = 1.0) -> None:
+    def __init__(self, temperature: float = 1.0, is_dense: bool = False) -> None:
         super().__init__()
-        self.temperature = temperature
+        self.temperature, self.is_dense = temperature, is_dense
         self.add_state("bins", torch.zeros(BINS, 3, dtype=torch.float64), "sum")  # samples, confidence, hits
         self.add_state("sums", torch.zeros(2, dtype=torch.float64), "sum")  # NLL, Brier score
 
@@ -33,7 +42,7 @@ class CalibrationMetric(Metric):
         """Add logits [N, K] and classes [N]."""
         logarithms = (logits / self.temperature).log_softmax(dim=1)
         probabilities = logarithms.exp()
-        confidence, given = probabilities.max(dim=1)
+        confidence, given = probabilities.amax(dim=1), predicted(logits, self.is_dense)
         own = probabilities.gather(1, target[:, None])[:, 0]
         brier = probabilities.square().sum(dim=1) - 2 * own + 1
         self.sums += torch.stack([F.nll_loss(logarithms, target, reduction="sum"), brier.sum()])

@@ -129,7 +129,7 @@ def find_resume(resume: str | None, output_dir: str | None) -> Resume | None:
     is_checkpoint = (place / "state.json").is_file()
     if is_checkpoint:
         run = place.parent.parent
-        if place.parent.name != "checkpoints" or not (run / SETTINGS).is_file() or not place.name.startswith("step-"):
+        if place.parent.name != "checkpoints" or not place.name.startswith("step-"):
             raise UserError(
                 f"--resume {resume} is not a folder step-... in the checkpoints/ of a run: move or rename it."
             )

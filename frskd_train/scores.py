@@ -32,6 +32,7 @@ from frskd_train.accumulators import (
     Mistakes,
     TemperatureMetric,
     finite,
+    predicted,
     read_bins,
 )
 from frskd_train.data import ValidationData, load_validation
@@ -90,11 +91,11 @@ class Scorer:
         """
         temperature, note = fitted
         classes, is_dense = self.classes, data.task == "segmentation"
-        metrics: dict[str, Metric | MetricCollection] = {"calibration": CalibrationMetric()}
+        metrics: dict[str, Metric | MetricCollection] = {"calibration": CalibrationMetric(is_dense=is_dense)}
         if not is_dense:
             metrics["top5"] = MulticlassAccuracy(classes, min(5, classes), average="micro", validate_args=False)
         if temperature is not None:
-            metrics["calibrated"] = CalibrationMetric(temperature.value)
+            metrics["calibrated"] = CalibrationMetric(temperature.value, is_dense)
         confusions, mistakes = Confusions(classes), Mistakes()
         collectors = (confusions,) if is_dense else (confusions, mistakes)
         batches, start = data.val_batches(**self.options), time.perf_counter()
@@ -187,15 +188,6 @@ class Scorer:
             mirrored: Tensor = self.student(images.flip(-1))
             logits = (logits + (mirrored.flip(-1) if mirrored.ndim > 2 else mirrored)) / 2
         return logits
-
-
-def predicted(logits: Tensor, is_dense: bool) -> Tensor:
-    """Return the classes [N] with the largest of the logits [N, K].
-
-    Of equal logits, frequent in bfloat16, it chooses the one that counts in validation during training: for pixels the
-    first one, for images that of timm's evaluator.
-    """
-    return logits.argmax(dim=1) if is_dense else logits.topk(min(5, logits.shape[1]), dim=1).indices[:, 0]
 
 
 def refuse_unscored(found: Evaluation | None, model: str) -> Evaluation:

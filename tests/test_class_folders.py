@@ -134,8 +134,12 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     (tmp_path / "train" / "dog" / "photo.HEIC").touch()
     data = load(tmp_path)
     assert data.val_split == "train"
-    assert any("holds images but no class folders: val" in note for note in data.notes)
+    assert any("images without class folders: val" in note for note in data.notes)
     assert any("1 image(s) were ignored" in note and ".heic cannot be read" in note for note in data.notes)
+    for path in (tmp_path / "train" / "cat").iterdir():
+        path.rename(path.with_suffix(".heic"))
+    with pytest.raises(UserError, match=r"has 1 class folder.* 4 image\(s\) were ignored"):
+        load(tmp_path)
     class_folders(tmp_path / "Train", "cat", "dog")
     with pytest.raises(UserError, match="differ only in upper and lower case"):
         load(tmp_path)

@@ -1,5 +1,6 @@
 """The demo: in Chromium the page says what PyTorch says and asks nobody else; the Space holds exactly this page."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -24,8 +25,10 @@ from frskd_timm.export.load import load_student
 from frskd_timm.export.student import export_segmentation, export_student
 from frskd_timm.segmentation import SegmentationStudent
 from frskd_train import cli
+from frskd_train.demo.build import build_demo
 from frskd_train.demo.runtime import FILES, cached_runtime, find_runtime
 from frskd_train.demo.space import push_space
+from frskd_train.students import find_exported
 
 SIZE = (48, 64)  # height and width in the demo of the segmentation student
 
@@ -177,7 +180,7 @@ def test_a_space_holds_the_page_and_a_repository_the_onnx_file(hub, student, run
     files = hub.files(f"spaces/{USER}/demo")
     page = {"index.html", "app.js", "view.js", "preprocess.js", "style.css", "demo.json", "model.onnx", "README.md"}
     assert set(files) == page | {f"ort/{name}" for name in FILES} | {"examples/0.png"}
-    assert b"trained with FRSKD" in files["README.md"]
+    assert b"FRSKD" in files["README.md"]
     header = yaml.safe_load(files["README.md"].decode().split("---")[1])
     assert (header["sdk"], header["models"]) == ("static", [REPO])
     again = push_space(student, f"{USER}/demo", repo_id=REPO, **options)  # no example any more
@@ -210,3 +213,15 @@ def test_a_space_holds_the_page_and_a_repository_the_onnx_file(hub, student, run
             ],
         )
     assert "complete" not in capsys.readouterr().out  # nothing was published before
+
+
+@pytest.mark.parametrize(("method", "claim"), [("frskd", "FRSKD, feature"), ("ce", "frskd_timm")])
+def test_a_demo_names_the_method_of_its_student(method: str, claim: str, runtime: Path, tmp_path: Path) -> None:
+    facts: dict[str, Any] = {"tag": "x", "method": method, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    model = timm.create_model("test_resnet", num_classes=2)
+    export_student(model, tmp_path / "student", input_size=(3, 32, 32), **facts)
+    build_demo(find_exported(str(tmp_path / "student")), tmp_path / "demo", runtime=runtime)
+    assert json.loads((tmp_path / "demo" / "demo.json").read_text())["method"].startswith(claim)
+    readme = (tmp_path / "demo" / "README.md").read_text()
+    assert claim in readme
+    assert ("FRSKD" in readme) == (method == "frskd")

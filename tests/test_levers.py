@@ -17,6 +17,7 @@ from frskd_timm.cost import cost
 from frskd_timm.distillation import DistillationTask, Views
 from frskd_timm.errors import UserError
 from frskd_timm.losses.functional import soft_label_loss
+from frskd_timm.losses.labels import LabelLoss
 from frskd_timm.losses.logits import LOGIT_LOSSES
 from frskd_timm.schedule import distillation_weight
 from frskd_timm.segmentation import SegmentationTask, create_segmentation_student
@@ -271,3 +272,10 @@ def test_the_default_self_teacher_costs_at_most_as_much_as_its_student() -> None
     assert size(wider) <= size(student), "only its multiply-adds are too many"
     found = [cost(own, maps), cost(student, torch.zeros(1, 3, 64, 64)), cost(wider, maps)]
     assert found[0].multiply_adds <= found[1].multiply_adds < found[2].multiply_adds
+
+
+def test_class_weights_do_not_fit_the_joint_labels_of_sla() -> None:
+    task = create(sla=True)
+    task.label_loss = LabelLoss(5, class_weights=[1.0] * 5)
+    with pytest.raises(UserError, match="SLA cannot be combined with class weights"):
+        task(images(), TARGET)

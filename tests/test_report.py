@@ -197,10 +197,13 @@ def test_a_new_folder_for_the_page(run: Path, tmp_path: Path) -> None:
 def test_runs_on_datasets_of_one_name_have_different_labels(run: Path, tmp_path: Path) -> None:
     other = changed(run, tmp_path / "other", 1, "frskd", 60.0)
     metrics = json.loads((other / "metrics.json").read_text())
-    metrics["dataset"]["train_images"] = 1234
+    metrics["dataset"] |= {"train_images": 1234, "num_classes": 4}
     (other / "metrics.json").write_text(json.dumps(metrics))
     labels = {group.label for group in group_runs([Run.read(run), Run.read(other)])}
-    assert labels == {"FRSKD, data (24 training images)", "FRSKD, data (1,234 training images)"}
+    assert labels == {
+        "FRSKD, data, 3 classes, 24 training images",
+        "FRSKD, data, 4 classes, 1,234 training images",
+    }
 
 
 @pytest.mark.parametrize("value", [0.0, 36.6667])

@@ -136,6 +136,9 @@ def test_of_equal_logits_the_evaluation_chooses_the_one_of_training() -> None:
     found = Scorer(student, accelerator, 128).evaluate(data, "coarse")
     assert found is not None
     assert (found.top1, found.top5) == (pytest.approx(seen["top1"]), pytest.approx(seen["top5"]))
+    bins = found.calibration
+    hits = sum(n * part for n, part in zip(bins.bin_count, bins.bin_accuracy, strict=True) if part is not None)
+    assert hits / 10 == pytest.approx(found.top1, abs=0.05)
     first = sum(int((student(images).argmax(1) == target).sum()) for images, target in data.val_batches(128))
     assert found.top1 != pytest.approx(first / 10)
 

@@ -15,6 +15,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN
 from frskd_timm.errors import UserError
 from frskd_timm.export.load import load_student, read_student
 from frskd_timm.export.student import export_backbone, export_segmentation, export_student
+from frskd_timm.losses.labels import LabelLoss
 from frskd_timm.segmentation import SegmentationStudent, SegmentationTask, create_segmentation_student
 
 SMALL = "mobilenetv3_small_050"
@@ -157,3 +158,11 @@ def test_onnx(trained: SegmentationStudent, tmp_path: Path) -> None:
     (found,) = session.run(["logits"], {"images": images.numpy()})
     assert_close(torch.from_numpy(found), expected, 1e-4, "logits")
     assert json.loads(session.get_modelmeta().custom_metadata_map["config"])["class_names"][1] == "Straße"
+
+
+def test_a_label_loss_replaces_the_cross_entropy_of_pixels(trained: SegmentationStudent) -> None:
+    task = SegmentationTask.create(trained)
+    images, target = torch.randn(2, 3, 64, 64), torch.randint(0, 3, (2, 64, 64))
+    task.label_loss = LabelLoss(3, smoothing=0.9)
+    smoothed = torch.nn.functional.cross_entropy(trained(images), target, label_smoothing=0.9)
+    torch.testing.assert_close(task(images, target)["loss_ce"], task.student_weight * smoothed.detach())

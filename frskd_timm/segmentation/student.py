@@ -93,23 +93,23 @@ class SegmentationStudent(
         backbone_args: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if class_names is not None and len(class_names) != num_classes:
-            raise UserError(f"class_names has {len(class_names)} names, but there are {num_classes} classes.")
+        names = [] if class_names is None else [*map(str, class_names)]
+        if class_names is not None and len(names) != num_classes:
+            raise UserError(f"class_names has {len(names)} names, but there are {num_classes} classes.")
         if layers < 1:
             raise UserError(f"layers has to be at least 1, not {layers}.")
-        given = dict(backbone_args or {})
         try:
-            json.dumps(given)
+            given = json.loads(json.dumps(backbone_args or {}))  # as it will be loaded
         except TypeError as error:
             raise UserError(
-                f"config.json cannot hold these backbone_args ({first_line(error)}): use names and numbers, such as "
-                "act_layer='silu'."
+                f"config.json cannot hold these backbone_args ({first_line(error)}): use plain Python numbers, "
+                "and names instead of classes, such as act_layer='silu'."
             ) from None
         self.backbone_name, self.num_classes, self.in_chans = backbone, int(num_classes), int(in_chans)
         self.channels = int(channels)
         self.mean = _per_channel(mean, IMAGENET_DEFAULT_MEAN, in_chans)
         self.std = _per_channel(std, IMAGENET_DEFAULT_STD, in_chans)
-        self.class_names = list(class_names or ())
+        self.class_names = names
         self.backbone, self.backbone_args = _make_backbone(backbone, in_chans, given)
         self.probe, pyramid = self._probe()
         self.levels = pyramid.indices
@@ -158,11 +158,13 @@ class SegmentationStudent(
         sizes = [probe_size(self.backbone_args)]
         if "img_size" not in self.backbone_args:
             sizes.append((224, 224))  # fits all common patch sizes
-            sizes += [tuple(cfg["input_size"][1:]) for cfg in [getattr(self.backbone, "pretrained_cfg", None)] if cfg]
-        for size in sizes[:-1]:
+            cfg: Any = getattr(self.backbone, "pretrained_cfg", None)
+            sizes += [tuple(cfg["input_size"][1:])] if cfg else []
+        *others, last = sizes
+        for size in others:
             with suppress(UserError):
                 return size, Pyramid(self.backbone, (self.in_chans, *size), MAX_LEVELS)
-        return sizes[-1], Pyramid(self.backbone, (self.in_chans, *sizes[-1]), MAX_LEVELS)
+        return last, Pyramid(self.backbone, (self.in_chans, *last), MAX_LEVELS)
 
     def _freeze_unreached(self) -> None:
         """Freeze parameters of the backbone that no map depends on, because DDP would wait for their gradients."""
@@ -257,8 +259,8 @@ class SegmentationStudent(
         """Return the class indices [H, W] of an image at its own size, normalised as in validation, on the CPU.
 
         Args:
-            image: A PIL image, or a uint8 array [H, W] or [H, W, C]; an alpha channel is ignored, 16 bits are reduced
-                to 8, and an image with an EXIF orientation is rotated upright.
+            image: A PIL image, or a uint8 array [H, W] or [H, W, C] with 1 to 4 channels; an alpha channel is ignored,
+                16 bits are reduced to 8, and an image with an EXIF orientation is rotated upright.
 
         Raises:
             UserError: The array is not a uint8 image, the image has pixels of an unknown range, or the student does
@@ -268,9 +270,10 @@ class SegmentationStudent(
             raise UserError(f"segment() is for gray and RGB images, but this student takes {self.in_chans} channels.")
         if not hasattr(image, "convert"):
             array = np.asarray(image)
-            if array.dtype != np.uint8 or array.ndim not in (2, 3) or not 1 <= array[0, 0].size <= 4:
+            is_image = array.size > 0 and array.shape[2:] in ((), (1,), (2,), (3,), (4,))
+            if array.dtype != np.uint8 or not is_image:
                 raise UserError(
-                    f"segment() takes a uint8 array [H, W] or [H, W, C], not {array.dtype} of shape {array.shape}."
+                    f"segment() takes a uint8 array [H, W] or [H, W, 1 to 4], not {array.dtype} of shape {array.shape}."
                 )
             image = Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
         weight = next(self.parameters())

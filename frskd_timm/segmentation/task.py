@@ -21,7 +21,10 @@ from frskd_timm.teachers import SelfTeacher
 
 
 class _PixelTask(StudentTask):
-    """Base class of tasks with one class per pixel and class weights in the cross-entropy."""
+    """Base class of tasks with one class per pixel and class weights in the cross-entropy.
+
+    A `label_loss` replaces both, and sees the label 255.
+    """
 
     student: SegmentationStudent
     class_weights: Tensor | None

@@ -48,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if page["space"] is not None:  # what can be wrong with it is said before the student is published
             check_repo_id("--space", page["space"])
-            find_runtime(page["runtime"])
             find_exported(str(options.folder)).image_size(page["img_size"])
             open_examples(page["examples"])
+            find_runtime(page["runtime"])
         if options.repo_id is not None:
             push_student(**vars(options))
         if page["space"] is not None:

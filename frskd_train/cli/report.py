@@ -14,14 +14,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="page, or folder for report.html; by default RUN if it is one run"
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="page, or folder for report.html; default: RUN if it is one, else the current folder",
     )
     options = parser.parse_args(arguments)
     # Imported here, so that --help and a wrong flag answer at once.
     from frskd_train.report.page import PAGE, write_report
 
     output = options.output or (options.runs[0] if len(options.runs) == 1 else Path())
-    if output.is_dir() or not output.suffix:
-        output.mkdir(parents=True, exist_ok=True)
-        output /= PAGE
+    is_folder = output.is_dir() or not (output.suffix or output.exists())
+    output = output / PAGE if is_folder else output
     print(f"Stored in {write_report(options.runs, output)}.")

@@ -18,8 +18,9 @@ IMAGE_ENDINGS = frozenset((
     ".avif", ".bmp", ".gif", ".ico", ".jfif", ".jp2", ".jpeg", ".jpg", ".mpo", ".pgm", ".png", ".pnm", ".ppm", ".tga",
     ".tif", ".tiff", ".webp",
 ))  # fmt: skip
-UNSUPPORTED = frozenset((".arw", ".cr2", ".dng", ".heic", ".heif", ".jxl", ".nef", ".svg"))  # images for others
-_RUN = "config.yaml", "checkpoints"  # what the folder of a training run holds
+UNSUPPORTED = frozenset(
+    (".arw", ".cr2", ".dng", ".heic", ".heif", ".jxl", ".nef", ".svg")
+)  # of images that Pillow does not read
 _LIKE_SPLITS = re.compile(r"(train|val|dev|test|eval)(?![a-z])", re.IGNORECASE)  # at the beginning of a name
 SPLIT_NAMES = frozenset((*TRAIN_SPLITS, *VALIDATION_SPLITS))
 # Characters that file systems do not allow in names, and the percent sign; a leading dot would hide the folder.
@@ -57,8 +58,13 @@ def read_image_folder(folder: Path) -> tuple[Splits, tuple[str, ...]]:
             unsupported += [path for path in paths if _ending(path) in UNSUPPORTED]
     listing = [(_class_name(sub), found) for folders in images.values() for sub, found in folders]
     classes = sorted({name for name, found in listing if found}, key=_order)
+    ignored = ""
+    if unsupported:
+        kinds = ", ".join(sorted(set(map(_ending, unsupported))))
+        ignored = f"{len(unsupported)} image(s) were ignored, such as {unsupported[0]}: {kinds} cannot be read."
     if len(classes) < 2:
-        raise UserError(f"--dataset {folder} has {len(classes)} class folder(s) {classes}; at least 2 are needed.")
+        problem = f"has {len(classes)} class folder(s) {classes}; at least 2 are needed. {ignored}"
+        raise UserError(f"--dataset {folder} {problem}".strip())
     number = {name: index for index, name in enumerate(classes)}
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=classes))
     splits = {}
@@ -67,13 +73,11 @@ def read_image_folder(folder: Path) -> tuple[Splits, tuple[str, ...]]:
         columns = {"image": [path for path, _ in found], "label": [label for _, label in found]}
         splits[split] = datasets.Dataset.from_dict(columns, features=features)
     empty = sorted({name for name, _ in listing} - set(classes))
-    notes = [f"Folders without images were ignored: {listed(empty)}."] if empty else []
-    if unsupported:
-        kinds = ", ".join(sorted(set(map(_ending, unsupported))))
-        notes.append(f"{len(unsupported)} image(s) were ignored, such as {unsupported[0]}: {kinds} cannot be read.")
+    notes = [f"Folders without images of their own were ignored: {listed(empty)}."] if empty else []
+    notes += [ignored] if ignored else []
     flat = [sub for sub in folders_in(folder) if sub.name.lower() in SPLIT_NAMES - set(roots)]
     if found_splits and (flat := [sub for sub in flat if any(images_below(sub))]):
-        notes.append(f"Left out, because it holds images but no class folders: {_listed(flat)}.")
+        notes.append(f"Left out, as images without class folders: {_listed(flat)}.")
     return splits, (*notes, *_nested(roots))
 
 
@@ -164,8 +168,8 @@ def images_below(folder: Path, endings: Collection[str] = IMAGE_ENDINGS) -> Iter
     """Yield the paths of image files below a folder, each folder once, even with circular links; no training runs."""
     seen = set()
     for parent, below, files in os.walk(folder.absolute(), followlinks=True):
-        place = os.stat(parent)
-        if (place.st_dev, place.st_ino) in seen or set(_RUN) <= {*below, *files}:
+        place, is_run = os.stat(parent), "config.yaml" in files and "checkpoints" in below
+        if (place.st_dev, place.st_ino) in seen or is_run:
             below.clear()
             continue
         seen.add((place.st_dev, place.st_ino))

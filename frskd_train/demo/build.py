@@ -31,7 +31,8 @@ _README = """---
 
 # {{ title }}
 
-A network trained with {{ method }}. It runs in the browser with
+A network trained with {{ method }}{% if "FRSKD" in method %}
+([CVPR 2021](https://arxiv.org/abs/2103.08273)){% endif %}. It runs in the browser with
 [ONNX Runtime Web](https://www.npmjs.com/package/onnxruntime-web) (MIT licence); pictures are not uploaded.
 """
 
@@ -130,8 +131,9 @@ def _method(student: ExportedStudent) -> str:
     """Return how the student was trained, as far as that is known."""
     metrics = _find_metrics(student)
     cites = bool(student.config.get("pretrained_cfg", {}).get("paper_ids"))
-    if metrics.method == "frskd" if metrics else cites:
-        return "FRSKD (feature refinement via self-knowledge distillation, arXiv:2103.08273)"
+    is_frskd = metrics.method == "frskd" if metrics else cites
+    if is_frskd:
+        return "FRSKD, feature refinement via self-knowledge distillation"
     return "cross-entropy" if metrics else "frskd_timm"
 
 

@@ -231,4 +231,4 @@ def _source_name(metrics: Metrics) -> str:
 def _cell(value: Any) -> str:
     """Return text for a table cell, which is neither HTML nor Markdown."""
     text = re.sub(r"\s+", " ", str(value)).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\`*_\[\]!|])", r"\\\1", text)
+    return re.sub(r"([\\`*_~\[\]!|])", r"\\\1", text)

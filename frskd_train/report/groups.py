@@ -27,6 +27,7 @@ from frskd_train.report.predictions import Predictions
 from frskd_train.settings import MethodSettings, Settings, declared, default_settings, flat
 
 METHOD = set(declared(MethodSettings))
+COUNTED = "classes", "training images", "validation images"
 _WIDEST = 1600  # pixels of a picture
 
 
@@ -119,7 +120,7 @@ class Group:
         return [value for value in found if value is not None]
 
     def changed(self) -> list[tuple[str, Any, Any]]:
-        """Return name, value and default of the settings that differ from the defaults."""
+        """Return name, value and default of the settings that differ from the defaults and that the run was given."""
         defaults, facts = flat(default_settings(self.metrics.task)), declared(Settings)
         return [
             (name, value, defaults.get(name))
@@ -151,18 +152,21 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         members[:] = {(run.metrics.seed, str(run.metrics.student)): run for run in members}.values()
     groups = [Group(members) for members in found.values()]
     data = {(group.run.data, group.run.images) for group in groups}
-    same_name = len({name for name, _ in data}) < len(data)
+    counts = [[images for name, images in data if name == group.run.data] for group in groups]
     recipes = [(group.metrics.method, group.run.recipe()) for group in groups]
-    for group, (method, own) in zip(groups, recipes, strict=True):
+    for group, (method, own), found_images in zip(groups, recipes, counts, strict=True):
         differing = []
         for name in own:  # settings of the method are compared between runs of the same method only
             others = (recipe for other, recipe in recipes if name not in METHOD or other == method)
             if any(other.get(name) != own[name] for other in others):
-                paths = {group.run.paths.get(name, "") for group in groups}
+                paths = {other.run.paths.get(name, "") for other in groups}
                 value = _tail(own[name], paths) if name in group.run.paths else own[name]
                 differing.append(f"{name} {describe(value)}")
-        images = f" ({group.run.images[1]:,} training images)" if same_name else ""
-        group.label = ", ".join([group.method, *([group.run.data + images] if len(data) > 1 else []), *differing])
+        data_label = [group.run.data] if len(data) > 1 else []
+        for count, unit, present in zip(group.run.images, COUNTED, zip(*found_images, strict=True), strict=True):
+            if len(set(present)) > 1:  # another dataset of the same name
+                data_label.append(f"{count:,} {unit}")
+        group.label = ", ".join([group.method, *data_label, *differing])
     return groups
 
 

@@ -63,6 +63,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
         if len(text) < _LARGEST:
             break
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(output, text)
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error.strerror}): give another file with --output.") from None

@@ -20,11 +20,9 @@ from frskd_train.students import find_exported
 
 ONNX = "onnx/model.onnx"  # where transformers.js and optimum look for it
 # Files of an older push, deleted if the new push lacks them. Other files belong to the owner.
-_OPTIONAL = (
-    *("attention.png", "confusion.png", "curves.png", "examples.png", "segmentation.png"),
-    *(RECIPE, DATASET_CARD, EVAL_RESULTS),
-)
-_PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
+_PICTURES = "attention.png", "confusion.png", "curves.png", "examples.png", "segmentation.png"
+_OPTIONAL = *_PICTURES, RECIPE, DATASET_CARD, EVAL_RESULTS
+_SHOWN = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 
 
@@ -169,7 +167,7 @@ def _card_pictures(folder: Path, library: str) -> list[str]:
         raise UserError(f"{path} is not a valid card ({' '.join(str(error).split())}): write it again.") from None
     if card.data.get("library_name") != library:
         raise UserError(f"{path} needs 'library_name: {library}' between its '---' lines, or the Hub cannot load it.")
-    pictures = [name for name in dict.fromkeys(_PICTURE.findall(card.text)) if "://" not in name]
+    pictures = [name for name in dict.fromkeys(_SHOWN.findall(card.text)) if "://" not in name]
     for name in pictures:
         if not (folder / name).resolve().is_relative_to(folder.resolve()) or not (folder / name).is_file():
             raise UserError(f"{path} shows {name}, which is not in the folder: add the picture or remove the line.")

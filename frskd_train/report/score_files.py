@@ -28,8 +28,9 @@ def check_output(output: str | Path | None) -> Path | None:
     for place in (folder, *folder.absolute().parents):
         if (place / CONFIG).is_file() and (place / WEIGHTS).is_file():
             raise UserError(f"--output {path} is in a student's folder, which holds the student alone: choose another.")
-    if (folder / METRICS).is_file() and (path == folder or path.name in (METRICS, EVALUATION)):
-        raise UserError(f"--output {path} would replace a run's own {EVALUATION}: choose another name.")
+    replaced = path.name if path.suffix == ".json" else EVALUATION
+    if (folder / METRICS).is_file() and replaced in (METRICS, EVALUATION):
+        raise UserError(f"--output {path} would replace a run's own {replaced}: choose another name.")
     try:
         if path.suffix != ".json":
             path.mkdir(exist_ok=True)
