@@ -18,7 +18,7 @@ def test_trackers_get_typed_settings_step_losses_scores_and_pictures(
     events = accumulators.EventAccumulator(str(tmp_path / "run" / "pets"))
     events.Reload()
     assert {"loss", "top1", "step/loss_ce", "step/lr"} <= set(events.Tags()["scalars"])
-    assert [event.step for event in events.Scalars("step/loss")] == [2, 4, 8, 10]
+    assert [event.step for event in events.Scalars("step/loss")] == [2, 4, 6, 8, 10, 12]
     assert [event.step for event in events.Scalars("top1")] == [6, 12]
     for picture in ("curves", "attention"):
         assert events.Images(picture)[0].encoded_image_string.startswith(b"\x89PNG")
@@ -29,7 +29,7 @@ def test_trackers_get_typed_settings_step_losses_scores_and_pictures(
     assert run.name == "first"
     assert (run.config["epochs"], run.config["lr"], run.config["sla"]) == (2, 0.01, False)
     logged = trackio.sqlite_storage.SQLiteStorage.get_logs("pets", "first")
-    assert [row["step"] for row in logged if "step/loss" in row] == [2, 4, 8, 10]
+    assert [row["step"] for row in logged if "step/loss" in row] == [2, 4, 6, 8, 10, 12]
     scores = [event.value for event in events.Scalars("top1")]  # in single precision
     assert [row["top1"] for row in logged if "top1" in row] == pytest.approx(scores)
     assert len(list((tmp_path / "trackio").rglob("*.png"))) == len(events.Tags()["images"])

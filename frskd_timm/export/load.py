@@ -24,7 +24,7 @@ from frskd_timm.export.config import (
 )
 from frskd_timm.export.folder import CONFIG, read_json, read_weights, recover
 from frskd_timm.pyramid import evaluating
-from frskd_timm.segmentation.sizes import probe_size
+from frskd_timm.segmentation.backbone import probe_size
 from frskd_timm.segmentation.student import SegmentationStudent
 
 

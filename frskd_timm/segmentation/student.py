@@ -2,12 +2,10 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from PIL import Image
@@ -17,13 +15,10 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import normalize, pil_to_tensor
 
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.lookup import known_cfg
 from frskd_timm.pixels import to_8_bits
-from frskd_timm.pyramid import Pyramid, evaluating, sample_images
+from frskd_timm.pyramid import evaluating, sample_images
+from frskd_timm.segmentation.backbone import create_backbone, find_multiple, find_pyramid
 from frskd_timm.segmentation.decoder import FeaturePyramid, SumBiFPN, pixel_head
-from frskd_timm.segmentation.sizes import find_multiple, probe_size
-
-MAX_LEVELS = 4  # p2..p5
 
 CARD = """---
 {{ card_data }}
@@ -110,8 +105,8 @@ class SegmentationStudent(
         self.mean = _per_channel(mean, IMAGENET_DEFAULT_MEAN, in_chans)
         self.std = _per_channel(std, IMAGENET_DEFAULT_STD, in_chans)
         self.class_names = names
-        self.backbone, self.backbone_args = _make_backbone(backbone, in_chans, given)
-        self.probe, pyramid = self._probe()
+        self.backbone, self.backbone_args = create_backbone(backbone, in_chans, given)
+        self.probe, pyramid = find_pyramid(self.backbone, in_chans, self.backbone_args)
         self.levels = pyramid.indices
         prune: Any = getattr(self.backbone, "prune_intermediate_layers", None)
         if prune is not None:
@@ -152,19 +147,6 @@ class SegmentationStudent(
         `strict`: refuse weights that are incomplete; otherwise those that are missing keep their random values.
         """
         return super().from_pretrained(*args, strict=strict, **kwargs)
-
-    def _probe(self) -> tuple[tuple[int, int], Pyramid]:
-        """Find a small size that the backbone accepts; return it with the pyramid at that size."""
-        sizes = [probe_size(self.backbone_args)]
-        if "img_size" not in self.backbone_args:
-            sizes.append((224, 224))  # fits all common patch sizes
-            cfg: Any = getattr(self.backbone, "pretrained_cfg", None)
-            sizes += [tuple(cfg["input_size"][1:])] if cfg else []
-        *others, last = sizes
-        for size in others:
-            with suppress(UserError):
-                return size, Pyramid(self.backbone, (self.in_chans, *size), MAX_LEVELS)
-        return last, Pyramid(self.backbone, (self.in_chans, *last), MAX_LEVELS)
 
     def _freeze_unreached(self) -> None:
         """Freeze parameters of the backbone that no map depends on, because DDP would wait for their gradients."""
@@ -294,18 +276,3 @@ def _per_channel(values: Sequence[float] | None, default: tuple[float, ...], cha
     if len(values) not in (1, channels):
         raise UserError(f"mean and std take one number, or {channels} (one per channel), not {len(values)}.")
     return tuple(map(float, values)) * (channels // len(values))
-
-
-def _make_backbone(name: str, in_chans: int, arguments: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-    """Create a timm model without its head; return it with the arguments that it was created with."""
-    cfg = known_cfg(name)
-    try:
-        if cfg is not None and cfg.fixed_input_size:
-            # Without one of these arguments, transformers accept only images of their own size.
-            for freedom in ({"dynamic_img_size": True}, {"strict_img_size": False}):
-                with suppress(TypeError):  # not an argument of this model
-                    given = {**freedom, **arguments}
-                    return timm.create_model(name, num_classes=0, in_chans=in_chans, **given), given
-        return timm.create_model(name, num_classes=0, in_chans=in_chans, **arguments), arguments
-    except Exception as error:  # unknown or unsuitable arguments
-        raise UserError(f"Could not create the backbone '{name}': {first_line(error)}.") from error
