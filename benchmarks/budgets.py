@@ -227,7 +227,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     args.split = "tuning" if args.tune else "test"
     kind = "rehearsal" if args.rehearse else "tuning" if args.tune else "protocol"
     args.output = args.output or (args.run_dir if args.rehearse else RESULTS) / f"{kind}.csv"
-    args.times = (args.run_dir if args.rehearse else RESULTS) / "times.csv"
+    args.times = args.output.with_name("times.csv") if args.rehearse else RESULTS / "times.csv"
     return args
 
 
