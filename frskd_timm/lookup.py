@@ -46,5 +46,5 @@ def config_elsewhere(name: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
 
 def exported_cfg(folder: str | Path) -> dict[str, Any]:
     """Return timm's configuration of the model in an exported folder, with its `architecture`."""
-    cfg, architecture, _ = config_elsewhere(f"local-dir:{folder}")
+    cfg, architecture, _ = load_model_config_from_path(folder)
     return {**cfg, "architecture": architecture}

@@ -75,8 +75,8 @@ def read_image_folder(folder: Path) -> tuple[Splits, tuple[str, ...]]:
     empty = sorted({name for name, _ in listing} - set(classes))
     notes = [f"Folders without images of their own were ignored: {listed(empty)}."] if empty else []
     notes += [ignored] if ignored else []
-    flat = [sub for sub in folders_in(folder) if sub.name.lower() in SPLIT_NAMES - set(roots)]
-    if found_splits and (flat := [sub for sub in flat if any(images_below(sub))]):
+    unused = [sub for sub in folders_in(folder) if found_splits and sub.name.lower() in SPLIT_NAMES - set(roots)]
+    if flat := [sub for sub in unused if any(images_below(sub))]:
         notes.append(f"Left out, as images without class folders: {_listed(flat)}.")
     return splits, (*notes, *_nested(roots))
 

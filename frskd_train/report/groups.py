@@ -152,9 +152,8 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         members[:] = {(run.metrics.seed, str(run.metrics.student)): run for run in members}.values()
     groups = [Group(members) for members in found.values()]
     data = {(group.run.data, group.run.images) for group in groups}
-    counts = [[images for name, images in data if name == group.run.data] for group in groups]
     recipes = [(group.metrics.method, group.run.recipe()) for group in groups]
-    for group, (method, own), found_images in zip(groups, recipes, counts, strict=True):
+    for group, (method, own) in zip(groups, recipes, strict=True):
         differing = []
         for name in own:  # settings of the method are compared between runs of the same method only
             others = (recipe for other, recipe in recipes if name not in METHOD or other == method)
@@ -163,9 +162,9 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
                 value = _tail(own[name], paths) if name in group.run.paths else own[name]
                 differing.append(f"{name} {describe(value)}")
         data_label = [group.run.data] if len(data) > 1 else []
-        for count, unit, present in zip(group.run.images, COUNTED, zip(*found_images, strict=True), strict=True):
-            if len(set(present)) > 1:  # another dataset of the same name
-                data_label.append(f"{count:,} {unit}")
+        for place, unit in enumerate(COUNTED):
+            if len({images[place] for name, images in data if name == group.run.data}) > 1:  # datasets of one name
+                data_label.append(f"{group.run.images[place]:,} {unit}")
         group.label = ", ".join([group.method, *data_label, *differing])
     return groups
 
