@@ -44,6 +44,26 @@ class DepthwiseConv2dSame(DepthwiseConv2d, Conv2dSame):
     """The same with TensorFlow's padding."""
 
 
+class SmallMapConv2d(CentredConv2d):
+    """A convolution that is computed as one matrix product where its map has few pixels and many channels.
+
+    There, oneDNN spends its time on the kernel's layout: for 512 channels on 2x2 pixels and 64 images, the product
+    takes a fifth of the time in bfloat16 (Intel Xeon with AMX) and a third in float32, forward and backward.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve [B, C, H, W]."""
+        (rows, columns), (down, right) = self.kernel_size, self.stride
+        height, width = -(-x.shape[2] // down), -(-x.shape[3] // right)
+        if x.device.type != "cpu" or x.shape[1] < 32 * height * width:
+            return super().forward(x)
+        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, columns // 2, columns // 2, rows // 2, rows // 2))
+        shifts = [(row, column) for row in range(rows) for column in range(columns)]
+        seen = [padded[:, i : i + x.shape[2] : down, j : j + x.shape[3] : right] for i, j in shifts]
+        kernel = self.weight.permute(0, 2, 3, 1).flatten(1)
+        return F.linear(torch.cat(seen, -1), kernel, self.bias).permute(0, 3, 1, 2)
+
+
 def adapt_convolutions(module: nn.Module, channels_last: bool = True) -> None:
     """Replace the convolutions that torch computes slowly or wrongly on a CPU, in place.
 
@@ -60,11 +80,12 @@ def adapt_convolutions(module: nn.Module, channels_last: bool = True) -> None:
         is_narrow = child.in_channels < 16 and child.groups == 1 and child.padding in ((0, 0), "valid")
         if child.groups == child.in_channels > 1:
             child.__class__ = DepthwiseConv2d if kind is nn.Conv2d else DepthwiseConv2dSame
-        elif kind is Conv2dSame or child.stride == (1, 1):
+        elif kind is Conv2dSame:
             continue
-        elif child.kernel_size == (1, 1) and is_narrow and channels_last:
-            child.__class__ = SlicedConv2d
-        elif child.kernel_size != (1, 1) and is_centred:
-            child.__class__ = CentredConv2d
+        elif child.kernel_size == (1, 1):
+            if child.stride != (1, 1) and is_narrow and channels_last:
+                child.__class__ = SlicedConv2d
+        elif is_centred:
+            child.__class__ = SmallMapConv2d if child.groups == 1 else CentredConv2d
     if channels_last:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -5,6 +5,7 @@ import gc
 import math
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import backbones
 import pytest
@@ -101,6 +102,27 @@ def test_strided_convolutions_of_single_pixels_have_right_gradients(groups: int,
             outputs = plain(inputs.contiguous(memory_format=torch.channels_last)).float()
         (grad,) = torch.autograd.grad(outputs.square().sum(), plain[0].weight)
         torch.testing.assert_close(grad, right, rtol=0.05, atol=0.05 * float(right.abs().max()))
+
+
+@pytest.mark.parametrize("sides", [(1, 1), (2, 2), (4, 3), (1, 5)])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, (1, 2)), ((1, 3), 1)])
+def test_convolutions_of_small_maps_are_exact(kernel: Any, stride: Any, sides: tuple[int, int]) -> None:
+    """As a matrix product, outputs, gradients and the memory format are those of the convolution."""
+    padding = tuple(side // 2 for side in (kernel if isinstance(kernel, tuple) else (kernel, kernel)))
+    plain = nn.Sequential(nn.Conv2d(384, 8, kernel, stride, padding)).double()
+    other = copy.deepcopy(plain)
+    adapt_convolutions(other)
+    results, targets = [], torch.randn_like(plain(torch.zeros(2, 384, *sides, dtype=torch.float64)))
+    with patch.object(torch.nn.functional, "linear", wraps=torch.nn.functional.linear) as product:
+        for network in (plain, other):
+            inputs = torch.randn(2, 384, *sides, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+            inputs = inputs.contiguous(memory_format=torch.channels_last).requires_grad_()
+            outputs = network(inputs)
+            loss = (outputs - targets).square().sum()
+            results.append((outputs, *torch.autograd.grad(loss, (inputs, *network.parameters()))))
+    assert product.call_count == 1
+    assert results[1][0].is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("kind", [nn.Conv2d, Conv2dSame])
