@@ -182,6 +182,13 @@ def test_timm_flags_are_answered_with_flags_that_exist(read, table) -> None:
         read(["path/to/images", *model])
 
 
+def test_descriptions_of_settings_break_after_sentences() -> None:
+    """The help starts a new line wherever a description does."""
+    for path in (ROOT / "frskd_train" / "settings").glob("*.py"):
+        for lines in re.findall(r'^    """(.*?)"""$', path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+            assert all(line.endswith(".") for line in lines.split("\n")), (path.name, lines)
+
+
 def test_help_states_the_weight_of_each_feature_loss() -> None:
     text = run_script(sys.executable, ROOT / "train.py", "--help").stdout.replace("│", " ")
     told = re.findall(r"([\d.e-]+)\s+for\s+(\w+)", text.split("--beta ")[1].split("--temperature ")[0])

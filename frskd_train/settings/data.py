@@ -16,10 +16,11 @@ class DataSettings:
     """Where the images come from."""
 
     dataset: Annotated[str, LOCAL] = "fashion_mnist_sample"
-    """The included sample; a folder with one subfolder per class, with metadata.csv or metadata.jsonl, with parquet
-    or arrow files, or of datasets' save_to_disk; or a Hub id. For segmentation: fashion_mnist_scenes (generated), a
-    folder with images/ and masks/ or in Pascal VOC's layout, or a dataset with a column of masks. In validate.py, auto
-    means the data of the run, or the sample for models without a run."""
+    """The included sample, a folder or a Hub id.
+    A folder has one subfolder per class, metadata.csv or .jsonl, parquet or arrow files, or is of save_to_disk.
+    For segmentation: fashion_mnist_scenes (generated), a folder with images/ and masks/ or in Pascal VOC's layout.
+    A dataset with a column of masks is possible as well.
+    In validate.py, auto means the data of the run, or the sample for models without a run."""
     dataset_config: str | None = None
     """Configuration name of a Hub dataset that has several."""
     dataset_revision: str | None = None
@@ -29,8 +30,8 @@ class DataSettings:
     val_split: str | None = None
     """Split to validate on; by default the first that exists of validation, val, valid, dev, test and testing."""
     val_fraction: Annotated[float, Range(low=0, high=0.9)] = 0.1
-    """Fraction of the training split (of each class, of masks at random) that is held out if there is no
-    validation split."""
+    """Fraction of the training split that is held out if there is no validation split.
+    It is taken from each class; images with masks are chosen at random."""
     calibration_split: str | None = None
     """Split for fitting the temperature that calibrates the student, neither trained on nor scored."""
     input_key: str | None = None
@@ -42,8 +43,8 @@ class DataSettings:
     """File that maps the classes of the data to the outputs of the model (for segmentation: that names the labels).
     One name per line in the order of the outputs, or a name and a number per line."""
     train_num_samples: Annotated[int | None, Count] = None
-    """Train on this many images only, always the same ones: balanced over the classes as far as possible, with masks
-    at random."""
+    """Train on this many images only, always the same ones.
+    They are balanced over the classes as far as possible; images with masks are chosen at random."""
     data_mode: Literal["auto", "memory", "stream"] = "auto"
     """memory: decode once, keep as uint8, augment in batches. stream: decode in workers. auto: memory if it fits."""
     memory_limit: Annotated[float, Positive, PRIVATE] = 2.0
@@ -59,14 +60,14 @@ class PreprocessingSettings:
     """Size, colours and augmentation of the images."""
 
     img_size: Annotated[int | None, Range(low=8, high=4096), FIXED] = None
-    """Height and width in pixels; by default the shorter side of the images if all have the same size of at most 64 and
-    the model takes any size, else that of the model. For segmentation the size of the training crops, by default that
-    of the data up to 512."""
+    """Height and width in pixels; for segmentation, those of the training crops.
+    By default the shorter side of the images if all have one size of at most 64 and the model takes any size.
+    Otherwise the size of the model, or in segmentation that of the data up to 512."""
     in_chans: Annotated[Literal[1, 3], FIXED] = 3
     """Input channels of the student; grayscale images are repeated to 3 channels."""
     mean: Annotated[tuple[float, ...] | None, Fraction] = None
-    """Mean of the pixel values (0..1), per channel or one for all. By default the model's own if it has
-    weights, else measured on the training images."""
+    """Mean of the pixel values (0..1), per channel or one for all.
+    By default the model's own if it has weights, else measured on the training images."""
     std: Annotated[tuple[float, ...] | None, Range(above=0, high=1)] = None
     """Standard deviation of the pixel values, with the same default."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
@@ -74,11 +75,11 @@ class PreprocessingSettings:
     crop_pct: Annotated[float, Range(above=0, high=1), CLASSIFICATION] = 1.0
     """Fraction of the resized image's side that the centre crop of the validation keeps."""
     crop_mode: Annotated[Literal["center", "squash"], CLASSIFICATION] = "center"
-    """How images that are not square are fitted in validation, and in training without rrc. center: resize the shorter
-    side and crop. squash: resize both."""
+    """How images that are not square are fitted in validation, and in training without rrc.
+    center: resize the shorter side and crop. squash: resize both sides."""
     train_crop_mode: Annotated[Literal["auto", "pad", "rrc", "none"], CLASSIFICATION] = "auto"
-    """pad: random crop of the padded image. rrc: random resized crop. auto: pad up to 64 pixels,
-    else rrc; none for the included sample without --crop-padding."""
+    """pad: random crop of the padded image. rrc: random resized crop. auto: pad up to 64 pixels, else rrc.
+    With auto, the included sample is not cropped without --crop-padding."""
     crop_padding: Annotated[int | None, NotNegative, CLASSIFICATION] = None
     """Pixels of padding on each side for `pad`; by default an eighth of the size (4 at 32)."""
     scale: Annotated[tuple[float, float], Range(above=0, high=1), CLASSIFICATION] = (0.08, 1.0)
@@ -100,8 +101,9 @@ class PreprocessingSettings:
     aa: Annotated[str | None, CLASSIFICATION] = None
     """timm's AutoAugment / RandAugment policy, such as rand-m9-mstd0.5; streams the data."""
     aug_repeats: Annotated[float, Range(low=0, high=1000)] = 0.0
-    """Number of times each image appears in a row, with different augmentation (arXiv 1901.09335). The number of steps
-    per epoch does not change, so an epoch has that many times fewer distinct images. 0 or 1: no repetition."""
+    """Number of times each image appears in a row, with different augmentation (arXiv 1901.09335).
+    The number of steps per epoch does not change, so an epoch has that many times fewer distinct images.
+    0 or 1: no repetition."""
     reprob: Annotated[float, Fraction, CLASSIFICATION] = 0.0
     """Probability of random erasing."""
     mixup: Annotated[float, NotNegative, CLASSIFICATION] = 0.0
@@ -127,8 +129,9 @@ class LabelSettings:
     smoothing: Annotated[float, Range(low=0, high=0.99)] = DEFAULT.smoothing
     """Label smoothing of the cross-entropy terms (0 in the paper)."""
     class_weights: Annotated[tuple[float, ...] | Literal["auto", "effective_num"], NotNegative] = ()
-    """Weight of each class in the order of the labels; equal by default. auto: inversely proportional to the number of
-    training images (segmentation: pixels). effective_num: by the effective number of samples (arXiv 1901.05555)."""
+    """Weight of each class in the order of the labels; equal by default.
+    auto: inversely proportional to the number of training images (segmentation: pixels).
+    effective_num: by the effective number of samples (arXiv 1901.05555)."""
     bce_loss: Annotated[bool, CLASSIFICATION] = False
     """timm's binary cross-entropy instead of cross-entropy."""
     bce_sum: Annotated[bool, CLASSIFICATION] = False
@@ -182,6 +185,6 @@ class EvaluationSettings:
     pictures: bool = False
     """Also write a reliability diagram and a picture of the confusion matrix."""
     output: str | None = None
-    """Folder for evaluation.json, per_class.csv and confusion.csv; FILE.json: evaluation.json alone. By default
-    evaluation-DATASET in the folder of a run, with --train-split, --val-split and --tta appended if given; none for
-    other models."""
+    """Folder for evaluation.json, per_class.csv and confusion.csv; FILE.json: evaluation.json alone.
+    By default evaluation-DATASET in the folder of a run, with --train-split, --val-split and --tta appended if given.
+    Scores of other models are stored only on request."""

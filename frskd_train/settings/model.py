@@ -39,11 +39,11 @@ class ModelSettings:
     """Name of the student: any of timm.list_models(), or a `local-dir:` / `hf-hub:` name.
     For segmentation, the name of the backbone, or efficientdet_d0 / efficientdet_d1."""
     pretrained: Annotated[bool, FIXED] = False
-    """Start from timm's pretrained weights for this name (with a new classifier only if the number of classes
-    differs)."""
+    """Start from timm's pretrained weights for this name.
+    The classifier is new only if the number of classes differs."""
     initial_checkpoint: Annotated[str | None, FIXED, LOCAL] = None
-    """Weights file to start from (.safetensors or a timm checkpoint); a classifier of another size is skipped. In
-    segmentation the weights of a whole student, with its decoder."""
+    """Weights file to start from (.safetensors or a timm checkpoint); a classifier of another size is skipped.
+    In segmentation, the weights of a whole student with its decoder."""
     linear_probe: Annotated[bool, FIXED, CLASSIFICATION] = False
     """Train only the classifier and freeze the rest, including running statistics; needs --method ce."""
     num_classes: Annotated[int | None, Count, FIXED, CLASSIFICATION] = None
@@ -53,11 +53,11 @@ class ModelSettings:
     drop_path: Annotated[float | None, Range(low=0, high=0.99)] = None
     """Stochastic depth rate, for students that support it."""
     model_kwargs: Annotated[KeywordArguments, FIXED] = field(default_factory=dict)
-    """Additional arguments of timm.create_model, such as --model-kwargs patch_size=4; the flag without values clears
-    them."""
+    """Additional arguments of timm.create_model, such as --model-kwargs patch_size=4.
+    The flag without values clears them."""
     grad_checkpointing: bool = False
-    """Recompute activations in the student's backward pass, which saves memory and costs time. Running statistics of
-    batch normalisation are then updated twice per step, as in timm."""
+    """Recompute activations in the student's backward pass, which saves memory and costs time.
+    Running statistics of batch normalisation are then updated twice per step, as in timm."""
 
     @property
     def has_weights(self) -> bool:
@@ -75,8 +75,8 @@ class MethodSettings:
     """Weight of the soft-label loss KL(self-teacher, student)."""
     beta: Annotated[float | None, NotNegative] = DEFAULT.beta
     """Weight of the feature-map loss; 0 disables it.
-    By default 100 for attention, 1 for fitnet, 1e-4 for overhaul; in segmentation half, and 0 with --self-teacher
-    pyramid."""
+    By default 100 for attention, 1 for fitnet, 1e-4 for overhaul.
+    In segmentation half of these, and 0 with --self-teacher pyramid."""
     temperature: Annotated[float, Positive] = DEFAULT.temperature
     """Softmax temperature of the soft labels; the loss is multiplied by its square."""
     logit_loss: LogitLoss = DEFAULT.logit_loss
@@ -85,18 +85,20 @@ class MethodSettings:
     """advantage: use the soft labels only for images (or pixels) that the self-teacher classifies better."""
     distill_schedule: Annotated[Literal["constant", "lead", "ramp", "warmup"], FIXED] = DEFAULT.distill_schedule
     """constant: as in the paper. ramp: alpha and beta times exp(-5 (1 - t)^2), with t from 0 to 1 over the run.
-    warmup: rising linearly over the first tenth. lead: alpha and beta times the self-teacher's lead, a moving average
-    of 1 - (its cross-entropy / the student's), from 0 to 1."""
+    warmup: rising linearly over the first tenth. lead: alpha and beta times the self-teacher's lead.
+    The lead is a moving average of 1 - (its cross-entropy / the student's), from 0 to 1."""
     distill_start: Annotated[float, Range(low=0)] = 0.0
     """Epoch at which distillation starts; before it, alpha and beta are 0, and t counts from it."""
     self_teacher: Annotated[SelfTeacher, FIXED] = DEFAULT.self_teacher
-    """The self-teacher. For classification: bifpnc (default), whose channels follow the student's levels; bifpn, with
-    the same width at all levels; residual, a bifpnc with at most 256 channels, whose logits correct the student's. For
-    segmentation: pyramid (default), a head on the maps that enter the decoder's BiFPN layers; sum, as in the paper,
-    BiFPN layers on the decoder's maps; mixing, like sum, but mixes channels and classifies at twice the resolution."""
+    """The self-teacher.
+    For classification: bifpnc (default), whose channels follow the student's levels; bifpn, with one width.
+    Also residual, a bifpnc with at most 256 channels, whose logits correct the student's.
+    For segmentation: pyramid (default), a head on the maps that enter the decoder's BiFPN layers.
+    Also sum, as in the paper: BiFPN layers on the decoder's maps.
+    Also mixing, like sum, but it mixes channels and classifies at twice the resolution."""
     teacher_width: Annotated[float | None, Positive, FIXED, CLASSIFICATION] = None
-    """bifpnc, residual: multiple of each level's channels (2 in the paper), such as 0.5; by default the largest
-    multiple of 1/8, up to 1, at which the self-teacher has no more parameters and multiply-adds than the student.
+    """bifpnc, residual: multiple of each level's channels (2 in the paper), such as 0.5.
+    By default the largest of 1/8, 2/8, ... 1 for which it has no more parameters and multiply-adds than the student.
     bifpn: number of channels (default 256)."""
     teacher_depth: Annotated[int, Count, FIXED, CLASSIFICATION] = DEFAULT.teacher_depth
     """Depthwise-pointwise repetitions in each fusion block of the self-teacher (2 in the paper)."""
@@ -113,13 +115,14 @@ class MethodSettings:
     teacher_ema: Annotated[float, Range(low=0, high=0.9999), FIXED] = DEFAULT.teacher_ema
     """Decay of a moving average of student and self-teacher that provides soft labels and maps; 0 for none."""
     teacher_interval: Annotated[int, Count, FIXED] = DEFAULT.teacher_interval
-    """Run the self-teacher only in every Nth update; the others train the student on the labels alone. Printed losses
-    are means over all updates, with 0 for what was not computed."""
+    """Run the self-teacher only in every Nth update; the others train the student on the labels alone.
+    Printed losses are means over all updates, with 0 for what was not computed."""
     teacher_view: Annotated[Literal["same", "clean"], FIXED, CLASSIFICATION] = DEFAULT.teacher_view
     """What the self-teacher sees. clean: the images before --reprob, --mixup and --cutmix, in a second pass."""
     feature_loss: Annotated[FeatureLoss, FIXED] = DEFAULT.feature_loss
-    """Distance between feature maps. attention: of attention maps, as in the paper. fitnet: of maps after a learned
-    projection. overhaul: of maps before their activation, for models whose stages end in one."""
+    """Distance between feature maps. attention: of attention maps, as in the paper.
+    fitnet: of maps after a learned projection.
+    overhaul: of maps before their activation, for models whose stages end in one."""
     feature_levels: Annotated[int, Count, FIXED, CLASSIFICATION] = DEFAULT.feature_levels
     """Maximum number of levels of the student's pyramid; the coarsest ones are used."""
     sla: Annotated[bool, FIXED, CLASSIFICATION] = False

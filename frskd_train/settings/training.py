@@ -102,8 +102,8 @@ class LoopSettings:
     sync_bn: bool = False
     """Synchronise batch normalisation across processes, also on CPU."""
     skip_nonfinite: Annotated[int, NotNegative] = 0
-    """Maximum number of steps per epoch to skip because their loss is not finite; one more stops the run. Slightly
-    slower."""
+    """Maximum number of steps per epoch to skip because their loss is not finite; one more stops the run.
+    Slightly slower."""
     model_ema: Annotated[bool, FIXED] = False
     """Keep an exponential moving average of the student's weights and export the average."""
     model_ema_decay: Annotated[float, Range(low=0, high=0.999999)] = 0.998
