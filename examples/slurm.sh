@@ -1,6 +1,6 @@
 #!/bin/bash
-# Train on two nodes with four GPUs each. Submit it from the folder that shall hold runs/:
-#   sbatch examples/slurm.sh --config imagenet_resnet34 --dataset /data/imagenet
+# Train on two nodes with four GPUs each. Submit it from the folder in which runs/ should be created:
+#   sbatch examples/slurm.sh --config imagenet_resnet34 --dataset /data/imagenet --batch-size 32
 # Five minutes before the time limit, SLURM sends SIGUSR1 to this script, which sends SIGTERM to the run: it saves a
 # checkpoint and ends, the job is queued again, and --resume auto continues.
 #SBATCH --job-name=frskd

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,11 @@ def parse_settings(args: Sequence[str]) -> Settings:
     settings = default_settings(next((str(task) for task in reversed(tasks) if task), "classification"))
     for path, content in recipes.items():
         settings = _overlay(path, content, settings)
-    _refuse_unknown(args, "train.py", Settings, TRAIN)
+    _refuse_unknown(args, _program("train"), Settings, TRAIN)
     settings = with_absolute_paths(_cli(args, settings))
+    if _last_value(args, "--train-crop-mode") in ("rrc", "auto") and _last_value(args, "--crop-padding") is None:
+        # The padding of a recipe belongs to the crops that the flag replaces.
+        settings = replace(settings, preprocessing=replace(settings.preprocessing, crop_padding=None))
     if settings.optimizer.lr_base is not None and _last_value(args, "--lr") is not None:
         raise SettingsError("--lr and --lr-base cannot be combined: leave one out, or give --lr-base None.")
     check_settings(settings)
@@ -85,9 +89,10 @@ def parse_settings(args: Sequence[str]) -> Settings:
 
 def parse_evaluation(args: Sequence[str]) -> EvaluationSettings:
     """Read the settings of `validate.py`; raise SettingsError and SystemExit like `parse_settings`."""
-    _refuse_unknown(args, "validate.py", EvaluationSettings, VALIDATE)
+    _refuse_unknown(args, _program("validate"), EvaluationSettings, VALIDATE)
     description = "Scores a model on a dataset: accuracy or mean IoU, scores by class, calibration and mistakes."
-    settings = tyro.cli(EvaluationSettings, args=list(args), prog="validate.py", description=description, config=FLAT)
+    said: dict[str, Any] = {"prog": _program("validate"), "description": description, "config": FLAT}
+    settings = tyro.cli(EvaluationSettings, args=list(args), **said)
     check_ranges(settings)
     if settings.data.train_num_samples is not None:
         raise SettingsError("--train-num-samples has no effect in validate.py: leave it out.")
@@ -234,7 +239,13 @@ def check_ranges(group: Any) -> None:
 
 def _cli(args: Sequence[str], default: Settings) -> Settings:
     description = "Trains a timm model with FRSKD, or its cross-entropy baseline, and exports the student."
-    return tyro.cli(Settings, args=list(args), default=default, prog="train.py", description=description, config=FLAT)
+    said: dict[str, Any] = {"prog": _program("train"), "description": description, "config": FLAT}
+    return tyro.cli(Settings, args=list(args), default=default, **said)
+
+
+def _program(command: str) -> str:
+    """Return what the user has called: `frskd train` or `train.py`."""
+    return f"frskd {command}" if Path(sys.argv[0]).stem in ("frskd", "__main__") else f"{command}.py"
 
 
 def _spelled_out(args: Sequence[str]) -> list[str]:

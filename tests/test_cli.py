@@ -35,7 +35,9 @@ def test_help_lists_the_commands_without_heavy_imports() -> None:
 def test_each_command_explains_its_flags_without_torch(command: str) -> None:
     code = f"import sys; sys.argv = ['frskd', {command!r}, '--help']; from frskd_train.cli import main\n"
     code += "try: main()\nfinally: assert 'torch' not in sys.modules"
-    assert "--" in run_script(sys.executable, "-c", code).stdout
+    told = run_script(sys.executable, "-c", code).stdout
+    assert told.startswith(f"usage: frskd {command} ")
+    assert "--" in told
 
 
 def test_list_names_students_and_recipes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -133,6 +135,9 @@ def test_a_runs_own_data_and_splits_are_scored(tmp_path: Path) -> None:
 def test_every_spelling_of_a_flag_is_understood(tmp_path: Path) -> None:
     assert parse_settings(["-cfinetune"]) == parse_settings(["-c=finetune"])
     assert parse_settings(["-cfinetune"]).model.pretrained
+    crops = [["--train-crop-mode", "rrc"], ["--train-crop-mode=auto"], ["--train-crop-mode", "pad"], []]
+    paddings = [parse_settings(["-cfinetune", *flags]).preprocessing.crop_padding for flags in crops]
+    assert paddings == [None, None, 2, 2], "a recipe's padding belongs to its own crops"
     (tmp_path / "config.yaml").write_text("epochs: 77\n")
     (tmp_path / "recipe.yaml").write_text(f"output_dir: {tmp_path}\nlr: 0.5\n")
     auto = f"--output_dir={tmp_path}", f"--output-dir {tmp_path}", f"-c {tmp_path}/recipe.yaml"

@@ -151,7 +151,8 @@ def dataset_card(families: Sequence[Family], counts: dict[str, int], size: int, 
         pretty_name="Typeface words",
         task_categories=["image-classification"],
     )
-    table = "\n".join(f"| {f.name} | {f.package} | {f.licence()} |" for f in families)
+    rows = ((f.name, f.package, f.licence().replace("|", " or ")) for f in families)
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     facts = {"families": len(families), "size": size, "seed": seed, "table": table}
     facts["images"] = ", ".join(f"{count} in `{split}`" for split, count in counts.items())
     return DatasetCard(f"---\n{data}\n---\n{CARD_TEXT.format(**facts)}")

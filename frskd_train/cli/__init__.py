@@ -17,7 +17,7 @@ COMMANDS = {
     "schema": ("frskd_train.schema", "print a JSON schema of recipes, for editors"),
 }
 HELP = "\n".join(
-    ["usage: frskd COMMAND [--flag value ...]", "", "commands:"]
+    ["usage: frskd COMMAND [arguments]", "", "commands:"]
     + [f"  {name:<10}{summary}" for name, (_, summary) in COMMANDS.items()]
     + ["", "'frskd COMMAND --help' explains the flags of a command."]
 )
