@@ -55,7 +55,8 @@ class SmallMapConv2d(CentredConv2d):
         """Convolve [B, C, H, W]."""
         (rows, columns), (down, right) = self.kernel_size, self.stride
         height, width = -(-x.shape[2] // down), -(-x.shape[3] // right)
-        if x.device.type != "cpu" or x.shape[1] < 32 * height * width:
+        is_pixel = x.shape[2:].numel() == 1  # of which the kernel's centre sees everything
+        if x.device.type != "cpu" or x.shape[1] < 32 * height * width or is_pixel:
             return super().forward(x)
         padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, columns // 2, columns // 2, rows // 2, rows // 2))
         shifts = [(row, column) for row in range(rows) for column in range(columns)]

@@ -88,7 +88,7 @@ class Ending:
             job.export(self.folder, self.data, self.student, lambda aside: write(aside / RECIPE))
 
     def write(self, metrics: Metrics, evaluation: Evaluation | None) -> None:
-        """Write metrics, pictures, cards and other formats beside the exported student."""
+        """Write metrics, pictures and cards beside the exported student."""
         folder, job, data = self.folder, self.job, self.data
         with folder.writing():
             folder.write(METRICS, metrics.to_json())
@@ -103,8 +103,17 @@ class Ending:
             for picture in pictures:
                 (folder.student / picture.name).write_bytes(picture.read_bytes())
             job.write_cards(folder, metrics, evaluation)
-            if "onnx" in job.settings.run.export:
-                export_onnx(folder.student, folder.path / "student.onnx", size=data.preprocessing.input_size[1:])
+
+    def write_onnx(self) -> None:
+        """Write `student.onnx` if `--export` asks for it; if that fails, print a line, because the run is finished."""
+        if "onnx" not in self.job.settings.run.export:
+            return
+        folder, size = self.folder, self.data.preprocessing.input_size[1:]
+        try:
+            with folder.writing():
+                export_onnx(folder.student, folder.path / "student.onnx", size=size)
+        except UserError as error:
+            print(f"{error} The run is finished; try again with: frskd export {folder.path}")
 
     def metrics(self, scores: Scores) -> Metrics:
         """Collect the facts about the run, whose student has been exported."""
@@ -261,7 +270,9 @@ def describe(job: Job, data: TrainingData, task: StudentTask, accelerator: Accel
     """Describe the run in two lines, with a third one if the learning rate is unusual."""
     size = "x".join(map(str, data.preprocessing.input_size[1:]))
     student = sum(p.numel() for p in task.student.parameters()) / 1e6
-    rest = sum(p.numel() for p in task.parameters()) / 1e6 - student
+    average = getattr(task, "average", None)  # of student and self-teacher, for soft labels
+    kept = [p for part in (task.student, average) if part is not None for p in part.parameters()]
+    rest = sum(p.numel() for p in task.parameters()) / 1e6 - sum(p.numel() for p in kept) / 1e6
     extra = f" + {rest:.2f}M in the self-teacher, discarded after training" if rest else ""
     return (
         f"{job.settings.method.method}: {job.settings.model.model} ({student:.2f}M parameters{extra})\n"

@@ -34,12 +34,19 @@ class TrainMeter:
         self._first_bad = torch.full_like(self._sums, float("inf"))
         self._good = torch.zeros(1, dtype=torch.float64, device=self.device)
 
-    def update(self, result: Mapping[str, Tensor], accelerator: Accelerator | None = None) -> None:
-        """Add the loss and the terms of one step; with an accelerator, a bad loss in any process counts in all."""
+    def update(
+        self, result: Mapping[str, Tensor], accelerator: Accelerator | None = None, discarded: bool = False
+    ) -> None:
+        """Add the loss and the terms of one step; with an accelerator, a bad loss in any process counts in all.
+
+        A step that was `discarded`, because of its gradients, counts as bad, whatever its loss.
+        """
         if not self.names:
             self._start([name for name in result if name.startswith("loss")])
         values = torch.stack([result[name].detach().double() for name in self.names])
         finite = torch.isfinite(values)
+        if discarded and finite.all():  # the gradient of the sum is to blame
+            finite[self.names.index("loss")] = False
         if accelerator is not None and accelerator.num_processes > 1:
             finite = accelerator.reduce(finite.double(), reduction="mean") == 1
         good = finite.all()
@@ -65,8 +72,9 @@ class TrainMeter:
         """Raise UserError if more than `allowed` steps of this epoch had a term that was not finite. Synchronises."""
         found = self.first_bad()
         if found is not None and self.bad_steps() > allowed:
+            what = "loss, or its gradient," if found[0] == "loss" else found[0]
             raise UserError(
-                f"{found[0]} became NaN or infinite at step {found[1] + 1} of epoch {epoch + 1} ({self.bad_steps()} "
+                f"{what} became NaN or infinite at step {found[1] + 1} of epoch {epoch + 1} ({self.bad_steps()} "
                 f"such steps so far); {after_divergence(checkpoint)}, or try --clip-grad, --no-amp or --skip-nonfinite."
             )
 
@@ -145,17 +153,22 @@ class NonfiniteGuard:
         self._buffers = [buffer.clone() for buffer in module.buffers()]
 
     @torch.no_grad()
-    def check(self, optimizer: AcceleratedOptimizer) -> None:
-        """Check the complete gradients before they are clipped and applied. Synchronises."""
+    def check(self, optimizer: AcceleratedOptimizer) -> bool:
+        """Check the complete gradients before they are clipped and applied; return whether they are discarded.
+
+        Synchronises.
+        """
         bad = False
         if not self.has_scaler:
             gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
             bad = not bool(torch.isfinite(get_total_norm(gradients)))
             if bad:
                 optimizer.zero_grad()
+        discarded = bad
         bad = bad or any(bool(buffer.isnan().any()) for buffer in self.module.buffers())
         for kept, buffer in zip(self._buffers, self.module.buffers(), strict=True):
             if bad:
                 buffer.copy_(kept)
             else:
                 kept.copy_(buffer)
+        return discarded

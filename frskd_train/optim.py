@@ -54,7 +54,8 @@ def create_optimizer(settings: OptimizerSettings, task: StudentTask, teacher_lr_
     The learning rate of all parameters outside the student is `teacher_lr_scale` times the student's.
     """
     others = nn.ModuleDict({name: module for name, module in task.named_children() if module is not task.student})
-    decay: dict[str, Any] = {"weight_decay": settings.weight_decay}
+    # The groups do not depend on the value, so that a resumed run can change it, to and from 0 as well.
+    decay: dict[str, Any] = {"weight_decay": 1.0}
     decay["weight_decay_exclude_1d"] = settings.filter_bias_and_bn
     exempt: set[str] = getattr(task.student, "no_weight_decay", set)()  # such as position embeddings
     if settings.layer_decay is not None:
@@ -63,7 +64,7 @@ def create_optimizer(settings: OptimizerSettings, task: StudentTask, teacher_lr_
     else:
         groups = param_groups_weight_decay(task.student, **decay, no_weight_decay_list=exempt)
     groups += [{**group, "lr_scale": teacher_lr_scale} for group in param_groups_weight_decay(others, **decay)]
-    return _create(settings, groups)
+    return _create(settings, [{**g, "weight_decay": settings.weight_decay * g["weight_decay"]} for g in groups])
 
 
 def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]]) -> Optimizer:

@@ -153,8 +153,9 @@ def check_settings(settings: Settings) -> None:
     if teacher not in SELF_TEACHERS[task]:
         raise SettingsError(f"--self-teacher has to be {either(SELF_TEACHERS[task])} for --task {task}, not {teacher}.")
     optimizer, pre = settings.optimizer, settings.preprocessing
-    if settings.model.linear_probe and settings.model.drop:
-        raise SettingsError("--drop has no effect with --linear-probe: leave one of them out.")
+    for name in ("drop", "drop_path", "grad_checkpointing", "layer_decay"):  # of layers that are frozen
+        if settings.model.linear_probe and values[name]:
+            raise SettingsError(f"{flag(name)} has no effect with --linear-probe: leave one of them out.")
     if optimizer.sched == "plateau" and optimizer.decay_rate == 1:
         raise SettingsError("--decay-rate has to be below 1 for --sched plateau, not 1.")
     if optimizer.sched != "poly" and optimizer.own_decay_rate > 1:

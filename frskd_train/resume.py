@@ -33,6 +33,13 @@ def check_resume(state: Mapping[str, Any], settings: Mapping[str, Any], facts: M
             raise UserError(
                 f"{flag(name)} is {settings[name]} now but was {before[name]} in this run, and has to stay the same."
             )
+    for name in ("beta", "teacher_gradient"):  # they decide which terms and parameters there are
+        by_default = {None} if settings.get("task") == "segmentation" else set()
+        if name in changed and {settings[name], before[name]} & {0.0, *by_default}:
+            raise UserError(
+                f"{flag(name)} is {settings[name]} now but was {before[name]} in this run: it can change to another "
+                "number above 0, but not be switched on or off."
+            )
     if state["fingerprint"] != facts["fingerprint"]:
         suspects = [field.name for field in fields(DataSettings) if field.name in changed]
         because = "".join(f"; {flag(name)} is {settings[name]}, was {before[name]}" for name in suspects)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from frskd_timm.errors import UserError
-from frskd_timm.export.folder import METRICS, STUDENT
+from frskd_timm.export.folder import METRICS, STUDENT, refuse_foreign
 from frskd_train.checkpoint import all_checkpoints, find_damage, latest_checkpoint
 from frskd_train.disk import disk_errors, reason, write_atomically
 from frskd_train.recipe import SETTINGS
@@ -77,7 +77,10 @@ class RunFolder:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"Another process is training in {self.path}; choose another --output-dir.") from error
-        if not resuming:
+        if resuming:
+            for name in (STUDENT, "backbone"):
+                refuse_foreign(self.path / name)  # before training, not when its end replaces the folder
+        else:
             self.refuse_if_taken()  # another run may have started and finished in between
         for entry in self.path.iterdir():
             if entry.suffix[1:].isdigit() and _LEFTOVER.fullmatch(entry.name):

@@ -1,9 +1,9 @@
 """Trackers of a run (`--report-to`): settings, losses, scores and pictures."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from importlib import import_module
-from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -13,7 +13,13 @@ from frskd_timm.errors import UserError, first_line
 from frskd_train.settings import Settings, flat
 
 # How the trackers call the name of a run; the others have only a project.
-RUN_NAME = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name"}
+RUN_NAME = {
+    "wandb": "name",
+    "trackio": "name",
+    "mlflow": "run_name",
+    "swanlab": "experiment_name",
+    "clearml": "task_name",
+}
 
 
 def start_trackers(accelerator: Accelerator, settings: Settings, folder: Path) -> None:
@@ -33,11 +39,25 @@ def start_trackers(accelerator: Accelerator, settings: Settings, folder: Path) -
         raise UserError(f"A tracker of --report-to could not start: {first_line(error)}.") from error
 
 
-def log_pictures(accelerator: Accelerator, pictures: Iterable[Path], step: int) -> None:
-    """Log pictures with every tracker that shows pictures."""
-    for path, tracker in product(pictures, accelerator.trackers):
-        if tracker.name in ("trackio", "wandb", "swanlab"):  # their classes of pictures have the same name
-            tracker.log({path.stem: import_module(tracker.name).Image(str(path))}, step=step)
-        elif hasattr(tracker, "log_images"):
-            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            tracker.log_images({path.stem: np.asarray(Image.open(path).convert("RGB"))[None]}, step=step, **layout)
+def log(accelerator: Accelerator, values: Mapping[str, Any], step: int) -> None:
+    """Log numbers, and pictures given by their paths, with every tracker; one that fails is not used any further."""
+    for tracker in list(accelerator.trackers):
+        try:
+            if not any(isinstance(value, Path) for value in values.values()):
+                tracker.log(values, step=step)
+                continue
+            for name, path in values.items():
+                _log_picture(tracker, name, path, step)
+        except Exception as error:  # for instance if a server is gone; training does not depend on it
+            accelerator.trackers.remove(tracker)
+            print(f"Tracker {tracker.name} failed and is not used any further: {first_line(error)}.")
+
+
+def _log_picture(tracker: Any, name: str, path: Path, step: int) -> None:
+    """Log a picture if the tracker shows pictures."""
+    if tracker.name in ("trackio", "wandb", "swanlab"):  # their classes of pictures have the same name
+        tracker.log({name: import_module(tracker.name).Image(str(path))}, step=step)
+    elif hasattr(tracker, "log_images"):
+        pixels = np.asarray(Image.open(path).convert("RGB"))
+        layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+        tracker.log_images({name: pixels if tracker.name == "aim" else pixels[None]}, step=step, **layout)

@@ -9,7 +9,7 @@ from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 
 from frskd_timm.augment import TwoViews
-from frskd_train import end_of_run
+from frskd_train import end_of_run, trackers
 from frskd_train.checkpoint import checkpoint_name, load_state, prune, restore, save_checkpoint, set_aside_after
 from frskd_train.convolutions import adapt_convolutions
 from frskd_train.device import start_accelerator, step_seed
@@ -33,7 +33,6 @@ from frskd_train.settings import Settings, flat
 from frskd_train.signals import Interruptions
 from frskd_train.sync_batchnorm import broadcast_buffers, synchronise_norms
 from frskd_train.tasks import choose_job
-from frskd_train.trackers import log_pictures, start_trackers
 
 
 class Trainer:
@@ -64,7 +63,7 @@ class Trainer:
         if self.is_main:
             heading = "\n".join([f"Settings of the run {self.folder.path.resolve().name}.", *self.state.changes])
             self.folder.write(SETTINGS, write_recipe(settings, heading))
-        start_trackers(self.accelerator, settings, self.folder.path)
+        trackers.start_trackers(self.accelerator, settings, self.folder.path)
         self.ending = end_of_run.Ending(
             self.folder, self.job, self.data, self.task, self.exported, self.accelerator, self.state, baseline
         )
@@ -182,8 +181,7 @@ class Trainer:
         with accelerator.accumulate(self.model):
             result = self.model(images, target)
             accelerator.backward(result["loss"])
-            if self.guard is not None and accelerator.sync_gradients:
-                self.guard.check(self.optimizer)
+            discarded = bool(self.guard and accelerator.sync_gradients and self.guard.check(self.optimizer))
             if optim.clip_grad is not None and accelerator.sync_gradients:
                 accelerator.unscale_gradients(self.optimizer)
                 clipped = self.task.get_clip_parameters(exclude_head=optim.clip_mode == "agc")
@@ -191,7 +189,7 @@ class Trainer:
             self.optimizer.step()
             self.optimizer.zero_grad()
 
-        self.meter.update(result, self.accelerator if self.guard else None)
+        self.meter.update(result, self.accelerator if self.guard else None, discarded)
         self.progress.step()
         state.step += 1
         if accelerator.device.type == "cpu":  # on other devices this would synchronise at every step
@@ -211,7 +209,7 @@ class Trainer:
         recent, lr = self.meter.recent(self.accelerator), base_lr(self.optimizer)
         self.progress.show(state.epoch, state.step, recent, lr)
         logged = {f"step/{name}": value for name, value in {**recent, "lr": lr}.items()}
-        self.accelerator.log(logged, step=state.updates)
+        trackers.log(self.accelerator, logged, state.updates)
 
     def save_or_stop(self, checkpoint: bool, saved: bool = False) -> None:
         """Save a checkpoint if one is due, unless it has just been saved; stop if that was requested."""
@@ -247,10 +245,10 @@ class Trainer:
         cross_entropy = self.job.cross_entropy(meter.recent(accelerator), self.task)
         note = learning_note(state.history, cross_entropy, self.job.form.labels, outputs, state.updates)
         self.meter = TrainMeter(accelerator.device)
-        accelerator.log(row, step=state.updates)
         self.progress.close_epoch(state.history[-1])
         self.progress.say(*filter(None, [note]))
         self.save()
+        trackers.log(accelerator, row, state.updates)
         if not is_last:  # after the last one, the run is finished instead
             self.save_or_stop(checkpoint=False, saved=True)
         return scores
@@ -294,7 +292,8 @@ class Trainer:
         if self.is_main:
             metrics = ending.metrics(scores)
             ending.write(metrics, evaluation)
-            log_pictures(self.accelerator, folder.path.glob("*.png"), self.state.updates)
+            trackers.log(self.accelerator, {p.stem: p for p in folder.path.glob("*.png")}, self.state.updates)
             self.progress.say(ending.summary(metrics), end_of_run.write_page(folder, data, evaluation))
+            ending.write_onnx()
             end_of_run.publish(folder, self.settings.run)
         self.accelerator.end_training()

@@ -120,7 +120,7 @@ def test_convolutions_of_small_maps_are_exact(kernel: Any, stride: Any, sides: t
             outputs = network(inputs)
             loss = (outputs - targets).square().sum()
             results.append((outputs, *torch.autograd.grad(loss, (inputs, *network.parameters()))))
-    assert product.call_count == 1
+    assert product.call_count == (sides != (1, 1))
     assert results[1][0].is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(*results)
 

@@ -49,10 +49,12 @@ def test_every_setting_is_refused_reported_or_free_at_resume() -> None:
         ({}, {"global_batch": 16, "processes": 2}, r"16 images now \(2 process.* 8 .*set --batch-size 4\."),
         ({}, {"global_batch": 6, "processes": 3}, "6 images now .* 8 .*start 2 .* --batch-size 4"),
         ({"epochs": 1}, {}, "--epochs is 1 now.* epoch 2"),
+        ({"beta": 0.0}, {}, "--beta is 0.0 now but was 100.0 in this run: .*not be switched on or off"),
+        ({"teacher_gradient": 0.5}, {}, "--teacher-gradient is 0.5 now but was 0.0 in this run.*switched"),
     ],
 )
 def test_what_may_not_change_is_refused(settings: dict[str, Any], facts: dict[str, Any], words: str) -> None:
-    was = {"epochs": 3, "train_num_samples": 8}
+    was = {"epochs": 3, "train_num_samples": 8, "beta": 100.0, "teacher_gradient": 0.0}
     state = {**STATE, **NOW, "epoch": 1, "step": 2, "settings": was}
     assert check_resume(state, was, NOW) == []
     with pytest.raises(UserError, match=words):

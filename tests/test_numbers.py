@@ -13,6 +13,7 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor
 
 from frskd_timm.errors import UserError
+from frskd_timm.task import FRSKDTask
 from frskd_train import sync_batchnorm
 from frskd_train.checkpoint import latest_checkpoint
 from frskd_train.data.augment import BatchAugmentation
@@ -35,6 +36,22 @@ def test_a_nonfinite_loss_is_reported(places: Path, monkeypatch: pytest.MonkeyPa
     spoil(monkeypatch, epoch=0, step=4)
     with pytest.raises(UserError, match=r"step 3 of epoch 1 .*2 such steps .* no checkpoint yet"):
         train_here(*small(places), "--skip-nonfinite", 1, "--output-dir", places / "spoilt twice")
+
+
+def test_discarded_updates_count_although_their_losses_are_finite(
+    places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zero = torch.zeros(1, requires_grad=True)
+    forward = FRSKDTask.forward
+
+    def with_infinite_gradient(self: FRSKDTask, *batch: Any) -> dict[str, Any]:
+        result = forward(self, *batch)
+        norm = next(self.student.parameters()).flatten()[:1] * 0
+        return {**result, "loss": result["loss"] + (norm + zero.detach()).sqrt().sum()}
+
+    monkeypatch.setattr(FRSKDTask, "forward", with_infinite_gradient)
+    with pytest.raises(UserError, match=r"^loss, or its gradient, became NaN .*step 1 of epoch 1 \(2 such steps"):
+        train_here(*small(places), "--skip-nonfinite", 1, "--output-dir", tmp_path / "run")
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int) -> None:

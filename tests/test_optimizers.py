@@ -1,5 +1,6 @@
 """Every optimizer of timm trains, is saved and resumes to the same bits, or is refused before training."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,13 @@ def test_weight_decay_spares_the_parameters_that_timm_spares(filtered: bool, lay
     own = decays(create_optimizer(settings, CrossEntropyTask(student)))
     assert own == decays(expected)
     assert own[id(student.pos_embed)] == 0
+    groups = [
+        create_optimizer(replace(settings, weight_decay=decay), CrossEntropyTask(student)).param_groups
+        for decay in (0, 0.1)
+    ]
+    sizes = [[len(group["params"]) for group in found] for found in groups]
+    assert sizes[0] == sizes[1], "a resumed run can change its weight decay to and from 0"
+    assert {group["weight_decay"] for group in groups[0]} == {0}
     segmenter = create_segmentation_student("test_vit", 3, channels=8)
     found = decays(create_optimizer(settings, SegmentationCrossEntropyTask(segmenter)))
     assert found[id(segmenter.backbone.pos_embed)] == 0

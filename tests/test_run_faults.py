@@ -10,6 +10,7 @@ from pictures import encoded, picture, pictures, save, split
 from runs import small, train_here
 
 from frskd_timm.errors import UserError
+from frskd_train import end_of_run
 from frskd_train.checkpoint import all_checkpoints, latest_checkpoint, load_state
 from frskd_train.run_folder import RunFolder
 
@@ -78,6 +79,29 @@ def test_a_run_that_cannot_be_scored_exports_its_student(tmp_path: Path, capsys:
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["student"] is None
     assert (tmp_path / "run" / "student" / "model.safetensors").is_file()
     assert "not scored" in capsys.readouterr().out
+
+
+def test_what_cannot_be_replaced_or_converted_costs_no_training(
+    places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise UserError("ONNX has no such operator.")
+
+    monkeypatch.setattr(end_of_run, "export_onnx", fail)
+    monkeypatch.setattr(end_of_run, "check_onnx", lambda: None)
+    train_here(*small(places, "--export", "onnx", "--output-dir", tmp_path / "run"))
+    told = capsys.readouterr().out
+    assert f"ONNX has no such operator. The run is finished; try again with: frskd export {tmp_path / 'run'}" in told
+    assert (tmp_path / "run" / "report.html").is_file()
+
+    (tmp_path / "run" / "student" / ".DS_Store").touch()
+    (tmp_path / "run" / "student" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"student holds something other than an exported student \(notes.txt\)"):
+        train_here("--resume", tmp_path / "run", "--epochs", 3)
+    assert "epoch 3" not in capsys.readouterr().out
+    (tmp_path / "run" / "student" / "notes.txt").unlink()
+    train_here("--resume", tmp_path / "run", "--epochs", 3, "--export")
+    assert "epoch 3/3" in capsys.readouterr().out
 
 
 def test_training_images_that_vanish_stop_the_run_without_a_checkpoint(tmp_path: Path) -> None:

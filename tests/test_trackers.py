@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pytest
+from accelerate.tracking import TensorBoardTracker
 from runs import small, train_here
+
+from frskd_train.checkpoint import all_checkpoints
 
 
 def test_trackers_get_typed_settings_step_losses_scores_and_pictures(
@@ -33,3 +36,22 @@ def test_trackers_get_typed_settings_step_losses_scores_and_pictures(
     scores = [event.value for event in events.Scalars("top1")]  # in single precision
     assert [row["top1"] for row in logged if "top1" in row] == pytest.approx(scores)
     assert len(list((tmp_path / "trackio").rglob("*.png"))) == len(events.Tags()["images"])
+
+
+def test_a_tracker_that_fails_does_not_end_the_run(
+    places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("tensorboard")
+    calls = []
+
+    def fail(self: TensorBoardTracker, values: dict, step: int, **_: object) -> None:
+        calls.append(step)
+        if "top1" in values:
+            assert len(all_checkpoints(tmp_path / "run" / "checkpoints")) == 1, "the epoch is saved first"
+            raise ConnectionError("the server is gone")
+
+    monkeypatch.setattr(TensorBoardTracker, "log", fail)
+    train_here(*small(places, "--report-to", "tensorboard", "--log-interval", 3, "--output-dir", tmp_path / "run"))
+    assert calls == [3, 6, 6]
+    assert capsys.readouterr().out.count("Tracker tensorboard failed and is not used any further: the server is") == 1
+    assert (tmp_path / "run" / "report.html").is_file()

@@ -23,8 +23,9 @@ METRICS = "metrics.json"
 EVAL_RESULTS = ".eval_results/frskd.yaml"  # scores in the Hub's newer format
 STUDENT = "student"  # the folder of an export in that of a run
 DATASET_CARD = "DATASET.md"  # card of the dataset, beside shipped weights
-# Pictures and ONNX files of an export are recognised by their suffix.
+# Pictures and exported programs are recognised by their suffix.
 _OWN = {WEIGHTS, CONFIG, CARD, RECIPE, DATASET_CARD, METRICS, EVAL_RESULTS.split("/")[0]}
+_OWN |= {".DS_Store", ".ipynb_checkpoints"}  # which file browsers leave behind
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def replacing(folder: Path, refuse: Callable[[Path], None] | None = None) -> Ite
     """
     recover(folder)
     folder = folder.resolve()
-    (refuse or _refuse_foreign)(folder)
+    (refuse or refuse_foreign)(folder)
     aside, previous = folder.with_name(f".{folder.name}.partial"), _previous(folder)
     for leftover in (aside, previous):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -65,12 +66,12 @@ def _previous(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.previous")
 
 
-def _refuse_foreign(folder: Path) -> None:
+def refuse_foreign(folder: Path) -> None:
     """Raise UserError unless `folder` is missing, empty or an older export, so that a typo cannot delete files."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give a folder for the student.")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    other = sorted(name for name in names - _OWN if Path(name).suffix not in (".png", ".onnx"))
+    other = sorted(name for name in names - _OWN if Path(name).suffix not in (".png", ".onnx", ".pt2"))
     if names and (other or CONFIG not in names):
         raise UserError(
             f"{folder} holds something other than an exported student ({', '.join(other or sorted(names))}): "
