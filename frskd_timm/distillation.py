@@ -108,7 +108,7 @@ class DistillationTask(StudentTask):
         self.teacher_gradient, self.teacher_ema = teacher_gradient, teacher_ema
         self.teacher_interval = teacher_interval
         if gate not in GATES:
-            raise UserError(f"There is no gate '{gate}'; there are: {', '.join(GATES)}.")
+            raise UserError(f"Unknown gate '{gate}'; choose from {', '.join(GATES)}.")
         for name, value, fits, right in (
             ("student_weight", student_weight, student_weight > 0, "above 0"),
             ("teacher_weight", teacher_weight, teacher_weight > 0, "above 0"),

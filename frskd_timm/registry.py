@@ -53,5 +53,5 @@ class Registry(Generic[T]):
         """
         names = self.names()
         if name not in self._builders:
-            raise UserError(f"There is no {self.kind} called '{name}'; there are: {', '.join(names)}.")
+            raise UserError(f"Unknown {self.kind} '{name}'; choose from {', '.join(names)}.")
         return self._builders[name]

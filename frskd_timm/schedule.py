@@ -25,7 +25,7 @@ def distillation_weight(name: str, progress: float, start: float = 0.0) -> float
         UserError: The name is unknown.
     """
     if name not in SCHEDULES:
-        raise UserError(f"There is no distillation schedule '{name}'; there are: {', '.join(SCHEDULES)}.")
+        raise UserError(f"Unknown distillation schedule '{name}'; choose from {', '.join(SCHEDULES)}.")
     if progress < start or start >= 1:
         return 0.0
     return SCHEDULES[name](min(1.0, (progress - start) / (1 - start)))

@@ -87,7 +87,7 @@ class FRSKDTask(DistillationTask):
         if sla is not None and self.clock is not None:
             raise UserError("SLA cannot be combined with teacher_ema or teacher_interval; leave one of them out.")
         if teacher_view not in TEACHER_VIEWS:
-            raise UserError(f"There is no teacher_view '{teacher_view}'; there are: {', '.join(TEACHER_VIEWS)}.")
+            raise UserError(f"Unknown teacher_view '{teacher_view}'; choose from {', '.join(TEACHER_VIEWS)}.")
         self.clean_view = teacher_view == "clean"
         if sla is not None and self.clean_view:
             raise UserError("SLA cannot be combined with the teacher_view clean; leave one of them out.")

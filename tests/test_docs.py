@@ -119,7 +119,11 @@ def test_commands_exist_and_take_the_flags_that_are_named(document: Path) -> Non
         *(ROOT / "benchmarks").glob("*.py"),
         *(ROOT / "tools").glob("*.py"),
     ]
-    others = {word for path in sources for word in re.findall(r"\"(--[a-z-]+)\"", path.read_text(encoding="utf-8"))}
+    code = "".join(path.read_text(encoding="utf-8") for path in sources)
+    others = set(re.findall(r"\"(--[a-z-]+)\"", code))
+    others |= {
+        f"--{name}" for found in re.findall(r"defaults = {(.*)}", code) for name in re.findall(r'"(\w+)":', found)
+    }
     evaluation = {
         flag(field.name)
         for group in (settings.EvaluationSettings, *typing.get_type_hints(settings.EvaluationSettings).values())

@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--output",
         type=Path,
         metavar="FILE",
-        help="page, or folder for report.html; default: RUN if it is one, else the current folder",
+        help="HTML file, or folder for report.html; default: the folder of a single run, else the current folder",
     )
     options = parser.parse_args(arguments)
     # Imported here, so that --help and a wrong flag answer at once.

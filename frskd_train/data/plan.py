@@ -70,7 +70,7 @@ class WholeImagePlan:
         if not self._crops_resized and (settings.scale, settings.ratio) != (own.scale, own.ratio):
             raise UserError("--scale and --ratio have no effect without --train-crop-mode rrc: leave them out.")
         if crop_mode != "pad" and settings.crop_padding:
-            raise UserError(f"--crop-padding has no effect with --train-crop-mode {crop_mode}, as here: leave it out.")
+            raise UserError(f"--crop-padding has no effect with --train-crop-mode {crop_mode}: leave it out.")
         self._padding = 0
         if crop_mode == "pad":
             self._padding = settings.crop_padding if settings.crop_padding is not None else round(size / 8)

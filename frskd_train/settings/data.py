@@ -31,7 +31,7 @@ class DataSettings:
     """Split to validate on; by default the first that exists of validation, val, valid, dev, test and testing."""
     val_fraction: Annotated[float, Range(low=0, high=0.9)] = 0.1
     """Fraction of the training split that is held out if there is no validation split.
-    It is taken from each class; images with masks are chosen at random."""
+    It is taken from each class, or at random for masks."""
     calibration_split: str | None = None
     """Split for fitting the temperature that calibrates the student, neither trained on nor scored."""
     input_key: str | None = None
@@ -52,7 +52,8 @@ class DataSettings:
     workers: Annotated[int, arg(aliases=["-j"]), NotNegative, PRIVATE] = 2
     """Decoding processes per training process when streaming."""
     bad_images: Literal["stop", "skip"] = "stop"
-    """What to do with an unreadable image: stop and name it, or skip and count it (a stream trains on another one)."""
+    """stop: end the run at an unreadable image and name it. skip: leave it out and count it.
+    When streaming, another image takes the place of a skipped one."""
 
 
 @dataclass(frozen=True)
