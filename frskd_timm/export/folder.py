@@ -24,8 +24,8 @@ EVAL_RESULTS = ".eval_results/frskd.yaml"  # scores in the Hub's newer format
 STUDENT = "student"  # the folder of an export in that of a run
 DATASET_CARD = "DATASET.md"  # card of the dataset, beside shipped weights
 # Pictures and exported programs are recognised by their suffix.
-_OWN = {WEIGHTS, CONFIG, CARD, RECIPE, DATASET_CARD, METRICS, EVAL_RESULTS.split("/")[0]}
-_OWN |= {".DS_Store", ".ipynb_checkpoints"}  # which file browsers leave behind
+_LEFT_BEHIND = {".DS_Store", ".ipynb_checkpoints"}  # by file browsers
+_OWN = {WEIGHTS, CONFIG, CARD, RECIPE, DATASET_CARD, METRICS, EVAL_RESULTS.split("/")[0], *_LEFT_BEHIND}
 
 
 @contextmanager
