@@ -186,7 +186,10 @@ def test_layer_decay_covers_all_parameters() -> None:
 
 def test_unusable_options_are_refused() -> None:
     student = timm.create_model("test_resnet", num_classes=5)
-    for options, sentence in (({"gate": "advantages"}, "Unknown gate .*advantage"), ({"student_weight": 0.0}, "student_weight")):
+    for options, sentence in (
+        ({"gate": "advantages"}, "Unknown gate .*advantage"),
+        ({"student_weight": 0.0}, "student_weight"),
+    ):
         with pytest.raises(UserError, match=sentence):
             FRSKDTask.create(student, (3, 64, 64), 5, **options)
     with pytest.raises(UserError, match="has 5 classes, not 4"):
