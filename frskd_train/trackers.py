@@ -1,6 +1,7 @@
 """Trackers of a run (`--report-to`): settings, losses, scores and pictures."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -40,21 +41,28 @@ def start_trackers(accelerator: Accelerator, settings: Settings, folder: Path) -
 
 
 def log(accelerator: Accelerator, values: Mapping[str, Any], step: int) -> None:
-    """Log numbers, and pictures given by their paths, with every tracker; one that fails is not used any further."""
+    """Log numbers with every tracker; one that fails is not used any further."""
+    _with_each(accelerator, lambda tracker: tracker.log(values, step=step))
+
+
+def log_pictures(accelerator: Accelerator, paths: Iterable[Path], step: int) -> None:
+    """Log pictures, named as their files, with every tracker that shows pictures."""
+    for path in paths:
+        _with_each(accelerator, partial(_log_picture, path=path, step=step))
+
+
+def _with_each(accelerator: Accelerator, call: Callable[[Any], None]) -> None:
+    """Call a function with each tracker, and remove a tracker that fails."""
     for tracker in list(accelerator.trackers):
         try:
-            if not any(isinstance(value, Path) for value in values.values()):
-                tracker.log(values, step=step)
-                continue
-            for name, path in values.items():
-                _log_picture(tracker, name, path, step)
+            call(tracker)
         except Exception as error:  # for instance if a server is gone; training does not depend on it
             accelerator.trackers.remove(tracker)
             print(f"Tracker {tracker.name} failed and is not used any further: {first_line(error)}.")
 
 
-def _log_picture(tracker: Any, name: str, path: Path, step: int) -> None:
-    """Log a picture if the tracker shows pictures."""
+def _log_picture(tracker: Any, path: Path, step: int) -> None:
+    name = path.stem
     if tracker.name in ("trackio", "wandb", "swanlab"):  # their classes of pictures have the same name
         tracker.log({name: import_module(tracker.name).Image(str(path))}, step=step)
     elif hasattr(tracker, "log_images"):

@@ -292,7 +292,7 @@ class Trainer:
         if self.is_main:
             metrics = ending.metrics(scores)
             ending.write(metrics, evaluation)
-            trackers.log(self.accelerator, {p.stem: p for p in folder.path.glob("*.png")}, self.state.updates)
+            trackers.log_pictures(self.accelerator, folder.path.glob("*.png"), self.state.updates)
             ending.write_onnx()  # before the summary, which names files older than the student
             self.progress.say(ending.summary(metrics), end_of_run.write_page(folder, data, evaluation))
             end_of_run.publish(folder, self.settings.run)

@@ -165,8 +165,8 @@ def test_card_leaves_out_what_is_missing(gone, names, evaluation, license):
 def test_card_states_errors_and_calibration(student):
     card = model_card(METRICS, read_student(student), evaluation=EVALUATION)
     for row in (
-        "| probabilities as they are | 0.410 | 0.062 | 0.171 |",
-        "| logits divided by 1.32, fitted to 400 held-out images | 0.390 | 0.011 | 0.169 |",
+        "| uncalibrated | 0.410 | 0.062 | 0.171 |",
+        "| with temperature 1.32, fitted to 400 held-out images | 0.390 | 0.011 | 0.169 |",
         "| a\\|b | 80.0 | 70.0 | 74.7 | 5 |",
     ):
         assert row in card.text
