@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from table_files import append, read  # noqa: E402
 
-from frskd_train.report.card import spread  # noqa: E402
+from frskd_train.report.card import mean_and_std  # noqa: E402
 
 COLUMNS = ["data", "images_per_class", "epochs", "mode", "weights", "split", "lr", "seed", "top1"]
 HELD_OUT = {"digits": {"test": 50, "tuning": 20}, "mnist5k": {"test": 100, "tuning": 50}}  # images per class
@@ -147,7 +147,7 @@ def table(rows: Sequence[dict[str, str]]) -> str:
             cells = []
             for name in WEIGHTS:
                 found = [row for row in own if row["weights"] == name]
-                scores = spread([float(row["top1"]) for row in found], "{:.1f}")
+                scores = mean_and_std([float(row["top1"]) for row in found], "{:.1f}")
                 cells.append(f"{scores} ({found[0]['lr']})" if found else "")
             trained = {"full": "all layers", "probe": "classifier"}[mode]
             seeds = len({row["seed"] for row in own})

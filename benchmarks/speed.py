@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from speed_tables import costs, spread, table  # noqa: E402
+from speed_tables import costs, median_and_range, table  # noqa: E402
 from table_files import append, read  # noqa: E402
 
 if TYPE_CHECKING:
@@ -166,20 +166,20 @@ def measure(case: argparse.Namespace, device: "torch.device") -> dict[str, Any]:
         "torchcompile": case.torchcompile,
         "student_parameters": networks[0],
         "self_teacher_parameters": networks[1],
-        "ce_images_per_s": spread(rates["ce"]),
-        "frskd_images_per_s": spread(rates["frskd"]),
-        "ratio": spread(quotients(rates["ce"], rates["frskd"]), 2),
+        "ce_images_per_s": median_and_range(rates["ce"]),
+        "frskd_images_per_s": median_and_range(rates["frskd"]),
+        "ratio": median_and_range(quotients(rates["ce"], rates["frskd"]), 2),
         "multiply_adds_ratio": f"{counts['frskd'] / counts['ce']:.2f}",
         "ce_gmacs": f"{counts['ce']:.3f}",
-        "float32_images_per_s": spread(rates["float32"]) if case.reference else "",
-        "times_float32": spread(quotients(rates["frskd"], rates["float32"]), 2) if case.reference else "",
+        "float32_images_per_s": median_and_range(rates["float32"]) if case.reference else "",
+        "times_float32": median_and_range(quotients(rates["frskd"], rates["float32"]), 2) if case.reference else "",
     }
     if case.memory:
         row |= {f"{method}_peak_mib": f"{peak_memory(case, method):.0f}" for method in ("ce", "frskd")}
     if case.dataset:
         loops = in_turn(data_loops(case, steps["frskd"], device), case.steps * case.batch_size, 3, device)
         for mode in ("memory", "stream"):
-            row[f"{mode}_loop_images_per_s"] = spread(loops[mode])
+            row[f"{mode}_loop_images_per_s"] = median_and_range(loops[mode])
             lost = statistics.median(1 - q for q in quotients(loops[mode], loops["step"]))
             row[f"{mode}_lost_to_data_percent"] = f"{100 * lost:.1f}"
     name = torch.cuda.get_device_name() if device.type == "cuda" else machine_name()
@@ -207,10 +207,12 @@ def start_up(rounds: int) -> str:
 
     rates = in_turn({name: runner(command) for name, command in commands.items()}, 1, rounds, torch.device("cpu"))
     took = {name: [1 / rate for rate in each] for name, each in rates.items()}
-    lines = [f"{name}: {spread(each, 2)} s" for name, each in took.items()]
+    lines = [f"{name}: {median_and_range(each, 2)} s" for name, each in took.items()]
     added = [b - a for a, b in zip(took["import timm"], took["import frskd_timm"], strict=True)]
     ratio = quotients(took["import frskd_timm"], took["import timm"])
-    return "\n".join([*lines, f"frskd_timm adds {spread(added, 2)} s to timm; ratio {spread(ratio, 3)}"])
+    return "\n".join(
+        [*lines, f"frskd_timm adds {median_and_range(added, 2)} s to timm; ratio {median_and_range(ratio, 3)}"]
+    )
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

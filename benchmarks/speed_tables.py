@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 
 
-def spread(values: Sequence[float], digits: int = 0) -> str:
+def median_and_range(values: Sequence[float], digits: int = 0) -> str:
     """Format the median, the minimum and the maximum: '371 (365..380)'."""
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}..{max(values):.{digits}f})"
 

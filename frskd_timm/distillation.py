@@ -31,7 +31,7 @@ class Views(NamedTuple):
     refined: list[Tensor]  # the self-teacher's maps
     teacher_logits: Tensor
     joint: tuple[Tensor, Tensor] | None = None  # with SLA: both networks' joint logits of class and rotation
-    batch: TwoViews | None = None  # where the maps and the self-teacher's logits are those of its clean images
+    batch: TwoViews | None = None  # with a clean view; maps, refined and teacher_logits are then of its clean images
     clean_logits: Tensor | None = None  # the student's for these
 
 

@@ -1,7 +1,6 @@
 """Look up configurations of models: in timm's registry, with suggestions for unknown names, and in exported folders."""
 
 import difflib
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -35,16 +34,9 @@ def known_cfg(name: str, *, weights: bool = False) -> PretrainedCfg | None:
     return cfg
 
 
-def config_elsewhere(name: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
-    """Return configuration, architecture and arguments of the model with a `local-dir:` or `hf-hub:` name."""
+def exported_cfg(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return timm's configuration, with its `architecture`, and the arguments of a `local-dir:` or `hf-hub:` model."""
     kind, place = name.split(":", 1)
-    cfg, architecture, arguments = (
-        load_model_config_from_path(place) if kind == "local-dir" else load_model_config_from_hf(place)
-    )
-    return cfg, architecture, arguments or {}
-
-
-def exported_cfg(folder: str | Path) -> dict[str, Any]:
-    """Return timm's configuration of the model in an exported folder, with its `architecture`."""
-    cfg, architecture, _ = load_model_config_from_path(folder)
-    return {**cfg, "architecture": architecture}
+    read = load_model_config_from_path if kind == "local-dir" else load_model_config_from_hf
+    cfg, architecture, arguments = read(place)
+    return {**cfg, "architecture": architecture}, arguments or {}

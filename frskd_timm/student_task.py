@@ -13,11 +13,11 @@ from timm.models import group_parameters
 from timm.task import TrainingTask
 from timm.utils import ModelEmaV3, unwrap_model
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from frskd_timm.defaults import CLASSIFICATION as DEFAULT
 from frskd_timm.errors import UserError
-from frskd_timm.losses.functional import cross_entropy
 
 Terms = dict[str, Tensor]
 
@@ -64,7 +64,7 @@ class StudentTask(TrainingTask):
         """Return the mean cross-entropy of logits [B, K] and classes [B] or probabilities [B, K]."""
         if self.label_loss is not None:
             return self.label_loss(logits, target)
-        return cross_entropy(logits, target, self.smoothing)
+        return F.cross_entropy(logits.float(), target, label_smoothing=self.smoothing)
 
     def set_progress(self, progress: float) -> None:
         """Tell the task, before each step, which fraction of the run is over (0..1)."""

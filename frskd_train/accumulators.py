@@ -1,7 +1,6 @@
 """What is summed or collected over the samples of a split: calibration, temperature, confusions and mistakes."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from accelerate.utils import gather_object
@@ -72,13 +71,6 @@ class TemperatureMetric(Metric):
     def compute(self) -> Tensor:
         """Return the temperature; NaN without a sample."""
         return TEMPERATURES[int(self.losses.argmin())] if self.losses.any() else torch.tensor(torch.nan)
-
-
-class Collector(Protocol):
-    """What sees every batch of a split."""
-
-    def add(self, logits: Tensor, given: Tensor, target: Tensor) -> None:
-        """Add logits [N, K], predicted classes [N] and true classes [N]."""
 
 
 class Confusions:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import is_initialized
@@ -113,11 +112,6 @@ def muon_in_float32() -> None:
     A CPU without bfloat16 instructions emulates them at a quarter of the speed of float32.
     """
     muon.zeropower_via_newtonschulz = functools.partial(muon.zeropower_via_newtonschulz, dtype=torch.float32)
-
-
-def step_seed(*parts: int) -> int:
-    """Derive a seed for torch's global generator from integers."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
 
 
 def machine_name() -> str:

@@ -12,12 +12,12 @@ from frskd_timm.errors import UserError
 
 
 @contextmanager
-def disk_errors(place: Path, last: Callable[[], Path | None]) -> Iterator[None]:
-    """Turn errors of a full or broken disk into a UserError about `place`; `last` finds the last good checkpoint."""
+def disk_errors(place: Path, find_checkpoint: Callable[[], Path | None] = lambda: None) -> Iterator[None]:
+    """Turn errors of a full or broken disk into a UserError about `place`, with the last good checkpoint, if any."""
     try:
         yield
     except (OSError, SafetensorError) as error:  # the latter contains the system's reason only as text
-        checkpoint = last()
+        checkpoint = find_checkpoint()
         kept = f" The last good checkpoint is {checkpoint}; free some space and use --resume." if checkpoint else ""
         raise UserError(f"{place} could not be written ({reason(error)}).{kept}") from error
 

@@ -36,7 +36,7 @@ from frskd_train.report.evaluation import EVALUATION, Evaluation
 from frskd_train.report.figures import curves_figure
 from frskd_train.report.formats import check_onnx, export_onnx
 from frskd_train.report.hub import check_repo_id
-from frskd_train.report.metrics import DatasetFacts, MachineFacts, Metrics, SeedRuns
+from frskd_train.report.metrics import SCHEMA, DatasetFacts, MachineFacts, Metrics, SeedRuns
 from frskd_train.report.page import PAGE, write_report
 from frskd_train.report.predictions import MISTAKES, draw_mistakes
 from frskd_train.report.publish import push_student
@@ -119,7 +119,9 @@ class Ending:
         """Collect the facts about the run, whose student has been exported."""
         folder, job, data, student, state = self.folder, self.job, self.data, self.student, self.state
         settings = job.settings
-        counted = count_cost(read_student(folder.student).skeleton(), data.preprocessing.input_size)
+        with torch.device("meta"):
+            image = torch.empty(1, *data.preprocessing.input_size)
+        found = cost(read_student(folder.student).skeleton(), image)
         rounded = {name: _rounded(found) for name, found in scores.items()}
         speeds = [row["images_per_second"] for row in state.history if row["images_per_second"]]
         names, device = job.about_student(student), self.accelerator.device
@@ -131,7 +133,7 @@ class Ending:
         )
         on_sample = settings.data.dataset == default_settings(settings.model.task).data.dataset
         return Metrics(
-            schema=1,
+            schema=SCHEMA,
             task=settings.model.task,
             method=settings.method.method,
             model=names["model"],
@@ -173,8 +175,8 @@ class Ending:
             baseline=self.baseline,
             date=datetime.now(timezone.utc).date().isoformat(),
             initial=job.initial_weights(),
-            gmacs=counted and round(counted[0], 4),
-            activations=counted and round(counted[1], 4),
+            gmacs=_scaled(found.multiply_adds, 1e9),
+            activations=_scaled(found.activations, 1e6),
         )
 
     def summary(self, metrics: Metrics) -> str:
@@ -222,18 +224,8 @@ def write_page(folder: RunFolder, data: TrainingData, evaluation: Evaluation | N
         return f"The report could not be made ({first_line(error)}); try again with: frskd report {folder.path}"
 
 
-def count_cost(network: nn.Module, input_size: tuple[int, int, int]) -> tuple[float, float] | None:
-    """Return multiply-adds in billions and activations in millions for one image; None if they cannot be counted.
-
-    Args:
-        network: A network; on the meta device nothing is computed.
-        input_size: Channels, height and width.
-    """
-    image = torch.empty(1, *input_size, device=next(network.parameters()).device)
-    found = cost(network, image)
-    if found.multiply_adds is None or found.activations is None:
-        return None
-    return found.multiply_adds / 1e9, found.activations / 1e6
+def _scaled(count: int | None, unit: float) -> float | None:
+    return None if count is None else round(count / unit, 4)
 
 
 def _rounded(scores: Mapping[str, float]) -> dict[str, float]:

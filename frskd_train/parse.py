@@ -20,8 +20,8 @@ from frskd_train.recipe import (
     SETTINGS,
     as_flags,
     find_recipe,
-    is_recipe,
     read_yaml,
+    recipe_path,
     with_absolute_paths,
     with_home,
 )
@@ -253,7 +253,7 @@ def _spelled_out(args: Sequence[str]) -> list[str]:
     """Return the flags with hyphens, and `-c`, which may have its value attached, as `--config`."""
     found = []
     for token in args:
-        if token.startswith("-c=") or (token.startswith("-c") and is_recipe(token[2:])):
+        if token.startswith("-c=") or (token.startswith("-c") and recipe_path(token[2:])):
             token = f"--config={token[2:].removeprefix('=')}"
         elif token == "-c":
             token = "--config"

@@ -33,18 +33,18 @@ SETTINGS = "config.yaml"  # all settings of a run, in its folder
 
 def find_recipe(name: str) -> str:
     """Return the path of a recipe, given as a file or as the name of an included one; raise SettingsError if none."""
-    if os.path.isfile(name):
-        return name
-    included = {path.stem: str(path) for path in RECIPES.glob("*.yaml")}
-    if name.removesuffix(".yaml") not in included:
-        hint = suggest(Path(name).stem, included, f"included are {', '.join(sorted(included))}")
+    path = recipe_path(name)
+    if path is None:
+        included = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+        hint = suggest(Path(name).stem, included, f"included are {', '.join(included)}")
         raise SettingsError(f"--config {name} is neither a file nor the name of an included recipe{hint}")
-    return included[name.removesuffix(".yaml")]
+    return path
 
 
-def is_recipe(name: str) -> bool:
-    """Return whether `find_recipe` finds it."""
-    return os.path.isfile(name) or (RECIPES / f"{name.removesuffix('.yaml')}.yaml").is_file()
+def recipe_path(name: str) -> str | None:
+    """Return the path of a recipe, as `find_recipe` does; None if there is none."""
+    included = RECIPES / f"{name.removesuffix('.yaml')}.yaml"
+    return next((str(path) for path in (name, included) if os.path.isfile(path)), None)
 
 
 def read_yaml(path: str) -> dict[str, Any]:

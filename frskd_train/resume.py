@@ -11,7 +11,7 @@ from frskd_train.settings import DataSettings, Settings, declared, flag
 AT_END = {"epochs", "tag", "license", "export", "calibration_split", "data_mode"}  # also used after the last epoch
 
 
-def lasting(notes: list[str], state: Mapping[str, Any], epochs: int) -> list[str]:
+def notes_for_recipe(notes: list[str], state: Mapping[str, Any], epochs: int) -> list[str]:
     """Return the notes of `check_resume` for the recipe: none of local paths, and none if no training follows."""
     local = {flag(name) for name, facts in declared(Settings).items() if LOCAL in facts}
     kept = [note for note in notes if note.split()[0] not in local and state["epoch"] < epochs]

@@ -27,7 +27,6 @@ from frskd_timm.losses.functional import IGNORED
 from frskd_timm.segmentation.evaluator import iou_of_classes
 from frskd_train.accumulators import (
     CalibrationMetric,
-    Collector,
     Confusions,
     Mistakes,
     TemperatureMetric,
@@ -160,7 +159,7 @@ class Scorer:
         self,
         batches: Iterable[tuple[Tensor, Tensor]],
         metrics: MetricCollection,
-        collectors: Sequence[Collector] = (),
+        collectors: Sequence[Confusions | Mistakes] = (),
     ) -> dict[str, Tensor]:
         """Show the logits [N, K] and classes [N] of each batch to metrics and collectors.
 

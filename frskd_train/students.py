@@ -15,9 +15,10 @@ from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.config import MAX_SIDE, check_pretrained_cfg
 from frskd_timm.export.folder import CARD, CONFIG, METRICS, PICKLE, STUDENT, WEIGHTS, read_json, recover
 from frskd_timm.export.load import ExportedClassifier, ExportedStudent, load_student, read_student
-from frskd_timm.lookup import config_elsewhere, exported_cfg, known_cfg
+from frskd_timm.lookup import exported_cfg, known_cfg
 from frskd_train.constraints import keyword_arguments
 from frskd_train.recipe import SETTINGS
+from frskd_train.report.metrics import Metrics, read_metrics
 from frskd_train.settings import ModelSettings
 
 _CONTINUE = (
@@ -36,10 +37,10 @@ def default_cfg(settings: ModelSettings, name: str | None = None) -> Mapping[str
         student = read_student(name.removeprefix("local-dir:"))
         if not isinstance(student, ExportedClassifier):
             raise UserError(f"--model {name} is a segmentation network: {_CONTINUE}")
-        return exported_cfg(student.path)
+        return exported_cfg(name)[0]
     if name.startswith("hf-hub:"):
         try:
-            found, _, _ = config_elsewhere(name)
+            found, _ = exported_cfg(name)
         except KeyError as error:
             text = "its config.json names no architecture of timm's"
             raise UserError(f"--model {name} is not a classifier for timm: {text}.") from error
@@ -135,6 +136,12 @@ class FoundStudent:
     def place(self) -> Path:
         return self.run or Path()
 
+    @property
+    def metrics(self) -> Metrics | None:
+        """The facts about the run that trained it, as far as they are known; raise UserError if they cannot be read."""
+        path = (self.run or self.student.path) / METRICS
+        return read_metrics(path) if path.is_file() else None
+
     def image_size(self, given: Sequence[int] | None) -> tuple[int, int] | None:
         """Return height and width of images for a segmentation student: as given, else of the run's crops.
 
@@ -144,10 +151,8 @@ class FoundStudent:
             if given:
                 raise UserError("--img-size is only for segmentation students: a classifier has its own image size.")
             return None
-        metrics = (self.run or self.student.path) / METRICS
-        known = read_json(metrics) if metrics.is_file() else {}
-        sides = [known.get("img_size"), known.get("img_width")]
-        size = list(given or [side for side in sides if isinstance(side, int)])
+        metrics = self.metrics
+        size = list(given or filter(None, [metrics.img_size, metrics.img_width] if metrics else []))
         if not size:
             return None
         if len(size) > 2 or not all(1 <= number <= MAX_SIDE for number in size):

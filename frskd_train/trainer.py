@@ -12,7 +12,8 @@ from frskd_timm.augment import TwoViews
 from frskd_train import end_of_run, trackers
 from frskd_train.checkpoint import checkpoint_name, load_state, prune, restore, save_checkpoint, set_aside_after
 from frskd_train.convolutions import adapt_convolutions
-from frskd_train.device import start_accelerator, step_seed
+from frskd_train.data.sampler import step_seed
+from frskd_train.device import start_accelerator
 from frskd_train.errors import exit_process
 from frskd_train.evaluate import Scores, evaluate
 from frskd_train.meter import NonfiniteGuard, TrainMeter, learning_note
@@ -26,7 +27,7 @@ from frskd_train.optim import (
 )
 from frskd_train.progress import Progress
 from frskd_train.recipe import SETTINGS, write_recipe
-from frskd_train.resume import check_resume, lasting
+from frskd_train.resume import check_resume, notes_for_recipe
 from frskd_train.run_folder import Resume, RunFolder, choose_folder, find_resume, refuse_if_continued
 from frskd_train.run_state import RunState
 from frskd_train.settings import Settings, flat
@@ -144,7 +145,7 @@ class Trainer:
         self.progress.say(*notes)
         restore(resume.checkpoint, saved, self.saved_modules, self.optimizer)
         self.state = RunState.from_saved(saved, resume.checkpoint, self.job.form.score)
-        self.state.changes += lasting(notes, saved, self.settings.optimizer.epochs)
+        self.state.changes += notes_for_recipe(notes, saved, self.settings.optimizer.epochs)
         self.meter.load(saved["meter"])
         self.progress.done_before = self.state.epoch * self.steps_per_epoch + self.state.step
         if self.is_main:

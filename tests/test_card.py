@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from published import EVALUATION, METRICS
 
+from frskd_timm.cost import cost
 from frskd_timm.errors import UserError
 from frskd_timm.export.load import ExportedClassifier, read_student
 from frskd_timm.models._pretrained import WEIGHTS
-from frskd_train.end_of_run import count_cost
 from frskd_train.parse import parse_settings
 from frskd_train.recipe import write_recipe
 from frskd_train.report.baseline import Gain, read_baseline
@@ -56,15 +56,15 @@ def test_the_code_in_a_card_runs(student, tmp_path, monkeypatch):
 )
 def test_cost_is_that_of_timms_cards(name, size, gmacs, activations):
     with torch.device("meta"):
-        network = timm.create_model(name).eval()
-    assert [round(value, 1) for value in count_cost(network, (3, size, size))] == [gmacs, activations]
+        network, image = timm.create_model(name).eval(), torch.empty(1, 3, size, size)
+    _, multiply_adds, outputs = cost(network, image)
+    assert [round(multiply_adds / 1e9, 1), round(outputs / 1e6, 1)] == [gmacs, activations]
     assert all(parameter.requires_grad for parameter in network.parameters())
 
 
 def test_cost_is_the_same_on_every_device():
-    network = timm.create_model("test_vit").eval()
-    size = (3, 64, 64)
-    assert count_cost(network, size) == count_cost(copy.deepcopy(network).to("meta"), size)
+    network, image = timm.create_model("test_vit").eval(), torch.empty(1, 3, 64, 64)
+    assert cost(network, image) == cost(copy.deepcopy(network).to("meta"), image.to("meta"))
 
 
 def test_card_names_the_weights_that_training_started_from(student):

@@ -17,7 +17,7 @@ from frskd_timm.errors import UserError
 from frskd_timm.export.folder import read_json
 from frskd_train.checkpoint import load_state, restore
 from frskd_train.constraints import FIXED, FREE, PRIVATE
-from frskd_train.resume import check_resume, lasting
+from frskd_train.resume import check_resume, notes_for_recipe
 from frskd_train.settings import ModelSettings, Settings, declared, fields, flag
 from frskd_train.students import build_student
 
@@ -72,10 +72,10 @@ def test_a_finished_run_takes_no_settings_that_it_would_not_use() -> None:
     assert len(check_resume(state, {**was, "tag": "new"}, NOW)) == 0  # was not known then
     notes = check_resume(state, {**was, "lr": 0.2, "epochs": 4, "dataset": "there"}, NOW)
     assert len(notes) == 3
-    lasting_notes = lasting(notes, {"epoch": 3, "updates": 9}, epochs=4)
+    lasting_notes = notes_for_recipe(notes, {"epoch": 3, "updates": 9}, epochs=4)
     assert [note.split(":")[0] for note in lasting_notes] == ["After 9 updates"] * 2
     assert not any("there" in note for note in lasting_notes)  # a path on the author's machine is not published
-    assert lasting(notes, {"epoch": 3, "updates": 9}, epochs=3) == []
+    assert notes_for_recipe(notes, {"epoch": 3, "updates": 9}, epochs=3) == []
 
 
 def test_a_resumed_run_keeps_the_statistics_of_its_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

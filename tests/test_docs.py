@@ -5,10 +5,8 @@ import importlib.util
 import re
 import shlex
 import shutil
-import statistics
 import sys
 import typing
-from collections.abc import Sequence
 from pathlib import Path
 
 import budgets
@@ -199,42 +197,6 @@ def test_help_states_the_weight_of_each_feature_loss() -> None:
     assert {name: float(beta) for beta, name in told} == {
         name: FEATURE_LOSSES.get(name).default_beta for name in FEATURE_LOSSES.names()
     }
-
-
-def variants_table(rows: Sequence[dict[str, str]]) -> str:
-    """Format earlier results, a line for each budget and variant: mean and half the range over the seeds."""
-    name = "mIoU" if "--task segmentation" in rows[0]["flags"] else "top-1"
-    lines = [
-        f"| epochs | variant | {name} of the student | seeds | {name} of the self-teacher |",
-        "|---|---|---|---|---|",
-    ]
-    groups: dict[tuple[int, str], list[dict[str, str]]] = {}
-    for row in rows:
-        groups.setdefault((int(row["epochs"]), row["variant"]), []).append(row)
-    for (epochs, variant), runs in sorted(groups.items()):
-        teacher = spread([float(run["self_teacher_score"]) for run in runs if run["self_teacher_score"]])
-        lines.append(
-            f"| {epochs} | `{variant}` | {spread([float(r['score']) for r in runs])} | {len(runs)} | {teacher} |"
-        )
-    return "\n".join(lines)
-
-
-def spread(values: Sequence[float]) -> str:
-    """Format one value as '86.23', several as mean and half the range: '86.23 ± 0.11'."""
-    if not values:
-        return ""
-    middle = f"{statistics.mean(values):.2f}"
-    return middle if len(values) == 1 else f"{middle} ± {(max(values) - min(values)) / 2:.2f}"
-
-
-EARLIER = "budgets resnet18 resnet18_sgd scenes wide_resnet16_2_muon wide_resnet16_2_erasing "
-EARLIER += "wide_resnet16_2_sgd_erasing"
-
-
-@pytest.mark.parametrize("results", EARLIER.split())
-def test_tables_show_the_measurements(results: str) -> None:
-    text = (ROOT / "docs" / "earlier_results.md").read_text(encoding="utf-8")
-    assert variants_table(budgets.read(ROOT / "benchmarks" / "results" / f"{results}.csv")) in text
 
 
 def test_the_tables_of_the_protocol_show_its_results() -> None:

@@ -70,7 +70,7 @@ def test_loads_in_timm_and_transformers(tmp_path, name, kwargs, size, architectu
     assert config["architecture"] == (architecture or name)
     assert "num_classes" not in config["model_args"]
 
-    images = student.probe()
+    images = student.probe_images()
     assert images.shape == (2, kwargs.get("in_chans", 3), size, size)
     expected = logits(model, images)
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
@@ -125,7 +125,7 @@ def test_used_as_backbone_and_with_another_head(tmp_path):
 def test_backbone_without_classes(tmp_path):
     model = make("test_resnet", num_classes=0)
     folder = export(model, tmp_path / "student")
-    images = read_student(folder).probe()
+    images = read_student(folder).probe_images()
     torch.testing.assert_close(logits(load_student(folder), images), logits(model, images))
     pooled = logits(AutoModel.from_pretrained(folder).eval(), images).pooler_output
     torch.testing.assert_close(pooled, logits(model, images))

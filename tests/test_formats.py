@@ -32,7 +32,7 @@ def test_the_command_writes_files_that_equal_the_student(student, tmp_path, caps
     program = torch.export.load(tmp_path / "student.pt2", extra_files=archive).module()
     model = load_student(student)
     for batch in (1, 5):
-        images = read_student(student).probe(batch)
+        images = read_student(student).probe_images(batch)
         with torch.inference_mode():
             expected = model(images)
             torch.testing.assert_close(program(images), expected, atol=1e-4, rtol=1e-4)

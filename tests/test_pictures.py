@@ -14,7 +14,7 @@ from PIL import Image
 from published import EVALUATION
 
 from frskd_train.accumulators import Confusions
-from frskd_train.data.scenes import compose
+from frskd_train.data.scenes import compose, compose_splits
 from frskd_train.report.answers import confusion_picture
 from frskd_train.report.figures import attention_figure, class_colours, curves_figure, segmentation_figure
 
@@ -120,7 +120,7 @@ def test_attention_of_a_run_that_diverged(tmp_path):
 
 
 def test_picture_shows_truth_and_both_networks(tmp_path: Path) -> None:
-    scenes, names = compose("test", 3)
+    scenes, (_, names) = compose("test", 3), compose_splits(1)
     truth = scenes.masks.astype(np.int64)
     truth[:, :7] = 255
     blank = np.zeros_like(truth)

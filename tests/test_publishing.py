@@ -63,7 +63,7 @@ def test_push_then_load_in_fresh_processes(hub, tmp_path):
     stock = make_student(tmp_path / "stock", "resnet18_frskd", seed=1)
     new = make_student(tmp_path / "new", "wide_resnet16_2_frskd", seed=2)
     images = tmp_path / "images.pt"
-    torch.save(read_student(stock).probe(), images)
+    torch.save(read_student(stock).probe_images(), images)
 
     def expected(folder):
         with torch.inference_mode():
@@ -223,7 +223,7 @@ def damage_weights(change):
         (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04pickle"), "is damaged"),
         (lambda f: (f / "config.json").write_text("{"), "could not be read as JSON"),
         (lambda f: (f / "config.json").write_text('{"architecture": "no_such", "pretrained_cfg": {}}'), "no_such"),
-        (lambda f: (f / "README.md").unlink(), "write the card first"),
+        (lambda f: (f / "README.md").unlink(), "only training writes a card"),
         (lambda f: (f / "README.md").write_text("---\na: [\n---\n"), "not a valid card"),
         (lambda f: (f / "README.md").write_text("# no metadata"), "library_name"),
         (lambda f: (f / "curves.png").unlink(), "shows curves.png"),

@@ -47,11 +47,13 @@ assert cfg["architecture"] == "resnet18_frskd" and cfg["tag"] == "garments" and 
 assert len(cfg["label_names"]) == 10 and cfg["pool_size"] == (1, 1)
 data = resolve_data_config(model=model)
 assert data["input_size"] == (1, 28, 28) and data["mean"] == (0.3,)
-for name in names:
+for name, last in zip(names, ["layer4.1.conv2.weight", "layer3.1.conv2.weight"]):
+    trained = timm.create_model(name, pretrained=True).state_dict()[last]
     model = timm.create_model(name, pretrained=True, num_classes=3, in_chans=5)
     assert model(torch.zeros(2, 5, 28, 28)).shape == (2, 3)
     backbone = timm.create_model(name, pretrained=True, features_only=True, in_chans=3)
     assert len(backbone(torch.zeros(2, 3, 28, 28))) == len(model.feature_info)
+    assert torch.equal(model.state_dict()[last], trained) and torch.equal(backbone.state_dict()[last], trained)
 assert timm.create_model(names[1]).num_classes == 4
 for name in timm.list_models("*_frskd"):
     with torch.device("meta"):

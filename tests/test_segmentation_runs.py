@@ -145,10 +145,10 @@ def test_publishing(hub, whole_masks: Path, tmp_path: Path) -> None:
     assert push(hub, whole_masks / "backbone", f"{repo}-backbone").changed
     student = read_student(whole_masks / "student")
     images = tmp_path / "images.pt"
-    torch.save(student.probe(), images)
+    torch.save(student.probe_images(), images)
     run_script(sys.executable, "-c", LOAD.format(repo=repo, images=images), **hub.environment(tmp_path))
     with torch.inference_mode():
-        torch.testing.assert_close(torch.load(images), student.load()(student.probe()))
+        torch.testing.assert_close(torch.load(images), student.load()(student.probe_images()))
 
 
 @pytest.mark.parametrize(

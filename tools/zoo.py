@@ -114,8 +114,6 @@ def waiting(root: Path = ROOT) -> list[str]:
 
 def results_table(results: Sequence[Mapping[str, str]], waiting: Collection[str] = ()) -> str:
     """Return the results as a Markdown table, scores in percent, with links to the folders of `waiting` weights."""
-    if not results:
-        return "No weights ship yet; `timm.list_pretrained('*frskd*')` lists them once they do."
     names = {
         "model": "weights", "dataset": "data", "img_size": "image size", "param_count": "parameters (M)",
         "epochs": "epochs", "top1": "top-1", "top5": "top-5", "baseline_mean": "cross-entropy, same recipe",

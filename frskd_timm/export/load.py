@@ -33,12 +33,14 @@ class ExportedStudent(ABC):
 
     Attributes:
         path: The folder.
-        config: Its `config.json`.
+        config: Its `config.json`, read from the file `where`.
         architecture: timm's name of the network, or of its backbone.
         package: Package that registers the architecture with timm; None if it is part of timm.
         libraries: Libraries that load it, the Hub's `library_name` first.
         imports: Python imports that loading it needs.
         in_chans: Number of image channels.
+        size: Height and width of the images that it was made for.
+        any_size: Whether it accepts images of other sizes.
         class_names: One name per class, or empty.
 
     Raises:
@@ -97,7 +99,7 @@ class ExportedStudent(ABC):
         except Exception:  # some architectures compute with tensor values in their constructor
             return self._guarded(self._build)
 
-    def probe(self, batch: int = 2, size: tuple[int, int] | None = None) -> Tensor:
+    def probe_images(self, batch: int = 2, size: tuple[int, int] | None = None) -> Tensor:
         """Return the fixed noise [batch, C, H, W] used in all comparisons; classifiers have their own size."""
         height, width = size if size and self.any_size else self.size
         return torch.randn(batch, self.in_chans, height, width, generator=torch.Generator().manual_seed(0))
@@ -214,7 +216,7 @@ def load_student(folder: str | Path) -> nn.Module:
 def verify_export(folder: str | Path, model: nn.Module, *, tolerance: float = 1e-4) -> float:
     """Load an exported student and compare its logits with those of `model`; see `compare_logits`."""
     student = read_student(folder)
-    return compare_logits(model, student.load(), student.probe(), tolerance=tolerance)
+    return compare_logits(model, student.load(), student.probe_images(), tolerance=tolerance)
 
 
 def compare_logits(model: nn.Module, other: nn.Module, images: Tensor, *, tolerance: float = 1e-4) -> float:

@@ -6,11 +6,6 @@ from torch.nn import functional as F
 IGNORED = 255  # the label of pixels that belong to no class
 
 
-def cross_entropy(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Compute the mean cross-entropy of logits [B, K] and classes [B], or probabilities [B, K] (Mixup, CutMix)."""
-    return F.cross_entropy(logits.float(), target, label_smoothing=smoothing)
-
-
 def pixel_cross_entropy(
     logits: Tensor, target: Tensor, class_weights: Tensor | None = None, smoothing: float = 0.0
 ) -> Tensor:

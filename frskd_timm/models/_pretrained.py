@@ -69,6 +69,6 @@ def with_default_classes(pretrained: bool, arguments: dict[str, Any]) -> dict[st
 def shipped_cfg(path: Path) -> dict[str, Any]:
     """Return the pretrained configuration of an exported folder, with the path of its weights file."""
     fields = {field.name for field in dataclasses.fields(PretrainedCfg)}
-    found = exported_cfg(path).items()
-    known = {key: tuple(value) if isinstance(value, list) else value for key, value in found if key in fields}
+    found, _ = exported_cfg(f"local-dir:{path}")
+    known = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items() if key in fields}
     return {**known, "source": None, "file": str(path / "model.safetensors")}

@@ -6,7 +6,7 @@ import timm
 from torch import nn
 
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.lookup import config_elsewhere, known_cfg
+from frskd_timm.lookup import exported_cfg, known_cfg
 from frskd_timm.segmentation.student import SegmentationStudent
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -40,9 +40,10 @@ def create_segmentation_student(
     weights = arguments["backbone"]
     if weights.startswith(_ELSEWHERE):
         try:
-            _, arguments["backbone"], own = config_elsewhere(weights)
+            cfg, own = exported_cfg(weights)
         except Exception as error:
             raise UserError(f"{weights} is not an exported model: {first_line(error)}.") from error
+        arguments["backbone"] = cfg["architecture"]
         own = {key: value for key, value in own.items() if key not in _OF_STUDENT}
         arguments["backbone_args"] = own | (arguments.get("backbone_args") or {})
         pretrained = True

@@ -7,18 +7,18 @@ from importlib import import_module
 from frskd_train.errors import SettingsError, discard_output, exit_interrupted, exit_process, exit_with_error
 
 COMMANDS = {
-    "train": ("frskd_train.cli.train", "train a model with FRSKD and export the student"),
-    "validate": ("frskd_train.cli.validate", "score a model on a dataset"),
-    "report": ("frskd_train.cli.report", "write one HTML page about one or several runs"),
-    "export": ("frskd_train.cli.export", "write a student as ONNX or torch.export program"),
-    "demo": ("frskd_train.cli.demo", "write and serve a web page that runs a student in the browser"),
-    "push": ("frskd_train.cli.push", "publish a trained student on the Hugging Face Hub"),
-    "list": ("frskd_train.cli.list_models", "list students, pretrained weights and recipes"),
-    "schema": ("frskd_train.schema", "print a JSON schema of recipes, for editors"),
+    "train": "train a model with FRSKD and export the student",
+    "validate": "score a model on a dataset",
+    "report": "write one HTML page about one or several runs",
+    "export": "write a student as ONNX or torch.export program",
+    "demo": "write and serve a web page that runs a student in the browser",
+    "push": "publish a trained student on the Hugging Face Hub",
+    "list": "list students, pretrained weights and recipes",
+    "schema": "print a JSON schema of recipes, for editors",
 }
 HELP = "\n".join(
     ["usage: frskd COMMAND [arguments]", "", "commands:"]
-    + [f"  {name:<10}{summary}" for name, (_, summary) in COMMANDS.items()]
+    + [f"  {name:<10}{summary}" for name, summary in COMMANDS.items()]
     + ["", "'frskd COMMAND --help' explains the flags of a command."]
 )
 
@@ -36,7 +36,7 @@ def main() -> None:
 def run(command: str, arguments: Sequence[str] | None = None) -> None:
     """Run a subcommand of `COMMANDS`; an error that the user can fix ends the process with a sentence and status 2."""
     try:
-        import_module(COMMANDS[command][0]).main(arguments)
+        import_module(f"frskd_train.cli.{command}").main(arguments)
     except SettingsError as error:
         exit_with_error(error)
     except BrokenPipeError:  # the reader of the output is gone, as after `| head`

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from frskd_timm.errors import UserError
 from frskd_timm.pixels import GRAY_MODES
-from frskd_train.data.sampler import Rows, spread
+from frskd_train.data.sampler import Rows, evenly_spaced
 
 T = TypeVar("T")
 QUOTED = "file://"  # prefix of a path that is not valid UTF-8, percent-encoded: Arrow only stores UTF-8 strings
@@ -95,7 +95,7 @@ class Images:
         """Hash the encoded images, wherever they are stored; of large splits, all lengths and some images."""
         lengths = self._lengths()[rows]
         digest = hashlib.sha256(lengths.astype("<i8").tobytes())
-        chosen = rows if lengths.sum() <= HASHED_WHOLE else rows[spread(len(rows), HASHED)]
+        chosen = rows if lengths.sum() <= HASHED_WHOLE else rows[evenly_spaced(len(rows), HASHED)]
 
         def hashes(block: list[int]) -> list[bytes]:
             return [_digest(content, path) for content, path in self._contents(block)]

@@ -18,7 +18,7 @@ from frskd_train.data.cache import Cache, decode_all
 from frskd_train.data.columns import listed
 from frskd_train.data.plan import DensePlan, Mode, Plan, WholeImagePlan, choose_mode, dense_bytes
 from frskd_train.data.preprocessing import Preprocessing, given_statistics, measure
-from frskd_train.data.sampler import Order, spread
+from frskd_train.data.sampler import Order, evenly_spaced
 from frskd_train.data.source import find_source
 from frskd_train.data.splits import Choice, Split
 from frskd_train.data.targets import TARGETS
@@ -255,7 +255,7 @@ def _measured(samples: Samples, plan: Plan) -> Iterator[Tensor]:
     if isinstance(source.images, Tensor):
         yield source.images
     else:
-        yield from (source.images[place][None] for place in spread(len(source), plan.num_measured).tolist())
+        yield from (source.images[place][None] for place in evenly_spaced(len(source), plan.num_measured).tolist())
 
 
 def _left_out(split: Split, bad: dict[int, str]) -> list[str]:

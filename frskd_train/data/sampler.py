@@ -25,6 +25,11 @@ def generator_for(purpose: Draw, *key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([purpose, len(key), *key]))
 
 
+def step_seed(*parts: int) -> int:
+    """Derive a seed for torch's global generator from integers."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
+
+
 @contextmanager
 def untouched_randomness() -> Iterator[None]:
     """Restore the state of the global generators, which transforms and Mixup seed and use."""
@@ -103,6 +108,6 @@ def shuffled(count: int) -> Rows:
     return np.random.default_rng(FIXED).permutation(count)
 
 
-def spread(count: int, wanted: int) -> Rows:
+def evenly_spaced(count: int, wanted: int) -> Rows:
     """Return at most `wanted` evenly spread numbers from 0 to `count` - 1."""
     return np.unique(np.linspace(0, count - 1, min(count, wanted)).astype(np.int64))

@@ -55,7 +55,7 @@ class _ComposedSplits(UserDict[str, Any]):
 
     def __getitem__(self, split: str) -> datasets.Dataset:
         if isinstance(self.data[split], int):
-            scenes, _ = compose(split, self.data[split])
+            scenes = compose(split, self.data[split])
             images = [_uncompressed(image.transpose(1, 2, 0)) for image in scenes.images]
             columns = {"image": images, "mask": [_uncompressed(mask) for mask in scenes.masks]}
             features = datasets.Features(image=datasets.Image(), mask=datasets.Image())
@@ -91,10 +91,10 @@ def _cloth_of(images: Bytes) -> Booleans:
     return ~outside[:, 1:-1, 1:-1]
 
 
-def compose(split: str, count: int) -> tuple[Scenes, list[str]]:
-    """Compose scenes from the garments of a split (train or test, which share none); also return the class names.
+def compose(split: str, count: int) -> Scenes:
+    """Compose scenes from the garments of a split (train or test, which share none).
 
-    The first class is the background. The first scenes do not depend on `count`.
+    Class 0 is the background. The first scenes do not depend on `count`.
     """
     images, cloth, labels, names = garments(split)
     scenes = Scenes(np.empty((count, 3, SIZE, SIZE), np.uint8), np.zeros((count, SIZE, SIZE), np.uint8))
@@ -108,7 +108,7 @@ def compose(split: str, count: int) -> tuple[Scenes, list[str]]:
             _lay(rng, picture, mask, images[row], cloth[row], target + 1)
         noisy = picture + rng.normal(0, 6, picture.shape)
         scenes.images[number] = noisy.round().clip(0, 255).transpose(2, 0, 1)
-    return scenes, [BACKGROUND, *names]
+    return scenes
 
 
 def _background(rng: np.random.Generator, size: int) -> Floats:

@@ -14,7 +14,7 @@ from frskd_timm.errors import UserError
 from frskd_timm.pixels import to_8_bits
 from frskd_train.data.folder import TRAIN_SPLITS, VALIDATION_SPLITS
 from frskd_train.data.images import BadImageError, Images
-from frskd_train.data.sampler import Rows, spread
+from frskd_train.data.sampler import Rows, evenly_spaced
 from frskd_train.data.source import Source
 from frskd_train.data.targets import Targets
 from frskd_train.errors import either
@@ -53,7 +53,7 @@ class Split:
 
     def sample(self, wanted: int) -> "Split":
         """Return at most `wanted` evenly spread rows."""
-        return replace(self, rows=self.rows[spread(len(self), wanted)])
+        return replace(self, rows=self.rows[evenly_spaced(len(self), wanted)])
 
     def read(self, places: list[int]) -> Iterator[Sample | BadImageError]:
         """Decode images and targets; yield errors for unusable ones."""

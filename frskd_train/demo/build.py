@@ -11,7 +11,7 @@ from PIL import Image
 from timm.data import resolve_data_config
 
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.export.folder import CARD, METRICS, replacing, write_json
+from frskd_timm.export.folder import CARD, replacing, write_json
 from frskd_timm.export.load import ExportedClassifier, ExportedStudent
 from frskd_timm.pixels import to_8_bits
 from frskd_train.data.images import open_image
@@ -21,7 +21,7 @@ from frskd_train.disk import disk_errors
 from frskd_train.report.figures import class_colours
 from frskd_train.report.formats import export_onnx
 from frskd_train.report.forms import FORMS
-from frskd_train.report.metrics import Metrics, read_metrics
+from frskd_train.report.metrics import Metrics
 from frskd_train.students import FoundStudent
 
 DESCRIPTION = "demo.json"
@@ -63,12 +63,12 @@ def build_demo(
     _refuse_foreign(folder)
     source = find_runtime(runtime)
     student, size = found.student, found.image_size(img_size)
-    with disk_errors(folder, lambda: None), replacing(folder, _refuse_foreign) as aside:
+    with disk_errors(folder), replacing(folder, _refuse_foreign) as aside:
         shutil.copytree(Path(__file__).parent / "page", aside, dirs_exist_ok=True)
         (aside / "ort").mkdir()
         for name in FILES:
             shutil.copyfile(source / name, aside / "ort" / name)
-        description = _describe(student, size) | {"examples": _copy_examples(examples, student, aside)}
+        description = _describe(found, size) | {"examples": _copy_examples(examples, student, aside)}
         write_json(aside / DESCRIPTION, description)
         (aside / "README.md").write_text(_readme(student, description, repo_id), encoding="utf-8")
         attention = isinstance(student, ExportedClassifier)
@@ -80,9 +80,10 @@ def _refuse_foreign(folder: Path) -> None:
         raise UserError(f"{folder} holds something other than a demo: give another --output.")
 
 
-def _describe(student: ExportedStudent, size: tuple[int, int] | None) -> dict[str, Any]:
+def _describe(found: FoundStudent, size: tuple[int, int] | None) -> dict[str, Any]:
     """Return what the page needs to know: preprocessing, classes and texts."""
-    _, channels, height, width = student.probe(1, size).shape
+    student, metrics = found.student, found.metrics
+    _, channels, height, width = student.probe_images(1, size).shape
     if isinstance(student, ExportedClassifier):
         data = resolve_data_config(pretrained_cfg=student.config["pretrained_cfg"])
         fitting = {
@@ -103,8 +104,8 @@ def _describe(student: ExportedStudent, size: tuple[int, int] | None) -> dict[st
         }
     return {
         "title": _title(student),
-        "summary": _summary(student),
-        "method": _method(student),
+        "summary": _summary(student, metrics),
+        "method": _method(student, metrics),
         "details": f"{student.architecture}, images of {width}x{height} pixels.",
         "classes": student.class_names,
         "channels": channels,
@@ -121,15 +122,8 @@ def _title(student: ExportedStudent) -> str:
     return found[1] if found else f"{student.architecture}.{tag}" if tag else student.architecture
 
 
-def _find_metrics(student: ExportedStudent) -> Metrics | None:
-    places = (student.path, student.path.resolve().parent)  # shipped weights, and a run
-    path = next((place / METRICS for place in places if (place / METRICS).is_file()), None)
-    return None if path is None else read_metrics(path)
-
-
-def _method(student: ExportedStudent) -> str:
+def _method(student: ExportedStudent, metrics: Metrics | None) -> str:
     """Return how the student was trained, as far as that is known."""
-    metrics = _find_metrics(student)
     cites = bool(student.config.get("pretrained_cfg", {}).get("paper_ids"))
     is_frskd = metrics.method == "frskd" if metrics else cites
     if is_frskd:
@@ -137,9 +131,8 @@ def _method(student: ExportedStudent) -> str:
     return "cross-entropy" if metrics else "frskd_timm"
 
 
-def _summary(student: ExportedStudent) -> str:
+def _summary(student: ExportedStudent, metrics: Metrics | None) -> str:
     """Return a sentence on data and scores, as far as they are known."""
-    metrics = _find_metrics(student)
     if metrics is None:
         return f"{len(student.class_names)} classes." if student.class_names else ""
     form = FORMS[metrics.task]

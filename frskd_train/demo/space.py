@@ -35,19 +35,11 @@ def push_space(
 ) -> str | None:
     """Build a demo, upload it in one commit and verify that the Hub returns the same files.
 
+    The other arguments are those of `push_student`, with the README of the Space as the card.
+
     Args:
         student: Folder of a run or of a student.
         space: `OWNER/NAME` of the Space; created if it does not exist.
-        private: Whether only the owner can see the Space.
-        revision: Branch to commit to, created from main if it does not exist.
-        create_pr: Open a pull request instead of committing.
-        keep_card: Leave the README of an existing demo as it is.
-        overwrite_card: Replace it even if it was edited on the Hub.
-        dry_run: Build the demo and list its files, without contacting the Hub.
-        commit_message: First line of the commit.
-        token: Access token with write permission; by default that of `hf auth login` or `HF_TOKEN`.
-        endpoint: URL of the Hub; by default `HF_ENDPOINT`.
-        say: Called with each line of the report.
         page: Further arguments of `build_demo`.
 
     Returns:

@@ -28,7 +28,7 @@ _LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _LISTED, _WORST = 20, 5  # of more classes than this, only the worst are listed
 
 
-def spread(values: Sequence[float], form: str = "{:.2f}") -> str:
+def mean_and_std(values: Sequence[float], form: str = "{:.2f}") -> str:
     """Return mean ± standard deviation for people; without ± for one value, empty for none."""
     if not values:
         return ""
@@ -218,7 +218,7 @@ def _result_rows(metrics: Metrics) -> list[list[str]]:
     for name, found in {"this recipe": metrics.repeats, "cross-entropy alone, same recipe": metrics.baseline}.items():
         if found:
             scores = [run[FORMS[metrics.task].score] for run in found.runs]
-            rows.append([f"{name}, {count_seeds(scores)}", spread(scores), *[""] * (len(columns) - 1)])
+            rows.append([f"{name}, {count_seeds(scores)}", mean_and_std(scores), *[""] * (len(columns) - 1)])
     return [row for row in rows if any(row[1:])]
 
 

@@ -71,7 +71,7 @@ def export_onnx(
 
     model, names = student.load(), ["logits"]
     if attention:
-        _, channels, height, width = student.probe(size=size).shape
+        _, channels, height, width = student.probe_images(size=size).shape
         model = WithAttention(model, (channels, height, width)).eval()
         names += [f"attention_{level + 1}" for level in range(len(model.pyramid.indices))]
 
@@ -132,15 +132,15 @@ def _export(
 ) -> Path:
     """Write a file, compare its outputs with the model's, and only then put it in place."""
     aside = path.with_name(f".{path.stem}.partial{path.suffix}")
-    with disk_errors(path, lambda: None):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # warnings of the exporters about torch internals
-                write(student.probe(size=size), aside)
+                write(student.probe_images(size=size), aside)
             run = read(aside)
             for batch in (1, 3):  # one image, and more images than were traced
-                _compare(model, run, student.probe(batch, size))
+                _compare(model, run, student.probe_images(batch, size))
             aside.replace(path)
         except (OSError, UserError):
             raise

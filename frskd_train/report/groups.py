@@ -17,7 +17,7 @@ from frskd_timm.export.load import ExportedStudent, read_student
 from frskd_train.constraints import PRIVATE
 from frskd_train.errors import SettingsError
 from frskd_train.recipe import SETTINGS, comparable, read_yaml
-from frskd_train.report.card import spread
+from frskd_train.report.card import mean_and_std
 from frskd_train.report.charts import Line, data_uri, describe, line_chart
 from frskd_train.report.evaluation import EVALUATION, read_evaluation
 from frskd_train.report.figures import sort_terms, term_label
@@ -62,7 +62,7 @@ class Run:
         return cls(folder, metrics, student, rows, settings, implied, paths, predictions)
 
     @property
-    def data(self) -> str:
+    def dataset(self) -> str:
         """Name of the dataset."""
         return self.metrics.dataset.name
 
@@ -112,7 +112,7 @@ class Group:
     @property
     def minutes(self) -> str:
         """Mean and spread of the training time."""
-        return spread([run.metrics.seconds / 60 for run in self.runs], "{:.1f}")
+        return mean_and_std([run.metrics.seconds / 60 for run in self.runs], "{:.1f}")
 
     def values(self, score: str, network: str = "student") -> list[float]:
         """Return a score of each run that has it."""
@@ -147,11 +147,12 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Put runs that differ only in the seed into one group and label the groups by what differs between them."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        found.setdefault(json.dumps([run.data, run.images, run.recipe()], sort_keys=True, default=str), []).append(run)
+        key = json.dumps([run.dataset, run.images, run.recipe()], sort_keys=True, default=str)
+        found.setdefault(key, []).append(run)
     for members in found.values():  # a run that was repeated exactly adds no evidence
         members[:] = {(run.metrics.seed, str(run.metrics.student)): run for run in members}.values()
     groups = [Group(members) for members in found.values()]
-    data = {(group.run.data, group.run.images) for group in groups}
+    data = {(group.run.dataset, group.run.images) for group in groups}
     recipes = [(group.metrics.method, group.run.recipe()) for group in groups]
     for group, (method, own) in zip(groups, recipes, strict=True):
         differing = []
@@ -161,9 +162,9 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
                 paths = {other.run.paths.get(name, "") for other in groups}
                 value = _tail(own[name], paths) if name in group.run.paths else own[name]
                 differing.append(f"{name} {describe(value)}")
-        data_label = [group.run.data] if len(data) > 1 else []
+        data_label = [group.run.dataset] if len(data) > 1 else []
         for place, unit in enumerate(COUNTED):
-            if len({images[place] for name, images in data if name == group.run.data}) > 1:  # datasets of one name
+            if len({images[place] for name, images in data if name == group.run.dataset}) > 1:  # datasets of one name
                 data_label.append(f"{group.run.images[place]:,} {unit}")
         group.label = ", ".join([group.method, *data_label, *differing])
     return groups

@@ -68,6 +68,9 @@ class InitialWeights:
     part: str | None = None  # of the student that they are for; None for all of it
 
 
+SCHEMA = 1  # of `metrics.json`
+
+
 @dataclass(frozen=True)
 class Metrics:
     """A finished run."""
@@ -114,7 +117,9 @@ class Metrics:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Metrics":
-        """Create it from parsed JSON; raise TypeError for missing and unknown keys."""
+        """Create it from parsed JSON; raise TypeError for missing and unknown keys, or another schema."""
+        if content["schema"] != SCHEMA:
+            raise TypeError(f"its schema is {content['schema']}, not {SCHEMA}")
         runs = {"baseline": SeedRuns, "repeats": SeedRuns}
         kinds = {"dataset": DatasetFacts, "machine": MachineFacts, "initial": InitialWeights, **runs}
         parts = {name: kind(**content[name]) for name, kind in kinds.items() if content.get(name)}
@@ -132,5 +137,5 @@ def read_metrics(path: Path) -> Metrics:
         return Metrics.from_json(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(f"{path.parent} is not the folder of a finished run: it has no {path.name}.") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise UserError(f"{path} is not the metrics.json of a finished run ({first_line(error)}).") from None

@@ -12,7 +12,7 @@ from frskd_timm.errors import UserError
 from frskd_train.disk import write_atomically
 from frskd_train.progress import duration
 from frskd_train.report.baseline import Gain
-from frskd_train.report.card import count_seeds, spread
+from frskd_train.report.card import count_seeds, mean_and_std
 from frskd_train.report.charts import Line, describe, line_chart
 from frskd_train.report.groups import METHOD, Group, Run, group_runs
 
@@ -40,10 +40,11 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
         for place, group in enumerate(groups)
         for number, run in enumerate(group.runs)
     ]
-    models, data = dict.fromkeys(run.metrics.model for run in runs), dict.fromkeys(run.data for run in runs)
+    models, data = dict.fromkeys(run.metrics.model for run in runs), dict.fromkeys(run.dataset for run in runs)
     loader = jinja2.PackageLoader("frskd_train.report", "")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"count_seeds": count_seeds, "describe": describe, "duration": duration, "spread": spread}
+    filters = count_seeds, describe, duration, mean_and_std
+    environment.filters |= {function.__name__: function for function in filters}
     names = [run.folder.resolve().name for run in runs]
     environment.globals |= {
         "title": f"{' and '.join(models)} on {' and '.join(data)}",
@@ -103,7 +104,7 @@ def _verdict(group: Group, groups: Sequence[Group]) -> tuple[str, str]:
 def _baseline_scores(group: Group, groups: Sequence[Group]) -> list[float]:
     """Return the scores of cross-entropy runs of the same recipe: among the groups, else those given to the run."""
     for other in groups:
-        same_data = (other.run.data, other.run.images) == (group.run.data, group.run.images)
+        same_data = (other.run.dataset, other.run.images) == (group.run.dataset, group.run.images)
         if same_data and other.run.recipe(METHOD) == group.run.recipe(METHOD) and other.metrics.method == "ce":
             return other.values(group.form.score)
     baseline = group.metrics.baseline

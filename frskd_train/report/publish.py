@@ -117,7 +117,7 @@ def push_student(
         with TemporaryDirectory() as cache:
             hub.compare(files, published.commit, cache)
             downloaded = load_student(hub.download(CONFIG, published.commit, cache).parent)
-            return compare_logits(student.load(), downloaded, student.probe())
+            return compare_logits(student.load(), downloaded, student.probe_images())
 
     published = with_retries(commit, hub, once=create_pr)
     if published.changed:
@@ -162,7 +162,8 @@ def _card_pictures(folder: Path, library: str) -> list[str]:
     try:
         card = ModelCard(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist: write the card first (frskd_train.report.card.write_card).") from None
+        hint = "only training writes a card; publish other students with `hf upload`"
+        raise UserError(f"{path} does not exist: {hint}.") from None
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path} is not a valid card ({' '.join(str(error).split())}): write it again.") from None
     if card.data.get("library_name") != library:

@@ -12,7 +12,7 @@ _SIGNATURE = re.compile(rb"\n<!-- Written by frskd_timm; SHA-256 [^\n]*-->\s*\Z"
 
 
 def refuse_edited(hub: Repository, head: str, card: bytes) -> None:
-    """Raise UserError if the card in the repository is neither `card` nor one that this function published."""
+    """Raise UserError if the card in the repository is neither `card` nor one with an intact mark."""
     with TemporaryDirectory() as cache:
         found = hub.download(CARD, head, cache).read_bytes()
     if found not in (card, signed(found)):
