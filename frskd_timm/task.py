@@ -136,6 +136,8 @@ class FRSKDTask(DistillationTask):
             raise UserError(f"input_size has to be (channels, height, width), not {input_size!r:.60}.")
         if getattr(student, "num_classes", num_classes) != num_classes:
             raise UserError(f"The student has {student.num_classes} classes, not {num_classes}.")
+        if num_classes < 1:
+            raise UserError("The student has no classifier: create it with the number of classes.")
         loss_class: Any = None if beta == 0 else FEATURE_LOSSES.get(feature_loss)
         preactivation = bool(getattr(loss_class, "preactivation", False))
         pyramid = Pyramid(student, input_size, max_levels, preactivation)

@@ -168,6 +168,8 @@ def check_settings(settings: Settings) -> None:
         raise SettingsError(f"--aug-repeats {pre.aug_repeats:g} is less than once: give 0, or 1 and more.")
     if pre.aa and pre.color_jitter and not pre.aa.startswith("3a"):
         raise SettingsError("--color-jitter has no effect with --aa, as in timm: leave one of them out.")
+    if pre.grayscale_prob and pre.in_chans == 1:
+        raise SettingsError("--grayscale-prob has no effect with --in-chans 1: leave it out.")
     for name, epochs in (("warmup_epochs", optimizer.warmup_epochs), ("distill_start", settings.method.distill_start)):
         if epochs >= optimizer.epochs and epochs > 0:
             raise SettingsError(f"{flag(name)} has to be less than --epochs {optimizer.epochs}, not {epochs:g}.")

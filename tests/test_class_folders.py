@@ -66,6 +66,11 @@ def test_tables_are_split_by_their_names_and_read_beside_pictures(tmp_path: Path
     pictures(3).to_parquet(tmp_path / "data" / "more.parquet")
     with pytest.raises(UserError, match=r"name their split .*data/more.parquet do not"):
         load(tmp_path)
+    for name, count in (("train", 9), ("train_test_split_test", 6)):  # the name of the file decides, at its end
+        (tmp_path / "all" / "test-small").mkdir(parents=True, exist_ok=True)
+        pictures(count).to_parquet(tmp_path / "all" / "test-small" / f"{name}.parquet")
+    data = load(tmp_path / "all")
+    assert (data.num_train, data.num_val, data.val_split) == (9, 6, "test")
 
 
 def test_links_are_followed_once_and_special_files_left_alone(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from frskd_timm.export.folder import replacing
 from frskd_timm.export.load import load_student
 from frskd_timm.export.student import export_segmentation
 from frskd_timm.segmentation import create_segmentation_student
+from frskd_train.cli.validate import chosen_data, folder_name
 from frskd_train.report.publish import push_student
-from frskd_train.settings import ModelSettings
+from frskd_train.settings import OWN_DATA, DataSettings, EvaluationSettings, FitSettings, ModelSettings
 from frskd_train.students import default_cfg, find_exported, load_for_evaluation
 
 VALUES = st.one_of(
@@ -124,12 +125,24 @@ def test_a_folder_does_not_hide_a_model_of_its_name(tmp_path: Path, monkeypatch:
     assert (model.num_classes, run) == (10, None)
 
 
+def test_the_calibration_split_of_a_run_is_used_again(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("dataset: data\ncalibration_split: test\n")
+    assert chosen_data(DataSettings(OWN_DATA), tmp_path).calibration_split == "test"
+    assert chosen_data(DataSettings(OWN_DATA, val_split="test"), tmp_path).calibration_split is None
+
+
 def test_where_validate_writes(places: Path, whole: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in (whole / "student").rglob("*") if path.is_file()}
     data = ["--dataset", places / "data", "--threads", 1]
     evaluate_here("--model", whole / "student", *data)
     written = {path.name for path in (whole / "evaluation-data").iterdir()}
     assert written == {"evaluation.json", "per_class.csv", "confusion.csv"}
+    fit = FitSettings(img_size=24, use_train_size=True)
+    chosen = EvaluationSettings(str(whole), DataSettings("data", val_split="a/b"), fit, corruptions=True)
+    assert folder_name(chosen, "data") == "evaluation-data-a-b-img_size-24-use_train_size-corruptions"
+    (whole / "evaluation-data" / "confusion.png").touch()  # of an earlier evaluation with pictures
+    evaluate_here("--model", whole / "student", *data)
+    assert {path.name for path in (whole / "evaluation-data").iterdir()} == written
     shutil.rmtree(whole / "evaluation-data")
     assert {path: path.read_bytes() for path in (whole / "student").rglob("*") if path.is_file()} == before
     for output in (whole / "student", whole / "student" / "scores", tmp_path / "missing" / "scores.json"):

@@ -167,10 +167,16 @@ def test_rows_are_chosen_class_by_class(labels: list[int], fraction: float, data
         assert abs(held - size * fraction) <= 1
 
     count = data.draw(st.integers(6, len(labels)))
-    sizes = np.bincount(targets[balanced_subset(targets, count, 6)], minlength=6)
+    sizes = np.bincount(targets[balanced_subset(targets, count)], minlength=6)
     assert sizes.sum() == count
     full = np.bincount(targets, minlength=6)
     assert all(size == there or size >= sizes.max() - 1 for size, there in zip(sizes, full, strict=True))
+
+
+def test_names_without_an_image_need_none(tmp_path: Path) -> None:
+    names, rows = datasets.ClassLabel(names=[f"name {n}" for n in range(40)]), [encoded(picture(n)) for n in range(12)]
+    data = load(save(tmp_path / "data", train=split(rows, [0, 7, 9] * 4, names)), train_num_samples=6)
+    assert (data.num_train, data.num_classes) == (6, 40)
 
 
 def test_where_nothing_can_be_held_out_the_reason_is_named() -> None:

@@ -276,6 +276,7 @@ REFUSED = {
     "--lr 1 --lr-base 1": "cannot be combined", "--sched plateau --decay-rate 1": "below 1", "--sla-weight 2": "--sla:",
     "--tag=a\nb": "control", "--momentun 1": "--momentum", "--patience-epochs 3": "plateau:", "--lr -1": "above 0",
     "--baseline a --baseline b": "--baseline is given twice", "--aug-repeats 0.5": "--aug-repeats .*less than once",
+    "--in-chans 1 --grayscale-prob 0.5": "--grayscale-prob .*--in-chans 1",
 }  # fmt: skip
 
 

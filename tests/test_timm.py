@@ -189,11 +189,14 @@ def test_unusable_options_are_refused() -> None:
     for options, sentence in (
         ({"gate": "advantages"}, "Unknown gate .*advantage"),
         ({"student_weight": 0.0}, "student_weight"),
+        ({"teacher_options": {"widht": 2}}, "bifpnc.* 'widht'"),
     ):
         with pytest.raises(UserError, match=sentence):
             FRSKDTask.create(student, (3, 64, 64), 5, **options)
     with pytest.raises(UserError, match="has 5 classes, not 4"):
         FRSKDTask.create(student, (3, 64, 64), 4)
+    with pytest.raises(UserError, match="no classifier"):
+        FRSKDTask.create(timm.create_model("test_resnet", num_classes=0), (3, 64, 64), 0)
     segmentation = SegmentationTask.create(create_segmentation_student("test_resnet", 3, channels=8))
     with pytest.raises(UserError, match="group_matcher"):
         create_optimizer_v2(segmentation, opt="sgd", lr=0.1, layer_decay=0.5)

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from frskd_timm.errors import UserError
 from frskd_timm.registry import Registry
 
 
@@ -58,7 +59,11 @@ def create_self_teacher(name: str, channels: Sequence[int], num_classes: int, **
             paper's. `fits(teacher)` tells whether a self-teacher is small enough, for those that choose a width.
 
     Raises:
-        UserError: The name is unknown.
+        UserError: The name is unknown, or the self-teacher has no such argument.
     """
     options = {key: value for key, value in options.items() if value is not None}
-    return SELF_TEACHERS.get(name)(list(channels), num_classes, **options)
+    builder = SELF_TEACHERS.get(name)
+    try:
+        return builder(list(channels), num_classes, **options)
+    except TypeError as error:
+        raise UserError(f"The self-teacher '{name}' cannot be created: {error}.") from error

@@ -74,10 +74,14 @@ def evaluate(settings: EvaluationSettings) -> None:
 
 
 def folder_name(settings: EvaluationSettings, dataset: str) -> str:
-    """Return a name that differs between datasets, splits that were asked for, and test-time augmentations."""
-    augmentation = None if settings.tta == "none" else settings.tta
-    names = [dataset, settings.data.train_split, settings.data.val_split, augmentation]
-    return "-".join(["evaluation", *(re.sub(r"[^\w.]+", "-", name) for name in names if name)])
+    """Return a name that differs between datasets, and between settings that were given and change the scores."""
+    switches = {"amp": settings.amp, settings.tta: settings.tta != "none", "corruptions": settings.corruptions}
+    names = [
+        *("evaluation", dataset, settings.data.train_split, settings.data.val_split),
+        *(name if value is True else f"{name}-{value}" for name, value in settings.fit.given().items()),
+        *(name for name, is_on in switches.items() if is_on),
+    ]
+    return "-".join(re.sub(r"[^\w.]+", "-", name) for name in names if name)
 
 
 def chosen_data(data: DataSettings, run: Path | None) -> DataSettings:
@@ -95,11 +99,13 @@ def chosen_data(data: DataSettings, run: Path | None) -> DataSettings:
     versions = "dataset_config", "dataset_revision"
     if not same or any(getattr(data, name) not in (None, trained.get(name)) for name in versions):
         return data
-    names = *versions, "train_split", "val_split", "input_key", "target_key", "class_map"
+    names = *versions, "train_split", "val_split", "calibration_split", "input_key", "target_key", "class_map"
     known: dict[str, Any] = {name: trained.get(name) for name in names if getattr(data, name) is None}
     unset = [name for name in ("val_fraction", "bad_images") if getattr(data, name) == getattr(default, name)]
     known |= {name: trained.get(name) for name in unset}
     known = {name: value for name, value in known.items() if isinstance(value, (str, float))}
+    if data.val_split and data.val_split == known.get("calibration_split"):
+        del known["calibration_split"]
     data = replace(data, **known)
     from frskd_timm.export.folder import METRICS  # imports torch
     from frskd_train.report.metrics import read_metrics

@@ -35,7 +35,7 @@ CARD = "README.md"  # of a dataset, with metadata as on the Hub
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 TEST_NAMES = ("eval", "evaluation")  # further names of the test split, as in datasets
 _SPLIT_WORDS = "|".join((*TRAIN_SPLITS, *VALIDATION_SPLITS, *TEST_NAMES))
-SPLIT_IN_FILE_NAME = re.compile(rf"(?:^|[^a-z])({_SPLIT_WORDS})(?:[^a-z]|$)")
+SPLIT_IN_FILE_NAME = re.compile(rf"(?<![a-z])({_SPLIT_WORDS})(?![a-z])")
 Files = dict[str, list[str]]  # paths by split
 
 
@@ -203,8 +203,7 @@ def _files_by_split(folder: Path, ending: str) -> Files:
     """
     by_split: Files = {}
     for file in sorted(file for file in folder.rglob(f"*{ending}") if not file.name.startswith(".")):
-        named = SPLIT_IN_FILE_NAME.search(file.relative_to(folder).with_suffix("").as_posix().lower())
-        split = named[1] if named else ""
+        split = _split_of(file.relative_to(folder).with_suffix(""))
         by_split.setdefault("test" if split in TEST_NAMES else split, []).append(str(file))
     others = by_split.pop("", [])
     if others and by_split:
@@ -214,6 +213,12 @@ def _files_by_split(folder: Path, ending: str) -> Files:
             "rename or move them."
         )
     return {"train": others} if others else by_split
+
+
+def _split_of(path: Path) -> str:
+    """Return the last split in the name of a file, else in that of the nearest folder that names one, else ''."""
+    named = (SPLIT_IN_FILE_NAME.findall(part.lower()) for part in reversed(path.parts))
+    return next((splits[-1] for splits in named if splits), "")
 
 
 def _read_parquet(by_split: Files) -> Splits:

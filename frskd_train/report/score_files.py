@@ -18,6 +18,8 @@ from frskd_train.report.evaluation import EVALUATION, ClassScores, Evaluation
 from frskd_train.report.figures import BLUE, GREY, ORANGE, STYLE
 from frskd_train.report.forms import FORMS
 
+CORRUPTIONS, PICTURES = "corruptions.csv", ("reliability.png", "confusion.png")
+
 
 def check_output(output: str | Path | None) -> Path | None:
     """Return the folder for the scores, or the JSON file; raise UserError, before scoring, if it cannot be written."""
@@ -45,6 +47,9 @@ def write_scores(evaluation: Evaluation, output: Path, *, pictures: bool = False
     if output.suffix == ".json":
         output.write_text(evaluation.to_json(), encoding="utf-8")
         return
+    if (output / EVALUATION).is_file():  # of an earlier evaluation, as these are
+        for name in (CORRUPTIONS, *PICTURES):
+            (output / name).unlink(missing_ok=True)
     (output / EVALUATION).write_text(evaluation.to_json(), encoding="utf-8")
     names = evaluation.class_names
     counts = [[names[true], names[given], count] for true, given, count in evaluation.confusion]
@@ -53,10 +58,11 @@ def write_scores(evaluation: Evaluation, output: Path, *, pictures: bool = False
     _write_csv(output / "per_class.csv", columns, [astuple(row) for row in evaluation.per_class])
     corruptions = [{"corruption": name, **row} for name, rows in evaluation.corruptions.items() for row in rows]
     if corruptions:
-        _write_csv(output / "corruptions.csv", list(corruptions[0]), [list(row.values()) for row in corruptions])
+        _write_csv(output / CORRUPTIONS, list(corruptions[0]), [list(row.values()) for row in corruptions])
     if pictures:
-        _reliability_figure(evaluation, output / "reliability.png")
-        confusion_picture(evaluation.confusion_matrix(), names, output / "confusion.png")
+        reliability, confusion = (output / name for name in PICTURES)
+        _reliability_figure(evaluation, reliability)
+        confusion_picture(evaluation.confusion_matrix(), names, confusion)
 
 
 def summary(evaluation: Evaluation) -> str:

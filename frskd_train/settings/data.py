@@ -187,5 +187,5 @@ class EvaluationSettings:
     """Also write a reliability diagram and a picture of the confusion matrix."""
     output: str | None = None
     """Folder for evaluation.json, per_class.csv and confusion.csv; FILE.json: evaluation.json alone.
-    By default evaluation-DATASET in the folder of a run, with --train-split, --val-split and --tta appended if given.
+    By default evaluation-DATASET in the folder of a run, with the settings appended that were given and change scores.
     Scores of other models are stored only on request."""

@@ -63,7 +63,8 @@ class ClassificationJob(Job):
     def label_loss(self, student: nn.Module, data: TrainingData) -> nn.Module | None:
         """Return the loss with the labels if it is not plain cross-entropy."""
         labels, outputs = self.settings.labels, int(student.num_classes)  # type: ignore[arg-type]
-        if labels.class_weights and self.settings.method.sla:
+        method = self.settings.method
+        if labels.class_weights and method.sla and method.method != "ce":
             raise UserError("--class-weights cannot be combined with --sla; leave one of them out.")
         if not (labels.class_weights or labels.bce_loss):
             return None

@@ -68,7 +68,7 @@ class ClassLabels:
 
     def subset(self, split: str, rows: Rows, count: int) -> Rows:
         """Choose `count` of the rows, always the same ones, ascending."""
-        return rows[balanced_subset(self.labels[split][rows], count, len(self.class_names))]
+        return rows[balanced_subset(self.labels[split][rows], count)]
 
     def digest(self, split: str, rows: Rows) -> bytes:
         """Hash the targets of the rows."""
@@ -168,11 +168,12 @@ def _read_column(dataset: datasets.Dataset, split: str, column: str) -> tuple[Ro
     """Return a code per row, and the meaning of each code: the name of a class, or a value."""
     feature = dataset.features[column]
     kind = dataset.data.schema.field(column).type
-    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     values = dataset.select_columns([column]).with_format("arrow")[:].column(column)
     if values.null_count:  # which make a CSV's column of whole numbers one of floats
         row = values.is_null().to_pylist().index(True)
-        raise UserError(f"Row {row} of split {split} has no value in the label column {column}.")
+        hint = "in metadata.csv, words such as NA, None and null count as missing, so use metadata.jsonl for them"
+        raise UserError(f"Row {row} of split {split} has no value in the label column {column} ({hint}).")
     if not (is_text or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
         raise UserError(f"Column {column} holds {kind_of(feature)}; labels are classes, whole numbers or strings.")
     found = values.to_numpy(zero_copy_only=False)
@@ -209,10 +210,11 @@ def hold_out(labels: Rows, fraction: float) -> tuple[Rows, Rows]:
     return np.flatnonzero(~is_held), np.flatnonzero(is_held)
 
 
-def balanced_subset(labels: Rows, count: int, num_classes: int) -> Rows:
+def balanced_subset(labels: Rows, count: int) -> Rows:
     """Choose `count` rows by their labels, balanced over the classes as far as possible. See `ClassLabels.subset`."""
-    if count < num_classes:
-        raise UserError(f"--train-num-samples {count} is less than one image for each of the {num_classes} classes.")
+    present = len(np.unique(labels))  # a dataset may name more classes than it has images of
+    if count < present:
+        raise UserError(f"--train-num-samples {count} is less than one image for each of the {present} classes.")
     rank, _ = _rank_in_class(labels)
     return np.sort(np.argsort(rank, kind="stable")[:count])
 
