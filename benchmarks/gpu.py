@@ -37,8 +37,7 @@ from table_files import append, read  # noqa: E402
 
 STAGES = ("check", "speed", "accuracy", "typefaces", "words")
 DATASETS = {"accuracy": "fashion_mnist", "typefaces": "typefaces_224", "words": "typeface_words"}  # by stage
-ADAMW = "--no-pretrained --opt adamw --lr 2e-3 --weight-decay 0.05"
-WORD_STUDENTS = {"resnet18_frskd": "", "efficientnet_b0_frskd": ADAMW}  # with further flags
+WORD_RECIPES = ("typeface_words_resnet18", "typeface_words_efficientnet_b0")  # here with fewer images, more epochs
 SHAPES = [("wide_resnet16_2_frskd", 32), ("resnet18_frskd", 224), ("resnet50_frskd", 224)]
 NOT_FINISHED = 3
 GRACE = 60  # seconds that a training process gets to save a checkpoint
@@ -105,12 +104,11 @@ def typefaces(args: argparse.Namespace) -> Iterator[Job]:
 def words(args: argparse.Namespace) -> Iterator[Job]:
     """Yield the runs on words in 200 typefaces, whose students are kept."""
     data = plain_dataset("typeface_words", args.output / "data" if args.rehearse else args.data_dir, args.rehearse)
-    shared = [sys.executable, ROOT / "train.py", "--config", "typeface_words_resnet18", "--dataset", data]
-    shared += ["--epochs", 1 if args.rehearse else 30, "--resume", "auto"]
+    shared = [sys.executable, ROOT / "train.py", "--dataset", data, "--epochs", 1 if args.rehearse else 30]
     seeds = (1,) if args.rehearse else (1, 2, 3)
-    for seed, (model, flags), method in itertools.product(seeds, WORD_STUDENTS.items(), ("frskd", "ce")):
-        name = f"{model}-{method}-{seed}"
-        command = [*shared, "--model", model, *flags.split(), "--method", method, "--seed", seed]
+    for seed, recipe, method in itertools.product(seeds, WORD_RECIPES, ("frskd", "ce")):
+        name = f"{recipe}-{method}-{seed}"
+        command = [*shared, "--config", recipe, "--method", method, "--seed", seed, "--resume", "auto"]
         yield Job("words", name, [*command, "--output-dir", args.output / "words" / name], continues=True)
 
 
@@ -134,6 +132,7 @@ def compare_loops(args: argparse.Namespace) -> None:
     timm_flags = [*shared, "--data-dir", folder, "--train-split", "train", "--val-split", "test", "--workers", workers]
     timm_flags += ["--num-classes", classes, "--img-size", size, "--amp", "--amp-dtype", "bfloat16", "--channels-last"]
     timm_flags += ["--device", args.device, "--output", theirs, "--log-interval", 1, "--warmup-epochs", 0]
+    timm_flags += ["--color-jitter", 0]  # as ours, by default
     run([sys.executable, ROOT / "train.py", *ours_flags, "--data-mode", "stream", "--workers", workers])
     log = run([sys.executable, args.timm_train, *timm_flags])
     with (ours / "summary.csv").open(encoding="utf-8") as file:

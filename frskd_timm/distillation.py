@@ -13,14 +13,13 @@ from torch.nn import functional as F
 from frskd_timm.augment import TwoViews
 from frskd_timm.defaults import CLASSIFICATION as DEFAULT
 from frskd_timm.errors import UserError
+from frskd_timm.gates import GATES
 from frskd_timm.losses import FeatureLoss
 from frskd_timm.losses.functional import IGNORED
 from frskd_timm.losses.logits import LOGIT_LOSSES
-from frskd_timm.schedule import distillation_weight
+from frskd_timm.schedules import distillation_weight
 from frskd_timm.student_task import StudentTask, Terms
 from frskd_timm.teachers import SelfTeacher
-
-GATES = ("none", "advantage")
 
 
 class Views(NamedTuple):
@@ -55,8 +54,9 @@ class DistillationTask(StudentTask):
         schedule: Name of the schedule of alpha and beta.
         start: Fraction of the run before distillation starts.
         logit_loss: A name in `losses.logits.LOGIT_LOSSES`.
-        gate: 'none', or 'advantage' to use the soft labels only for images or pixels whose cross-entropy is lower for
-            the self-teacher than for the student; the loss is the mean over these, so its scale does not change.
+        gate: 'none', or a name in `gates.GATES`, such as 'advantage' to use the soft labels only for images or pixels
+            whose cross-entropy is lower for the self-teacher than for the student; the loss is the mean over these, so
+            its scale does not change.
         student_weight: v, the weight of the terms with which the student learns the labels, above 0.
         teacher_weight: w, the weight of the terms with which the self-teacher learns the labels, above 0.
         teacher_gradient: Factor, from 0 to 1, of the gradient that flows from the self-teacher into the student; 1 in
@@ -103,12 +103,11 @@ class DistillationTask(StudentTask):
         if beta is None:
             beta = self.beta_share * feature_loss.default_beta if feature_loss is not None else 0.0
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
-        self.schedule, self.start, self.gate = schedule, start, gate
+        self.schedule, self.start = schedule, start
+        self.gate = None if gate == "none" else GATES.get(gate)
         self.student_weight, self.teacher_weight = student_weight, teacher_weight
         self.teacher_gradient, self.teacher_ema = teacher_gradient, teacher_ema
         self.teacher_interval = teacher_interval
-        if gate not in GATES:
-            raise UserError(f"Unknown gate '{gate}'; choose from {', '.join(GATES)}.")
         for name, value, fits, right in (
             ("student_weight", student_weight, student_weight > 0, "above 0"),
             ("teacher_weight", teacher_weight, teacher_weight > 0, "above 0"),
@@ -262,7 +261,7 @@ class DistillationTask(StudentTask):
 
     def _gate_weights(self, views: Views, target: Tensor) -> Tensor | None:
         """Return 1 for images or pixels whose soft labels count and 0 for the others; None if all count."""
-        if self.gate == "none":
+        if self.gate is None:
             return None
         ignored = IGNORED if target.ndim == 3 else -100  # torch's default
         with torch.no_grad():
@@ -270,7 +269,7 @@ class DistillationTask(StudentTask):
                 F.cross_entropy(logits.float(), target, ignore_index=ignored, reduction="none")
                 for logits in (views.logits, views.teacher_logits)
             )
-            return (other < own).float()
+            return self.gate(own, other)
 
     def valid_positions(self, views: Views, target: Tensor) -> list[Tensor] | None:
         """Return masks [B, H_i, W_i] of the positions that the feature loss compares, one per map; None for all."""

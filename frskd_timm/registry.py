@@ -51,7 +51,6 @@ class Registry(Generic[T]):
         Raises:
             UserError: The name is unknown; the message lists the known names.
         """
-        names = self.names()
-        if name not in self._builders:
+        if name not in self._builders and name not in (names := self.names()):
             raise UserError(f"Unknown {self.kind} '{name}'; choose from {', '.join(names)}.")
         return self._builders[name]

@@ -98,7 +98,10 @@ def test_the_input_pipeline_is_compared_with_timms() -> None:
 def test_a_rehearsal_of_the_stages_for_a_gpu(tmp_path: Path) -> None:
     drawn = {"typefaces": typefaces.PACKAGES, "words": typeface_families.PACKAGES}
     stages = ["check", "speed", "accuracy", *(name for name in drawn if typefaces_are_installed(drawn[name]))]
+    timm_train = tmp_path / "timm_train.py"  # stands for timm's script, with a line of its log
+    timm_train.write_text("print('Train: 1 [1/1 (100%)]  Time: 0.064s,  124.50/s  (0.064s,  124.50/s)  LR: 5.000e-02')")
     command = [sys.executable, ROOT / "benchmarks" / "gpu.py", *stages, "--rehearse", "--output", tmp_path]
+    command += ["--timm-train", timm_train]
     assert run_script(*command, "--minutes", 0, check=False).returncode == 3  # no time: everything is left to do
     for _ in range(4):
         done = run_script(*command, "--minutes", 5, check=False)
@@ -109,6 +112,9 @@ def test_a_rehearsal_of_the_stages_for_a_gpu(tmp_path: Path) -> None:
         rows = [row for row in csv.DictReader(file) if row["status"] == "done"]
     assert list(dict.fromkeys(row["stage"] for row in rows)) == stages
     assert not run_script(*command).stdout  # nothing is repeated
+    with (tmp_path / "loops.csv").open(encoding="utf-8") as file:
+        (rates,) = csv.DictReader(file)
+    assert (float(rates["ours"]) > 0, float(rates["timm"])) == (True, 124.5)
     with (tmp_path / "accuracy.csv").open(encoding="utf-8") as file:
         trained = {row["data"] for row in csv.DictReader(file)}
     assert trained == {"full", *protocol.LARGE_GARMENTS, *(protocol.LARGE_TYPEFACES if "typefaces" in stages else [])}

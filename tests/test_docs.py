@@ -18,8 +18,10 @@ import yaml
 from conftest import ROOT, run_script
 from PIL import Image
 
+from frskd_timm.gates import GATES
 from frskd_timm.losses import FEATURE_LOSSES
 from frskd_timm.losses.logits import LOGIT_LOSSES
+from frskd_timm.schedules import SCHEDULES
 from frskd_timm.segmentation import SegmentationStudent
 from frskd_timm.segmentation.teacher import SEGMENTATION_TEACHERS
 from frskd_timm.teachers import SELF_TEACHERS
@@ -216,6 +218,8 @@ def test_help_offers_what_is_registered() -> None:
     }
     assert list(settings.model.FEATURE_LOSSES) == FEATURE_LOSSES.names()
     assert list(settings.model.LOGIT_LOSSES) == LOGIT_LOSSES.names()
+    assert list(settings.model.GATES) == ["none", *GATES.names()]
+    assert list(settings.model.SCHEDULES) == SCHEDULES.names()
 
 
 @pytest.mark.long

@@ -16,7 +16,8 @@ LIBRARY = {
     "defaults": set(),
     "errors": set(),
     "registry": {"errors"},
-    "schedule": {"errors"},
+    "schedules": {"registry"},
+    "gates": {"registry"},
     "augment": set(),
     "lookup": {"errors"},
     "pixels": set(),
@@ -25,8 +26,10 @@ LIBRARY = {
     "losses": {"errors", "registry", "teachers"},  # the interface of a self-teacher, which some losses read
     "pyramid": {"defaults", "errors"},
     "cost": {"pyramid"},
-    "student_task": {"defaults", "errors", "losses"},
-    "distillation": {"augment", "defaults", "errors", "losses", "schedule", "student_task", "teachers"},
+    "student_task": {"defaults", "errors"},
+    "distillation": {
+        *("augment", "defaults", "errors", "gates", "losses", "schedules", "student_task", "teachers"),
+    },
     "task": {
         *("augment", "cost", "defaults", "distillation", "errors", "losses", "pyramid", "student_task", "teachers"),
     },

@@ -20,7 +20,9 @@ from frskd_timm.errors import UserError
 from frskd_timm.export.load import load_student
 from frskd_timm.models._pretrained import DEFAULT_TAGS, WEIGHTS, with_weights
 from frskd_train.data.source import SAMPLE_FOLDER
+from frskd_train.data.transforms import CORRUPTIONS
 from frskd_train.report.publish import check_folder
+from tools.rescore import rescore
 from tools.ship import ship
 from tools.zoo import WAITING, read_results, results_table, waiting, with_table
 
@@ -75,6 +77,10 @@ def test_a_second_run_of_a_recipe_keeps_its_baseline(repository, tmp_path: Path)
         found = json.loads((tmp_path / shipped / "metrics.json").read_text(encoding="utf-8"))["baseline"]
         wanted = json.loads((root / shipped / "metrics.json").read_text(encoding="utf-8"))["baseline"]
         assert found == (wanted if kept else None)
+    folder = tmp_path / shipped
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    rescore(folder, "fashion_mnist_sample", threads=1, root=tmp_path)
+    assert (folder / "README.md").read_text(encoding="utf-8") == card
     folder = ship(again, for_hub=True, dataset_name="Garments", threads=1, root=tmp_path)
     assert folder == tmp_path / WAITING / "resnet18_frskd.garments"
     assert "contains these weights" not in (folder / "README.md").read_text(encoding="utf-8")
@@ -112,6 +118,7 @@ def test_shipped_figures_are_measured_on_what_ships(repository) -> None:
     assert 'timm.create_model("resnet18_frskd.garments"' in card
     assert f"On the dataset `garments` (1,000 images): top-1 {row['top1']}%" in card
     assert "](DATASET.md)" in card
+    assert f"| none | {' | '.join(CORRUPTIONS)} |" in card
     assert "# Garments" in (folder / "DATASET.md").read_text(encoding="utf-8")
     assert json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["baseline"]["runs"][0]["seed"] == 7
     for document in ("README.md", "MODEL_CARD.md"):

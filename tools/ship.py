@@ -10,7 +10,6 @@ import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -24,7 +23,6 @@ from frskd_timm.export.folder import CARD, DATASET_CARD, METRICS, RECIPE
 from frskd_timm.export.load import compare_logits, load_student, read_student
 from frskd_timm.export.student import export_student
 from frskd_timm.models._pretrained import shipped_cfg
-from frskd_train.data.source import SAMPLE_NAME
 from frskd_train.device import start_accelerator
 from frskd_train.errors import exit_with_error
 from frskd_train.parse import read_recipe
@@ -34,10 +32,9 @@ from frskd_train.report.baseline import read_baseline
 from frskd_train.report.card import write_card
 from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.metrics import Metrics, SeedRuns, read_metrics
-from frskd_train.scores import Scorer, refuse_unscored
-from frskd_train.settings import DataSettings, FitSettings, LoopSettings, Settings, flat
-from frskd_train.tasks.classification import ClassificationJob
+from frskd_train.settings import DataSettings, LoopSettings, Settings, flat
 from tools import zoo
+from tools.scoring import corruption_scores, evaluate, sample_scores, scores_on, tidy
 
 HALF_MAY_COST = 0.02  # largest loss of top-1 in points by half precision; otherwise float32 ships
 PICTURE_WIDTH = 1000  # pixels
@@ -89,17 +86,17 @@ def ship(
     data = dataclasses.replace(settings.data, dataset=dataset or settings.data.dataset)
     student = read_student(run / "student")
     model = student.load()
-    whole, rounded = _evaluate(model, data, accelerator, name), _rounded(model)
-    top1 = _tidy(whole)["top1"]
+    whole, rounded = evaluate(model, data, accelerator, name), _rounded(model)
+    top1 = tidy(whole)["top1"]
     # the run's own score was in mixed precision
     if abs(top1 - (before := (metrics.student or {})["top1"])) > 0.3:
         raise UserError(
             f"{run} ended with {before:.2f}% top-1, but its student scores {top1:.2f}% on these data: they are not the "
             "run's."
         )
-    halved = _evaluate(rounded, data, accelerator, name)
-    half = round(top1 - _tidy(halved)["top1"], 4) <= HALF_MAY_COST
-    say(f"Top-1 is {top1:.2f}% in float32, {_tidy(halved)['top1']:.2f}% with parameters in float16.")
+    halved = evaluate(rounded, data, accelerator, name)
+    half = round(top1 - tidy(halved)["top1"], 4) <= HALF_MAY_COST
+    say(f"Top-1 is {top1:.2f}% in float32, {tidy(halved)['top1']:.2f}% with parameters in float16.")
     folder = root / (zoo.WAITING if for_hub else Path("frskd_timm", "weights")) / f"{name}.{metrics.tag}"
     kept, processes = metrics.baseline, metrics.machine.processes
     if baseline:
@@ -116,9 +113,10 @@ def ship(
         every = SeedRuns.of([own, *others.runs], "top1", metrics.method)
     cfg = student.config["pretrained_cfg"]
     final, evaluation = (rounded, halved) if half else (model, whole)
+    sample = sample_scores(final, accelerator)
     shipped = dataclasses.replace(
         metrics,
-        student=_tidy(evaluation),
+        student=tidy(evaluation),
         dataset=dataclasses.replace(metrics.dataset, name=dataset_name or metrics.dataset.name, hub_id=hub_dataset),
         baseline=kept,
         repeats=every,
@@ -126,8 +124,9 @@ def ship(
         shipped_as=None if for_hub else folder.name,
         crop_pct=cfg["crop_pct"],
         interpolation=cfg["interpolation"],
-        sample=_sample_scores(final, accelerator),
-        further=[_scores_on(name, final, accelerator) for name in also],
+        sample=sample,
+        further=[scores_on(name, final, accelerator) for name in also],
+        corruptions=corruption_scores(final, data, accelerator, sample is not None),
     )
     _write(folder, run, model, half, shipped, evaluation, settings, Path(data.dataset) / CARD)
     again = timm.create_model(name, pretrained=True, pretrained_cfg=shipped_cfg(folder))
@@ -147,30 +146,6 @@ def _finished(run: Path) -> tuple[Settings, Metrics]:
     return read_recipe(str(run / SETTINGS)), read_metrics(run / METRICS)
 
 
-def _evaluate(model: nn.Module, data: DataSettings, accelerator: Accelerator, name: str = "student") -> Evaluation:
-    """Score a model on validation rows; raise UserError if its classes are others or no image can be read."""
-    loaded = ClassificationJob.load_validation(data, FitSettings(), model)
-    return refuse_unscored(Scorer(model.to(accelerator.device).eval(), accelerator, 256).evaluate(loaded, name), name)
-
-
-def _sample_scores(model: nn.Module, accelerator: Accelerator) -> dict[str, Any] | None:
-    """Measure scores on the test images in the repository; return None for a model with other classes."""
-    try:
-        return _scores_on(SAMPLE_NAME, model, accelerator)
-    except UserError:
-        return None
-
-
-def _scores_on(dataset: str, model: nn.Module, accelerator: Accelerator) -> dict[str, Any]:
-    """Measure scores on another dataset, under the name of its folder."""
-    found = _evaluate(model, DataSettings(dataset), accelerator)
-    return {"dataset": Path(dataset).name, "images": found.images, **_tidy(found)}
-
-
-def _tidy(found: Evaluation) -> dict[str, float]:
-    return {name: round(getattr(found, name), 4) for name in ("top1", "top5", "loss")}
-
-
 def _rounded(model: nn.Module) -> nn.Module:
     """Return a copy of the model with parameters rounded to float16."""
     model = copy.deepcopy(model)
@@ -188,7 +163,7 @@ def _scored_again(
         raise UserError("A run was given twice: name each run once.")
     runs = [dict(run) for run in found.runs]
     for folder, run in zip(folders, runs, strict=True):
-        run["top1"] = _tidy(_evaluate(load_student(Path(folder) / "student"), data, accelerator))["top1"]
+        run["top1"] = tidy(evaluate(load_student(Path(folder) / "student"), data, accelerator))["top1"]
     return SeedRuns.of(runs, "top1", found.method)
 
 

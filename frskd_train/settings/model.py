@@ -23,10 +23,13 @@ from frskd_train.settings.library import DEFAULT, registered
 SELF_TEACHERS = {"classification": registered("teachers"), "segmentation": registered("segmentation")}
 FEATURE_LOSSES = registered("losses")
 LOGIT_LOSSES = registered("losses/logits")
+GATES, SCHEDULES = ("none", *registered("gates")), registered("schedules")
 _ANY_TEACHER = tuple(name for names in SELF_TEACHERS.values() for name in names)
 SelfTeacher = Annotated[str, arg(metavar="|".join(_ANY_TEACHER)), one_of(_ANY_TEACHER)]
 FeatureLoss = Annotated[str, arg(metavar="|".join(FEATURE_LOSSES)), one_of(FEATURE_LOSSES)]
 LogitLoss = Annotated[str, arg(metavar="|".join(LOGIT_LOSSES)), one_of(LOGIT_LOSSES)]
+Gate = Annotated[str, arg(metavar="|".join(GATES)), one_of(GATES)]
+Schedule = Annotated[str, arg(metavar="|".join(SCHEDULES)), one_of(SCHEDULES)]
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,9 @@ class MethodSettings:
     """Softmax temperature of the soft labels; the loss is multiplied by its square."""
     logit_loss: LogitLoss = DEFAULT.logit_loss
     """The soft-label loss. kl: as in the paper. standardised: z-scored logits. dkd: decoupled. dist: correlations."""
-    gate: Literal["none", "advantage"] = DEFAULT.gate
+    gate: Gate = DEFAULT.gate
     """advantage: use the soft labels only for images (or pixels) that the self-teacher classifies better."""
-    distill_schedule: Annotated[Literal["constant", "lead", "ramp", "warmup"], FIXED] = DEFAULT.distill_schedule
+    distill_schedule: Annotated[Schedule, FIXED] = DEFAULT.distill_schedule
     """constant: as in the paper. ramp: alpha and beta times exp(-5 (1 - t)^2), with t from 0 to 1 over the run.
     warmup: rising linearly over the first tenth. lead: alpha and beta times the self-teacher's lead.
     The lead is a moving average of 1 - (its cross-entropy / the student's), from 0 to 1."""

@@ -1,0 +1,52 @@
+"""Scores of weights for their cards, in float32: on whole datasets, on the included sample, and on corrupted images."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from frskd_timm.errors import UserError
+from frskd_train.data.source import SAMPLE_NAME
+from frskd_train.report.evaluation import Evaluation
+from frskd_train.scores import Scorer, refuse_unscored
+from frskd_train.settings import DataSettings, FitSettings
+from frskd_train.tasks.classification import ClassificationJob
+
+
+def evaluate(
+    model: nn.Module, data: DataSettings, accelerator: Accelerator, name: str = "student", corrupted: bool = False
+) -> Evaluation:
+    """Score a model on validation rows; raise UserError if its classes are others or no image can be read."""
+    loaded = ClassificationJob.load_validation(data, FitSettings(), model)
+    scorer = Scorer(model.to(accelerator.device).eval(), accelerator, 256)
+    return refuse_unscored(scorer.evaluate(loaded, name, corrupted=corrupted), name)
+
+
+def tidy(found: Evaluation) -> dict[str, float]:
+    """Return the scores that metrics.json has of each dataset."""
+    return {name: round(getattr(found, name), 4) for name in ("top1", "top5", "loss")}
+
+
+def scores_on(dataset: str, model: nn.Module, accelerator: Accelerator) -> dict[str, Any]:
+    """Measure scores on another dataset, under the name of its folder."""
+    found = evaluate(model, DataSettings(dataset), accelerator)
+    return {"dataset": Path(dataset).name, "images": found.images, **tidy(found)}
+
+
+def sample_scores(model: nn.Module, accelerator: Accelerator) -> dict[str, Any] | None:
+    """Measure scores on the test images in the repository; return None for a model with other classes."""
+    try:
+        return scores_on(SAMPLE_NAME, model, accelerator)
+    except UserError:
+        return None
+
+
+def corruption_scores(model: nn.Module, data: DataSettings, accelerator: Accelerator, sample: bool) -> dict[str, Any]:
+    """Measure top-1 under each corruption, as the mean over its severities, on the sample or else on `data`."""
+    data = DataSettings(SAMPLE_NAME) if sample else data
+    found = evaluate(model, data, accelerator, corrupted=True)
+    means = {name: statistics.mean(row["top1"] for row in rows) for name, rows in found.corruptions.items()}
+    top1 = {name: round(score, 2) for name, score in {"none": found.top1, **means}.items()}
+    return {"dataset": Path(data.dataset).name, "images": found.images, "top1": top1}
