@@ -17,7 +17,7 @@ from frskd_timm.gates import GATES
 from frskd_timm.losses import FeatureLoss
 from frskd_timm.losses.functional import IGNORED
 from frskd_timm.losses.logits import LOGIT_LOSSES
-from frskd_timm.schedules import distillation_weight
+from frskd_timm.schedule import distillation_weight
 from frskd_timm.student_task import StudentTask, Terms
 from frskd_timm.teachers import SelfTeacher
 

@@ -21,7 +21,7 @@ from PIL import Image
 from frskd_timm.gates import GATES
 from frskd_timm.losses import FEATURE_LOSSES
 from frskd_timm.losses.logits import LOGIT_LOSSES
-from frskd_timm.schedules import SCHEDULES
+from frskd_timm.schedule import SCHEDULES
 from frskd_timm.segmentation import SegmentationStudent
 from frskd_timm.segmentation.teacher import SEGMENTATION_TEACHERS
 from frskd_timm.teachers import SELF_TEACHERS

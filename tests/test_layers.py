@@ -16,7 +16,7 @@ LIBRARY = {
     "defaults": set(),
     "errors": set(),
     "registry": {"errors"},
-    "schedules": {"registry"},
+    "schedule": {"registry"},
     "gates": {"registry"},
     "augment": set(),
     "lookup": {"errors"},
@@ -28,7 +28,7 @@ LIBRARY = {
     "cost": {"pyramid"},
     "student_task": {"defaults", "errors"},
     "distillation": {
-        *("augment", "defaults", "errors", "gates", "losses", "schedules", "student_task", "teachers"),
+        *("augment", "defaults", "errors", "gates", "losses", "schedule", "student_task", "teachers"),
     },
     "task": {
         *("augment", "cost", "defaults", "distillation", "errors", "losses", "pyramid", "student_task", "teachers"),

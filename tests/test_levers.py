@@ -19,7 +19,7 @@ from frskd_timm.errors import UserError
 from frskd_timm.losses.functional import soft_label_loss
 from frskd_timm.losses.labels import LabelLoss
 from frskd_timm.losses.logits import LOGIT_LOSSES
-from frskd_timm.schedules import distillation_weight
+from frskd_timm.schedule import distillation_weight
 from frskd_timm.segmentation import SegmentationTask, create_segmentation_student
 from frskd_timm.segmentation.teacher import SEGMENTATION_TEACHERS
 from frskd_timm.task import FRSKDTask

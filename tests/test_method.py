@@ -16,7 +16,7 @@ from frskd_timm.losses.functional import soft_label_loss
 from frskd_timm.losses.overhaul import expected_negative_response
 from frskd_timm.models.frskd_wide_resnet import WideResNet
 from frskd_timm.pyramid import Pyramid
-from frskd_timm.schedules import distillation_weight
+from frskd_timm.schedule import distillation_weight
 from frskd_timm.task import FRSKDTask, SLAHeads
 from frskd_timm.teachers import SELF_TEACHERS, SelfTeacher, create_self_teacher
 from frskd_timm.teachers.blocks import Lateral, downsample, upsample

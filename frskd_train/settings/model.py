@@ -23,7 +23,7 @@ from frskd_train.settings.library import DEFAULT, registered
 SELF_TEACHERS = {"classification": registered("teachers"), "segmentation": registered("segmentation")}
 FEATURE_LOSSES = registered("losses")
 LOGIT_LOSSES = registered("losses/logits")
-GATES, SCHEDULES = ("none", *registered("gates")), registered("schedules")
+GATES, SCHEDULES = ("none", *registered("gates")), registered("schedule")
 _ANY_TEACHER = tuple(name for names in SELF_TEACHERS.values() for name in names)
 SelfTeacher = Annotated[str, arg(metavar="|".join(_ANY_TEACHER)), one_of(_ANY_TEACHER)]
 FeatureLoss = Annotated[str, arg(metavar="|".join(FEATURE_LOSSES)), one_of(FEATURE_LOSSES)]
