@@ -30,15 +30,15 @@ def rescore(folder: Path, dataset: str, threads: int | None = None, root: Path =
     """
     metrics, model, data = read_metrics(folder / METRICS), load_student(folder), DataSettings(dataset)
     accelerator = start_accelerator(LoopSettings(amp=False, threads=threads))
-    evaluation, sample = evaluate(model, data, accelerator, folder.name), sample_scores(model, accelerator)
+    evaluation = evaluate(model, data, accelerator, folder.name)
     before = (metrics.student or {})["top1"]
     if abs(evaluation.top1 - before) > OTHER_MACHINE:
         raise UserError(f"{folder} scores {evaluation.top1:.2f}% top-1 on these data, not {before:.2f}%.")
     metrics = dataclasses.replace(
         metrics,
         student=tidy(evaluation),
-        sample=sample,
-        corruptions=corruption_scores(model, data, accelerator, sample is not None),
+        sample=sample_scores(model, accelerator),
+        corruptions=corruption_scores(model, data, accelerator),
         shipped_as=folder.name if folder.resolve().parent == (root / "frskd_timm" / "weights").resolve() else None,
     )
     (folder / METRICS).write_text(metrics.to_json(), encoding="utf-8")

@@ -1,6 +1,7 @@
 """Scores of weights for their cards, in float32: on whole datasets, on the included sample, and on corrupted images."""
 
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,13 @@ from frskd_train.scores import Scorer, refuse_unscored
 from frskd_train.settings import DataSettings, FitSettings
 from frskd_train.tasks.classification import ClassificationJob
 
+CORRUPTED = 1000  # images that are scored under each corruption
 
-def evaluate(
-    model: nn.Module, data: DataSettings, accelerator: Accelerator, name: str = "student", corrupted: bool = False
-) -> Evaluation:
+
+def evaluate(model: nn.Module, data: DataSettings, accelerator: Accelerator, name: str = "student") -> Evaluation:
     """Score a model on validation rows; raise UserError if its classes are others or no image can be read."""
     loaded = ClassificationJob.load_validation(data, FitSettings(), model)
-    scorer = Scorer(model.to(accelerator.device).eval(), accelerator, 256)
-    return refuse_unscored(scorer.evaluate(loaded, name, corrupted=corrupted), name)
+    return refuse_unscored(Scorer(model.to(accelerator.device).eval(), accelerator, 256).evaluate(loaded, name), name)
 
 
 def tidy(found: Evaluation) -> dict[str, float]:
@@ -43,10 +43,12 @@ def sample_scores(model: nn.Module, accelerator: Accelerator) -> dict[str, Any] 
         return None
 
 
-def corruption_scores(model: nn.Module, data: DataSettings, accelerator: Accelerator, sample: bool) -> dict[str, Any]:
-    """Measure top-1 under each corruption, as the mean over its severities, on the sample or else on `data`."""
-    data = DataSettings(SAMPLE_NAME) if sample else data
-    found = evaluate(model, data, accelerator, corrupted=True)
+def corruption_scores(model: nn.Module, data: DataSettings, accelerator: Accelerator) -> dict[str, Any]:
+    """Measure top-1 on corrupted validation images, for each corruption the mean over its severities."""
+    loaded = ClassificationJob.load_validation(data, FitSettings(), model)
+    loaded = replace(loaded, val=replace(loaded.val, source=loaded.val.split.sample(CORRUPTED)))
+    scorer = Scorer(model.to(accelerator.device).eval(), accelerator, 256)
+    found = refuse_unscored(scorer.evaluate(loaded, "student", corrupted=True), "student")
     means = {name: statistics.mean(row["top1"] for row in rows) for name, rows in found.corruptions.items()}
     top1 = {name: round(score, 2) for name, score in {"none": found.top1, **means}.items()}
-    return {"dataset": Path(data.dataset).name, "images": found.images, "top1": top1}
+    return {"images": found.images, "top1": top1}

@@ -113,7 +113,6 @@ def ship(
         every = SeedRuns.of([own, *others.runs], "top1", metrics.method)
     cfg = student.config["pretrained_cfg"]
     final, evaluation = (rounded, halved) if half else (model, whole)
-    sample = sample_scores(final, accelerator)
     shipped = dataclasses.replace(
         metrics,
         student=tidy(evaluation),
@@ -124,9 +123,9 @@ def ship(
         shipped_as=None if for_hub else folder.name,
         crop_pct=cfg["crop_pct"],
         interpolation=cfg["interpolation"],
-        sample=sample,
+        sample=sample_scores(final, accelerator),
         further=[scores_on(name, final, accelerator) for name in also],
-        corruptions=corruption_scores(final, data, accelerator, sample is not None),
+        corruptions=corruption_scores(final, data, accelerator),
     )
     _write(folder, run, model, half, shipped, evaluation, settings, Path(data.dataset) / CARD)
     again = timm.create_model(name, pretrained=True, pretrained_cfg=shipped_cfg(folder))

@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import signal
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
@@ -25,6 +26,9 @@ from frskd_train.data.sampler import BatchRequest, Order, Rows, untouched_random
 from frskd_train.data.splits import Sample, Split
 from frskd_train.data.transforms import SampleTransform, as_is
 from frskd_train.settings import DataSettings
+
+# torch's warning in each pass where there are fewer CPUs than --workers, 2 by default.
+warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes")
 
 GRACE = 60  # seconds that a worker continues after SIGTERM, so that the current step can finish
 Batch = tuple[Tensor | None, Tensor, dict[int, str]]  # images, targets, messages about samples that cannot be used

@@ -109,7 +109,7 @@ class Metrics:
     interpolation: str | None = None
     sample: dict[str, Any] | None = None  # scores on the sample in the repository
     further: list[dict[str, Any]] = field(default_factory=list)  # on other datasets: name, `images` and scores
-    corruptions: dict[str, Any] | None = None  # mean `top1` under each corruption, `dataset` and `images`
+    corruptions: dict[str, Any] | None = None  # mean `top1` under each corruption, and number of `images`
 
     @property
     def image_shape(self) -> str:
