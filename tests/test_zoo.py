@@ -50,7 +50,7 @@ def repository(tmp_path_factory) -> tuple[Path, Path, Path]:
         shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("weights", "__pycache__"))
     for part in ("validate.py", "README.md"):
         shutil.copy(ROOT / part, root / part)
-    flags = ["--model", "resnet18_frskd", *TINY, "--license", "mit"]
+    flags = ["--model", "resnet18_frskd", "--img-size", 32, *TINY, "--license", "mit"]
     train_here(*flags, "--output-dir", run)
     train_here(*flags, "--method", "ce", "--seed", 7, "--output-dir", plain)
     data = home / "garments"
@@ -119,6 +119,8 @@ def test_shipped_figures_are_measured_on_what_ships(repository) -> None:
     assert f"On the dataset `garments` (1,000 images): top-1 {row['top1']}%" in card
     assert "](DATASET.md)" in card
     assert f"| none | {' | '.join(CORRUPTIONS)} |" in card
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["corruptions"]["top1"]["none"] == pytest.approx(metrics["student"]["top1"], abs=0.01)
     assert "# Garments" in (folder / "DATASET.md").read_text(encoding="utf-8")
     assert json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["baseline"]["runs"][0]["seed"] == 7
     for document in ("README.md", "MODEL_CARD.md"):

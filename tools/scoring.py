@@ -45,8 +45,11 @@ def sample_scores(model: nn.Module, accelerator: Accelerator) -> dict[str, Any] 
 
 def corruption_scores(model: nn.Module, data: DataSettings, accelerator: Accelerator) -> dict[str, Any]:
     """Measure top-1 on corrupted validation images, for each corruption the mean over its severities."""
+    data = replace(data, data_mode="stream")  # resizes images after they are chosen and corrupted
     loaded = ClassificationJob.load_validation(data, FitSettings(), model)
-    loaded = replace(loaded, val=replace(loaded.val, source=loaded.val.split.sample(CORRUPTED)))
+    split = loaded.val.split
+    rows = split.targets.subset(split.name, split.rows, min(CORRUPTED, len(split)))  # always the same ones
+    loaded = replace(loaded, val=replace(loaded.val, source=replace(split, rows=rows)))
     scorer = Scorer(model.to(accelerator.device).eval(), accelerator, 256)
     found = refuse_unscored(scorer.evaluate(loaded, "student", corrupted=True), "student")
     means = {name: statistics.mean(row["top1"] for row in rows) for name, rows in found.corruptions.items()}

@@ -17,7 +17,7 @@ from frskd_timm.lookup import exported_cfg
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 
-DEFAULT_TAGS = {"resnet18_frskd": "fashion_mnist", "wide_resnet16_2_frskd": "fashion_mnist"}
+DEFAULT_TAGS = dict.fromkeys(("efficientnet_b0_frskd", "resnet18_frskd", "wide_resnet16_2_frskd"), "fashion_mnist")
 """Weights that `pretrained=True` loads without a tag. Adding weights of an architecture does not change them."""
 
 PUBLISHED: dict[str, dict[str, Any]] = {}
