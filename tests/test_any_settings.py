@@ -24,7 +24,7 @@ from frskd_train.parse import parse_settings
 from frskd_train.recipe import RECIPES, write_recipe
 from frskd_train.settings import Settings, declared, default_settings
 from frskd_train.settings import flag as flag_of
-from frskd_train.settings.model import FEATURE_LOSSES, LOGIT_LOSSES, SELF_TEACHERS
+from frskd_train.settings.model import FEATURE_LOSSES, GATES, LOGIT_LOSSES, SCHEDULES, SELF_TEACHERS
 
 WORDS: dict[str, st.SearchStrategy] = {
     "model": st.sampled_from(["test_resnet", "test_vit", "test_convnext", "no_model", "wide_resnet16_2_frskd"]),
@@ -33,6 +33,8 @@ WORDS: dict[str, st.SearchStrategy] = {
     "self_teacher": st.sampled_from([*itertools.chain(*SELF_TEACHERS.values()), "nonsense"]),
     "feature_loss": st.sampled_from([*FEATURE_LOSSES, "nonsense"]),
     "logit_loss": st.sampled_from([*LOGIT_LOSSES, "nonsense"]),
+    "gate": st.sampled_from([*GATES, "nonsense"]),
+    "distill_schedule": st.sampled_from([*SCHEDULES, "nonsense"]),
     "model_kwargs": st.dictionaries(
         st.sampled_from(["patch_size", "-", "features_only", "global_pool"]), st.sampled_from(["4", "[", "", "True"]),
         max_size=1),
