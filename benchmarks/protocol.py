@@ -248,8 +248,8 @@ def short_table(found: Iterable[Comparison]) -> str:
     Of cases with several numbers of epochs, those without a baseline of equal time are left out.
     """
     found = list(found)
-    timed = {pair.title: pair.epochs for pair in found if pair.baseline_epochs > pair.epochs}
-    found = [pair for pair in found if pair.epochs == timed.get(pair.title, pair.epochs)]
+    timed = {(pair.title, pair.epochs) for pair in found if pair.baseline_epochs > pair.epochs}
+    found = [pair for pair in found if (pair.title, pair.epochs) in timed or pair.title not in dict(timed)]
     lines = [
         "| data | epochs | seeds | FRSKD | baseline, equal epochs | baseline, equal time |",
         "|---|---:|---:|---:|---:|---:|",
