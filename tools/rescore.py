@@ -1,7 +1,6 @@
 """Score weights of the zoo again and rewrite their cards: `python -m tools.rescore FOLDER --dataset DATA`.
 
-For a new version of the cards: it changes neither the weights nor the scores of their run, its self-teacher and its
-baseline.
+For a new version of the cards. It changes neither the weights nor the scores of the self-teacher and the baseline.
 """
 
 import argparse

@@ -45,7 +45,7 @@ def sample_scores(model: nn.Module, accelerator: Accelerator) -> dict[str, Any] 
 
 def corruption_scores(model: nn.Module, data: DataSettings, accelerator: Accelerator) -> dict[str, Any]:
     """Measure top-1 on corrupted validation images, for each corruption the mean over its severities."""
-    data = replace(data, data_mode="stream")  # resizes images after they are chosen and corrupted
+    data = replace(data, data_mode="stream")  # images in memory are resized already, and could not be chosen
     loaded = ClassificationJob.load_validation(data, FitSettings(), model)
     split = loaded.val.split
     rows = split.targets.subset(split.name, split.rows, min(CORRUPTED, len(split)))  # always the same ones
