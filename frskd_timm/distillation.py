@@ -146,6 +146,7 @@ class DistillationTask(StudentTask):
     @torch.no_grad()
     def set_progress(self, progress: float) -> None:
         """Set r for the next step, and update the moving average if the last step updated the weights."""
+        super().set_progress(progress)
         self._in_progress = True
         self.distill_weight.fill_(distillation_weight(self.schedule, progress, self.start))
         if self.clock is None or bool(self.clock[0] == torch.tensor(progress, device=self.clock.device)):
@@ -235,7 +236,8 @@ class DistillationTask(StudentTask):
         """
         logits = self.student(images)
         with torch.autocast(images.device.type, enabled=False):
-            loss = self.cross_entropy(logits, target)  # in full, since no other term trains the backbone
+            # In full, since no other term trains the backbone.
+            loss = self.cross_entropy(logits, target, self.label_factor([logits], target))
         idle = [parameter[(0,) * parameter.ndim].float() for parameter in self.parameters() if parameter.requires_grad]
         zero = torch.zeros_like(loss)
         terms = {"loss_ce": loss.detach(), "loss_ce_teacher": zero, "loss_kl": zero}
@@ -246,9 +248,10 @@ class DistillationTask(StudentTask):
     def label_terms(self, views: Views, target: Tensor) -> Terms:
         """Return the loss terms that use the labels."""
         labels = target if views.batch is None else views.batch.classes
+        factor = self.label_factor((views.logits, views.teacher_logits), target)
         return {
-            "loss_ce": self.student_weight * self.cross_entropy(views.logits, target),
-            "loss_ce_teacher": self.teacher_weight * self.cross_entropy(views.teacher_logits, labels),
+            "loss_ce": self.student_weight * self.cross_entropy(views.logits, target, factor),
+            "loss_ce_teacher": self.teacher_weight * self.cross_entropy(views.teacher_logits, labels, factor),
         }
 
     def soft_labels(self, views: Views, target: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ and 'loss' is their sum, so the training loop does not need to know the method.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from frskd_timm.defaults import CLASSIFICATION as DEFAULT
 from frskd_timm.errors import UserError
+from frskd_timm.losses.labels import trust
 
 Terms = dict[str, Tensor]
 
@@ -37,10 +38,13 @@ class StudentTask(TrainingTask):
         student_weight: Weight of the student's cross-entropy in the loss.
         clean_view: Whether the task takes batches as `augment.TwoViews`.
         label_loss: Replaces the cross-entropy, such as `losses.labels.LabelLoss`; None by default.
+        noisy_labels: Multiply the cross-entropy of each image (or pixel) by the trust in its label (`losses.labels`):
+            none of it at the start of the run, in full from its half on. False by default.
     """
 
     student_weight = 1.0
     clean_view = False
+    doubt: Tensor
 
     def __init__(self, student: nn.Module, smoothing: float = DEFAULT.smoothing) -> None:
         parameter = next(student.parameters(), torch.empty(0))
@@ -48,6 +52,9 @@ class StudentTask(TrainingTask):
         self.student = student
         self.smoothing = smoothing
         self.label_loss: nn.Module | None = None
+        self.noisy_labels = False
+        # A tensor, so that a change does not recompile a compiled step. Not saved: it follows from the progress.
+        self.register_buffer("doubt", torch.ones((), device=self.device), persistent=False)
         # In tuples, because children would be part of the task's parameters and state dict.
         self._wrapped: tuple[nn.Module, ...] = ()
         self._ema: tuple[ModelEmaV3, ...] = ()
@@ -60,14 +67,26 @@ class StudentTask(TrainingTask):
         """Run `step`, through the compiled or distributed module if there is one."""
         return self._wrapped[0](input, target) if self._wrapped else self.step(input, target)
 
-    def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the mean cross-entropy of logits [B, K] and classes [B] or probabilities [B, K]."""
-        if self.label_loss is not None:
-            return self.label_loss(logits, target)
-        return F.cross_entropy(logits.float(), target, label_smoothing=self.smoothing)
+    def cross_entropy(self, logits: Tensor, target: Tensor, factor: Tensor | None = None) -> Tensor:
+        """Return the mean cross-entropy of logits [B, K] and classes [B] or probabilities [B, K].
 
+        A factor [B] multiplies that of each image before the mean.
+        """
+        if self.label_loss is not None:
+            return self.label_loss(logits, target) if factor is None else self.label_loss(logits, target, factor)
+        if factor is None:
+            return F.cross_entropy(logits.float(), target, label_smoothing=self.smoothing)
+        losses = F.cross_entropy(logits.float(), target, label_smoothing=self.smoothing, reduction="none")
+        return (losses * factor).mean()
+
+    def label_factor(self, logits: Sequence[Tensor], target: Tensor) -> Tensor | None:
+        """Return the factors of the cross-entropy for the logits of all networks; None without `noisy_labels`."""
+        return 1 - self.doubt * (1 - trust(logits, target)) if self.noisy_labels else None
+
+    @torch.no_grad()
     def set_progress(self, progress: float) -> None:
         """Tell the task, before each step, which fraction of the run is over (0..1)."""
+        self.doubt.fill_(min(1.0, 2 * progress))
 
     def predict(self, images: Tensor) -> dict[str, Tensor]:
         """Return the logits of each network of the task by name; 'student' is always present."""
@@ -169,5 +188,5 @@ class CrossEntropyTask(StudentTask):
     def step(self, input: Tensor, target: Tensor) -> Terms:
         logits = self.student(input)
         with torch.autocast(input.device.type, enabled=False):
-            loss = self.cross_entropy(logits, target)
+            loss = self.cross_entropy(logits, target, self.label_factor([logits], target))
         return {"loss": loss, "output": logits, "loss_ce": loss.detach()}

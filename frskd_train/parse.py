@@ -68,7 +68,7 @@ def parse_settings(args: Sequence[str]) -> Settings:
     config = _last_value(args, "--config")
     given = {path: read_yaml(path) for path in ([] if config is None else [find_recipe(config)])}
     own = next((content.get("output_dir") for content in given.values()), None)
-    folder = _last_value(args, "--output-dir") or (None if own is None else str(own))
+    folder = _last_value(args, "--output-dir") or (None if own is None else os.path.expanduser(str(own)))
     resumed = _resumed_config(_last_value(args, "--resume"), folder)
     recipes = {path: read_yaml(path) for path in ([] if resumed is None else [resumed])} | given
     tasks = [*(recipe.get("task") for recipe in recipes.values()), _last_value(args, "--task")]
@@ -77,7 +77,7 @@ def parse_settings(args: Sequence[str]) -> Settings:
         settings = _overlay(path, content, settings)
     _refuse_unknown(args, _program("train"), Settings, TRAIN)
     settings = with_absolute_paths(_cli(args, settings))
-    if _last_value(args, "--train-crop-mode") in ("rrc", "auto") and _last_value(args, "--crop-padding") is None:
+    if _last_value(args, "--train-crop-mode") not in (None, "pad") and _last_value(args, "--crop-padding") is None:
         # The padding of a recipe belongs to the crops that the flag replaces.
         settings = replace(settings, preprocessing=replace(settings.preprocessing, crop_padding=None))
     if settings.optimizer.lr_base is not None and _last_value(args, "--lr") is not None:
@@ -170,6 +170,9 @@ def check_settings(settings: Settings) -> None:
         raise SettingsError("--color-jitter has no effect with --aa, as in timm: leave one of them out.")
     if pre.grayscale_prob and pre.in_chans == 1:
         raise SettingsError("--grayscale-prob has no effect with --in-chans 1: leave it out.")
+    for name in ("mixup", "cutmix", "cutmix_minmax", "bce_loss"):  # whose targets are no classes
+        if settings.labels.noisy_labels and values[name]:
+            raise SettingsError(f"--noisy-labels cannot be combined with {flag(name)}: leave one of them out.")
     for name, epochs in (("warmup_epochs", optimizer.warmup_epochs), ("distill_start", settings.method.distill_start)):
         if epochs >= optimizer.epochs and epochs > 0:
             raise SettingsError(f"{flag(name)} has to be less than --epochs {optimizer.epochs}, not {epochs:g}.")

@@ -26,7 +26,7 @@ LIBRARY = {
     "losses": {"errors", "registry", "teachers"},  # the interface of a self-teacher, which some losses read
     "pyramid": {"defaults", "errors"},
     "cost": {"pyramid"},
-    "student_task": {"defaults", "errors"},
+    "student_task": {"defaults", "errors", "losses"},
     "distillation": {
         *("augment", "defaults", "errors", "gates", "losses", "schedule", "student_task", "teachers"),
     },

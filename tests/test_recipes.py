@@ -241,6 +241,9 @@ def test_settings_that_have_an_effect_are_accepted(flags: str) -> None:
 def test_a_flag_may_overrule_what_a_recipe_needs(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("mixup: 0.2\nmixup_off_epoch: 10\n")
     parse_settings(["--config", str(tmp_path / "recipe.yaml"), "--mixup", "0"])
+    for mode, padding in (("none", None), ("rrc", None), ("pad", 2)):
+        found = parse_settings(["--config", "finetune", "--train-crop-mode", mode]).preprocessing
+        assert (found.train_crop_mode, found.crop_padding) == (mode, padding)
 
 
 def test_a_default_that_was_written_out_makes_no_other_recipe() -> None:
@@ -276,7 +279,7 @@ REFUSED = {
     "--lr 1 --lr-base 1": "cannot be combined", "--sched plateau --decay-rate 1": "below 1", "--sla-weight 2": "--sla:",
     "--tag=a\nb": "control", "--momentun 1": "--momentum", "--patience-epochs 3": "plateau:", "--lr -1": "above 0",
     "--baseline a --baseline b": "--baseline is given twice", "--aug-repeats 0.5": "--aug-repeats .*less than once",
-    "--in-chans 1 --grayscale-prob 0.5": "--grayscale-prob .*--in-chans 1",
+    "--in-chans 1 --grayscale-prob 0.5": "--grayscale-prob .*--in-chans 1", "--noisy-labels --mixup 0.2": "--mixup:",
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frskd_timm.errors import UserError
-from frskd_timm.losses.functional import weighted_mean
+from frskd_timm.losses.functional import IGNORED, weighted_mean
 
 
 def weights_of_classes(weights: Sequence[float] | None, num_classes: int) -> Tensor | None:
@@ -22,6 +22,29 @@ def weights_of_classes(weights: Sequence[float] | None, num_classes: int) -> Ten
             "not all 0."
         )
     return torch.tensor(weights, dtype=torch.float32)
+
+
+def trust(logits: Sequence[Tensor], target: Tensor) -> Tensor:
+    """Return how far networks believe the labels: their mean probability of each label relative to the largest one.
+
+    A soft form of the selection of images by their loss, which two networks agree upon (arXiv 1804.06872).
+
+    Args:
+        logits: Logits [B, K, ...] of each network.
+        target: Classes [B, ...]; the label 255 counts as class 0 in segmentation.
+
+    Returns:
+        1 where the label is the predicted class, otherwise less, at least 0; [B, ...], without a gradient.
+
+    Raises:
+        UserError: The target has probabilities instead of classes.
+    """
+    if target.is_floating_point():
+        raise UserError("noisy_labels needs one class per image: leave Mixup and CutMix out.")
+    with torch.no_grad():
+        probabilities = torch.stack([output.float().softmax(dim=1) for output in logits]).mean(dim=0)
+        classes = target.masked_fill(target == IGNORED, 0) if target.ndim == 3 else target
+        return probabilities.gather(1, classes.unsqueeze(1)).squeeze(1) / probabilities.amax(dim=1)
 
 
 class LabelLoss(nn.Module):
@@ -58,14 +81,21 @@ class LabelLoss(nn.Module):
             for name, buffer in self.binary.named_buffers():
                 self.binary.register_buffer(name, buffer, persistent=False)  # settings, which checkpoints hold already
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the loss in float32."""
+    def forward(self, logits: Tensor, target: Tensor, factor: Tensor | None = None) -> Tensor:
+        """Compute the loss in float32; a factor [B] multiplies the losses before the mean.
+
+        Raises:
+            UserError: There is a factor, and the loss is binary.
+        """
         logits = logits.float()
         if self.binary is not None:
+            if factor is not None:
+                raise UserError("Binary cross-entropy cannot be combined with noisy_labels; leave one of them out.")
             if target.ndim == 2:  # timm expects probabilities that are smoothed already
                 target = target.lerp(torch.full_like(target, 1 / target.shape[1]), self.smoothing)
             return self.binary(logits, target)
         losses = F.cross_entropy(logits, target, label_smoothing=self.smoothing, reduction="none")
+        losses = losses if factor is None else losses * factor
         if self.class_weights is None:
             return losses.mean()
         weights = self.class_weights[target] if target.ndim == 1 else target @ self.class_weights

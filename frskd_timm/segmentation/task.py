@@ -34,11 +34,11 @@ class _PixelTask(StudentTask):
         weights = weights_of_classes(class_weights, self.student.num_classes)
         self.register_buffer("class_weights", None if weights is None else weights.to(self.device), persistent=False)
 
-    def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the mean cross-entropy of logits [B, K, H, W] and classes [B, H, W]."""
+    def cross_entropy(self, logits: Tensor, target: Tensor, factor: Tensor | None = None) -> Tensor:
+        """Return the mean cross-entropy of logits [B, K, H, W] and classes [B, H, W], with factors of that shape."""
         if self.label_loss is not None:
-            return super().cross_entropy(logits, target)
-        return pixel_cross_entropy(logits, target, self.class_weights, self.smoothing)
+            return super().cross_entropy(logits, target, factor)
+        return pixel_cross_entropy(logits, target, self.class_weights, self.smoothing, factor)
 
     def create_evaluator(self, **kwargs: Any) -> SegmentationEvaluator:
         """Create an evaluator of mean IoU, as timm's tasks do for accuracy."""

@@ -133,6 +133,9 @@ class LabelSettings:
     """Weight of each class in the order of the labels; equal by default.
     auto: inversely proportional to the number of training images (segmentation: pixels).
     effective_num: by the effective number of samples (arXiv 1901.05555)."""
+    noisy_labels: bool = False
+    """For labels with errors: multiply the loss of each image (or pixel) by the trust in its label.
+    That is the probability the networks give it, relative to the largest; it counts in full from half of the run on."""
     bce_loss: Annotated[bool, CLASSIFICATION] = False
     """timm's binary cross-entropy instead of cross-entropy."""
     bce_sum: Annotated[bool, CLASSIFICATION] = False

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,7 +11,9 @@ from timm.loss import compute_class_weights
 from torch import nn
 
 from frskd_timm.defaults import TASK_OPTIONS
+from frskd_timm.errors import UserError
 from frskd_timm.export.folder import STUDENT, WEIGHTS
+from frskd_timm.export.load import read_student
 from frskd_timm.task import StudentTask
 from frskd_train.data import TrainingData, ValidationData, load_data
 from frskd_train.data.sampler import Order
@@ -49,6 +52,20 @@ class Job(ABC):
             return InitialWeights(name, name.split("@")[0])
         return InitialWeights(f"{cfg['architecture']}.{cfg.get('tag') or 'unknown'}", cfg.get("hf_hub_id"))
 
+    def initial_cfg(self) -> Mapping[str, Any] | None:
+        """Return timm's configuration of the images that the initial weights were trained with; None if random.
+
+        For `--initial-checkpoint` it is in the folder of an exported student; beside other files, mean and standard
+        deviation are the model's, as in timm.
+        """
+        model = self.settings.model
+        if model.initial_checkpoint is None:
+            return self.model_cfg if model.has_weights else None
+        with suppress(UserError):
+            config = read_student(Path(model.initial_checkpoint).parent).config
+            return config.get("pretrained_cfg", config)
+        return {name: self.model_cfg.get(name) for name in ("mean", "std")}
+
     def load_data(self, measured: Any = None) -> TrainingData:
         """Return images and targets of the run; raise UserError if they cannot be used for training.
 
@@ -60,7 +77,7 @@ class Job(ABC):
             settings.preprocessing,
             task=model.task,
             model_cfg=self.model_cfg,
-            use_model_stats=model.has_weights,
+            initial_cfg=self.initial_cfg(),
             num_outputs=model.num_classes,
             resize_range=settings.segmentation.resize_range,
             measured=measured,
@@ -74,6 +91,7 @@ class Job(ABC):
         """Return the training task; raise UserError if batches are too small, or the student lacks feature maps."""
         task = self.make_task(student, data)
         task.label_loss = self.label_loss(student, data)
+        task.noisy_labels = self.settings.labels.noisy_labels
         loop, world_size = self.settings.loop, PartialState().num_processes
         order = Order(data.num_train, loop.batch_size, rank=0, world_size=world_size, seed=loop.seed)
         if order.per_process == 1 and not (loop.sync_bn and world_size > 1):
