@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import protocol  # noqa: E402
+import protocol_tables  # noqa: E402
 from protocol import Run  # noqa: E402
 from protocol_data import find_dataset  # noqa: E402
 from table_files import append, read  # noqa: E402
@@ -236,9 +237,9 @@ def main() -> None:
     args = parse()
     rows = read(args.output)
     times = read(args.times)
-    found = list(protocol.comparisons(rows, times, args.name, args.split, args.epochs))
-    table = protocol.table(found)
-    spoilt = protocol.spoilt_table(rows, args.split)
+    found = list(protocol_tables.comparisons(rows, times, args.name, args.split, args.epochs))
+    table = protocol_tables.table(found)
+    spoilt = protocol_tables.spoilt_table(rows, args.split)
     unknown = {data for data in args.data if protocol.same_time(times, Run(data, args.split, args.name, 1, 0)) is None}
     if args.measure:
         measure(args)
@@ -250,7 +251,7 @@ def main() -> None:
         text = with_table(DOCUMENT.read_text(encoding="utf-8"), table, BEGIN)
         DOCUMENT.write_text(with_table(text, spoilt, BEGIN_SPOILT), encoding="utf-8")
         text = README.read_text(encoding="utf-8")
-        README.write_text(with_table(text, protocol.short_table(found), BEGIN), encoding="utf-8")
+        README.write_text(with_table(text, protocol_tables.short_table(found), BEGIN), encoding="utf-8")
     elif args.table:
         print(table, spoilt, sep="\n\n")
     elif args.plan:

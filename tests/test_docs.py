@@ -10,7 +10,7 @@ import typing
 from pathlib import Path
 
 import budgets
-import protocol
+import protocol_tables
 import pytest
 import timm
 import torch
@@ -204,10 +204,10 @@ def test_help_states_the_weight_of_each_feature_loss() -> None:
 def test_the_tables_of_the_protocol_show_its_results() -> None:
     rows, times = (budgets.read(ROOT / "benchmarks" / "results" / f"{name}.csv") for name in ("protocol", "times"))
     text = budgets.DOCUMENT.read_text(encoding="utf-8")
-    found = list(protocol.comparisons(rows, times))
-    assert f"{budgets.BEGIN}\n{protocol.table(found)}\n<!-- end -->" in text
-    assert f"{budgets.BEGIN}\n{protocol.short_table(found)}\n<!-- end -->" in README
-    assert f"{budgets.BEGIN_SPOILT}\n{protocol.spoilt_table(rows)}\n<!-- end -->" in text
+    found = list(protocol_tables.comparisons(rows, times))
+    assert f"{budgets.BEGIN}\n{protocol_tables.table(found)}\n<!-- end -->" in text
+    assert f"{budgets.BEGIN}\n{protocol_tables.short_table(found)}\n<!-- end -->" in README
+    assert f"{budgets.BEGIN_SPOILT}\n{protocol_tables.spoilt_table(rows)}\n<!-- end -->" in text
 
 
 def test_help_offers_what_is_registered() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import budgets
 import protocol
+import protocol_tables
 import pytest
 from conftest import ROOT, run_script
 
@@ -29,21 +30,21 @@ TIMES = [{"data": "wrong", "method": "frskd", "ratio": "1.6"}]
 
 def test_the_table_compares_with_the_best_baseline_of_the_same_epochs_and_of_the_same_time() -> None:
     title = protocol.CASES["wrong"].title
-    assert protocol.table(protocol.comparisons(RECORDED, TIMES)).splitlines()[2:] == [
+    assert protocol_tables.table(protocol_tables.comparisons(RECORDED, TIMES)).splitlines()[2:] == [
         # 89 - 85 of 92 - 85; the variance of each method's two scores is 2
         f"| {title} | 10 | `ce + smoothing + EMA` | 85.00 | 89.00 | +4.00 | 1.41 | 2 | 92.00 | 57% |",
         f"| {title} | 10, baseline 16 | `ce` | 90.00 | 89.00 | -1.00 | 1.12 | 2 | 92.00 |  |",  # behind, so no share
     ]
-    assert protocol.spoilt_table(RECORDED).splitlines()[2:] == [
+    assert protocol_tables.spoilt_table(RECORDED).splitlines()[2:] == [
         f"| {title} | 10 | `ce` | 80.00 ± 0.00 | 10.00 ± 0.00 | 2 |",
         f"| {title} | 10 | `{protocol.AVERAGED}` | 85.00 ± 1.41 | 10.00 ± 0.00 | 2 |",
         f"| {title} | 10 | `frskd` | 89.00 ± 1.41 | 10.00 ± 0.00 | 2 |",
     ]
-    assert protocol.short_table(protocol.comparisons(RECORDED, TIMES)).splitlines()[2:] == [
+    assert protocol_tables.short_table(protocol_tables.comparisons(RECORDED, TIMES)).splitlines()[2:] == [
         f"| {title} | 10 | 2 | 89.00 | 85.00 | 90.00 (16 epochs) |"
     ]
     for rows in ([], RECORDED[2:]):
-        assert protocol.table(protocol.comparisons(rows)) == "There are no results yet."
+        assert protocol_tables.table(protocol_tables.comparisons(rows)) == "There are no results yet."
 
 
 def test_baselines_with_another_augmentation_of_the_same_data_count_too() -> None:
@@ -51,7 +52,7 @@ def test_baselines_with_another_augmentation_of_the_same_data_count_too() -> Non
     cropped = [{**found, "data": "sgd"} for found in RECORDED[4:]]
     times = [{**TIMES[0], "data": "sgd"}]
     title = protocol.CASES["uncropped"].title
-    assert protocol.table(protocol.comparisons([*uncropped, *cropped], times)).splitlines()[2:] == [
+    assert protocol_tables.table(protocol_tables.comparisons([*uncropped, *cropped], times)).splitlines()[2:] == [
         f"| {title} | 10 | `ce + smoothing + EMA, crops` | 85.00 | 89.00 | +4.00 | 1.41 | 2 | 92.00 | 57% |",
         f"| {title} | 10, baseline 16 | `ce, crops` | 90.00 | 89.00 | -1.00 | 1.12 | 2 | 92.00 |  |",
     ]
@@ -59,7 +60,7 @@ def test_baselines_with_another_augmentation_of_the_same_data_count_too() -> Non
 
 def test_the_plan_leaves_out_what_is_recorded_and_knows_the_epochs_of_the_same_time() -> None:
     def missing(**options: Any) -> set[tuple[str, int, int]]:
-        runs = protocol.plan(RECORDED, ["wrong"], ["frskd", *protocol.RUNS], [1, 2, 3], **options)
+        runs = protocol.plan(RECORDED, ["wrong"], ["frskd", *protocol.RUNS], [1, 2, 3], epochs=10, **options)
         return {(run.method, run.epochs, run.seed) for run in runs}
 
     others = {"ce + smoothing", "ce + mixup/cutmix"}  # class weights are for imbalanced data only

@@ -1,0 +1,121 @@
+"""The tables of the protocol's results."""
+
+import itertools
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from protocol import AVERAGED, BASELINES, CASES, RUNS, Row, Run, same_time
+
+from frskd_train.report.baseline import Gain
+
+NOTHING = "There are no results yet."
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Scores of a method and of the best baseline with all seeds."""
+
+    title: str  # of the case
+    epochs: int
+    baseline_epochs: int
+    baseline: str
+    variant: str  # of the rival that the baseline is from, if it is
+    best: list[float]  # the baseline's scores
+    own: list[float]
+    teacher: list[float]
+
+
+def comparisons(
+    rows: Sequence[Row],
+    times: Sequence[Row] = (),
+    name: str = "frskd",
+    split: str = "test",
+    epochs: int | None = None,
+) -> Iterator[Comparison]:
+    """Yield the comparisons of a method and the best baseline of the same epochs and of the same time; see `plan`."""
+    for data, case in CASES.items():
+        for budget, longer in itertools.product((epochs,) if epochs else case.epochs, (False, True)):
+            run = Run(data, split, name, budget, 0)
+            more = (same_time(times, run) if longer else budget) or 0
+            own, teacher = scores(rows, run), scores(rows, run, "self_teacher_score")
+            baselines = []
+            for method, rival in itertools.product(BASELINES, (data, *case.rivals)):
+                if found := scores(rows, replace(run, data=rival, method=method, epochs=more)):
+                    baselines.append((found, method, "" if rival == data else CASES[rival].variant))
+            if own and baselines:
+                best, method, variant = max(baselines, key=lambda found: statistics.mean(found[0]))
+                yield Comparison(case.title, budget, more, method, variant, best, own, teacher)
+
+
+def table(found: Iterable[Comparison]) -> str:
+    """Format comparisons as a Markdown table."""
+    lines = [
+        "| data | epochs | best baseline | its score | FRSKD | difference | standard error | seeds | self-teacher | "
+        "share of its lead |",
+        "|---|---:|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for pair in found:
+        more = pair.baseline_epochs
+        shown = str(pair.epochs) if more == pair.epochs else f"{pair.epochs}, baseline {more}"
+        lines.append(f"| {pair.title} | {shown} | {' | '.join(compare(pair))} |")
+    return "\n".join(lines) if len(lines) > 2 else NOTHING
+
+
+def short_table(found: Iterable[Comparison]) -> str:
+    """Format the scores of comparisons as a Markdown table with both budgets of the baseline in one line.
+
+    Of cases with several numbers of epochs, those without a baseline of equal time are left out.
+    """
+    found = list(found)
+    timed = {(pair.title, pair.epochs) for pair in found if pair.baseline_epochs > pair.epochs}
+    found = [pair for pair in found if (pair.title, pair.epochs) in timed or pair.title not in dict(timed)]
+    lines = [
+        "| data | epochs | seeds | FRSKD | baseline, equal epochs | baseline, equal time |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for (title, epochs), pairs in itertools.groupby(found, key=lambda pair: (pair.title, pair.epochs)):
+        cells = ["", ""]
+        for pair in pairs:
+            longer = pair.baseline_epochs > epochs
+            notes = ", ".join(filter(None, [pair.variant, longer * f"{pair.baseline_epochs} epochs"]))
+            cells[longer] = f"{statistics.mean(pair.best):.2f}" + (f" ({notes})" if notes else "")
+        own = f"{len(pair.own)} | {statistics.mean(pair.own):.2f}"
+        lines.append(f"| {title} | {epochs} | {own} | {' | '.join(cells)} |")
+    return "\n".join(lines) if len(lines) > 2 else NOTHING
+
+
+def spoilt_table(rows: Sequence[Row], split: str = "test") -> str:
+    """Format a Markdown table of accuracy and calibration of every method on imbalanced and wrong labels."""
+    lines = ["| data | epochs | method | top-1 | ECE, % | seeds |", "|---|---:|---|---:|---:|---:|"]
+    for data, case in CASES.items():
+        methods = dict.fromkeys(row["method"] for row in rows if row["data"] == data and case.spoilt)
+        names = sorted(methods, key=lambda name: ([*RUNS, AVERAGED, name].index(name), name))
+        for epochs, method in itertools.product(case.epochs, names):
+            run = Run(data, split, method, epochs, 0)
+            found, ece = scores(rows, run), [100 * value for value in scores(rows, run, "ece")]
+            if found:
+                cells = [
+                    f"{statistics.mean(v):.2f} ± {statistics.stdev(v):.2f}" if v[1:] else f"{v[0]:.2f}"
+                    for v in (found, ece)
+                ]
+                lines.append(f"| {case.title} | {run.epochs} | `{method}` | {' | '.join(cells)} | {len(found)} |")
+    return "\n".join(lines) if len(lines) > 2 else NOTHING
+
+
+def scores(rows: Sequence[Row], run: Run, column: str = "score") -> list[float]:
+    """Return the scores of a run with all seeds."""
+    return [float(row[column]) for row in rows if replace(Run.of(row), seed=0) == run and row[column]]
+
+
+def compare(pair: Comparison) -> list[str]:
+    """Format the cells of a comparison."""
+    best, own, teacher = pair.best, pair.own, pair.teacher
+    bar, mean = statistics.mean(best), statistics.mean(own)
+    error = Gain.between(own, best).error
+    seeds = f"{len(own)}" if len(own) == len(best) else f"{len(own)}, baseline {len(best)}"
+    lead = statistics.mean(teacher) - bar if teacher else 0.0
+    share = f"{100 * (mean - bar) / lead:.0f}%" if error is not None and lead > error and mean > bar else ""
+    cells = [f"{bar:.2f}", f"{mean:.2f}", f"{mean - bar:+.2f}", "" if error is None else f"{error:.2f}", seeds]
+    baseline = ", ".join(filter(None, [pair.baseline, pair.variant]))
+    return [f"`{baseline}`", *cells, f"{statistics.mean(teacher):.2f}" if teacher else "", share]
