@@ -19,7 +19,7 @@ import frskd_timm
 from frskd_timm.cost import cost
 from frskd_timm.distillation import DistillationTask
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.export.folder import METRICS, RECIPE
+from frskd_timm.export.folder import CARD, METRICS, RECIPE
 from frskd_timm.export.load import read_student
 from frskd_timm.task import StudentTask
 from frskd_train.checkpoint import all_checkpoints
@@ -40,6 +40,7 @@ from frskd_train.report.metrics import SCHEMA, DatasetFacts, MachineFacts, Metri
 from frskd_train.report.page import PAGE, write_report
 from frskd_train.report.predictions import MISTAKES, draw_mistakes
 from frskd_train.report.publish import push_student
+from frskd_train.report.signature import signed
 from frskd_train.run_folder import RunFolder
 from frskd_train.run_state import RunState
 from frskd_train.settings import RunSettings, Settings, default_settings
@@ -83,7 +84,11 @@ class Ending:
         if isinstance(self.task, DistillationTask):  # another version may have another default
             settings = replace(settings, method=replace(settings.method, beta=self.task.beta))
         recipe = write_recipe(settings, heading, portable=True)
+        card = self.folder.student / CARD
         with self.folder.writing():
+            if card.is_file() and signed(card.read_bytes()) != card.read_bytes():
+                card = card.replace(self.folder.path / "README.edited.md")
+                print(f"The student's card was edited, and a new one takes its place: yours is {card}.")
             write = partial(Path.write_text, data=recipe, encoding="utf-8")
             job.export(self.folder, self.data, self.student, lambda aside: write(aside / RECIPE))
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,18 @@ import pytest
 import timm
 import torch
 from pictures import picture
-from runs import STATE, checkpoints, train_here
+from runs import STATE, checkpoints, small, train_here
 from torch import nn
 
 from frskd_timm.errors import UserError
 from frskd_timm.export.folder import read_json
 from frskd_train.checkpoint import load_state, restore
 from frskd_train.constraints import FIXED, FREE, PRIVATE
+from frskd_train.parse import parse_settings
 from frskd_train.resume import check_resume, notes_for_recipe
 from frskd_train.settings import ModelSettings, Settings, declared, fields, flag
 from frskd_train.students import build_student
+from frskd_train.tasks import choose_job
 
 NOW = {"fingerprint": "f", "train_rows": 24, "data_mode": "memory", "global_batch": 8, "processes": 1}
 
@@ -99,6 +102,31 @@ def test_a_resumed_run_keeps_the_statistics_of_its_images(tmp_path: Path, capsys
 def statistics_of(run: Path) -> list[Any]:
     cfg = read_json(run / "student" / "config.json")["pretrained_cfg"]
     return [cfg["mean"], cfg["std"]]
+
+
+def test_initial_weights_keep_the_statistics_of_their_images(whole: Path, places: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "alone.safetensors"
+    shutil.copy(whole / "student" / "model.safetensors", weights)
+    own = statistics_of(whole)[0]
+    for path, mean in ((whole / "student" / "model.safetensors", own), (weights, [0.5] * 3)):  # the model's, as in timm
+        flags = [*small(places), "--model", "test_resnet", "--initial-checkpoint", path]
+        data = choose_job(parse_settings([*map(str, flags)])).load_data()
+        assert [*data.preprocessing.mean] == mean
+
+
+def test_an_edited_card_is_kept_beside_the_run(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    train_here("--resume", run)
+    assert not (run / "README.edited.md").exists()
+    card = run / "student" / "README.md"
+    written = card.read_text(encoding="utf-8")
+    card.write_text(f"{written}My own words.\n", encoding="utf-8")
+    capsys.readouterr()
+    train_here("--resume", run)
+    assert card.read_text(encoding="utf-8") == written
+    assert (run / "README.edited.md").read_text(encoding="utf-8") == f"{written}My own words.\n"
+    assert f"yours is {run / 'README.edited.md'}" in capsys.readouterr().out
 
 
 def test_changed_numbers_of_the_optimizer_are_honoured(tmp_path: Path) -> None:

@@ -53,6 +53,9 @@ def test_folders_without_images_are_no_classes_and_said(tmp_path: Path) -> None:
     data = load(tmp_path)
     assert data.class_names == ["b", "c"]
     assert any("were ignored: annotations" in note for note in data.notes)
+    for name in ("train", "val"):
+        class_folders(tmp_path / name, "__background__", "__MACOSX", ".hidden")
+    assert load(tmp_path).class_names == ["__background__", "b", "c"]
 
 
 def test_tables_are_split_by_their_names_and_read_beside_pictures(tmp_path: Path) -> None:

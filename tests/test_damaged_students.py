@@ -138,8 +138,13 @@ def test_where_validate_writes(places: Path, whole: Path, tmp_path: Path) -> Non
     written = {path.name for path in (whole / "evaluation-data").iterdir()}
     assert written == {"evaluation.json", "per_class.csv", "confusion.csv"}
     fit = FitSettings(img_size=24, use_train_size=True)
-    chosen = EvaluationSettings(str(whole), DataSettings("data", val_split="a/b"), fit, corruptions=True)
-    assert folder_name(chosen, "data") == "evaluation-data-a-b-img_size-24-use_train_size-corruptions"
+    chosen = EvaluationSettings(str(whole), DataSettings(str(places / "data"), val_split="a/b"), fit, corruptions=True)
+    assert folder_name(chosen, "data", whole) == "evaluation-data-a-b-img_size-24-use_train_size-corruptions"
+    (tmp_path / "fold 1" / "test").mkdir(parents=True)
+    other = EvaluationSettings(str(whole), DataSettings(str(tmp_path / "fold 1" / "test"), val_fraction=0.5))
+    assert folder_name(other, "test", whole) == "evaluation-fold-1-test-val_fraction-0.5"
+    own = EvaluationSettings(str(whole), DataSettings(str(places / "data"), target_key="fine label"))
+    assert folder_name(own, "data", whole) == "evaluation-data-target_key-fine-label"
     (whole / "evaluation-data" / "confusion.png").touch()  # of an earlier evaluation with pictures
     evaluate_here("--model", whole / "student", *data)
     assert {path.name for path in (whole / "evaluation-data").iterdir()} == written

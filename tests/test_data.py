@@ -109,7 +109,7 @@ def test_mean_and_deviation_are_given_measured_or_the_models_own(small: Path) ->
     assert (images.std((0, 2, 3)) - 1).abs().max() < 1e-2
     assert load(small, mean=(0.1,), std=(0.2, 0.3, 0.4)).preprocessing.mean == (0.1, 0.1, 0.1)
     own = load_data(
-        DataSettings(dataset=str(small)), PreprocessingSettings(), model_cfg=MODEL_CFG, use_model_stats=True
+        DataSettings(dataset=str(small)), PreprocessingSettings(), model_cfg=MODEL_CFG, initial_cfg=MODEL_CFG
     )
     assert (own.preprocessing.mean, own.preprocessing.std) == (MODEL_CFG["mean"], MODEL_CFG["std"])
 

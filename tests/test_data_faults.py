@@ -63,15 +63,18 @@ def test_images_of_every_kind_are_read(row: dict[str, Any], wanted: Image.Image,
 def test_what_the_network_does_not_see_is_said(tmp_path: Path) -> None:
     tall = save(tmp_path / "tall", train=split([encoded(picture(k, 20, 60)) for k in range(9)], [0, 1, 2] * 3))
     (note,) = load(tall, val_fraction=0.4).notes
-    assert "central square of images such as 60x20 is used; --crop-mode squash" in note
+    assert "central square of images such as 20x60 is used; --crop-mode squash" in note
     whole = load(tall, val_fraction=0.4, crop_mode="squash", train_crop_mode="none", mean=(0.0,), std=(1.0,))
     assert whole.notes == ()
     expected = np.asarray(picture(int(whole.val.source.rows[0]), 20, 60).resize((20, 20), Image.Resampling.BILINEAR))
     shown = whole.preprocessing.to_bytes(next(iter(whole.val_batches(1)))[0])[0]
     assert np.abs(shown.astype(int) - expected).max() <= 2
     data, preprocessing = DataSettings(str(tall), val_fraction=0.4), PreprocessingSettings(crop_mode="squash")
-    trained = load_data(data, preprocessing, model_cfg={"input_size": (3, 64, 64)}, use_model_stats=True)
+    trained = load_data(data, preprocessing, model_cfg={}, initial_cfg={"input_size": (3, 64, 64)})
     assert trained.notes == ("The initial weights were trained at 64x64; this run uses 20x20.",)
+    assert load(tall, val_fraction=0.4, train_crop_mode="rrc", data_mode="stream", crop_mode="squash").notes == ()
+    (note,) = load(tall, val_fraction=0.4, train_crop_mode="rrc", crop_mode="squash").notes
+    assert note.startswith("Training images are kept at 23x23 pixels and cropped there; --data-mode stream")
 
 
 # --- Mistakes --------------------------------------------------------------------------------------------------------

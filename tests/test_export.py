@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForImageClassification
 
 from frskd_timm.errors import UserError
+from frskd_timm.export.folder import read_json
 from frskd_timm.export.load import load_student, read_student, verify_export
 from frskd_timm.export.student import export_student
 
@@ -178,7 +180,9 @@ def test_a_student_of_low_precision(tmp_path, dtype):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"label_names": ["one"]}, "1 names, but the student has 7"),
+        ({"label_names": ["one"]}, "list of 7 names"),
+        ({"label_names": dict.fromkeys("abcdefg", 0)}, "list of 7 names"),
+        ({"mean": (127.0, 127.0, 127.0)}, r"images in 0\.\.1"),
         ({"model_name": "no_such_model"}, "does not know model_name 'no_such_model'"),
         ({"mean": (0.5, 0.5)}, "could not be described"),
         ({"input_size": (1, 64, 64)}, "could not be described"),
@@ -203,6 +207,17 @@ def test_a_failed_export_leaves_the_older_one(tmp_path, options, sentence):
         export(make("test_resnet", seed=1, num_classes=7), folder, finish=finish)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_numbers_and_names_may_come_from_arrays(tmp_path):
+    statistics = np.array([0.25, 0.5, 0.75], np.float32), torch.tensor([0.5, 0.25, 0.5])
+    names, size = np.arange(7), np.array([3, 64, 64])
+    folder = export_student(make("test_resnet", num_classes=7), tmp_path / "student", tag="arrays", input_size=size,
+                            mean=statistics[0], std=statistics[1], label_names=names)  # fmt: skip
+    config = read_json(folder / "config.json")
+    assert config["label_names"] == ["0", "1", "2", "3", "4", "5", "6"]
+    cfg = config["pretrained_cfg"]
+    assert (cfg["mean"], cfg["std"], cfg["input_size"]) == ([0.25, 0.5, 0.75], [0.5, 0.25, 0.5], [3, 64, 64])
 
 
 def test_replaces_an_export_and_nothing_else(tmp_path):

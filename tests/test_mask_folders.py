@@ -1,6 +1,8 @@
 """Folders of images and masks as people have them: the lists of VOC's layout, folders beside each other, classes."""
 
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from pictures import load as load_classes
 from pictures import load_masks as load
 from pictures import picture, voc_folder
+from PIL import Image
 
 from frskd_timm.errors import UserError
 
@@ -46,6 +49,29 @@ def test_scaled_masks_and_labels_of_validation_alone_are_noticed(tmp_path: Path)
     further = lambda number, width, height: np.full((height, width), 4 if number == 7 else number % 2, np.uint8)
     with pytest.raises(UserError, match=r"has label 4; .* the training masks have no other; .* --class-map"):
         load(voc_folder(tmp_path / "further", further), img_size=32)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_gray_levels_of_few_bits_are_class_numbers(bits: int, tmp_path: Path) -> None:
+    folder = voc_folder(tmp_path / "garden")
+    for path in (folder / "SegmentationClass").iterdir():
+        with Image.open(path) as mask:
+            numbers = np.asarray(mask) % 2 if bits == 1 else np.asarray(mask) % 3
+        path.write_bytes(gray_png(numbers, bits))
+    data = load(folder, img_size=32)
+    assert data.class_names == ["class 0", "class 1", "class 2"][: 2 if bits == 1 else 3]
+
+
+def gray_png(numbers: np.ndarray, bits: int) -> bytes:
+    """Encode numbers [H, W] as gray levels of few bits, which Pillow reads but does not write."""
+    height, width = numbers.shape
+    rows = [np.unpackbits(row[:, None].astype(np.uint8), axis=1)[:, 8 - bits :].flatten() for row in numbers]
+    pixels = zlib.compress(b"".join(b"\0" + np.packbits(row).tobytes() for row in rows))
+    parts = ((b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)), (b"IDAT", pixels), (b"IEND", b""))
+    chunks = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 LAYOUTS = {  # where the images and masks of a split are

@@ -6,7 +6,7 @@ one, without the metadata of timm's default weights.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +84,15 @@ def export_student(
     folder = Path(folder).resolve()
     model = unwrap_model(model)
     architecture = _architecture_name(model, model_name)
-    if label_names is not None and len(label_names) != model.num_classes:
-        raise UserError(f"label_names has {len(label_names)} names, but the student has {model.num_classes} classes.")
-    data_config = {
-        "input_size": tuple(input_size),
-        "mean": tuple(mean),
-        "std": tuple(std),
+    names = [] if label_names is None else [str(name) for name in label_names]
+    if isinstance(label_names, (str, Mapping)) or (label_names is not None and len(names) != model.num_classes):
+        raise UserError(f"label_names has to be a list of {model.num_classes} names, not {label_names!r:.60}.")
+    if max(*map(float, mean), *map(float, std)) > 1:
+        raise UserError(f"mean and std have to be for images in 0..1, not {mean!r:.60} and {std!r:.60}.")
+    data_config = {  # of plain numbers, whatever arrays they come from
+        "input_size": tuple(int(side) for side in input_size),
+        "mean": tuple(float(value) for value in mean),
+        "std": tuple(float(value) for value in std),
         "interpolation": interpolation,
         "crop_pct": crop_pct,
         "crop_mode": crop_mode,
@@ -97,7 +100,7 @@ def export_student(
     facts = _facts(tag, license, f"Trained on {dataset}." if dataset else None, method)
     with replacing(folder) as aside:
         write_weights(aside, model, half=half)
-        config = _write_config(model, aside, architecture, data_config, facts, list(label_names or ()))
+        config = _write_config(model, aside, architecture, data_config, facts, names)
         if half:  # otherwise transformers would compute in the precision of the file
             write_json(aside / CONFIG, {**config, "dtype": "float32"})
         verify_export(aside, model, tolerance=2e-2 if half else 1e-4)

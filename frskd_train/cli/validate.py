@@ -53,7 +53,7 @@ def evaluate(settings: EvaluationSettings) -> None:
         if not on_sample or "class" not in str(error) or settings.fit.given():
             raise
         raise UserError(f"{error} These are the images of the included sample; --dataset chooses others.") from error
-    output = check_output(settings.output or (run and run / folder_name(given, data.name)))
+    output = check_output(settings.output or (run and run / folder_name(given, data.name, run)))
     if settings.pictures and (output is None or output.suffix == ".json"):
         raise UserError("--pictures needs a folder to write them to: give --output FOLDER.")
     batch_size = settings.batch_size or (16 if data.task == "segmentation" else 256)
@@ -73,12 +73,26 @@ def evaluate(settings: EvaluationSettings) -> None:
         print(f"Stored in {output}.")
 
 
-def folder_name(settings: EvaluationSettings, dataset: str) -> str:
+def _trained_on(run: Path | None) -> tuple[dict[str, Any], str]:
+    """Return the settings of a run, some of which may be unknown today, and its dataset."""
+    trained = {} if run is None else read_yaml(str(run / SETTINGS))
+    return trained, str(trained.get("dataset") or DataSettings().dataset)
+
+
+# Settings of the data that change which images are scored, or against which labels.
+_CHOICES = "dataset_config", "dataset_revision", "val_fraction", "input_key", "target_key", "class_map", "bad_images"
+
+
+def folder_name(settings: EvaluationSettings, dataset: str, run: Path) -> str:
     """Return a name that differs between datasets, and between settings that were given and change the scores."""
     switches = {"amp": settings.amp, settings.tta: settings.tta != "none", "corruptions": settings.corruptions}
+    data, default, place = settings.data, DataSettings(), Path(settings.data.dataset).resolve()
+    if data.dataset != OWN_DATA and place.exists() and place != Path(_trained_on(run)[1]).resolve():
+        dataset = "-".join(place.parts[1:][-2:])  # a/test and b/test are different data
+    other = {name: getattr(data, name) for name in _CHOICES if getattr(data, name) != getattr(default, name)}
     names = [
-        *("evaluation", dataset, settings.data.train_split, settings.data.val_split),
-        *(name if value is True else f"{name}-{value}" for name, value in settings.fit.given().items()),
+        *("evaluation", dataset, data.train_split, data.val_split),
+        *(name if value is True else f"{name}-{value}" for name, value in (other | settings.fit.given()).items()),
         *(name for name, is_on in switches.items() if is_on),
     ]
     return "-".join(re.sub(r"[^\w.]+", "-", name) for name in names if name)
@@ -90,8 +104,7 @@ def chosen_data(data: DataSettings, run: Path | None) -> DataSettings:
     On the run's dataset, settings that are not given are those of the run; other datasets are used as given.
     """
     default, is_given = DataSettings(), data.dataset != OWN_DATA
-    trained = {} if run is None else read_yaml(str(run / SETTINGS))  # other settings may be unknown today
-    own = str(trained.get("dataset") or default.dataset)
+    trained, own = _trained_on(run)
     data = data if is_given else replace(data, dataset=own)
     if run is None:
         return data

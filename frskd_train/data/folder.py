@@ -21,6 +21,7 @@ IMAGE_ENDINGS = frozenset((
 UNSUPPORTED = frozenset(
     (".arw", ".cr2", ".dng", ".heic", ".heif", ".jxl", ".nef", ".svg")
 )  # of images that Pillow does not read
+NO_DATA = re.compile(r"\..*|__MACOSX|__pycache__")  # hidden folders, and those that archives and Python leave behind
 _LIKE_SPLITS = re.compile(r"(train|val|dev|test|eval)(?![a-z])", re.IGNORECASE)  # at the beginning of a name
 SPLIT_NAMES = frozenset((*TRAIN_SPLITS, *VALIDATION_SPLITS))
 # Characters that file systems do not allow in names, and the percent sign; a leading dot would hide the folder.
@@ -92,13 +93,13 @@ def _class_name(folder: Path) -> str:
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """Return the sorted subfolders of a folder, including links, without hidden ones.
+    """Return the sorted subfolders of a folder, including links, without hidden ones and those of archives or Python.
 
     Raises:
         UserError: The folder cannot be read.
     """
     try:
-        found = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))]
+        found = [entry for entry in folder.iterdir() if entry.is_dir() and not NO_DATA.fullmatch(entry.name)]
     except OSError as error:
         raise UserError(f"The folder {folder} cannot be listed ({error.strerror}).") from error
     return sorted(found)

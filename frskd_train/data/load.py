@@ -139,7 +139,7 @@ def load_data(
     *,
     task: str = "classification",
     model_cfg: Mapping[str, Any],
-    use_model_stats: bool = False,
+    initial_cfg: Mapping[str, Any] | None = None,
     num_outputs: int | None = None,
     resize_range: tuple[float, float] = (0.5, 2.0),
     measured: tuple[Sequence[float], Sequence[float]] | None = None,
@@ -153,7 +153,8 @@ def load_data(
         preprocessing: Size, colours and augmentation of the images.
         task: Kind of targets: `classification` or `segmentation`.
         model_cfg: The student's timm configuration (`pretrained_cfg`): input_size, mean, std, fixed_input_size.
-        use_model_stats: Take mean and std from `model_cfg` if the settings do not give them.
+        initial_cfg: Such a configuration of the initial weights, if there are any; mean and std are taken from it if
+            the settings do not give them.
         num_outputs: Number of the network's outputs, if larger than the number of classes.
         resize_range: Smallest and largest factor for resizing images with masks before they are cropped.
         measured: Mean and standard deviation that were measured before, of a run that is resumed.
@@ -169,10 +170,10 @@ def load_data(
     if targets.is_dense:
         plan = DensePlan(data, preprocessing, train, val, resize_range)
     else:
-        plan = WholeImagePlan(data, preprocessing, train, val, model_cfg, use_model_stats)
+        plan = WholeImagePlan(data, preprocessing, train, val, model_cfg, initial_cfg or {})
     train_samples, train_notes = _samples(train, plan.mode, plan.kept, data)
     val_samples, val_notes = _samples(val, plan.mode, plan.evaluated, data)
-    mean, std = given_statistics(preprocessing, model_cfg, use_model_stats)
+    mean, std = given_statistics(preprocessing, initial_cfg or {})
     if mean is None or std is None:
         found = measured or measure(_measured(train_samples, plan), preprocessing.in_chans)
         mean, std = mean or tuple(found[0]), std or tuple(found[1])
@@ -235,7 +236,9 @@ def load_validation(
     samples, left_out = _samples(split, mode, transform, data)
     if is_dense:
         preprocessing = replace(preprocessing, input_size=(channels, *samples.source.sizes[0]))
-    notes = (*source.notes, *left_out)
+    total, held = len(source.splits[split.name]), len(split.rows)
+    part = f"Of the {total} images, the {held} that training holds out are scored; --val-split {split.name} scores all."
+    notes = (*source.notes, *([part] if held < total else []), *left_out)
     return ValidationData(source.name, split.name, split.targets.class_names, preprocessing, notes, samples)
 
 

@@ -41,7 +41,7 @@ class WholeImagePlan:
         train: Split,
         val: Split,
         cfg: Mapping[str, Any],
-        has_weights: bool,
+        initial_cfg: Mapping[str, Any],
     ) -> None:
         self._settings = settings
         headers = train.images.headers(train.sample(LOOKED_AT).rows)
@@ -54,14 +54,14 @@ class WholeImagePlan:
             if crop_mode == "pad" and data.dataset == SAMPLE_NAME and settings.crop_padding is None:
                 crop_mode = "none"  # its garments all fill the image
         self._crops_resized = crop_mode == "rrc"
-        own_size = int((cfg.get("input_size") or (3, size, size))[-1])
+        trained_size = int((initial_cfg.get("input_size") or (3, size, size))[-1])
         self.notes = []
-        if has_weights and size != own_size:
+        if size != trained_size:
             self.notes.append(
-                f"The initial weights were trained at {own_size}x{own_size}; this run uses {size}x{size}."
+                f"The initial weights were trained at {trained_size}x{trained_size}; this run uses {size}x{size}."
             )
         if settings.crop_mode == "center" and (cut := [size for size in sizes if 3 * min(size) < 2 * max(size)]):
-            example = "x".join(map(str, cut[0]))
+            example = "x".join(map(str, reversed(cut[0])))  # width first, as everywhere for users
             where = " in validation" if self._crops_resized else ""
             self.notes.append(
                 f"Only the central square of images such as {example} is used{where}; --crop-mode squash keeps all."
@@ -84,13 +84,18 @@ class WholeImagePlan:
         kept_size = size, size
         if self._crops_resized:  # images keep their own size unless it is much too large
             side = round(size * MARGIN)
-            kept_size = sizes.pop() if len(sizes) == 1 and max(max(sizes)) <= 2 * size else (side, side)
+            kept_size = min(sizes) if len(sizes) == 1 and max(max(sizes)) <= 2 * size else (side, side)
             self.kept = partial(squash, kept_size, settings.interpolation)
         one_by_one = [flag(name) for name in ONE_BY_ONE if getattr(settings, name)]
         if data.data_mode == "memory" and one_by_one:
             raise UserError(f"{one_by_one[0]} works on one image at a time, so --data-mode must be auto or stream.")
         pixels = len(train) * math.prod(kept_size) + len(val) * size**2
         self.mode = "stream" if one_by_one else choose_mode(data, pixels * channels)
+        if self._crops_resized and self.mode == "memory" and any(max(size) > max(kept_size) for size in sizes):
+            kept = "x".join(map(str, reversed(kept_size)))
+            self.notes.append(
+                f"Training images are kept at {kept} pixels and cropped there; --data-mode stream crops the originals."
+            )
 
     def augmentation(
         self, preprocessing: Preprocessing, num_outputs: int, cache: Cache | None

@@ -59,14 +59,12 @@ class Preprocessing:
         return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).cpu().numpy())
 
 
-def given_statistics(
-    settings: PreprocessingSettings, model_cfg: Mapping[str, Any], use_model_stats: bool
-) -> list[tuple[float, ...] | None]:
-    """Return mean and standard deviation, each from the settings, else from the model if requested, else None."""
+def given_statistics(settings: PreprocessingSettings, initial_cfg: Mapping[str, Any]) -> list[tuple[float, ...] | None]:
+    """Return mean and standard deviation, each from the settings, else of the initial weights, else None."""
     chosen = []
     for name, values in (("mean", settings.mean), ("std", settings.std)):
-        if values is None and use_model_stats and model_cfg.get(name) is not None:
-            values = tuple(float(value) for value in model_cfg[name])
+        if values is None and initial_cfg.get(name) is not None:
+            values = tuple(float(value) for value in initial_cfg[name])
             if len(values) != settings.in_chans:
                 values = (sum(values) / len(values),)
         chosen.append(values * settings.in_chans if values is not None and len(values) == 1 else values)

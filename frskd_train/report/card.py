@@ -18,6 +18,7 @@ from frskd_train.report.baseline import Gain
 from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.forms import FORMS
 from frskd_train.report.metrics import DatasetFacts, Metrics
+from frskd_train.report.signature import signed
 from frskd_train.settings import flag
 
 # Placeholder of the repository's name until the student is published.
@@ -46,7 +47,8 @@ def write_card(folder: Path, metrics: Metrics, evaluation: Evaluation | None = N
     names = {path.name for path in folder.iterdir()}
     recipe = (folder / RECIPE).read_text(encoding="utf-8") if RECIPE in names else ""
     asked = [flag(name) for name in re.findall(r"^(\w+): ''", recipe, re.MULTILINE)]
-    model_card(metrics, read_student(folder), names, evaluation, asked).save(folder / CARD)
+    card = model_card(metrics, read_student(folder), names, evaluation, asked)
+    (folder / CARD).write_bytes(signed(str(card).encode()))  # so that the next export knows whether it was edited
     if entries := eval_result_entries(metrics):
         target = folder / EVAL_RESULTS
         target.parent.mkdir(exist_ok=True)
@@ -128,9 +130,12 @@ def write_backbone_card(folder: Path, metrics: Metrics) -> None:
 def _license(metrics: Metrics) -> dict[str, Any]:
     """Return the licence as the Hub wants it: an id, or 'other' and a name."""
     license = (metrics.license or "").lower()
+    slug = re.sub(r"[^a-z0-9.]+", "-", license).strip("-")
     if not license or _LICENSE_ID.fullmatch(license):
         return {"license": license or None}
-    return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", license).strip("-")}
+    if slug.startswith("cc-"):  # the Hub's own spelling
+        return {"license": slug}
+    return {"license": "other", "license_name": slug}
 
 
 def tidy(card: ModelCard) -> ModelCard:

@@ -1,4 +1,4 @@
-"""The mark at the end of published cards, from which a later push knows whether they were edited on the Hub."""
+"""The mark at the end of cards, from which a later push or export knows whether they were edited since."""
 
 import re
 from hashlib import sha256

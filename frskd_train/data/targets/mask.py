@@ -1,7 +1,7 @@
 """Masks: one class per pixel, from a second column of images."""
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -19,6 +19,8 @@ from frskd_train.settings import DataSettings
 IMAGE_NAMES = ("image", "img", "pixel_values", "photo")
 MASK_NAMES = ("mask", "label", "labels", "annotation", "segmentation", "semantic_segmentation", "seg", "target")
 NUMBERED = ("P", "L", "1", "I", "I;16", "I;16L", "I;16B")  # Pillow's modes that hold class numbers
+
+SCALED = {"L;2": 85, "L;4": 17}  # Pillow spreads the gray levels of files with few bits over 0..255
 
 
 class Masks:
@@ -38,13 +40,15 @@ class Masks:
         return self._masks[split].load_many(rows, self._decode)
 
     def _decode(self, image: Image.Image) -> Tensor:
+        tiles: Any = getattr(image, "tile", None)
+        stored = str(tiles[0].args) if tiles else ""
         image = ImageOps.exif_transpose(image)
         if image.mode not in NUMBERED:
             raise ValueError(
                 f"its mode is {image.mode}, but class numbers are read from a palette or gray levels (Pillow's P, L): "
                 "convert its colours to numbers first"
             )
-        labels = np.asarray(image)
+        labels = np.asarray(image) // next((unit for mode, unit in SCALED.items() if mode in stored), 1)
         top = len(self.class_names) or IGNORED
         wrong = labels[((labels >= top) | (labels < 0)) & (labels != IGNORED)]
         if wrong.size:
