@@ -65,11 +65,13 @@ def table(found: Iterable[Comparison]) -> str:
 def short_table(found: Iterable[Comparison]) -> str:
     """Format the scores of comparisons as a Markdown table with both budgets of the baseline in one line.
 
-    Of cases with several numbers of epochs, those without a baseline of equal time are left out.
+    Of cases with several numbers of epochs, those with a baseline of equal time are shown, or else the largest.
     """
     found = list(found)
     timed = {(pair.title, pair.epochs) for pair in found if pair.baseline_epochs > pair.epochs}
-    found = [pair for pair in found if (pair.title, pair.epochs) in timed or pair.title not in dict(timed)]
+    largest = {pair.title: pair.epochs for pair in sorted(found, key=lambda pair: pair.epochs)}
+    shown = timed | {item for item in largest.items() if item[0] not in dict(timed)}
+    found = [pair for pair in found if (pair.title, pair.epochs) in shown]
     lines = [
         "| data | epochs | seeds | FRSKD | baseline, equal epochs | baseline, equal time |",
         "|---|---:|---:|---:|---:|---:|",
