@@ -72,7 +72,7 @@ CASES = {
         f"{_GARMENTS} {_FEW} {_ERASING} --opt nmuon --lr 3e-3 --weight-decay 0.05",
     ),
     "wrong": Case(
-        "Fashion-MNIST, 4,000 images, 40% wrong labels",
+        "Fashion-MNIST, 4,000 images, 40% wrong labels, without --noisy-labels",
         "fashion_mnist",
         (10, 30),
         _GARMENTS,
