@@ -38,8 +38,8 @@ class StudentTask(TrainingTask):
         student_weight: Weight of the student's cross-entropy in the loss.
         clean_view: Whether the task takes batches as `augment.TwoViews`.
         label_loss: Replaces the cross-entropy, such as `losses.labels.LabelLoss`; None by default.
-        noisy_labels: Multiply the cross-entropy of each image (or pixel) by the trust in its label (`losses.labels`):
-            none of it at the start of the run, in full from its half on. False by default.
+        noisy_labels: Multiply the cross-entropy of each image (or pixel) by a factor that changes linearly from 1 to
+            the trust in its label (`losses.labels.trust`) during the first half of the run. False by default.
     """
 
     student_weight = 1.0

@@ -176,7 +176,7 @@ class _Limits:
 def with_retries(call: Callable[[], T], hub: Repository, once: bool = False) -> T:
     """Call a function, and retry after failures that may be temporary.
 
-    huggingface_hub itself retries uploads and downloads; this retries other requests, up to four times. If the Hub does
+    huggingface_hub itself retries uploads and downloads; other requests are attempted up to four times. If the Hub does
     not answer, it gives up after two minutes. With `once`, a commit that was sent but not answered is not sent again.
     The call runs in a thread, so that Ctrl-C reaches the caller immediately.
 

@@ -16,13 +16,13 @@ class DataSettings:
     """Where the images come from."""
 
     dataset: Annotated[str, LOCAL] = "fashion_mnist_sample"
-    """The included sample, a folder or a Hub id.
-    A folder has one subfolder per class, metadata.csv or .jsonl, parquet or arrow files, or is of save_to_disk.
-    For segmentation: fashion_mnist_scenes (generated), a folder with images/ and masks/ or in Pascal VOC's layout.
-    A dataset with a column of masks is possible as well.
+    """The included sample (fashion_mnist_sample), a folder or the id of a dataset on the Hub.
+    A folder has one subfolder per class, metadata.csv or .jsonl, parquet or arrow files, or a save_to_disk dataset.
+    For segmentation: fashion_mnist_scenes (generated), or a folder with images/ and masks/ or in Pascal VOC's layout.
+    Datasets with a column of images and one of masks also work.
     In validate.py, auto means the data of the run, or the sample for models without a run."""
     dataset_config: str | None = None
-    """Configuration name of a Hub dataset that has several."""
+    """Name of the configuration (subset), for Hub datasets that have several."""
     dataset_revision: str | None = None
     """Branch, tag or commit of a Hub dataset."""
     train_split: str | None = None
@@ -76,11 +76,11 @@ class PreprocessingSettings:
     crop_pct: Annotated[float, Range(above=0, high=1), CLASSIFICATION] = 1.0
     """Fraction of the resized image's side that the centre crop of the validation keeps."""
     crop_mode: Annotated[Literal["center", "squash"], CLASSIFICATION] = "center"
-    """How images that are not square are fitted in validation, and in training without rrc.
-    center: resize the shorter side and crop. squash: resize both sides."""
+    """How non-square images are fitted, in validation and in training without random resized crops.
+    center: resize the shorter side and crop the centre. squash: resize both sides."""
     train_crop_mode: Annotated[Literal["auto", "pad", "rrc", "none"], CLASSIFICATION] = "auto"
     """pad: random crop of the padded image. rrc: random resized crop. auto: pad up to 64 pixels, else rrc.
-    With auto, the included sample is not cropped without --crop-padding."""
+    With auto, the included sample is cropped only if --crop-padding is given."""
     crop_padding: Annotated[int | None, NotNegative, CLASSIFICATION] = None
     """Pixels of padding on each side for `pad`; by default an eighth of the size (4 at 32)."""
     scale: Annotated[tuple[float, float], Range(above=0, high=1), CLASSIFICATION] = (0.08, 1.0)
@@ -134,8 +134,9 @@ class LabelSettings:
     auto: inversely proportional to the number of training images (segmentation: pixels).
     effective_num: by the effective number of samples (arXiv 1901.05555)."""
     noisy_labels: bool = False
-    """For labels with errors: multiply the loss of each image (or pixel) by the trust in its label.
-    That is the probability the networks give it, relative to the largest; it counts in full from half of the run on."""
+    """For data with wrong labels: multiply the loss of each image (or pixel) by the trust in its label.
+    Trust is the mean probability that the networks give the label, divided by that of the predicted class.
+    The factor changes linearly from 1 to the trust during the first half of the run."""
     bce_loss: Annotated[bool, CLASSIFICATION] = False
     """timm's binary cross-entropy instead of cross-entropy."""
     bce_sum: Annotated[bool, CLASSIFICATION] = False
@@ -190,5 +191,5 @@ class EvaluationSettings:
     """Also write a reliability diagram and a picture of the confusion matrix."""
     output: str | None = None
     """Folder for evaluation.json, per_class.csv and confusion.csv; FILE.json: evaluation.json alone.
-    By default evaluation-DATASET in the folder of a run, with the settings appended that were given and change scores.
-    Scores of other models are stored only on request."""
+    The default is evaluation-DATASET in the run's folder, followed by the given settings that change the scores.
+    For models without a run, nothing is written by default."""

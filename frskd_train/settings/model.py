@@ -42,8 +42,8 @@ class ModelSettings:
     """Name of the student: any of timm.list_models(), or a `local-dir:` / `hf-hub:` name.
     For segmentation, the name of the backbone, or efficientdet_d0 / efficientdet_d1."""
     pretrained: Annotated[bool, FIXED] = False
-    """Start from timm's pretrained weights for this name.
-    The classifier is new only if the number of classes differs."""
+    """Start from timm's pretrained weights for --model.
+    The classifier is newly initialised only if the number of classes differs."""
     initial_checkpoint: Annotated[str | None, FIXED, LOCAL] = None
     """Weights file to start from (.safetensors or a timm checkpoint); a classifier of another size is skipped.
     In segmentation, the weights of a whole student with its decoder."""
@@ -79,7 +79,7 @@ class MethodSettings:
     beta: Annotated[float | None, NotNegative] = DEFAULT.beta
     """Weight of the feature-map loss; 0 disables it.
     By default 100 for attention, 1 for fitnet, 1e-4 for overhaul.
-    In segmentation half of these, and 0 with --self-teacher pyramid."""
+    In segmentation half of these, 0 with --self-teacher pyramid, and no overhaul."""
     temperature: Annotated[float, Positive] = DEFAULT.temperature
     """Softmax temperature of the soft labels; the loss is multiplied by its square."""
     logit_loss: LogitLoss = DEFAULT.logit_loss
@@ -96,12 +96,12 @@ class MethodSettings:
     """The self-teacher.
     For classification: bifpnc (default), whose channels follow the student's levels; bifpn, with one width.
     Also residual, a bifpnc with at most 256 channels, whose logits correct the student's.
-    For segmentation: pyramid (default), a head on the maps that enter the decoder's BiFPN layers.
+    For segmentation: pyramid (default), a second head on the finest map that enters the decoder's BiFPN layers.
     Also sum, as in the paper: BiFPN layers on the decoder's maps.
     Also mixing, like sum, but it mixes channels and classifies at twice the resolution."""
     teacher_width: Annotated[float | None, Positive, FIXED, CLASSIFICATION] = None
     """bifpnc, residual: multiple of each level's channels (2 in the paper), such as 0.5.
-    By default the largest of 1/8, 2/8, ... 1 for which it has no more parameters and multiply-adds than the student.
+    The default is the largest of 1/8, 2/8, ..., 1 that has no more parameters or multiply-adds than the student.
     bifpn: number of channels (default 256)."""
     teacher_depth: Annotated[int, Count, FIXED, CLASSIFICATION] = DEFAULT.teacher_depth
     """Depthwise-pointwise repetitions in each fusion block of the self-teacher (2 in the paper)."""
@@ -116,7 +116,7 @@ class MethodSettings:
     teacher_gradient: Annotated[float, Fraction] = DEFAULT.teacher_gradient
     """Factor of the gradient from the self-teacher into the backbone; 0 detaches the feature maps."""
     teacher_ema: Annotated[float, Range(low=0, high=0.9999), FIXED] = DEFAULT.teacher_ema
-    """Decay of a moving average of student and self-teacher that provides soft labels and maps; 0 for none."""
+    """Decay of a moving average of both networks that provides the soft labels and refined maps; 0 disables it."""
     teacher_interval: Annotated[int, Count, FIXED] = DEFAULT.teacher_interval
     """Run the self-teacher only in every Nth update; the others train the student on the labels alone.
     Printed losses are means over all updates, with 0 for what was not computed."""
@@ -125,7 +125,7 @@ class MethodSettings:
     feature_loss: Annotated[FeatureLoss, FIXED] = DEFAULT.feature_loss
     """Distance between feature maps. attention: of attention maps, as in the paper.
     fitnet: of maps after a learned projection.
-    overhaul: of maps before their activation, for models whose stages end in one."""
+    overhaul: of maps before their activation, for classification with models whose stages end in one."""
     feature_levels: Annotated[int, Count, FIXED, CLASSIFICATION] = DEFAULT.feature_levels
     """Maximum number of levels of the student's pyramid; the coarsest ones are used."""
     sla: Annotated[bool, FIXED, CLASSIFICATION] = False

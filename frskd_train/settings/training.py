@@ -40,8 +40,8 @@ class OptimizerSettings:
     weight_decay: Annotated[float, NotNegative] = 5e-4
     """Weight decay."""
     filter_bias_and_bn: Annotated[bool, FIXED] = False
-    """Exclude biases and normalisation layers from weight decay (the authors decay all parameters).
-    What the model itself exempts, such as position embeddings, never decays."""
+    """Exclude biases and normalisation layers from weight decay (the authors' code decays all parameters).
+    Parameters that the model exempts, such as position embeddings, never decay."""
     layer_decay: Annotated[float | None, Range(above=0, high=1), FIXED, CLASSIFICATION] = None
     """Factor of the learning rate from one student layer to the previous one, for fine-tuning."""
     opt_kwargs: Annotated[KeywordArguments, FIXED] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class LoopSettings:
     model_ema_decay: Annotated[float, Range(low=0, high=0.999999)] = 0.998
     """Decay of the average per update."""
     model_ema_warmup: bool = True
-    """Increase the decay gradually, so that short runs forget their random initialisation."""
+    """Increase the decay of the average gradually, so that the average of a short run forgets the initial weights."""
     seed: Annotated[int, Range(low=0, high=2**32 - 1), FIXED] = 42
     """Seed of all random numbers of a run."""
     threads: Annotated[int | None, Count, PRIVATE] = None
