@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from platform import python_version
 from statistics import harmonic_mean
@@ -87,7 +88,8 @@ class Ending:
         card = self.folder.student / CARD
         with self.folder.writing():
             if card.is_file() and signed(card.read_bytes()) != card.read_bytes():
-                card = card.replace(self.folder.path / "README.edited.md")
+                names = chain(["README.edited.md"], map("README.edited-{}.md".format, count(2)))
+                card = card.replace(next(path for path in map(self.folder.path.joinpath, names) if not path.exists()))
                 print(f"The student's card was edited, and a new one takes its place: yours is {card}.")
             write = partial(Path.write_text, data=recipe, encoding="utf-8")
             job.export(self.folder, self.data, self.student, lambda aside: write(aside / RECIPE))

@@ -121,12 +121,13 @@ def test_an_edited_card_is_kept_beside_the_run(whole: Path, tmp_path: Path, caps
     assert not (run / "README.edited.md").exists()
     card = run / "student" / "README.md"
     written = card.read_text(encoding="utf-8")
-    card.write_text(f"{written}My own words.\n", encoding="utf-8")
-    capsys.readouterr()
-    train_here("--resume", run)
-    assert card.read_text(encoding="utf-8") == written
-    assert (run / "README.edited.md").read_text(encoding="utf-8") == f"{written}My own words.\n"
-    assert f"yours is {run / 'README.edited.md'}" in capsys.readouterr().out
+    for name in ("README.edited.md", "README.edited-2.md"):
+        card.write_text(f"{written}My words in {name}.\n", encoding="utf-8")
+        capsys.readouterr()
+        train_here("--resume", run)
+        assert card.read_text(encoding="utf-8") == written
+        assert (run / name).read_text(encoding="utf-8") == f"{written}My words in {name}.\n"
+        assert f"yours is {run / name}" in capsys.readouterr().out
 
 
 def test_changed_numbers_of_the_optimizer_are_honoured(tmp_path: Path) -> None:
