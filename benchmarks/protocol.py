@@ -77,9 +77,9 @@ CASES = {
         (10, 30),
         _GARMENTS,
         spoilt="wrong",
-        rivals=("doubted",),
+        rivals=("noisy_labels",),
     ),
-    "doubted": Case(
+    "noisy_labels": Case(
         "Fashion-MNIST, 4,000 images, 40% wrong labels, --noisy-labels",
         "fashion_mnist",
         (10, 30),

@@ -39,7 +39,8 @@ class StudentTask(TrainingTask):
         clean_view: Whether the task takes batches as `augment.TwoViews`.
         label_loss: Replaces the cross-entropy, such as `losses.labels.LabelLoss`; None by default.
         noisy_labels: Multiply the cross-entropy of each image (or pixel) by a factor that changes linearly from 1 to
-            the trust in its label (`losses.labels.trust`) during the first half of the run. False by default.
+            the trust in its label (`losses.labels.trust`) during the first half of the run, or is the trust always if
+            `set_progress` is never called. False by default.
     """
 
     student_weight = 1.0

@@ -192,7 +192,8 @@ class FRSKDTask(DistillationTask):
             if getattr(self.label_loss, "class_weights", None) is not None:
                 raise UserError("SLA cannot be combined with class weights; leave one of them out.")
             labels, factor = joint_target(target), self.label_factor((views.logits, views.teacher_logits), target)
-            factor = factor if factor is None else factor.repeat_interleave(4)
+            if factor is not None:
+                factor = factor.repeat_interleave(4)  # the rotations of an image share its label
             loss, teacher_loss = (self.cross_entropy(joint, labels, factor) for joint in views.joint)
             terms["loss_sla"] = self.student_weight * loss
             terms["loss_sla_teacher"] = self.teacher_weight * teacher_loss
