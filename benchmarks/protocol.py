@@ -200,4 +200,4 @@ def makes_sense(case: Case, method: str) -> bool:
         return case.spoilt == "imbalanced"
     if "--lr" in flags:
         return case.dataset.startswith("typefaces")
-    return not (case.is_dense and "--mixup" in flags)
+    return not ("--mixup" in flags and (case.is_dense or "--noisy-labels" in case.flags))

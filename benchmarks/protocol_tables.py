@@ -52,7 +52,7 @@ def table(found: Iterable[Comparison]) -> str:
     """Format comparisons as a Markdown table."""
     lines = [
         "| data | epochs | best baseline | its score | FRSKD | difference | standard error | seeds | self-teacher | "
-        "share of its lead |",
+        "gain / self-teacher's gain |",
         "|---|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for pair in found:

@@ -174,7 +174,7 @@ def test_any_settings_on_any_data_end_in_a_result_or_a_sentence(
 
 
 @pytest.mark.long
-@hypothesis_settings(max_examples=120, **SLOW)  # type: ignore[arg-type]
+@hypothesis_settings(max_examples=40, **SLOW)  # type: ignore[arg-type]
 @ANYTHING
 def test_many_settings_on_much_data_end_in_a_result_or_a_sentence(
     flags: list[str], seed: int, sizes: tuple[int, int], tmp_path_factory: pytest.TempPathFactory

@@ -100,6 +100,9 @@ def test_a_rehearsal_of_the_stages_for_a_gpu(tmp_path: Path) -> None:
     stages = ["check", "speed", "accuracy", *(name for name in drawn if typefaces_are_installed(drawn[name]))]
     timm_train = tmp_path / "timm_train.py"  # stands for timm's script, with a line of its log
     timm_train.write_text("print('Train: 1 [1/1 (100%)]  Time: 0.064s,  124.50/s  (0.064s,  124.50/s)  LR: 5.000e-02')")
+    stopped = tmp_path / "loops" / "ours" / "config.yaml"  # left by a call whose time was over
+    stopped.parent.mkdir(parents=True)
+    stopped.touch()
     command = [sys.executable, ROOT / "benchmarks" / "gpu.py", *stages, "--rehearse", "--output", tmp_path]
     command += ["--timm-train", timm_train]
     assert run_script(*command, "--minutes", 0, check=False).returncode == 3  # no time: everything is left to do

@@ -59,12 +59,9 @@ def test_a_checkpoint_restores_every_optimizer(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", NAMES)
-def test_a_run_with_every_optimizer_resumes_to_the_same_bits(name: str, places: Path, tmp_path: Path) -> None:
-    skip_if_refused(name)
+@pytest.mark.parametrize("name", ["adafactorbv", "lamb", "madgrad", "nmuon", "rmsproptf"])
+def test_a_run_resumes_to_the_same_bits(name: str, places: Path, tmp_path: Path) -> None:
     flags = small(places, "--opt", name, "--train-num-samples", 12)
-    if "kron" in name:  # compiles for half a minute for each shape of a parameter
-        flags += ["--method", "ce", "--linear-probe"]
     train_here(*flags, "--output-dir", tmp_path / "run")
     assert_resumes(tmp_path / "run", tmp_path / "resumed")
 

@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
@@ -35,7 +36,7 @@ assert frskd_timm.__file__.startswith(sys.argv[1])
 x = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
 with torch.no_grad():
     shipped, trained = (timm.create_model(name, pretrained=True).eval()
-                        for name in ("resnet18_frskd.garments", f"local-dir:{sys.argv[2]}"))
+                        for name in ("wide_resnet16_2_frskd.garments", f"local-dir:{sys.argv[2]}"))
     torch.testing.assert_close(shipped(x), trained(x), rtol=2e-2, atol=2e-2)
 assert shipped.pretrained_cfg["label_names"][9] == "Ankle boot" and shipped.pretrained_cfg["license"] == "mit"
 """
@@ -50,20 +51,23 @@ def repository(tmp_path_factory) -> tuple[Path, Path, Path]:
         shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("weights", "__pycache__"))
     for part in ("validate.py", "README.md"):
         shutil.copy(ROOT / part, root / part)
-    flags = ["--model", "resnet18_frskd", "--img-size", 32, *TINY, "--license", "mit"]
+    data = home / "garments"
+    data.mkdir()
+    for split, count in (("train", 200), ("test", 40)):
+        rows = pq.read_table(SAMPLE_FOLDER / f"{split}.parquet").slice(0, count)
+        pq.write_table(rows, data / f"{split}.parquet")
+    flags = ["--model", "wide_resnet16_2_frskd", "--dataset", data, "--workers", 0, *TINY, "--license", "mit"]
     train_here(*flags, "--output-dir", run)
     train_here(*flags, "--method", "ce", "--seed", 7, "--output-dir", plain)
-    data = home / "garments"
-    shutil.copytree(SAMPLE_FOLDER, data)
     (data / "README.md").write_text("---\nlicense: mit\n---\n# Garments\n")
-    ship(run, baseline=[plain], dataset=str(data), dataset_name="Garments", also=[str(data)], threads=1, root=root)
+    ship(run, baseline=[plain], dataset_name="Garments", also=[str(data)], threads=1, root=root)
     return root, run, plain
 
 
 @pytest.mark.long
 def test_a_second_run_of_a_recipe_keeps_its_baseline(repository, tmp_path: Path) -> None:
     root, run, _ = repository
-    shipped = Path("frskd_timm") / "weights" / "resnet18_frskd.garments"
+    shipped = Path("frskd_timm") / "weights" / "wide_resnet16_2_frskd.garments"
     for part in ("README.md", "frskd_timm", "frskd_train", "tools", "MODEL_CARD.md"):
         (shutil.copytree if (root / part).is_dir() else shutil.copy)(root / part, tmp_path / part)
     again = tmp_path / "again"
@@ -79,10 +83,10 @@ def test_a_second_run_of_a_recipe_keeps_its_baseline(repository, tmp_path: Path)
         assert found == (wanted if kept else None)
     folder = tmp_path / shipped
     card = (folder / "README.md").read_text(encoding="utf-8")
-    rescore(folder, "fashion_mnist_sample", threads=1, root=tmp_path)
+    rescore(folder, str(run.parent / "garments"), threads=1, root=tmp_path)
     assert (folder / "README.md").read_text(encoding="utf-8") == card
     folder = ship(again, for_hub=True, dataset_name="Garments", threads=1, root=tmp_path)
-    assert folder == tmp_path / WAITING / "resnet18_frskd.garments"
+    assert folder == tmp_path / WAITING / "wide_resnet16_2_frskd.garments"
     assert "contains these weights" not in (folder / "README.md").read_text(encoding="utf-8")
     assert "contains these weights" in (root / shipped / "README.md").read_text(encoding="utf-8")
     for document in ("README.md", "MODEL_CARD.md"):
@@ -92,7 +96,7 @@ def test_a_second_run_of_a_recipe_keeps_its_baseline(repository, tmp_path: Path)
 
 def test_shipped_weights_are_the_run_s_in_half_precision(repository) -> None:
     root, run, _ = repository
-    folder = root / "frskd_timm" / "weights" / "resnet18_frskd.garments"
+    folder = root / "frskd_timm" / "weights" / "wide_resnet16_2_frskd.garments"
     tensors = load_file(folder / "model.safetensors")
     assert {t.dtype for k, t in tensors.items() if "running" not in k and "num_" not in k} == {torch.float16}
     assert {t.dtype for k, t in tensors.items() if "running" in k} == {torch.float32}
@@ -102,21 +106,23 @@ def test_shipped_weights_are_the_run_s_in_half_precision(repository) -> None:
 def test_shipped_figures_are_measured_on_what_ships(repository) -> None:
     root, run, plain = repository
     (row,) = read_results(root / "results" / "results.csv")
-    run_script(sys.executable, "validate.py", "--model", "resnet18_frskd", "--output", root / "found.json", cwd=root)
+    command = [sys.executable, "validate.py", "--model", "wide_resnet16_2_frskd", "--output", root / "found.json"]
+    run_script(*command, cwd=root)
     found = json.loads((root / "found.json").read_text(encoding="utf-8"))
-    assert row["top1"] == row["sample_top1"] == f"{found['top1']:.2f}"  # the run was validated on the sample
-    assert row["top5"] == f"{found['top5']:.2f}"
+    assert row["sample_top1"] == f"{found['top1']:.2f}"
+    trained = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["student"]
+    assert (float(row["top1"]), float(row["top5"])) == pytest.approx((trained["top1"], trained["top5"]), abs=0.01)
     baseline = json.loads((plain / "metrics.json").read_text(encoding="utf-8"))["student"]["top1"]
     assert float(row["baseline_mean"]) == pytest.approx(baseline, abs=0.2)
-    assert (row["model"], row["dataset"], row["param_count"]) == ("resnet18_frskd.garments", "Garments", "11.18")
+    assert (row["model"], row["dataset"], row["param_count"]) == ("wide_resnet16_2_frskd.garments", "Garments", "0.69")
 
-    folder = root / "frskd_timm" / "weights" / "resnet18_frskd.garments"
+    folder = root / "frskd_timm" / "weights" / "wide_resnet16_2_frskd.garments"
     assert {"README.md", "DATASET.md", "recipe.yaml", "curves.png", "attention.png"} <= set(check_folder(folder))
     text = "".join(path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.suffix in (".json", ".yaml"))
     assert str(run.parent) not in text  # no place of this machine
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert 'timm.create_model("resnet18_frskd.garments"' in card
-    assert f"On the dataset `garments` (1,000 images): top-1 {row['top1']}%" in card
+    assert 'timm.create_model("wide_resnet16_2_frskd.garments"' in card
+    assert f"On the dataset `garments` (40 images): top-1 {row['top1']}%" in card
     assert "](DATASET.md)" in card
     assert f"| none | {' | '.join(CORRUPTIONS)} |" in card
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -125,7 +131,7 @@ def test_shipped_figures_are_measured_on_what_ships(repository) -> None:
     assert json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["baseline"]["runs"][0]["seed"] == 7
     for document in ("README.md", "MODEL_CARD.md"):
         assert results_table([row]) in (root / document).read_text(encoding="utf-8")
-    assert "| `resnet18_frskd` | " in (root / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "| `wide_resnet16_2_frskd` | " in (root / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "**weights**" in (root / "MODEL_CARD.md").read_text(encoding="utf-8")
 
 
