@@ -26,6 +26,7 @@ COLUMNS = (
     "dataset", "top1_mean", "top1_std", "top1_n", "baseline_mean", "baseline_std", "baseline_n", "gain", "gain_err",
     "sample_top1", "epochs",
 )  # fmt: skip
+NOT_IN_README = ("epochs", "top5", "baseline_mean")
 ROOT = Path(frskd_timm.__file__).parents[1]
 RESULTS = ROOT / "results" / "results.csv"
 WAITING = Path("hub", "students")  # weights that are too large for the wheel and wait for the Hub, in a repository
@@ -112,13 +113,22 @@ def waiting(root: Path = ROOT) -> list[str]:
     return sorted(path.parent.name for path in (root / WAITING).glob("*/config.json"))
 
 
-def results_table(results: Sequence[Mapping[str, str]], waiting: Collection[str] = ()) -> str:
-    """Return the results as a Markdown table, scores in percent, with links to the folders of `waiting` weights."""
+def results_table(
+    results: Sequence[Mapping[str, str]], waiting: Collection[str] = (), without: Collection[str] = ()
+) -> str:
+    """Return the results as a Markdown table, scores in percent.
+
+    Args:
+        results: Rows with the columns `COLUMNS`.
+        waiting: Names of the weights that are not part of the wheel; these link to their folders.
+        without: Columns that are left out.
+    """
     names = {
         "model": "weights", "dataset": "data", "img_size": "image size", "param_count": "parameters (M)",
         "epochs": "epochs", "top1": "top-1", "top5": "top-5", "baseline_mean": "cross-entropy, same recipe",
         "gain": "gain ± standard error (runs)",
     }  # fmt: skip
+    names = {column: name for column, name in names.items() if column not in without}
     lines = ["| " + " | ".join(names.values()) + " |", "|---|---|" + "---:|" * (len(names) - 2)]
     for row in results:
         name = row["model"]
@@ -126,9 +136,9 @@ def results_table(results: Sequence[Mapping[str, str]], waiting: Collection[str]
         if row["gain"]:
             cells["gain"] = f"{row['gain']} ± {row['gain_err']} ({row['top1_n']}, {row['baseline_n']})"
         lines.append("| " + " | ".join(cells[name] for name in names) + " |")
-    note = "Runs: of FRSKD, of cross-entropy."
+    note = "Gain: over cross-entropy with the same recipe. Runs: of FRSKD, of cross-entropy."
     if waiting:
-        note += f" Linked weights are not in the package; in a clone, load `local-dir:{WAITING}/NAME`."
+        note += f"\nLinked weights are not in the package; in a clone, load `local-dir:{WAITING}/NAME`."
     lines += ["", note]
     return "\n".join(lines)
 
@@ -180,7 +190,8 @@ def write_documents(root: Path = ROOT) -> None:
     found = waiting(root)
     zoo_card(results, root / "frskd_train" / "recipes", found).save(root / "MODEL_CARD.md")
     readme = root / "README.md"
-    readme.write_text(with_table(readme.read_text(encoding="utf-8"), results_table(results, found)), encoding="utf-8")
+    table = results_table(results, found, without=NOT_IN_README)
+    readme.write_text(with_table(readme.read_text(encoding="utf-8"), table), encoding="utf-8")
 
 
 def _student(name: str, results: Sequence[Mapping[str, str]]) -> dict[str, Any]:
