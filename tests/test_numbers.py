@@ -97,7 +97,7 @@ def test_a_student_that_learns_nothing_is_noticed() -> None:
 
 def test_a_run_that_learns_nothing_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ["--train-num-samples", 20, "--batch-size", 2, "--epochs", 10, "--val-interval", 10, "--threads", 1]
-    train_here(*few, "--no-amp", "--lr", 1e-9, "--output-dir", tmp_path / "run")
+    train_here("--model", "test_resnet", *few, "--no-amp", "--lr", 1e-9, "--output-dir", tmp_path / "run")
     assert "so it is not learning" in capsys.readouterr().out
 
 
