@@ -63,7 +63,8 @@ class DistillationTask(StudentTask):
             the paper.
         teacher_ema: Decay per update of a moving average of both networks that replaces the self-teacher as source of
             soft labels and refined maps; 0 for none. It normalises with the statistics of the batch.
-        teacher_interval: Run the self-teacher only in every Nth update; the other updates use the labels only.
+        teacher_interval: Run the self-teacher only in every Nth update; the others use the labels only, and their
+            result has no 'teacher_output'.
 
     With the schedule 'lead', r is a moving average of the relative lead of the self-teacher: how far its cross-entropy
     is below the student's, divided by the student's. With several processes, the first one measures it on its batches.
@@ -109,6 +110,11 @@ class DistillationTask(StudentTask):
         self.teacher_gradient, self.teacher_ema = teacher_gradient, teacher_ema
         self.teacher_interval = teacher_interval
         for name, value, fits, right in (
+            ("alpha", alpha, alpha >= 0, "at least 0"),
+            ("beta", beta, beta >= 0, "at least 0"),
+            ("temperature", temperature, temperature > 0, "above 0"),
+            ("smoothing", smoothing, 0 <= smoothing < 1, "from 0 to below 1"),
+            ("start", start, 0 <= start < 1, "from 0 to below 1"),
             ("student_weight", student_weight, student_weight > 0, "above 0"),
             ("teacher_weight", teacher_weight, teacher_weight > 0, "above 0"),
             ("teacher_gradient", teacher_gradient, 0 <= teacher_gradient <= 1, "from 0 to 1"),
@@ -133,7 +139,7 @@ class DistillationTask(StudentTask):
         # A tensor, so that a change does not recompile a compiled step. Not saved: it follows from the progress.
         self.register_buffer("distill_weight", torch.ones((), device=self.device), persistent=False)
         distillation_weight(schedule, 0.0)  # refuses an unknown schedule
-        self._in_progress = False
+        self._in_progress = self._skips_teacher = False
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         before = {name: getattr(self, name) for name in ("clock", "lead")}
@@ -149,13 +155,15 @@ class DistillationTask(StudentTask):
         super().set_progress(progress)
         self._in_progress = True
         self.distill_weight.fill_(distillation_weight(self.schedule, progress, self.start))
-        if self.clock is None or bool(self.clock[0] == torch.tensor(progress, device=self.clock.device)):
+        if self.clock is None:
             return
-        self.clock[0] = progress
-        self.clock[1] += 1
-        if self.average is not None:
-            steps = int(self.clock[1]) + 2  # timm's warm-up begins at a decay of 0 in step 1
-            self._ema_of_teacher[0].update(nn.ModuleDict(self.networks), step=steps)
+        if not bool(self.clock[0] == torch.tensor(progress, device=self.clock.device)):
+            self.clock[0] = progress
+            self.clock[1] += 1
+            if self.average is not None:
+                steps = int(self.clock[1]) + 2  # timm's warm-up begins at a decay of 0 in step 1
+                self._ema_of_teacher[0].update(nn.ModuleDict(self.networks), step=steps)
+        self._skips_teacher = int(self.clock[1]) % self.teacher_interval > 0
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -194,7 +202,7 @@ class DistillationTask(StudentTask):
             loss_sla, loss_sla_teacher, loss_sla_kl.
         """
         images = input.images if isinstance(input, TwoViews) else input
-        if self.clock is not None and int(self.clock[1]) % self.teacher_interval:
+        if self.teacher_interval > 1 and self.training and self._skips_teacher:
             return self._labels_only(images, target)
         views = self.extend(self._observe(input, self.networks), images)
         advice = views

@@ -53,7 +53,7 @@ class Pyramid:
             raise UserError(f"FRSKD needs feature maps, which {name} does not have (timm's forward_intermediates).")
         shapes = _probe(model, input_size)
         self.indices = choose_levels([size for _, size in shapes], max_levels)
-        if len(self.indices) < 2:
+        if min(len(self.indices), max_levels) < 2:
             raise UserError(
                 f"FRSKD needs at least 2 feature maps: {name} has {len(shapes)}, and the limit (feature_levels) is "
                 f"{max_levels}."

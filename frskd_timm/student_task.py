@@ -32,12 +32,14 @@ class StudentTask(TrainingTask):
 
     Args:
         student: The network that is kept after training: any timm model. The task is created on its device.
-        smoothing: Label smoothing of the cross-entropy terms, 0..1.
+        smoothing: Label smoothing of the cross-entropy terms, from 0 to below 1; 0 for probabilities that are
+            smoothed already, as those of timm's Mixup are by default.
 
     Attributes:
         student_weight: Weight of the student's cross-entropy in the loss.
         clean_view: Whether the task takes batches as `augment.TwoViews`.
-        label_loss: Replaces the cross-entropy, such as `losses.labels.LabelLoss`; None by default.
+        label_loss: Replaces the cross-entropy, such as `losses.labels.LabelLoss`; None by default. With
+            `noisy_labels`, it has to take a `factor` [B] of the losses.
         noisy_labels: Multiply the cross-entropy of each image (or pixel) by a factor that changes linearly from 1 to
             the trust in its label (`losses.labels.trust`) during the first half of the run, or is the trust always if
             `set_progress` is never called. False by default.
@@ -74,7 +76,7 @@ class StudentTask(TrainingTask):
         A factor [B] multiplies that of each image before the mean.
         """
         if self.label_loss is not None:
-            return self.label_loss(logits, target) if factor is None else self.label_loss(logits, target, factor)
+            return self.label_loss(logits, target, **({} if factor is None else {"factor": factor}))
         if factor is None:
             return F.cross_entropy(logits.float(), target, label_smoothing=self.smoothing)
         losses = F.cross_entropy(logits.float(), target, label_smoothing=self.smoothing, reduction="none")
@@ -87,7 +89,7 @@ class StudentTask(TrainingTask):
     @torch.no_grad()
     def set_progress(self, progress: float) -> None:
         """Tell the task, before each step, which fraction of the run is over (0..1)."""
-        self.doubt.fill_(min(1.0, 2 * progress))
+        self.doubt.fill_(min(max(2 * progress, 0.0), 1.0))
 
     def predict(self, images: Tensor) -> dict[str, Tensor]:
         """Return the logits of each network of the task by name; 'student' is always present."""

@@ -88,6 +88,8 @@ class FRSKDTask(DistillationTask):
             raise UserError("SLA cannot be combined with teacher_ema or teacher_interval; leave one of them out.")
         if teacher_view not in TEACHER_VIEWS:
             raise UserError(f"Unknown teacher_view '{teacher_view}'; choose from {', '.join(TEACHER_VIEWS)}.")
+        if sla_weight < 0:
+            raise UserError(f"sla_weight has to be at least 0, not {sla_weight:g}.")
         self.clean_view = teacher_view == "clean"
         if sla is not None and self.clean_view:
             raise UserError("SLA cannot be combined with the teacher_view clean; leave one of them out.")

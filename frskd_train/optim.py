@@ -78,7 +78,7 @@ def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]]) -> Op
         raise UserError(f"Optimizer '{settings.opt}' needs second-order gradients, which training does not compute.")
     own: dict[str, Any] = {name: getattr(settings, name) for name in ("opt", "lr", "weight_decay", "momentum")}
     more = keyword_arguments(settings.opt_kwargs)
-    if settings.opt in FUSED:
+    if settings.opt in FUSED and not (more.get("foreach") or more.get("differentiable")):
         more.setdefault("fused", True)
     try:
         return create_optimizer_v2(parameters, **own, **more)

@@ -195,6 +195,10 @@ def check_settings(settings: Settings) -> None:
             raise SettingsError(f"{flag(name)} takes the smaller number first, not {smallest:g} {largest:g}.")
     for name in REFUSED_KWARGS & set(settings.model.model_kwargs):
         raise SettingsError(f"--model-kwargs may not contain {name}: it has its own flag or changes what timm returns.")
+    if settings.model.task == "classification" and "img_size" in settings.model.model_kwargs:
+        raise SettingsError("--model-kwargs may not contain img_size: use --img-size, which images are resized to.")
+    for name in {"lr", "momentum", "opt", "weight_decay"} & set(optimizer.opt_kwargs):
+        raise SettingsError(f"--opt-kwargs may not contain {name}: use {flag(name)}.")
 
 
 def _refuse_unused(args: Sequence[str], settings: Settings) -> None:

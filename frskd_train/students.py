@@ -70,7 +70,7 @@ def build_student(
     channels, height, width = input_size
     arguments = keyword_arguments(settings.model_kwargs)
     if cfg.get("fixed_input_size"):
-        arguments.setdefault("img_size", (height, width))
+        arguments["img_size"] = (height, width)
     if settings.drop_path is not None:
         arguments["drop_path_rate"] = settings.drop_path
     arguments |= {"num_classes": classes, "in_chans": channels, "drop_rate": settings.drop}

@@ -211,10 +211,10 @@ def test_what_cannot_be_a_student_is_told_in_a_sentence() -> None:
         Pyramid(nn.Linear(3, 5), (3, 64, 64))
     with pytest.raises(UserError, match="classifies from more than its last feature map"):
         Pyramid(TwoHeads(), (3, 64, 64))
-    with pytest.raises(
-        UserError, match=r"at least 2 feature maps: ResNet has 5, and the limit \(feature_levels\) is 1"
-    ):
-        Pyramid(create("test_resnet"), (3, 64, 64), max_levels=1)
+    for limit in (1, 0, -1):
+        sentence = rf"at least 2 feature maps: ResNet has 5, and the limit \(feature_levels\) is {limit}"
+        with pytest.raises(UserError, match=sentence):
+            Pyramid(create("test_resnet"), (3, 64, 64), max_levels=limit)
     vit = create("test_vit", img_size=160)
     with pytest.raises(UserError, match=r"^VisionTransformer does not run on 3x150x150 images \(.+\), but .*3x160x160"):
         Pyramid(vit, (3, 150, 150))
@@ -260,12 +260,18 @@ def test_two_processes_without_unused_parameters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "feature_loss", "in_one_piece"),
-    [("test_vit", "attention", True), ("test_resnet", "attention", True), ("test_resnet", "overhaul", False)],
+    ("name", "options", "in_one_piece"),
+    [
+        ("test_vit", {}, True),
+        ("test_resnet", {"teacher_ema": 0.9, "teacher_interval": 2}, True),
+        ("test_resnet", {"feature_loss": "overhaul"}, False),
+    ],
 )
-def test_a_step_compiles(name: str, feature_loss: str, in_one_piece: bool) -> None:
+def test_a_step_compiles(name: str, options: dict[str, Any], in_one_piece: bool) -> None:
     student = create(name, **({"img_size": 64} if "vit" in name else {}))
-    task = FRSKDTask.create(student, (3, 64, 64), 5, feature_loss=feature_loss)
+    task = FRSKDTask.create(student, (3, 64, 64), 5, **options)
+    for progress in (0.4, 0.5):  # the second is an update with the self-teacher, also if it runs in every other one
+        task.set_progress(progress)
     compiled = torch.compile(task, backend="eager", fullgraph=in_one_piece)
     target = torch.tensor([0, 3])
     torch.testing.assert_close(compiled(images(), target)["loss"], task(images(), target)["loss"])

@@ -134,6 +134,9 @@ def test_a_class_map_renumbers_classes(lines: str, numbers: list[int], tmp_path:
     (tmp_path / "map.txt").write_text("bag\ncoat\n")
     with pytest.raises(UserError, match=r"class-map .* lacks .*shirt"):
         load(root, class_map=str(tmp_path / "map.txt"))
+    (tmp_path / "map.txt").write_text("bag 8\ncoat 4\n")
+    with pytest.raises(UserError, match=r"class-map .* read as names, since its numbers have gaps; it lacks bag, coat"):
+        load(root, class_map=str(tmp_path / "map.txt"))
 
 
 def test_what_is_left_out_is_said(tmp_path: Path) -> None:

@@ -192,6 +192,7 @@ def test_the_self_teacher_runs_in_every_second_update() -> None:
     for step, count in enumerate([1, 1, 2, 2]):
         train(task, range(step, step + 1))
         assert len(runs) == count
+    assert "teacher_output" in task.eval()(images(), TARGET), "evaluation does not depend on the step"
 
 
 def test_updates_are_counted_exactly_in_half_precision() -> None:
@@ -220,13 +221,22 @@ def test_schedules_of_full_weight() -> None:
     assert task.to(torch.bfloat16).lead.dtype == torch.float32  # moves by less than bfloat16 can tell apart
 
 
-WRONG = {"student_weight": 0, "teacher_weight": 0, "teacher_gradient": 2, "teacher_ema": 1, "teacher_interval": 0}
+WRONG = {
+    "alpha": -1, "beta": -1, "temperature": 0, "smoothing": 1, "start": -1, "sla_weight": -1,
+    "student_weight": 0, "teacher_weight": 0, "teacher_gradient": 2, "teacher_ema": 1, "teacher_interval": 0,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_lever_out_of_its_range_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"{name} has to be .*, not {WRONG[name]}"):
         create(**{name: WRONG[name]})
+
+
+@pytest.mark.parametrize("name", ["width", "depth", "repeats"])
+def test_a_self_teacher_of_no_size_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"The {name} of a self-teacher has to be above 0, not 0"):
+        create(teacher_options={name: 0})
 
 
 @pytest.mark.parametrize("beta", [None, 0])

@@ -3,6 +3,7 @@
 import networks
 import pytest
 import torch
+from timm.loss import AsymmetricLossSingleLabel
 from torch.nn import functional as F
 
 from frskd_timm.distillation import Views
@@ -52,7 +53,7 @@ def test_the_baseline_doubts_alone() -> None:
     student = networks.create("test_resnet", num_classes=3)
     images, target = networks.images(batch=3), TARGET
     for task in (CrossEntropyTask(student), FRSKDTask.create(student, (3, 64, 64), 3, teacher_interval=2)):
-        task.eval().noisy_labels = True
+        task.train().noisy_labels = True
         task.set_progress(0.5)  # after one update; the next one leaves the self-teacher out
         logits = student(images)
         found = task(images, target)
@@ -79,10 +80,13 @@ def test_ignored_pixels_do_not_count() -> None:
     torch.testing.assert_close(task(images, target)["loss"], expected)
 
 
-def test_probabilities_have_no_label_to_doubt() -> None:
+def test_what_labels_cannot_be_doubted_with_is_refused() -> None:
     task = CrossEntropyTask(networks.create("test_resnet", num_classes=3))
     task.noisy_labels = True
     with pytest.raises(UserError, match="leave Mixup and CutMix out"):
         task(networks.images(batch=3), PROBABILITIES)
+    task.label_loss = AsymmetricLossSingleLabel()
+    with pytest.raises(TypeError, match="factor"):
+        task(networks.images(batch=3), TARGET)
     with pytest.raises(UserError, match="Binary cross-entropy cannot be combined with noisy_labels"):
         LabelLoss(3, 0.1, binary=True)(PROBABILITIES.log(), TARGET, TRUST)

@@ -66,6 +66,13 @@ def test_a_run_resumes_to_the_same_bits(name: str, places: Path, tmp_path: Path)
     assert_resumes(tmp_path / "run", tmp_path / "resumed")
 
 
+def test_arguments_of_the_optimizer_replace_the_defaults() -> None:
+    task = CrossEntropyTask(timm.create_model("test_resnet", num_classes=3))
+    for arguments in ({"foreach": True}, {"fused": False}):
+        optimizer = create_optimizer(OptimizerSettings(opt="adamw", lr=0.01, opt_kwargs=arguments), task)
+        assert all(optimizer.defaults[name] is value for name, value in arguments.items())
+
+
 def test_scaled_learning_rates_need_no_schedule() -> None:
     task = CrossEntropyTask(timm.create_model("test_vit", num_classes=3))
     found = []

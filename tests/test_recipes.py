@@ -280,6 +280,7 @@ REFUSED = {
     "--tag=a\nb": "control", "--momentun 1": "--momentum", "--patience-epochs 3": "plateau:", "--lr -1": "above 0",
     "--baseline a --baseline b": "--baseline is given twice", "--aug-repeats 0.5": "--aug-repeats .*less than once",
     "--in-chans 1 --grayscale-prob 0.5": "--grayscale-prob .*--in-chans 1", "--noisy-labels --mixup 0.2": "--mixup:",
+    "--model-kwargs img_size=64": "--img-size", "--opt-kwargs weight_decay=0": "--weight-decay",
 }  # fmt: skip
 
 

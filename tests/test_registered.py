@@ -58,6 +58,7 @@ assert timm.create_model(names[1]).num_classes == 4
 for name in timm.list_models("*_frskd"):
     with torch.device("meta"):
         assert timm.create_model(name).num_classes == 1000, name
+        assert timm.create_model(name, pretrained_cfg_overlay={"num_classes": 7}).num_classes == 7, name
 try:
     timm.create_model("resnet34_frskd", pretrained=True)
 except RuntimeError as error:

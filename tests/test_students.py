@@ -205,6 +205,8 @@ def test_cifar_resnet_dilates_instead_of_striding():
     model = create("resnet18_cifar_frskd", output_stride=4)
     assert [f["reduction"] for f in model.feature_info] == [1, 1, 2, 4, 4]
     assert model.forward_features(images()).shape[2:] == (8, 8)
+    with pytest.raises(UserError, match="one 3x3 convolution: leave stem_type out"):
+        create("resnet18_cifar_frskd", stem_type="deep")
 
 
 def test_stock_names():

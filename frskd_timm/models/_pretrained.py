@@ -57,11 +57,12 @@ def with_weights(cfgs: Mapping[str, dict[str, Any]], folder: Path = WEIGHTS) -> 
 
 
 def with_default_classes(pretrained: bool, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Add 1000 as `num_classes` to the arguments of a student if neither weights nor `num_classes` are given.
+    """Add 1000 as `num_classes` to the arguments of a student if neither they nor a configuration in them has it.
 
     timm would take the number from the configuration of the default weights, so it would depend on what ships.
     """
-    if pretrained or arguments.get("pretrained_cfg") is not None:
+    overlay = arguments.get("pretrained_cfg_overlay") or {}
+    if pretrained or arguments.get("pretrained_cfg") is not None or "num_classes" in overlay:
         return arguments
     return {"num_classes": 1000, **arguments}
 

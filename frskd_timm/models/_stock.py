@@ -34,9 +34,9 @@ def register_stock(name: str, stock: str, module: str) -> Callable[..., nn.Modul
     create = model_entrypoint(stock)
 
     def build(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        overlay = kwargs.pop("pretrained_cfg_overlay", None)
-        cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)  # before timm looks up its own
         arguments = with_default_classes(pretrained, kwargs)
+        overlay = arguments.pop("pretrained_cfg_overlay", None)
+        cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)  # before timm looks up its own
         return create(pretrained, **{**arguments, "pretrained_cfg": cfg.to_dict()})
 
     build.__name__, build.__module__ = name, module

@@ -6,6 +6,7 @@ from timm.models import ResNet, build_model_with_cfg, generate_default_cfgs, reg
 from timm.models.resnet import BasicBlock
 from torch import nn
 
+from frskd_timm.errors import UserError
 from frskd_timm.models._pretrained import with_default_classes, with_weights
 from frskd_timm.models._stock import CIFAR, IMAGENET, register_stock
 
@@ -15,9 +16,15 @@ class CifarResNet(ResNet):
 
     Its four stages have strides 1, 2, 4, 8 instead of 4, 8, 16, 32; with an `output_stride` of 4 or 2, later stages are
     dilated instead. The other arguments are those of timm's ResNet, except those of the stem.
+
+    Raises:
+        UserError: There is an argument of the stem.
     """
 
     def __init__(self, *, in_chans: int = 3, output_stride: int = 8, **kwargs: Any) -> None:
+        for name in ("stem_width", "stem_type", "replace_stem_pool"):
+            if name in kwargs:
+                raise UserError(f"The stem of this ResNet is one 3x3 convolution: leave {name} out.")
         super().__init__(in_chans=in_chans, output_stride=4 * output_stride, **kwargs)
         dd = {key: kwargs.get(key) for key in ("device", "dtype")}
         self.conv1 = nn.Conv2d(in_chans, 64, 3, padding=1, bias=False, **dd)  # type: ignore[assignment, arg-type]

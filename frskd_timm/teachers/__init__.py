@@ -59,9 +59,12 @@ def create_self_teacher(name: str, channels: Sequence[int], num_classes: int, **
             paper's. `fits(teacher)` tells whether a self-teacher is small enough, for those that choose a width.
 
     Raises:
-        UserError: The name is unknown, or the self-teacher has no such argument.
+        UserError: The name is unknown, the self-teacher has no such argument, or a number is out of range.
     """
     options = {key: value for key, value in options.items() if value is not None}
+    for key in ("width", "depth", "repeats"):
+        if options.get(key, 1) <= 0:
+            raise UserError(f"The {key} of a self-teacher has to be above 0, not {options[key]}.")
     builder = SELF_TEACHERS.get(name)
     try:
         return builder(list(channels), num_classes, **options)

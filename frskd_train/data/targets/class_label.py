@@ -11,6 +11,7 @@ from torch import Tensor
 
 from frskd_timm.errors import UserError
 from frskd_train.data.columns import (
+    NAME_AND_NUMBER,
     Columns,
     Splits,
     columns_named,
@@ -51,6 +52,8 @@ class ClassLabels:
             numbers, names = read_class_map(data.class_map)
             for split, labels in self.labels.items():
                 complaint = f"--class-map {data.class_map} has {listed(names)}, numbered from 0, but lacks"
+                if all(map(NAME_AND_NUMBER.fullmatch, names)):
+                    complaint = f"--class-map {data.class_map} was read as names, since its numbers have gaps; it lacks"
                 self._renumber(split, np.arange(len(labels)), numbers, complaint)
             self.class_names = names
 
