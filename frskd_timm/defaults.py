@@ -44,4 +44,4 @@ class MethodDefaults:
 
 
 CLASSIFICATION = MethodDefaults()
-SEGMENTATION = MethodDefaults(alpha=1.0, temperature=1.0, smoothing=0.0, self_teacher="pyramid")
+SEGMENTATION = MethodDefaults(alpha=1.0, temperature=1.0, self_teacher="pyramid")
