@@ -202,7 +202,7 @@ class DistillationTask(StudentTask):
             loss_sla, loss_sla_teacher, loss_sla_kl.
         """
         images = input.images if isinstance(input, TwoViews) else input
-        if self.teacher_interval > 1 and self.training and self._skips_teacher:
+        if self.training and self._skips_teacher:
             return self._labels_only(images, target)
         views = self.extend(self._observe(input, self.networks), images)
         advice = views

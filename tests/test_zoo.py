@@ -60,7 +60,7 @@ def repository(tmp_path_factory) -> tuple[Path, Path, Path]:
     train_here(*flags, "--output-dir", run)
     train_here(*flags, "--method", "ce", "--seed", 7, "--output-dir", plain)
     (data / "README.md").write_text("---\nlicense: mit\n---\n# Garments\n")
-    ship(run, baseline=[plain], dataset_name="Garments", also=[str(data)], threads=1, root=root)
+    ship(run, baseline=[plain], dataset=str(data), dataset_name="Garments", also=[str(data)], threads=1, root=root)
     return root, run, plain
 
 
