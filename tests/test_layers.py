@@ -61,7 +61,7 @@ def test_the_library_imports_downwards(path: Path) -> None:
 
 
 def test_settings_and_parsing_need_no_torch() -> None:
-    names = ("constraints", "recipe", "timm_flags", "parse", "errors", "__init__")
+    names = ("constraints", "recipe", "timm_flags", "parse", "rules", "errors", "__init__")
     package = ROOT / "frskd_train"
     for path in [*(package / f"{name}.py" for name in names), *(package / "settings").glob("*.py")]:
         for module in imports(path):

@@ -240,7 +240,8 @@ def test_settings_that_have_an_effect_are_accepted(flags: str) -> None:
 
 def test_a_flag_may_overrule_what_a_recipe_needs(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("mixup: 0.2\nmixup_off_epoch: 10\n")
-    parse_settings(["--config", str(tmp_path / "recipe.yaml"), "--mixup", "0"])
+    for flags in ([], ["--dataset", "./mixup_off_epoch"]):  # a value is no flag
+        parse_settings(["--config", str(tmp_path / "recipe.yaml"), "--mixup", "0", *flags])
     for mode, padding in (("none", None), ("rrc", None), ("pad", 2)):
         found = parse_settings(["--config", "finetune", "--train-crop-mode", mode]).preprocessing
         assert (found.train_crop_mode, found.crop_padding) == (mode, padding)

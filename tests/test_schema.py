@@ -10,8 +10,9 @@ import yaml
 from conftest import run_script
 
 from frskd_train.errors import SettingsError
-from frskd_train.parse import check_settings, read_recipe
+from frskd_train.parse import read_recipe
 from frskd_train.recipe import RECIPES, write_recipe
+from frskd_train.rules import check_settings
 from frskd_train.settings import default_settings
 
 
