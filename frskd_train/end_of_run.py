@@ -12,8 +12,7 @@ from statistics import harmonic_mean
 
 import timm
 import torch
-from accelerate import Accelerator, PartialState
-from huggingface_hub import get_token
+from accelerate import Accelerator
 from torch import nn
 
 import frskd_timm
@@ -28,15 +27,12 @@ from frskd_train.data import TrainingData
 from frskd_train.device import machine_name
 from frskd_train.errors import exit_interrupted
 from frskd_train.evaluate import UNSCORED, Scores
-from frskd_train.optim import lr_note
 from frskd_train.progress import duration
 from frskd_train.recipe import write_recipe
 from frskd_train.report.answers import confusion_picture
-from frskd_train.report.baseline import read_baseline
 from frskd_train.report.evaluation import EVALUATION, Evaluation
 from frskd_train.report.figures import curves_figure
-from frskd_train.report.formats import check_onnx, export_onnx
-from frskd_train.report.hub import check_repo_id
+from frskd_train.report.formats import export_onnx
 from frskd_train.report.metrics import SCHEMA, DatasetFacts, MachineFacts, Metrics, SeedRuns
 from frskd_train.report.page import PAGE, write_report
 from frskd_train.report.predictions import MISTAKES, draw_mistakes
@@ -44,24 +40,10 @@ from frskd_train.report.publish import push_student
 from frskd_train.report.signature import signed
 from frskd_train.run_folder import RunFolder
 from frskd_train.run_state import RunState
-from frskd_train.settings import RunSettings, Settings, default_settings
+from frskd_train.settings import RunSettings, default_settings
 from frskd_train.tasks import Job
 
 PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
-
-def preflight(settings: Settings, score: str) -> SeedRuns | None:
-    """Return the runs of `--baseline`; raise UserError, before training, if something for the end is impossible."""
-    run = settings.run
-    if "onnx" in run.export:
-        check_onnx()
-    if run.push_to_hub is not None:
-        check_repo_id("--push-to-hub", run.push_to_hub)
-        if get_token() is None:
-            raise UserError("--push-to-hub needs an access token: run `hf auth login`, or set HF_TOKEN.")
-    if not run.baseline:
-        return None
-    return read_baseline(run.baseline, settings, score, processes=PartialState().num_processes)
 
 
 @dataclass
@@ -75,7 +57,7 @@ class Ending:
     student: nn.Module  # what is exported: that of the task, or its average
     accelerator: Accelerator
     state: RunState
-    baseline: SeedRuns | None  # the result of `preflight`
+    baseline: SeedRuns | None  # the result of `start_of_run.preflight`
 
     def export(self) -> None:
         """Write the student's folder with its recipe, before any other step can fail."""
@@ -263,20 +245,3 @@ def outdated(folder: RunFolder) -> list[str]:
     names = "*.onnx", "*.pt2", "evaluation-*/evaluation.json"
     found = [path for name in names for path in sorted(folder.path.glob(name))]
     return [path.relative_to(folder.path).parts[0] for path in found if path.stat().st_mtime < trained]
-
-
-def describe(job: Job, data: TrainingData, task: StudentTask, accelerator: Accelerator) -> str:
-    """Describe the run in two lines, with a third one if the learning rate is unusual."""
-    size = "x".join(map(str, data.preprocessing.input_size[1:]))
-    student = sum(p.numel() for p in task.student.parameters()) / 1e6
-    average = getattr(task, "average", None)  # of student and self-teacher, for soft labels
-    kept = [p for part in (task.student, average) if part is not None for p in part.parameters()]
-    rest = sum(p.numel() for p in task.parameters()) / 1e6 - sum(p.numel() for p in kept) / 1e6
-    extra = f" + {rest:.2f}M in the self-teacher, discarded after training" if rest else ""
-    return (
-        f"{job.settings.method.method}: {job.settings.model.model} ({student:.2f}M parameters{extra})\n"
-        f"data: {data.name}, {data.num_train} training and {data.num_val} validation images, "
-        f"{data.num_classes} classes, {size}, {'in memory' if data.mode == 'memory' else 'streamed'}; "
-        f"{accelerator.num_processes} process(es) on {accelerator.device.type}, {torch.get_num_threads()} thread(s), "
-        f"precision {accelerator.mixed_precision}{lr_note(job.settings.optimizer)}"
-    )

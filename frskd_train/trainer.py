@@ -9,7 +9,7 @@ from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 
 from frskd_timm.augment import TwoViews
-from frskd_train import end_of_run, trackers
+from frskd_train import end_of_run, start_of_run, trackers
 from frskd_train.checkpoint import checkpoint_name, load_state, prune, restore, save_checkpoint, set_aside_after
 from frskd_train.convolutions import adapt_convolutions
 from frskd_train.data.sampler import step_seed
@@ -50,7 +50,7 @@ class Trainer:
         self.is_main = self.accelerator.is_main_process
         set_seed(settings.loop.seed)
         self.job = choose_job(settings)
-        baseline = end_of_run.preflight(settings, self.job.form.score)
+        baseline = start_of_run.preflight(settings, self.job.form.score)
         check_optimizer(settings.optimizer, self.accelerator.device)
         resume = find_resume(run.resume, run.output_dir)
         if resume is None and run.output_dir is not None:
@@ -126,7 +126,7 @@ class Trainer:
         epochs, global_batch = settings.optimizer.epochs, self.train_batches.order.global_batch
         self.progress = Progress(self.is_main, epochs, self.steps_per_epoch, global_batch, self.job.form.labels)
         self.progress.say(*self.data.notes, *self.train_batches.unused(settings.loop.grad_accum_steps))
-        self.progress.say(end_of_run.describe(self.job, self.data, self.task, accelerator))
+        self.progress.say(start_of_run.describe(self.job, self.data, self.task, accelerator))
         self.facts = {
             "fingerprint": self.data.fingerprint,
             "train_rows": self.data.num_train,

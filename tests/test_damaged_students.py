@@ -18,9 +18,10 @@ from frskd_timm.export.load import load_student
 from frskd_timm.export.student import export_segmentation
 from frskd_timm.segmentation import create_segmentation_student
 from frskd_train.cli.validate import chosen_data, folder_name
+from frskd_train.found_student import find_exported, load_for_evaluation
 from frskd_train.report.publish import push_student
 from frskd_train.settings import OWN_DATA, DataSettings, EvaluationSettings, FitSettings, ModelSettings
-from frskd_train.students import default_cfg, find_exported, load_for_evaluation
+from frskd_train.students import default_cfg
 
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 40),

@@ -10,7 +10,7 @@ from pictures import encoded, picture, pictures, save, split
 from runs import small, train_here
 
 from frskd_timm.errors import UserError
-from frskd_train import end_of_run
+from frskd_train import end_of_run, start_of_run
 from frskd_train.checkpoint import all_checkpoints, latest_checkpoint, load_state
 from frskd_train.run_folder import RunFolder
 
@@ -88,7 +88,7 @@ def test_what_cannot_be_replaced_or_converted_costs_no_training(
         raise UserError("ONNX has no such operator.")
 
     monkeypatch.setattr(end_of_run, "export_onnx", fail)
-    monkeypatch.setattr(end_of_run, "check_onnx", lambda: None)
+    monkeypatch.setattr(start_of_run, "check_onnx", lambda: None)
     train_here(*small(places, "--export", "onnx", "--output-dir", tmp_path / "run"))
     told = capsys.readouterr().out
     assert f"ONNX has no such operator. The run is finished; try again with: frskd export {tmp_path / 'run'}" in told

@@ -132,7 +132,7 @@ from frskd_timm.segmentation import SegmentationStudent
 student = SegmentationStudent.from_pretrained("{repo}")
 images = torch.load("{images}")
 torch.save(student.eval()(images), "{images}")
-from frskd_train.students import load_for_evaluation  # as validate.py does
+from frskd_train.found_student import load_for_evaluation  # as validate.py does
 assert torch.equal(load_for_evaluation("hf-hub:{repo}")[0](images), torch.load("{images}"))
 assert timm.create_model("hf-hub:{repo}-backbone", pretrained=True, num_classes=3).num_classes == 3
 """

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     # Imported here, so that --help and a wrong flag answer at once.
     from frskd_train.demo.build import build_demo
-    from frskd_train.students import find_exported
+    from frskd_train.found_student import find_exported
 
     found = find_exported(options.student)
     folder = options.output or found.place / ("demo" if found.run else f"demo-{found.name}")

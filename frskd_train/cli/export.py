@@ -23,8 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     # Imported here, so that --help and a wrong flag answer at once.
     from frskd_timm.errors import UserError
+    from frskd_train.found_student import find_exported
     from frskd_train.report.formats import export_onnx, export_program
-    from frskd_train.students import find_exported
 
     suffixes = [FORMATS[name] for name in options.format]
     if options.output and options.output.suffix in FORMATS.values() and [options.output.suffix] != suffixes:

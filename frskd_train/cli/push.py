@@ -41,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from frskd_train.demo.build import open_examples
     from frskd_train.demo.runtime import find_runtime
     from frskd_train.demo.space import push_space
+    from frskd_train.found_student import find_exported
     from frskd_train.report.hub import check_repo_id
     from frskd_train.report.publish import push_student
-    from frskd_train.students import find_exported
 
     try:
         if page["space"] is not None:  # what can be wrong with it is said before the student is published

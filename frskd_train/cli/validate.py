@@ -33,9 +33,9 @@ def evaluate(settings: EvaluationSettings) -> None:
     from frskd_timm.errors import UserError
     from frskd_train.convolutions import adapt_convolutions
     from frskd_train.device import start_accelerator
+    from frskd_train.found_student import load_for_evaluation
     from frskd_train.report.score_files import check_output, summary, write_scores
     from frskd_train.scores import Scorer, find_temperature, refuse_unscored
-    from frskd_train.students import load_for_evaluation
     from frskd_train.tasks import job_of
 
     loop = LoopSettings(amp=settings.amp, amp_dtype=settings.amp_dtype, threads=settings.threads)

@@ -18,11 +18,11 @@ from frskd_train.data.images import open_image
 from frskd_train.data.source import read_sample
 from frskd_train.demo.runtime import FILES, find_runtime
 from frskd_train.disk import disk_errors
+from frskd_train.found_student import FoundStudent
 from frskd_train.report.figures import class_colours
 from frskd_train.report.formats import export_onnx
 from frskd_train.report.forms import FORMS
 from frskd_train.report.metrics import Metrics
-from frskd_train.students import FoundStudent
 
 DESCRIPTION = "demo.json"
 _README = """---

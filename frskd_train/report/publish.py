@@ -12,11 +12,11 @@ from huggingface_hub import ModelCard
 from frskd_timm.errors import UserError
 from frskd_timm.export.folder import CARD, CONFIG, DATASET_CARD, EVAL_RESULTS, RECIPE, WEIGHTS
 from frskd_timm.export.load import compare_logits, load_student, read_student
+from frskd_train.found_student import find_exported
 from frskd_train.report.card import PLACEHOLDER
 from frskd_train.report.formats import export_onnx
 from frskd_train.report.hub import Repository, check_repo_id, check_target, connect, list_files, with_retries
 from frskd_train.report.signature import refuse_edited, signed
-from frskd_train.students import find_exported
 
 ONNX = "onnx/model.onnx"  # where transformers.js and optimum look for it
 # Files of an older push, deleted if the new push lacks them. Other files belong to the owner.

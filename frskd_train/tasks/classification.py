@@ -16,12 +16,13 @@ from frskd_timm.losses.labels import LabelLoss
 from frskd_timm.models import stock_name
 from frskd_timm.task import CrossEntropyTask, FRSKDTask, StudentTask
 from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_validation
+from frskd_train.found_student import refuse_size
 from frskd_train.report.answers import examples_picture
 from frskd_train.report.figures import attention_figure
 from frskd_train.report.forms import FORMS
 from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, Settings
-from frskd_train.students import build_student, default_cfg, refuse_size
+from frskd_train.students import build_student, default_cfg
 from frskd_train.tasks.base import PICTURED, Job
 
 EXAMPLES = 3  # number of images in the picture of examples

@@ -1,0 +1,139 @@
+"""Trained students: found in a folder, on the Hub or by a timm name, and loaded to score them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from huggingface_hub import hf_hub_download, snapshot_download
+from torch import nn
+
+from frskd_timm.errors import UserError, first_line
+from frskd_timm.export.config import MAX_SIDE
+from frskd_timm.export.folder import CARD, CONFIG, METRICS, PICKLE, STUDENT, WEIGHTS, read_json, recover
+from frskd_timm.export.load import ExportedClassifier, ExportedStudent, load_student, read_student
+from frskd_timm.lookup import known_cfg
+from frskd_train.recipe import SETTINGS
+from frskd_train.report.metrics import Metrics, read_metrics
+from frskd_train.settings import ModelSettings
+from frskd_train.students import default_cfg
+
+
+def load_for_evaluation(model: str) -> tuple[nn.Module, Path | None]:
+    """Load a trained model from the folder of a run or a student, or by a timm name with weights.
+
+    Returns the model, and the folder of the run that trained it, or None. Raises UserError if it cannot be loaded.
+    """
+    folder = _local_folder(model)
+    if folder is not None:
+        return load_student(folder), _run_of(folder)
+    try:
+        default_cfg(ModelSettings(model=model, pretrained=True))
+    except UserError as error:
+        if isinstance(error.__cause__, KeyError) and _is_segmentation(model.removeprefix("hf-hub:")):
+            return find_exported(model).student.load(), None
+        raise
+    try:
+        return timm.create_model(model, pretrained=True), None
+    except Exception as error:
+        raise UserError(f"The weights of '{model}' could not be loaded: {first_line(error)}.") from error
+
+
+@dataclass(frozen=True)
+class FoundStudent:
+    """An exported student that a command was given; `name` is a short one for files, `student` for a run.
+
+    Files about it go by default into `place`, the folder of the run that trained it, or else the current one.
+    """
+
+    student: ExportedStudent
+    run: Path | None
+    name: str
+
+    @property
+    def place(self) -> Path:
+        return self.run or Path()
+
+    @property
+    def metrics(self) -> Metrics | None:
+        """The facts about the run that trained it, as far as they are known; raise UserError if they cannot be read."""
+        path = (self.run or self.student.path) / METRICS
+        return read_metrics(path) if path.is_file() else None
+
+    def image_size(self, given: Sequence[int] | None) -> tuple[int, int] | None:
+        """Return height and width of images for a segmentation student: as given, else of the run's crops.
+
+        Return None for a classifier; raise UserError if the given size cannot be used.
+        """
+        if isinstance(self.student, ExportedClassifier):
+            if given:
+                raise UserError("--img-size is only for segmentation students: a classifier has its own image size.")
+            return None
+        metrics = self.metrics
+        size = list(given or filter(None, [metrics.img_size, metrics.img_width] if metrics else []))
+        if not size:
+            return None
+        if len(size) > 2 or not all(1 <= number <= MAX_SIDE for number in size):
+            raise UserError(f"--img-size takes one or two numbers from 1 to {MAX_SIDE}, not {size}.")
+        return size[0], size[-1]
+
+
+def find_exported(model: str) -> FoundStudent:
+    """Find an exported student; one on the Hub is downloaded into its cache.
+
+    `model` is the folder of a run or a student (also `local-dir:`), `hf-hub:OWNER/NAME`, or a timm name with weights.
+    Raises UserError if there is no such student, or it could not be downloaded.
+    """
+    folder, repo = _local_folder(model), model.removeprefix("hf-hub:")
+    if folder is None and repo == model:
+        cfg = known_cfg(model, weights=True)
+        assert cfg is not None
+        if not cfg.file and not cfg.hf_hub_id:
+            raise UserError(f"The weights of '{model}' are neither in this package nor on the Hub: give a folder.")
+        folder, repo = Path(cfg.file).parent if cfg.file else None, str(cfg.hf_hub_id)
+    if folder is not None:
+        return FoundStudent(read_student(folder), _run_of(folder), folder.resolve().name)
+    repo_id, _, revision = repo.partition("@")
+    try:
+        found = snapshot_download(repo_id, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS, PICKLE, CARD])
+    except Exception as error:  # of the connection, the name or the repository
+        raise UserError(f"{model} could not be downloaded from the Hub: {first_line(error)}.") from error
+    return FoundStudent(read_student(found), None, repo_id.rpartition("/")[2])
+
+
+def _is_segmentation(repo: str) -> bool:
+    """Return whether a repository whose config has just been read is that of a segmentation student."""
+    repo_id, _, revision = repo.partition("@")
+    return "backbone" in read_json(Path(hf_hub_download(repo_id, CONFIG, revision=revision or None)))
+
+
+def _local_folder(model: str) -> Path | None:
+    path = Path(model.removeprefix("local-dir:"))
+    for student in (path / STUDENT, path):
+        recover(student)
+        if (student / CONFIG).is_file():
+            return student
+    if path.exists() and not timm.is_model(model):
+        raise UserError(f"{model} is neither a finished run nor an exported student: there is no config.json.")
+    if model.startswith("local-dir:") or (":" not in model and len(path.parts) > 1):
+        raise UserError(f"{model}: there is no such folder.")
+    return None
+
+
+def _run_of(student: Path) -> Path | None:
+    run = student.resolve().parent
+    return run if (run / SETTINGS).is_file() else None
+
+
+@torch.no_grad()
+def refuse_size(student: nn.Module, input_size: tuple[int, int, int]) -> None:
+    """Raise UserError if a model in evaluation mode does not accept images of this size (channels, height, width)."""
+    device = next(student.parameters()).device
+    try:
+        student(torch.zeros(1, *input_size, device=device))
+    except Exception as error:  # models raise various errors
+        own = student.pretrained_cfg.get("input_size", input_size)[-1]  # type: ignore[union-attr, operator]
+        raise UserError(
+            f"The model does not accept --img-size {input_size[-1]} ({first_line(error)}); its own size is {own}."
+        ) from error

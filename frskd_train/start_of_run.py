@@ -1,0 +1,47 @@
+"""The start of a run: checks of what is needed at its end, and a description for the user."""
+
+import torch
+from accelerate import Accelerator, PartialState
+from huggingface_hub import get_token
+
+from frskd_timm.errors import UserError
+from frskd_timm.task import StudentTask
+from frskd_train.data import TrainingData
+from frskd_train.optim import lr_note
+from frskd_train.report.baseline import read_baseline
+from frskd_train.report.formats import check_onnx
+from frskd_train.report.hub import check_repo_id
+from frskd_train.report.metrics import SeedRuns
+from frskd_train.settings import Settings
+from frskd_train.tasks import Job
+
+
+def preflight(settings: Settings, score: str) -> SeedRuns | None:
+    """Return the runs of `--baseline`; raise UserError, before training, if something for the end is impossible."""
+    run = settings.run
+    if "onnx" in run.export:
+        check_onnx()
+    if run.push_to_hub is not None:
+        check_repo_id("--push-to-hub", run.push_to_hub)
+        if get_token() is None:
+            raise UserError("--push-to-hub needs an access token: run `hf auth login`, or set HF_TOKEN.")
+    if not run.baseline:
+        return None
+    return read_baseline(run.baseline, settings, score, processes=PartialState().num_processes)
+
+
+def describe(job: Job, data: TrainingData, task: StudentTask, accelerator: Accelerator) -> str:
+    """Describe the run in two lines, with a third one if the learning rate is unusual."""
+    size = "x".join(map(str, data.preprocessing.input_size[1:]))
+    student = sum(p.numel() for p in task.student.parameters()) / 1e6
+    average = getattr(task, "average", None)  # of student and self-teacher, for soft labels
+    kept = [p for part in (task.student, average) if part is not None for p in part.parameters()]
+    rest = sum(p.numel() for p in task.parameters()) / 1e6 - sum(p.numel() for p in kept) / 1e6
+    extra = f" + {rest:.2f}M in the self-teacher, discarded after training" if rest else ""
+    return (
+        f"{job.settings.method.method}: {job.settings.model.model} ({student:.2f}M parameters{extra})\n"
+        f"data: {data.name}, {data.num_train} training and {data.num_val} validation images, "
+        f"{data.num_classes} classes, {size}, {'in memory' if data.mode == 'memory' else 'streamed'}; "
+        f"{accelerator.num_processes} process(es) on {accelerator.device.type}, {torch.get_num_threads()} thread(s), "
+        f"precision {accelerator.mixed_precision}{lr_note(job.settings.optimizer)}"
+    )
