@@ -191,10 +191,9 @@ def test_keyword_arguments_are_literals_or_text(word: str, value: object) -> Non
     assert keyword_arguments(parse_settings(["--opt-kwargs", word]).optimizer.opt_kwargs) == {"eps": value}
 
 
-@pytest.mark.parametrize("flags", [["--opt", "sdg"], ["--opt", "sgd", "--opt-kwargs", "ns_steps=3"]])
-def test_an_optimizer_is_refused_before_data_are_read(flags: list[str], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"ptimizer '{flags[1]}'"):
-        train_here(*flags, "--dataset", tmp_path / "nowhere")
+def test_an_optimizer_is_refused_before_data_are_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="ptimizer 'sgd'"):
+        train_here("--opt", "sgd", "--opt-kwargs", "ns_steps=3", "--dataset", tmp_path / "nowhere")
 
 
 def test_the_check_of_an_optimizer_draws_no_random_numbers() -> None:

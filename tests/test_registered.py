@@ -102,20 +102,13 @@ def test_a_folder_in_weights_is_a_pretrained_model(tmp_path):
     run_script(sys.executable, "-c", USE, tmp_path, cwd=tmp_path)
 
 
-def test_published_weights_are_at_their_owner_or_a_fork_s(tmp_path, monkeypatch):
+def test_published_weights_are_loaded_from_the_hub(tmp_path, monkeypatch):
     entry = {"hf_hub_id": "somebody/resnet18_frskd.cifar100", "num_classes": 100, "input_size": (3, 64, 64)}
     monkeypatch.setitem(_pretrained.PUBLISHED, "resnet18_frskd.cifar100", entry)
     base = {"input_size": (3, 224, 224), "pool_size": (7, 7), "num_classes": 1000}
-
-    def default():
-        cfgs = _pretrained.with_weights({"resnet18_frskd": base, "resnet34_frskd": base}, folder=tmp_path)
-        cfgs = timm.models.generate_default_cfgs(cfgs)
-        assert not cfgs["resnet34_frskd"].is_pretrained
-        return cfgs["resnet18_frskd"].default_with_tag
-
-    monkeypatch.delenv("FRSKD_HUB_OWNER", raising=False)
-    tag, cfg = default()
+    cfgs = _pretrained.with_weights({"resnet18_frskd": base, "resnet34_frskd": base}, folder=tmp_path)
+    cfgs = timm.models.generate_default_cfgs(cfgs)
+    assert not cfgs["resnet34_frskd"].is_pretrained
+    tag, cfg = cfgs["resnet18_frskd"].default_with_tag
     assert (tag, cfg.hf_hub_id) == ("cifar100", "somebody/resnet18_frskd.cifar100")
     assert (cfg.num_classes, cfg.pool_size) == (100, (2, 2))
-    monkeypatch.setenv("FRSKD_HUB_OWNER", "fork")
-    assert default()[1].hf_hub_id == "fork/resnet18_frskd.cifar100"

@@ -6,7 +6,6 @@ timm lists and loads the weights in any exported folder `frskd_timm/weights/<arc
 
 import dataclasses
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,9 +38,7 @@ def with_weights(cfgs: Mapping[str, dict[str, Any]], folder: Path = WEIGHTS) -> 
         if (path.parent / "config.json").is_file()
     }
     for name, cfg in sorted(PUBLISHED.items()):
-        owner, _, repository = cfg["hf_hub_id"].partition("/")
-        hub_id = f"{os.environ.get('FRSKD_HUB_OWNER') or owner}/{repository}"  # a fork's owner, if set
-        found[name] = {**found.get(name, cfg), "hf_hub_id": hub_id}
+        found[name] = {**found.get(name, cfg), "hf_hub_id": cfg["hf_hub_id"]}
 
     out: dict[str, Any] = {}
     for architecture, base in cfgs.items():
