@@ -1,7 +1,7 @@
 """Plans for sizing, storing, measuring and augmenting the images of a dataset, one for each kind of target."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -48,51 +48,19 @@ class WholeImagePlan:
         sizes = {header.size for header in headers} - {(0, 0)}
         channels = 1 if all(header.is_gray for header in headers) else settings.in_chans
         size = _input_size(settings.img_size, sizes, cfg)
-        crop_mode = settings.train_crop_mode
-        if crop_mode == "auto":
-            crop_mode = "pad" if size <= SMALL else "rrc"
-            if crop_mode == "pad" and data.dataset == SAMPLE_NAME and settings.crop_padding is None:
-                crop_mode = "none"  # its garments all fill the image
+        crop_mode = _crop_mode(settings, size, data.dataset == SAMPLE_NAME)
         self._crops_resized = crop_mode == "rrc"
-        trained_size = int((initial_cfg.get("input_size") or (3, size, size))[-1])
-        self.notes = []
-        if size != trained_size:
-            self.notes.append(
-                f"The initial weights were trained at {trained_size}x{trained_size}; this run uses {size}x{size}."
-            )
-        if settings.crop_mode == "center" and (cut := [size for size in sizes if 3 * min(size) < 2 * max(size)]):
-            example = "x".join(map(str, reversed(cut[0])))  # width first, as everywhere for users
-            where = " in validation" if self._crops_resized else ""
-            self.notes.append(
-                f"Only the central square of images such as {example} is used{where}; --crop-mode squash keeps all."
-            )
-        own = PreprocessingSettings()
-        if not self._crops_resized and (settings.scale, settings.ratio) != (own.scale, own.ratio):
-            raise UserError("--scale and --ratio have no effect without --train-crop-mode rrc: leave them out.")
-        if crop_mode != "pad" and settings.crop_padding:
-            raise UserError(f"--crop-padding has no effect with --train-crop-mode {crop_mode}: leave it out.")
-        self._padding = 0
-        if crop_mode == "pad":
-            self._padding = settings.crop_padding if settings.crop_padding is not None else round(size / 8)
-            if self._padding > size:
-                raise UserError(f"--crop-padding {self._padding} is more than the image, which is {size} pixels high.")
-        smallest, largest = (int(size * side) for side in settings.cutmix_minmax or (0, 1))
-        if smallest >= largest:
-            raise UserError(f"--cutmix-minmax has to give a range of sides; it is {smallest} to {largest} pixels here.")
+        _refuse_unused(settings, crop_mode, size)
+        self._padding = _padding(settings, size) if crop_mode == "pad" else 0
         self.preprocessing = _neutral(settings, size, size)
         self.evaluated = self.kept = EvalTransform(self.preprocessing)
-        kept_size = size, size
-        if self._crops_resized:  # images keep their own size unless it is much too large
-            side = round(size * MARGIN)
-            kept_size = min(sizes) if len(sizes) == 1 and max(max(sizes)) <= 2 * size else (side, side)
+        kept_size = _kept_size(sizes, size) if self._crops_resized else (size, size)
+        if self._crops_resized:
             self.kept = partial(squash, kept_size, settings.interpolation)
-        one_by_one = [flag(name) for name in ONE_BY_ONE if getattr(settings, name)]
-        if data.data_mode == "memory" and one_by_one:
-            raise UserError(f"{one_by_one[0]} works on one image at a time, so --data-mode must be auto or stream.")
-        pixels = len(train) * math.prod(kept_size) + len(val) * size**2
-        self.mode = "stream" if one_by_one else choose_mode(data, pixels * channels)
-        if self._crops_resized and self.mode == "memory" and any(max(size) > max(kept_size) for size in sizes):
-            kept = "x".join(map(str, reversed(kept_size)))
+        self.mode = _mode(data, settings, channels * (len(train) * math.prod(kept_size) + len(val) * size**2))
+        self.notes = [*_notes_on_size(size, initial_cfg), *_notes_on_squares(settings, sizes, self._crops_resized)]
+        if self._crops_resized and self.mode == "memory" and any(max(own) > max(kept_size) for own in sizes):
+            kept = _width_first(kept_size)
             self.notes.append(
                 f"Training images are kept at {kept} pixels and cropped there; --data-mode stream crops the originals."
             )
@@ -108,6 +76,78 @@ class WholeImagePlan:
         height, width = np.array(cache.sizes).T
         aspect = width / height if self._crops_resized else None
         return as_is, BatchAugmentation(settings, num_outputs, self._padding, aspect, preprocessing.input_size[1])
+
+
+def _input_size(wanted: int | None, sizes: set[tuple[int, int]], cfg: Mapping[str, Any]) -> int:
+    """Return the given side, or the data's if all are equal and small, or the model's; a fixed size is kept."""
+    if wanted is not None:
+        return wanted
+    if len(sizes) == 1 and not cfg.get("fixed_input_size"):
+        (size,) = sizes
+        if max(size) <= SMALL:
+            return max(min(size), 8)
+    return int((cfg.get("input_size") or (3, 224, 224))[-1])
+
+
+def _crop_mode(settings: PreprocessingSettings, size: int, is_sample: bool) -> str:
+    if settings.train_crop_mode != "auto":
+        return settings.train_crop_mode
+    if size > SMALL:
+        return "rrc"
+    return "none" if is_sample and settings.crop_padding is None else "pad"  # the sample's garments fill the image
+
+
+def _refuse_unused(settings: PreprocessingSettings, crop_mode: str, size: int) -> None:
+    own = PreprocessingSettings()
+    if crop_mode != "rrc" and (settings.scale, settings.ratio) != (own.scale, own.ratio):
+        raise UserError("--scale and --ratio have no effect without --train-crop-mode rrc: leave them out.")
+    if crop_mode != "pad" and settings.crop_padding:
+        raise UserError(f"--crop-padding has no effect with --train-crop-mode {crop_mode}: leave it out.")
+    smallest, largest = (int(size * side) for side in settings.cutmix_minmax or (0, 1))
+    if smallest >= largest:
+        raise UserError(f"--cutmix-minmax has to give a range of sides; it is {smallest} to {largest} pixels here.")
+
+
+def _padding(settings: PreprocessingSettings, size: int) -> int:
+    padding = settings.crop_padding if settings.crop_padding is not None else round(size / 8)
+    if padding > size:
+        raise UserError(f"--crop-padding {padding} is more than the image, which is {size} pixels high.")
+    return padding
+
+
+def _kept_size(sizes: set[tuple[int, int]], size: int) -> tuple[int, int]:
+    """Return height and width of images kept for random resized crops: their own, unless it is much too large."""
+    if len(sizes) == 1 and max(max(sizes)) <= 2 * size:
+        return min(sizes)
+    return round(size * MARGIN), round(size * MARGIN)
+
+
+def _mode(data: DataSettings, settings: PreprocessingSettings, size: int) -> Mode:
+    one_by_one = [flag(name) for name in ONE_BY_ONE if getattr(settings, name)]
+    if data.data_mode == "memory" and one_by_one:
+        raise UserError(f"{one_by_one[0]} works on one image at a time, so --data-mode must be auto or stream.")
+    return "stream" if one_by_one else choose_mode(data, size)
+
+
+def _notes_on_size(size: int, initial_cfg: Mapping[str, Any]) -> Iterator[str]:
+    trained_size = int((initial_cfg.get("input_size") or (3, size, size))[-1])
+    if size != trained_size:
+        yield f"The initial weights were trained at {trained_size}x{trained_size}; this run uses {size}x{size}."
+
+
+def _notes_on_squares(
+    settings: PreprocessingSettings, sizes: set[tuple[int, int]], crops_resized: bool
+) -> Iterator[str]:
+    cut = [size for size in sizes if 3 * min(size) < 2 * max(size)]
+    if settings.crop_mode == "center" and cut:
+        where = " in validation" if crops_resized else ""
+        example = _width_first(cut[0])
+        yield f"Only the central square of images such as {example} is used{where}; --crop-mode squash keeps all."
+
+
+def _width_first(size: tuple[int, int]) -> str:
+    """Return height and width as users write sizes."""
+    return "x".join(map(str, reversed(size)))
 
 
 class DensePlan:
@@ -158,14 +198,3 @@ def choose_mode(data: DataSettings, size: float) -> Mode:
 def dense_bytes(*splits: Split) -> int:
     """Return the size in bytes of the decoded images and masks of splits."""
     return sum(h * w * (2 if split.mode == "L" else 4) for split in splits for h, w in split.sizes)
-
-
-def _input_size(wanted: int | None, sizes: set[tuple[int, int]], cfg: Mapping[str, Any]) -> int:
-    """Return the given side, or the data's if all are equal and small, or the model's; a fixed size is kept."""
-    if wanted is not None:
-        return wanted
-    if len(sizes) == 1 and not cfg.get("fixed_input_size"):
-        (size,) = sizes
-        if max(size) <= SMALL:
-            return max(min(size), 8)
-    return int((cfg.get("input_size") or (3, 224, 224))[-1])
