@@ -21,6 +21,7 @@ class Comparison:
     baseline_epochs: int
     baseline: str
     variant: str  # of the rival that the baseline is from, if it is
+    is_variant: bool  # of a case that comes before it
     best: list[float]  # the baseline's scores
     own: list[float]
     teacher: list[float]
@@ -39,13 +40,14 @@ def comparisons(
             run = Run(data, split, name, budget, 0)
             more = (same_time(times, run) if longer else budget) or 0
             own, teacher = scores(rows, run), scores(rows, run, "self_teacher_score")
+            is_variant = any(list(CASES).index(rival) < list(CASES).index(data) for rival in case.rivals)
             baselines = []
             for method, rival in itertools.product(BASELINES, (data, *case.rivals)):
                 if found := scores(rows, replace(run, data=rival, method=method, epochs=more)):
                     baselines.append((found, method, "" if rival == data else CASES[rival].variant))
             if own and baselines:
                 best, method, variant = max(baselines, key=lambda found: statistics.mean(found[0]))
-                yield Comparison(case.title, budget, more, method, variant, best, own, teacher)
+                yield Comparison(case.title, budget, more, method, variant, is_variant, best, own, teacher)
 
 
 def table(found: Iterable[Comparison]) -> str:
@@ -65,9 +67,10 @@ def table(found: Iterable[Comparison]) -> str:
 def short_table(found: Iterable[Comparison]) -> str:
     """Format the scores of comparisons as a Markdown table with both budgets of the baseline in one line.
 
-    Of cases with several numbers of epochs, those with a baseline of equal time are shown, or else the largest.
+    Of cases with several numbers of epochs, those with a baseline of equal time are shown, or else the largest; of
+    cases that are variants of each other, the first.
     """
-    found = list(found)
+    found = [pair for pair in found if not pair.is_variant]
     timed = {(pair.title, pair.epochs) for pair in found if pair.baseline_epochs > pair.epochs}
     largest = {pair.title: pair.epochs for pair in sorted(found, key=lambda pair: pair.epochs)}
     shown = timed | {item for item in largest.items() if item[0] not in dict(timed)}

@@ -126,11 +126,13 @@ class FRSKDTask(DistillationTask):
             teacher_options: Further arguments of the self-teacher (width, depth, repeats). By default, its depth is 1
                 (2 in the paper), and its width the largest up to 1 (2 in the paper) at which it has no more parameters
                 and no more multiply-adds than the student.
-            **options: Further arguments of the task.
+            **options: Further arguments of `FRSKDTask` and `DistillationTask`.
+
+        Returns:
+            The task, on the student's device.
 
         Raises:
-            UserError: A name is unknown, the student has another number of classes, or it lacks the required feature
-                maps.
+            UserError: An argument has a wrong value, or the student does not provide what the method needs.
         """
         if not isinstance(student, nn.Module):
             raise UserError(f"student has to be a model, not {student!r:.60}: create it with timm.create_model.")

@@ -9,6 +9,7 @@ import timm
 from conftest import ROOT, run_script
 from published import METRICS
 
+import frskd_timm
 from frskd_train.cli import COMMANDS, main
 from frskd_train.cli.validate import chosen_data
 from frskd_train.errors import SettingsError
@@ -29,6 +30,8 @@ def test_help_lists_the_commands_without_heavy_imports() -> None:
     code += "; assert not {'torch', 'tyro', 'timm'} & set(sys.modules)"
     listed = run_script(sys.executable, "-c", code).stdout
     assert all(f"  {command} " in listed for command in COMMANDS)
+    versions = [run_script(sys.executable, "-m", "frskd_train", flag).stdout for flag in ("-V", "--version")]
+    assert versions == [f"frskd-timm {frskd_timm.__version__}\n"] * 2
 
 
 @pytest.mark.parametrize("command", ["train", "validate", "export", "demo", "push"])

@@ -158,7 +158,8 @@ def test_code_blocks_run(code: str, student: Path, tmp_path: Path, monkeypatch: 
     code = re.sub("runs/RUN/(student|backbone)", str(student), code)
     scope: dict[str, typing.Any] = {"image": Image.new("RGB", (40, 30)), "names": ["wren", "robin"]}
     scope |= {"images": torch.rand(2, 3, 64, 64), "masks": torch.zeros(2, 64, 64).long()}
-    scope["student"] = timm.create_model("test_resnet", num_classes=2)
+    scope |= {"student": timm.create_model("test_resnet", num_classes=2), "device": torch.device("cpu"), "epochs": 1}
+    scope["loader"] = scope["val_loader"] = [(scope["images"], torch.tensor([0, 1]))]
     exec(code, scope)
     if "pyramid.sizes" in code:
         assert f"pyramid.sizes  # {(scope['task'].pyramid.channels, scope['task'].pyramid.sizes)}\n" in code

@@ -136,9 +136,10 @@ def results_table(
         if row["gain"]:
             cells["gain"] = f"{row['gain']} ± {row['gain_err']} ({row['top1_n']}, {row['baseline_n']})"
         lines.append("| " + " | ".join(cells[name] for name in names) + " |")
-    note = "Gain: over cross-entropy with the same recipe. Runs: of FRSKD, of cross-entropy."
+    note = "*Gain*: difference from cross-entropy with the same recipe. *Runs*: with FRSKD and with cross-entropy."
     if waiting:
-        note += f"\nLinked weights are not in the package; in a clone, load `local-dir:{WAITING}/NAME`."
+        where = f"in a clone, load `local-dir:{WAITING}/NAME` after `import frskd_timm`"
+        note += f"\nLinked weights are not in the package; {where}."
     lines += ["", note]
     return "\n".join(lines)
 

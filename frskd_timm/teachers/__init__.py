@@ -52,7 +52,7 @@ def create_self_teacher(name: str, channels: Sequence[int], num_classes: int, **
     """Create the self-teacher registered under `name`, such as 'bifpnc', by default with the paper's width and depth.
 
     Args:
-        name: A registered name.
+        name: A registered name; the self-teachers of segmentation belong to its task and are not accepted.
         channels: Channels of the student's maps, fine to coarse.
         num_classes: Number of classes.
         **options: Further arguments of the self-teacher (width, depth, repeats, preactivation, fits); None for the

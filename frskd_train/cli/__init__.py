@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import version
 
 from frskd_train.errors import SettingsError, discard_output, exit_interrupted, exit_process, exit_with_error
 
@@ -27,6 +28,8 @@ def main() -> None:
     """Run the subcommand on the command line."""
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(HELP)
+    elif sys.argv[1] in ("-V", "--version"):
+        print(f"frskd-timm {version('frskd-timm')}")
     elif sys.argv[1] not in COMMANDS:
         exit_with_error(f"Unknown command '{sys.argv[1]}'; the commands are {', '.join(COMMANDS)}.")
     else:

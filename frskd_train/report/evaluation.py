@@ -145,9 +145,9 @@ class Evaluation:
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def read_evaluation(path: Path) -> Evaluation:
+def read_evaluation(path: str | Path) -> Evaluation:
     """Read an `evaluation.json`; raise UserError if it cannot be read or does not follow this schema."""
     try:
-        return Evaluation.from_json(json.loads(path.read_text(encoding="utf-8")))
+        return Evaluation.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise UserError(f"{path} is not an evaluation of a student ({first_line(error)}).") from None

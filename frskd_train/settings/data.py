@@ -20,7 +20,7 @@ class DataSettings:
     A folder has one subfolder per class, metadata.csv or .jsonl, parquet or arrow files, or a save_to_disk dataset.
     For segmentation: fashion_mnist_scenes (generated), or a folder with images/ and masks/ or in Pascal VOC's layout.
     Datasets with a column of images and one of masks also work.
-    In validate.py, auto means the data of the run, or the sample for models without a run."""
+    validate.py only: auto, the data of the run, or the sample for models without a run."""
     dataset_config: str | None = None
     """Name of the configuration (subset), for Hub datasets that have several."""
     dataset_revision: str | None = None
