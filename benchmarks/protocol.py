@@ -51,6 +51,7 @@ _ALL = f"--batch-size 128 {_ERASING}"
 CASES = {
     "typefaces": Case("100 typefaces", "typefaces", (30,), _TYPEFACES),
     "typefaces_2": Case("100 other typefaces", "typefaces_2", (30,), _TYPEFACES),
+    "reading": Case("100 words in unseen typefaces", "reading", (30,), _TYPEFACES),
     "sgd": Case(
         "Fashion-MNIST, 4,000 images, SGD, crops",
         "fashion_mnist",
@@ -199,5 +200,5 @@ def makes_sense(case: Case, method: str) -> bool:
     if "--class-weights" in flags:
         return case.spoilt == "imbalanced"
     if "--lr" in flags:
-        return case.dataset.startswith("typefaces")
+        return case.flags.startswith(_TYPEFACES)
     return not ("--mixup" in flags and (case.is_dense or "--noisy-labels" in case.flags))

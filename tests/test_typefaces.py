@@ -34,6 +34,18 @@ def test_typefaces_are_the_same_for_the_same_arguments_and_others_after_a_skip(t
     assert not train & test
 
 
+@pytest.mark.skipif(not typefaces_are_installed(), reason="needs the packages of tools.typefaces")
+def test_words_as_classes_are_tested_in_other_typefaces(tmp_path: Path) -> None:
+    for name in ("first", "again"):
+        typefaces.write(tmp_path / name, classes=3, train=4, test=2, size=32, by_word=True)
+    files = read_files(tmp_path / "first", ".png")
+    assert files == read_files(tmp_path / "again", ".png")
+    assert len(files) == 18
+    assert len({path.split("/")[1] for path in files}) == 3
+    train, test = ({Path(path).name for path in files if path.startswith(s)} for s in ("train", "test"))
+    assert (len(train), len(test), train & test) == (4, 2, set())
+
+
 @pytest.mark.skipif(not typefaces_are_installed(typeface_families.PACKAGES), reason="needs those of typeface_words")
 def test_words_are_new_in_the_test_images_and_licences_are_named(tmp_path: Path) -> None:
     def files(name: str, seed: int) -> dict[str, bytes]:

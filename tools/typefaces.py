@@ -1,22 +1,26 @@
-"""Draw a dataset of many similar classes with few images: in which typeface is a word set?
+"""Draw datasets of many similar classes with few images: in which typeface is a word set, or which word is it?
 
     apt-get install --no-install-recommends $(python -m tools.typefaces --packages)
     python -m tools.typefaces data/typefaces
     python -m tools.typefaces data/typefaces_2 --skip 100
     python -m tools.typefaces data/typefaces_3 --skip 200
+    python -m tools.typefaces data/reading --by-word
 
-The classes are families of Debian's font packages; the draws share none. The images, in
-`FOLDER/{train,test}/FAMILY/WORD.png`, depend only on the arguments and the versions of the packages and of Pillow. No
-word of the test images occurs in the training images of its family. The licences of the typefaces differ: whoever
-publishes images or weights has to name them.
+The classes are families of Debian's font packages; the draws share none. No word of the test images occurs in the
+training images of its family. With `--by-word` the classes are words of similar letters, and no typeface of the test
+images occurs in the training images. The images, in `FOLDER/{train,test}/CLASS/NAME.png`, depend only on the arguments
+and the versions of the packages and of Pillow. The licences of the typefaces differ: whoever publishes images or
+weights has to name them.
 """
 
 import argparse
 import hashlib
+import itertools
 import random
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -41,7 +45,9 @@ OTHERS = (
     "radisnoir", "staypuft", "summersby", "f500", "engadget", "dejavu-core",
 )  # fmt: skip
 PACKAGES = [f"fonts-{name}" for name in (*OTHERS, *(f"adf-{name}" for name in ADF))]
+SIMILAR = "aceosun"  # letters of the words with --by-word
 Images = dict[tuple[str, str], Image.Image]  # by split and word
+Drawn = Iterator[tuple[str, str, str, Image.Image]]  # split, class, name of the image
 
 
 class UnusableError(Exception):
@@ -141,8 +147,29 @@ def md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-def draw(classes: int, counts: dict[str, int], size: int = 64, skip: int = 0) -> Iterator[tuple[str, Images]]:
-    """Yield families and their images.
+def usable(draw_one: Callable[[str, Path], Images], wanted: int) -> Iterator[tuple[str, Images]]:
+    """Yield families that look different, and what is drawn of each, in an order that depends on their names only.
+
+    Raises:
+        UserError: Packages are missing, or there are fewer families than `wanted`.
+    """
+    families, seen = find_families(), set()
+    for family in sorted(families, key=lambda name: md5(name.encode())):
+        try:
+            images = draw_one(family, families[family])
+        except UnusableError:
+            continue
+        look = appearance(families[family])
+        if look not in seen:
+            seen.add(look)
+            yield family, images
+        if len(seen) == wanted:
+            return
+    raise UserError(f"There are {len(seen)} usable families, fewer than the {wanted} that were asked for.")
+
+
+def draw(classes: int, counts: dict[str, int], size: int, skip: int) -> Drawn:
+    """Yield images whose classes are families.
 
     Args:
         classes: Number of families.
@@ -153,44 +180,68 @@ def draw(classes: int, counts: dict[str, int], size: int = 64, skip: int = 0) ->
     Raises:
         UserError: Packages are missing, or there are not enough families.
     """
-    families, seen, usable = find_families(), set(), 0
-    for family in sorted(families, key=lambda name: md5(name.encode())):
+    found = usable(partial(draw_family, counts=counts, size=size), skip + classes)
+    for family, images in itertools.islice(found, skip, None):
+        for (split, word), image in images.items():
+            yield split, family, word, image
+
+
+def draw_by_word(classes: int, counts: dict[str, int], size: int, skip: int) -> Drawn:
+    """Yield images whose classes are words, each in as many families as it has images in a split; see `draw`."""
+    every = ["".join(letters) for letters in itertools.product(SIMILAR, repeat=3)]
+    if classes > len(every):
+        raise UserError(f"With --by-word there are {len(every)} words, fewer than --classes {classes}.")
+    words = sorted(random.Random("words").sample(every, classes))
+
+    def draw_one(family: str, path: Path) -> Images:
+        r = random.Random(f"{family} by word")
         try:
-            images = draw_family(family, families[family], counts, size)
-        except UnusableError:
-            continue
-        look = appearance(families[family])
-        if look in seen:
-            continue
-        seen.add(look)
-        usable += 1
-        if usable > skip:
-            yield family, images
-        if usable == skip + classes:
-            return
-    raise UserError(f"There are {usable} usable families, fewer than --classes {classes} after --skip {skip}.")
+            font = ImageFont.truetype(path, 80)
+            return {("", word): draw_image(font, r, word, size) for word in words}
+        except OSError as error:
+            raise UnusableError from error
+
+    found = itertools.islice(usable(draw_one, skip + sum(counts.values())), skip, None)
+    for split, count in counts.items():
+        for family, images in itertools.islice(found, count):
+            for (_, word), image in images.items():
+                yield split, word, family, image
 
 
-def write(folder: Path, classes: int = 100, train: int = 20, test: int = 20, size: int = 64, skip: int = 0) -> None:
-    """Write images to a folder that does not exist yet or is empty; see `draw`."""
+def write(
+    folder: Path,
+    classes: int = 100,
+    train: int = 20,
+    test: int = 20,
+    size: int = 64,
+    skip: int = 0,
+    by_word: bool = False,
+) -> None:
+    """Write images to a folder that does not exist yet or is empty; see `draw` and `draw_by_word`."""
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"The folder {folder} is not empty.")
-    for family, images in draw(classes, {"train": train, "test": test}, size, skip):
-        name = "".join(letter if letter.isalnum() else "_" for letter in family)
-        for (split, word), image in images.items():
-            (folder / split / name).mkdir(parents=True, exist_ok=True)
-            image.save(folder / split / name / f"{word}.png")
-    print(f"{folder}: {classes} families, {train} training and {test} test images of each")
+    drawn = (draw_by_word if by_word else draw)(classes, {"train": train, "test": test}, size, skip)
+    for split, *names, image in drawn:
+        name, file = ("".join(letter if letter.isalnum() else "_" for letter in text) for text in names)
+        (folder / split / name).mkdir(parents=True, exist_ok=True)
+        image.save(folder / split / name / f"{file}.png")
+    print(f"{folder}: {classes} classes, {train} training and {test} test images of each")
 
 
 def parse(
-    description: str, packages: Sequence[str], defaults: Mapping[str, int], arguments: Sequence[str] | None
+    description: str,
+    packages: Sequence[str],
+    defaults: Mapping[str, int],
+    arguments: Sequence[str] | None,
+    switches: Mapping[str, str] | None = None,
 ) -> argparse.Namespace:
-    """Parse a folder and numbers; `--packages` prints the names of the font packages and exits."""
+    """Parse a folder, numbers and switches with their help; `--packages` prints the names of the packages and exits."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("folder", type=Path, nargs="?")
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
+    for name, text in (switches or {}).items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     parser.add_argument("--packages", action="store_true", help="print the names of the Debian packages and exit")
     options = parser.parse_args(arguments)
     if options.packages:
@@ -204,8 +255,9 @@ def parse(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the images, or print the names of the font packages."""
     defaults = {"classes": 100, "train": 20, "test": 20, "size": 64, "skip": 0}
-    options = parse(__doc__.splitlines()[0], PACKAGES, defaults, arguments)
-    write(options.folder, **{name: getattr(options, name) for name in defaults})
+    switches = {"by-word": "the classes are words, in other typefaces for testing than for training"}
+    options = parse(__doc__.splitlines()[0], PACKAGES, defaults, arguments, switches)
+    write(options.folder, **{name: getattr(options, name) for name in defaults}, by_word=options.by_word)
 
 
 if __name__ == "__main__":
