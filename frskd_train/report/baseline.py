@@ -40,7 +40,7 @@ class Gain:
             return None
         own = [run[score] for run in metrics.repeats.runs] if metrics.repeats else [metrics.student[score]]
         others = [run[score] for run in metrics.baseline.runs]
-        return cls.between(own, others, images=metrics.dataset.val_images if score == "top1" else 0)
+        return cls.between(own, others, images=metrics.classified_images)
 
     @classmethod
     def between(cls, own: Sequence[float], others: Sequence[float], images: int = 0) -> "Gain":

@@ -112,6 +112,11 @@ class Metrics:
     corruptions: dict[str, Any] | None = None  # mean `top1` under each corruption, and number of `images`
 
     @property
+    def classified_images(self) -> int:
+        """Number of images that the accuracy is a share of; 0 if the score is no accuracy."""
+        return self.dataset.val_images if self.task == "classification" else 0
+
+    @property
     def image_shape(self) -> str:
         """Height and width of the images, such as '224x224'."""
         return f"{self.img_size}x{self.img_width or self.img_size}"

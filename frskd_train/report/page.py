@@ -83,8 +83,7 @@ def _verdict(group: Group, groups: Sequence[Group]) -> tuple[str, str]:
             "There is no baseline to compare with: train one with --method ce and the same settings, and give both "
             "folders to frskd report."
         )
-    is_accuracy = group.metrics.task == "classification"
-    gain = Gain.between(own, other, images=group.metrics.dataset.val_images if is_accuracy else 0)
+    gain = Gain.between(own, other, images=group.metrics.classified_images)
     difference, margin = gain.difference, gain.margin
     better = "better" if difference >= 0 else "worse"
     text = (
