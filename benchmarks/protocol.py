@@ -47,11 +47,12 @@ _TYPEFACES = "--model resnet18_frskd --img-size 64 --opt sgd --lr 0.05 --weight-
 _GARMENTS = "--model wide_resnet16_2_frskd --opt sgd --lr 0.1 --weight-decay 5e-4 --batch-size 64"
 _FEW = "--train-num-samples 4000"
 _ERASING = "--crop-padding 2 --reprob 0.25"
+_MUON = "--opt nmuon --lr 3e-3 --weight-decay 0.05"
 _ALL = f"--batch-size 128 {_ERASING}"
 CASES = {
     "typefaces": Case("100 typefaces", "typefaces", (30,), _TYPEFACES),
     "typefaces_2": Case("100 other typefaces", "typefaces_2", (30,), _TYPEFACES),
-    "reading": Case("100 words in unseen typefaces", "reading", (30,), _TYPEFACES),
+    "reading": Case("100 words in unseen typefaces, Muon", "reading", (30,), f"{_TYPEFACES} {_MUON}"),
     "sgd": Case(
         "Fashion-MNIST, 4,000 images, SGD, crops",
         "fashion_mnist",
@@ -70,7 +71,7 @@ CASES = {
         "Fashion-MNIST, 4,000 images, Muon and erasing",
         "fashion_mnist",
         (30,),
-        f"{_GARMENTS} {_FEW} {_ERASING} --opt nmuon --lr 3e-3 --weight-decay 0.05",
+        f"{_GARMENTS} {_FEW} {_ERASING} {_MUON}",
     ),
     "wrong": Case(
         "Fashion-MNIST, 4,000 images, 40% wrong labels, without --noisy-labels",
@@ -200,5 +201,5 @@ def makes_sense(case: Case, method: str) -> bool:
     if "--class-weights" in flags:
         return case.spoilt == "imbalanced"
     if "--lr" in flags:
-        return case.flags.startswith(_TYPEFACES)
+        return case.dataset.startswith("typefaces")
     return not ("--mixup" in flags and (case.is_dense or "--noisy-labels" in case.flags))
