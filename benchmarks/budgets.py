@@ -1,4 +1,4 @@
-"""Compare FRSKD with the best of the baselines, on nine kinds of data, after as many epochs and after as much time.
+"""Compare FRSKD with the best of the baselines, on eight kinds of data, after as many epochs and after as much time.
 
     python benchmarks/budgets.py --measure                           # time of an epoch of FRSKD and cross-entropy
     python benchmarks/budgets.py --plan                              # the runs that are missing

@@ -52,6 +52,7 @@ _ALL = f"--batch-size 128 {_ERASING}"
 CASES = {
     "typefaces": Case("100 typefaces", "typefaces", (30,), _TYPEFACES),
     "typefaces_2": Case("100 other typefaces", "typefaces_2", (30,), _TYPEFACES),
+    "typefaces_muon": Case("100 typefaces, Muon", "typefaces", (30,), f"{_TYPEFACES} {_MUON}"),
     "reading": Case("100 words in unseen typefaces, Muon", "reading", (30,), f"{_TYPEFACES} {_MUON}"),
     "sgd": Case(
         "Fashion-MNIST, 4,000 images, SGD, crops",
@@ -201,5 +202,5 @@ def makes_sense(case: Case, method: str) -> bool:
     if "--class-weights" in flags:
         return case.spoilt == "imbalanced"
     if "--lr" in flags:
-        return case.dataset.startswith("typefaces")
+        return case.flags.startswith(_TYPEFACES) and _MUON not in case.flags
     return not ("--mixup" in flags and (case.is_dense or "--noisy-labels" in case.flags))
