@@ -107,7 +107,7 @@ def _refuse_unknown(args: Sequence[str], script: str, kind: type, table: Mapping
     if args and not args[0].startswith("-"):
         raise SettingsError(f"{script} takes flags only, not '{args[0]}'{_hint('data_dir', kind, table)}")
     given, known = _given(args), declared(kind)
-    sides = given.get("img_size", [[]])[-1]
+    sides = given.get("img_size", [[]])[-1][:2]  # short flags may follow
     if len(sides) == 2 and all(side.isdecimal() for side in sides):
         raise SettingsError(f"--img-size takes one number, because images are square here, not {' '.join(sides)}.")
     for name in given:
