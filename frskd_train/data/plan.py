@@ -58,7 +58,7 @@ class WholeImagePlan:
         if self._crops_resized:
             self.kept = partial(squash, kept_size, settings.interpolation)
         self.mode = _mode(data, settings, channels * (len(train) * math.prod(kept_size) + len(val) * size**2))
-        self.notes = [*_notes_on_size(size, initial_cfg), *_notes_on_squares(settings, sizes, self._crops_resized)]
+        self.notes = [*_notes(settings, size, sizes, initial_cfg, self._crops_resized)]
         if self._crops_resized and self.mode == "memory" and any(max(own) > max(kept_size) for own in sizes):
             kept = _width_first(kept_size)
             self.notes.append(
@@ -129,16 +129,18 @@ def _mode(data: DataSettings, settings: PreprocessingSettings, size: int) -> Mod
     return "stream" if one_by_one else choose_mode(data, size)
 
 
-def _notes_on_size(size: int, initial_cfg: Mapping[str, Any]) -> Iterator[str]:
+def _notes(
+    settings: PreprocessingSettings,
+    size: int,
+    sizes: set[tuple[int, int]],
+    initial_cfg: Mapping[str, Any],
+    crops_resized: bool,
+) -> Iterator[str]:
+    """Yield notes on weights trained at another size and on images of which validation uses only a part."""
     trained_size = int((initial_cfg.get("input_size") or (3, size, size))[-1])
     if size != trained_size:
         yield f"The initial weights were trained at {trained_size}x{trained_size}; this run uses {size}x{size}."
-
-
-def _notes_on_squares(
-    settings: PreprocessingSettings, sizes: set[tuple[int, int]], crops_resized: bool
-) -> Iterator[str]:
-    cut = [size for size in sizes if 3 * min(size) < 2 * max(size)]
+    cut = [own for own in sizes if 3 * min(own) < 2 * max(own)]
     if settings.crop_mode == "center" and cut:
         where = " in validation" if crops_resized else ""
         example = _width_first(cut[0])
