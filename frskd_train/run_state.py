@@ -8,7 +8,7 @@ from typing import Any
 
 from frskd_train.checkpoint import checkpoint_name
 
-_KEPT = ("epoch", "step", "updates", "history", "best", "changes")
+_KEPT = ("epoch", "step", "updates", "history", "best", "changes", "seconds")
 
 
 @dataclass
@@ -22,10 +22,9 @@ class RunState:
     history: list[dict[str, Any]] = field(default_factory=list)  # one row per finished epoch
     best: dict[str, Any] | None = None  # score and checkpoint of the best epoch
     changes: list[str] = field(default_factory=list)  # of settings during the run, in sentences
-    earlier_seconds: float = 0.0  # duration of the run before it was resumed
+    seconds: float = 0.0  # duration of the run until its last checkpoint
     last_checkpoint: Path | None = None  # written or loaded
-    _began: float = field(default_factory=time.perf_counter)
-    _saved: float = field(default_factory=time.perf_counter)
+    _counted: float = field(default_factory=time.perf_counter)  # when `seconds` was counted
 
     @classmethod
     def from_saved(cls, state: Mapping[str, Any], checkpoint: Path, score: str) -> "RunState":
@@ -33,11 +32,11 @@ class RunState:
         kept = {name: state[name] for name in _KEPT}
         if kept["best"] and not (checkpoint.parent / kept["best"]["checkpoint"]).is_dir():
             kept["best"] = None  # pruned in favour of a better one that this run has now abandoned
-        return cls(score, **kept, earlier_seconds=state["seconds"], last_checkpoint=checkpoint)
+        return cls(score, **kept, last_checkpoint=checkpoint)
 
     def to_saved(self) -> dict[str, Any]:
         """Return the state to store in a checkpoint."""
-        return {name: getattr(self, name) for name in (*_KEPT, "seconds")}
+        return {name: getattr(self, name) for name in _KEPT}
 
     @property
     def scores(self) -> list[float]:
@@ -49,19 +48,15 @@ class RunState:
         """Epoch (counted from 1) and step in words."""
         return f"epoch {self.epoch + 1}, step {self.step}"
 
-    @property
-    def seconds(self) -> float:
-        """Duration of the run, including the time before it was resumed."""
-        return self.earlier_seconds + time.perf_counter() - self._began
-
     def minutes_since_checkpoint(self) -> float:
         """Return the minutes since the last checkpoint of this process."""
-        return (time.perf_counter() - self._saved) / 60
+        return (time.perf_counter() - self._counted) / 60
 
-    def note_checkpoint(self, checkpoint: Path) -> None:
-        """Record a written checkpoint."""
-        self._saved = time.perf_counter()
-        self.last_checkpoint = checkpoint
+    def count_time(self) -> None:
+        """Add the time since the last checkpoint to `seconds`; to be called before the next one."""
+        now = time.perf_counter()
+        self.seconds += now - self._counted
+        self._counted = now
 
     def finish_epoch(self, row: Mapping[str, Any]) -> None:
         """Complete the current epoch with its row of results."""

@@ -268,6 +268,7 @@ class Trainer:
         """Write a checkpoint and `summary.csv`; all processes call it together."""
         self.refuse_nonfinite()
         state, folder = self.state, self.folder
+        state.count_time()  # on all processes, which check the interval between checkpoints
         meter = self.meter.state(self.accelerator)
         if self.is_main:
             content = {**state.to_saved(), **self.facts, "meter": meter, "settings": flat(self.settings)}
@@ -275,7 +276,7 @@ class Trainer:
             best = state.best["checkpoint"] if state.best else None
             prune(folder.checkpoints, self.settings.run.checkpoint_hist, best)
             folder.write_summary(state.history)
-        state.note_checkpoint(folder.checkpoints / checkpoint_name(state.updates))  # restarts all processes' clocks
+        state.last_checkpoint = folder.checkpoints / checkpoint_name(state.updates)
         self.accelerator.wait_for_everyone()
 
     def refuse_nonfinite(self) -> None:

@@ -121,6 +121,7 @@ def test_an_edited_card_is_kept_beside_the_run(whole: Path, tmp_path: Path, caps
     assert not (run / "README.edited.md").exists()
     card = run / "student" / "README.md"
     written = card.read_text(encoding="utf-8")
+    assert written == (whole / "student" / "README.md").read_text(encoding="utf-8")
     for name in ("README.edited.md", "README.edited-2.md"):
         card.write_text(f"{written}My words in {name}.\n", encoding="utf-8")
         capsys.readouterr()
