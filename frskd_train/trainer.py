@@ -273,8 +273,7 @@ class Trainer:
         if self.is_main:
             content = {**state.to_saved(), **self.facts, "meter": meter, "settings": flat(self.settings)}
             save_checkpoint(folder.checkpoints, state.updates, self.saved_modules, self.optimizer, content)
-            best = state.best["checkpoint"] if state.best else None
-            prune(folder.checkpoints, self.settings.run.checkpoint_hist, best)
+            prune(folder.checkpoints, self.settings.run.checkpoint_hist, state.best and state.best["checkpoint"])
             folder.write_summary(state.history)
         state.last_checkpoint = folder.checkpoints / checkpoint_name(state.updates)
         self.accelerator.wait_for_everyone()

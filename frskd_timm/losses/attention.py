@@ -23,7 +23,7 @@ class _MeanSquare(torch.autograd.Function):
         ctx.save_for_backward(maps)
         precise = torch.promote_types(maps.dtype, torch.float32)
         # On a CPU, maps are converted before they are reduced, so reduce slices that fit into the cache.
-        images = max(1, 2**20 // maps.shape[1:].numel()) if maps.device.type == "cpu" else len(maps)
+        images = max(1, 2**17 // maps.shape[1:].numel()) if maps.device.type == "cpu" else len(maps)
         norms = [torch.linalg.vector_norm(part, dim=1, dtype=precise) for part in maps.split(images)]
         return torch.cat(norms).square_().div_(maps.shape[1])
 
