@@ -181,6 +181,8 @@ class DistillationTask(StudentTask):
 
     def _observe(self, input: Tensor | TwoViews, networks: Mapping[str, nn.Module]) -> Views:
         if not isinstance(input, TwoViews):
+            if self.training and self.clean_view:
+                raise UserError("With the teacher_view clean, the input of a step has to be an augment.TwoViews.")
             return self.observe(input, networks)
         views = self.observe(input.clean, networks)
         return views._replace(logits=networks["student"](input.images), batch=input, clean_logits=views.logits)

@@ -190,7 +190,9 @@ def _size_message(model: nn.Module, input_size: tuple[int, int, int], error: Exc
         return f"{message}; it takes {takes} channel(s)."
     for side in sorted(OTHER_SIZES, key=lambda side: abs(side - max(height, width))):
         try:
-            _intermediates(model, sample_images(model, (channels, side, side)))
+            images = sample_images(model, (channels, side, side))
+            _intermediates(model, images)
+            model(images)
         except Exception:  # as above
             continue
         return f"{message}, but runs on {channels}x{side}x{side}."

@@ -166,6 +166,11 @@ class FRSKDTask(DistillationTask):
         logits: Any
         maps, logits = self.pyramid(networks["student"], images)
         refined, teacher_logits = self.refine(maps, networks)
+        if logits.shape != teacher_logits.shape:
+            raise UserError(
+                f"The student has {logits.shape[-1]} outputs and the self-teacher {teacher_logits.shape[-1]}: create "
+                "the task after changing the student's classifier."
+            )
         if self.self_teacher.residual:
             teacher_logits = logits.detach() + teacher_logits
         return Views(maps, logits, refined, teacher_logits)

@@ -44,6 +44,11 @@ class RunState:
         return [row[self.score] for row in self.history if self.score in row]
 
     @property
+    def best_checkpoint(self) -> str | None:
+        """Name of the checkpoint of the best epoch so far."""
+        return self.best["checkpoint"] if self.best else None
+
+    @property
     def place(self) -> str:
         """Epoch (counted from 1) and step in words."""
         return f"epoch {self.epoch + 1}, step {self.step}"

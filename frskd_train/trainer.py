@@ -273,7 +273,7 @@ class Trainer:
         if self.is_main:
             content = {**state.to_saved(), **self.facts, "meter": meter, "settings": flat(self.settings)}
             save_checkpoint(folder.checkpoints, state.updates, self.saved_modules, self.optimizer, content)
-            prune(folder.checkpoints, self.settings.run.checkpoint_hist, state.best and state.best["checkpoint"])
+            prune(folder.checkpoints, self.settings.run.checkpoint_hist, state.best_checkpoint)
             folder.write_summary(state.history)
         state.last_checkpoint = folder.checkpoints / checkpoint_name(state.updates)
         self.accelerator.wait_for_everyone()

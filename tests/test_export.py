@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.utils import freeze
 from torch import nn
 from transformers import AutoModel, AutoModelForImageClassification
 
@@ -143,6 +144,15 @@ def test_wrappers_layout_and_shared_memory_leave_no_trace(tmp_path):
     plain.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
 
 
+def test_frozen_normalisation_has_no_counter(tmp_path):
+    model = make("test_resnet", num_classes=7)
+    freeze(model, ["conv1", "bn1", "layer1"])
+    folder = export(model, tmp_path / "student")
+    assert "bn1.num_batches_tracked" not in load_file(folder / "model.safetensors")
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(load_student(folder)(images), model.eval()(images))
+
+
 def test_nothing_but_the_student(tmp_path):
     model = make("test_resnet", num_classes=7)
     model.self_teacher = nn.Linear(2, 2)
@@ -186,8 +196,9 @@ def test_a_student_of_low_precision(tmp_path, dtype):
         ({"label_names": dict.fromkeys("abcdefg", 0)}, "list of 7 names"),
         ({"mean": (127.0, 127.0, 127.0)}, r"images in 0\.\.1"),
         ({"model_name": "no_such_model"}, "does not know model_name 'no_such_model'"),
-        ({"mean": (0.5, 0.5)}, "could not be described"),
-        ({"input_size": (1, 64, 64)}, "could not be described"),
+        ({"mean": (0.5, 0.5)}, "'mean' in the arguments is .*: give numbers, one per channel"),
+        ({"input_size": (1, 64, 64)}, "'mean' in the arguments is .*: give numbers, one per channel"),
+        ({"crop_pct": 0}, "'crop_pct' in the arguments is 0: give a number above 0"),
         ({"model_name": "resnet18"}, "keys that the plain resnet18 does not have"),
     ],
 )

@@ -108,8 +108,26 @@ def test_backbone_is_a_timm_checkpoint(trained: SegmentationStudent, tmp_path: P
     # And back: another student starts from it, or from a classifier.
     torch.manual_seed(2)
     other = create_segmentation_student(f"local-dir:{folder}", 9, channels=8)
-    assert other.backbone_name == SMALL
+    assert (other.backbone_name, other.mean) == (SMALL, trained.mean)
     assert torch.equal(other.backbone.conv_stem.weight, trained.backbone.conv_stem.weight)
+
+
+def test_statistics_are_those_of_the_weights() -> None:
+    name = "wide_resnet16_2_frskd"
+    expected = timm.get_pretrained_cfg(name).mean
+    assert create_segmentation_student(name, 5, pretrained=True).mean == expected
+    given = create_segmentation_student(name, 5, pretrained=True, mean=(0.1, 0.2, 0.3))
+    assert (given.mean, given.std) == ((0.1, 0.2, 0.3), timm.get_pretrained_cfg(name).std)
+
+
+def test_the_classifier_is_replaced(trained: SegmentationStudent, tmp_path: Path) -> None:
+    trained.class_names = ["a", "b", "c"]
+    trained.reset_classifier(7)
+    assert trained.eval()(torch.randn(1, 3, 64, 64)).shape == (1, 7, 64, 64)
+    trained.save_pretrained(tmp_path)
+    assert load_student(tmp_path).num_classes == 7
+    with pytest.raises(UserError, match="2 names, but there are 7 classes"):
+        trained.reset_classifier(7, ["a", "b"])
 
 
 def test_a_backbone_keeps_the_arguments_that_it_was_exported_with(tmp_path: Path) -> None:

@@ -197,6 +197,16 @@ def test_unusable_options_are_refused() -> None:
         FRSKDTask.create(student, (3, 64, 64), 4)
     with pytest.raises(UserError, match="no classifier"):
         FRSKDTask.create(timm.create_model("test_resnet", num_classes=0), (3, 64, 64), 0)
+    broken = timm.create_model("test_resnet", num_classes=5)
+    broken.fc = torch.nn.Linear(512, 5)
+    with pytest.raises(UserError, match=r"does not run on 3x64x64 images .*; it was made for 160x160 pixels"):
+        FRSKDTask.create(broken, (3, 64, 64), 5)
+    with pytest.raises(UserError, match="TwoViews"):
+        FRSKDTask.create(student, (3, 64, 64), 5, teacher_view="clean").train()(*BATCH)
+    task = FRSKDTask.create(student, (3, 64, 64), 5)
+    student.reset_classifier(7)
+    with pytest.raises(UserError, match="student has 7 outputs and the self-teacher 5"):
+        task(*BATCH)
     segmentation = SegmentationTask.create(create_segmentation_student("test_resnet", 3, channels=8))
     with pytest.raises(UserError, match="group_matcher"):
         create_optimizer_v2(segmentation, opt="sgd", lr=0.1, layer_decay=0.5)

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from urllib.error import URLError
 
 import pyarrow.parquet as pq
 import pytest
@@ -163,6 +164,12 @@ def test_what_ships_is_what_timm_lists_and_small() -> None:
     assert timm.list_pretrained("*frskd*") == [folder.name for folder in SHIPPED]
     assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) < 40e6
     assert [row["model"] for row in read_results()] == sorted([*(folder.name for folder in SHIPPED), *waiting()])
+
+
+def test_an_overlay_names_other_weights() -> None:
+    for name in DEFAULT_TAGS:
+        with pytest.raises(URLError, match="nowhere"):
+            timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"url": "file:///nowhere"})
 
 
 def test_adding_weights_does_not_change_the_default(tmp_path: Path) -> None:

@@ -70,9 +70,11 @@ class ExportedStudent(ABC):
         """
         state = read_weights(self.path)
         plain = self.skeleton().state_dict()
+        # Frozen normalisation (timm.utils.freeze) has no counter of batches.
+        absent = {key for key in plain.keys() - state.keys() if not key.endswith(".num_batches_tracked")}
         for problem, keys in {
             f"keys that the plain {self.architecture} does not have": state.keys() - plain.keys(),
-            f"no weights for keys of the plain {self.architecture}": plain.keys() - state.keys(),
+            f"no weights for keys of the plain {self.architecture}": absent,
             f"shapes other than the plain {self.architecture}'s": {
                 key for key in state.keys() & plain.keys() if state[key].shape != plain[key].shape
             },

@@ -18,6 +18,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from frskd_timm.errors import UserError, first_line
+from frskd_timm.export.config import check_pretrained_cfg
 from frskd_timm.export.folder import CONFIG, plain_state_dict, read_json, replacing, write_json, write_weights
 from frskd_timm.export.load import compare_outputs, verify_export
 from frskd_timm.models import stock_name
@@ -101,6 +102,7 @@ def export_student(
         "crop_pct": crop_pct,
         "crop_mode": crop_mode,
     }
+    check_pretrained_cfg(data_config, "the arguments")
     facts = _facts(tag, license, f"Trained on {dataset}." if dataset else None, method)
     with replacing(folder) as aside:
         write_weights(aside, model, half=half)
@@ -143,10 +145,7 @@ def _write_config(
     """Write timm's config of the model, with `facts` instead of the metadata of timm's default weights; return it."""
     path = folder / CONFIG
     model_config = {"pretrained_cfg": {"architecture": architecture}, "label_names": label_names}
-    try:
-        save_config_for_hf(model, str(path), model_config=model_config, data_config=data_config)
-    except ValueError as error:
-        raise UserError(f"The student could not be described in {CONFIG}: {first_line(error)}.") from None
+    save_config_for_hf(model, str(path), model_config=model_config, data_config=data_config)
     config = read_json(path)
     found = config["pretrained_cfg"]
     config["pretrained_cfg"] = facts | {key: found[key] for key in _KEPT_FIELDS if key in found}

@@ -88,6 +88,8 @@ class LabelLoss(nn.Module):
             UserError: There is a factor, and the loss is binary.
         """
         logits = logits.float()
+        if target.ndim == 2:
+            target = target.to(logits.dtype)
         if self.binary is not None:
             if factor is not None:
                 raise UserError("Binary cross-entropy cannot be combined with noisy_labels; leave one of them out.")

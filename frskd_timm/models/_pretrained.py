@@ -53,12 +53,15 @@ def with_weights(cfgs: Mapping[str, dict[str, Any]], folder: Path = WEIGHTS) -> 
     return out
 
 
-def with_default_classes(pretrained: bool, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Add 1000 as `num_classes` to the arguments of a student if neither they nor a configuration in them has it.
+def apart_from_shipped(pretrained: bool, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Complete the arguments of a student so that they mean the same whatever weights ship with the package.
 
-    timm would take the number from the configuration of the default weights, so it would depend on what ships.
+    `num_classes` is 1000 if neither they nor a configuration in them has it; timm would take that of the default
+    weights. Weights that an overlay of the configuration names are preferred to the shipped file.
     """
     overlay = arguments.get("pretrained_cfg_overlay") or {}
+    if overlay.keys() & {"hf_hub_id", "url"}:
+        arguments = {**arguments, "pretrained_cfg_overlay": {"file": None, **overlay}}
     if pretrained or arguments.get("pretrained_cfg") is not None or "num_classes" in overlay:
         return arguments
     return {"num_classes": 1000, **arguments}

@@ -8,7 +8,7 @@ from timm.models import is_model, model_entrypoint, register_model, resolve_pret
 from torch import nn
 
 from frskd_timm.errors import UserError
-from frskd_timm.models._pretrained import with_default_classes
+from frskd_timm.models._pretrained import apart_from_shipped
 
 IMAGENET = {
     "num_classes": 1000,
@@ -34,7 +34,7 @@ def register_stock(name: str, stock: str, module: str) -> Callable[..., nn.Modul
     create = model_entrypoint(stock)
 
     def build(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        arguments = with_default_classes(pretrained, kwargs)
+        arguments = apart_from_shipped(pretrained, kwargs)
         overlay = arguments.pop("pretrained_cfg_overlay", None)
         cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)  # before timm looks up its own
         return create(pretrained, **{**arguments, "pretrained_cfg": cfg.to_dict()})

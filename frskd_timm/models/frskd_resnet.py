@@ -7,7 +7,7 @@ from timm.models.resnet import BasicBlock
 from torch import nn
 
 from frskd_timm.errors import UserError
-from frskd_timm.models._pretrained import with_default_classes, with_weights
+from frskd_timm.models._pretrained import apart_from_shipped, with_weights
 from frskd_timm.models._stock import CIFAR, IMAGENET, register_stock
 
 
@@ -55,5 +55,5 @@ resnet50_frskd = register_stock("resnet50_frskd", "resnet50", __name__)
 @register_model
 def resnet18_cifar_frskd(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """Create ResNet-18 for 32x32 images, the paper's student on CIFAR-100 and TinyImageNet."""
-    model_args = {"block": BasicBlock, "layers": (2, 2, 2, 2), **with_default_classes(pretrained, kwargs)}
+    model_args = {"block": BasicBlock, "layers": (2, 2, 2, 2), **apart_from_shipped(pretrained, kwargs)}
     return build_model_with_cfg(CifarResNet, "resnet18_cifar_frskd", pretrained, **model_args)

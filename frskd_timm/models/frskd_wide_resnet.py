@@ -10,7 +10,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from frskd_timm.errors import UserError
-from frskd_timm.models._pretrained import with_default_classes, with_weights
+from frskd_timm.models._pretrained import apart_from_shipped, with_weights
 from frskd_timm.models._stock import CIFAR
 
 
@@ -204,5 +204,5 @@ default_cfgs = generate_default_cfgs(with_weights({"wide_resnet16_2_frskd": _CFG
 @register_model
 def wide_resnet16_2_frskd(pretrained: bool = False, **kwargs: Any) -> WideResNet:
     """Create WRN-16-2, the paper's small student on CIFAR-100 and TinyImageNet."""
-    model_args = {"feature_cfg": {"out_indices": (0, 1, 2)}, **with_default_classes(pretrained, kwargs)}
+    model_args = {"feature_cfg": {"out_indices": (0, 1, 2)}, **apart_from_shipped(pretrained, kwargs)}
     return build_model_with_cfg(WideResNet, "wide_resnet16_2_frskd", pretrained, **model_args)

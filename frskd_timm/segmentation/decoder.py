@@ -30,7 +30,12 @@ def depthwise_norm(channels: int) -> nn.Sequential:
 
 def pixel_head(channels: int, num_classes: int) -> nn.Sequential:
     """Create a classifier of each position of the finest map: [B, channels, H, W] to [B, num_classes, H, W]."""
-    return nn.Sequential(*conv_norm(channels, HEAD_CHANNELS, 3), nn.Conv2d(HEAD_CHANNELS, num_classes, 3, padding=1))
+    return nn.Sequential(*conv_norm(channels, HEAD_CHANNELS, 3), pixel_classifier(num_classes))
+
+
+def pixel_classifier(num_classes: int) -> nn.Conv2d:
+    """Create the last layer of `pixel_head`."""
+    return nn.Conv2d(HEAD_CHANNELS, num_classes, 3, padding=1)
 
 
 def resize_bilinear(maps: Tensor, like: Tensor) -> Tensor:

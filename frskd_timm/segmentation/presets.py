@@ -31,13 +31,14 @@ def create_segmentation_student(
         num_classes: Number of classes.
         pretrained: Start from timm's pretrained weights of the backbone.
         **arguments: Further arguments of `SegmentationStudent`; `channels` is 64 if neither they nor the preset
-            set it.
+            set it, and `mean` and `std` are by default those of the pretrained weights.
 
     Raises:
         UserError: The model is unknown, has no usable maps, or its weights are not available.
     """
     arguments = {**PRESETS.get(name, {"backbone": name}), **arguments}
     weights = arguments["backbone"]
+    cfg: dict[str, Any] = {}
     if weights.startswith(_ELSEWHERE):
         try:
             cfg, own = exported_cfg(weights)
@@ -47,6 +48,11 @@ def create_segmentation_student(
         own = {key: value for key, value in own.items() if key not in _OF_STUDENT}
         arguments["backbone_args"] = own | (arguments.get("backbone_args") or {})
         pretrained = True
+    elif pretrained and (known := known_cfg(weights)):
+        cfg = known.to_dict()
+    for name in ("mean", "std"):
+        if len(cfg.get(name) or ()) == arguments.get("in_chans", 3):
+            arguments.setdefault(name, cfg[name])
     student = SegmentationStudent(num_classes=num_classes, **arguments)
     if pretrained:
         load_backbone(student, weights)

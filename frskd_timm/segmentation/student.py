@@ -18,7 +18,7 @@ from frskd_timm.errors import UserError, first_line
 from frskd_timm.pixels import to_8_bits
 from frskd_timm.pyramid import evaluating, sample_images
 from frskd_timm.segmentation.backbone import create_backbone, find_multiple, find_pyramid
-from frskd_timm.segmentation.decoder import FeaturePyramid, SumBiFPN, pixel_head
+from frskd_timm.segmentation.decoder import FeaturePyramid, SumBiFPN, pixel_classifier, pixel_head
 
 CARD = """---
 {{ card_data }}
@@ -88,9 +88,7 @@ class SegmentationStudent(
         backbone_args: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        names = [] if class_names is None else [*map(str, class_names)]
-        if class_names is not None and len(names) != num_classes:
-            raise UserError(f"class_names has {len(names)} names, but there are {num_classes} classes.")
+        names = _names(class_names, num_classes)
         if layers < 1:
             raise UserError(f"layers has to be at least 1, not {layers}.")
         try:
@@ -147,6 +145,16 @@ class SegmentationStudent(
         `strict`: refuse weights that are incomplete; otherwise those that are missing keep their random values.
         """
         return super().from_pretrained(*args, strict=strict, **kwargs)
+
+    def reset_classifier(self, num_classes: int, class_names: Sequence[str] | None = None) -> None:
+        """Replace the last layer by one for other classes, with random weights.
+
+        Raises:
+            UserError: There are not as many names as classes.
+        """
+        names, weight = _names(class_names, num_classes), next(self.parameters())
+        self.head[-1] = pixel_classifier(num_classes).to(weight.device, weight.dtype)
+        self.num_classes, self.class_names = int(num_classes), names
 
     def _freeze_unreached(self) -> None:
         """Freeze parameters of the backbone that no map depends on, because DDP would wait for their gradients."""
@@ -267,6 +275,14 @@ class SegmentationStudent(
         with evaluating(self):
             logits = self(normalize(pixels / 255, self.mean, self.std)[None])
         return logits.argmax(dim=1)[0].cpu()
+
+
+def _names(class_names: Sequence[str] | None, num_classes: int) -> list[str]:
+    """Return the names, empty if there are none; raise UserError if there are not as many as classes."""
+    names = [] if class_names is None else [*map(str, class_names)]
+    if class_names is not None and len(names) != num_classes:
+        raise UserError(f"class_names has {len(names)} names, but there are {num_classes} classes.")
+    return names
 
 
 def _per_channel(values: Sequence[float] | None, default: tuple[float, ...], channels: int) -> tuple[float, ...]:
