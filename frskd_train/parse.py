@@ -161,5 +161,9 @@ def _resumed_config(resume: str | None, folder: str | None) -> str | None:
         return None
     # A run, its checkpoints, or one of these.
     place = Path(os.path.realpath(run))
-    folders = [place] if resume == "auto" else [place, place.parent, place.parent.parent]
-    return next((str(folder / SETTINGS) for folder in folders if (folder / SETTINGS).is_file()), None)
+    for path in [place] if resume == "auto" else [place, place.parent, place.parent.parent]:
+        if (path / SETTINGS).is_file():
+            return str(path / SETTINGS)
+        if any(path.glob("checkpoints/step-*")):
+            raise SettingsError(f"{path} has no {SETTINGS}, from which a resumed run reads its settings: restore it.")
+    return None

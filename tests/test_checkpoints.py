@@ -22,6 +22,7 @@ from frskd_train.checkpoint import (
     save_checkpoint,
     set_aside_after,
 )
+from frskd_train.errors import SettingsError
 from frskd_train.parse import parse_settings
 from frskd_train.run_folder import find_resume
 
@@ -202,3 +203,9 @@ def test_a_checkpoint_outside_its_place_is_not_resumed(tmp_path: Path) -> None:
         shutil.copytree(step, other)
         with pytest.raises(UserError, match="is not a folder step-"):
             find_resume(str(other), None)
+    (run / "config.yaml").unlink()
+    for place in (run, step):
+        with pytest.raises(
+            SettingsError, match=r"run has no config\.yaml, from which a resumed run reads its settings"
+        ):
+            parse_settings(["--resume", str(place)])

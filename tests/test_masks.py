@@ -226,6 +226,11 @@ def coloured_mask(folder: Path) -> None:
     picture(1, 40, 30).save(folder / "SegmentationClass" / "p_1.png")
 
 
+def compressed_mask(folder: Path) -> None:
+    path = folder / "SegmentationClass" / "p_1.png"
+    Image.open(path).convert("L").save(path, "jpeg")
+
+
 def truncated_image(folder: Path) -> None:
     path = folder / "JPEGImages" / "p_1.jpg"
     path.write_bytes(path.read_bytes()[:300])
@@ -237,6 +242,7 @@ def truncated_image(folder: Path) -> None:
         (too_small, r"Mask 1 of split train \(.*p_1.png\) is 20x20 pixels, but its image is 40x30"),
         (truncated_mask, r"Mask 1 of split train \(.*p_1.png\) cannot be read"),
         (coloured_mask, r"Mask 1 of split train .*its mode is RGB"),
+        (compressed_mask, r"Mask 1 of split train .*it is a JPEG"),
         (truncated_image, r"Image 1 of split train \(.*p_1.jpg\) cannot be read"),
     ],
 )

@@ -40,6 +40,8 @@ class Masks:
         return self._masks[split].load_many(rows, self._decode)
 
     def _decode(self, image: Image.Image) -> Tensor:
+        if getattr(image, "format", None) in ("JPEG", "MPO"):
+            raise ValueError("it is a JPEG, whose compression changes class numbers: store masks as PNG")
         tiles: Any = getattr(image, "tile", None)
         stored = str(tiles[0].args) if tiles else ""
         image = ImageOps.exif_transpose(image)
@@ -64,6 +66,8 @@ class Masks:
         if (width, height) == image_size:
             return None
         mask, image = f"{width}x{height} pixels", f"{image_size[0]}x{image_size[1]}"
+        if (height, width) == image_size:
+            image += ", upright as its EXIF orientation says"
         return BadImageError(f"{self._masks[split].describe(row)} is {mask}, but its image is {image}")
 
     def hold_out(self, split: str, fraction: float) -> tuple[Rows, Rows]:
