@@ -223,8 +223,9 @@ def _draw_scores(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray
             axes.plot(epochs[known[-1]], final, "o", color=colour, markersize=4)
             drawn += columns[name][known].tolist()
     if drawn:
-        # the first epochs of a long run would compress the rest, where the lines are compared
-        low, high = np.percentile(drawn, 8 if len(epochs) >= 10 else 0), max(drawn)
+        low, cut, high = min(drawn), np.percentile(drawn, 8 if len(epochs) >= 10 else 0), max(drawn)
+        if high - low > 2 * (high - cut):  # a few poor epochs would compress the rest, where the lines are compared
+            low = cut
         margin = max((high - low) * 0.12, 0.5)
         axes.set_ylim(max(low - margin, 0), min(high + margin, 100))
 
