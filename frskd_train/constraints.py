@@ -26,6 +26,10 @@ class Fact(Enum):
 FIXED, FREE, PRIVATE, LOCAL, CLASSIFICATION, SEGMENTATION = Fact
 
 
+TINY = 1e-30
+"""Smaller numbers are a mistake, and some distributions return no number for them."""
+
+
 @dataclass(frozen=True)
 class Range:
     """Bounds of a number or of each number in a tuple; `above` is exclusive, `low` and `high` are inclusive."""
@@ -38,6 +42,8 @@ class Range:
         """Say what `value` would have to be, or return None."""
         if not math.isfinite(value):
             return "a finite number"
+        if 0 < abs(value) < TINY:
+            return f"0 or not below {TINY:g} in size"
         if self.above is not None and not value > self.above:
             return f"above {self.above:g}"
         if self.low is not None and not value >= self.low:

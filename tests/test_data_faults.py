@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from frskd_timm.errors import UserError
+from frskd_train.constraints import TINY
 from frskd_train.data import load_data
 from frskd_train.settings import DataSettings, PreprocessingSettings
 
@@ -138,6 +139,7 @@ LABELS: list[tuple[Any, list[Any]]] = [
     (INTEGERS, [-1, 0, 1]),
     (datasets.Value("float64"), [0.0, 1.0]),
 ]
+ALPHAS = st.just(0.0) | st.floats(TINY, 5)  # numbers between are refused before
 SETTINGS = st.fixed_dictionaries(
     {"bad_images": st.sampled_from(["stop", "skip"]), "data_mode": st.sampled_from(["auto", "memory", "stream"])},
     optional={
@@ -150,8 +152,8 @@ SETTINGS = st.fixed_dictionaries(
         "ratio": st.tuples(st.floats(0.001, 1), st.floats(1, 9)),
         "color_jitter": st.floats(0, 2),
         "reprob": st.floats(0, 1),
-        "mixup": st.floats(0, 5),
-        "cutmix": st.floats(0, 5),
+        "mixup": ALPHAS,
+        "cutmix": ALPHAS,
         "val_fraction": st.floats(0, 0.9),
         "train_num_samples": st.integers(3, 30),
         "memory_limit": st.sampled_from([1e-6, 2.0]),

@@ -265,7 +265,8 @@ def test_a_value_that_cannot_be_parsed_is_named(tmp_path: Path) -> None:
 REFUSED = {
     "--color-jitter inf": "--color-jitter .*finite", "--alpha nan": "--alpha .*finite", "--std 0": "--std .*above 0",
     "--class-weights 1 inf --task segmentation": "--class-weights .*finite", "--mean 0.5 0.5": "--mean .* 3 ",
-    "--mean 127": "--mean .*at most", "--std 0.1 0.2": "--std .* 3 ", "--ratio 0 1": "--ratio .*above 0",
+    "--mean 127": "--mean .*at most", "--cutmix 5e-324": "0 or not below 1e-30",
+    "--std 0.1 0.2": "--std .* 3 ", "--ratio 0 1": "--ratio .*above 0",
     "--ratio 2 1": "--ratio .*smaller", "--scale 1 0.1": "--scale .*smaller", "--model-kwargs in_chans=1": "in_chans",
     "--jsd-loss": "--aug-repeats", "--warmup-epochs 15": "--epochs 15", "--sched multistep": "--decay-milestones",
     **{f"--tag={tag}": "--tag .*letters" for tag in ("../x", ".hidden", "a/b", "x" * 65)}, "--tag=": "--tag is empty",
