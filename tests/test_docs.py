@@ -122,7 +122,9 @@ def test_commands_exist_and_take_the_flags_that_are_named(document: Path) -> Non
     code = "".join(path.read_text(encoding="utf-8") for path in sources)
     others = set(re.findall(r"\"(--[a-z-]+)\"", code))
     others |= {
-        f"--{name}" for found in re.findall(r"defaults = {(.*)}", code) for name in re.findall(r'"(\w+)":', found)
+        f"--{name}"
+        for found in re.findall(r"(?:defaults|switches) = {(.*)}", code)
+        for name in re.findall(r'"([\w-]+)":', found)
     }
     evaluation = {
         flag(field.name)
