@@ -53,6 +53,7 @@ CASES = {
     "typefaces": Case("100 typefaces", "typefaces", (30,), _TYPEFACES),
     "typefaces_2": Case("100 other typefaces", "typefaces_2", (30,), _TYPEFACES),
     "typefaces_muon": Case("100 typefaces, Muon", "typefaces", (30,), f"{_TYPEFACES} {_MUON}"),
+    "typefaces_2_muon": Case("100 other typefaces, Muon", "typefaces_2", (30,), f"{_TYPEFACES} {_MUON}"),
     "reading": Case("100 words in unseen typefaces, Muon", "reading", (30,), f"{_TYPEFACES} {_MUON}"),
     "sgd": Case(
         "Fashion-MNIST, 4,000 images, SGD, crops",
