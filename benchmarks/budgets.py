@@ -246,12 +246,11 @@ def main() -> None:
     elif args.seconds and unknown:
         sys.exit(f"error: --seconds needs the time of epochs; run --measure with --data {' '.join(sorted(unknown))}.")
     elif args.write:
-        from tools.zoo import with_table
-
-        text = with_table(DOCUMENT.read_text(encoding="utf-8"), table, BEGIN)
-        DOCUMENT.write_text(with_table(text, spoilt, BEGIN_SPOILT), encoding="utf-8")
+        text = protocol_tables.inserted(DOCUMENT.read_text(encoding="utf-8"), table, BEGIN)
+        DOCUMENT.write_text(protocol_tables.inserted(text, spoilt, BEGIN_SPOILT), encoding="utf-8")
         text = README.read_text(encoding="utf-8")
-        README.write_text(with_table(text, protocol_tables.short_table(found), BEGIN), encoding="utf-8")
+        text = protocol_tables.inserted(text, protocol_tables.short_table(found), BEGIN)
+        README.write_text(text, encoding="utf-8")
     elif args.table:
         print(table, spoilt, sep="\n\n")
     elif args.plan:

@@ -10,6 +10,7 @@ from protocol import AVERAGED, BASELINES, CASES, RUNS, Row, Run, same_time
 from frskd_train.report.baseline import Gain
 
 NOTHING = "There are no results yet."
+END = "<!-- end -->"  # of a table in a document
 
 
 @dataclass(frozen=True)
@@ -124,3 +125,16 @@ def compare(pair: Comparison) -> list[str]:
     cells = [f"{bar:.2f}", f"{mean:.2f}", f"{mean - bar:+.2f}", "" if error is None else f"{error:.2f}", seeds]
     baseline = ", ".join(filter(None, [pair.baseline, pair.variant]))
     return [f"`{baseline}`", *cells, f"{statistics.mean(teacher):.2f}" if teacher else "", share]
+
+
+def inserted(document: str, table: str, begin: str) -> str:
+    """Return a document with a new table between two markers, `begin` and `END`.
+
+    Raises:
+        ValueError: The document has no markers.
+    """
+    before, found, rest = document.partition(begin)
+    _, end, after = rest.partition(END)
+    if not found or not end:
+        raise ValueError(f"The document has no '{begin}' and '{END}' around a table.")
+    return f"{before}{begin}\n{table}\n{END}{after}"

@@ -198,7 +198,7 @@ def write() -> None:
         print(line, file=sys.stderr, flush=True)
     text = DOCUMENT.read_text(encoding="utf-8")
     for kind, lines in tables.items():
-        lines = lines if len(lines) > 1 else ["No module is refused."]
+        lines = lines if len(lines) > 1 else ["None."]
         head, rest = text.split(BEGIN.format(kind))
         tail = rest.split(END.format(kind))[1]
         table = "\n".join([BEGIN.format(kind), *lines, END.format(kind)])

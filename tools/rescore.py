@@ -43,7 +43,7 @@ def rescore(folder: Path, dataset: str, threads: int | None = None, root: Path =
     (folder / METRICS).write_text(metrics.to_json(), encoding="utf-8")
     write_card(folder, metrics, evaluation)
     zoo.update_results(zoo.results_row(metrics), root / "results" / "results.csv")
-    zoo.write_documents(root)
+    zoo.write_card(root)
     print(f"Rewrote {folder / METRICS}, the card, results and documents.")
 
 

@@ -132,7 +132,7 @@ def ship(
     compare_logits(model, again, student.probe_images(), tolerance=2e-2 if half else 1e-4)
     row = zoo.results_row(shipped)
     zoo.update_results(row, root / "results" / "results.csv")
-    zoo.write_documents(root)
+    zoo.write_card(root)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     say(f"Wrote {folder} ({size / 1e6:.1f} MB, top-1 {row['top1']}%), results and documents.")
     return folder

@@ -1,7 +1,7 @@
-"""Results of the zoo and the documents that contain them; `python -m tools.zoo` rewrites the documents.
+"""Results of the zoo and its model card; `python -m tools.zoo` rewrites the card.
 
-`results/results.csv` has one row for each set of shipped weights. `MODEL_CARD.md` and a table in `README.md` are
-generated from it, from the registry and from the recipes.
+`results/results.csv` has one row for each set of shipped weights. `MODEL_CARD.md` is generated from it, from the
+registry and from the recipes.
 """
 
 import csv
@@ -26,13 +26,11 @@ COLUMNS = (
     "dataset", "top1_mean", "top1_std", "top1_n", "baseline_mean", "baseline_std", "baseline_n", "gain", "gain_err",
     "sample_top1", "epochs",
 )  # fmt: skip
-NOT_IN_README = ("epochs", "top5", "baseline_mean")
 ROOT = Path(frskd_timm.__file__).parents[1]
 RESULTS = ROOT / "results" / "results.csv"
 WAITING = Path("hub", "students")  # weights that are too large for the wheel and wait for the Hub, in a repository
 RECIPES = ROOT / "frskd_train" / "recipes"
 CARD = ROOT / "MODEL_CARD.md"
-BEGIN, END = "<!-- begin: written by python -m tools.zoo -->", "<!-- end -->"
 
 
 def results_row(metrics: Metrics) -> dict[str, str]:
@@ -113,22 +111,18 @@ def waiting(root: Path = ROOT) -> list[str]:
     return sorted(path.parent.name for path in (root / WAITING).glob("*/config.json"))
 
 
-def results_table(
-    results: Sequence[Mapping[str, str]], waiting: Collection[str] = (), without: Collection[str] = ()
-) -> str:
+def results_table(results: Sequence[Mapping[str, str]], waiting: Collection[str] = ()) -> str:
     """Return the results as a Markdown table, scores in percent.
 
     Args:
         results: Rows with the columns `COLUMNS`.
         waiting: Names of the weights that are not part of the wheel; these link to their folders.
-        without: Columns that are left out.
     """
     names = {
         "model": "weights", "dataset": "data", "img_size": "image size", "param_count": "parameters (M)",
         "epochs": "epochs", "top1": "top-1", "top5": "top-5", "baseline_mean": "cross-entropy, same recipe",
         "gain": "gain ± standard error (runs)",
     }  # fmt: skip
-    names = {column: name for column, name in names.items() if column not in without}
     lines = ["| " + " | ".join(names.values()) + " |", "|---|---|" + "---:|" * (len(names) - 2)]
     for row in results:
         name = row["model"]
@@ -172,27 +166,10 @@ def state_of_entries(results: Sequence[Mapping[str, str]], recipes: Path) -> str
     return "\n".join(lines)
 
 
-def with_table(document: str, table: str, begin: str = BEGIN) -> str:
-    """Return a document with a new table between two markers, `begin` and `END`.
-
-    Raises:
-        ValueError: The document has no markers.
-    """
-    before, found, rest = document.partition(begin)
-    _, end, after = rest.partition(END)
-    if not found or not end:
-        raise ValueError(f"The document has no '{begin}' and '{END}' around a table.")
-    return f"{before}{begin}\n{table}\n{END}{after}"
-
-
-def write_documents(root: Path = ROOT) -> None:
-    """Write `MODEL_CARD.md` and the table in `README.md` of a repository."""
+def write_card(root: Path = ROOT) -> None:
+    """Write `MODEL_CARD.md` of a repository."""
     results = read_results(root / "results" / "results.csv")
-    found = waiting(root)
-    zoo_card(results, root / "frskd_train" / "recipes", found).save(root / "MODEL_CARD.md")
-    readme = root / "README.md"
-    table = results_table(results, found, without=NOT_IN_README)
-    readme.write_text(with_table(readme.read_text(encoding="utf-8"), table), encoding="utf-8")
+    zoo_card(results, root / "frskd_train" / "recipes", waiting(root)).save(root / "MODEL_CARD.md")
 
 
 def _student(name: str, results: Sequence[Mapping[str, str]]) -> dict[str, Any]:
@@ -209,5 +186,5 @@ def _student(name: str, results: Sequence[Mapping[str, str]]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    write_documents()
-    print(f"Wrote {CARD} and the table in {ROOT / 'README.md'}.")
+    write_card()
+    print(f"Wrote {CARD}.")

@@ -48,7 +48,6 @@ def default_settings(task: str = "classification") -> Settings:
         method=MethodSettings(**{name: getattr(default, name) for name in names if hasattr(default, name)}),
         data=DataSettings(dataset="fashion_mnist_scenes"),
         labels=LabelSettings(smoothing=default.smoothing),
-        segmentation=SegmentationSettings(decoder_layers=1, resize_range=(0.75, 1.33)),
         optimizer=OptimizerSettings(opt="adamw", lr=5e-3, weight_decay=0.05, epochs=20, warmup_epochs=0.5),
         loop=LoopSettings(batch_size=16),
     )

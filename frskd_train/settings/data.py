@@ -20,7 +20,7 @@ class DataSettings:
     A folder has one subfolder per class, metadata.csv or .jsonl, parquet or arrow files, or a save_to_disk dataset.
     For segmentation: fashion_mnist_scenes (generated), or a folder with images/ and masks/ or in Pascal VOC's layout.
     Datasets with a column of images and one of masks also work.
-    validate.py only: auto, the data of the run, or the sample for models without a run."""
+    validate.py only: auto is the run's data, or the sample for models without a run."""
     dataset_config: str | None = None
     """Name of the configuration (subset), for Hub datasets that have several."""
     dataset_revision: str | None = None
@@ -92,18 +92,18 @@ class PreprocessingSettings:
     vflip: Annotated[float, Fraction] = 0.0
     """Probability of a vertical flip."""
     color_jitter: Annotated[float, NotNegative] = 0.0
-    """Strength of random brightness, contrast and saturation; streams the data of a classification run."""
+    """Strength of random brightness, contrast and saturation; in classification it implies --data-mode stream."""
     color_jitter_prob: Annotated[float | None, Fraction, CLASSIFICATION] = None
     """Probability of --color-jitter; always by default."""
     grayscale_prob: Annotated[float, Fraction, CLASSIFICATION] = 0.0
-    """Probability of a conversion to gray; streams the data."""
+    """Probability of a conversion to gray; implies --data-mode stream."""
     gaussian_blur_prob: Annotated[float, Fraction, CLASSIFICATION] = 0.0
-    """Probability of a Gaussian blur (23 pixels wide); streams the data."""
+    """Probability of a Gaussian blur (23 pixels wide); implies --data-mode stream."""
     aa: Annotated[str | None, CLASSIFICATION] = None
-    """timm's AutoAugment / RandAugment policy, such as rand-m9-mstd0.5; streams the data."""
+    """timm's AutoAugment / RandAugment policy, such as rand-m9-mstd0.5; implies --data-mode stream."""
     aug_repeats: Annotated[float, Range(low=0, high=1000)] = 0.0
-    """Number of times each image appears in a row, with different augmentation (arXiv 1901.09335).
-    The number of steps per epoch does not change, so an epoch has that many times fewer distinct images.
+    """Number N of times each image appears in a row, with different augmentation (arXiv 1901.09335).
+    The number of steps per epoch does not change, so an epoch has 1/N of the distinct images.
     0 or 1: no repetition."""
     reprob: Annotated[float, Fraction, CLASSIFICATION] = 0.0
     """Probability of random erasing."""

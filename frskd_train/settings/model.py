@@ -85,7 +85,7 @@ class MethodSettings:
     logit_loss: LogitLoss = DEFAULT.logit_loss
     """The soft-label loss. kl: as in the paper. standardised: z-scored logits. dkd: decoupled. dist: correlations."""
     gate: Gate = DEFAULT.gate
-    """advantage: use the soft labels only for images (or pixels) that the self-teacher classifies better."""
+    """advantage: use soft labels only for images (or pixels) that the self-teacher predicts better than the student."""
     distill_schedule: Annotated[Schedule, FIXED] = DEFAULT.distill_schedule
     """constant: as in the paper. ramp: alpha and beta times exp(-5 (1 - t)^2), with t from 0 to 1 over the run.
     warmup: rising linearly over the first tenth. lead: alpha and beta times the self-teacher's lead.
@@ -95,12 +95,12 @@ class MethodSettings:
     self_teacher: Annotated[SelfTeacher, FIXED] = DEFAULT.self_teacher
     """The self-teacher.
     For classification: bifpnc (default), whose channels follow the student's levels; bifpn, with one width.
-    Also residual, a bifpnc with at most 256 channels, whose logits correct the student's.
+    residual: a bifpnc with at most 256 channels, whose logits correct the student's.
     For segmentation: pyramid (default), a second head on the finest map that enters the decoder's BiFPN layers.
-    Also sum, as in the paper: BiFPN layers on the decoder's maps.
-    Also mixing, like sum, but it mixes channels and classifies at twice the resolution."""
+    sum: as in the paper, BiFPN layers on the decoder's maps.
+    mixing: like sum, but mixes channels and classifies at twice the resolution."""
     teacher_width: Annotated[float | None, Positive, FIXED, CLASSIFICATION] = None
-    """bifpnc, residual: multiple of each level's channels (2 in the paper), such as 0.5.
+    """bifpnc, residual: multiple of each level's channels (2 in the paper).
     The default is the largest of 1/8, 2/8, ..., 1 that has no more parameters or multiply-adds than the student.
     bifpn: number of channels (default 256)."""
     teacher_depth: Annotated[int, Count, FIXED, CLASSIFICATION] = DEFAULT.teacher_depth
@@ -140,7 +140,7 @@ class SegmentationSettings:
 
     decoder_channels: Annotated[int | None, Count, FIXED, SEGMENTATION] = None
     """Channels of all levels of the decoder; 64 by default (efficientdet_d1: 88)."""
-    decoder_layers: Annotated[int, Count, FIXED, SEGMENTATION] = 3
+    decoder_layers: Annotated[int, Count, FIXED, SEGMENTATION] = 1
     """BiFPN layers of the decoder."""
-    resize_range: Annotated[tuple[float, float], Positive, SEGMENTATION] = (0.5, 2.0)
+    resize_range: Annotated[tuple[float, float], Positive, SEGMENTATION] = (0.75, 1.33)
     """Smallest and largest factor by which a training image is resized before it is cropped."""
