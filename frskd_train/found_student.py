@@ -117,7 +117,8 @@ def _local_folder(model: str) -> Path | None:
     if path.exists() and not timm.is_model(model):
         raise UserError(f"{model} is neither a finished run nor an exported student: there is no config.json.")
     if model.startswith("local-dir:") or (":" not in model and len(path.parts) > 1):
-        raise UserError(f"{model}: there is no such folder.")
+        hint = "" if path.is_absolute() or len(path.parts) != 2 else f"; on the Hub it would be hf-hub:{model}"
+        raise UserError(f"{model}: there is no such folder{hint}.")
     return None
 
 

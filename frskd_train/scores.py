@@ -138,6 +138,7 @@ class Scorer:
             mistakes=mistakes.gather(batches.rows().tolist()),
             images_per_second=round(images / seconds, 1),
             img_size=pre.input_size[1],
+            img_width=pre.input_size[2] if pre.input_size[2] != pre.input_size[1] else None,
             param_count=sum(p.numel() for p in self.student.parameters()),
             tta="flip" if self.flip else None,
             corruptions=self._score_corrupted(data) if corrupted else {},
@@ -228,11 +229,12 @@ def find_temperature(
         elif run is None:
             return None, NONE
         else:
-            facts = read_metrics(run / METRICS).dataset
-            if not facts.held_out or (facts.name, facts.split) == (data.name, data.val_split):
+            facts, own = read_metrics(run / METRICS).dataset, read_recipe(str(run / SETTINGS)).data
+            is_own = Path(settings.dataset).resolve() == Path(own.dataset).resolve()
+            if not facts.held_out or (is_own and facts.split == data.val_split):
                 return None, NONE
             # The only split may be called test, and without train_split all of it would be used.
-            chosen = replace(read_recipe(str(run / SETTINGS)).data, train_split=facts.split)
+            chosen = replace(own, train_split=facts.split)
         # One process alone must not stop at an image that it cannot read.
         chosen = replace(chosen, bad_images="skip")
         held_out = load_validation(chosen, data.preprocessing, task=data.task, classes=data.class_names)

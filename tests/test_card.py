@@ -26,7 +26,7 @@ from frskd_timm.models._pretrained import WEIGHTS
 from frskd_train.parse import parse_settings
 from frskd_train.recipe import write_recipe
 from frskd_train.report.baseline import Gain, read_baseline
-from frskd_train.report.card import eval_result_entries, model_card
+from frskd_train.report.card import eval_result_entries, hub_license, model_card
 from frskd_train.report.metrics import InitialWeights, Metrics, SeedRuns, read_metrics
 from frskd_train.settings import Settings
 from frskd_train.tasks import choose_job
@@ -93,6 +93,21 @@ def test_card_names_the_weights_that_training_started_from(student):
         ),
     ):
         assert choose_job(parse_settings(flags)).initial_weights() == found
+
+
+@pytest.mark.parametrize(
+    ("license", "found"),
+    [
+        ("Apache 2.0", {"license": "apache-2.0"}),
+        ("MIT License", {"license": "mit"}),
+        ("CC BY 4.0", {"license": "cc-by-4.0"}),
+        ("gemma", {"license": "gemma"}),
+        ("My own terms", {"license": "other", "license_name": "my-own-terms"}),
+        (None, {"license": None}),
+    ],
+)
+def test_a_licence_gets_the_hubs_id(license: str | None, found: dict[str, str | None]) -> None:
+    assert hub_license(license) == found
 
 
 def test_card_says_what_the_metrics_say(student):

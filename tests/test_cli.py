@@ -10,12 +10,13 @@ from conftest import ROOT, run_script
 from published import METRICS
 
 import frskd_timm
+from frskd_timm.errors import UserError
 from frskd_train.cli import COMMANDS, main
 from frskd_train.cli.validate import chosen_data
 from frskd_train.errors import SettingsError
 from frskd_train.parse import parse_settings, read_recipe
 from frskd_train.recipe import write_recipe
-from frskd_train.settings import DataSettings
+from frskd_train.settings import DataSettings, ScoredDataSettings
 
 EXTRA = ("accelerate", "datasets", "matplotlib", "pyarrow", "tyro")  # core never needs these
 
@@ -125,14 +126,19 @@ def test_a_runs_own_data_and_splits_are_scored(tmp_path: Path) -> None:
         (own, "val", (own, "trainval", "val", "fine", 0.2)),
         (other, None, (other, None, None, None, 0.1)),
     ):
-        used = chosen_data(DataSettings(dataset, val_split=given), tmp_path)
+        used = chosen_data(ScoredDataSettings(dataset, val_split=given), tmp_path)
         assert (used.dataset, used.train_split, used.val_split, used.target_key, used.val_fraction) == found
-    assert chosen_data(DataSettings("auto"), None) == DataSettings()
+    assert chosen_data(ScoredDataSettings(), None) == DataSettings()
+    assert chosen_data(ScoredDataSettings(val_fraction=0.1), tmp_path).val_fraction == 0.1, "given, though the default"
     facts = replace(METRICS.dataset, held_out=True, split="test")
     (tmp_path / "metrics.json").write_text(replace(METRICS, dataset=facts).to_json())
     (tmp_path / "config.yaml").write_text(f"dataset: {tmp_path / 'data'}\nbad_images: skip\n")
-    used = chosen_data(DataSettings("auto"), tmp_path)
+    used = chosen_data(ScoredDataSettings(), tmp_path)
     assert (used.train_split, used.val_split, used.bad_images) == ("test", None, "skip"), "not the images trained on"
+    assert chosen_data(ScoredDataSettings(bad_images="stop"), tmp_path).bad_images == "stop"
+    (tmp_path / "config.yaml").write_text(f"dataset: {tmp_path / 'data'}\nval_fraction: 0.1\n")
+    with pytest.raises(UserError, match=r"held out 0\.1 of its images, not 0\.5: .* --val-split test"):
+        chosen_data(ScoredDataSettings(val_fraction=0.5), tmp_path)
 
 
 def test_every_spelling_of_a_flag_is_understood(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from frskd_timm.segmentation import create_segmentation_student
 from frskd_train.cli.validate import chosen_data, folder_name
 from frskd_train.found_student import find_exported, load_for_evaluation
 from frskd_train.report.publish import push_student
-from frskd_train.settings import OWN_DATA, DataSettings, EvaluationSettings, FitSettings, ModelSettings
+from frskd_train.settings import EvaluationSettings, FitSettings, ModelSettings, ScoredDataSettings
 from frskd_train.students import default_cfg
 
 VALUES = st.one_of(
@@ -128,8 +128,8 @@ def test_a_folder_does_not_hide_a_model_of_its_name(tmp_path: Path, monkeypatch:
 
 def test_the_calibration_split_of_a_run_is_used_again(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("dataset: data\ncalibration_split: test\n")
-    assert chosen_data(DataSettings(OWN_DATA), tmp_path).calibration_split == "test"
-    assert chosen_data(DataSettings(OWN_DATA, val_split="test"), tmp_path).calibration_split is None
+    assert chosen_data(ScoredDataSettings(), tmp_path).calibration_split == "test"
+    assert chosen_data(ScoredDataSettings(val_split="test"), tmp_path).calibration_split is None
 
 
 def test_where_validate_writes(places: Path, whole: Path, tmp_path: Path) -> None:
@@ -139,12 +139,14 @@ def test_where_validate_writes(places: Path, whole: Path, tmp_path: Path) -> Non
     written = {path.name for path in (whole / "evaluation-data").iterdir()}
     assert written == {"evaluation.json", "per_class.csv", "confusion.csv"}
     fit = FitSettings(img_size=24, use_train_size=True)
-    chosen = EvaluationSettings(str(whole), DataSettings(str(places / "data"), val_split="a/b"), fit, corruptions=True)
+    chosen = EvaluationSettings(
+        str(whole), ScoredDataSettings(str(places / "data"), val_split="a/b"), fit, corruptions=True
+    )
     assert folder_name(chosen, "data", whole) == "evaluation-data-a-b-img_size-24-use_train_size-corruptions"
     (tmp_path / "fold 1" / "test").mkdir(parents=True)
-    other = EvaluationSettings(str(whole), DataSettings(str(tmp_path / "fold 1" / "test"), val_fraction=0.5))
+    other = EvaluationSettings(str(whole), ScoredDataSettings(str(tmp_path / "fold 1" / "test"), val_fraction=0.5))
     assert folder_name(other, "test", whole) == "evaluation-fold-1-test-val_fraction-0.5"
-    own = EvaluationSettings(str(whole), DataSettings(str(places / "data"), target_key="fine label"))
+    own = EvaluationSettings(str(whole), ScoredDataSettings(str(places / "data"), target_key="fine label"))
     assert folder_name(own, "data", whole) == "evaluation-data-target_key-fine-label"
     (whole / "evaluation-data" / "confusion.png").touch()  # of an earlier evaluation with pictures
     evaluate_here("--model", whole / "student", *data)

@@ -198,6 +198,8 @@ def test_a_student_of_low_precision(tmp_path, dtype):
         ({"model_name": "no_such_model"}, "does not know model_name 'no_such_model'"),
         ({"mean": (0.5, 0.5)}, "'mean' in the arguments is .*: give numbers, one per channel"),
         ({"input_size": (1, 64, 64)}, "'mean' in the arguments is .*: give numbers, one per channel"),
+        ({"input_size": (1, 64, 64), "mean": (0.5,), "std": (0.5,)}, "size does not fit the model: .*1 input channels"),
+        ({"mean": (), "std": ()}, "'mean' in the arguments is .*: give numbers, one per channel"),
         ({"crop_pct": 0}, "'crop_pct' in the arguments is 0: give a number above 0"),
         ({"model_name": "resnet18"}, "keys that the plain resnet18 does not have"),
     ],

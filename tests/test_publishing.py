@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from frskd_timm.errors import UserError
 from frskd_timm.export.load import read_student
 from frskd_train.report.card import write_card
-from frskd_train.report.publish import push_student
+from frskd_train.report.hub import check_target
+from frskd_train.report.publish import check_folder, push_student
 
 
 def run(hub, cache, *command, token="", **environment):
@@ -227,6 +228,7 @@ def damage_weights(change):
         (lambda f: (f / "README.md").write_text("---\na: [\n---\n"), "not a valid card"),
         (lambda f: (f / "README.md").write_text("# no metadata"), "library_name"),
         (lambda f: (f / "curves.png").unlink(), "shows curves.png"),
+        (lambda f: (f / "recipe.yaml").write_bytes(b"model: \xff\xfe\n"), "recipe.yaml is not UTF-8"),
         (lambda f: (f / "recipe.yaml").write_text(f"token: {TOKEN.replace('_', '_Z')}"), "Hugging Face token"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -238,3 +240,25 @@ def test_a_folder_that_is_not_in_order_stays_here(hub, student, tmp_path, damage
     with pytest.raises(UserError, match=sentence):
         push(hub, folder)
     assert hub.log == []
+
+
+def test_every_picture_of_the_card_is_published(student, tmp_path):
+    folder = tmp_path / "student"
+    shutil.copytree(student, folder)
+    names = {"a.png", "my pic.png", "b.png", "c.png"}
+    for name in names:
+        shutil.copy(folder / "curves.png", folder / name)
+    shown = """![](a.png "title") ![](my%20pic.png) ![x](<b.png>) <img width="9" src='c.png'>
+![](data:image/png;base64,AAAA) ![](https://example.com/d.png) <img src="//example.com/e.png">"""
+    with (folder / "README.md").open("a", encoding="utf-8") as file:
+        file.write(shown)
+    assert names < set(check_folder(folder))
+    assert set(check_folder(folder)) - names == set(check_folder(student))
+
+
+def test_a_branch_has_a_possible_name():
+    for name in ("a b", "a..b", "a~b", "a?b", "a/", "a.lock", "refs/heads/a", "0" * 40):
+        with pytest.raises(UserError, match="--revision must be a branch name"):
+            check_target(name, create_pr=False)
+    for name in ("main", "v1.0", "try/this", "refs/pr/1", None):
+        check_target(name, create_pr=False)

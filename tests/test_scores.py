@@ -145,14 +145,20 @@ def test_of_equal_logits_the_evaluation_chooses_the_one_of_training() -> None:
 
 def test_a_temperature_is_fitted_to_the_held_out_images_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Also where the only split is called test; and the run's own scores are not replaced."""
-    for name in ("own/test", "other/test"):
+    for name in ("own/test", "elsewhere/own/test"):
         class_folders(tmp_path / name, "cat", "dog", count=10)
     run = tmp_path / "run"
     flags = ["--dataset", tmp_path / "own", "--model", "test_resnet", "--method", "ce", "--epochs", 1, "--lr", 0.01]
     train_here(*flags, "--batch-size", 4, "--threads", 1, "--output-dir", run)
-    evaluate_here("--model", run, "--dataset", tmp_path / "other")
-    assert "Fitted to 2 images of split test of own, which were not trained on." in capsys.readouterr().out
+    capsys.readouterr()
+    other = tmp_path / "elsewhere" / "own"
+    evaluate_here("--model", run, "--dataset", other)
+    said = capsys.readouterr().out
+    assert "Fitted to 2 images of split test of own, which were not trained on." in said
+    assert "are scored" not in said
+    with pytest.raises(UserError, match=r"scores\.csv: give a folder"):
+        evaluate_here("--model", run, "--dataset", other, "--output", tmp_path / "scores.csv")
     with pytest.raises(UserError, match=r"would replace a run's own evaluation\.json"):
-        evaluate_here("--model", run, "--dataset", tmp_path / "other", "--output", run)
+        evaluate_here("--model", run, "--dataset", other, "--output", run)
     with pytest.raises(UserError, match="--pictures needs a folder"):
         evaluate_here("--model", run, "--output", tmp_path / "scores.json", "--pictures")

@@ -284,6 +284,6 @@ def test_validation_without_weights_is_one_sentence() -> None:
     done = run_script(sys.executable, ROOT / "validate.py", "--model", "nowhere/run", check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "nowhere/run: there is no such folder" in done.stderr
+    assert "nowhere/run: there is no such folder; on the Hub it would be hf-hub:nowhere/run" in done.stderr
     with pytest.raises(UserError, match="resnet18_cifar_frskd"):
         load_for_evaluation("resnet18_cifar_frskd")

@@ -92,7 +92,7 @@ def export_student(
         if isinstance(numbers, (int, float)):
             what = "(channels, height, width)" if name == "input_size" else "one number per channel"
             raise UserError(f"{name} has to be {what}, not {numbers}.")
-    if max(*map(float, mean), *map(float, std)) > 1:
+    if max(map(float, [*mean, *std]), default=0) > 1:
         raise UserError(f"mean and std have to be for images in 0..1, not {mean!r:.60} and {std!r:.60}.")
     data_config = {  # of plain numbers, whatever arrays they come from
         "input_size": tuple(int(side) for side in input_size),
@@ -106,7 +106,10 @@ def export_student(
     facts = _facts(tag, license, f"Trained on {dataset}." if dataset else None, method)
     with replacing(folder) as aside:
         write_weights(aside, model, half=half)
-        config = _write_config(model, aside, architecture, data_config, facts, names)
+        try:
+            config = _write_config(model, aside, architecture, data_config, facts, names)
+        except ValueError as error:  # of timm, such as for a number of channels
+            raise UserError(f"The input size does not fit the model: {first_line(error)}.") from error
         if half:  # otherwise transformers would compute in the precision of the file
             write_json(aside / CONFIG, {**config, "dtype": "float32"})
         verify_export(aside, model, tolerance=2e-2 if half else 1e-4)

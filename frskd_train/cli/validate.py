@@ -3,14 +3,14 @@
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from frskd_train.errors import exit_process
 from frskd_train.parse import parse_evaluation
 from frskd_train.recipe import SETTINGS, read_yaml
-from frskd_train.settings import OWN_DATA, DataSettings, EvaluationSettings, LoopSettings
+from frskd_train.settings import OWN_DATA, DataSettings, EvaluationSettings, LoopSettings, ScoredDataSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,28 +41,29 @@ def evaluate(settings: EvaluationSettings) -> None:
     loop = LoopSettings(amp=settings.amp, amp_dtype=settings.amp_dtype, threads=settings.threads)
     accelerator = start_accelerator(loop)
     model, run = load_for_evaluation(settings.model)
-    given = settings
-    settings = replace(settings, data=chosen_data(settings.data, run))
+    chosen = chosen_data(settings.data, run)
     model.to(accelerator.device).eval()
     adapt_convolutions(model)
     job = job_of(model)
     try:
-        data = job.load_validation(settings.data, settings.fit, model)
+        data = job.load_validation(chosen, settings.fit, model)
     except UserError as error:
-        on_sample = settings.data.dataset == DataSettings().dataset and given.data.dataset == OWN_DATA
+        on_sample = chosen.dataset == DataSettings().dataset and settings.data.dataset == OWN_DATA
         if not on_sample or "class" not in str(error) or settings.fit.given():
             raise
         raise UserError(f"{error} These are the images of the included sample; --dataset chooses others.") from error
-    output = check_output(settings.output or (run and run / folder_name(given, data.name, run)))
+    output = check_output(settings.output or (run and run / folder_name(settings, data.name, run)))
     if settings.pictures and (output is None or output.suffix == ".json"):
         raise UserError("--pictures needs a folder to write them to: give --output FOLDER.")
     batch_size = settings.batch_size or (16 if data.task == "segmentation" else 256)
     scorer = Scorer(model, accelerator, batch_size, flip=settings.tta == "flip")
-    fitted = find_temperature(scorer, settings.data, data, run)
+    fitted = find_temperature(scorer, chosen, data, run)
     found = scorer.evaluate(data, settings.model, fitted, corrupted=settings.corruptions)
     notes = *data.notes, *data.bad_images()  # all processes know of images that were left out
     if not accelerator.is_main_process:
         return
+    if data.part:
+        print(data.part)
     for text in notes:
         print(text)
     evaluation = refuse_unscored(found, settings.model)
@@ -86,7 +87,7 @@ _CHOICES = "dataset_config", "dataset_revision", "val_fraction", "input_key", "t
 def folder_name(settings: EvaluationSettings, dataset: str, run: Path) -> str:
     """Return a name that differs between datasets, and between settings that were given and change the scores."""
     switches = {"amp": settings.amp, settings.tta: settings.tta != "none", "corruptions": settings.corruptions}
-    data, default, place = settings.data, DataSettings(), Path(settings.data.dataset).resolve()
+    data, default, place = settings.data, ScoredDataSettings(), Path(settings.data.dataset).resolve()
     if data.dataset != OWN_DATA and place.exists() and place != Path(_trained_on(run)[1]).resolve():
         dataset = "-".join(place.parts[1:][-2:])  # a/test and b/test are different data
     other = {name: getattr(data, name) for name in _CHOICES if getattr(data, name) != getattr(default, name)}
@@ -98,33 +99,37 @@ def folder_name(settings: EvaluationSettings, dataset: str, run: Path) -> str:
     return "-".join(re.sub(r"[^\w.]+", "-", name) for name in names if name)
 
 
-def chosen_data(data: DataSettings, run: Path | None) -> DataSettings:
+def chosen_data(given: ScoredDataSettings, run: Path | None) -> DataSettings:
     """Return the data to score on: by default those of the run, as it validated on them, or the included sample.
 
     On the run's dataset, settings that are not given are those of the run; other datasets are used as given.
-    """
-    default, is_given = DataSettings(), data.dataset != OWN_DATA
-    trained, own = _trained_on(run)
-    data = data if is_given else replace(data, dataset=own)
-    if run is None:
-        return data
-    same = Path(data.dataset).resolve() == Path(own).resolve()
-    versions = "dataset_config", "dataset_revision"
-    if not same or any(getattr(data, name) not in (None, trained.get(name)) for name in versions):
-        return data
-    names = *versions, "train_split", "val_split", "calibration_split", "input_key", "target_key", "class_map"
-    known: dict[str, Any] = {name: trained.get(name) for name in names if getattr(data, name) is None}
-    unset = [name for name in ("val_fraction", "bad_images") if getattr(data, name) == getattr(default, name)]
-    known |= {name: trained.get(name) for name in unset}
-    known = {name: value for name, value in known.items() if isinstance(value, (str, float))}
-    if data.val_split and data.val_split == known.get("calibration_split"):
-        del known["calibration_split"]
-    data = replace(data, **known)
-    from frskd_timm.export.folder import METRICS  # imports torch
-    from frskd_train.report.metrics import read_metrics
 
-    if data.train_split is None and (run / METRICS).is_file():
-        facts = read_metrics(run / METRICS).dataset
-        if facts.held_out:  # the only split may be called test, and only validate.py would score all of it
-            data = replace(data, train_split=facts.split)
-    return data
+    Raises:
+        UserError: The run held out another part of its images than the one to be scored.
+    """
+    trained, own = _trained_on(run)
+    values = asdict(given) | ({"dataset": own} if given.dataset == OWN_DATA else {})
+    same = Path(values["dataset"]).resolve() == Path(own).resolve()
+    versions = "dataset_config", "dataset_revision"
+    if run is not None and same and all(values[name] in (None, trained.get(name)) for name in versions):
+        splits = "train_split", "val_split", "calibration_split", "val_fraction"
+        names = *versions, *splits, "input_key", "target_key", "class_map", "bad_images"
+        known = {name: trained.get(name) for name in names if values[name] is None}
+        values |= {name: value for name, value in known.items() if isinstance(value, (str, float))}
+        if given.val_split and given.val_split == known.get("calibration_split"):
+            values["calibration_split"] = None
+        from frskd_timm.errors import UserError  # imports torch
+        from frskd_timm.export.folder import METRICS
+        from frskd_train.report.metrics import read_metrics
+
+        facts = read_metrics(run / METRICS).dataset if (run / METRICS).is_file() else None
+        if facts is not None and facts.held_out:
+            fraction = trained.get("val_fraction", values["val_fraction"])
+            if values["val_split"] is None and values["val_fraction"] != fraction:
+                raise UserError(
+                    f"The run held out {fraction:g} of its images, not {values['val_fraction']:g}: leave out "
+                    f"--val-fraction, or give --val-split {facts.split} to score all images."
+                )
+            # The only split may be called test, and only validate.py would score all of it.
+            values["train_split"] = values["train_split"] or facts.split
+    return DataSettings(**{name: value for name, value in values.items() if value is not None})

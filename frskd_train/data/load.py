@@ -39,6 +39,7 @@ class ValidationData:
         preprocessing: Preprocessing of the network's input, in validation and after export.
         notes: Notes for the user before training, such as how many images were left out.
         val: The validation images.
+        part: Which part of the split they are, for the user; empty if they are all of it or in training.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ValidationData:
     preprocessing: Preprocessing
     notes: tuple[str, ...]
     val: Samples = field(repr=False)
+    part: str = field(default="", kw_only=True)
 
     @property
     def num_classes(self) -> int:
@@ -238,8 +240,8 @@ def load_validation(
         preprocessing = replace(preprocessing, input_size=(channels, *samples.source.sizes[0]))
     total, held = len(source.splits[split.name]), len(split.rows)
     part = f"Of the {total} images, the {held} that training holds out are scored; --val-split {split.name} scores all."
-    notes = (*source.notes, *([part] if held < total else []), *left_out)
-    return ValidationData(source.name, split.name, split.targets.class_names, preprocessing, notes, samples)
+    notes, part = (*source.notes, *left_out), part if held < total else ""
+    return ValidationData(source.name, split.name, split.targets.class_names, preprocessing, notes, samples, part=part)
 
 
 def _samples(split: Split, mode: Mode, kept: SampleTransform, data: DataSettings) -> tuple[Samples, list[str]]:

@@ -26,6 +26,8 @@ PLACEHOLDER = "OWNER/NAME"
 SOURCE = f"https://huggingface.co/{PLACEHOLDER}"
 
 _LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+# The Hub's ids of licences that are also written in other ways, such as "Apache 2.0" and "MIT License".
+_LICENSES = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "mpl-2.0"}
 _LISTED, _WORST = 20, 5  # of more classes than this, only the worst are listed
 
 
@@ -77,7 +79,7 @@ def model_card(
         tags += ["self-distillation", "knowledge-distillation", "frskd", "arxiv:2103.08273"]
     results = _eval_results(metrics, evaluation)
     data = ModelCardData(
-        **_license(metrics),
+        **hub_license(metrics.license),
         library_name=student.libraries[0],
         pipeline_tag=form.pipeline,
         tags=tags,
@@ -117,7 +119,7 @@ def write_backbone_card(folder: Path, metrics: Metrics) -> None:
     """Write the card of a segmentation student's backbone, exported as a timm checkpoint."""
     architecture = read_student(folder).architecture
     data = ModelCardData(
-        **_license(metrics),
+        **hub_license(metrics.license),
         library_name="timm",
         pipeline_tag="image-feature-extraction",
         tags=["timm", "semantic-segmentation"],
@@ -127,13 +129,13 @@ def write_backbone_card(folder: Path, metrics: Metrics) -> None:
     card.save(folder / CARD)
 
 
-def _license(metrics: Metrics) -> dict[str, Any]:
-    """Return the licence as the Hub wants it: an id, or 'other' and a name."""
-    license = (metrics.license or "").lower()
-    slug = re.sub(r"[^a-z0-9.]+", "-", license).strip("-")
+def hub_license(license: str | None) -> dict[str, Any]:
+    """Return the entries of a licence in a card: one of the Hub's ids, or 'other' and a name."""
+    license = (license or "").lower()
+    slug = re.sub(r"[^a-z0-9.]+", "-", license).strip("-").removesuffix("-license")
     if not license or _LICENSE_ID.fullmatch(license):
         return {"license": license or None}
-    if slug.startswith("cc-"):  # the Hub's own spelling
+    if slug in _LICENSES or slug.startswith("cc-"):
         return {"license": slug}
     return {"license": "other", "license_name": slug}
 

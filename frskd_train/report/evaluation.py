@@ -90,13 +90,14 @@ class Evaluation:
     temperature_note: str  # where the temperature comes from, or why there is none
     mistakes: list[Mistake]  # with the highest confidence, highest first; empty in segmentation
     images_per_second: float  # including the reading of the images
-    img_size: int
+    img_size: int  # height, and width unless `img_width` is given
     param_count: int
     crop_pct: float | None = None
     crop_mode: str | None = None
     interpolation: str | None = None
     tta: str | None = None  # test-time augmentation, `flip`, or None
     corruptions: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # `severity`, score, `loss`, `ece`
+    img_width: int | None = None  # if the images are not square
 
     def present(self) -> list[ClassScores]:
         """Return the scores of the classes that occur in the labels or, in segmentation, in the predictions."""

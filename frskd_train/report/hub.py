@@ -122,7 +122,7 @@ def check_repo_id(flag: str, repo_id: str) -> None:
 
 def check_target(revision: str | None, create_pr: bool) -> None:
     """Raise UserError if a branch cannot be committed to, or is given for a pull request."""
-    if revision and re.fullmatch(r"[0-9a-f]{40}|refs/(?!pr/\d+$).*", revision):
+    if revision and re.search(r"^([0-9a-f]{40}|refs/(?!pr/\d+$).*)$|[\s~^:?*[\\]|\.\.|(/|\.lock)$", revision):
         raise UserError(f"--revision must be a branch name, or refs/pr/N of a pull request, not {revision!r}.")
     if revision and create_pr:
         raise UserError("--revision and --create-pr cannot be given together: a pull request is made from main.")

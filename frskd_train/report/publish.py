@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import unquote
 
 import yaml
 from huggingface_hub import ModelCard
@@ -22,7 +23,11 @@ ONNX = "onnx/model.onnx"  # where transformers.js and optimum look for it
 # Files of an older push, deleted if the new push lacks them. Other files belong to the owner.
 _PICTURES = "attention.png", "confusion.png", "curves.png", "examples.png", "segmentation.png"
 _OPTIONAL = *_PICTURES, RECIPE, DATASET_CARD, EVAL_RESULTS
-_SHOWN = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
+# Pictures in Markdown, with or without a title, and in HTML.
+_SHOWN = re.compile(
+    r"""!\[[^\]]*\]\(\s*<?([^)>\s]+)>?(?:\s+["'(][^)]*)?\)|<img\b[^>]*?\bsrc\s*=\s*["']?([^"'\s>]+)""", re.IGNORECASE
+)
+_ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|//", re.IGNORECASE)  # URLs, also of embedded data
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 
 
@@ -146,13 +151,15 @@ def check_folder(folder: Path) -> list[str]:
     names = [WEIGHTS, CONFIG, CARD, *_card_pictures(folder, student.libraries[0])]
     names += [name for name in (RECIPE, DATASET_CARD, EVAL_RESULTS) if (folder / name).is_file()]
     for path in [folder / name for name in names if Path(name).suffix in (".json", ".md", ".yaml")]:
-        text = path.read_text(encoding="utf-8")
-        if _TOKEN.search(text):
-            raise UserError(f"{path} contains what looks like a Hugging Face token: remove it before publishing.")
         try:
+            text = path.read_text(encoding="utf-8")
             yaml.safe_load(text if path.suffix == ".yaml" else "")
+        except UnicodeDecodeError:
+            raise UserError(f"{path} is not UTF-8 text: correct it first.") from None
         except yaml.YAMLError as error:
             raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}): correct it first.") from None
+        if _TOKEN.search(text):
+            raise UserError(f"{path} contains what looks like a Hugging Face token: remove it before publishing.")
     return names
 
 
@@ -168,7 +175,8 @@ def _card_pictures(folder: Path, library: str) -> list[str]:
         raise UserError(f"{path} is not a valid card ({' '.join(str(error).split())}): write it again.") from None
     if card.data.get("library_name") != library:
         raise UserError(f"{path} needs 'library_name: {library}' between its '---' lines, or the Hub cannot load it.")
-    pictures = [name for name in dict.fromkeys(_SHOWN.findall(card.text)) if "://" not in name]
+    shown = ("".join(groups) for groups in _SHOWN.findall(card.text))
+    pictures = [*dict.fromkeys(unquote(name) for name in shown if not _ELSEWHERE.match(name))]
     for name in pictures:
         if not (folder / name).resolve().is_relative_to(folder.resolve()) or not (folder / name).is_file():
             raise UserError(f"{path} shows {name}, which is not in the folder: add the picture or remove the line.")

@@ -26,6 +26,8 @@ def check_output(output: str | Path | None) -> Path | None:
     if output is None:
         return None
     path = Path(output)
+    if path.suffix in (".csv", ".txt"):
+        raise UserError(f"--output {path}: give a folder for JSON and CSV files, or a .json file for the scores alone.")
     folder = path.parent if path.suffix == ".json" else path
     for place in (folder, *folder.absolute().parents):
         if (place / CONFIG).is_file() and (place / WEIGHTS).is_file():

@@ -19,8 +19,7 @@ class DataSettings:
     """The included sample (fashion_mnist_sample), a folder or the id of a dataset on the Hub.
     A folder has one subfolder per class, metadata.csv or .jsonl, parquet or arrow files, or a save_to_disk dataset.
     For segmentation: fashion_mnist_scenes (generated), or a folder with images/ and masks/ or in Pascal VOC's layout.
-    Datasets with a column of images and one of masks also work.
-    validate.py only: auto is the run's data, or the sample for models without a run."""
+    Datasets with a column of images and one of masks also work."""
     dataset_config: str | None = None
     """Name of the configuration (subset), for Hub datasets that have several."""
     dataset_revision: str | None = None
@@ -168,12 +167,24 @@ class FitSettings:
 
 
 @dataclass(frozen=True)
+class ScoredDataSettings(DataSettings):
+    """Where the images that are scored come from; by default from the data of the run."""
+
+    dataset: Annotated[str, LOCAL] = OWN_DATA
+    """A dataset, as for training. auto: the run's, or the included sample for models without a run."""
+    val_fraction: Annotated[float | None, Range(low=0, high=0.9)] = None  # type: ignore[assignment]
+    """Fraction of the training split that is scored if there is no validation split; by default the run's, or 0.1."""
+    bad_images: Literal["stop", "skip"] | None = None  # type: ignore[assignment]
+    """Unreadable images, as for training; by default as in the run, or stop."""
+
+
+@dataclass(frozen=True)
 class EvaluationSettings:
     """What `validate.py` measures."""
 
     model: Annotated[str, arg(aliases=["-m"])]
     """Folder of a run or of an exported student, or any timm name with weights (also `hf-hub:OWNER/NAME`)."""
-    data: DataSettings = field(default_factory=lambda: DataSettings(OWN_DATA))
+    data: ScoredDataSettings = field(default_factory=ScoredDataSettings)
     fit: FitSettings = field(default_factory=FitSettings)
     batch_size: Annotated[int | None, arg(aliases=["-b"]), Count] = None
     """Images per batch; by default 256, and 16 in segmentation."""
