@@ -22,7 +22,7 @@ OTHER_MACHINE = 0.05  # largest difference of top-1 in points that another proce
 
 
 def rescore(folder: Path, dataset: str, threads: int | None = None, root: Path = zoo.ROOT) -> None:
-    """Rewrite scores, card, row of the results and documents of a folder of weights.
+    """Rewrite scores and card of a folder of weights, its row of the results and the zoo's card.
 
     Raises:
         UserError: The weights do not have their published score on these data.
@@ -44,7 +44,7 @@ def rescore(folder: Path, dataset: str, threads: int | None = None, root: Path =
     write_card(folder, metrics, evaluation)
     zoo.update_results(zoo.results_row(metrics), root / "results" / "results.csv")
     zoo.write_card(root)
-    print(f"Rewrote {folder / METRICS}, the card, results and documents.")
+    print(f"Rewrote {folder / METRICS}, its card, the results and the zoo's card.")
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ def ship(
     root: Path = zoo.ROOT,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Write the folder of weights `MODEL.TAG`, the row of the results, and the documents that contain it.
+    """Write the folder of weights `MODEL.TAG`, the row of the results, and the zoo's card.
 
     Args:
         run: Folder of a finished run of a student of this package.
@@ -134,7 +134,7 @@ def ship(
     zoo.update_results(row, root / "results" / "results.csv")
     zoo.write_card(root)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    say(f"Wrote {folder} ({size / 1e6:.1f} MB, top-1 {row['top1']}%), results and documents.")
+    say(f"Wrote {folder} ({size / 1e6:.1f} MB, top-1 {row['top1']}%), the results and the zoo's card.")
     return folder
 
 
@@ -235,7 +235,7 @@ def _shrink(picture: Path, target: Path) -> None:
 
 
 def main() -> None:
-    """Parse the arguments and write weights, results and documents."""
+    """Parse the arguments and write weights, results and the zoo's card."""
     parser = argparse.ArgumentParser(description="Write weights, results and tables from a finished run.")
     parser.add_argument("run", type=Path, help="folder of the finished run")
     seeds = "runs of the same recipe with other seeds"

@@ -27,6 +27,7 @@ def draw_mistakes(data: ValidationData, mistakes: Sequence[Mistake], path: Path)
     found = (sample.image for sample in split.read(places) if not isinstance(sample, BadImageError))
     images = [image for image in found if isinstance(image, Image.Image)]
     if not images or len(images) < len(places):
+        path.unlink(missing_ok=True)  # of an earlier evaluation
         return
     side = min(_TILE, max(max(image.size) for image in images))
     strip = Image.new("RGB", (side * len(images), side))
