@@ -1,4 +1,4 @@
-"""Flags of timm's scripts that have another name here or do not exist, so that an error can name the right one."""
+"""Flags of timm's scripts, and one of transformers, that have another name here or do not exist, and what to use instead."""
 
 _NOTHING = "none needed"
 _EITHER = {
@@ -24,6 +24,7 @@ _TRAIN = {
     "--initial-checkpoint, which reads weights only": "no_resume_opt pretrained_path",
     "--interpolation": "train_interpolation",
     "--layer-decay, without bounds": "layer_decay_min_scale layer_decay_no_opt_scale",
+    "--lr": "learning_rate",  # of transformers
     "--logit-loss and --feature-loss": "kd_distill_type kd_loss_type kd_token_distill_type",
     "--model-ema, on the device of the model": "model_ema_force_cpu",
     "--model-kwargs, such as global_pool=avg, for the models that take it": "gp bn_momentum bn_eps drop_block",
