@@ -1,4 +1,4 @@
-"""Flags of timm's scripts, and one of transformers, that have another name here or do not exist, and what to use instead."""
+"""Flags of other training scripts, mostly timm's, that have another name here or do not exist, for error messages."""
 
 _NOTHING = "none needed"
 _EITHER = {
