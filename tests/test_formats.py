@@ -69,6 +69,8 @@ def test_every_registered_student_can_be_exported(tmp_path, name):
         (["resnet18_cifar_frskd"], "no pretrained weights"),
         (["wide_resnet16_2_frskd", "--img-size", "64"], "only for segmentation students"),
         (["wide_resnet16_2_frskd", "--output", "x.pt2"], "does not fit --format onnx"),
+        (["wide_resnet16_2_frskd", "--output", "x.txt"], "give a folder, or a name that ends in .onnx."),
+        (["wide_resnet16_2_frskd", "--format", "onnx", "torch-export", "--output", "x.onnx"], "give a folder.\n"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence(arguments, sentence, capsys):

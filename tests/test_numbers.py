@@ -95,9 +95,9 @@ def test_a_student_that_learns_nothing_is_noticed() -> None:
     assert "fell to 20.00% from 80.00%" in str(learning_note([{"top1": 80.0}, {"top1": 20.0}], 0.0, shown, 10, 500))
 
 
-def test_a_run_that_learns_nothing_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    few = ["--train-num-samples", 20, "--batch-size", 2, "--epochs", 10, "--val-interval", 10, "--threads", 1]
-    train_here("--model", "test_resnet", *few, "--no-amp", "--lr", 1e-9, "--output-dir", tmp_path / "run")
+def test_a_run_that_learns_nothing_says_so(places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--batch-size", 2, "--epochs", 9, "--val-interval", 9, "--lr", 1e-9]
+    train_here(*small(places, *few), "--output-dir", tmp_path / "run")
     assert "so it is not learning" in capsys.readouterr().out
 
 

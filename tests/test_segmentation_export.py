@@ -111,6 +111,13 @@ def test_backbone_is_a_timm_checkpoint(trained: SegmentationStudent, tmp_path: P
     assert (other.backbone_name, other.mean) == (SMALL, trained.mean)
     assert torch.equal(other.backbone.conv_stem.weight, trained.backbone.conv_stem.weight)
 
+    # Edited by hand: one number instead of a list.
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"]["mean"] = 0.5
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"mean and std are lists of numbers, not 0\.5"):
+        create_segmentation_student(f"local-dir:{folder}", 9, channels=8)
+
 
 def test_statistics_are_those_of_the_weights() -> None:
     name = "wide_resnet16_2_frskd"

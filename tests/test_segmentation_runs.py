@@ -173,7 +173,7 @@ def test_mistakes_end_in_a_sentence(flags: list[object], message: str, places: P
 def test_the_recipe_for_voc(tmp_path: Path) -> None:
     recipe = ROOT / "frskd_train" / "recipes" / "voc_efficientdet_d0.yaml"
     folder = voc_folder(tmp_path / "VOC2012", functools.partial(labels_of, classes=21))
-    flags = ["--epochs", 3, "--distill-start", 1, "--batch-size", 2, "--img-size", 64, "--no-amp", "--threads", 1]
+    flags = ["--epochs", 2, "--distill-start", 1, "--batch-size", 2, "--img-size", 64, "--no-amp", "--threads", 1]
     flags += ["--no-pretrained"]  # there is no network
     train_here("--config", recipe, "--dataset", folder, *flags, "--output-dir", tmp_path / "run")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))

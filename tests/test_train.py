@@ -94,9 +94,9 @@ def test_config_runs_it_again_to_the_same_weights(finished, tmp_path: Path) -> N
 
 def test_two_processes_equal_one(train, tmp_path: Path) -> None:
     """Same global batch, BN over both; and each of 101 validation images counts once."""
-    flags = ["--model", "wide_resnet16_2_frskd", "--no-amp", "--epochs", 1, "--train-num-samples", 64, "--lr", 0.002]
+    flags = ["--model", "test_resnet", "--no-amp", "--epochs", 1, "--train-num-samples", 64, "--lr", 0.002]
     flags += ["--dataset", save(tmp_path / "data", train=pictures(64), test=pictures(101))]
-    train(*flags, "--batch-size", 32, "--output-dir", tmp_path / "one")
+    train_here(*flags, "--batch-size", 32, "--output-dir", tmp_path / "one")
     train(*flags, "--batch-size", 16, "--sync-bn", "--output-dir", tmp_path / "two", processes=2)
     one, two = rows(tmp_path / "one")[0], rows(tmp_path / "two")[0]
     for term in ("loss", "loss_ce", "loss_ce_teacher", "loss_kl", "loss_feature"):

@@ -51,8 +51,9 @@ def create_segmentation_student(
     elif pretrained and (known := known_cfg(weights)):
         cfg = known.to_dict()
     for name in ("mean", "std"):
-        if len(cfg.get(name) or ()) == arguments.get("in_chans", 3):
-            arguments.setdefault(name, cfg[name])
+        values = cfg.get(name) or ()
+        if not isinstance(values, (list, tuple)) or len(values) == arguments.get("in_chans", 3):
+            arguments.setdefault(name, values)  # the student refuses what is no list
     student = SegmentationStudent(num_classes=num_classes, **arguments)
     if pretrained:
         load_backbone(student, weights)

@@ -289,6 +289,10 @@ def _per_channel(values: Sequence[float] | None, default: tuple[float, ...], cha
     """Return one value per channel."""
     if values is None:
         return default if channels == 3 else (sum(default) / 3,) * channels
-    if len(values) not in (1, channels):
-        raise UserError(f"mean and std take one number, or {channels} (one per channel), not {len(values)}.")
-    return tuple(map(float, values)) * (channels // len(values))
+    try:
+        numbers = tuple(map(float, values))
+    except (TypeError, ValueError):
+        raise UserError(f"mean and std are lists of numbers, not {values!r:.60}.") from None
+    if len(numbers) not in (1, channels):
+        raise UserError(f"mean and std take one number, or {channels} (one per channel), not {len(numbers)}.")
+    return numbers * (channels // len(numbers))

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from frskd_train.errors import SettingsError, discard_output, exit_interrupted, exit_process, exit_with_error
 
@@ -29,11 +29,18 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(HELP)
     elif sys.argv[1] in ("-V", "--version"):
-        print(f"frskd-timm {version('frskd-timm')}")
+        print(f"frskd-timm {_version()}")
     elif sys.argv[1] not in COMMANDS:
         exit_with_error(f"Unknown command '{sys.argv[1]}'; the commands are {', '.join(COMMANDS)}.")
     else:
         run(sys.argv[1], sys.argv[2:])
+
+
+def _version() -> str:
+    try:
+        return version("frskd-timm")
+    except PackageNotFoundError:  # in a clone without an installation
+        return "0+unknown"
 
 
 def run(command: str, arguments: Sequence[str] | None = None) -> None:

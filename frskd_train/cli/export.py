@@ -27,8 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from frskd_train.report.formats import export_onnx, export_program
 
     suffixes = [FORMATS[name] for name in options.format]
-    if options.output and options.output.suffix in FORMATS.values() and [options.output.suffix] != suffixes:
-        raise UserError(f"--output {options.output} does not fit --format {' '.join(options.format)}.")
+    usable = "", *(suffixes if len(suffixes) == 1 else ())
+    if options.output and options.output.suffix not in usable and not options.output.is_dir():
+        raise UserError(
+            f"--output {options.output} does not fit --format {' '.join(options.format)}: give a folder"
+            f"{''.join(f', or a name that ends in {suffix}' for suffix in usable if suffix)}."
+        )
     found = find_exported(options.student)
     size = found.image_size(options.img_size)
     for suffix in suffixes:
