@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from protocol import AVERAGED, BASELINES, CASES, RUNS, Row, Run, same_time
+from protocol import BASELINES, CASES, Row, Run, same_time
 
 from frskd_train.report.baseline import Gain
 
@@ -19,7 +19,8 @@ class Comparison:
 
     title: str  # of the case
     epochs: int
-    baseline_epochs: int
+    limit: int  # epochs of baselines that take as long, or as many epochs
+    baseline_epochs: int  # of the best one, which may be fewer than the limit
     baseline: str
     variant: str  # of the rival that the baseline is from, if it is
     is_variant: bool  # of a case that comes before it
@@ -35,20 +36,23 @@ def comparisons(
     split: str = "test",
     epochs: int | None = None,
 ) -> Iterator[Comparison]:
-    """Yield the comparisons of a method and the best baseline of the same epochs and of the same time; see `plan`."""
+    """Yield the comparisons of a method and the best baseline of the same epochs and of the same time; see `plan`.
+
+    Once there is a baseline that was trained for the same time, those of the same epochs count there as well.
+    """
     for data, case in CASES.items():
         for budget, longer in itertools.product((epochs,) if epochs else case.epochs, (False, True)):
             run = Run(data, split, name, budget, 0)
-            more = (same_time(times, run) if longer else budget) or 0
+            limit = (same_time(times, run) if longer else budget) or 0
             own, teacher = scores(rows, run), scores(rows, run, "self_teacher_score")
             is_variant = any(list(CASES).index(rival) < list(CASES).index(data) for rival in case.rivals)
             baselines = []
-            for method, rival in itertools.product(BASELINES, (data, *case.rivals)):
-                if found := scores(rows, replace(run, data=rival, method=method, epochs=more)):
-                    baselines.append((found, method, "" if rival == data else CASES[rival].variant))
-            if own and baselines:
-                best, method, variant = max(baselines, key=lambda found: statistics.mean(found[0]))
-                yield Comparison(case.title, budget, more, method, variant, is_variant, best, own, teacher)
+            for trained, method, rival in itertools.product({budget, limit}, BASELINES, (data, *case.rivals)):
+                if found := scores(rows, replace(run, data=rival, method=method, epochs=trained)):
+                    baselines.append((found, trained, method, "" if rival == data else CASES[rival].variant))
+            if own and any(trained == limit for _, trained, *_ in baselines):
+                best, trained, method, variant = max(baselines, key=lambda found: statistics.mean(found[0]))
+                yield Comparison(case.title, budget, limit, trained, method, variant, is_variant, best, own, teacher)
 
 
 def table(found: Iterable[Comparison]) -> str:
@@ -59,8 +63,7 @@ def table(found: Iterable[Comparison]) -> str:
         "|---|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for pair in found:
-        more = pair.baseline_epochs
-        shown = str(pair.epochs) if more == pair.epochs else f"{pair.epochs}, baseline {more}"
+        shown = str(pair.epochs) if pair.limit == pair.epochs else f"{pair.epochs}, baseline {pair.limit}"
         lines.append(f"| {pair.title} | {shown} | {' | '.join(compare(pair))} |")
     return "\n".join(lines) if len(lines) > 2 else NOTHING
 
@@ -68,14 +71,11 @@ def table(found: Iterable[Comparison]) -> str:
 def short_table(found: Iterable[Comparison]) -> str:
     """Format the scores of comparisons as a Markdown table with both budgets of the baseline in one line.
 
-    Of cases with several numbers of epochs, those with a baseline of equal time are shown, or else the largest; of
-    cases that are variants of each other, the first.
+    Shown are those with a baseline of equal time; of cases that are variants of each other, the first.
     """
     found = [pair for pair in found if not pair.is_variant]
-    timed = {(pair.title, pair.epochs) for pair in found if pair.baseline_epochs > pair.epochs}
-    largest = {pair.title: pair.epochs for pair in sorted(found, key=lambda pair: pair.epochs)}
-    shown = timed | {item for item in largest.items() if item[0] not in dict(timed)}
-    found = [pair for pair in found if (pair.title, pair.epochs) in shown]
+    timed = {(pair.title, pair.epochs) for pair in found if pair.limit > pair.epochs}
+    found = [pair for pair in found if (pair.title, pair.epochs) in timed]
     lines = [
         "| data | epochs | seeds | FRSKD | baseline, equal epochs | baseline, equal time |",
         "|---|---:|---:|---:|---:|---:|",
@@ -83,7 +83,7 @@ def short_table(found: Iterable[Comparison]) -> str:
     for (title, epochs), pairs in itertools.groupby(found, key=lambda pair: (pair.title, pair.epochs)):
         cells = ["", ""]
         for pair in pairs:
-            longer = pair.baseline_epochs > epochs
+            longer = pair.limit > epochs
             notes = ", ".join(filter(None, [pair.variant, longer * f"{pair.baseline_epochs} epochs"]))
             cells[longer] = f"{statistics.mean(pair.best):.2f}" + (f" ({notes})" if notes else "")
         own = f"{len(pair.own)} | {statistics.mean(pair.own):.2f}"
@@ -92,12 +92,10 @@ def short_table(found: Iterable[Comparison]) -> str:
 
 
 def spoilt_table(rows: Sequence[Row], split: str = "test") -> str:
-    """Format a Markdown table of accuracy and calibration of every method on imbalanced and wrong labels."""
+    """Format a Markdown table of accuracy and calibration of the baselines and FRSKD on imbalanced and wrong labels."""
     lines = ["| data | epochs | method | top-1 | ECE, % | seeds |", "|---|---:|---|---:|---:|---:|"]
     for data, case in CASES.items():
-        methods = dict.fromkeys(row["method"] for row in rows if row["data"] == data and case.spoilt)
-        names = sorted(methods, key=lambda name: ([*RUNS, AVERAGED, name].index(name), name))
-        for epochs, method in itertools.product(case.epochs, names):
+        for epochs, method in itertools.product(case.epochs if case.spoilt else (), (*BASELINES, "frskd")):
             run = Run(data, split, method, epochs, 0)
             found, ece = scores(rows, run), [100 * value for value in scores(rows, run, "ece")]
             if found:
@@ -123,7 +121,8 @@ def compare(pair: Comparison) -> list[str]:
     lead = statistics.mean(teacher) - bar if teacher else 0.0
     share = f"{100 * (mean - bar) / lead:.0f}%" if error is not None and lead > error and mean > bar else ""
     cells = [f"{bar:.2f}", f"{mean:.2f}", f"{mean - bar:+.2f}", "" if error is None else f"{error:.2f}", seeds]
-    baseline = ", ".join(filter(None, [pair.baseline, pair.variant]))
+    shorter = f"{pair.baseline_epochs} epochs" if pair.baseline_epochs < pair.limit else ""
+    baseline = ", ".join(filter(None, [pair.baseline, pair.variant, shorter]))
     return [f"`{baseline}`", *cells, f"{statistics.mean(teacher):.2f}" if teacher else "", share]
 
 

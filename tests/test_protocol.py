@@ -43,6 +43,13 @@ def test_the_table_compares_with_the_best_baseline_of_the_same_epochs_and_of_the
     assert protocol_tables.short_table(protocol_tables.comparisons(RECORDED, TIMES)).splitlines()[2:] == [
         f"| {title} | 10 | 2 | 89.00 | 85.00 | 90.00 (16 epochs) |"
     ]
+    # The best baseline of equal time is one of fewer epochs.
+    better = [row("ce + smoothing", 10, seed, 91.0) for seed in (1, 2)]
+    _, longer = protocol_tables.comparisons([*RECORDED, *better], TIMES)
+    assert protocol_tables.compare(longer)[:2] == ["`ce + smoothing, 10 epochs`", "91.00"]
+    assert protocol_tables.short_table([longer]).splitlines()[2:] == [
+        f"| {title} | 10 | 2 | 89.00 |  | 91.00 (10 epochs) |"
+    ]
     for rows in ([], RECORDED[2:]):
         assert protocol_tables.table(protocol_tables.comparisons(rows)) == "There are no results yet."
 

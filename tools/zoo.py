@@ -101,8 +101,8 @@ def zoo_card(
         tags=["image-classification", "timm", "frskd", "self-distillation", "arxiv:2103.08273"],
     )
     template = Path(__file__).with_name("zoo_template.md").read_text(encoding="utf-8")
-    students = [_student(name, results) for name in timm.list_models("*_frskd")]
-    text = {"table": results_table(results, waiting), "state": state_of_entries(results, recipes or RECIPES)}
+    students = [_student(name) for name in timm.list_models("*_frskd")]
+    text = {"table": results_table(results, waiting), "recipes": recipes_table(results, recipes or RECIPES)}
     return tidy(ModelCard.from_template(data, template_str=template, students=students, results=results, **text))
 
 
@@ -138,31 +138,19 @@ def results_table(results: Sequence[Mapping[str, str]], waiting: Collection[str]
     return "\n".join(lines)
 
 
-def state_of_entries(results: Sequence[Mapping[str, str]], recipes: Path) -> str:
-    """Return a table of students and datasets that shows which have weights, which a recipe, and what these need."""
-    cells: dict[tuple[str, str], str] = {}
-    needs: dict[str, dict[str, list[str]]] = {}  # tag -> what a recipe needs -> its students
-    students = timm.list_models("*_frskd")
+def recipes_table(results: Sequence[Mapping[str, str]], recipes: Path) -> str:
+    """Return a table of the students' recipes, with what they need and whether there are weights."""
+    lines = ["| recipe | student | weights | needs |", "|---|---|---|---|"]
+    trained = {row["model"] for row in results}
     for path in sorted(recipes.glob("*.yaml")):
         text = path.read_text(encoding="utf-8")
         recipe = yaml.safe_load(text)
-        if recipe.get("model") in students and recipe.get("tag"):
-            cells[recipe["model"], recipe["tag"]] = f"[recipe](frskd_train/recipes/{path.name})"
+        model, tag = recipe.get("model"), recipe.get("tag")
+        if model in timm.list_models("*_frskd") and tag:
             found = re.search(r"^# Needs: (.*(?:\n#   .*)*)", text, re.MULTILINE)
-            if found:
-                of_tag = needs.setdefault(recipe["tag"], {})
-                of_tag.setdefault(re.sub(r"\n# +", " ", found[1]), []).append(f"`{recipe['model']}`")
-    for row in results:
-        name, tag = row["model"].split(".", 1)
-        cells[name, tag] = " ".join(filter(None, ["**weights**", cells.get((name, tag))]))
-    tags = sorted({tag for _, tag in cells})
-    lines = ["| |" + "".join(f" {tag} |" for tag in tags), "|---|" + "---|" * len(tags)]
-    lines += [f"| `{name}` |" + "".join(f" {cells.get((name, tag), '')} |" for tag in tags) for name in students]
-    lines.append("")
-    for tag, texts in sorted(needs.items()):
-        for text, names in texts.items():
-            whose = f" ({', '.join(names)})" if len(texts) > 1 else ""
-            lines.append(f"- {tag}{whose} needs {text}")
+            needs = re.sub(r"\n# +", " ", found[1]) if found else ""
+            link = f"[`{path.stem}`](frskd_train/recipes/{path.name})"
+            lines.append(f"| {link} | `{model}` | {'yes' if f'{model}.{tag}' in trained else ''} | {needs} |")
     return "\n".join(lines)
 
 
@@ -172,16 +160,14 @@ def write_card(root: Path = ROOT) -> None:
     zoo_card(results, root / "frskd_train" / "recipes", waiting(root)).save(root / "MODEL_CARD.md")
 
 
-def _student(name: str, results: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+def _student(name: str) -> dict[str, Any]:
     with torch.device("meta"):  # counts parameters without computing initial weights
         model = timm.create_model(name, num_classes=1000)
-    tags = [row["model"].split(".", 1)[1] for row in results if row["model"].split(".")[0] == name]
     return {
         "name": name,
         "architecture": frskd_timm.models.stock_name(name) or name,
         "stock": frskd_timm.models.stock_name(name) is not None,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "tags": ", ".join(f"`{tag}`" for tag in tags),
     }
 
 
