@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from table_files import append, read  # noqa: E402
 
-from frskd_train.report.card import mean_and_std  # noqa: E402
+from frskd_train.report.baseline import mean_and_std  # noqa: E402
 
 COLUMNS = ["data", "images_per_class", "epochs", "mode", "weights", "split", "lr", "seed", "top1"]
 HELD_OUT = {"digits": {"test": 50, "tuning": 20}, "mnist5k": {"test": 100, "tuning": 50}}  # images per class

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from protocol import BASELINES, CASES, Row, Run, same_time
 
-from frskd_train.report.baseline import Gain
+from frskd_train.report.baseline import Gain, mean_and_std
 
 NOTHING = "There are no results yet."
 END = "<!-- end -->"  # of a table in a document
@@ -99,10 +99,7 @@ def spoilt_table(rows: Sequence[Row], split: str = "test") -> str:
             run = Run(data, split, method, epochs, 0)
             found, ece = scores(rows, run), [100 * value for value in scores(rows, run, "ece")]
             if found:
-                cells = [
-                    f"{statistics.mean(v):.2f} ± {statistics.stdev(v):.2f}" if v[1:] else f"{v[0]:.2f}"
-                    for v in (found, ece)
-                ]
+                cells = map(mean_and_std, (found, ece))
                 lines.append(f"| {case.title} | {run.epochs} | `{method}` | {' | '.join(cells)} | {len(found)} |")
     return "\n".join(lines) if len(lines) > 2 else NOTHING
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import timm
-import torch
 from huggingface_hub import hf_hub_download, snapshot_download
 from torch import nn
 
@@ -96,7 +95,9 @@ def find_exported(model: str) -> FoundStudent:
         return FoundStudent(read_student(folder), _run_of(folder), folder.resolve().name)
     repo_id, _, revision = repo.partition("@")
     try:
-        found = snapshot_download(repo_id, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS, PICKLE, CARD])
+        found = snapshot_download(repo_id, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS, CARD])
+        if not Path(found, WEIGHTS).is_file():
+            found = snapshot_download(repo_id, revision=revision or None, allow_patterns=[CONFIG, PICKLE, CARD])
     except Exception as error:  # of the connection, the name or the repository
         raise UserError(f"{model} could not be downloaded from the Hub: {first_line(error)}.") from error
     return FoundStudent(read_student(found), None, repo_id.rpartition("/")[2])
@@ -125,16 +126,3 @@ def _local_folder(model: str) -> Path | None:
 def _run_of(student: Path) -> Path | None:
     run = student.resolve().parent
     return run if (run / SETTINGS).is_file() else None
-
-
-@torch.no_grad()
-def refuse_size(student: nn.Module, input_size: tuple[int, int, int]) -> None:
-    """Raise UserError if a model in evaluation mode does not accept images of this size (channels, height, width)."""
-    device = next(student.parameters()).device
-    try:
-        student(torch.zeros(1, *input_size, device=device))
-    except Exception as error:  # models raise various errors
-        own = student.pretrained_cfg.get("input_size", input_size)[-1]  # type: ignore[union-attr, operator]
-        raise UserError(
-            f"The model does not accept --img-size {input_size[-1]} ({first_line(error)}); its own size is {own}."
-        ) from error

@@ -62,6 +62,7 @@ def parse_settings(args: Sequence[str]) -> Settings:
 
 def parse_evaluation(args: Sequence[str]) -> EvaluationSettings:
     """Read the settings of `validate.py`; raise SettingsError and SystemExit like `parse_settings`."""
+    args = _spelled_out(args)
     _refuse_unknown(args, _program("validate"), EvaluationSettings, VALIDATE)
     description = "Scores a model on a dataset: accuracy or mean IoU, scores by class, calibration and mistakes."
     said: dict[str, Any] = {"prog": _program("validate"), "description": description, "config": FLAT}

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch.distributed import is_torchelastic_launched
 
 # Processes have to agree on the step at which they stop. This takes a communication, so they do it about this often.
 # Launchers wait 30 seconds before they kill processes.
@@ -34,14 +35,14 @@ class Interruptions:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._receive)
-        if sys.platform == "linux" and ("ACCELERATE_MIXED_PRECISION" in os.environ or has_torch_launcher()):
+        if sys.platform == "linux" and ("ACCELERATE_MIXED_PRECISION" in os.environ or is_torchelastic_launched()):
             with suppress(OSError, AttributeError):  # send it also when the launcher of this process dies
                 ctypes.CDLL(None).prctl(1, signal.SIGUSR1)  # PR_SET_PDEATHSIG
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._requested:
-            if number == signal.SIGUSR1 or (has_torch_launcher() and now - self._requested_at < _ECHO_SECONDS):
+            if number == signal.SIGUSR1 or (is_torchelastic_launched() and now - self._requested_at < _ECHO_SECONDS):
                 return
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
@@ -81,8 +82,3 @@ class Interruptions:
             wait = min(_MAX_UPDATES_BETWEEN, int(_SECONDS_BETWEEN_AGREEMENTS / max(pace, 1e-6)))
             self._next = updates + max(1, wait)
         return stop, stop or checkpoint
-
-
-def has_torch_launcher() -> bool:
-    """Return whether torch's launcher, which forwards signals and reports failed processes, started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ

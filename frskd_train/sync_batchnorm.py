@@ -13,8 +13,6 @@ from frskd_timm.errors import UserError
 from frskd_timm.pyramid import evaluating
 from frskd_timm.task import StudentTask
 
-BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-
 
 class _SumOverProcesses(torch.autograd.Function):
     """A differentiable sum over processes, because each loss depends on the inputs of all processes."""
@@ -108,7 +106,7 @@ def refuse_single_values(task: StudentTask, input_size: tuple[int, int, int]) ->
     """
     task.train()
     names: dict[nn.Module, str] = {module: name for name, module in task.named_modules()}
-    norms = [module for module in names if isinstance(module, BATCHNORMS) and module.training]
+    norms = [module for module in names if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training]
     single: list[str] = []
 
     def look(norm: nn.Module, arguments: tuple[Tensor, ...]) -> None:

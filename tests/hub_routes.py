@@ -44,6 +44,15 @@ def info(request: Handler, repo: str, revision: str = "main") -> None:
     raise Answer(200, {"id": repo, "sha": oid, "private": found.private, "siblings": siblings, "tags": []})
 
 
+def listing(request: Handler, repo: str, revision: str) -> None:
+    _, tree = request.tree(request.repo(repo), revision)
+    rows = []
+    for path, sha in tree.items():
+        row = {"type": "file", "path": path, "size": len(request.hub.blobs[sha]), "oid": _oid(request.hub, path, sha)}
+        rows.append(row)
+    raise Answer(200, rows)
+
+
 def branch(request: Handler, repo: str, name: str) -> None:
     found = request.repo(repo, write=True)
     if unquote(name) in found.refs:
@@ -144,6 +153,7 @@ ROUTES: list[tuple[tuple[str, ...], str, Callable[..., None]]] = [
     (("POST",), r"/api/validate-yaml", validate_yaml),
     (("GET",), _API, info),
     (("GET",), rf"{_API}/revision/(?P<revision>[^/]+)", info),
+    (("GET",), rf"{_API}/tree/(?P<revision>[^/]+)", listing),
     (("POST",), rf"{_API}/branch/(?P<name>[^/]+)", branch),
     (("POST",), rf"{_API}/preupload/(?P<revision>[^/]+)", preupload),
     (("POST",), rf"{_API}/commit/(?P<revision>[^/]+)", commit),

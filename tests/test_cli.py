@@ -14,7 +14,7 @@ from frskd_timm.errors import UserError
 from frskd_train.cli import COMMANDS, main
 from frskd_train.cli.validate import chosen_data
 from frskd_train.errors import SettingsError
-from frskd_train.parse import parse_settings, read_recipe
+from frskd_train.parse import parse_evaluation, parse_settings, read_recipe
 from frskd_train.recipe import write_recipe
 from frskd_train.settings import DataSettings, ScoredDataSettings
 
@@ -78,6 +78,8 @@ def test_the_home_folder_may_be_written_as_a_tilde(tmp_path: Path, monkeypatch: 
     settings = parse_settings(["--config=~/r.yaml", "--output-dir", "~/run", "--model=local-dir:~/student"])
     found = settings.data.class_map, settings.run.output_dir, settings.model.model
     assert found == (f"{tmp_path}/names.txt", f"{tmp_path}/run", f"local-dir:{tmp_path}/student")
+    scored = parse_evaluation(["--model=~/run", "--output=~/scores"])
+    assert (scored.model, scored.output) == (f"{tmp_path}/run", f"{tmp_path}/scores")
 
 
 def test_paths_of_a_run_hold_in_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +106,7 @@ def test_a_missing_package_is_one_sentence_with_the_pip_command(script: str, pac
     done = run_script(sys.executable, "-c", code, check=False)
     assert done.returncode == 2
     assert package in done.stderr
-    assert "pip install 'frskd-timm[train]'" in done.stderr
+    assert "pip install -e '.[train]'" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from frskd_timm.distillation import Views
 from frskd_timm.errors import UserError
-from frskd_timm.losses.functional import pixel_cross_entropy
 from frskd_timm.losses.labels import LabelLoss, trust
 from frskd_timm.segmentation import SegmentationCrossEntropyTask, create_segmentation_student
 from frskd_timm.task import CrossEntropyTask, FRSKDTask, joint_target
@@ -65,7 +64,7 @@ def test_trust_and_class_weights_multiply() -> None:
     expected = (TRUST * weights * losses(own)).sum() / weights.sum()
     torch.testing.assert_close(LabelLoss(3, 0.1, weights.tolist())(own, TARGET, TRUST), expected)
     pixels, target = own.T.reshape(1, 3, 3, 1), TARGET.view(1, 3, 1)
-    found = pixel_cross_entropy(pixels, target, weights, 0.1, TRUST.view(1, 3, 1))
+    found = LabelLoss(3, 0.1, weights.tolist())(pixels, target, TRUST.view(1, 3, 1))
     torch.testing.assert_close(found, expected)
 
 

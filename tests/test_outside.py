@@ -44,7 +44,7 @@ def test_no_source_file_asks_for_foreign_code() -> None:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"\btrust_remote_code\b", text), path  # timm's flag for it is only answered
         assert "weights_only=False" not in text
-        assert text.count("torch.load(") == text.count("weights_only=True"), path
+        assert "torch.load(" not in text, path
 
 
 def test_names_from_outside_stay_in_the_folder(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,9 +96,15 @@ def test_push_then_load_in_fresh_processes(hub, tmp_path):
     assert best.startswith("class ")
     assert label == "class 3"
 
-    # a new topology, private, with the package and a token
-    done = run(hub, cache, "-c", LOAD.format(package=True, names=names[2:], images=str(images)), token=TOKEN)
+    # a new topology, private, with the package and a token; the other weights in the repository stay there
+    api = huggingface_hub.HfApi(hub.endpoint, token=TOKEN)
+    api.upload_file(path_or_fileobj=b"a pickle", path_in_repo="pytorch_model.bin", repo_id=f"{USER}/new")
+    find = f"from frskd_train.found_student import find_exported\nfind_exported('hf-hub:{USER}/new')"
+    code = LOAD.format(package=True, names=names[2:], images=str(images))
+    done = run(hub, cache, "-c", code + find, token=TOKEN)
     torch.testing.assert_close(torch.tensor(json.loads(done.stdout)[f"{USER}/new"]), expected(new))
+    assert done.returncode == 0, done.stderr
+    assert not hub.asked(r"resolve/.*pytorch_model\.bin")
 
     # offline, from the cache, with the server gone
     hub.stop()

@@ -13,7 +13,6 @@ from torch import Tensor
 
 import frskd_timm  # noqa: F401 registers the students
 from frskd_timm.errors import UserError
-from frskd_timm.losses.functional import pixel_cross_entropy
 from frskd_timm.losses.labels import LabelLoss
 from frskd_timm.segmentation import (
     SegmentationCrossEntropyTask,
@@ -61,9 +60,9 @@ def golden_task(golden: dict[str, Tensor]) -> SegmentationTask:
         "student_weight": 1.0,
         "teacher_weight": 1.0,
     }
-    task = SegmentationTask.create(
-        student, self_teacher="sum", teacher_repeats=2, schedule="constant", distill_unlabelled=True, **weights
-    )
+    task = SegmentationTask.create(student, self_teacher="sum", teacher_repeats=2, schedule="constant", **weights)
+    # The authors' code compares all pixels, also those without a label.
+    task._labelled = lambda target: torch.ones_like(target, dtype=torch.bool)  # type: ignore[method-assign]
     state = {key: value for key, value in part(golden, "state").items() if not key.startswith("smooth")}  # never used
     task.load_state_dict(renamed(state, ours))
     return task
@@ -117,18 +116,19 @@ def test_ignored_pixels_and_class_weights() -> None:
     logits = torch.randn(2, 4, 5, 6, generator=generator, requires_grad=True)
     target = torch.randint(0, 4, (2, 5, 6), generator=generator)
     target[0, :3] = 255
-    weights = torch.tensor([0.5, 1.0, 2.0, 0.0])
+    weights = [0.5, 1.0, 2.0, 0.0]
     for chosen in (None, weights):
-        expected = torch.nn.functional.cross_entropy(logits, target, chosen, ignore_index=255)
-        assert torch.allclose(pixel_cross_entropy(logits, target, chosen), expected)
+        weight = None if chosen is None else torch.tensor(chosen)
+        expected = torch.nn.functional.cross_entropy(logits, target, weight, ignore_index=255)
+        assert torch.allclose(LabelLoss(4, 0.0, chosen)(logits, target), expected)
     pixels, classes = logits.permute(0, 2, 3, 1)[target != 255], target[target != 255]
     for chosen in (None, weights):  # with smoothing, the same as for images
-        expected = LabelLoss(4, 0.1, None if chosen is None else chosen.tolist())(pixels, classes)
-        assert torch.allclose(pixel_cross_entropy(logits, target, chosen, smoothing=0.1), expected)
+        loss = LabelLoss(4, 0.1, chosen)
+        assert torch.allclose(loss(logits, target), loss(pixels, classes))
 
     # Nothing that counts: no labels at all, or only classes of weight 0.
-    nothing = pixel_cross_entropy(logits, torch.full_like(target, 255))
-    weightless = pixel_cross_entropy(logits, torch.full_like(target, 3), weights, smoothing=0.1)
+    nothing = LabelLoss(4)(logits, torch.full_like(target, 255))
+    weightless = LabelLoss(4, 0.1, weights)(logits, torch.full_like(target, 3))
     assert nothing == weightless == 0
     (nothing + weightless).backward()
     assert logits.grad is not None

@@ -188,7 +188,6 @@ def test_unusable_options_are_refused() -> None:
     student = timm.create_model("test_resnet", num_classes=5)
     for options, sentence in (
         ({"gate": "advantages"}, "Unknown gate .*advantage"),
-        ({"student_weight": 0.0}, "student_weight"),
         ({"teacher_options": {"widht": 2}}, "bifpnc.* 'widht'"),
     ):
         with pytest.raises(UserError, match=sentence):

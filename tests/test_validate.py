@@ -24,10 +24,10 @@ from frskd_timm.errors import UserError
 from frskd_train.data import Preprocessing, ValidationData, load_validation
 from frskd_train.data.source import find_source
 from frskd_train.data.transforms import CORRUPTIONS, EvalTransform
-from frskd_train.found_student import load_for_evaluation, refuse_size
+from frskd_train.found_student import load_for_evaluation
 from frskd_train.report.evaluation import Evaluation, read_evaluation
 from frskd_train.settings import DataSettings, FitSettings, flag
-from frskd_train.tasks.classification import ClassificationJob
+from frskd_train.tasks.classification import ClassificationJob, refuse_size
 
 
 def test_validation_of_the_export_is_the_runs_own_score(finished) -> None:

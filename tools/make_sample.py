@@ -8,8 +8,10 @@ same files and versions of Pillow and pyarrow produce the same bytes; other vers
 """
 
 import argparse
+import gzip
 import hashlib
 import io
+import struct
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,12 +24,12 @@ from PIL import Image
 
 from frskd_timm.errors import UserError
 from frskd_train.data.source import SAMPLE_FOLDER, SAMPLE_HOMEPAGE, SAMPLE_LICENSE
-from tools.idx import read_idx
 
 CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 FILES = {"train": "train", "test": "t10k"}
+KINDS = "images-idx3-ubyte.gz", "labels-idx1-ubyte.gz"
 PER_CLASS = {"train": 400, "test": 100}
 
 
@@ -57,6 +59,14 @@ def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
+def read_idx(path: Path) -> npt.NDArray[np.uint8]:
+    """Read a gzipped IDX file of bytes."""
+    content = gzip.decompress(path.read_bytes())
+    header = 4 + 4 * content[3]  # the fourth byte is the number of dimensions
+    shape = struct.unpack(f">{content[3]}I", content[4:header])
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
 def to_dataset(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]) -> datasets.Dataset:
     """Create a dataset with the columns `image` and `label` from images [N, H, W] and labels [N]."""
     info = datasets.DatasetInfo(
@@ -82,8 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     splits = {}
     for split, prefix in FILES.items():
-        images = read_idx(options.idx_dir / f"{prefix}-images-idx3-ubyte.gz")
-        labels = read_idx(options.idx_dir / f"{prefix}-labels-idx1-ubyte.gz")
+        try:
+            images, labels = (read_idx(options.idx_dir / f"{prefix}-{kind}") for kind in KINDS)
+        except (OSError, EOFError) as error:  # a missing or damaged file
+            raise UserError(f"The files of --idx-dir could not be read: {error}.") from error
         if options.full is None:
             rows = choose_rows(labels, PER_CLASS[split], f"frskd fashion-mnist {split}")
             images, labels = images[rows], labels[rows]

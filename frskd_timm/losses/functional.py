@@ -6,25 +6,6 @@ from torch.nn import functional as F
 IGNORED = 255  # the label of pixels that belong to no class
 
 
-def pixel_cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    class_weights: Tensor | None = None,
-    smoothing: float = 0.0,
-    factor: Tensor | None = None,
-) -> Tensor:
-    """Compute the mean cross-entropy of logits [B, K, H, W] over the labelled pixels [B, H, W]; 0 if there are none.
-
-    With class weights [K] it is a weighted mean, and pixels of a class with weight 0 do not count. A factor [B, H, W]
-    multiplies the losses before the mean.
-    """
-    losses = F.cross_entropy(logits.float(), target, ignore_index=IGNORED, reduction="none", label_smoothing=smoothing)
-    losses = losses if factor is None else losses * factor
-    counts = target != IGNORED
-    weights = counts.float() if class_weights is None else class_weights[target.masked_fill(~counts, 0)] * counts
-    return weighted_mean(losses, weights)
-
-
 def soft_label_loss(
     teacher_logits: Tensor, student_logits: Tensor, temperature: float, weight: Tensor | None = None
 ) -> Tensor:

@@ -1,4 +1,4 @@
-"""The loss of logits and class labels with class weights, as cross-entropy or as timm's binary cross-entropy."""
+"""The loss of logits and labels of images or pixels with class weights, as cross-entropy or timm's binary one."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -48,14 +48,17 @@ def trust(logits: Sequence[Tensor], target: Tensor) -> Tensor:
 
 
 class LabelLoss(nn.Module):
-    """Mean loss of logits [B, K] and classes [B], or probabilities [B, K] (Mixup, CutMix).
+    """Mean loss of logits [B, K] and classes [B], or probabilities [B, K] (Mixup, CutMix), or of pixels.
+
+    Pixels have logits [B, K, H, W] and classes [B, H, W]; those with the label 255 do not count. The loss is 0 if
+    nothing counts.
 
     Args:
         num_classes: K.
         smoothing: Probability mass spread evenly over all classes, 0..1.
         class_weights: Weight of each class; None for equal weights. With cross-entropy an image has the weight of its
             class, and the loss is a weighted mean, also with smoothing (torch's weights the smoothed classes instead).
-        binary: Use timm's binary cross-entropy (arXiv 2110.00476).
+        binary: Use timm's binary cross-entropy (arXiv 2110.00476); only for images.
         **options: Its further arguments: `sum_classes`, `target_threshold` (targets above it become 1, the others 0)
             and `pos_weight`.
     """
@@ -82,7 +85,7 @@ class LabelLoss(nn.Module):
                 self.binary.register_buffer(name, buffer, persistent=False)  # settings, which checkpoints hold already
 
     def forward(self, logits: Tensor, target: Tensor, factor: Tensor | None = None) -> Tensor:
-        """Compute the loss in float32; a factor [B] multiplies the losses before the mean.
+        """Compute the loss in float32; a factor of the shape of the classes multiplies the losses before the mean.
 
         Raises:
             UserError: There is a factor, and the loss is binary.
@@ -96,9 +99,12 @@ class LabelLoss(nn.Module):
             if target.ndim == 2:  # timm expects probabilities that are smoothed already
                 target = target.lerp(torch.full_like(target, 1 / target.shape[1]), self.smoothing)
             return self.binary(logits, target)
-        losses = F.cross_entropy(logits, target, label_smoothing=self.smoothing, reduction="none")
+        ignored = IGNORED if target.ndim == 3 else -100  # torch's default
+        losses = F.cross_entropy(logits, target, ignore_index=ignored, label_smoothing=self.smoothing, reduction="none")
         losses = losses if factor is None else losses * factor
-        if self.class_weights is None:
-            return losses.mean()
-        weights = self.class_weights[target] if target.ndim == 1 else target @ self.class_weights
-        return weighted_mean(losses, weights)
+        counts = target != ignored
+        if self.class_weights is not None and target.ndim == 2:
+            return weighted_mean(losses, target @ self.class_weights)
+        if self.class_weights is not None:
+            return weighted_mean(losses, self.class_weights[target.masked_fill(~counts, 0)] * counts)
+        return weighted_mean(losses, counts.float()) if target.ndim == 3 else losses.mean()

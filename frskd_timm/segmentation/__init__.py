@@ -2,8 +2,6 @@
 
 from frskd_timm.segmentation.presets import PRESETS as PRESETS
 from frskd_timm.segmentation.presets import create_segmentation_student as create_segmentation_student
-from frskd_timm.segmentation.presets import load_backbone as load_backbone
 from frskd_timm.segmentation.student import SegmentationStudent as SegmentationStudent
 from frskd_timm.segmentation.task import SegmentationCrossEntropyTask as SegmentationCrossEntropyTask
 from frskd_timm.segmentation.task import SegmentationTask as SegmentationTask
-from frskd_timm.segmentation.teacher import SegmentationTeacher as SegmentationTeacher

@@ -60,15 +60,14 @@ def create_segmentation_student(
     return student
 
 
-def load_backbone(student: SegmentationStudent, name: str | None = None) -> None:
-    """Load weights into a student's backbone, by default timm's own.
+def load_backbone(student: SegmentationStudent, name: str) -> None:
+    """Load weights into a student's backbone.
 
     `name` is a timm model of the same architecture, or a `local-dir:` or `hf-hub:` name.
 
     Raises:
         UserError: There are no weights, they could not be loaded, or they belong to another architecture.
     """
-    name = name or student.backbone_name
     if not name.startswith(_ELSEWHERE):
         known_cfg(name, weights=True)
     try:

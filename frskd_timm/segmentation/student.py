@@ -20,7 +20,7 @@ from frskd_timm.pyramid import evaluating, sample_images
 from frskd_timm.segmentation.backbone import create_backbone, find_multiple, find_pyramid
 from frskd_timm.segmentation.decoder import FeaturePyramid, SumBiFPN, pixel_classifier, pixel_head
 
-CARD = """---
+_CARD_TEMPLATE = """---
 {{ card_data }}
 ---
 
@@ -43,7 +43,7 @@ class SegmentationStudent(
     library_name="frskd-timm",
     pipeline_tag="image-segmentation",
     tags=["frskd", "semantic-segmentation"],
-    model_card_template=CARD,
+    model_card_template=_CARD_TEMPLATE,
 ):
     """Backbone, feature pyramid, BiFPN layers, and a head on the finest map (FRSKD, section 4.3).
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -11,8 +10,8 @@ from frskd_timm.defaults import SEGMENTATION as DEFAULT
 from frskd_timm.distillation import DistillationTask, Views
 from frskd_timm.errors import UserError
 from frskd_timm.losses import FEATURE_LOSSES, FeatureLoss
-from frskd_timm.losses.functional import IGNORED, pixel_cross_entropy
-from frskd_timm.losses.labels import weights_of_classes
+from frskd_timm.losses.functional import IGNORED
+from frskd_timm.losses.labels import LabelLoss
 from frskd_timm.segmentation.evaluator import SegmentationEvaluator
 from frskd_timm.segmentation.student import SegmentationStudent
 from frskd_timm.segmentation.teacher import SEGMENTATION_TEACHERS
@@ -21,24 +20,14 @@ from frskd_timm.teachers import SelfTeacher
 
 
 class _PixelTask(StudentTask):
-    """Base class of tasks with one class per pixel and class weights in the cross-entropy.
-
-    A `label_loss` replaces both, and sees the label 255.
-    """
+    """Base class of tasks with one class per pixel; their `label_loss` is a `LabelLoss`."""
 
     student: SegmentationStudent
-    class_weights: Tensor | None
 
-    def set_class_weights(self, class_weights: Sequence[float] | None) -> None:
+    def use_class_weights(self, class_weights: Sequence[float] | None) -> None:
         """Set one weight per class, None for equal weights; raise UserError if their number or a value is wrong."""
-        weights = weights_of_classes(class_weights, self.student.num_classes)
-        self.register_buffer("class_weights", None if weights is None else weights.to(self.device), persistent=False)
-
-    def cross_entropy(self, logits: Tensor, target: Tensor, factor: Tensor | None = None) -> Tensor:
-        """Return the mean cross-entropy of logits [B, K, H, W] and classes [B, H, W], with factors of that shape."""
-        if self.label_loss is not None:
-            return super().cross_entropy(logits, target, factor)
-        return pixel_cross_entropy(logits, target, self.class_weights, self.smoothing, factor)
+        loss = LabelLoss(self.student.num_classes, self.smoothing, class_weights)
+        self.label_loss = loss.to(self.device)
 
     def create_evaluator(self, **kwargs: Any) -> SegmentationEvaluator:
         """Create an evaluator of mean IoU, as timm's tasks do for accuracy."""
@@ -55,7 +44,7 @@ class SegmentationCrossEntropyTask(_PixelTask, CrossEntropyTask):
         smoothing: float = DEFAULT.smoothing,
     ) -> None:
         super().__init__(student, smoothing)
-        self.set_class_weights(class_weights)
+        self.use_class_weights(class_weights)
         student.use_bottom_up(False)
 
 
@@ -70,7 +59,6 @@ class SegmentationTask(_PixelTask, DistillationTask):
         self_teacher: Refines the student's maps and classifies pixels.
         feature_loss: D; None leaves the term out.
         class_weights: Weight of each class in both cross-entropy terms; None for equal weights.
-        distill_unlabelled: Count all pixels in KL and D, as the authors' code does.
         **options: Further arguments of `DistillationTask`.
     """
 
@@ -83,12 +71,10 @@ class SegmentationTask(_PixelTask, DistillationTask):
         feature_loss: FeatureLoss | None,
         *,
         class_weights: Sequence[float] | None = None,
-        distill_unlabelled: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(student, self_teacher, feature_loss, **(DEFAULT.task_options() | options))
-        self.set_class_weights(class_weights)
-        self.distill_unlabelled = distill_unlabelled
+        self.use_class_weights(class_weights)
         trains_decoder = self.teacher_gradient > 0 and not self_teacher.beside_decoder
         student.use_bottom_up(self.feature_loss is not None or trains_decoder)
 
@@ -165,4 +151,4 @@ class SegmentationTask(_PixelTask, DistillationTask):
         return [F.adaptive_avg_pool2d(labelled, (map_.shape[-2], map_.shape[-1])) >= 0.5 for map_ in views.maps]
 
     def _labelled(self, target: Tensor) -> Tensor:
-        return torch.ones_like(target, dtype=torch.bool) if self.distill_unlabelled else target != IGNORED
+        return target != IGNORED

@@ -17,7 +17,7 @@ Rows = npt.NDArray[np.int64]
 BatchRequest = tuple[Rows, Rows]  # places of samples to read, and a seed for the transform of each
 # Purposes of random numbers, each with its own stream: 1, 2, ...; never 0, which NumPy's seeding ignores.
 Draw = IntEnum("Draw", ["ORDER", "IMAGE", "CROP", "PLACE", "ERASE", "MIX"])
-FIXED = 210308273  # seed for choosing rows, so that runs with different seeds use the same splits
+ROW_SEED = 210308273  # seed for choosing rows, so that runs with different seeds use the same splits
 
 
 def generator_for(purpose: Draw, *key: int) -> np.random.Generator:
@@ -105,7 +105,7 @@ def _permutation(num_samples: int, seed: int, epoch: int, repeats: float) -> Row
 
 def shuffled(count: int) -> Rows:
     """Return the numbers 0 to `count` - 1 in a fixed random order that does not depend on the seed of a run."""
-    return np.random.default_rng(FIXED).permutation(count)
+    return np.random.default_rng(ROW_SEED).permutation(count)
 
 
 def evenly_spaced(count: int, wanted: int) -> Rows:

@@ -15,7 +15,7 @@ from PIL import Image
 from frskd_timm.pixels import to_8_bits
 from frskd_train.data.columns import Splits
 from frskd_train.data.images import Images
-from frskd_train.data.sampler import FIXED, Rows
+from frskd_train.data.sampler import ROW_SEED, Rows
 
 SAMPLE_FOLDER = Path(__file__).parent / "fashion_mnist_sample"
 BACKGROUND = "background"
@@ -100,7 +100,7 @@ def compose(split: str, count: int) -> Scenes:
     scenes = Scenes(np.empty((count, 3, SIZE, SIZE), np.uint8), np.zeros((count, SIZE, SIZE), np.uint8))
     by_class = [np.flatnonzero(labels == target) for target in range(len(names))]
     for number in range(count):
-        rng = np.random.default_rng([FIXED, list(COUNTS).index(split), number])
+        rng = np.random.default_rng([ROW_SEED, list(COUNTS).index(split), number])
         picture, mask = _background(rng, SIZE), scenes.masks[number]
         for _ in range(rng.integers(GARMENTS[0], GARMENTS[1] + 1)):
             target = int(rng.integers(len(names)))

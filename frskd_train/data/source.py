@@ -12,6 +12,7 @@ import yaml
 from huggingface_hub import metadata_load
 
 from frskd_timm.errors import UserError, first_line
+from frskd_timm.export.folder import CARD
 from frskd_train.data.columns import Splits, listed
 from frskd_train.data.folder import (
     TRAIN_SPLITS,
@@ -31,7 +32,6 @@ SAMPLE_NAME, SCENES_NAME = "fashion_mnist_sample", "fashion_mnist_scenes"
 SAMPLE_ID = "zalando-datasets/fashion_mnist"
 SAMPLE_LICENSE, SAMPLE_HOMEPAGE = "mit", "https://github.com/zalandoresearch/fashion-mnist"
 READ_WHOLE = 2**30  # size in bytes up to which parquet files are read into memory, without datasets' cache
-CARD = "README.md"  # of a dataset, with metadata as on the Hub
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 TEST_NAMES = ("eval", "evaluation")  # further names of the test split, as in datasets
 _SPLIT_WORDS = "|".join((*TRAIN_SPLITS, *VALIDATION_SPLITS, *TEST_NAMES))

@@ -100,3 +100,16 @@ def read_baseline(
             raise UserError(f"{flag} {folder} was trained with another recipe: {named}.")
         runs.append({"seed": metrics.seed, score: metrics.student[score]})
     return SeedRuns.of(runs, score, method)
+
+
+def mean_and_std(values: Sequence[float], form: str = "{:.2f}") -> str:
+    """Return mean ± standard deviation for people; without ± for one value, empty for none."""
+    if not values:
+        return ""
+    text = form.format(statistics.mean(values))
+    return text if len(values) == 1 else f"{text} ± {form.format(statistics.stdev(values))}"
+
+
+def count_seeds(scores: Sequence[float]) -> str:
+    """Return the number of seeds for people."""
+    return f"{len(scores)} seed{'s' if len(scores) > 1 else ''}"

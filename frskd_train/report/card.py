@@ -1,7 +1,6 @@
 """Model cards, created from `metrics.json` and the exported config with `huggingface_hub`'s card classes."""
 
 import re
-import statistics
 from collections.abc import Collection, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from frskd_timm.export.folder import CARD, EVAL_RESULTS, RECIPE
 from frskd_timm.export.load import ExportedStudent, read_student
 from frskd_train.progress import duration
-from frskd_train.report.baseline import Gain
+from frskd_train.report.baseline import Gain, count_seeds, mean_and_std
 from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.forms import FORMS
 from frskd_train.report.metrics import DatasetFacts, Metrics
@@ -29,19 +28,6 @@ _LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 # The Hub's ids of licences that are also written in other ways, such as "Apache 2.0" and "MIT License".
 _LICENSES = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "mpl-2.0"}
 _LISTED, _WORST = 20, 5  # of more classes than this, only the worst are listed
-
-
-def mean_and_std(values: Sequence[float], form: str = "{:.2f}") -> str:
-    """Return mean ± standard deviation for people; without ± for one value, empty for none."""
-    if not values:
-        return ""
-    text = form.format(statistics.mean(values))
-    return text if len(values) == 1 else f"{text} ± {form.format(statistics.stdev(values))}"
-
-
-def count_seeds(scores: Sequence[float]) -> str:
-    """Return the number of seeds for people."""
-    return f"{len(scores)} seed{'s' if len(scores) > 1 else ''}"
 
 
 def write_card(folder: Path, metrics: Metrics, evaluation: Evaluation | None = None) -> None:

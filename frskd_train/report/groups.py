@@ -17,7 +17,7 @@ from frskd_timm.export.load import ExportedStudent, read_student
 from frskd_train.constraints import PRIVATE
 from frskd_train.errors import SettingsError
 from frskd_train.recipe import SETTINGS, comparable, read_yaml
-from frskd_train.report.card import mean_and_std
+from frskd_train.report.baseline import mean_and_std
 from frskd_train.report.charts import Line, data_uri, describe, line_chart
 from frskd_train.report.evaluation import EVALUATION, read_evaluation
 from frskd_train.report.figures import sort_terms, term_label

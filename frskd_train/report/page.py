@@ -11,8 +11,7 @@ import frskd_timm
 from frskd_timm.errors import UserError
 from frskd_train.disk import write_atomically
 from frskd_train.progress import duration
-from frskd_train.report.baseline import Gain
-from frskd_train.report.card import count_seeds, mean_and_std
+from frskd_train.report.baseline import Gain, count_seeds, mean_and_std
 from frskd_train.report.charts import Line, describe, line_chart
 from frskd_train.report.groups import METHOD, Group, Run, group_runs
 

@@ -9,14 +9,13 @@ import torch
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
-from frskd_timm.errors import UserError
+from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.config import output_names
 from frskd_timm.export.student import export_student
 from frskd_timm.losses.labels import LabelLoss
 from frskd_timm.models import stock_name
 from frskd_timm.task import CrossEntropyTask, FRSKDTask, StudentTask
 from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_validation
-from frskd_train.found_student import refuse_size
 from frskd_train.report.answers import examples_picture
 from frskd_train.report.figures import attention_figure
 from frskd_train.report.forms import FORMS
@@ -147,3 +146,16 @@ class LinearProbeTask(CrossEntropyTask):
         for classifier in self._classifiers:
             classifier.train(mode)
         return self
+
+
+@torch.no_grad()
+def refuse_size(student: nn.Module, input_size: tuple[int, int, int]) -> None:
+    """Raise UserError if a model in evaluation mode does not accept images of this size (channels, height, width)."""
+    device = next(student.parameters()).device
+    try:
+        student(torch.zeros(1, *input_size, device=device))
+    except Exception as error:  # models raise various errors
+        own = student.pretrained_cfg.get("input_size", input_size)[-1]  # type: ignore[union-attr, operator]
+        raise UserError(
+            f"The model does not accept --img-size {input_size[-1]} ({first_line(error)}); its own size is {own}."
+        ) from error

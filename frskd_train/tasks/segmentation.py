@@ -20,7 +20,6 @@ from frskd_timm.segmentation import (
 from frskd_timm.task import StudentTask
 from frskd_train.constraints import keyword_arguments
 from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_validation
-from frskd_train.data.targets.mask import unnamed
 from frskd_train.report.card import write_backbone_card
 from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.figures import segmentation_figure
@@ -93,9 +92,10 @@ class SegmentationJob(Job):
     def load_validation(cls, data: DataSettings, fit: FitSettings, student: Any) -> ValidationData:
         for name in fit.given():
             raise UserError(f"{flag(name)} is for classification: segmentation scores images at their own size.")
-        names = student.class_names or unnamed(student.num_classes)
         preprocessing = Preprocessing((student.in_chans, 1, 1), tuple(student.mean), tuple(student.std))
-        return load_validation(data, preprocessing, task="segmentation", classes=names)
+        return load_validation(
+            data, preprocessing, task="segmentation", classes=student.class_names or student.num_classes
+        )
 
     def about_student(self, student: Any) -> dict[str, str]:
         name, backbone = self.settings.model.model, student.backbone_name

@@ -89,7 +89,7 @@ class Masks:
 
     def match(self, split: str, rows: Rows, known: list[str] | int) -> None:
         """See `ClassLabels`; where the data or the model do not name the classes, labels are numbers of outputs."""
-        assert not isinstance(known, int)  # segmentation students have names
+        known = unnamed(known) if isinstance(known, int) else known
         names = self.class_names
         if names and len(names) != len(known):
             raise UserError(f"The data have {len(names)} classes, but the model has {len(known)}.")
