@@ -90,17 +90,12 @@ class Job(ABC):
     def build_task(self, student: nn.Module, data: TrainingData) -> StudentTask:
         """Return the training task; raise UserError if batches are too small, or the student lacks feature maps."""
         task = self.make_task(student, data)
-        task.label_loss = self.label_loss(student, data)
         task.noisy_labels = self.settings.labels.noisy_labels
         loop, world_size = self.settings.loop, PartialState().num_processes
         order = Order(data.num_train, loop.batch_size, rank=0, world_size=world_size, seed=loop.seed)
         if order.per_process == 1 and not (loop.sync_bn and world_size > 1):
             refuse_single_values(task, data.preprocessing.input_size)
         return task
-
-    def label_loss(self, student: nn.Module, data: TrainingData) -> nn.Module | None:
-        """Return what replaces the task's own loss with the labels, or None; raise UserError for unusable settings."""
-        return None
 
     def class_weights(self, data: TrainingData, outputs: int) -> Sequence[float] | None:
         """Return the weights of `--class-weights`, one for each output of the student; None for equal weights."""

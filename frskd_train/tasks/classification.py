@@ -39,6 +39,11 @@ class ClassificationJob(Job):
         return build_student(self.settings.model, self.model_cfg, data.num_classes, data.preprocessing.input_size)
 
     def make_task(self, student: nn.Module, data: TrainingData) -> StudentTask:
+        task = self._plain_task(student, data)
+        task.label_loss = self._label_loss(student, data)
+        return task
+
+    def _plain_task(self, student: nn.Module, data: TrainingData) -> StudentTask:
         method, smoothing = self.settings.method, self.settings.labels.smoothing
         if self.settings.model.linear_probe:
             if method.method != "ce":
@@ -60,7 +65,7 @@ class ClassificationJob(Job):
             **self.distillation_options(),
         )
 
-    def label_loss(self, student: nn.Module, data: TrainingData) -> nn.Module | None:
+    def _label_loss(self, student: nn.Module, data: TrainingData) -> nn.Module | None:
         """Return the loss with the labels if it is not plain cross-entropy."""
         labels, outputs = self.settings.labels, int(student.num_classes)  # type: ignore[arg-type]
         method = self.settings.method
