@@ -30,8 +30,8 @@ from frskd_train.evaluate import UNSCORED, Scores
 from frskd_train.progress import duration
 from frskd_train.recipe import write_recipe
 from frskd_train.report.answers import confusion_picture
+from frskd_train.report.curves import curves_figure
 from frskd_train.report.evaluation import EVALUATION, Evaluation
-from frskd_train.report.figures import curves_figure
 from frskd_train.report.formats import export_onnx
 from frskd_train.report.metrics import SCHEMA, DatasetFacts, MachineFacts, Metrics, SeedRuns
 from frskd_train.report.page import PAGE, write_report

@@ -16,7 +16,8 @@ from published import EVALUATION
 from frskd_train.accumulators import Confusions
 from frskd_train.data.scenes import compose, compose_splits
 from frskd_train.report.answers import confusion_picture
-from frskd_train.report.figures import attention_figure, class_colours, curves_figure, segmentation_figure
+from frskd_train.report.curves import curves_figure
+from frskd_train.report.grids import attention_picture, class_colours, segmentation_picture
 
 KEYS = ["epoch", "lr", "loss", "loss_ce", "loss_ce_teacher", "loss_kl", "loss_feature", "loss_sla", "val_loss"]
 KEYS += ["top1", "teacher_top1", "images_per_second"]
@@ -90,7 +91,7 @@ def test_attention_is_where_the_maps_are_large(tmp_path, channels):
     maps = np.zeros((2, 6, 7, 7), np.float32)
     maps[:, :, :, :3] = 5.0  # the left half
     other = maps[..., ::-1]  # the right half
-    picture = pixels(attention_figure(images, [maps], [other], ["one", "two"], tmp_path / "attention.png"))
+    picture = pixels(attention_picture(images, [maps], [other], ["one", "two"], tmp_path / "attention.png"))
     warm = picture[..., 0] - picture[..., 2] > 40
     columns = np.flatnonzero(warm.any(axis=0))
     middle = picture.shape[1] * (1 + 0.18 + 1 + 0.09) / (3 + 0.36)
@@ -112,7 +113,7 @@ def test_attention_of_a_run_that_diverged(tmp_path):
     diverged[0, 0, 2, 3], diverged[0, 0, 5, 1] = np.inf, np.nan
     all_nan = np.full((1, 8, 7, 7), np.nan, np.float32)
     wanted, found = (
-        pixels(attention_figure(images, [maps], [all_nan], ["one"], tmp_path / name))
+        pixels(attention_picture(images, [maps], [all_nan], ["one"], tmp_path / name))
         for name, maps in (("usual.png", usual), ("diverged.png", diverged))
     )
     assert np.array_equal(wanted, found)
@@ -124,7 +125,7 @@ def test_picture_shows_truth_and_both_networks(tmp_path: Path) -> None:
     truth = scenes.masks.astype(np.int64)
     truth[:, :7] = 255
     blank = np.zeros_like(truth)
-    path = segmentation_figure(
+    path = segmentation_picture(
         scenes.images.transpose(0, 2, 3, 1), truth, truth, blank, names, tmp_path / "segmentation.png"
     )
     drawn = np.asarray(Image.open(path).convert("RGB")).astype(int)

@@ -19,9 +19,9 @@ from frskd_train.data.source import read_sample
 from frskd_train.demo.runtime import FILES, find_runtime
 from frskd_train.disk import disk_errors
 from frskd_train.found_student import FoundStudent
-from frskd_train.report.figures import class_colours
 from frskd_train.report.formats import export_onnx
 from frskd_train.report.forms import FORMS
+from frskd_train.report.grids import class_colours
 from frskd_train.report.metrics import Metrics
 
 DESCRIPTION = "demo.json"

@@ -1,23 +1,18 @@
-"""Pictures of a student's answers for its card: the confusion matrix, and a few images with their top classes.
-
-Drawn with Pillow, because every run makes them and matplotlib takes half a second.
-"""
+"""Pictures of a student's answers for its card: the confusion matrix, and a few images with their top classes."""
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.font_manager import findfont
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-_BLUE, _LIGHT, _TEXT = "#0072B2", "#d9d9d9", "#333333"
+from frskd_train.report.drawing import BLUE, GREY, LIGHT, TEXT, font, short
+
 _NUMBERED, _NAMED = 20, 50  # largest numbers of classes whose cells have numbers, and whose rows have names
 _TOP = 5
-_LONGEST = 24  # characters of a class name
 
 
 def confusion_picture(counts: NDArray[np.int64], class_names: Sequence[str], path: str | Path) -> Path:
@@ -25,28 +20,28 @@ def confusion_picture(counts: NDArray[np.int64], class_names: Sequence[str], pat
     percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     classes = len(counts)
     cell = 44 if classes <= _NUMBERED else max(1000 // classes, 1)
-    names = [_short(name) for name in class_names] if classes <= _NAMED else []
-    font = _font(min(cell - 4, 20) if names else 1)
-    longest = int(max((font.getlength(name) for name in names), default=0))
+    names = [short(name) for name in class_names] if classes <= _NAMED else []
+    label = font(min(cell - 4, 20) if names else 1)
+    longest = int(max((label.getlength(name) for name in names), default=0))
     left, side = longest + 30, cell * classes
     title = "Predicted class, in percent of each true class (rows)"
-    width = max(left + side, 20 + int(_font(20).getlength(title))) + 20
+    width = max(left + side, 20 + int(font(20).getlength(title))) + 20
     picture = Image.new("RGB", (width, 40 + side + left), "white")
     cells = (matplotlib.colormaps["Blues"](percent / 100)[..., :3] * 255).round().astype(np.uint8)
     picture.paste(Image.fromarray(cells).resize((side, side), Image.Resampling.NEAREST), (left, 40))
     draw = ImageDraw.Draw(picture)
-    draw.text((20, 10), title, _TEXT, _font(20))
+    draw.text((20, 10), title, TEXT, font(20))
     for place, name in enumerate(names):
         middle = round((place + 0.5) * cell)
-        draw.text((left - 10, 40 + middle), name, _TEXT, font, anchor="rm")
+        draw.text((left - 10, 40 + middle), name, TEXT, label, anchor="rm")
         upright = Image.new("RGB", (longest + 1, cell), "white")
-        ImageDraw.Draw(upright).text((longest, cell // 2), name, _TEXT, font, anchor="rm")
+        ImageDraw.Draw(upright).text((longest, cell // 2), name, TEXT, label, anchor="rm")
         picture.paste(upright.rotate(90, expand=True), (left + place * cell, 50 + side))
     if classes <= _NUMBERED:
         for row, column in zip(*np.nonzero(percent > 0.5), strict=True):
             value = percent[row, column]
             centre = (left + (column + 0.5) * cell, 40 + (row + 0.5) * cell)
-            draw.text(centre, f"{value:.0f}", "white" if value > 50 else _TEXT, _font(16), anchor="mm")
+            draw.text(centre, f"{value:.0f}", "white" if value > 50 else TEXT, font(16), anchor="mm")
     picture.save(path)
     return Path(path)
 
@@ -73,24 +68,14 @@ def examples_picture(
     draw = ImageDraw.Draw(picture)
     for number, (image, label) in enumerate(zip(images, truth, strict=False)):
         left = gap + (width + gap) * number
-        draw.text((left, 10), _short(class_names[label]), _TEXT, _font(20))
+        draw.text((left, 10), short(class_names[label]), TEXT, font(20))
         shown = Image.fromarray(image.squeeze()).resize((width, height), Image.Resampling.BICUBIC)
         picture.paste(shown, (left, 44))
         for place, given in enumerate(np.argsort(-probabilities[number], kind="stable")[:top].tolist()):
             value, y = float(probabilities[number][given]), 44 + height + line * (place + 1)
-            draw.text((left, y - 8), _short(class_names[given]), _TEXT, _font(16), anchor="ls")
-            draw.text((left + width, y - 8), f"{100 * value:.1f}%", _TEXT, _font(16), anchor="rs")
-            draw.rectangle((left, y - 4, left + width, y + 1), _LIGHT)
-            draw.rectangle((left, y - 4, left + round(width * value), y + 1), _BLUE if given == label else "#888888")
+            draw.text((left, y - 8), short(class_names[given]), TEXT, font(16), anchor="ls")
+            draw.text((left + width, y - 8), f"{100 * value:.1f}%", TEXT, font(16), anchor="rs")
+            draw.rectangle((left, y - 4, left + width, y + 1), LIGHT)
+            draw.rectangle((left, y - 4, left + round(width * value), y + 1), BLUE if given == label else GREY)
     picture.save(path)
     return Path(path)
-
-
-@cache
-def _font(size: int) -> Any:
-    return ImageFont.truetype(findfont("DejaVu Sans"), size)
-
-
-def _short(name: str) -> str:
-    name = "".join(character if character.isprintable() else " " for character in name)
-    return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"

@@ -19,8 +19,8 @@ from frskd_train.errors import SettingsError
 from frskd_train.recipe import SETTINGS, comparable, read_yaml
 from frskd_train.report.baseline import mean_and_std
 from frskd_train.report.charts import Line, data_uri, describe, line_chart
+from frskd_train.report.curves import sort_terms, term_label
 from frskd_train.report.evaluation import EVALUATION, read_evaluation
-from frskd_train.report.figures import sort_terms, term_label
 from frskd_train.report.forms import FORMS
 from frskd_train.report.metrics import Metrics, read_metrics
 from frskd_train.report.predictions import Predictions

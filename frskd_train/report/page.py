@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import jinja2
@@ -40,12 +41,8 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
         for number, run in enumerate(group.runs)
     ]
     models, data = dict.fromkeys(run.metrics.model for run in runs), dict.fromkeys(run.dataset for run in runs)
-    loader = jinja2.PackageLoader("frskd_train.report", "")
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    filters = count_seeds, describe, duration, mean_and_std
-    environment.filters |= {function.__name__: function for function in filters}
     names = [run.folder.resolve().name for run in runs]
-    environment.globals |= {
+    content = {
         "title": f"{' and '.join(models)} on {' and '.join(data)}",
         "subtitle": names[0] if len(runs) == 1 else f"{len(runs)} runs: {', '.join(names)}",
         "low": low,
@@ -57,9 +54,8 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
         "comparison": line_chart(form.label, lines, unit="%") if len(runs) > 1 else None,
         "version": frskd_timm.__version__,
     }
-    template = environment.get_template("page_template.html")
     for detailed in range(min(len(groups), _DETAILED), 0, -1):
-        text = template.render(detailed=groups[:detailed])
+        text = _template().render(content, detailed=groups[:detailed])
         if len(text) < _LARGEST:
             break
     try:
@@ -68,6 +64,14 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error.strerror}): give another file with --output.") from None
     return output
+
+
+@cache
+def _template() -> jinja2.Template:
+    loader = jinja2.PackageLoader("frskd_train.report", "")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {function.__name__: function for function in (count_seeds, describe, duration, mean_and_std)}
+    return environment.get_template("page_template.html")
 
 
 def _verdict(group: Group, groups: Sequence[Group]) -> tuple[str, str]:

@@ -17,8 +17,8 @@ from frskd_timm.models import stock_name
 from frskd_timm.task import CrossEntropyTask, FRSKDTask, StudentTask
 from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_validation
 from frskd_train.report.answers import examples_picture
-from frskd_train.report.figures import attention_figure
 from frskd_train.report.forms import FORMS
+from frskd_train.report.grids import attention_picture
 from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, Settings
 from frskd_train.students import build_student, default_cfg
@@ -116,7 +116,7 @@ class ClassificationJob(Job):
         refined, _ = task.refine(maps, task.networks)
         own, teachers = ([m.float().cpu().numpy() for m in found] for found in (maps, refined))
         classes = [data.class_names[label] for label in labels]
-        return [attention_figure(pixels, own, teachers, classes, folder / "attention.png"), examples]
+        return [attention_picture(pixels, own, teachers, classes, folder / "attention.png"), examples]
 
     def export(self, folder: RunFolder, data: TrainingData, student: nn.Module, finish: Callable[[Path], Any]) -> None:
         """Write a timm checkpoint under timm's own name of the architecture, if it has one."""

@@ -22,8 +22,8 @@ from frskd_train.constraints import keyword_arguments
 from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_validation
 from frskd_train.report.card import write_backbone_card
 from frskd_train.report.evaluation import Evaluation
-from frskd_train.report.figures import segmentation_figure
 from frskd_train.report.forms import FORMS
+from frskd_train.report.grids import segmentation_picture
 from frskd_train.report.metrics import InitialWeights, Metrics
 from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, Settings, flag
@@ -109,8 +109,8 @@ class SegmentationJob(Job):
         outputs = {**task.predict(images), "student": student.eval()(images)}
         seen = {name: logits.argmax(dim=1).cpu().numpy() for name, logits in outputs.items()}
         pixels, labels, path = data.preprocessing.to_bytes(images), truth.cpu().numpy(), folder / "segmentation.png"
-        picture = segmentation_figure(pixels, labels, seen["student"], seen.get("self_teacher"), data.class_names, path)
-        return [picture]
+        predicted = seen["student"], seen.get("self_teacher")
+        return [segmentation_picture(pixels, labels, *predicted, data.class_names, path)]
 
     def export(self, folder: RunFolder, data: TrainingData, student: nn.Module, finish: Callable[[Path], Any]) -> None:
         export_segmentation(student, folder.student, finish=finish)
