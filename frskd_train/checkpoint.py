@@ -21,7 +21,7 @@ from frskd_timm.errors import UserError, first_line
 from frskd_train.disk import disk_errors, size_and_checksum, sync
 from frskd_train.errors import after_divergence
 
-FORMAT = 3  # 2 had another order of parameters, 1 no weight of the student's cross-entropy
+FORMAT = 4  # 3 and 2 had other orders of parameters, 1 no weight of the student's cross-entropy
 ASIDE = ".writing-"  # prefix of folders being written or deleted
 REPLACED = ".replaced"  # suffix of a checkpoint while another one of the same step takes its place
 # Values of parameter groups that follow from the settings; all others are state of the optimizer.

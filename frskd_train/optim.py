@@ -48,22 +48,15 @@ def check_optimizer(settings: OptimizerSettings, device: torch.device | str = "c
         raise UserError(f"Optimizer '{settings.opt}' cannot be used here: {first_line(error)}.") from error
 
 
-def create_optimizer(settings: OptimizerSettings, task: StudentTask, teacher_lr_scale: float = 1.0) -> Optimizer:
-    """Create a timm optimizer for all trainable parameters of a task; raise UserError like `check_optimizer`.
-
-    The learning rate of all parameters outside the student is `teacher_lr_scale` times the student's.
-    """
-    others = nn.ModuleDict({name: module for name, module in task.named_children() if module is not task.student})
+def create_optimizer(settings: OptimizerSettings, task: StudentTask) -> Optimizer:
+    """Create a timm optimizer for all trainable parameters of a task; raise UserError like `check_optimizer`."""
     # The groups do not depend on the value, so that a resumed run can change it, to and from 0 as well.
-    decay: dict[str, Any] = {"weight_decay": 1.0}
-    decay["weight_decay_exclude_1d"] = settings.filter_bias_and_bn
-    exempt: set[str] = getattr(task.student, "no_weight_decay", set)()  # such as position embeddings
+    decay: dict[str, Any] = {"weight_decay": 1.0, "weight_decay_exclude_1d": settings.filter_bias_and_bn}
+    decay["no_weight_decay_list"] = task.no_weight_decay()
     if settings.layer_decay is not None:
-        layers: dict[str, Any] = {"layer_decay": settings.layer_decay, "no_weight_decay_list": exempt}
-        groups = param_groups_layer_decay(task.student, **decay, **layers)
+        groups = param_groups_layer_decay(task, layer_decay=settings.layer_decay, **decay)
     else:
-        groups = param_groups_weight_decay(task.student, **decay, no_weight_decay_list=exempt)
-    groups += [{**group, "lr_scale": teacher_lr_scale} for group in param_groups_weight_decay(others, **decay)]
+        groups = param_groups_weight_decay(task, **decay)
     return _create(settings, [{**g, "weight_decay": settings.weight_decay * g["weight_decay"]} for g in groups])
 
 

@@ -101,7 +101,7 @@ class Trainer:
         loop = self.settings.loop
         images_per_update = self.train_batches.order.global_batch * self.accelerator.gradient_accumulation_steps
         self.optim = with_scaled_lr(self.settings.optimizer, images_per_update)
-        optimizer = create_optimizer(self.optim, self.task, self.settings.method.teacher_lr_scale)
+        optimizer = create_optimizer(self.optim, self.task)
         self.scheduler = create_scheduler(self.optim, optimizer, self.updates_per_epoch)
         if loop.torchcompile:
             torch.nn.Module.compile(self.task)  # in place, without a wrapper and its prefix in the keys

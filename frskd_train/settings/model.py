@@ -107,8 +107,6 @@ class MethodSettings:
     """Depthwise-pointwise repetitions in each fusion block of the self-teacher (2 in the paper)."""
     teacher_repeats: Annotated[int, Count, FIXED] = DEFAULT.teacher_repeats
     """Consecutive BiFPN layers of the self-teacher; in segmentation after the decoder's, and not for pyramid."""
-    teacher_lr_scale: Annotated[float, Positive] = 1.0
-    """Learning rate of the self-teacher as a multiple of the student's."""
     student_weight: Annotated[float, Positive] = DEFAULT.student_weight
     """Weight of the student's cross-entropy in FRSKD (1 in the paper); ignored with --method ce."""
     teacher_weight: Annotated[float, Positive] = DEFAULT.teacher_weight
