@@ -45,8 +45,9 @@ def evaluate_here(*flags: object) -> None:
 
     from frskd_train.cli.validate import evaluate
 
+    AcceleratorState._reset_state(True)  # of an earlier test with another precision
     try:
-        evaluate(parse.parse_evaluation([str(flag) for flag in flags]))
+        evaluate(parse.parse_evaluation(["--threads", "1", *map(str, flags)]))
     finally:
         AcceleratorState._reset_state(True)
 
@@ -55,6 +56,7 @@ def train_here(*flags: object) -> None:
     """Run `train.py` in this process: about one second instead of ten."""
     from accelerate.state import AcceleratorState, GradientState
 
+    AcceleratorState._reset_state(True)  # of an earlier test with another precision
     token = os.environ.get("HF_TOKEN")
     os.environ["HF_TOKEN"] = MARKER
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)

@@ -262,7 +262,6 @@ def test_two_processes_without_unused_parameters() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "in_one_piece"),
     [
-        ("test_vit", {}, True),
         ("test_resnet", {"teacher_ema": 0.9, "teacher_interval": 2}, True),
         ("test_resnet", {"feature_loss": "overhaul"}, False),
     ],

@@ -143,7 +143,7 @@ BASES = [*(write_recipe(default_settings(task), "x") for task in ("classificatio
          (RECIPES / "finetune.yaml").read_text(encoding="utf-8")]  # fmt: skip
 
 
-@hypothesis_settings(max_examples=80, derandomize=True, **SLOW)  # type: ignore[arg-type]
+@hypothesis_settings(max_examples=40, derandomize=True, **SLOW)  # type: ignore[arg-type]
 @given(
     base=st.sampled_from(BASES),
     damage=st.lists(st.tuples(st.integers(0, 120), LINES), max_size=4),

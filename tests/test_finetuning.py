@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import finetune
-import pytest
 import timm
 import torch
 from conftest import ROOT
@@ -23,7 +22,8 @@ def test_the_documents_ten_lines_fine_tune_a_student() -> None:
     code = code_block(DOCUMENT, "load_digits")
     torch.manual_seed(0)
     scope: dict[str, object] = {}
-    exec(code, scope)
+    assert code.count("range(10)") == 1
+    exec(code.replace("range(10)", "range(4)"), scope)
     weights = timm.create_model("wide_resnet16_2_frskd", pretrained=True, in_chans=1).state_dict()
     tuned = scope["model"].state_dict()  # type: ignore[attr-defined]
     running = next(name for name in weights if name.endswith("running_mean"))
@@ -50,11 +50,10 @@ def test_a_student_is_the_backbone_of_torchvisions_detector() -> None:
     assert all(boxes["boxes"].shape[1] == 4 for boxes in found)
 
 
-@pytest.mark.parametrize("name", timm.list_models("*_frskd"))
-def test_every_student_fits_a_feature_pyramid(name: str) -> None:
+def test_a_student_of_a_new_topology_fits_a_feature_pyramid() -> None:
     scope: dict[str, object] = {"__name__": "document"}
     exec(code_block(DOCUMENT, "RetinaNet").split("\nbackbone =")[0], scope)
-    backbone = scope["PyramidBackbone"](name, out_indices=(-3, -2, -1)).eval()  # type: ignore[operator]
+    backbone = scope["PyramidBackbone"]("wide_resnet16_2_frskd", out_indices=(-3, -2, -1)).eval()  # type: ignore[operator]
     reductions = backbone.student.feature_info.reduction()
     with torch.no_grad():
         maps = backbone(torch.rand(1, 3, 64, 64))

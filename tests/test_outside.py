@@ -14,7 +14,7 @@ from runs import MARKER, small, start, train_here
 from frskd_timm.errors import UserError
 
 
-def test_no_pickle_is_read(places: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_pickle_is_read(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Train, resume and load the student with everything disabled that could run code from data."""
     import timm
 

@@ -52,11 +52,11 @@ def test_a_dead_process_ends_the_others_and_is_named(places: Path) -> None:
     assert "trainer.py" not in said
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, None], ids=["SIGTERM", "SIGHUP", "closed output"])
+@pytest.mark.parametrize("number", [signal.SIGHUP, None], ids=["SIGHUP", "closed output"])
 def test_stopped_in_an_epoch_and_resumed_it_ends_with_the_same_bits(
     number: int | None, places: Path, whole: Path, capfd: pytest.CaptureFixture
 ) -> None:
-    """Stop by a scheduler, by a closing terminal, and by the end of a reader such as `head`."""
+    """Stop by a closing terminal, and by the end of a reader such as `head`."""
     augment, run = BatchAugmentation.__call__, places / f"stopped by {number}"
 
     def signalled(self: BatchAugmentation, *batch: Any) -> tuple[Any, Tensor]:
@@ -154,7 +154,6 @@ def test_two_processes_stop_together_and_go_on(number: int, everybody: bool, pla
     assert (run / "student" / "model.safetensors").is_file()
 
 
-@pytest.mark.long
 def test_resumed_processes_agree_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     two = SimpleNamespace(num_processes=2, device="cpu", reduce=lambda flags, reduction: flags * 2)

@@ -1,4 +1,4 @@
-"""The same tests for every registered student; a new one needs no line here."""
+"""The same tests for every registered student, of timm's own networks for one; a new student needs no line here."""
 
 import copy
 import math
@@ -21,6 +21,8 @@ STUDENTS = timm.list_models("*_frskd")
 ODD = (75, 53)  # no level is half of the one before
 TRAINING = (40, 40)  # maps of at least 2x2, so that BN has more than one value per image
 each_student = pytest.mark.parametrize("name", STUDENTS)
+OWN = [name for name in STUDENTS if stock_name(name) is None]
+each_topology = pytest.mark.parametrize("name", [*OWN, "resnet18_frskd"])
 
 
 def images(size=(32, 32), **options):
@@ -50,12 +52,13 @@ def test_a_stock_student_is_timm_s_network(name):
         assert not timm.is_model(name.removesuffix("_frskd"))  # else a reader would take it for timm's
         return
     ours, theirs = create(name), timm.create_model(stock, num_classes=7).eval()
+    assert type(ours) is type(theirs)
     theirs.load_state_dict(ours.state_dict())
     torch.testing.assert_close(ours(images()), theirs(images()), rtol=0, atol=0)
     assert list(ours.state_dict()) == list(theirs.state_dict())
 
 
-@each_student
+@each_topology
 @torch.no_grad()
 def test_features_are_what_feature_info_says(name):
     levels = len(create(name).feature_info)
@@ -69,7 +72,7 @@ def test_features_are_what_feature_info_says(name):
             assert [tuple(m.shape[2:]) for m in maps] == expected
 
 
-@each_student
+@each_topology
 @torch.no_grad()
 def test_maps_of_one_forward_are_the_ones_fed_on(name):
     model = create(name)
@@ -87,7 +90,7 @@ def test_maps_of_one_forward_are_the_ones_fed_on(name):
         model.forward_intermediates(x, output_fmt="NLC")
 
 
-@each_student
+@each_topology
 @torch.no_grad()
 def test_pruning_leaves_the_maps_asked_for(name):
     x = images()
@@ -102,7 +105,7 @@ def test_pruning_leaves_the_maps_asked_for(name):
         assert sum(p.numel() for p in model.parameters()) < parameters
 
 
-@each_student
+@each_topology
 @torch.no_grad()
 def test_the_head_is_replaced_and_removed(name):
     model = create(name)
@@ -121,7 +124,7 @@ def test_the_head_is_replaced_and_removed(name):
     torch.testing.assert_close(twin(name, model, num_classes=0, global_pool="")(x), model(x))
 
 
-@each_student
+@each_topology
 def test_dropout_acts_in_training_only(name):
     model = create(name, drop_rate=0.5, drop_path_rate=0.0)
     features = model.forward_features(images())
@@ -143,7 +146,7 @@ def test_channels_classifier_and_first_conv_are_as_configured(name):
     assert tuple(last.shape[2:]) == tuple(cfg["pool_size"])
 
 
-@each_student
+@each_topology
 def test_checkpointing_changes_neither_logits_nor_gradients(name):
     def step(checkpointing, intermediates):
         model = create(name).train()
@@ -162,7 +165,7 @@ def test_checkpointing_changes_neither_logits_nor_gradients(name):
         torch.testing.assert_close(step(True, intermediates), step(False, intermediates), rtol=1e-4, atol=1e-6)
 
 
-@each_student
+@each_topology
 def test_every_parameter_gets_a_gradient(name):  # DDP stops otherwise
     model = create(name).train()
     model(images(TRAINING)).square().mean().backward()
@@ -170,7 +173,7 @@ def test_every_parameter_gets_a_gradient(name):  # DDP stops otherwise
 
 
 @pytest.mark.parametrize("coarse", [False, True])
-@each_student
+@each_topology
 def test_parameter_groups_follow_the_depth(name, coarse):
     model = create(name)
     depth_of = group_parameters(model, model.group_matcher(coarse=coarse), reverse=True)
@@ -181,7 +184,7 @@ def test_parameter_groups_follow_the_depth(name, coarse):
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
-@each_student
+@each_topology
 @torch.no_grad()
 def test_torchscript_and_fx_compute_the_same(name):
     model = create(name)

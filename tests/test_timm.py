@@ -1,6 +1,7 @@
 """The tasks in loops other than `train.py`, and timm's own tools on the students."""
 
 import re
+import runpy
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -247,11 +248,15 @@ def test_create_and_the_command_line_have_the_same_defaults(kind: str) -> None:
     assert shapes[0] == shapes[1]
 
 
-def test_a_script_sees_the_students(tmp_path: Path) -> None:
+def test_a_script_sees_the_students(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     script = tmp_path / "script.py"
     (tmp_path / "neighbour.py").touch()
     script.write_text(
         "import sys, neighbour, timm\nprint(type(timm.create_model(sys.argv[2])).__name__, sys.argv[1], __name__)\n"
     )
-    done = run_script(sys.executable, "-m", "frskd_timm", script, "--model", "wide_resnet16_2_frskd")
-    assert done.stdout == "WideResNet --model __main__\n"
+    monkeypatch.setattr(sys, "argv", ["frskd_timm", str(script), "--model", "wide_resnet16_2_frskd"])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    runpy.run_module("frskd_timm", run_name="__main__")
+    assert capsys.readouterr().out == "WideResNet --model __main__\n"

@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from frskd_timm.errors import UserError
+from frskd_train import cli
 from frskd_train.data import Preprocessing, ValidationData, load_validation
 from frskd_train.data.source import find_source
 from frskd_train.data.transforms import CORRUPTIONS, EvalTransform
@@ -280,10 +281,11 @@ def test_a_model_that_refuses_a_size_without_a_word_gets_a_sentence_too() -> Non
         refuse_size(model, (3, 32, 32))
 
 
-def test_validation_without_weights_is_one_sentence() -> None:
-    done = run_script(sys.executable, ROOT / "validate.py", "--model", "nowhere/run", check=False)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "nowhere/run: there is no such folder; on the Hub it would be hf-hub:nowhere/run" in done.stderr
+def test_validation_without_weights_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.run("validate", ["--model", "nowhere/run"])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "nowhere/run: there is no such folder; on the Hub it would be hf-hub:nowhere/run" in said
     with pytest.raises(UserError, match="resnet18_cifar_frskd"):
         load_for_evaluation("resnet18_cifar_frskd")

@@ -1,7 +1,8 @@
 """The command `frskd`, also `python -m frskd_train`: one module per subcommand, imported on use."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
@@ -26,10 +27,9 @@ HELP = "\n".join(
 
 def main() -> None:
     """Run the subcommand on the command line."""
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print(HELP)
-    elif sys.argv[1] in ("-V", "--version"):
-        print(f"frskd-timm {_version()}")
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "-V", "--version"):
+        with _output_may_be_closed():
+            print(f"frskd-timm {_version()}" if sys.argv[1:2] in (["-V"], ["--version"]) else HELP)
     elif sys.argv[1] not in COMMANDS:
         exit_with_error(f"Unknown command '{sys.argv[1]}'; the commands are {', '.join(COMMANDS)}.")
     else:
@@ -43,15 +43,26 @@ def _version() -> str:
         return "0+unknown"
 
 
+@contextmanager
+def _output_may_be_closed() -> Iterator[None]:
+    """End the process quietly if the reader of its output is gone, as after `| head`."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        discard_output()
+        exit_process(141)
+
+
 def run(command: str, arguments: Sequence[str] | None = None) -> None:
     """Run a subcommand of `COMMANDS`; an error that the user can fix ends the process with a sentence and status 2."""
     try:
-        import_module(f"frskd_train.cli.{command}").main(arguments)
+        with _output_may_be_closed():
+            import_module(f"frskd_train.cli.{command}").main(arguments)
     except SettingsError as error:
         exit_with_error(error)
-    except BrokenPipeError:  # the reader of the output is gone, as after `| head`
-        discard_output()
-        exit_process(141)
     except KeyboardInterrupt:
         exit_interrupted(f"frskd {command} was interrupted: run it again.")
     except ModuleNotFoundError as error:
