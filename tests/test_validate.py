@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import ROOT, run_script
+from conftest import ROOT, SMALL, run_script
 from pictures import encoded, picture, pictures, save, split
 from published import make_student
 from runs import evaluate_here, train_here
@@ -31,8 +31,16 @@ from frskd_train.settings import DataSettings, FitSettings, flag
 from frskd_train.tasks.classification import ClassificationJob, refuse_size
 
 
-def test_validation_of_the_export_is_the_runs_own_score(finished) -> None:
-    run, _ = finished
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished run."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    train_here(*SMALL, "--model-ema", "--output-dir", run)
+    return run
+
+
+def test_validation_of_the_export_is_the_runs_own_score(finished: Path) -> None:
+    run = finished
     done = run_script(sys.executable, ROOT / "validate.py", "--model", run)
     stored = json.loads((run / "evaluation-fashion_mnist_sample" / "evaluation.json").read_text(encoding="utf-8"))
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
@@ -73,9 +81,9 @@ def test_held_out_images_unusual_names_and_more_outputs_than_classes(tmp_path: P
         ClassificationJob.load_validation(DataSettings(str(tmp_path / "two")), FitSettings(), unnamed)
 
 
-def test_the_evaluation_of_a_run_is_scikit_learns_and_torchmetrics(finished) -> None:
-    found = read_evaluation(finished[0] / "evaluation.json")
-    model = timm.create_model(f"local-dir:{finished[0] / 'student'}", pretrained=True).eval()
+def test_the_evaluation_of_a_run_is_scikit_learns_and_torchmetrics(finished: Path) -> None:
+    found = read_evaluation(finished / "evaluation.json")
+    model = timm.create_model(f"local-dir:{finished / 'student'}", pretrained=True).eval()
     transform = create_transform(**resolve_data_config({}, model=model))
     test = find_source(DataSettings()).splits[found.split]
     truth = np.array(test["label"])
@@ -107,8 +115,8 @@ def test_the_evaluation_of_a_run_is_scikit_learns_and_torchmetrics(finished) -> 
     assert found == Evaluation.from_json(json.loads(found.to_json()))
 
 
-def test_validation_at_another_size_is_timms(finished, tmp_path: Path) -> None:
-    run, _ = finished
+def test_validation_at_another_size_is_timms(finished: Path, tmp_path: Path) -> None:
+    run = finished
     args = {"img_size": 40, "crop_pct": 0.8, "crop_mode": "squash", "interpolation": "bicubic"}
     flags = [part for name, value in args.items() for part in (flag(name), value)]
     evaluate_here("--model", run, "--threads", 1, *flags, "--output", tmp_path / "found.json")
@@ -146,9 +154,9 @@ def three_splits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_unreadable_calibration_image_is_left_out_and_counted(
-    finished, three_splits: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    finished: Path, three_splits: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    run, _ = finished
+    run = finished
     parts = datasets.load_from_disk(three_splits).cast_column("image", datasets.Image(decode=False))
     rows = parts["validation"].to_list()
     rows[15]["image"]["bytes"] = b"not an image"
@@ -162,8 +170,8 @@ def test_an_unreadable_calibration_image_is_left_out_and_counted(
         assert "Image 15 of split validation cannot be read" in told
 
 
-def test_calibrated_mirrored_and_corrupted(finished, three_splits: Path, tmp_path: Path) -> None:
-    run, _ = finished
+def test_calibrated_mirrored_and_corrupted(finished: Path, three_splits: Path, tmp_path: Path) -> None:
+    run = finished
     data = ["--dataset", three_splits, "--val-split", "test"]
     for taken in ("test", "train", "nowhere"):
         with pytest.raises(UserError, match=rf"--calibration-split {taken} .* choose validation"):
