@@ -94,7 +94,7 @@ CASES = {
     "imbalanced": Case(
         "Fashion-MNIST, 400 down to 20 images per class", "fashion_mnist", (20,), _GARMENTS, spoilt="imbalanced"
     ),
-    "scenes": Case("scenes, segmentation", "fashion_mnist_scenes", (20,), "--task segmentation"),
+    "scenes": Case("scenes, segmentation", "fashion_mnist_scenes", (20, 40), "--task segmentation"),
     "full": Case("Fashion-MNIST, 60,000 images", "fashion_mnist", (30,), f"{_GARMENTS} {_ALL}"),
 }
 # Cases that take many hours on a CPU; gpu.py trains them.
