@@ -1,4 +1,4 @@
-"""Text in pictures that are drawn with Pillow, because every run makes them and matplotlib takes half a second."""
+"""Colours, and text in pictures drawn with Pillow: every run makes them, and matplotlib takes half a second each."""
 
 from functools import cache
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.font_manager import findfont
 from PIL import ImageFont
 
-BLUE, GREY, LIGHT, TEXT = "#0072B2", "#888888", "#d9d9d9", "#333333"
+BLUE, GREY, LIGHT, TEXT = "#0072B2", "#777777", "#d9d9d9", "#333333"
 _LONGEST = 24  # characters of a name
 
 
