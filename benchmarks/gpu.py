@@ -124,9 +124,11 @@ def training(stage: str, case: str, args: argparse.Namespace) -> Job:
 
 def compare_loops(args: argparse.Namespace) -> None:
     """Train with cross-entropy on the same images with `train.py` and with timm's script, and write both rates."""
+    from loading import write_images
+
     folder, classes = args.output / "loops" / "data", 3
     shutil.rmtree(folder.parent, ignore_errors=True)  # an attempt that ran out of time
-    write_pictures(folder, classes, *((8, 2) if args.rehearse else (4000, 10)))
+    write_images(folder, {"train": 8, "test": 2} if args.rehearse else {"train": 4000, "test": 10}, classes, (256, 256))
     model, size, batch, workers = ("test_resnet", 64, 8, 1) if args.rehearse else ("resnet18", 224, 128, 12)
     shared = ["--model", model, "--batch-size", batch, "--epochs", 2, "--opt", "sgd", "--lr", "0.05"]
     ours, theirs = args.output / "loops" / "ours", args.output / "loops" / "timm"
@@ -144,21 +146,6 @@ def compare_loops(args: argparse.Namespace) -> None:
         sys.exit(f"error: the output of {args.timm_train} has no images per second:\n{log[-2000:]}")
     row = {"model": model, "img_size": size, "batch_size": batch, "ours": our_rate, "timm": float(rates[-1])}
     append(args.output / "loops.csv", [row])
-
-
-def write_pictures(folder: Path, classes: int, train: int, test: int) -> None:
-    """Write JPEG files of 256x256 blurred noise to `folder`/{train,test}/CLASS."""
-    import numpy as np
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    for split, count in {"train": train, "test": test}.items():
-        for number in range(classes):
-            place = folder / split / str(number)
-            place.mkdir(parents=True)
-            for index in range(count):
-                pixels = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
-                pixels.resize((256, 256), Image.Resampling.BICUBIC).save(place / f"{index}.jpg", quality=90)
 
 
 def run(command: Sequence[object]) -> str:

@@ -8,11 +8,12 @@ turns in every round; the ratio is the median over the rounds, with the minimum 
 """
 
 import argparse
+import io
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,29 @@ from frskd_train.data import load_data  # noqa: E402
 from frskd_train.settings import DataSettings, PreprocessingSettings  # noqa: E402
 
 
-def write_images(folder: Path, count: int) -> None:
-    """Write JPEGs of 500x375 pixels in two classes: noise at several scales, about as large as photographs' files."""
+def write_images(folder: Path, counts: Mapping[str, int], classes: int = 2, size: tuple[int, int] = (500, 375)) -> None:
+    """Write JPEGs as large as those of photographs to `folder`/SPLIT/CLASS: noise at several scales.
+
+    Args:
+        folder: Created if it is missing.
+        counts: Number of images per class by split.
+        classes: Number of classes.
+        size: Width and height in pixels.
+    """
     rng = np.random.default_rng(0)
-    for number in range(count):
-        layers = [Image.fromarray(rng.integers(0, 256, (size * 3 // 4, size, 3), np.uint8)) for size in (8, 40, 200)]
-        picture = np.mean([np.asarray(layer.resize((500, 375), Image.Resampling.BICUBIC)) for layer in layers], 0)
-        path = folder / ("train" if number % 10 else "val") / f"class{number % 2}" / f"{number}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture.astype(np.uint8)).save(path, quality=90)
+    files = []
+    for _ in range(100):  # repeated, to start soon
+        noise = [Image.fromarray(rng.integers(0, 256, (n * 3 // 4, n, 3), np.uint8)) for n in (8, 40, 200)]
+        picture = np.mean([np.asarray(layer.resize(size, Image.Resampling.BICUBIC)) for layer in noise], 0)
+        file = io.BytesIO()
+        Image.fromarray(picture.astype(np.uint8)).save(file, "JPEG", quality=90)
+        files.append(file.getvalue())
+    for split, count in counts.items():
+        for number in range(classes):
+            place = folder / split / str(number)
+            place.mkdir(parents=True)
+            for index in range(count):
+                (place / f"{index}.jpg").write_bytes(files[index % len(files)])
 
 
 def rate(batches: Callable[[], Iterable[Any]]) -> float:
@@ -61,7 +76,7 @@ def main() -> None:
         parser.add_argument(flag, type=int, default=default)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        write_images(Path(place), args.images)
+        write_images(Path(place), {"train": args.images * 9 // 20, "val": args.images // 20})
         data = load_data(
             DataSettings(dataset=place, data_mode="stream", workers=args.workers),
             PreprocessingSettings(img_size=args.img_size, train_crop_mode="rrc"),
