@@ -126,7 +126,7 @@ class DistillationTask(StudentTask):
         self.logit_loss = LOGIT_LOSSES.get(logit_loss)
         self.average: nn.Module | None = None
         if teacher_ema:
-            # The warm-up forgets the random initial weights sooner: the decay starts at (1 + n) / (10 + n).
+            # After n updates the decay is (1 + n) / (10 + n), which forgets the random initial weights sooner.
             warmup: dict[str, Any] = {"use_warmup": True, "warmup_gamma": 9, "warmup_power": 1}
             self._ema_of_teacher = (
                 ModelEmaV3(nn.ModuleDict(self.networks), teacher_ema, exclude_buffers=True, **warmup),
@@ -157,13 +157,13 @@ class DistillationTask(StudentTask):
         self.distill_weight.fill_(distillation_weight(self.schedule, progress, self.start))
         if self.clock is None:
             return
-        if not bool(self.clock[0] == torch.tensor(progress, device=self.clock.device)):
-            self.clock[0] = progress
-            self.clock[1] += 1
+        before, updates = self.clock.tolist()
+        if before != torch.tensor(progress, dtype=self.clock.dtype).item():
+            updates += 1
+            self.clock.copy_(torch.tensor([progress, updates]))
             if self.average is not None:
-                steps = int(self.clock[1]) + 2  # timm's warm-up begins at a decay of 0 in step 1
-                self._ema_of_teacher[0].update(nn.ModuleDict(self.networks), step=steps)
-        self._skips_teacher = int(self.clock[1]) % self.teacher_interval > 0
+                self._ema_of_teacher[0].update(nn.ModuleDict(self.networks), step=int(updates) + 2)
+        self._skips_teacher = updates % self.teacher_interval > 0
 
     @property
     def networks(self) -> dict[str, nn.Module]:

@@ -33,6 +33,7 @@ def evaluate(
         The evaluator's scores and the number of `images` by name of the network, `student` first; empty if there are no
         images, or no label.
     """
+    torch.backends.cudnn.benchmark = False  # images for segmentation differ in size
     evaluators: dict[str, Any] = defaultdict(create_evaluator)
     for images, target in batches:
         with accelerator.autocast():

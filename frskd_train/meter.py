@@ -145,11 +145,11 @@ class NonfiniteGuard:
 
     All processes hold the same gradients, so they make the same decision without communication. Buffers that became
     NaN, such as running statistics, are restored by the process that has them, whether or not the update is skipped.
-    `has_scaler` is whether the gradient scaler of float16 already skips such updates.
+    With float16, the gradient scaler already skips such updates.
     """
 
-    def __init__(self, module: nn.Module, has_scaler: bool) -> None:
-        self.module, self.has_scaler = module, has_scaler
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
         self._buffers = [buffer.clone() for buffer in module.buffers()]
 
     @torch.no_grad()
@@ -159,13 +159,13 @@ class NonfiniteGuard:
         Synchronises.
         """
         bad = False
-        if not self.has_scaler:
+        if optimizer.scaler is None:
             gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
             bad = not bool(torch.isfinite(get_total_norm(gradients)))
             if bad:
                 optimizer.zero_grad()
         discarded = bad
-        bad = bad or any(bool(buffer.isnan().any()) for buffer in self.module.buffers())
+        bad = bad or bool(torch.stack([buffer.isnan().any() for buffer in self.module.buffers()]).any())
         for kept, buffer in zip(self._buffers, self.module.buffers(), strict=True):
             if bad:
                 buffer.copy_(kept)

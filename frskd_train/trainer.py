@@ -71,8 +71,7 @@ class Trainer:
 
     def run(self) -> None:
         """Train the remaining epochs, then score, export and publish; raise UserError if that fails."""
-        has_scaler = self.accelerator.mixed_precision == "fp16"
-        self.guard = NonfiniteGuard(self.task, has_scaler) if self.settings.loop.skip_nonfinite else None
+        self.guard = NonfiniteGuard(self.task) if self.settings.loop.skip_nonfinite else None
         scores: Scores = {}
         with Interruptions(self.accelerator) as self.interruptions:
             while self.state.epoch < self.settings.optimizer.epochs:
@@ -162,6 +161,7 @@ class Trainer:
             self.scheduler.step_update(state.updates - 1)  # for the row of the epoch
             return
         self.model.train()
+        torch.backends.cudnn.benchmark = True  # all batches have the same size
         self.progress.start_epoch()
         for images, target in self.train_batches.epoch(state.epoch, start=state.step):
             updated = self.train_step(images, target)

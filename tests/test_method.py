@@ -131,7 +131,8 @@ def run_trajectory(variant: str, golden: dict, jolt: int = 0) -> Trajectory:
         generator = torch.Generator().manual_seed(jolt)
         with torch.no_grad():
             for parameter in task.parameters():
-                parameter.mul_(1 + 1e-7 * torch.randn(parameter.shape, generator=generator))
+                noise = torch.randn(parameter.shape, generator=generator, device="cpu")
+                parameter.mul_(1 + 1e-7 * noise.to(parameter.device))
     optimizer = torch.optim.SGD(task.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
 
     losses, first_gradients = [], {}

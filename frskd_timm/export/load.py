@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import timm
 import torch
@@ -26,6 +26,8 @@ from frskd_timm.export.folder import CONFIG, read_json, read_weights, recover
 from frskd_timm.pyramid import evaluating
 from frskd_timm.segmentation.backbone import probe_size
 from frskd_timm.segmentation.student import SegmentationStudent
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class ExportedStudent(ABC):
@@ -222,19 +224,28 @@ def verify_export(folder: str | Path, model: nn.Module, *, tolerance: float = 1e
 
 
 def compare_logits(model: nn.Module, other: nn.Module, images: Tensor, *, tolerance: float = 1e-4) -> float:
-    """Return the largest difference of two models' outputs, in eval mode and float32 on the first one's device.
+    """Return the largest difference of two models' outputs, in eval mode and float32 on the CPU.
 
     Raises:
         UserError: The difference exceeds `tolerance` times the largest logit, or is NaN.
     """
-    model = unwrap_model(model)
-    parameter = next(model.parameters())
-    if parameter.dtype in (torch.bfloat16, torch.float16):
-        model = deepcopy(model).float()
-    images, other = images.to(parameter.device), other.to(parameter.device)
-    with torch.autocast(parameter.device.type, enabled=False), evaluating(model), evaluating(other):
-        expected, found = model(images.to(next(model.parameters()).dtype)), other(images)
+    model, other = comparable(unwrap_model(model)), comparable(other)
+    with torch.autocast("cpu", enabled=False), evaluating(model), evaluating(other):
+        expected, found = model(images.cpu().to(next(model.parameters()).dtype)), other(images.cpu())
     return compare_outputs(expected, found, tolerance=tolerance)
+
+
+def comparable(model: Module) -> Module:
+    """Return a model that computes at least in float32 on the CPU, a copy if necessary.
+
+    On a GPU, the same convolution differs by more than rounding between memory formats, because of TF32.
+    """
+    parameter = next(model.parameters())
+    half = parameter.dtype in (torch.bfloat16, torch.float16)
+    if not half and parameter.device.type == "cpu":
+        return model
+    model = deepcopy(model).cpu()
+    return model.float() if half else model
 
 
 def compare_outputs(expected: Tensor, found: Tensor, *, tolerance: float = 1e-4) -> float:

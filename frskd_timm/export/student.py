@@ -20,7 +20,7 @@ from torch import nn
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.config import check_pretrained_cfg
 from frskd_timm.export.folder import CONFIG, plain_state_dict, read_json, replacing, write_json, write_weights
-from frskd_timm.export.load import compare_outputs, verify_export
+from frskd_timm.export.load import comparable, compare_outputs, verify_export
 from frskd_timm.models import stock_name
 from frskd_timm.pyramid import evaluating, sample_images
 from frskd_timm.segmentation.student import SegmentationStudent
@@ -243,10 +243,9 @@ def _compare_maps(student: SegmentationStudent, folder: Path) -> None:
         raise UserError(f"The backbone {name} does not load with features_only: {first_line(error)}.") from error
     finally:
         logging.disable(disabled)
+    student = comparable(student)
     images = sample_images(student, (student.in_chans, *student.probe))
     with evaluating(student), evaluating(loaded):
         expected = [map_.float() for map_ in student.backbone_maps(images)]
-        found = [
-            map_.permute(0, 3, 1, 2) if channels_last else map_ for map_ in loaded.to(images.device)(images.float())
-        ]
+        found = [map_.permute(0, 3, 1, 2) if channels_last else map_ for map_ in loaded(images.float())]
     compare_outputs(*(torch.cat([map_.flatten(1) for map_ in maps], dim=1) for maps in (expected, found)))

@@ -45,7 +45,7 @@ class Cache:
         if device not in self._resident:
             self._resident[device] = self.images.to(device), self.targets.to(device)
         images, targets = self._resident[device]
-        chosen = torch.from_numpy(places).to(device)
+        chosen = torch.from_numpy(places).to(device, non_blocking=True)
         return images[chosen], targets[chosen]
 
 

@@ -46,7 +46,7 @@ def dkd(teacher: Tensor, student: Tensor, target: Tensor, temperature: float, we
     classes = target if target.ndim == 1 else target.argmax(dim=1)
     own = F.one_hot(classes.where(classes < student.shape[1], 0), student.shape[1]).bool()
     log_teacher, log_student = (
-        torch.stack([log[own], log.masked_fill(own, -torch.inf).logsumexp(dim=1)], dim=1)
+        torch.stack([log.where(own, 0).sum(dim=1), log.masked_fill(own, -torch.inf).logsumexp(dim=1)], dim=1)
         for log in (F.log_softmax(z.float() / temperature, dim=1) for z in (teacher.detach(), student))
     )
     rows = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=1)
