@@ -43,6 +43,7 @@ BEGIN_SPOILT = "<!-- begin: imbalanced and wrong labels, written by python bench
 
 def train(run: Run, dataset: str, flags: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     """Train once in this process, or finish training, and return the rows for the CSV."""
+    import torch
     from accelerate.state import AcceleratorState, GradientState
 
     from frskd_train.end_of_run import evaluate_run
@@ -51,16 +52,22 @@ def train(run: Run, dataset: str, flags: Sequence[str], folder: Path) -> list[di
     from frskd_train.trainer import Trainer
 
     class Measured(Trainer):
-        """Measures processor time, which other load hardly affects, and the scores with and without average."""
+        """Measures the time of epochs, and the scores with and without average."""
 
         def __init__(self) -> None:
             super().__init__(parse_settings([*common, "--checkpoint-hist", "1", *flags]))
             self.seconds: list[float] = []
 
+        def clock(self) -> float:
+            if self.accelerator.device.type == "cpu":
+                return time.process_time()  # which other load hardly affects
+            torch.accelerator.synchronize()
+            return time.perf_counter()
+
         def train_epoch(self) -> None:
-            start = time.process_time()
+            start = self.clock()
             super().train_epoch()
-            self.seconds.append(time.process_time() - start)
+            self.seconds.append(self.clock() - start)
 
         def validate(self) -> Scores:
             average, self.average = self.average, None
@@ -126,14 +133,17 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def commit() -> str:
-    """Return the name of the commit."""
+    """Return the name of the commit, 'unknown' outside a clone."""
     command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def flags_of(run: Run, args: argparse.Namespace) -> str:
     """Return the flags of `train.py` that make the difference."""
-    return run.flags(" ".join(args.flags), args.rehearse)
+    return run.flags(" ".join(args.flags), args.rehearse) + (" --torchcompile" if args.torchcompile else "")
 
 
 def dataset_of(run: Run, args: argparse.Namespace) -> str:
@@ -211,6 +221,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tune", action="store_true", help="score a fifth of the training images, held out")
     parser.add_argument("--name", default="frskd", help="name of FRSKD in the CSV, with the flags after --")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--torchcompile", action="store_true", help="compile the training steps")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes: everything in minutes, for a test")
     parser.add_argument("--data-dir", type=Path, default=ROOT / "data", help="where datasets are created")
     parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / "budgets")

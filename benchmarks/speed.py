@@ -77,10 +77,12 @@ def in_turn(
 def data_loops(case: argparse.Namespace, step: Callable[..., None], device: "torch.device") -> dict[str, Any]:
     """Create runs of `case.steps` steps: on one fixed batch, and with batches of each data mode."""
     from frskd_train.data import load_data
+    from frskd_train.device import cores
     from frskd_train.settings import DataSettings, PreprocessingSettings
 
     def endless(mode: str) -> Iterator[tuple[Any, Any]]:
-        settings = DataSettings(dataset=case.dataset, data_mode=mode)  # type: ignore[arg-type]
+        workers = max(2, cores() - 2)
+        settings = DataSettings(dataset=case.dataset, data_mode=mode, workers=workers)  # type: ignore[arg-type]
         data = load_data(settings, PreprocessingSettings(img_size=case.img_size), model_cfg={})
         batches = data.train_batches(case.batch_size, device=device)
         epoch = 0
@@ -146,16 +148,21 @@ def measure(case: argparse.Namespace, device: "torch.device") -> dict[str, Any]:
     from frskd_train.device import machine_name
 
     images, target = random_batch(case.img_size, case.batch_size, device)
+    case.steps = case.steps or (100 if device.type == "cuda" else 5)
+    repeats = max(1, case.steps // 5)
+
+    def repeated(step: Callable[..., None], *batch: torch.Tensor) -> Callable[[], Any]:
+        return lambda: [step(*batch) for _ in range(repeats)]
+
     options = (case.precision, device, case.torchcompile)
     steps = {method: package_step(case.model, case.img_size, method, *options) for method in ("ce", "frskd")}
-    variants: dict[str, Callable[[], Any]] = {m: (lambda s=step: s(images, target)) for m, step in steps.items()}
+    variants = {method: repeated(step, images, target) for method, step in steps.items()}
     if case.reference:
-        channels_first = images.contiguous()
-        reference = reference_step(case.model, case.img_size, device)
-        variants["float32"] = lambda: reference(channels_first, target)
+        variants["float32"] = repeated(reference_step(case.model, case.img_size, device), images.contiguous(), target)
     alone = device.type == "cpu" and case.threads == 1  # processor time, which other load hardly affects
     clock = time.process_time if alone else time.perf_counter
-    rates = in_turn(variants, case.batch_size, case.rounds, device, clock)
+    torch.backends.cudnn.benchmark = True  # as in training
+    rates = in_turn(variants, repeats * case.batch_size, case.rounds, device, clock)
     networks = parameters(case.model, case.img_size)
     counts = {method: gmacs(case.model, case.img_size, method) for method in ("ce", "frskd")}
     row: dict[str, Any] = {
@@ -226,7 +233,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--torchcompile", action="store_true", help="compile the steps")
     parser.add_argument("--threads", type=int, help="CPU threads; all cores by default")
     parser.add_argument("--rounds", type=int, default=9, help="number of measurements of each variant")
-    parser.add_argument("--steps", type=int, default=5, help="steps per run of the whole loop with data")
+    steps = "steps per measurement of the loop with data, five times those without; by default 5, on a GPU 100"
+    parser.add_argument("--steps", type=int, help=steps)
     parser.add_argument("--dataset", default="fashion_mnist_sample", help="data of the whole loop; '' skips it")
     parser.add_argument("--no-reference", dest="reference", action="store_false", help="skip the float32 reference")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="skip the peak memory")

@@ -115,7 +115,7 @@ def test_a_rehearsal_of_the_stages_for_a_gpu(tmp_path: Path) -> None:
         rows = [row for row in csv.DictReader(file) if row["status"] == "done"]
     assert list(dict.fromkeys(row["stage"] for row in rows)) == stages
     assert not run_script(*command).stdout  # nothing is repeated
-    with (tmp_path / "loops.csv").open(encoding="utf-8") as file:
+    with (tmp_path / "loops" / "loops.csv").open(encoding="utf-8") as file:
         (rates,) = csv.DictReader(file)
     assert (float(rates["ours"]) > 0, float(rates["timm"])) == (True, 124.5)
     with (tmp_path / "accuracy.csv").open(encoding="utf-8") as file:
