@@ -15,7 +15,7 @@ from frskd_timm.defaults import CLASSIFICATION as DEFAULT
 from frskd_timm.errors import UserError
 from frskd_timm.gates import GATES
 from frskd_timm.losses import FeatureLoss
-from frskd_timm.losses.functional import IGNORED
+from frskd_timm.losses.functional import IGNORED, UNLABELLED
 from frskd_timm.losses.logits import LOGIT_LOSSES
 from frskd_timm.schedule import distillation_weight
 from frskd_timm.student_task import StudentTask, Terms
@@ -276,7 +276,7 @@ class DistillationTask(StudentTask):
         """Return 1 for images or pixels whose soft labels count and 0 for the others; None if all count."""
         if self.gate is None:
             return None
-        ignored = IGNORED if target.ndim == 3 else -100  # torch's default
+        ignored = IGNORED if target.ndim == 3 else UNLABELLED
         with torch.no_grad():
             own, other = (
                 F.cross_entropy(logits.float(), target, ignore_index=ignored, reduction="none")

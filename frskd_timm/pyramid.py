@@ -175,6 +175,8 @@ def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[int
                 raise UserError(f"{name} is not a classifier: it does not return {classes} logits per image.")
             again = model.forward_head(final)  # type: ignore[operator]
             if not torch.allclose(again.float(), logits.float(), rtol=1e-3, atol=1e-4, equal_nan=True):
+                if "forward" in vars(model):  # Accelerate replaces it by one with mixed precision
+                    raise UserError(f"The forward of this {name} was replaced: prepare the task, not the student.")
                 raise UserError(
                     f"{name} cannot be a student, because it classifies from more than its last feature map."
                 )

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from frskd_timm.defaults import CLASSIFICATION as DEFAULT
 from frskd_timm.errors import UserError
+from frskd_timm.losses.functional import UNLABELLED, weighted_mean
 from frskd_timm.losses.labels import trust
 
 Terms = dict[str, Tensor]
@@ -38,8 +39,8 @@ class StudentTask(TrainingTask):
     Attributes:
         student_weight: Weight of the student's cross-entropy in the loss.
         clean_view: Whether the task takes batches as `augment.TwoViews`.
-        label_loss: Replaces the cross-entropy, such as `losses.labels.LabelLoss`; None by default. With
-            `noisy_labels`, it has to take a `factor` [B] of the losses.
+        label_loss: Replaces the cross-entropy and its smoothing, such as `losses.labels.LabelLoss`; None by default.
+            With `noisy_labels`, it has to take a `factor` [B] of the losses.
         noisy_labels: Multiply the cross-entropy of each image (or pixel) by a factor that changes linearly from 1 to
             the trust in its label (`losses.labels.trust`) during the first half of the run, or is the trust always if
             `set_progress` is never called. False by default.
@@ -67,20 +68,22 @@ class StudentTask(TrainingTask):
         """Compute the loss of one training step, as `forward` returns it."""
 
     def forward(self, input: Tensor, target: Tensor) -> Terms:
-        """Run `step`, through the compiled or distributed module if there is one."""
+        """Run `step`, through the compiled or distributed module if there is one; classes may be any integers."""
+        if not target.is_floating_point():
+            target = target.long()
         return self._wrapped[0](input, target) if self._wrapped else self.step(input, target)
 
     def cross_entropy(self, logits: Tensor, target: Tensor, factor: Tensor | None = None) -> Tensor:
         """Return the mean cross-entropy of logits [B, K] and classes [B] or probabilities [B, K].
 
-        A factor [B] multiplies that of each image before the mean.
+        Images of the class -100 do not count. A factor [B] multiplies the cross-entropy of each image before the mean.
         """
         if self.label_loss is not None:
             return self.label_loss(logits, target, **({} if factor is None else {"factor": factor}))
         if factor is None:
             return F.cross_entropy(logits.float(), target, label_smoothing=self.smoothing)
         losses = F.cross_entropy(logits.float(), target, label_smoothing=self.smoothing, reduction="none")
-        return (losses * factor).mean()
+        return weighted_mean(losses * factor, (target != UNLABELLED).float())
 
     def label_factor(self, logits: Sequence[Tensor], target: Tensor) -> Tensor | None:
         """Return the factors of the cross-entropy for the logits of all networks; None without `noisy_labels`."""
@@ -88,7 +91,10 @@ class StudentTask(TrainingTask):
 
     @torch.no_grad()
     def set_progress(self, progress: float) -> None:
-        """Tell the task, before each step, which fraction of the run is over (0..1)."""
+        """Tell the task, before each step, which fraction of the run is over (0..1).
+
+        With gradient accumulation, all batches of one update have the same fraction.
+        """
         self.doubt.fill_(min(max(2 * progress, 0.0), 1.0))
 
     def predict(self, images: Tensor) -> dict[str, Tensor]:

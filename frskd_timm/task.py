@@ -14,10 +14,10 @@ from frskd_timm.defaults import CLASSIFICATION as DEFAULT
 from frskd_timm.distillation import DistillationTask, Views
 from frskd_timm.errors import UserError
 from frskd_timm.losses import FEATURE_LOSSES, FeatureLoss
-from frskd_timm.losses.functional import soft_label_loss
+from frskd_timm.losses.functional import UNLABELLED, soft_label_loss
 from frskd_timm.pyramid import Pyramid, sample_images
 from frskd_timm.student_task import CrossEntropyTask, StudentTask, Terms
-from frskd_timm.teachers import SelfTeacher, create_self_teacher
+from frskd_timm.teachers import SelfTeacher, check_outputs, create_self_teacher
 from frskd_timm.teachers.blocks import global_average
 
 __all__ = ["CrossEntropyTask", "FRSKDTask", "SLAHeads", "StudentTask"]
@@ -44,7 +44,7 @@ def joint_target(target: Tensor) -> Tensor:
     """
     rotation = torch.arange(4, device=target.device)
     if target.ndim == 1:
-        return (4 * target[:, None] + rotation).flatten()
+        return (4 * target[:, None] + rotation).where(target[:, None] >= 0, UNLABELLED).flatten()
     one_hot = torch.eye(4, dtype=target.dtype, device=target.device)
     return torch.einsum("bk,rs->brks", target, one_hot).reshape(4 * len(target), -1)
 
@@ -140,8 +140,8 @@ class FRSKDTask(DistillationTask):
             raise UserError(f"input_size has to be (channels, height, width), not {input_size!r:.60}.")
         if getattr(student, "num_classes", num_classes) != num_classes:
             raise UserError(f"The student has {student.num_classes} classes, not {num_classes}.")
-        if num_classes < 1:
-            raise UserError("The student has no classifier: create it with the number of classes.")
+        if num_classes < 2:
+            raise UserError(f"The student has {num_classes} classes: create it with at least 2.")
         loss_class: Any = None if beta == 0 else FEATURE_LOSSES.get(feature_loss)
         preactivation = bool(getattr(loss_class, "preactivation", False))
         pyramid = Pyramid(student, input_size, max_levels, preactivation)
@@ -166,11 +166,7 @@ class FRSKDTask(DistillationTask):
         logits: Any
         maps, logits = self.pyramid(networks["student"], images)
         refined, teacher_logits = self.refine(maps, networks)
-        if logits.shape != teacher_logits.shape:
-            raise UserError(
-                f"The student has {logits.shape[-1]} outputs and the self-teacher {teacher_logits.shape[-1]}: create "
-                "the task after changing the student's classifier."
-            )
+        check_outputs(logits, teacher_logits)
         if self.self_teacher.residual:
             teacher_logits = logits.detach() + teacher_logits
         return Views(maps, logits, refined, teacher_logits)

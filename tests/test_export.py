@@ -1,6 +1,8 @@
 """Exported students: the files, loading them with timm and transformers, and never losing an older export."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,9 +198,11 @@ def test_a_student_of_low_precision(tmp_path, dtype):
         ({"model_name": "no_such_model"}, "does not know model_name 'no_such_model'"),
         ({"mean": (0.5, 0.5)}, "'mean' in the arguments is .*: give numbers, one per channel"),
         ({"input_size": (1, 64, 64)}, "'mean' in the arguments is .*: give numbers, one per channel"),
-        ({"input_size": (1, 64, 64), "mean": (0.5,), "std": (0.5,)}, "size does not fit the model: .*1 input channels"),
+        ({"input_size": (1, 64, 64), "mean": (0.5,), "std": (0.5,)}, "with these arguments: .*1 input channels"),
         ({"mean": (), "std": ()}, "'mean' in the arguments is .*: give numbers, one per channel"),
-        ({"crop_pct": 0}, "'crop_pct' in the arguments is 0: give a number above 0"),
+        ({"crop_pct": 0}, r"'crop_pct' in the arguments is 0\.0: give a number above 0"),
+        ({"interpolation": "random"}, "'interpolation' in the arguments is 'random': give one of"),
+        ({"label_names": [*"abcdef", "bad\udcff"]}, "surrogates not allowed"),
         ({"model_name": "resnet18"}, "keys that the plain resnet18 does not have"),
     ],
 )
@@ -232,12 +236,32 @@ def test_an_export_that_fails_late_leaves_the_older_one(tmp_path):
 def test_numbers_and_names_may_come_from_arrays(tmp_path):
     statistics = np.array([0.25, 0.5, 0.75], np.float32), torch.tensor([0.5, 0.25, 0.5])
     names, size = np.arange(7), np.array([3, 64, 64])
-    folder = export_student(make("test_resnet", num_classes=7), tmp_path / "student", tag="arrays", input_size=size,
-                            mean=statistics[0], std=statistics[1], label_names=names)  # fmt: skip
+    options = {"mean": statistics[0], "std": statistics[1], "label_names": names, "crop_pct": np.float32(1)}
+    model = make("test_resnet", num_classes=7)
+    folder = export_student(model, tmp_path / "student", tag="arrays", input_size=size, **options)
     config = read_json(folder / "config.json")
     assert config["label_names"] == ["0", "1", "2", "3", "4", "5", "6"]
     cfg = config["pretrained_cfg"]
     assert (cfg["mean"], cfg["std"], cfg["input_size"]) == ([0.25, 0.5, 0.75], [0.5, 0.25, 0.5], [3, 64, 64])
+
+
+def test_arguments_that_are_not_json_can_be_replaced(tmp_path):
+    model = timm.create_model("test_resnet", num_classes=7, act_layer=torch.nn.SiLU)
+    with pytest.raises(UserError, match="'act_layer' is not serializable; provide a model_args replacement"):
+        export(model, tmp_path / "student")
+    export(model, tmp_path / "student", model_args={"act_layer": "silu"})
+
+
+def test_a_folder_that_cannot_be_renamed_stays_in_its_place(tmp_path, monkeypatch):
+    (tmp_path / "lost+found").mkdir()  # as on a mounted disk
+    monkeypatch.chdir(tmp_path)
+    export(make("test_resnet", num_classes=7), ".", finish=lambda aside: (aside / "README.md").write_text("old"))
+    newer = make("test_resnet", seed=1, num_classes=7)
+    export(newer, Path.cwd())
+    assert sorted(os.listdir()) == ["config.json", "lost+found", "model.safetensors"]
+    verify_export(".", newer)
+    with pytest.raises(UserError, match="cannot be written"):
+        export(newer, tmp_path / "config.json" / "student")
 
 
 def test_replaces_an_export_and_nothing_else(tmp_path):

@@ -1,5 +1,7 @@
 """Training with labels that contain errors (`--noisy-labels`)."""
 
+from typing import Any
+
 import networks
 import pytest
 import torch
@@ -78,6 +80,21 @@ def test_ignored_pixels_do_not_count() -> None:
     pixels = F.cross_entropy(logits[:, :, 32:], target[:, 32:], label_smoothing=0.1, reduction="none")
     expected = (factor * pixels).mean()
     torch.testing.assert_close(task(images, target)["loss"], expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"sla": True}, {"logit_loss": "dkd"}], ids=str)
+def test_missing_labels_and_labels_of_other_types(options: dict[str, Any]) -> None:
+    task = FRSKDTask.create(networks.create("test_resnet", num_classes=100), (3, 64, 64), 100, **options).eval()
+    images, target = networks.images(batch=2), torch.tensor([70, 99])
+    for task.noisy_labels in (False, True):
+        expected, found = task(images, target), task(images, target.to(torch.uint8))
+        assert all(bool((found[name] == value).all()) for name, value in expected.items())
+        labelled, both = task(images[:1], target[:1]), task(images, torch.tensor([70, -100]))
+        assert both["loss"].isfinite()
+        for name in labelled.keys() & {"loss_ce", "loss_ce_teacher", "loss_sla"}:
+            torch.testing.assert_close(both[name], labelled[name])
+    logits, some = PROBABILITIES.log(), TARGET.clone().index_fill(0, torch.tensor(0), -100)
+    torch.testing.assert_close(LabelLoss(3)(logits, some), F.cross_entropy(logits, some))
 
 
 def test_what_labels_cannot_be_doubted_with_is_refused() -> None:

@@ -14,6 +14,8 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from conftest import ROOT, launch_command, run_script
 from pictures import picture
 from timm.data import create_dataset, create_loader
@@ -195,8 +197,12 @@ def test_unusable_options_are_refused() -> None:
             FRSKDTask.create(student, (3, 64, 64), 5, **options)
     with pytest.raises(UserError, match="has 5 classes, not 4"):
         FRSKDTask.create(student, (3, 64, 64), 4)
-    with pytest.raises(UserError, match="no classifier"):
+    with pytest.raises(UserError, match="has 0 classes: create it with at least 2"):
         FRSKDTask.create(timm.create_model("test_resnet", num_classes=0), (3, 64, 64), 0)
+    AcceleratorState._reset_state(True)
+    prepared = Accelerator(cpu=True, mixed_precision="bf16").prepare(timm.create_model("test_resnet", num_classes=5))
+    with pytest.raises(UserError, match=r"forward of this .* was replaced: prepare the task"):
+        FRSKDTask.create(prepared, (3, 64, 64), 5)
     broken = timm.create_model("test_resnet", num_classes=5)
     broken.fc = torch.nn.Linear(512, 5)
     with pytest.raises(UserError, match=r"does not run on 3x64x64 images .*; it was made for 160x160 pixels"):
@@ -208,6 +214,9 @@ def test_unusable_options_are_refused() -> None:
     with pytest.raises(UserError, match="student has 7 outputs and the self-teacher 5"):
         task(*BATCH)
     segmentation = SegmentationTask.create(create_segmentation_student("test_resnet", 3, channels=8))
+    segmentation.student.reset_classifier(4)
+    with pytest.raises(UserError, match="student has 4 outputs and the self-teacher 3"):
+        segmentation(BATCH[0], torch.zeros(len(BATCH[0]), 64, 64, dtype=torch.uint8))
     with pytest.raises(UserError, match="group_matcher"):
         create_optimizer_v2(segmentation, opt="sgd", lr=0.1, layer_decay=0.5)
 

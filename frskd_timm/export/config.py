@@ -8,7 +8,7 @@ from frskd_timm.errors import UserError
 
 MAX_SIDE = 4096  # pixels
 MAX_ARGUMENT = 1 << 16  # of a model; larger values would exhaust the memory before the weights are checked
-INTERPOLATIONS = {"nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", "random"}
+INTERPOLATIONS = {"nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"}
 CROP_MODES = {"center", "squash", "border"}
 
 

@@ -1,6 +1,7 @@
 """The folder of an exported student: file names, weights, JSON, and atomic replacement."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,31 +25,59 @@ EVAL_RESULTS = ".eval_results/frskd.yaml"  # scores in the Hub's newer format
 STUDENT = "student"  # the folder of an export in that of a run
 DATASET_CARD = "DATASET.md"  # card of the dataset, beside shipped weights
 # Pictures and exported programs are recognised by their suffix.
-_LEFT_BEHIND = {".DS_Store", ".ipynb_checkpoints"}  # by file browsers
-_OWN = {WEIGHTS, CONFIG, CARD, RECIPE, DATASET_CARD, METRICS, EVAL_RESULTS.split("/")[0], *_LEFT_BEHIND}
+_PARTIAL = ".partial"
+_LEFT_BEHIND = {_PARTIAL, ".DS_Store", ".ipynb_checkpoints", "lost+found"}  # by a kill, file browsers, file systems
+_OWN = {WEIGHTS, CONFIG, CARD, RECIPE, DATASET_CARD, METRICS, EVAL_RESULTS.split("/")[0]}
 
 
 @contextmanager
 def replacing(folder: Path, refuse: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """Yield a temporary folder that replaces `folder`, an older export, when the block ends without an error.
 
-    `refuse` raises UserError if the folder holds something else; by default, if that is not an exported student.
+    A folder that cannot be renamed (a mount point, the working directory, one in a folder that cannot be written) stays
+    in its place, and its files are replaced one by one. `refuse` raises UserError if the folder holds something else;
+    by default, if that is not an exported student. Raises UserError if the temporary folder cannot be created.
     """
     recover(folder)
     folder = folder.resolve()
     (refuse or refuse_foreign)(folder)
-    aside, previous = folder.with_name(f".{folder.name}.partial"), _previous(folder)
-    for leftover in (aside, previous):
+    stays = folder.is_dir() and not _can_be_renamed(folder)
+    aside = folder / _PARTIAL if stays else folder.with_name(f".{folder.name}{_PARTIAL}")
+    for leftover in (aside, _previous(folder)):
         shutil.rmtree(leftover, ignore_errors=True)
-    aside.mkdir(parents=True)
+    try:
+        aside.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({first_line(error)}): give another folder.") from error
     try:
         yield aside
-        if folder.exists():
-            folder.rename(previous)
-        aside.rename(folder)
-        shutil.rmtree(previous, ignore_errors=True)
+        (_replace_files if stays else _replace_folder)(folder, aside)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _can_be_renamed(folder: Path) -> bool:
+    return (
+        os.access(folder.parent, os.W_OK)
+        and not os.path.ismount(folder)
+        and not Path(os.path.realpath(".")).is_relative_to(folder)
+    )
+
+
+def _replace_folder(folder: Path, aside: Path) -> None:
+    previous = _previous(folder)
+    if folder.exists():
+        folder.rename(previous)
+    aside.rename(folder)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _replace_files(folder: Path, aside: Path) -> None:
+    for old in folder.iterdir():
+        if old.name not in _LEFT_BEHIND:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    for new in sorted(aside.iterdir(), key=lambda path: path.name == CONFIG):  # without its config it is no student
+        new.rename(folder / new.name)
 
 
 def recover(folder: Path) -> None:
@@ -70,7 +99,7 @@ def refuse_foreign(folder: Path) -> None:
     """Raise UserError unless `folder` is missing, empty or an older export, so that a typo cannot delete files."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give a folder for the student.")
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    names = {path.name for path in folder.iterdir()} - _LEFT_BEHIND if folder.is_dir() else set()
     other = sorted(name for name in names - _OWN if Path(name).suffix not in (".png", ".onnx", ".pt2"))
     if names and (other or CONFIG not in names):
         raise UserError(

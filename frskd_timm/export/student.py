@@ -52,12 +52,13 @@ def export_student(
     dataset: str | None = None,
     method: str = "frskd",
     half: bool = False,
+    model_args: Mapping[str, Any] | None = None,
     finish: Callable[[Path], Any] | None = None,
 ) -> Path:
     """Write the student to a folder that timm and transformers load, and verify it by loading it.
 
     Everything is written and verified in a temporary folder, which then replaces `folder`: an older export stays intact
-    until the new one is complete.
+    until the new one is complete. With several processes, call it in one of them.
 
     Args:
         model: The student, any timm model; wrappers of DDP and `torch.compile` are removed. Its mode and device are
@@ -76,6 +77,8 @@ def export_student(
         dataset: Readable name of the training data.
         method: `frskd`, or `ce` for a student trained without the self-teacher; its config does not cite the paper.
         half: Store parameters as float16; buffers (running statistics) stay float32.
+        model_args: Replaces arguments of `timm.create_model` that cannot be written as JSON, such as
+            `{"act_layer": "silu"}` for a class.
         finish: Called with the temporary folder once the weights are verified, to add card, pictures and recipe.
 
     Raises:
@@ -99,7 +102,7 @@ def export_student(
         "mean": tuple(float(value) for value in mean),
         "std": tuple(float(value) for value in std),
         "interpolation": interpolation,
-        "crop_pct": crop_pct,
+        "crop_pct": float(crop_pct),
         "crop_mode": crop_mode,
     }
     check_pretrained_cfg(data_config, "the arguments")
@@ -107,9 +110,9 @@ def export_student(
     with replacing(folder) as aside:
         write_weights(aside, model, half=half)
         try:
-            config = _write_config(model, aside, architecture, data_config, facts, names)
+            config = _write_config(model, aside, architecture, data_config, facts, names, model_args)
         except ValueError as error:  # of timm, such as for a number of channels
-            raise UserError(f"The input size does not fit the model: {first_line(error)}.") from error
+            raise UserError(f"The student cannot be exported with these arguments: {first_line(error)}.") from error
         if half:  # otherwise transformers would compute in the precision of the file
             write_json(aside / CONFIG, {**config, "dtype": "float32"})
         verify_export(aside, model, tolerance=2e-2 if half else 1e-4)
@@ -144,10 +147,12 @@ def _write_config(
     data_config: dict[str, Any],
     facts: dict[str, str],
     label_names: Sequence[str] = (),
+    model_args: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write timm's config of the model, with `facts` instead of the metadata of timm's default weights; return it."""
     path = folder / CONFIG
-    model_config = {"pretrained_cfg": {"architecture": architecture}, "label_names": label_names}
+    model_config: dict[str, Any] = {"pretrained_cfg": {"architecture": architecture}, "label_names": label_names}
+    model_config["model_args"] = dict(model_args or {})
     save_config_for_hf(model, str(path), model_config=model_config, data_config=data_config)
     config = read_json(path)
     found = config["pretrained_cfg"]

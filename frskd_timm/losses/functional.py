@@ -4,6 +4,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 IGNORED = 255  # the label of pixels that belong to no class
+UNLABELLED = -100  # the same for images, torch's default
 
 
 def soft_label_loss(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frskd_timm.errors import UserError
-from frskd_timm.losses.functional import IGNORED, weighted_mean
+from frskd_timm.losses.functional import IGNORED, UNLABELLED, weighted_mean
 
 
 def weights_of_classes(weights: Sequence[float] | None, num_classes: int) -> Tensor | None:
@@ -31,7 +31,7 @@ def trust(logits: Sequence[Tensor], target: Tensor) -> Tensor:
 
     Args:
         logits: Logits [B, K, ...] of each network.
-        target: Classes [B, ...]; the label 255 counts as class 0 in segmentation.
+        target: Classes [B, ...]; a missing label (255 in segmentation, else -100) counts as class 0.
 
     Returns:
         1 where the label is the predicted class, otherwise less, at least 0; [B, ...], without a gradient.
@@ -43,15 +43,15 @@ def trust(logits: Sequence[Tensor], target: Tensor) -> Tensor:
         raise UserError("noisy_labels needs one class per image: leave Mixup and CutMix out.")
     with torch.no_grad():
         probabilities = torch.stack([output.float().softmax(dim=1) for output in logits]).mean(dim=0)
-        classes = target.masked_fill(target == IGNORED, 0) if target.ndim == 3 else target
+        classes = target.masked_fill(target == (IGNORED if target.ndim == 3 else UNLABELLED), 0)
         return probabilities.gather(1, classes.unsqueeze(1)).squeeze(1) / probabilities.amax(dim=1)
 
 
 class LabelLoss(nn.Module):
     """Mean loss of logits [B, K] and classes [B], or probabilities [B, K] (Mixup, CutMix), or of pixels.
 
-    Pixels have logits [B, K, H, W] and classes [B, H, W]; those with the label 255 do not count. The loss is 0 if
-    nothing counts.
+    Pixels have logits [B, K, H, W] and classes [B, H, W]. Pixels with the label 255 and images with the label -100 do
+    not count. The loss is 0 if nothing counts.
 
     Args:
         num_classes: K.
@@ -99,12 +99,11 @@ class LabelLoss(nn.Module):
             if target.ndim == 2:  # timm expects probabilities that are smoothed already
                 target = target.lerp(torch.full_like(target, 1 / target.shape[1]), self.smoothing)
             return self.binary(logits, target)
-        ignored = IGNORED if target.ndim == 3 else -100  # torch's default
+        ignored = IGNORED if target.ndim == 3 else UNLABELLED
         losses = F.cross_entropy(logits, target, ignore_index=ignored, label_smoothing=self.smoothing, reduction="none")
         losses = losses if factor is None else losses * factor
+        if target.ndim == 2:
+            return losses.mean() if self.class_weights is None else weighted_mean(losses, target @ self.class_weights)
         counts = target != ignored
-        if self.class_weights is not None and target.ndim == 2:
-            return weighted_mean(losses, target @ self.class_weights)
-        if self.class_weights is not None:
-            return weighted_mean(losses, self.class_weights[target.masked_fill(~counts, 0)] * counts)
-        return weighted_mean(losses, counts.float()) if target.ndim == 3 else losses.mean()
+        weights = 1.0 if self.class_weights is None else self.class_weights[target.masked_fill(~counts, 0)]
+        return weighted_mean(losses, weights * counts)

@@ -16,7 +16,7 @@ from frskd_timm.segmentation.evaluator import SegmentationEvaluator
 from frskd_timm.segmentation.student import SegmentationStudent
 from frskd_timm.segmentation.teacher import SEGMENTATION_TEACHERS
 from frskd_timm.student_task import CrossEntropyTask, StudentTask
-from frskd_timm.teachers import SelfTeacher
+from frskd_timm.teachers import SelfTeacher, check_outputs
 
 
 class _PixelTask(StudentTask):
@@ -136,6 +136,7 @@ class SegmentationTask(_PixelTask, DistillationTask):
         refined, teacher_logits = networks["self_teacher"](self.entering(entering))
         size = images.shape[-2:]
         logits = student.forward_head(maps, size)
+        check_outputs(logits, teacher_logits)
         return Views(maps, logits, refined, student.to_pixels(teacher_logits, size))
 
     def soft_labels(self, views: Views, target: Tensor) -> Tensor:

@@ -45,6 +45,16 @@ class SelfTeacher(nn.Module, ABC):
         raise TypeError(f"{type(self).__name__} does not end in batch normalisations, which this feature loss reads.")
 
 
+def check_outputs(logits: Tensor, teacher_logits: Tensor) -> None:
+    """Raise UserError unless student and self-teacher have as many outputs."""
+    own, other = logits.shape[1], teacher_logits.shape[1]
+    if own != other:
+        raise UserError(
+            f"The student has {own} outputs and the self-teacher {other}: create the task after changing the student's "
+            "classifier."
+        )
+
+
 SELF_TEACHERS: Registry[SelfTeacher] = Registry("self-teacher", __name__)
 
 

@@ -1,9 +1,9 @@
 """Soft-label losses: `loss(teacher_logits, student_logits, target, temperature, weight) -> scalar`.
 
 To add one, put a function into a file of this folder and decorate it with `@LOGIT_LOSSES.register(name)`. Its
-arguments are the logits of both networks [N, K], of which only the student's get a gradient; classes [N] (255 for
-none) or probabilities [N, K]; the temperature T; and the weight of each row in the mean, [N] or None. Flags, help and
-tests find it through the registry.
+arguments are the logits of both networks [N, K], of which only the student's get a gradient; classes [N] (255 or -100
+for none) or probabilities [N, K]; the temperature T; and the weight of each row in the mean, [N] or None. Flags, help
+and tests find it through the registry.
 """
 
 import torch
@@ -44,7 +44,7 @@ def dkd(teacher: Tensor, student: Tensor, target: Tensor, temperature: float, we
     For mixed labels, the most probable class is the target.
     """
     classes = target if target.ndim == 1 else target.argmax(dim=1)
-    own = F.one_hot(classes.where(classes < student.shape[1], 0), student.shape[1]).bool()
+    own = F.one_hot(classes.where((classes >= 0) & (classes < student.shape[1]), 0), student.shape[1]).bool()
     log_teacher, log_student = (
         torch.stack([log.where(own, 0).sum(dim=1), log.masked_fill(own, -torch.inf).logsumexp(dim=1)], dim=1)
         for log in (F.log_softmax(z.float() / temperature, dim=1) for z in (teacher.detach(), student))
