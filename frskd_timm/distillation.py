@@ -15,7 +15,7 @@ from frskd_timm.defaults import CLASSIFICATION as DEFAULT
 from frskd_timm.errors import UserError
 from frskd_timm.gates import GATES
 from frskd_timm.losses import FeatureLoss
-from frskd_timm.losses.functional import IGNORED, UNLABELLED
+from frskd_timm.losses.functional import missing_label
 from frskd_timm.losses.logits import LOGIT_LOSSES
 from frskd_timm.schedule import distillation_weight
 from frskd_timm.student_task import StudentTask, Terms
@@ -179,13 +179,13 @@ class DistillationTask(StudentTask):
     def observe(self, images: Tensor, networks: Mapping[str, nn.Module]) -> Views:
         """Run a 'student' and a 'self_teacher' on images [B, C, H, W]."""
 
-    def _observe(self, input: Tensor | TwoViews, networks: Mapping[str, nn.Module]) -> Views:
+    def _observe(self, input: Tensor | TwoViews) -> Views:
         if not isinstance(input, TwoViews):
             if self.training and self.clean_view:
                 raise UserError("With the teacher_view clean, the input of a step has to be an augment.TwoViews.")
-            return self.observe(input, networks)
-        views = self.observe(input.clean, networks)
-        return views._replace(logits=networks["student"](input.images), batch=input, clean_logits=views.logits)
+            return self.observe(input, self.networks)
+        views = self.observe(input.clean, self.networks)
+        return views._replace(logits=self.student(input.images), batch=input, clean_logits=views.logits)
 
     def extend(self, views: Views, images: Tensor) -> Views:
         """Add outputs that only training needs."""
@@ -206,7 +206,7 @@ class DistillationTask(StudentTask):
         images = input.images if isinstance(input, TwoViews) else input
         if self.training and self._skips_teacher:
             return self._labels_only(images, target)
-        views = self.extend(self._observe(input, self.networks), images)
+        views = self.extend(self._observe(input), images)
         advice = views
         if self.average is not None and self.training and not self._in_progress:
             warnings.warn("teacher_ema has no effect until task.set_progress is called before each step.", stacklevel=2)
@@ -276,10 +276,9 @@ class DistillationTask(StudentTask):
         """Return 1 for images or pixels whose soft labels count and 0 for the others; None if all count."""
         if self.gate is None:
             return None
-        ignored = IGNORED if target.ndim == 3 else UNLABELLED
         with torch.no_grad():
             own, other = (
-                F.cross_entropy(logits.float(), target, ignore_index=ignored, reduction="none")
+                F.cross_entropy(logits.float(), target, ignore_index=missing_label(target), reduction="none")
                 for logits in (views.logits, views.teacher_logits)
             )
             return self.gate(own, other)

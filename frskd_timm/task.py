@@ -16,11 +16,9 @@ from frskd_timm.errors import UserError
 from frskd_timm.losses import FEATURE_LOSSES, FeatureLoss
 from frskd_timm.losses.functional import UNLABELLED, soft_label_loss
 from frskd_timm.pyramid import Pyramid, sample_images
-from frskd_timm.student_task import CrossEntropyTask, StudentTask, Terms
+from frskd_timm.student_task import Terms
 from frskd_timm.teachers import SelfTeacher, check_outputs, create_self_teacher
 from frskd_timm.teachers.blocks import global_average
-
-__all__ = ["CrossEntropyTask", "FRSKDTask", "SLAHeads", "StudentTask"]
 
 TEACHER_VIEWS = ("same", "clean")
 

@@ -144,7 +144,7 @@ def restore(checkpoint: Path, state: Mapping[str, Any], modules: Mapping[str, nn
 
 def all_checkpoints(folder: Path) -> list[Path]:
     """List the checkpoints of a run's `checkpoints/`, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir()) if folder.is_dir() else []
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

@@ -65,9 +65,15 @@ class Pattern:
         return None if re.fullmatch(self.regex, value) else self.words
 
 
-def one_of(names: tuple[str, ...]) -> Pattern:
-    """Allow these names only."""
-    return Pattern("|".join(map(re.escape, names)), f"one of {', '.join(names)}")
+@dataclass(frozen=True)
+class OneOf:
+    """The allowed words."""
+
+    names: tuple[str, ...]
+
+    def refusal(self, value: str) -> str | None:
+        """Say what `value` would have to be, or return None."""
+        return None if value in self.names else f"one of {', '.join(self.names)}"
 
 
 Positive = Range(above=0)

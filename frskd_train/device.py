@@ -11,22 +11,20 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import is_initialized
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType, parse_flag_from_env
+from accelerate.utils import parse_flag_from_env
 from timm.optim import muon
 
 from frskd_timm.errors import UserError, first_line
-from frskd_train.errors import suggest
 from frskd_train.settings import LoopSettings
 
 LAUNCHED = {"no": "auto", "bf16": "bfloat16", "fp16": "float16"}  # precisions of `accelerate launch`
 
 
-def start_accelerator(settings: LoopSettings, report_to: Sequence[str] = (), folder: str | None = None) -> Accelerator:
+def start_accelerator(settings: LoopSettings, trackers: Sequence[str] = (), folder: str | None = None) -> Accelerator:
     """Create the accelerator with the right precision, and give this process its share of the cores.
 
     `accelerate launch` allows one thread per process by default; here the cores are divided evenly. Raises UserError if
-    the device cannot use the precision, or a tracker is unknown or not installed.
+    the device cannot use the precision.
     """
     # Accelerate has to be told that several processes without a GPU belong together. Apple's GPUs have no float64, in
     # which losses and scores are summed.
@@ -42,16 +40,9 @@ def start_accelerator(settings: LoopSettings, report_to: Sequence[str] = (), fol
         keep_freed_memory()
         if not _fast_bfloat16(state.device):
             muon_in_float32()
-    trackers = [name for word in report_to for name in word.split(",") if name]
-    for tracker in trackers:
-        if tracker not in LoggerType.list():
-            hint = suggest(tracker, LoggerType.list(), f"choose from {', '.join(LoggerType.list())}")
-            raise UserError(f"--report-to {tracker} is not a tracker that Accelerate supports{hint}")
-        if tracker not in ("all", *map(str, get_available_trackers())):
-            raise UserError(f"--report-to {tracker} needs a package that is not installed: pip install {tracker}.")
     amp = precision(settings, state.device)
     try:
-        return Accelerator(cpu=cpu, mixed_precision=amp, log_with=trackers or None, project_dir=folder or "runs")
+        return Accelerator(cpu=cpu, mixed_precision=amp, log_with=[*trackers] or None, project_dir=folder or "runs")
     except (ValueError, ImportError) as error:
         if is_initialized():  # by an earlier run, with another precision
             raise UserError(

@@ -21,7 +21,7 @@ from frskd_timm.distillation import DistillationTask
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.folder import CARD, METRICS, RECIPE
 from frskd_timm.export.load import read_student
-from frskd_timm.task import StudentTask
+from frskd_timm.student_task import StudentTask
 from frskd_train.checkpoint import all_checkpoints
 from frskd_train.data import TrainingData
 from frskd_train.device import machine_name

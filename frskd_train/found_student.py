@@ -15,7 +15,6 @@ from frskd_timm.export.load import ExportedClassifier, ExportedStudent, load_stu
 from frskd_timm.lookup import known_cfg
 from frskd_train.recipe import SETTINGS
 from frskd_train.report.metrics import Metrics, read_metrics
-from frskd_train.settings import ModelSettings
 from frskd_train.students import default_cfg
 
 
@@ -28,7 +27,7 @@ def load_for_evaluation(model: str) -> tuple[nn.Module, Path | None]:
     if folder is not None:
         return load_student(folder), _run_of(folder)
     try:
-        default_cfg(ModelSettings(model=model, pretrained=True))
+        default_cfg(model, pretrained=True)
     except UserError as error:
         if isinstance(error.__cause__, KeyError) and _is_segmentation(model.removeprefix("hf-hub:")):
             return find_exported(model).student.load(), None

@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.task import StudentTask
+from frskd_timm.student_task import StudentTask
 from frskd_train.checkpoint import pack
 from frskd_train.constraints import keyword_arguments
 from frskd_train.errors import suggest

@@ -31,11 +31,16 @@ NOT_IN_RECIPES = {"config", "resume"}
 SETTINGS = "config.yaml"  # all settings of a run, in its folder
 
 
+def included_recipes() -> list[str]:
+    """Return the names of the included recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
 def find_recipe(name: str) -> str:
     """Return the path of a recipe, given as a file or as the name of an included one; raise SettingsError if none."""
     path = recipe_path(name)
     if path is None:
-        included = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+        included = included_recipes()
         hint = suggest(Path(name).stem, included, f"included are {', '.join(included)}")
         raise SettingsError(f"--config {name} is neither a file nor the name of an included recipe{hint}")
     return path
@@ -107,7 +112,10 @@ def with_home(token: str) -> str:
 
 def with_absolute_paths(settings: Settings) -> Settings:
     """Replace relative paths of files and folders that exist, so that a run can be continued from another folder."""
-    facts, included = declared(Settings), {default_settings(task).data.dataset for task in ("", "segmentation")}
+    facts, included = (
+        declared(Settings),
+        {default_settings(task).data.dataset for task in ("classification", "segmentation")},
+    )
     for group in dataclasses.fields(Settings):
         values = getattr(settings, group.name)
         changed: dict[str, Any] = {}

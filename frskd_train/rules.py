@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from frskd_train.constraints import LOCAL, Pattern, Range
+from frskd_train.constraints import LOCAL, OneOf, Pattern, Range
 from frskd_train.errors import SettingsError, either
 from frskd_train.settings import Settings, declared, default_settings, flag, flat, foreign
 from frskd_train.settings.model import SELF_TEACHERS
@@ -48,13 +48,17 @@ def check_settings(settings: Settings) -> None:
 
 
 def _check_task(settings: Settings) -> None:
-    task, teacher = settings.model.task, settings.method.self_teacher
+    task, method, teacher = settings.model.task, settings.method, settings.method.self_teacher
     values, defaults = flat(settings), flat(default_settings(task))
     for name in foreign(task):
         if values[name] != defaults[name]:
             raise SettingsError(f"{flag(name)} is not available with --task {task}: leave it out.")
     if teacher not in SELF_TEACHERS[task]:
         raise SettingsError(f"--self-teacher has to be {either(SELF_TEACHERS[task])} for --task {task}, not {teacher}.")
+    if settings.model.linear_probe and method.method != "ce":
+        raise SettingsError("--linear-probe trains no feature maps to distill: add --method ce.")
+    if settings.labels.class_weights and method.sla and method.method != "ce":
+        raise SettingsError("--class-weights cannot be combined with --sla: leave one of them out.")
     for name in ("drop", "drop_path", "grad_checkpointing", "layer_decay"):  # of layers that are frozen
         if settings.model.linear_probe and values[name]:
             raise SettingsError(f"{flag(name)} has no effect with --linear-probe: leave one of them out.")
@@ -163,6 +167,6 @@ def check_ranges(group: Any) -> None:
             if isinstance(part, str) and re.search(r"[\x00-\x1f\x7f]", part):
                 raise SettingsError(f"{flag(name)} contains a control character: {part!r}.")
             for fact in facts:
-                is_for = isinstance(fact, Pattern if isinstance(part, str) else Range)  # a word may replace numbers
+                is_for = isinstance(fact, (Pattern, OneOf) if isinstance(part, str) else Range)  # words may replace it
                 if is_for and (refusal := fact.refusal(part)):
                     raise SettingsError(f"{flag(name)} has to be {refusal}, not {part}.")

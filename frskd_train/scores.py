@@ -40,7 +40,7 @@ from frskd_train.errors import SettingsError
 from frskd_train.evaluate import UNSCORED
 from frskd_train.parse import read_recipe
 from frskd_train.recipe import SETTINGS
-from frskd_train.report.evaluation import ClassScores, Evaluation, Temperature
+from frskd_train.report.evaluation import SCHEMA, ClassScores, Evaluation, Temperature
 from frskd_train.report.forms import FORMS
 from frskd_train.report.metrics import read_metrics
 from frskd_train.settings import DataSettings
@@ -118,7 +118,7 @@ class Scorer:
             scores = {"top1": accuracy, "top5": round(100 * float(found["top5"]), 4)}
             scores |= {name: getattr(pre, name) for name in ("crop_pct", "crop_mode", "interpolation")}
         return Evaluation(
-            schema=2,
+            schema=SCHEMA,
             task=data.task,
             model=model,
             dataset=data.name,

@@ -5,7 +5,7 @@ from accelerate import Accelerator, PartialState
 from huggingface_hub import get_token
 
 from frskd_timm.errors import UserError
-from frskd_timm.task import StudentTask
+from frskd_timm.student_task import StudentTask
 from frskd_train.data import TrainingData
 from frskd_train.optim import lr_note
 from frskd_train.report.baseline import read_baseline

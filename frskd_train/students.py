@@ -23,12 +23,8 @@ _CONTINUE = (
 )
 
 
-def default_cfg(settings: ModelSettings, name: str | None = None) -> Mapping[str, Any]:
-    """Return timm's configuration of the student's input before it is created; raise UserError if there is none.
-
-    `name` is timm's name of the model, if it differs.
-    """
-    name = name or settings.model
+def default_cfg(name: str, pretrained: bool = False) -> Mapping[str, Any]:
+    """Return timm's configuration of a model's input before it is created; raise UserError if there is none."""
     if name.startswith("local-dir:"):
         student = read_student(name.removeprefix("local-dir:"))
         if not isinstance(student, ExportedClassifier):
@@ -48,7 +44,7 @@ def default_cfg(settings: ModelSettings, name: str | None = None) -> Mapping[str
         folder = next((path for path in (Path(name) / STUDENT, Path(name)) if (path / CONFIG).is_file()), None)
         hint = f"give --model local-dir:{folder}" if folder else "a model starts with local-dir:, data go to --dataset"
         raise UserError(f"--model {name} is a folder: {hint}.")
-    cfg = known_cfg(name, weights=settings.pretrained)
+    cfg = known_cfg(name, weights=pretrained)
     return cfg.to_dict() if cfg is not None else {}
 
 

@@ -5,13 +5,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate.utils import broadcast
 from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 
 from frskd_timm.errors import UserError
 from frskd_timm.pyramid import evaluating
-from frskd_timm.task import StudentTask
+from frskd_timm.student_task import StudentTask
 
 
 class _SumOverProcesses(torch.autograd.Function):
@@ -123,8 +122,3 @@ def refuse_single_values(task: StudentTask, input_size: tuple[int, int, int]) ->
             f"A batch of one {height}x{width} image leaves batch normalisation a single value per channel, such as in "
             f"{single[0]}; use --batch-size 2 or more with two training images per process, or a larger --img-size."
         )
-
-
-def broadcast_buffers(module: nn.Module) -> None:
-    """Copy the buffers (running statistics) of the main process to all processes, before validation and export."""
-    broadcast(list(module.buffers()))

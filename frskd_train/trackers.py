@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
 from PIL import Image
 
 from frskd_timm.errors import UserError, first_line
+from frskd_train.errors import suggest
 from frskd_train.settings import Settings, flat
 
 # How the trackers call the name of a run; the others have only a project.
@@ -21,6 +24,18 @@ RUN_NAME = {
     "swanlab": "experiment_name",
     "clearml": "task_name",
 }
+
+
+def chosen_trackers(report_to: Iterable[str]) -> list[str]:
+    """Return the names in `--report-to`; raise UserError if a tracker is unknown or not installed."""
+    names = [name for word in report_to for name in word.split(",") if name]
+    for name in names:
+        if name not in LoggerType.list():
+            hint = suggest(name, LoggerType.list(), f"choose from {', '.join(LoggerType.list())}")
+            raise UserError(f"--report-to {name} is not a tracker that Accelerate supports{hint}")
+        if name not in ("all", *map(str, get_available_trackers())):
+            raise UserError(f"--report-to {name} needs a package that is not installed: pip install {name}.")
+    return names
 
 
 def start_trackers(accelerator: Accelerator, settings: Settings, folder: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import broadcast, broadcast_object_list, set_seed
 from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 
@@ -32,7 +32,7 @@ from frskd_train.run_folder import Resume, RunFolder, choose_folder, find_resume
 from frskd_train.run_state import RunState
 from frskd_train.settings import Settings, flat
 from frskd_train.signals import Interruptions
-from frskd_train.sync_batchnorm import broadcast_buffers, synchronise_norms
+from frskd_train.sync_batchnorm import synchronise_norms
 from frskd_train.tasks import choose_job
 
 
@@ -46,7 +46,7 @@ class Trainer:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         run = settings.run
-        self.accelerator = start_accelerator(settings.loop, run.report_to, run.output_dir)
+        self.accelerator = start_accelerator(settings.loop, trackers.chosen_trackers(run.report_to), run.output_dir)
         self.is_main = self.accelerator.is_main_process
         set_seed(settings.loop.seed)
         self.job = choose_job(settings)
@@ -257,7 +257,7 @@ class Trainer:
     def validate(self) -> Scores:
         """Score student (or its average if there is one) and self-teacher on the validation images."""
         for module in self.saved_modules.values():
-            broadcast_buffers(module.eval())
+            broadcast(list(module.eval().buffers()))  # running statistics of the main process
         return evaluate(self.task.create_evaluator, self._predict, self.val_batches, self.accelerator)
 
     def _predict(self, images: Tensor) -> dict[str, Tensor]:

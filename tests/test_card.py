@@ -22,7 +22,7 @@ from published import EVALUATION, METRICS
 from frskd_timm.cost import cost
 from frskd_timm.errors import UserError
 from frskd_timm.export.load import ExportedClassifier, read_student
-from frskd_timm.models._pretrained import WEIGHTS
+from frskd_timm.models._pretrained import FOLDER
 from frskd_train.parse import parse_settings
 from frskd_train.recipe import write_recipe
 from frskd_train.report.baseline import Gain, read_baseline
@@ -198,7 +198,7 @@ def test_card_states_errors_and_calibration(student):
         assert f"| {name} | 80.0 |" in text
 
 
-@pytest.mark.parametrize("path", [*WEIGHTS.glob("*/metrics.json"), None], ids=str)
+@pytest.mark.parametrize("path", [*FOLDER.glob("*/metrics.json"), None], ids=str)
 def test_metrics_are_read_as_they_were_written(tmp_path, path):
     metrics = METRICS if path is None else read_metrics(path)
     (tmp_path / "metrics.json").write_text(metrics.to_json(), encoding="utf-8")

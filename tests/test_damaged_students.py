@@ -20,7 +20,7 @@ from frskd_timm.segmentation import create_segmentation_student
 from frskd_train.cli.validate import chosen_data, folder_name
 from frskd_train.found_student import find_exported, load_for_evaluation
 from frskd_train.report.publish import push_student
-from frskd_train.settings import EvaluationSettings, FitSettings, ModelSettings, ScoredDataSettings
+from frskd_train.settings import EvaluationSettings, FitSettings, ScoredDataSettings
 from frskd_train.students import default_cfg
 
 VALUES = st.one_of(
@@ -67,7 +67,7 @@ def test_random_damage(folder: Path, places: Path, changes: list[tuple[int, Any]
         outcomes = []
         for use in (
             lambda: push_student(folder, REPO, dry_run=True, say=lambda _: None),
-            lambda: default_cfg(ModelSettings(model=f"local-dir:{folder}")),
+            lambda: default_cfg(f"local-dir:{folder}"),
             lambda: evaluate_here("--model", folder, *data),
         ):
             try:

@@ -4,6 +4,7 @@ import hashlib
 import pickle
 import random
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def test_validation_is_timms_own_preprocessing(chosen: dict[str, Any], mode: str
     test = split(rows, [0, 1, 2] * 2)
     data = load(save(tmp_path / "data", train=test, test=test), **chosen)
     wanted = data.preprocessing
-    transform = create_transform(**resolve_data_config({}, pretrained_cfg=wanted.as_timm()))
+    transform = create_transform(**resolve_data_config({}, pretrained_cfg=asdict(wanted)))
     # What a user does who has the exported config.json and an image file.
     users = torch.stack([transform(row.convert("RGB" if wanted.input_size[0] == 3 else "L")) for row in test["image"]])
     ours = torch.cat([images for images, _ in data.val_batches(4)])

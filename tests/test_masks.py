@@ -37,7 +37,7 @@ def test_scenes_and_their_exact_masks() -> None:
 
     # The background's pixels are the background that the scene began with, but for its noise; those of garments not.
     for number in range(40):
-        empty = _background(np.random.default_rng([ROW_SEED, 0, number]), 64).transpose(2, 0, 1)
+        empty = _background(np.random.default_rng([ROW_SEED, 0, number])).transpose(2, 0, 1)
         difference = np.abs(scenes.images[number] - empty).max(axis=0)
         outside = scenes.masks[number] == 0
         assert difference[outside].max() < 6 * 6

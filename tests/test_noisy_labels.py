@@ -12,7 +12,8 @@ from frskd_timm.distillation import Views
 from frskd_timm.errors import UserError
 from frskd_timm.losses.labels import LabelLoss, trust
 from frskd_timm.segmentation import SegmentationCrossEntropyTask, create_segmentation_student
-from frskd_timm.task import CrossEntropyTask, FRSKDTask, joint_target
+from frskd_timm.student_task import CrossEntropyTask
+from frskd_timm.task import FRSKDTask, joint_target
 
 TARGET = torch.tensor([0, 1, 2])
 PROBABILITIES = torch.tensor([[0.6, 0.3, 0.1], [0.6, 0.3, 0.1], [0.6, 0.3, 0.1]])

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from frskd_timm.errors import UserError
 from frskd_timm.segmentation import SegmentationCrossEntropyTask, create_segmentation_student
-from frskd_timm.task import CrossEntropyTask
+from frskd_timm.student_task import CrossEntropyTask
 from frskd_train.checkpoint import load_state, restore, save_checkpoint
 from frskd_train.optim import base_lr, check_optimizer, create_optimizer, create_scheduler
 from frskd_train.settings import OptimizerSettings

@@ -129,7 +129,7 @@ def test_picture_shows_truth_and_both_networks(tmp_path: Path) -> None:
         scenes.images.transpose(0, 2, 3, 1), truth, truth, blank, names, tmp_path / "segmentation.png"
     )
     drawn = np.asarray(Image.open(path).convert("RGB")).astype(int)
-    colours = (class_colours(11) * 255).round().astype(int)
+    colours = class_colours(11).astype(int)
     assert len({tuple(colour) for colour in colours}) == 11
 
     def share(label: int, column: int) -> float:

@@ -249,7 +249,7 @@ def test_fine_tuning_starts_from_an_export_with_a_new_head(finished, tmp_path: P
 def test_a_linear_probe_trains_the_classifier_and_nothing_else(finished, tmp_path: Path) -> None:
     run, _ = finished
     flags = [*SMALL, "--model", f"local-dir:{run / 'student'}", "--linear-probe", "--model-ema"]
-    with pytest.raises(UserError, match="--method ce"):
+    with pytest.raises(SettingsError, match="--method ce"):
         train_here(*flags, "--output-dir", tmp_path / "frskd")
     train_here(*flags, "--method", "ce", "--output-dir", tmp_path / "probe")
     before = load_file(run / "student" / "model.safetensors")

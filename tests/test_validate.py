@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import datasets
@@ -139,7 +140,7 @@ def test_images_that_are_not_square_are_fitted_as_timm_does(mode: str, crop_mode
     image, mean, std = picture(3, 40, 24, mode), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
     preprocessing = Preprocessing((3, 16, 16), mean, std, crop_mode=crop_mode)
     fitted = EvalTransform(preprocessing).fit(image).expand(3, 16, 16)
-    wanted = create_transform(**preprocessing.as_timm(), normalize=False)(image.convert("RGB"))
+    wanted = create_transform(**asdict(preprocessing), normalize=False)(image.convert("RGB"))
     assert torch.equal(fitted, wanted)
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from frskd_timm.errors import UserError
 from frskd_timm.export.load import load_student
-from frskd_timm.models._pretrained import DEFAULT_TAGS, WEIGHTS, with_weights
+from frskd_timm.models._pretrained import DEFAULT_TAGS, FOLDER, with_weights
 from frskd_train.data.source import SAMPLE_FOLDER
 from frskd_train.data.transforms import CORRUPTIONS
 from frskd_train.report.publish import check_folder
@@ -28,7 +28,7 @@ from tools.rescore import rescore
 from tools.ship import ship
 from tools.zoo import WAITING, read_results, results_table, waiting
 
-SHIPPED = sorted(path.parent for path in WEIGHTS.glob("*/config.json"))
+SHIPPED = sorted(path.parent for path in FOLDER.glob("*/config.json"))
 TINY = ["--train-num-samples", 40, "--batch-size", 20, "--epochs", 1, "--no-amp", "--threads", 1, "--tag", "garments"]
 
 
@@ -146,7 +146,7 @@ def test_shipping_refuses_what_is_not_so(repository, tmp_path: Path) -> None:
 
 def test_what_ships_is_what_timm_lists_and_small() -> None:
     assert timm.list_pretrained("*frskd*") == [folder.name for folder in SHIPPED]
-    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) < 40e6
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < 40e6
     assert [row["model"] for row in read_results()] == sorted([*(folder.name for folder in SHIPPED), *waiting()])
 
 

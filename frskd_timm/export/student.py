@@ -13,7 +13,7 @@ from typing import Any
 import timm
 import torch
 from timm.models import is_model
-from timm.models._hub import save_config_for_hf
+from timm.models._hub import save_config_for_hf  # timm's public save_for_hf also writes weights
 from timm.utils import unwrap_model
 from torch import nn
 
@@ -151,9 +151,8 @@ def _write_config(
 ) -> dict[str, Any]:
     """Write timm's config of the model, with `facts` instead of the metadata of timm's default weights; return it."""
     path = folder / CONFIG
-    model_config: dict[str, Any] = {"pretrained_cfg": {"architecture": architecture}, "label_names": label_names}
-    model_config["model_args"] = dict(model_args or {})
-    save_config_for_hf(model, str(path), model_config=model_config, data_config=data_config)
+    own = {"pretrained_cfg": {"architecture": architecture}, "label_names": label_names}
+    save_config_for_hf(model, str(path), own, dict(model_args or {}), data_config)
     config = read_json(path)
     found = config["pretrained_cfg"]
     config["pretrained_cfg"] = facts | {key: found[key] for key in _KEPT_FIELDS if key in found}

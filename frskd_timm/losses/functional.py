@@ -1,10 +1,15 @@
-"""Losses on logits, computed in float32 whatever the precision of the input."""
+"""Labels that do not count, and losses on logits, computed in float32 whatever the precision of the input."""
 
 from torch import Tensor
 from torch.nn import functional as F
 
 IGNORED = 255  # the label of pixels that belong to no class
 UNLABELLED = -100  # the same for images, torch's default
+
+
+def missing_label(target: Tensor) -> int:
+    """Return the label that does not count in classes of images [B] or pixels [B, H, W]."""
+    return IGNORED if target.ndim == 3 else UNLABELLED
 
 
 def soft_label_loss(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frskd_timm.errors import UserError
-from frskd_timm.losses.functional import IGNORED, UNLABELLED, weighted_mean
+from frskd_timm.losses.functional import missing_label, weighted_mean
 
 
 def weights_of_classes(weights: Sequence[float] | None, num_classes: int) -> Tensor | None:
@@ -43,7 +43,7 @@ def trust(logits: Sequence[Tensor], target: Tensor) -> Tensor:
         raise UserError("noisy_labels needs one class per image: leave Mixup and CutMix out.")
     with torch.no_grad():
         probabilities = torch.stack([output.float().softmax(dim=1) for output in logits]).mean(dim=0)
-        classes = target.masked_fill(target == (IGNORED if target.ndim == 3 else UNLABELLED), 0)
+        classes = target.masked_fill(target == missing_label(target), 0)
         return probabilities.gather(1, classes.unsqueeze(1)).squeeze(1) / probabilities.amax(dim=1)
 
 
@@ -99,7 +99,7 @@ class LabelLoss(nn.Module):
             if target.ndim == 2:  # timm expects probabilities that are smoothed already
                 target = target.lerp(torch.full_like(target, 1 / target.shape[1]), self.smoothing)
             return self.binary(logits, target)
-        ignored = IGNORED if target.ndim == 3 else UNLABELLED
+        ignored = missing_label(target)
         losses = F.cross_entropy(logits, target, ignore_index=ignored, label_smoothing=self.smoothing, reduction="none")
         losses = losses if factor is None else losses * factor
         if target.ndim == 2:

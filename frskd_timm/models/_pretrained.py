@@ -14,7 +14,7 @@ from timm.models import PretrainedCfg, split_model_name_tag
 
 from frskd_timm.lookup import exported_cfg
 
-WEIGHTS = Path(__file__).parents[1] / "weights"
+FOLDER = Path(__file__).parents[1] / "weights"
 
 DEFAULT_TAGS = dict.fromkeys(("efficientnet_b0_frskd", "resnet18_frskd", "wide_resnet16_2_frskd"), "fashion_mnist")
 """Weights that `pretrained=True` loads without a tag. Adding weights of an architecture does not change them."""
@@ -24,7 +24,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {}
 configuration (num_classes, input_size, mean, std, license...). List only public repositories."""
 
 
-def with_weights(cfgs: Mapping[str, dict[str, Any]], folder: Path = WEIGHTS) -> dict[str, Any]:
+def with_weights(cfgs: Mapping[str, dict[str, Any]], folder: Path = FOLDER) -> dict[str, Any]:
     """Add the weights in a folder and on the Hub to the configurations of untrained architectures by name.
 
     Returns:

@@ -18,7 +18,7 @@ from frskd_timm.errors import UserError, first_line
 from frskd_timm.pixels import to_8_bits
 from frskd_timm.pyramid import evaluating, sample_images
 from frskd_timm.segmentation.backbone import create_backbone, find_multiple, find_pyramid
-from frskd_timm.segmentation.decoder import FeaturePyramid, SumBiFPN, pixel_classifier, pixel_head
+from frskd_timm.segmentation.decoder import EXTRA_LEVELS, FeaturePyramid, SumBiFPN, pixel_classifier, pixel_head
 
 _CARD_TEMPLATE = """---
 {{ card_data }}
@@ -112,7 +112,7 @@ class SegmentationStudent(
         multiple = find_multiple(self.backbone, in_chans)
         self.multiple = multiple or 1
         self.fixed_size = None if multiple else self.probe
-        self.num_levels = len(self.levels) + 2
+        self.num_levels = len(self.levels) + EXTRA_LEVELS
         self.pyramid = FeaturePyramid(pyramid.channels, channels)
         self.bifpn = nn.ModuleList(SumBiFPN(self.num_levels, channels) for _ in range(layers))
         self.head = pixel_head(channels, num_classes)

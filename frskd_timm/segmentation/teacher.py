@@ -38,22 +38,14 @@ class SegmentationTeacher(SelfTeacher):
 
 
 @SEGMENTATION_TEACHERS.register("pyramid")
-class PyramidTeacher(SelfTeacher):
-    """Classifies the finest map that enters the decoder's layers, with a head of its own (not in the paper).
+def pyramid(channels: int, num_levels: int, num_classes: int, layers: int) -> SegmentationTeacher:
+    """Create a head on the finest map that enters the decoder's layers (not in the paper).
 
     It refines nothing; its gradient reaches the backbone without passing the decoder's layers.
     """
-
-    beside_decoder = True
-
-    def __init__(self, channels: int, num_levels: int, num_classes: int, layers: int) -> None:
-        super().__init__()
-        self.channels = [channels] * num_levels
-        self.head = pixel_head(channels, num_classes)
-
-    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Return the maps as they are, and logits [B, num_classes, h, w] of the size of the finest map."""
-        return list(features), self.head(features[0])
+    teacher = SegmentationTeacher(channels, num_levels, num_classes, layers=0)
+    teacher.beside_decoder = True
+    return teacher
 
 
 def mixing_norm(channels: int) -> nn.Sequential:

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from frskd_train.recipe import RECIPES
+from frskd_train.recipe import included_recipes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -19,4 +19,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("Students, with the tags of their pretrained weights:")
     for name in timm.list_models("*_frskd"):
         print(" ", name, *(tag for model, tag in (weight.split(".", 1) for weight in weights) if model == name))
-    print("Recipes:", *sorted(path.stem for path in RECIPES.glob("*.yaml")), sep="\n  ")
+    print("Recipes:", *included_recipes(), sep="\n  ")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import UnionType
 from typing import Any
 
-from frskd_train.constraints import Pattern, Range
+from frskd_train.constraints import OneOf, Pattern, Range
 from frskd_train.recipe import NOT_IN_RECIPES
 from frskd_train.settings import Settings, default_settings, flat
 
@@ -62,9 +62,10 @@ def _schema(kind: Any, facts: Sequence[Any] = ()) -> dict[str, Any]:
         if isinstance(fact, Range) and kind in (int, float):
             bounds = {"minimum": fact.low, "maximum": fact.high, "exclusiveMinimum": fact.above}
             found |= {name: bound for name, bound in bounds.items() if bound is not None}
+        elif isinstance(fact, OneOf) and kind is str:
+            found["enum"] = list(fact.names)
         elif isinstance(fact, Pattern) and kind is str:
-            is_list = fact.words.startswith("one of ")
-            found |= {"enum": fact.words[7:].split(", ")} if is_list else {"pattern": f"^(?:{fact.regex})$"}
+            found["pattern"] = f"^(?:{fact.regex})$"
     return found
 
 

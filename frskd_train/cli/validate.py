@@ -112,8 +112,7 @@ def chosen_data(given: ScoredDataSettings, run: Path | None) -> DataSettings:
     same = Path(values["dataset"]).resolve() == Path(own).resolve()
     versions = "dataset_config", "dataset_revision"
     if run is not None and same and all(values[name] in (None, trained.get(name)) for name in versions):
-        splits = "train_split", "val_split", "calibration_split", "val_fraction"
-        names = *versions, *splits, "input_key", "target_key", "class_map", "bad_images"
+        names = *_CHOICES, "train_split", "val_split", "calibration_split"
         known = {name: trained.get(name) for name in names if values[name] is None}
         values |= {name: value for name, value in known.items() if isinstance(value, (str, float))}
         if given.val_split and given.val_split == known.get("calibration_split"):

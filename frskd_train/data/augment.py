@@ -95,7 +95,7 @@ def erase(images: Tensor, boxes: Rows) -> Tensor:
     top, bottom, left, right = torch.from_numpy(boxes).to(images.device, non_blocking=True)[:, :, None]
     along = torch.arange(images.shape[-1], device=images.device)
     rows, columns = (along >= top) & (along < bottom), (along >= left) & (along < right)
-    return images.masked_fill_((rows[:, None, :, None]) & (columns[:, None, None, :]), 0)
+    return images.masked_fill_(rows[:, None, :, None] & columns[:, None, None, :], 0)
 
 
 class Normalize:

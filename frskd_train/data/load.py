@@ -23,7 +23,7 @@ from frskd_train.data.source import find_source
 from frskd_train.data.splits import Choice, Split
 from frskd_train.data.targets import TARGETS
 from frskd_train.data.transforms import EvalTransform, SampleTransform, as_is, corrupt
-from frskd_train.settings import DataSettings, PreprocessingSettings, default_settings
+from frskd_train.settings import DataSettings, PreprocessingSettings, SegmentationSettings, default_settings
 
 Device = torch.device | str
 
@@ -143,7 +143,7 @@ def load_data(
     model_cfg: Mapping[str, Any],
     initial_cfg: Mapping[str, Any] | None = None,
     num_outputs: int | None = None,
-    resize_range: tuple[float, float] = (0.5, 2.0),
+    resize_range: tuple[float, float] = SegmentationSettings().resize_range,
     measured: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> TrainingData:
     """Load a dataset for training and validation.

@@ -1,7 +1,7 @@
 """The preprocessing in training, validation and export, determined by settings, model and data."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,10 +47,6 @@ class Preprocessing:
         size = given.pop("img_size", None)
         given.pop("use_train_size", None)
         return replace(self, **given, input_size=(self.input_size[0], size, size) if size else self.input_size)
-
-    def as_timm(self) -> dict[str, Any]:
-        """Return the arguments of timm's `create_transform`."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     def to_bytes(self, images: Tensor) -> npt.NDArray[np.uint8]:
         """Convert normalised images [B, C, H, W] back to pictures [B, H, W, C]."""

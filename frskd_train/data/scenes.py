@@ -101,7 +101,7 @@ def compose(split: str, count: int) -> Scenes:
     by_class = [np.flatnonzero(labels == target) for target in range(len(names))]
     for number in range(count):
         rng = np.random.default_rng([ROW_SEED, list(COUNTS).index(split), number])
-        picture, mask = _background(rng, SIZE), scenes.masks[number]
+        picture, mask = _background(rng), scenes.masks[number]
         for _ in range(rng.integers(GARMENTS[0], GARMENTS[1] + 1)):
             target = int(rng.integers(len(names)))
             row = rng.choice(by_class[target])
@@ -111,16 +111,16 @@ def compose(split: str, count: int) -> Scenes:
     return scenes
 
 
-def _background(rng: np.random.Generator, size: int) -> Floats:
-    """Mix two colours with noise of several scales and, half of the time, with stripes: [size, size, 3] in 0..255."""
-    mixture = np.zeros((size, size))
+def _background(rng: np.random.Generator) -> Floats:
+    """Mix two colours with noise of several scales and, half of the time, with stripes: [SIZE, SIZE, 3] in 0..255."""
+    mixture = np.zeros((SIZE, SIZE))
     for cells, weight in ((3, 1.0), (8, 0.6), (24, 0.4)):
         noise = Image.fromarray(rng.random((cells, cells)).astype(np.float32))
-        mixture += weight * np.asarray(noise.resize((size, size), Image.Resampling.BICUBIC))
+        mixture += weight * np.asarray(noise.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
     mixture /= 2
     if rng.random() < 0.5:
         angle, period = rng.uniform(0, np.pi), rng.uniform(5, 25)
-        y, x = np.mgrid[0:size, 0:size]
+        y, x = np.mgrid[0:SIZE, 0:SIZE]
         mixture = 0.5 * mixture + 0.25 * (1 + np.sin(2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / period))
     first, second = rng.uniform(20, 235, (2, 3))
     return first + mixture[..., None].clip(0, 1) * (second - first)

@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ class EvalTransform:
         height, width = preprocessing.input_size[1:]
         self.size = (width, height)
         self.is_whole = all(math.floor(side / preprocessing.crop_pct) == side for side in self.size)
-        self.timm_transform = create_transform(**preprocessing.as_timm(), normalize=False)
+        self.timm_transform = create_transform(**asdict(preprocessing), normalize=False)
         self._fills = preprocessing.crop_mode == "border" and preprocessing.input_size[0] == 3
 
     def __call__(self, sample: Sample, seed: int) -> tuple[Tensor, Tensor]:
@@ -61,7 +61,7 @@ class EvalTransform:
         return self.timm_transform(image)
 
     def fit_picture(self, image: Image.Image) -> Image.Image:
-        """Resize and crop one image."""
+        """Resize and crop one image; return a picture instead of a tensor."""
         return F.to_pil_image(self.fit(image))
 
 

@@ -94,13 +94,12 @@ def _describe(found: FoundStudent, size: tuple[int, int] | None) -> dict[str, An
         }
     else:
         model: Any = student.load()
-        rgb = (class_colours(model.num_classes) * 255).round().astype(int).tolist()
         fitting = {
             "task": "segmentation",
             "caption": "The class of each pixel; the bars give its share of the picture.",
             "mean": model.mean,
             "std": model.std,
-            "colours": ["#{:02x}{:02x}{:02x}".format(*colour) for colour in rgb],
+            "colours": ["#{:02x}{:02x}{:02x}".format(*colour) for colour in class_colours(model.num_classes).tolist()],
         }
     return {
         "title": _title(student),

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from frskd_train.report.drawing import BLUE, GREY
+from frskd_train.report.drawing import BLUE, GREY, ORANGE
 from frskd_train.report.forms import FORMS
 
 STYLE: dict[Any, Any] = {
@@ -30,8 +30,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 8,
 }
-# Colours of Okabe and Ito, which colour-blind readers can distinguish.
-ORANGE, _GREEN, _RED, _PURPLE = "#E69F00", "#009E73", "#D55E00", "#CC79A7"
+_GREEN, _RED, _PURPLE = "#009E73", "#D55E00", "#CC79A7"  # of Okabe and Ito as well
 _TERMS = {
     "loss_ce": ("cross-entropy, student", BLUE),
     "loss_ce_teacher": ("cross-entropy, self-teacher", ORANGE),

@@ -6,7 +6,8 @@ from typing import Any
 from matplotlib.font_manager import findfont
 from PIL import ImageFont
 
-BLUE, GREY, LIGHT, TEXT = "#0072B2", "#777777", "#d9d9d9", "#333333"
+# The first two are of Okabe and Ito, whose colours colour-blind readers can distinguish.
+BLUE, ORANGE, GREY, LIGHT, TEXT = "#0072B2", "#E69F00", "#777777", "#d9d9d9", "#333333"
 _LONGEST = 24  # characters of a name
 
 

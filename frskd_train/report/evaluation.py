@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from frskd_timm.errors import UserError, first_line
 
 EVALUATION = "evaluation.json"
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,8 @@ class Evaluation:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Evaluation":
         """Create it from parsed JSON; raise TypeError or KeyError for missing and unknown keys."""
-        if content["schema"] != 2:
-            raise TypeError(f"its schema is {content['schema']}, not 2")
+        if content["schema"] != SCHEMA:
+            raise TypeError(f"its schema is {content['schema']}, not {SCHEMA}")
         kinds = {"temperature": Temperature, "calibration": Calibration, "calibrated": Calibration}
         parts: dict[str, Any] = {name: kind(**content[name]) for name, kind in kinds.items() if content.get(name)}
         parts["per_class"] = [ClassScores(**row) for row in content["per_class"]]

@@ -67,7 +67,7 @@ def segmentation_picture(
         path: The PNG file to write.
     """
     masks = {"truth": truth, "student": student} | ({} if self_teacher is None else {"self-teacher": self_teacher})
-    colours = (class_colours(len(class_names)) * 255).round().astype(np.uint8)
+    colours = class_colours(len(class_names))
     size = 240, round(240 * images.shape[1] / images.shape[2])
     rows = []
     for row, image in enumerate(images):
@@ -82,12 +82,12 @@ def segmentation_picture(
     return Path(path)
 
 
-def class_colours(count: int) -> NDArray[np.float64]:
-    """Return one colour per class, [count, 3] in 0..1: light grey for the first, then distinct colours."""
+def class_colours(count: int) -> NDArray[np.uint8]:
+    """Return one colour per class, [count, 3] in 0..255: light grey for the first, then distinct colours."""
     palette = [*matplotlib.color_sequences["tab10"], *matplotlib.color_sequences["Dark2"]]
     palette += [colour for place, colour in enumerate(matplotlib.color_sequences["tab20b"]) if place % 4 != 3]
     colours = [(0.88, 0.88, 0.88), *(palette[index % len(palette)] for index in range(count - 1))]
-    return np.array(colours[:count])
+    return (255 * np.array(colours[:count])).round().astype(np.uint8)
 
 
 def _grid(

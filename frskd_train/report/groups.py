@@ -67,7 +67,7 @@ class Run:
         return self.metrics.dataset.name
 
     @property
-    def images(self) -> tuple[int, int, int]:
+    def counts(self) -> tuple[int, int, int]:
         """Numbers of classes, training images and validation images, which tell datasets of the same name apart."""
         dataset = self.metrics.dataset
         return dataset.num_classes, dataset.train_images, dataset.val_images
@@ -147,12 +147,12 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Put runs that differ only in the seed into one group and label the groups by what differs between them."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        key = json.dumps([run.dataset, run.images, run.recipe()], sort_keys=True, default=str)
+        key = json.dumps([run.dataset, run.counts, run.recipe()], sort_keys=True, default=str)
         found.setdefault(key, []).append(run)
     for members in found.values():  # a run that was repeated exactly adds no evidence
         members[:] = {(run.metrics.seed, str(run.metrics.student)): run for run in members}.values()
     groups = [Group(members) for members in found.values()]
-    data = {(group.run.dataset, group.run.images) for group in groups}
+    data = {(group.run.dataset, group.run.counts) for group in groups}
     recipes = [(group.metrics.method, group.run.recipe()) for group in groups]
     for group, (method, own) in zip(groups, recipes, strict=True):
         differing = []
@@ -165,7 +165,7 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         data_label = [group.run.dataset] if len(data) > 1 else []
         for place, unit in enumerate(COUNTED):
             if len({images[place] for name, images in data if name == group.run.dataset}) > 1:  # datasets of one name
-                data_label.append(f"{group.run.images[place]:,} {unit}")
+                data_label.append(f"{group.run.counts[place]:,} {unit}")
         group.label = ", ".join([group.method, *data_label, *differing])
     return groups
 

@@ -51,7 +51,7 @@ class SeedRuns:
     std: float | None = None
 
     @classmethod
-    def of(cls, runs: Sequence[Mapping[str, Any]], score: str, method: str = "ce") -> "SeedRuns":
+    def of(cls, runs: Sequence[Mapping[str, Any]], score: str, method: str) -> "SeedRuns":
         """Create it from seed and score of each run."""
         runs = [run for place, run in enumerate(runs) if run not in runs[:place]]  # a repeated run adds no evidence
         scores = [run[score] for run in runs]

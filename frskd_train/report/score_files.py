@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from frskd_timm.errors import UserError
 from frskd_timm.export.folder import CONFIG, METRICS, WEIGHTS
 from frskd_train.report.answers import confusion_picture
-from frskd_train.report.curves import ORANGE, STYLE
-from frskd_train.report.drawing import BLUE, GREY
+from frskd_train.report.curves import STYLE
+from frskd_train.report.drawing import BLUE, GREY, ORANGE
 from frskd_train.report.evaluation import EVALUATION, ClassScores, Evaluation
 from frskd_train.report.forms import FORMS
 

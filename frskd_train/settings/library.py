@@ -1,12 +1,10 @@
 """What the settings take from `frskd_timm`, read without importing that package, which would import torch."""
 
 import re
-from importlib.util import find_spec
 from pathlib import Path
 from runpy import run_path
 
-_spec = find_spec("frskd_timm")
-_FOLDER = Path((_spec.submodule_search_locations or [""])[0]) if _spec is not None else Path()
+_FOLDER = Path(__file__).parents[2] / "frskd_timm"
 _defaults = run_path(str(_FOLDER / "defaults.py"))
 DEFAULT, SEGMENTATION_DEFAULT = _defaults["CLASSIFICATION"], _defaults["SEGMENTATION"]
 

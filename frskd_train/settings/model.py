@@ -14,9 +14,9 @@ from frskd_train.constraints import (
     Fraction,
     KeywordArguments,
     NotNegative,
+    OneOf,
     Positive,
     Range,
-    one_of,
 )
 from frskd_train.settings.library import DEFAULT, registered
 
@@ -25,11 +25,11 @@ FEATURE_LOSSES = registered("losses")
 LOGIT_LOSSES = registered("losses/logits")
 GATES, SCHEDULES = ("none", *registered("gates")), registered("schedule")
 _ANY_TEACHER = tuple(name for names in SELF_TEACHERS.values() for name in names)
-SelfTeacher = Annotated[str, arg(metavar="|".join(_ANY_TEACHER)), one_of(_ANY_TEACHER)]
-FeatureLoss = Annotated[str, arg(metavar="|".join(FEATURE_LOSSES)), one_of(FEATURE_LOSSES)]
-LogitLoss = Annotated[str, arg(metavar="|".join(LOGIT_LOSSES)), one_of(LOGIT_LOSSES)]
-Gate = Annotated[str, arg(metavar="|".join(GATES)), one_of(GATES)]
-Schedule = Annotated[str, arg(metavar="|".join(SCHEDULES)), one_of(SCHEDULES)]
+SelfTeacher = Annotated[str, arg(metavar="|".join(_ANY_TEACHER)), OneOf(_ANY_TEACHER)]
+FeatureLoss = Annotated[str, arg(metavar="|".join(FEATURE_LOSSES)), OneOf(FEATURE_LOSSES)]
+LogitLoss = Annotated[str, arg(metavar="|".join(LOGIT_LOSSES)), OneOf(LOGIT_LOSSES)]
+Gate = Annotated[str, arg(metavar="|".join(GATES)), OneOf(GATES)]
+Schedule = Annotated[str, arg(metavar="|".join(SCHEDULES)), OneOf(SCHEDULES)]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from frskd_timm.defaults import TASK_OPTIONS
 from frskd_timm.errors import UserError
 from frskd_timm.export.folder import STUDENT, WEIGHTS
 from frskd_timm.export.load import read_student
-from frskd_timm.task import StudentTask
+from frskd_timm.student_task import StudentTask
 from frskd_train.data import TrainingData, ValidationData, load_data
 from frskd_train.data.sampler import Order
 from frskd_train.evaluate import Scores

@@ -14,7 +14,8 @@ from frskd_timm.export.config import output_names
 from frskd_timm.export.student import export_student
 from frskd_timm.losses.labels import LabelLoss
 from frskd_timm.models import stock_name
-from frskd_timm.task import CrossEntropyTask, FRSKDTask, StudentTask
+from frskd_timm.student_task import CrossEntropyTask, StudentTask
+from frskd_timm.task import FRSKDTask
 from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_validation
 from frskd_train.report.answers import examples_picture
 from frskd_train.report.forms import FORMS
@@ -33,7 +34,7 @@ class ClassificationJob(Job):
     form = FORMS["classification"]
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings, default_cfg(settings.model))
+        super().__init__(settings, default_cfg(settings.model.model, settings.model.pretrained))
 
     def build_student(self, data: TrainingData) -> nn.Module:
         return build_student(self.settings.model, self.model_cfg, data.num_classes, data.preprocessing.input_size)
@@ -46,8 +47,6 @@ class ClassificationJob(Job):
     def _plain_task(self, student: nn.Module, data: TrainingData) -> StudentTask:
         method, smoothing = self.settings.method, self.settings.labels.smoothing
         if self.settings.model.linear_probe:
-            if method.method != "ce":
-                raise UserError("--linear-probe trains no feature maps to distill: add --method ce.")
             return LinearProbeTask(student, smoothing)
         if method.method == "ce":
             return CrossEntropyTask(student, smoothing)
@@ -68,9 +67,6 @@ class ClassificationJob(Job):
     def _label_loss(self, student: nn.Module, data: TrainingData) -> nn.Module | None:
         """Return the loss with the labels if it is not plain cross-entropy."""
         labels, outputs = self.settings.labels, int(student.num_classes)  # type: ignore[arg-type]
-        method = self.settings.method
-        if labels.class_weights and method.sla and method.method != "ce":
-            raise UserError("--class-weights cannot be combined with --sla; leave one of them out.")
         if not (labels.class_weights or labels.bce_loss):
             return None
         binary: dict[str, Any] = {"binary": labels.bce_loss, "sum_classes": labels.bce_sum}

@@ -17,7 +17,7 @@ from frskd_timm.segmentation import (
     SegmentationTask,
     create_segmentation_student,
 )
-from frskd_timm.task import StudentTask
+from frskd_timm.student_task import StudentTask
 from frskd_train.constraints import keyword_arguments
 from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_validation
 from frskd_train.report.card import write_backbone_card
@@ -38,7 +38,7 @@ class SegmentationJob(Job):
 
     def __init__(self, settings: Settings) -> None:
         preset = PRESETS.get(settings.model.model, {})
-        super().__init__(settings, default_cfg(settings.model, preset.get("backbone")))
+        super().__init__(settings, default_cfg(preset.get("backbone", settings.model.model), settings.model.pretrained))
 
     def initial_weights(self) -> InitialWeights | None:
         found, is_whole = super().initial_weights(), self.settings.model.initial_checkpoint is not None
