@@ -115,12 +115,11 @@ class Ending:
         speeds = [row["images_per_second"] for row in state.history if row["images_per_second"]]
         names, device = job.about_student(student), self.accelerator.device
         _, height, width = data.preprocessing.input_size
-        # Scores on a sample, on a part of the images or of other classes are not scores of the dataset.
-        scored = int(scores["student"]["images"]) if scores else 0
-        is_whole = scored == len(data.val.split.images.dataset) and (
-            job.form.unit == "pixels" or not settings.data.class_map
-        )
-        on_sample = settings.data.dataset == default_settings(settings.model.task).data.dataset
+        # Scores on a sample, on a part of the images, of other columns or classes are not scores of the dataset.
+        scored, chosen = int(scores["student"]["images"]) if scores else 0, settings.data
+        others = chosen.input_key, chosen.target_key, job.form.unit != "pixels" and chosen.class_map
+        is_whole = scored == len(data.val.split.images.dataset) and not any(others)
+        on_sample = chosen.dataset == default_settings(settings.model.task).data.dataset
         return Metrics(
             schema=SCHEMA,
             task=settings.model.task,
@@ -140,6 +139,10 @@ class Ending:
                 num_classes=data.num_classes,
                 whole_split=is_whole and data.val_split != data.train_split and not on_sample,
                 held_out=data.val_split == data.train_split,
+                config=chosen.dataset_config,
+                revision=chosen.dataset_revision,
+                split_images=len(data.val.split.images.dataset),
+                fingerprint=data.fingerprint,
             ),
             student=rounded.get("student"),
             self_teacher=rounded.get("self_teacher"),
@@ -161,6 +164,7 @@ class Ending:
             ),
             versions={module.__name__: module.__version__ for module in (frskd_timm, torch, timm)}
             | {"python": python_version()},
+            changes=[change for change in state.changes if ": --" in change],
             baseline=self.baseline,
             date=datetime.now(timezone.utc).date().isoformat(),
             initial=job.initial_weights(),

@@ -24,7 +24,7 @@ from frskd_train.recipe import (
     with_home,
 )
 from frskd_train.rules import check_ranges, check_settings, refuse_unused
-from frskd_train.settings import EvaluationSettings, Settings, declared, default_settings, flag
+from frskd_train.settings import EvaluationSettings, Settings, declared, default_settings, flag, flat
 from frskd_train.timm_flags import TRAIN, VALIDATE
 
 FLAT = (tyro.conf.OmitArgPrefixes,)  # --lr, not --optimizer.lr
@@ -49,7 +49,11 @@ def parse_settings(args: Sequence[str]) -> Settings:
     for path, content in recipes.items():
         settings = _overlay(path, content, settings)
     _refuse_unknown(args, _program("train"), Settings, TRAIN)
-    settings = with_absolute_paths(_cli(args, settings))
+    before, settings = flat(settings), with_absolute_paths(_cli(args, settings))
+    after = flat(settings)
+    if "beta" not in given and any(after[name] != before[name] for name in ("task", "feature_loss", "self_teacher")):
+        # The weight of a recipe belongs to the loss that the flag replaces.
+        settings = replace(settings, method=replace(settings.method, beta=None))
     if last.get("train_crop_mode", "pad") != "pad" and "crop_padding" not in given:
         # The padding of a recipe belongs to the crops that the flag replaces.
         settings = replace(settings, preprocessing=replace(settings.preprocessing, crop_padding=None))

@@ -58,7 +58,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     In names, `-` and `_` are equivalent.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _OnceLoader)
     except OSError as error:
         raise SettingsError(f"The recipe {path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # not UTF-8, impossible dates, too deeply nested
@@ -69,7 +69,21 @@ def read_yaml(path: str) -> dict[str, Any]:
         words = [*value, *value.values()] if isinstance(value, dict) else [value]
         if not all(_is_plain(word) for word in words):
             raise SettingsError(f"The recipe {path} has a nested value for '{key}': give a single value or a list.")
-    return {key.replace("-", "_"): value for key, value in (content or {}).items()}
+    found = {key.replace("-", "_"): value for key, value in (content or {}).items()}
+    if len(found) < len(content or {}):
+        raise SettingsError(f"The recipe {path} has a setting twice, with - and with _ in its name: leave one out.")
+    return found
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, which refuses a key that occurs twice instead of taking the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(problem=f"{twice} is given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _is_plain(value: Any, lists: int = 2) -> bool:

@@ -111,12 +111,15 @@ class Scorer:
         true, given, counts = confusion.unbind(dim=1)
         accuracy = round(100 * int(counts[true == given].sum()) / int(counts.sum()), 4)
         scores: dict[str, Any]
-        if is_dense:
+        sizes: set[tuple[int, ...]] = {pre.input_size[1:]}
+        if is_dense:  # images keep their size
+            sizes = set(data.val.source.sizes)
             overlaps = [row.iou for row in per_class if row.iou is not None]
             scores = {"miou": round(mean(overlaps), 4), "pixel_accuracy": accuracy}
         else:
             scores = {"top1": accuracy, "top5": round(100 * float(found["top5"]), 4)}
             scores |= {name: getattr(pre, name) for name in ("crop_pct", "crop_mode", "interpolation")}
+        height, width = sizes.pop() if len(sizes) == 1 else (None, None)
         return Evaluation(
             schema=SCHEMA,
             task=data.task,
@@ -137,8 +140,8 @@ class Scorer:
             temperature_note=note,
             mistakes=mistakes.gather(batches.rows().tolist()),
             images_per_second=round(images / seconds, 1),
-            img_size=pre.input_size[1],
-            img_width=pre.input_size[2] if pre.input_size[2] != pre.input_size[1] else None,
+            img_size=height,
+            img_width=width if width != height else None,
             param_count=sum(p.numel() for p in self.student.parameters()),
             tta="flip" if self.flip else None,
             corruptions=self._score_corrupted(data) if corrupted else {},
@@ -222,7 +225,7 @@ def find_temperature(
     It is fitted to the `calibration_split` of the settings, or else to the images that `run`, which trained the
     student, held out of its training images, unless these are the images that are scored (`data`).
     """
-    given = settings.calibration_split
+    given, held_out = settings.calibration_split, None
     try:
         if given is not None:
             chosen = replace(settings, val_split=given, calibration_split=None)
@@ -233,14 +236,14 @@ def find_temperature(
             is_own = Path(settings.dataset).resolve() == Path(own.dataset).resolve()
             if not facts.held_out or (is_own and facts.split == data.val_split):
                 return None, NONE
-            # The only split may be called test, and without train_split all of it would be used.
-            chosen = replace(own, train_split=facts.split)
+            chosen, held_out = own, facts.held_out_images
         # One process alone must not stop at an image that it cannot read.
         chosen = replace(chosen, bad_images="skip")
-        held_out = load_validation(chosen, data.preprocessing, task=data.task, classes=data.class_names)
-        temperature = scorer.fit_temperature(held_out)
+        options: dict[str, Any] = {"task": data.task, "classes": data.class_names, "held_out": held_out}
+        found = load_validation(chosen, data.preprocessing, **options)
+        temperature = scorer.fit_temperature(found)
     except (UserError, SettingsError) as error:
         return None, f"No temperature: {error}"
     origin = f"{temperature.images} images of split {temperature.split} of {temperature.dataset}"
-    notes = [note for note in (*held_out.notes, *held_out.bad_images()) if note not in data.notes]
+    notes = [note for note in (*found.notes, *found.bad_images()) if note not in data.notes]
     return temperature, " ".join([f"Fitted to {origin}, which were not trained on.", *notes])

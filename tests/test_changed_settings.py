@@ -18,7 +18,8 @@ from frskd_timm.errors import UserError
 from frskd_timm.export.folder import read_json
 from frskd_train.checkpoint import load_state, restore
 from frskd_train.constraints import FIXED, FREE, PRIVATE
-from frskd_train.parse import parse_settings
+from frskd_train.parse import parse_settings, read_recipe
+from frskd_train.report.baseline import read_baseline
 from frskd_train.resume import check_resume, notes_for_recipe
 from frskd_train.settings import ModelSettings, Settings, declared, fields, flag
 from frskd_train.students import build_student
@@ -97,6 +98,13 @@ def test_a_resumed_run_keeps_the_statistics_of_its_images(tmp_path: Path, capsys
     for recipe in (run / "config.yaml", run / "student" / "recipe.yaml"):
         changes = re.findall("^# (After 2 updates: .*)$", recipe.read_text(encoding="utf-8"), re.M)
         assert "After 2 updates: --epochs is 2 from here on (was 1)." in changes
+    card = (run / "student" / "README.md").read_text(encoding="utf-8")
+    assert "so the recipe does not repeat it:" in card
+    assert re.search("^- After 2 updates: --epochs is 2 from here on", card, re.M)
+    assert "repeats the training" not in card
+    settings = read_recipe(str(run / "config.yaml"))
+    with pytest.raises(UserError, match=r"changed its settings while it was trained: After 2 updates: --data-mode is"):
+        read_baseline([run], settings, "top1", "frskd")
 
 
 def statistics_of(run: Path) -> list[Any]:

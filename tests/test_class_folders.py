@@ -163,6 +163,10 @@ def test_runs_beside_the_classes_are_no_class(tmp_path: Path) -> None:
     (tmp_path / "runs" / "first" / "config.yaml").touch()
     assert before.class_names == ["cat", "dog", "runs"]
     assert load(tmp_path).class_names == ["cat", "dog"]
+    (tmp_path / "runs" / "first" / "checkpoints").rmdir()  # which is not needed to use the student
+    assert load(tmp_path).class_names == ["cat", "dog"]
+    (tmp_path / "metadata.csv").write_text("class,description\ncat,purrs\n")  # not of the images
+    assert load(tmp_path).class_names == ["cat", "dog"]
 
 
 def test_only_splits_for_validation_need_no_choice(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from frskd_train.cli.validate import chosen_data
 from frskd_train.errors import SettingsError
 from frskd_train.parse import parse_evaluation, parse_settings, read_recipe
 from frskd_train.recipe import write_recipe
-from frskd_train.settings import DataSettings, ScoredDataSettings
+from frskd_train.settings import DataSettings, HeldOut, ScoredDataSettings
 
 EXTRA = ("accelerate", "datasets", "matplotlib", "pyarrow", "tyro")  # core never needs these
 
@@ -128,16 +128,19 @@ def test_a_runs_own_data_and_splits_are_scored(tmp_path: Path) -> None:
         (own, "val", (own, "trainval", "val", "fine", 0.2)),
         (other, None, (other, None, None, None, 0.1)),
     ):
-        used = chosen_data(ScoredDataSettings(dataset, val_split=given), tmp_path)
+        used, _ = chosen_data(ScoredDataSettings(dataset, val_split=given), tmp_path)
         assert (used.dataset, used.train_split, used.val_split, used.target_key, used.val_fraction) == found
-    assert chosen_data(ScoredDataSettings(), None) == DataSettings()
-    assert chosen_data(ScoredDataSettings(val_fraction=0.1), tmp_path).val_fraction == 0.1, "given, though the default"
+    assert chosen_data(ScoredDataSettings(), None) == (DataSettings(), None)
+    assert chosen_data(ScoredDataSettings(val_fraction=0.1), tmp_path)[0].val_fraction == 0.1, (
+        "given, though the default"
+    )
     facts = replace(METRICS.dataset, held_out=True, split="test")
     (tmp_path / "metrics.json").write_text(replace(METRICS, dataset=facts).to_json())
     (tmp_path / "config.yaml").write_text(f"dataset: {tmp_path / 'data'}\nbad_images: skip\n")
-    used = chosen_data(ScoredDataSettings(), tmp_path)
-    assert (used.train_split, used.val_split, used.bad_images) == ("test", None, "skip"), "not the images trained on"
-    assert chosen_data(ScoredDataSettings(bad_images="stop"), tmp_path).bad_images == "stop"
+    used, held_out = chosen_data(ScoredDataSettings(), tmp_path)
+    assert held_out == HeldOut("test", METRICS.dataset.split_images), "not the images trained on"
+    assert (used.val_split, used.bad_images) == (None, "skip")
+    assert chosen_data(ScoredDataSettings(bad_images="stop"), tmp_path)[0].bad_images == "stop"
     (tmp_path / "config.yaml").write_text(f"dataset: {tmp_path / 'data'}\nval_fraction: 0.1\n")
     with pytest.raises(UserError, match=r"held out 0\.1 of its images, not 0\.5: .* --val-split test"):
         chosen_data(ScoredDataSettings(val_fraction=0.5), tmp_path)
@@ -158,3 +161,16 @@ def test_every_spelling_of_a_flag_is_understood(tmp_path: Path) -> None:
         (tmp_path / "recipe.yaml").write_text(f"{name}: finetune\n")
         with pytest.raises(SettingsError, match=f"may not contain '{name}': give --{name}"):
             parse_settings(["-c", f"{tmp_path}/recipe.yaml"])
+
+
+def test_a_flag_for_another_loss_leaves_its_weight_in_a_recipe_out(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("feature_loss: attention\nbeta: 100\nlr: 0.5\n")
+    weight = lambda *flags: parse_settings(["--config", str(recipe), *flags]).method.beta
+    assert [weight(), weight("--lr", "0.1"), weight("--feature-loss", "attention")] == [100, 100, 100]
+    assert weight("--feature-loss", "fitnet") is None
+    assert weight("--feature-loss", "fitnet", "--beta", "3") == 3
+    for twice in ("lr: 0.1\nlr: 0.2\n", "batch-size: 8\nbatch_size: 9\n"):
+        recipe.write_text(twice)
+        with pytest.raises(SettingsError, match="twice"):
+            weight()

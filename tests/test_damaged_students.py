@@ -128,8 +128,8 @@ def test_a_folder_does_not_hide_a_model_of_its_name(tmp_path: Path, monkeypatch:
 
 def test_the_calibration_split_of_a_run_is_used_again(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("dataset: data\ncalibration_split: test\n")
-    assert chosen_data(ScoredDataSettings(), tmp_path).calibration_split == "test"
-    assert chosen_data(ScoredDataSettings(val_split="test"), tmp_path).calibration_split is None
+    assert chosen_data(ScoredDataSettings(), tmp_path)[0].calibration_split == "test"
+    assert chosen_data(ScoredDataSettings(val_split="test"), tmp_path)[0].calibration_split is None
 
 
 def test_where_validate_writes(places: Path, whole: Path, tmp_path: Path) -> None:
@@ -148,6 +148,8 @@ def test_where_validate_writes(places: Path, whole: Path, tmp_path: Path) -> Non
     assert folder_name(other, "test", whole) == "evaluation-fold-1-test-val_fraction-0.5"
     own = EvaluationSettings(str(whole), ScoredDataSettings(str(places / "data"), target_key="fine label"))
     assert folder_name(own, "data", whole) == "evaluation-data-target_key-fine-label"
+    mapped = ScoredDataSettings(str(places / "data"), class_map="names.txt", calibration_split="val")
+    assert folder_name(EvaluationSettings(str(whole), mapped), "data", whole).endswith("split-val-class_map-names-txt")
     (whole / "evaluation-data" / "confusion.png").touch()  # of an earlier evaluation with pictures
     evaluate_here("--model", whole / "student", *data)
     assert {path.name for path in (whole / "evaluation-data").iterdir()} == written

@@ -42,6 +42,14 @@ def test_names_of_classes_are_checked(names: str, tmp_path: Path) -> None:
         load(folder)
 
 
+def test_foreground_of_255_is_no_class_with_names_either(tmp_path: Path) -> None:
+    binary = lambda number, width, height: np.where(np.arange(width) < 5, 255, np.zeros((height, 1))).astype(np.uint8)
+    folder = voc_folder(tmp_path / "garden", binary)
+    (folder / "labels.txt").write_text("background\nforeground\n")
+    with pytest.raises(UserError, match="only the labels 0 and 255, which stands for no class: write foreground as 1"):
+        load(folder)
+
+
 def test_scaled_masks_and_labels_of_validation_alone_are_noticed(tmp_path: Path) -> None:
     scaled = lambda number, width, height: np.full((height, width), 40 * (number % 3), np.uint8)
     (note,) = load(voc_folder(tmp_path / "scaled", scaled), img_size=32).notes

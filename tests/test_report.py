@@ -206,6 +206,20 @@ def test_runs_on_datasets_of_one_name_have_different_labels(run: Path, tmp_path:
     }
 
 
+def test_resumed_runs_are_seeds_of_one_recipe_unless_settings_or_data_changed(run: Path, tmp_path: Path) -> None:
+    other = changed(run, tmp_path / "other", 2, "frskd", 60.0)
+    recipe = other / "student" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("decay_epochs: 30.0", "decay_epochs: 30"))  # of an older version
+    assert [len(group.runs) for group in group_runs([Run.read(run), Run.read(other)])] == [2]
+    metrics = (other / "metrics.json").read_text()
+    for change, label in (
+        ({"changes": ["After 2 updates: --lr is 0.2."]}, "FRSKD, settings changed during the run"),
+        ({"dataset": {**json.loads(metrics)["dataset"], "fingerprint": "0123"}}, "FRSKD, data, data 0123"),
+    ):
+        (other / "metrics.json").write_text(json.dumps(json.loads(metrics) | change))
+        assert [group.label for group in group_runs([Run.read(run), Run.read(other)])][1] == label
+
+
 @pytest.mark.parametrize("value", [0.0, 36.6667])
 def test_a_constant_line_has_different_ticks(value: float) -> None:
     chart = line_chart("top-1", [Line("student", 0, [(1, value)])], unit="%")

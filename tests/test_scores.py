@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,16 +15,46 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from conftest import free_port
-from pictures import class_folders
-from runs import evaluate_here, train_here
+from pictures import class_folders, pictures, save
+from runs import evaluate_here, small, train_here
 from timm.task import ClassificationEvaluator
 
 from frskd_timm.errors import UserError
 from frskd_timm.segmentation.evaluator import SegmentationEvaluator
 from frskd_train.data import Preprocessing, load_validation
 from frskd_train.evaluate import evaluate
+from frskd_train.report.evaluation import read_evaluation
 from frskd_train.scores import Scorer
 from frskd_train.settings import DataSettings
+
+
+def test_held_out_images_are_scored_only_while_they_can_be_told(tmp_path: Path) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    save(data, train=pictures(24))
+    train_here(*small(tmp_path, "--val-fraction", 0.25, "--epochs", 1, "--output-dir", run))
+    shutil.rmtree(data)
+    save(data, train=pictures(24), test=pictures(9))
+    evaluate_here("--model", run)
+    scored = read_evaluation(run / "evaluation-data" / "evaluation.json")
+    assert (scored.split, scored.images, scored.temperature) == ("train", 6, None)
+    evaluate_here("--model", run, "--val-split", "test")
+    found = read_evaluation(run / "evaluation-data-test" / "evaluation.json").temperature
+    assert found is not None
+    assert (found.split, found.images) == ("train", 6)
+    with pytest.raises(UserError, match=r"--val-fraction has no effect: all images of split test are scored"):
+        evaluate_here("--model", run, "--val-split", "test", "--val-fraction", 0.25)
+    shutil.rmtree(data)
+    save(data, train=pictures(30))
+    with pytest.raises(UserError, match="cannot be told any more: split train had 24 images then, and has 30 now"):
+        evaluate_here("--model", run)
+
+
+def test_scores_of_another_column_are_not_those_of_the_dataset(tmp_path: Path) -> None:
+    save(tmp_path / "data", train=pictures(12), test=pictures(9))
+    for place, flags in (("plain", []), ("column", ["--target-key", "label"])):
+        train_here(*small(tmp_path, *flags, "--epochs", 1, "--output-dir", tmp_path / place))
+        facts = json.loads((tmp_path / place / "metrics.json").read_text())["dataset"]
+        assert facts["whole_split"] == (place == "plain")
 
 
 @pytest.fixture(autouse=True)

@@ -48,6 +48,7 @@ def test_a_run_leaves_what_it_promises(places: Path, whole_masks: Path, capsys: 
 
     evaluation = read_evaluation(run / "evaluation.json")
     assert evaluation.class_names == ["class 0", "class 1", "class 2"]
+    assert (evaluation.img_size, evaluation.img_width) == (30, 40)
     assert evaluation.miou == pytest.approx(metrics["student"]["miou"], abs=0.02)
     assert evaluation.loss == pytest.approx(metrics["student"]["loss"], abs=2e-3)
 

@@ -55,7 +55,8 @@ def test_class_weights_and_binary_cross_entropy_are_those_of_torch_and_timm() ->
 
 def test_an_empty_class_has_no_influence_on_the_weights_of_the_others() -> None:
     counts: Any = SimpleNamespace(class_counts=lambda name, rows: [30, 0, 10])
-    data: Any = SimpleNamespace(train=SimpleNamespace(split=SimpleNamespace(targets=counts, name="train", rows=[])))
+    split = SimpleNamespace(targets=counts, name="train")
+    data: Any = SimpleNamespace(train=SimpleNamespace(split=split, source=SimpleNamespace(rows=[])))
     for method in ("auto", "effective_num"):
         job: Any = SimpleNamespace(settings=SimpleNamespace(labels=SimpleNamespace(class_weights=method)))
         first, empty, third, further = Job.class_weights(job, data, 4)  # type: ignore[misc]

@@ -10,7 +10,7 @@ from typing import Any
 from frskd_train.errors import exit_process
 from frskd_train.parse import parse_evaluation
 from frskd_train.recipe import SETTINGS, read_yaml
-from frskd_train.settings import OWN_DATA, DataSettings, EvaluationSettings, LoopSettings, ScoredDataSettings
+from frskd_train.settings import OWN_DATA, DataSettings, EvaluationSettings, HeldOut, LoopSettings, ScoredDataSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,17 +41,19 @@ def evaluate(settings: EvaluationSettings) -> None:
     loop = LoopSettings(amp=settings.amp, amp_dtype=settings.amp_dtype, threads=settings.threads)
     accelerator = start_accelerator(loop)
     model, run = load_for_evaluation(settings.model)
-    chosen = chosen_data(settings.data, run)
+    chosen, held_out = chosen_data(settings.data, run)
     model.to(accelerator.device).eval()
     adapt_convolutions(model)
     job = job_of(model)
     try:
-        data = job.load_validation(chosen, settings.fit, model)
+        data = job.load_validation(chosen, settings.fit, model, held_out)
     except UserError as error:
         on_sample = chosen.dataset == DataSettings().dataset and settings.data.dataset == OWN_DATA
         if not on_sample or "class" not in str(error) or settings.fit.given():
             raise
         raise UserError(f"{error} These are the images of the included sample; --dataset chooses others.") from error
+    if settings.data.val_fraction is not None and not data.part:
+        raise UserError(f"--val-fraction has no effect: all images of split {data.val_split} are scored; leave it out.")
     output = check_output(settings.output or (run and run / folder_name(settings, data.name, run)))
     if settings.pictures and (output is None or output.suffix == ".json"):
         raise UserError("--pictures needs a folder to write them to: give --output FOLDER.")
@@ -81,7 +83,10 @@ def _trained_on(run: Path | None) -> tuple[dict[str, Any], str]:
 
 
 # Settings of the data that change which images are scored, or against which labels.
-_CHOICES = "dataset_config", "dataset_revision", "val_fraction", "input_key", "target_key", "class_map", "bad_images"
+_CHOICES = (
+    *("dataset_config", "dataset_revision", "val_fraction", "calibration_split"),
+    *("input_key", "target_key", "class_map", "bad_images"),
+)
 
 
 def folder_name(settings: EvaluationSettings, dataset: str, run: Path) -> str:
@@ -96,13 +101,15 @@ def folder_name(settings: EvaluationSettings, dataset: str, run: Path) -> str:
         *(name if value is True else f"{name}-{value}" for name, value in (other | settings.fit.given()).items()),
         *(name for name, is_on in switches.items() if is_on),
     ]
-    return "-".join(re.sub(r"[^\w.]+", "-", name) for name in names if name)
+    name = "-".join(re.sub(r"[^\w.]+", "-", name) for name in names if name)
+    return re.sub(r"\.(?=[A-Za-z]\w*$)", "-", name)  # the end of a file's name
 
 
-def chosen_data(given: ScoredDataSettings, run: Path | None) -> DataSettings:
+def chosen_data(given: ScoredDataSettings, run: Path | None) -> tuple[DataSettings, HeldOut | None]:
     """Return the data to score on: by default those of the run, as it validated on them, or the included sample.
 
-    On the run's dataset, settings that are not given are those of the run; other datasets are used as given.
+    On the run's dataset, settings that are not given are those of the run; other datasets are used as given. The images
+    that the run held out, if these are meant, are returned as well.
 
     Raises:
         UserError: The run held out another part of its images than the one to be scored.
@@ -110,9 +117,9 @@ def chosen_data(given: ScoredDataSettings, run: Path | None) -> DataSettings:
     trained, own = _trained_on(run)
     values = asdict(given) | ({"dataset": own} if given.dataset == OWN_DATA else {})
     same = Path(values["dataset"]).resolve() == Path(own).resolve()
-    versions = "dataset_config", "dataset_revision"
+    versions, held_out = ("dataset_config", "dataset_revision"), None
     if run is not None and same and all(values[name] in (None, trained.get(name)) for name in versions):
-        names = *_CHOICES, "train_split", "val_split", "calibration_split"
+        names = *_CHOICES, "train_split", "val_split"
         known = {name: trained.get(name) for name in names if values[name] is None}
         values |= {name: value for name, value in known.items() if isinstance(value, (str, float))}
         if given.val_split and given.val_split == known.get("calibration_split"):
@@ -129,6 +136,6 @@ def chosen_data(given: ScoredDataSettings, run: Path | None) -> DataSettings:
                     f"The run held out {fraction:g} of its images, not {values['val_fraction']:g}: leave out "
                     f"--val-fraction, or give --val-split {facts.split} to score all images."
                 )
-            # The only split may be called test, and only validate.py would score all of it.
-            values["train_split"] = values["train_split"] or facts.split
-    return DataSettings(**{name: value for name, value in values.items() if value is not None})
+            if values["val_split"] is None and values["train_split"] in (None, facts.split):
+                held_out = facts.held_out_images
+    return DataSettings(**{name: value for name, value in values.items() if value is not None}), held_out

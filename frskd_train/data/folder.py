@@ -169,7 +169,7 @@ def images_below(folder: Path, endings: Collection[str] = IMAGE_ENDINGS) -> Iter
     """Yield the paths of image files below a folder, each folder once, even with circular links; no training runs."""
     seen = set()
     for parent, below, files in os.walk(folder.absolute(), followlinks=True):
-        place, is_run = os.stat(parent), "config.yaml" in files and "checkpoints" in below
+        place, is_run = os.stat(parent), "config.yaml" in files and bool({"checkpoints", "student"} & {*below})
         if (place.st_dev, place.st_ino) in seen or is_run:
             below.clear()
             continue

@@ -23,7 +23,7 @@ from frskd_train.data.source import find_source
 from frskd_train.data.splits import Choice, Split
 from frskd_train.data.targets import TARGETS
 from frskd_train.data.transforms import EvalTransform, SampleTransform, as_is, corrupt
-from frskd_train.settings import DataSettings, PreprocessingSettings, SegmentationSettings, default_settings
+from frskd_train.settings import DataSettings, HeldOut, PreprocessingSettings, SegmentationSettings, default_settings
 
 Device = torch.device | str
 
@@ -209,6 +209,7 @@ def load_validation(
     *,
     task: str = "classification",
     classes: list[str] | int | None = None,
+    held_out: HeldOut | None = None,
 ) -> ValidationData:
     """Load a dataset for evaluating a trained model; training images are not decoded, and no training split is needed.
 
@@ -221,6 +222,7 @@ def load_validation(
         classes: The model's classes in the order of its outputs, matched to labels by name; or the number of outputs of
             a model without names, which are those of whole-number labels or else in the order of the dataset's classes.
             None accepts any classes in this order.
+        held_out: The images to load if a run held them out.
 
     Raises:
         UserError: There is no such dataset, or the model cannot be evaluated on it.
@@ -231,7 +233,7 @@ def load_validation(
     channels, height, width = preprocessing.input_size
     if channels not in (1, 3):
         raise UserError(f"The model takes images of {channels} channels; only 1 (gray) and 3 (RGB) are supported.")
-    split = Choice(source, data, TARGETS[task], channels == 1).validation(classes)
+    split = Choice(source, data, TARGETS[task], channels == 1).validation(classes, held_out)
     is_dense = split.targets.is_dense
     transform: SampleTransform = as_is if is_dense else EvalTransform(preprocessing)
     mode = choose_mode(data, dense_bytes(split) if is_dense else len(split) * channels * height * width)

@@ -164,9 +164,15 @@ def _has_tables(folder: Path) -> bool:
 
 
 def _has_metadata(folder: Path) -> bool:
-    """Return whether a folder of images describes them in a metadata file."""
-    endings = (".csv", ".jsonl", ".parquet")
-    return any((sub / f"metadata{ending}").exists() for sub in (folder, *folders_in(folder)) for ending in endings)
+    """Return whether a folder of images describes them in a metadata file, as datasets' imagefolder reads it."""
+    for place in (folder, *folders_in(folder)):
+        if any((place / f"metadata{ending}").exists() for ending in (".jsonl", ".parquet")):
+            return True
+        if (table := place / "metadata.csv").exists():
+            with table.open(encoding="utf-8", errors="replace") as file:
+                if "file_name" in file.readline():
+                    return True
+    return False
 
 
 def _read_files(folder: Path) -> Splits:

@@ -18,7 +18,7 @@ from frskd_train.data.sampler import Rows, evenly_spaced
 from frskd_train.data.source import Source
 from frskd_train.data.targets import Targets
 from frskd_train.errors import either
-from frskd_train.settings import DataSettings
+from frskd_train.settings import DataSettings, HeldOut
 
 
 @dataclass(frozen=True)
@@ -130,12 +130,23 @@ class Choice:
             rows = targets.subset(train, rows, count)
         return self._split(train, targets, rows), self._split(val or train, targets, val_rows)
 
-    def validation(self, known: list[str] | int | None) -> Split:
-        """Choose the rows that training would validate on, or a whole validation split, for a model's classes."""
+    def validation(self, known: list[str] | int | None, held_out: HeldOut | None = None) -> Split:
+        """Choose the rows that training would validate on, or a whole validation split, for a model's classes.
+
+        Raises:
+            UserError: That is not possible, or the images that a run held out cannot be told any more.
+        """
         name, train = self.data.val_split, None
-        if name is None and self.data.train_split is None and not self.source.splits.keys() & set(TRAIN_SPLITS):
+        if held_out is not None:
+            train, count = held_out.split, len(self.source.splits.get(held_out.split, ()))
+            if held_out.images not in (count, None):
+                raise UserError(
+                    f"The images that the run held out cannot be told any more: split {train} had {held_out.images} "
+                    f"images then, and has {count} now. Restore them, or give another --val-split or --dataset."
+                )
+        elif name is None and self.data.train_split is None and not self.source.splits.keys() & set(TRAIN_SPLITS):
             name = next((split for split in VALIDATION_SPLITS if split in self.source.splits), None)
-        if name not in self.source.splits:
+        if held_out is None and name not in self.source.splits:
             train, name = choose_splits(self.source.splits, self.data.train_split, name)
         chosen = name or train or ""
         self._check_calibration(chosen, train, self.data.train_split, *TRAIN_SPLITS)

@@ -85,6 +85,8 @@ def read_baseline(
         metrics = read_metrics(folder / METRICS)
         if metrics.method != method:
             raise UserError(f"{flag} {folder} was trained with --method {metrics.method}, not {method}.")
+        if metrics.changes:
+            raise UserError(f"{flag} {folder} changed its settings while it was trained: {metrics.changes[0]}")
         if metrics.student is None or metrics.student.get(score) is None:
             raise UserError(f"{flag} {folder} has no score '{score}'.")
         try:

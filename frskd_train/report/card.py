@@ -141,7 +141,7 @@ def eval_result_entries(metrics: Metrics) -> list[dict[str, Any]]:
     """
     form, dataset = FORMS[metrics.task], metrics.dataset
     score = (metrics.student or {}).get(form.score)
-    hub_id = hub_dataset(dataset) if dataset.whole_split else None
+    hub_id = hub_dataset(dataset) if dataset.whole_split and not (dataset.config or dataset.revision) else None
     if metrics.shipped_as or not hasattr(huggingface_hub, "EvalResultEntry") or hub_id is None or score is None:
         return []
     entry = huggingface_hub.EvalResultEntry(
@@ -186,6 +186,8 @@ def _eval_results(metrics: Metrics, evaluation: Evaluation | None) -> list[EvalR
             task_name=form.pipeline.replace("-", " ").capitalize(),
             dataset_type=whole or dataset.name,
             dataset_name=dataset.name,
+            dataset_config=dataset.config,
+            dataset_revision=dataset.revision,
             dataset_split=None if dataset.held_out else dataset.split,
             metric_type=kind,
             metric_name=label,

@@ -91,7 +91,7 @@ class Evaluation:
     temperature_note: str  # where the temperature comes from, or why there is none
     mistakes: list[Mistake]  # with the highest confidence, highest first; empty in segmentation
     images_per_second: float  # including the reading of the images
-    img_size: int  # height, and width unless `img_width` is given
+    img_size: int | None  # height, and width unless `img_width` is given; None if the images differ
     param_count: int
     crop_pct: float | None = None
     crop_mode: str | None = None

@@ -72,6 +72,11 @@ class Run:
         dataset = self.metrics.dataset
         return dataset.num_classes, dataset.train_images, dataset.val_images
 
+    @property
+    def data(self) -> tuple[Any, ...]:
+        """What tells the data of two runs apart; the fingerprint is None for runs of older versions."""
+        return self.dataset, self.counts, self.metrics.dataset.fingerprint
+
     def recipe(self, without: Collection[str] = ()) -> dict[str, Any]:
         """Return the settings that two runs have to share to differ only in the seed, apart from some.
 
@@ -147,12 +152,13 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Put runs that differ only in the seed into one group and label the groups by what differs between them."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        key = json.dumps([run.dataset, run.counts, run.recipe()], sort_keys=True, default=str)
+        key = json.dumps([run.data, run.recipe(), run.metrics.changes], sort_keys=True, default=str)
+        key = json.dumps(json.loads(key, parse_int=float))  # some numbers were written as 30, others as 30.0
         found.setdefault(key, []).append(run)
     for members in found.values():  # a run that was repeated exactly adds no evidence
         members[:] = {(run.metrics.seed, str(run.metrics.student)): run for run in members}.values()
     groups = [Group(members) for members in found.values()]
-    data = {(group.run.dataset, group.run.counts) for group in groups}
+    data = {group.run.data for group in groups}
     recipes = [(group.metrics.method, group.run.recipe()) for group in groups]
     for group, (method, own) in zip(groups, recipes, strict=True):
         differing = []
@@ -164,8 +170,12 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
                 differing.append(f"{name} {describe(value)}")
         data_label = [group.run.dataset] if len(data) > 1 else []
         for place, unit in enumerate(COUNTED):
-            if len({images[place] for name, images in data if name == group.run.dataset}) > 1:  # datasets of one name
+            if len({counts[place] for name, counts, _ in data if name == group.run.dataset}) > 1:
                 data_label.append(f"{group.run.counts[place]:,} {unit}")
+        if len({mark for *alike, mark in data if alike == [*group.run.data[:2]]}) > 1:
+            data_label.append(f"data {group.run.data[2]}")
+        if group.metrics.changes:
+            differing.append("settings changed during the run")
         group.label = ", ".join([group.method, *data_label, *differing])
     return groups
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from frskd_timm.errors import UserError, first_line
+from frskd_train.settings import HeldOut
 
 # Scores of a network by name: percent, and `loss`. None stands for a number that is not finite.
 NetworkScores = Mapping[str, Any]
@@ -28,6 +29,15 @@ class DatasetFacts:
     whole_split: bool  # whether the scores are for a whole split, not for a sample or held-out images
     hub_id: str | None = None  # OWNER/NAME on the Hub if `id` is another name
     held_out: bool = False  # whether the validation images were held out of the training split
+    config: str | None = None  # configuration and revision of a dataset on the Hub, if not the default ones
+    revision: str | None = None
+    split_images: int | None = None  # of the validation split, or of the training split if they were held out of it
+    fingerprint: str | None = None  # of the training and validation data
+
+    @property
+    def held_out_images(self) -> HeldOut | None:
+        """The validation images, if they were held out."""
+        return HeldOut(self.split, self.split_images) if self.held_out else None
 
 
 @dataclass(frozen=True)
@@ -102,6 +112,7 @@ class Metrics:
     gmacs: float | None = None  # multiply-adds of one image, in billions; None if they could not be counted
     activations: float | None = None  # outputs of the layers for one image, in millions
     img_width: int | None = None  # if the images are not square
+    changes: list[str] = field(default_factory=list)  # of settings during the run, in sentences
     # Of shipped weights only.
     stored_in: str | None = None  # precision of the parameters in the weights file if not float32
     shipped_as: str | None = None  # name of the weights

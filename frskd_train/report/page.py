@@ -106,8 +106,8 @@ def _verdict(group: Group, groups: Sequence[Group]) -> tuple[str, str]:
 def _baseline_scores(group: Group, groups: Sequence[Group]) -> list[float]:
     """Return the scores of cross-entropy runs of the same recipe: among the groups, else those given to the run."""
     for other in groups:
-        same_data = (other.run.dataset, other.run.counts) == (group.run.dataset, group.run.counts)
-        if same_data and other.run.recipe(METHOD) == group.run.recipe(METHOD) and other.metrics.method == "ce":
+        same = other.run.data == group.run.data and not other.metrics.changes
+        if same and other.run.recipe(METHOD) == group.run.recipe(METHOD) and other.metrics.method == "ce":
             return other.values(group.form.score)
     baseline = group.metrics.baseline
     return [run[group.form.score] for run in baseline.runs] if baseline else []

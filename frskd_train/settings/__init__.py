@@ -17,6 +17,7 @@ from frskd_train.settings.data import OWN_DATA as OWN_DATA
 from frskd_train.settings.data import DataSettings, LabelSettings, PreprocessingSettings
 from frskd_train.settings.data import EvaluationSettings as EvaluationSettings
 from frskd_train.settings.data import FitSettings as FitSettings
+from frskd_train.settings.data import HeldOut as HeldOut
 from frskd_train.settings.data import ScoredDataSettings as ScoredDataSettings
 from frskd_train.settings.library import SEGMENTATION_DEFAULT
 from frskd_train.settings.model import MethodSettings, ModelSettings, SegmentationSettings

@@ -204,3 +204,11 @@ class EvaluationSettings:
     """Folder for evaluation.json, per_class.csv and confusion.csv; FILE.json: evaluation.json alone.
     The default is evaluation-DATASET in the run's folder, followed by the given settings that change the scores.
     For models without a run, nothing is written by default."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The images that a run held out of its training split."""
+
+    split: str
+    images: int | None  # of the whole split then; None if unknown

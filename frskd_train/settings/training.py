@@ -63,7 +63,7 @@ class OptimizerSettings:
     """Learning rate at the end of cosine, tanh and poly; lowest learning rate of plateau."""
     decay_milestones: Annotated[tuple[int, ...], Count] = ()
     """multistep: epochs at which the learning rate is multiplied by --decay-rate."""
-    decay_epochs: Annotated[float, Positive] = 30
+    decay_epochs: Annotated[float, Positive] = 30.0
     """step: epochs between two decays."""
     decay_rate: Annotated[float | None, Positive] = None
     """step, multistep and plateau: factor of each decay, up to 1, by default 0.1. poly: power, by default 1."""

@@ -23,7 +23,7 @@ from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.forms import Form
 from frskd_train.report.metrics import InitialWeights, Metrics
 from frskd_train.run_folder import RunFolder
-from frskd_train.settings import DataSettings, FitSettings, Settings
+from frskd_train.settings import DataSettings, FitSettings, HeldOut, Settings
 from frskd_train.sync_batchnorm import refuse_single_values
 
 PICTURED = 5  # number of validation images in the picture
@@ -103,7 +103,7 @@ class Job(ABC):
         if not isinstance(chosen, str):
             return chosen or None
         split = data.train.split
-        counts = split.targets.class_counts(split.name, split.rows)
+        counts = split.targets.class_counts(split.name, data.train.source.rows)  # in memory without unreadable images
         method = "inv_freq" if chosen == "auto" else chosen
         found = [count for count in counts if count]  # timm would give an empty class the largest weight
         weights = iter(compute_class_weights(found, sum(found), method)[1].tolist())
@@ -128,7 +128,9 @@ class Job(ABC):
 
     @classmethod
     @abstractmethod
-    def load_validation(cls, data: DataSettings, fit: FitSettings, student: Any) -> ValidationData:
+    def load_validation(
+        cls, data: DataSettings, fit: FitSettings, student: Any, held_out: HeldOut | None = None
+    ) -> ValidationData:
         """Return validation data for a trained student; raise UserError if they do not fit it."""
 
     @abstractmethod

@@ -21,7 +21,7 @@ from frskd_train.report.answers import examples_picture
 from frskd_train.report.forms import FORMS
 from frskd_train.report.grids import attention_picture
 from frskd_train.run_folder import RunFolder
-from frskd_train.settings import DataSettings, FitSettings, Settings
+from frskd_train.settings import DataSettings, FitSettings, HeldOut, Settings
 from frskd_train.students import build_student, default_cfg
 from frskd_train.tasks.base import PICTURED, Job
 
@@ -74,7 +74,9 @@ class ClassificationJob(Job):
         return LabelLoss(outputs, labels.smoothing, self.class_weights(data, outputs), **binary)
 
     @classmethod
-    def load_validation(cls, data: DataSettings, fit: FitSettings, student: Any) -> ValidationData:
+    def load_validation(
+        cls, data: DataSettings, fit: FitSettings, student: Any, held_out: HeldOut | None = None
+    ) -> ValidationData:
         config = resolve_data_config({}, model=student, use_test_size=not fit.use_train_size)
         preprocessing = Preprocessing.from_timm(config).fitted(fit)
         if fit.img_size is not None:
@@ -82,7 +84,7 @@ class ClassificationJob(Job):
         names = output_names(getattr(student, "pretrained_cfg", {}).get("label_names"), student.num_classes)
         if names and len(names) != student.num_classes:
             raise UserError(f"The model names {len(names)} classes, but has {student.num_classes} outputs.")
-        return load_validation(data, preprocessing, classes=names or student.num_classes)
+        return load_validation(data, preprocessing, classes=names or student.num_classes, held_out=held_out)
 
     def about_student(self, student: nn.Module) -> dict[str, str]:
         model = self.settings.model.model

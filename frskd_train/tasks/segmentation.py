@@ -26,7 +26,7 @@ from frskd_train.report.forms import FORMS
 from frskd_train.report.grids import segmentation_picture
 from frskd_train.report.metrics import InitialWeights, Metrics
 from frskd_train.run_folder import RunFolder
-from frskd_train.settings import DataSettings, FitSettings, Settings, flag
+from frskd_train.settings import DataSettings, FitSettings, HeldOut, Settings, flag
 from frskd_train.students import default_cfg, prepare_student
 from frskd_train.tasks.base import PICTURED, Job
 
@@ -89,13 +89,14 @@ class SegmentationJob(Job):
         )
 
     @classmethod
-    def load_validation(cls, data: DataSettings, fit: FitSettings, student: Any) -> ValidationData:
+    def load_validation(
+        cls, data: DataSettings, fit: FitSettings, student: Any, held_out: HeldOut | None = None
+    ) -> ValidationData:
         for name in fit.given():
             raise UserError(f"{flag(name)} is for classification: segmentation scores images at their own size.")
         preprocessing = Preprocessing((student.in_chans, 1, 1), tuple(student.mean), tuple(student.std))
-        return load_validation(
-            data, preprocessing, task="segmentation", classes=student.class_names or student.num_classes
-        )
+        classes = student.class_names or student.num_classes
+        return load_validation(data, preprocessing, task="segmentation", classes=classes, held_out=held_out)
 
     def about_student(self, student: Any) -> dict[str, str]:
         name, backbone = self.settings.model.model, student.backbone_name

@@ -13,13 +13,14 @@ from frskd_timm.errors import UserError
 from frskd_timm.losses.functional import IGNORED
 from frskd_train.data.columns import Columns, Splits, columns_named, find_columns, holds_images, listed, read_class_map
 from frskd_train.data.images import BadImageError, Images, in_blocks
-from frskd_train.data.sampler import Rows, shuffled
+from frskd_train.data.sampler import Rows, evenly_spaced, shuffled
 from frskd_train.settings import DataSettings
 
 IMAGE_NAMES = ("image", "img", "pixel_values", "photo")
 MASK_NAMES = ("mask", "label", "labels", "annotation", "segmentation", "semantic_segmentation", "seg", "target")
 NUMBERED = ("P", "L", "1", "I", "I;16", "I;16L", "I;16B")  # Pillow's modes that hold class numbers
 
+_CHECKED = 100  # masks, evenly spread over the split
 SCALED = {"L;2": 85, "L;4": 17}  # Pillow spreads the gray levels of files with few bits over 0..255
 
 
@@ -102,8 +103,19 @@ class Masks:
         self.class_names = known
 
     def find_classes(self, split: str, rows: Rows) -> None:
-        """Number classes without names up to the highest label in the training rows; decodes only masks."""
-        if not self.class_names:
+        """Number classes without names up to the highest label in the training rows; decodes only masks.
+
+        Of classes with names, it only checks that some masks show more than one.
+        """
+        if self.class_names:
+            counted = self._label_counts(split, rows[evenly_spaced(len(rows), _CHECKED)])
+            labels = np.flatnonzero(counted[:IGNORED])
+            if len(labels) == 1 and counted[IGNORED]:
+                raise UserError(
+                    f"The masks of split {split} have only the labels {labels[0]} and {IGNORED}, which stands for no "
+                    "class: write foreground as 1."
+                )
+        else:
             counted = self._label_counts(split, rows, f"labels of {split}")
             labels = np.flatnonzero(counted[:IGNORED])
             if not labels.size:
