@@ -139,6 +139,12 @@ def test_card_says_what_the_metrics_say(student):
     assert eval_result_entries(sample) == []  # its scores are not the data set's
     result = model_card(sample, read_student(student)).data.eval_results[0]
     assert (result.dataset_type, result.dataset_name) == ("Kleidungsstücke", "Kleidungsstücke")
+    noisy = replace(METRICS, dataset=replace(METRICS.dataset, config="noisy", revision="v2"))
+    assert eval_result_entries(noisy) == []  # nor are those of another version
+    card = model_card(noisy, read_student(student))
+    assert ", configuration noisy, revision v2\n" in card.text
+    result = card.data.eval_results[0]
+    assert (result.dataset_type, result.dataset_config, result.dataset_revision) == ("someone/garments", "noisy", "v2")
 
 
 NULLABLE = [
