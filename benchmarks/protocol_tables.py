@@ -84,7 +84,8 @@ def short_table(found: Iterable[Comparison]) -> str:
         cells = ["", ""]
         for pair in pairs:
             longer = pair.limit > epochs
-            notes = ", ".join(filter(None, [pair.variant, longer * f"{pair.baseline_epochs} epochs"]))
+            seeds = "" if len(pair.best) == len(pair.own) else f"{len(pair.best)} seeds"
+            notes = ", ".join(filter(None, [pair.variant, longer * f"{pair.baseline_epochs} epochs", seeds]))
             cells[longer] = f"{statistics.mean(pair.best):.2f}" + (f" ({notes})" if notes else "")
         own = f"{len(pair.own)} | {statistics.mean(pair.own):.2f}"
         lines.append(f"| {title} | {epochs} | {own} | {' | '.join(cells)} |")
