@@ -1,6 +1,7 @@
 """Look up configurations of models: in timm's registry, with suggestions for unknown names, and in exported folders."""
 
 import difflib
+import os
 from typing import Any
 
 import timm
@@ -8,6 +9,15 @@ from timm.models import PretrainedCfg, load_model_config_from_hf
 from timm.models._hub import load_model_config_from_path  # timm has no public reader of 'local-dir:'
 
 from frskd_timm.errors import UserError
+
+
+def hub_name(name: str) -> tuple[str, str | None]:
+    """Return repository and revision of `[hf-hub:]OWNER/NAME[@REVISION]`, or `[local-dir:]FOLDER` and None."""
+    folder = name.removeprefix("local-dir:")
+    if folder != name or os.path.isdir(folder):
+        return folder, None
+    repo, _, revision = name.removeprefix("hf-hub:").partition("@")
+    return repo, revision or None
 
 
 def known_cfg(name: str, *, weights: bool = False) -> PretrainedCfg | None:

@@ -19,7 +19,7 @@ import frskd_timm
 from frskd_timm.cost import cost
 from frskd_timm.distillation import DistillationTask
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.export.folder import CARD, METRICS, RECIPE
+from frskd_timm.export.folder import BACKBONE, CARD, METRICS, RECIPE, STUDENT
 from frskd_timm.export.load import read_student
 from frskd_timm.student_task import StudentTask
 from frskd_train.checkpoint import all_checkpoints
@@ -67,14 +67,19 @@ class Ending:
         if isinstance(self.task, DistillationTask):  # another version may have another default
             settings = replace(settings, method=replace(settings.method, beta=self.task.beta))
         recipe = write_recipe(settings, heading, portable=True)
-        card = self.folder.student / CARD
         with self.folder.writing():
-            if card.is_file() and signed(card.read_bytes()) != card.read_bytes():
-                names = chain(["README.edited.md"], map("README.edited-{}.md".format, count(2)))
-                card = card.replace(next(path for path in map(self.folder.path.joinpath, names) if not path.exists()))
-                print(f"The student's card was edited, and a new one takes its place: yours is {card}.")
+            for part in (STUDENT, BACKBONE):
+                self._keep_edited_card(part)
             write = partial(Path.write_text, data=recipe, encoding="utf-8")
             job.export(self.folder, self.data, self.student, lambda aside: write(aside / RECIPE))
+
+    def _keep_edited_card(self, part: str) -> None:
+        """Move the card of the student or its backbone out of the folder that is replaced, if it was edited."""
+        card, name = self.folder.path / part / CARD, "README." + ("edited" if part == STUDENT else f"{part}-edited")
+        if card.is_file() and signed(card.read_bytes()) != card.read_bytes():
+            names = chain([f"{name}.md"], (f"{name}-{number}.md" for number in count(2)))
+            kept = card.replace(next(path for path in map(self.folder.path.joinpath, names) if not path.exists()))
+            print(f"The {part}'s card was edited, and a new one takes its place: yours is {kept}.")
 
     def write(self, metrics: Metrics, evaluation: Evaluation | None) -> None:
         """Write metrics, pictures and cards beside the exported student."""
@@ -113,6 +118,7 @@ class Ending:
         found = cost(read_student(folder.student).skeleton(), image)
         rounded = {name: _rounded(found) for name, found in scores.items()}
         speeds = [row["images_per_second"] for row in state.history if row["images_per_second"]]
+        changes = [change for change in state.changes if ": --" in change]
         names, device = job.about_student(student), self.accelerator.device
         _, height, width = data.preprocessing.input_size
         # Scores on a sample, on a part of the images, of other columns or classes are not scores of the dataset.
@@ -164,8 +170,9 @@ class Ending:
             ),
             versions={module.__name__: module.__version__ for module in (frskd_timm, torch, timm)}
             | {"python": python_version()},
-            changes=[change for change in state.changes if ": --" in change],
-            baseline=self.baseline,
+            linear_probe=settings.model.linear_probe,
+            changes=changes,
+            baseline=None if changes else self.baseline,  # which has another recipe
             date=datetime.now(timezone.utc).date().isoformat(),
             initial=job.initial_weights(),
             gmacs=_scaled(found.multiply_adds, 1e9),
@@ -182,6 +189,8 @@ class Ending:
             lines = ["", f"student       {name} {metrics.student[score]:.2f}%   ({metrics.dataset.val_images} images)"]
         if metrics.self_teacher:
             lines.append(f"self-teacher  {name} {metrics.self_teacher[score]:.2f}%   (discarded)")
+        if self.baseline and not metrics.baseline:
+            lines.append("baseline      left out, because settings were changed when the run was resumed")
         if metrics.baseline:
             lines.append(f"baseline      {name} {metrics.baseline.mean:.2f}%   (cross-entropy alone)")
         speed = f"{metrics.images_per_second:.0f} images/s" if metrics.images_per_second else ""

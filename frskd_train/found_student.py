@@ -12,7 +12,7 @@ from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.config import MAX_SIDE
 from frskd_timm.export.folder import CARD, CONFIG, METRICS, PICKLE, STUDENT, WEIGHTS, read_json, recover
 from frskd_timm.export.load import ExportedClassifier, ExportedStudent, load_student, read_student
-from frskd_timm.lookup import known_cfg
+from frskd_timm.lookup import hub_name, known_cfg
 from frskd_train.recipe import SETTINGS
 from frskd_train.report.metrics import Metrics, read_metrics
 from frskd_train.students import default_cfg
@@ -92,11 +92,11 @@ def find_exported(model: str) -> FoundStudent:
         folder, repo = Path(cfg.file).parent if cfg.file else None, str(cfg.hf_hub_id)
     if folder is not None:
         return FoundStudent(read_student(folder), _run_of(folder), folder.resolve().name)
-    repo_id, _, revision = repo.partition("@")
+    repo_id, revision = hub_name(repo)
     try:
-        found = snapshot_download(repo_id, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS, CARD])
+        found = snapshot_download(repo_id, revision=revision, allow_patterns=[CONFIG, WEIGHTS, CARD])
         if not Path(found, WEIGHTS).is_file():
-            found = snapshot_download(repo_id, revision=revision or None, allow_patterns=[CONFIG, PICKLE, CARD])
+            found = snapshot_download(repo_id, revision=revision, allow_patterns=[CONFIG, PICKLE, CARD])
     except Exception as error:  # of the connection, the name or the repository
         raise UserError(f"{model} could not be downloaded from the Hub: {first_line(error)}.") from error
     return FoundStudent(read_student(found), None, repo_id.rpartition("/")[2])
@@ -104,8 +104,8 @@ def find_exported(model: str) -> FoundStudent:
 
 def _is_segmentation(repo: str) -> bool:
     """Return whether a repository whose config has just been read is that of a segmentation student."""
-    repo_id, _, revision = repo.partition("@")
-    return "backbone" in read_json(Path(hf_hub_download(repo_id, CONFIG, revision=revision or None)))
+    repo_id, revision = hub_name(repo)
+    return "backbone" in read_json(Path(hf_hub_download(repo_id, CONFIG, revision=revision)))
 
 
 def _local_folder(model: str) -> Path | None:

@@ -176,7 +176,8 @@ def write_recipe(settings: Settings, heading: str, portable: bool = False) -> st
 
 
 @functools.cache
-def _training_names() -> list[str]:
+def training_names() -> list[str]:
+    """Return the names of the settings that make another training run, except the seed and what is private."""
     facts = declared(Settings)
     names = [setting.name for group, setting in fields() if group != "run" and setting.name != "seed"]
     return [name for name in names if PRIVATE not in facts[name]]
@@ -187,7 +188,7 @@ def comparable(values: Mapping[str, Any], processes: int = 1) -> dict[str, Any]:
 
     The batch size is that of all `processes` of the run.
     """
-    names = [*_training_names(), *(["val_interval"] if values["sched"] == "plateau" else [])]
+    names = [*training_names(), *(["val_interval"] if values["sched"] == "plateau" else [])]
     found = {name: values[name] for name in names if name in values}
     found["decay_rate"] = decay_rate(values["sched"], values["decay_rate"])
     found["batch_size"] *= processes

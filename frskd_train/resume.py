@@ -6,15 +6,17 @@ from typing import Any
 
 from frskd_timm.errors import UserError
 from frskd_train.constraints import FIXED, FREE, LOCAL, PRIVATE
+from frskd_train.recipe import training_names
 from frskd_train.settings import DataSettings, Settings, declared, flag
 
 AT_END = {"epochs", "tag", "license", "export", "calibration_split", "data_mode"}  # also used after the last epoch
 
 
 def notes_for_recipe(notes: list[str], state: Mapping[str, Any], epochs: int) -> list[str]:
-    """Return the notes of `check_resume` for the recipe: none of local paths, and none if no training follows."""
-    local = {flag(name) for name, facts in declared(Settings).items() if LOCAL in facts}
-    kept = [note for note in notes if note.split()[0] not in local and state["epoch"] < epochs]
+    """Return the notes of `check_resume` that make it another training, without local paths; none if none follows."""
+    facts = declared(Settings)
+    without = {flag(name) for name in facts if LOCAL in facts[name] or name not in training_names()}
+    kept = [note for note in notes if note.split()[0] not in without and state["epoch"] < epochs]
     return [f"After {state['updates']} updates: {note}" for note in kept]
 
 
@@ -61,7 +63,8 @@ def check_resume(state: Mapping[str, Any], settings: Mapping[str, Any], facts: M
             f"{start}set --batch-size {images // possible}."
         )
     if settings["epochs"] < state["epoch"] + (state["step"] > 0):
-        raise UserError(f"--epochs is {settings['epochs']} now, but this run is already in epoch {state['epoch'] + 1}.")
+        place = f"in epoch {state['epoch'] + 1}" if state["step"] else f"after epoch {state['epoch']}"
+        raise UserError(f"--epochs is {settings['epochs']} now, but this run is already {place}.")
     is_finished = state["epoch"] >= settings["epochs"]
     for name in changed:
         if is_finished and name not in AT_END and not {FREE, PRIVATE, LOCAL} & set(kept[name]):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from frskd_timm.errors import UserError
-from frskd_timm.export.folder import METRICS, STUDENT, refuse_foreign
+from frskd_timm.export.folder import BACKBONE, METRICS, STUDENT, refuse_foreign
 from frskd_train.checkpoint import all_checkpoints, find_damage, latest_checkpoint
 from frskd_train.disk import disk_errors, reason, write_atomically
 from frskd_train.recipe import SETTINGS
@@ -78,7 +78,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"Another process is training in {self.path}; choose another --output-dir.") from error
         if resuming:
-            for name in (STUDENT, "backbone"):
+            for name in (STUDENT, BACKBONE):
                 refuse_foreign(self.path / name)  # before training, not when its end replaces the folder
         else:
             self.refuse_if_taken()  # another run may have started and finished in between

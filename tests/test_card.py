@@ -102,6 +102,11 @@ def test_card_names_the_weights_that_training_started_from(student):
         ("MIT License", {"license": "mit"}),
         ("CC BY 4.0", {"license": "cc-by-4.0"}),
         ("gemma", {"license": "gemma"}),
+        ("Apache License 2.0", {"license": "apache-2.0"}),
+        ("GPLv3", {"license": "gpl-3.0"}),
+        ("CC0", {"license": "cc0-1.0"}),
+        ("Proprietary", {"license": "other", "license_name": "proprietary"}),
+        ("GPL-3.0-or-later", {"license": "other", "license_name": "gpl-3.0-or-later"}),
         ("My own terms", {"license": "other", "license_name": "my-own-terms"}),
         (None, {"license": None}),
     ],
@@ -145,6 +150,12 @@ def test_card_says_what_the_metrics_say(student):
     assert ", configuration noisy, revision v2\n" in card.text
     result = card.data.eval_results[0]
     assert (result.dataset_type, result.dataset_config, result.dataset_revision) == ("someone/garments", "noisy", "v2")
+    probe = replace(METRICS, method="ce", linear_probe=True, initial=InitialWeights("resnet18.a1_in1k"))
+    card = model_card(probe, read_student(student))
+    assert (
+        "`resnet18.a1_in1k`, and only the classifier was trained; all other layers kept their weights.\n" in card.text
+    )
+    assert "| Method | cross-entropy, classifier only |" in card.text
 
 
 NULLABLE = [

@@ -52,7 +52,7 @@ def test_every_setting_is_refused_reported_or_free_at_resume() -> None:
         ({}, {"train_rows": 23}, "started with 24 readable .* 23"),
         ({}, {"global_batch": 16, "processes": 2}, r"16 images now \(2 process.* 8 .*set --batch-size 4\."),
         ({}, {"global_batch": 6, "processes": 3}, "6 images now .* 8 .*start 2 .* --batch-size 4"),
-        ({"epochs": 1}, {}, "--epochs is 1 now.* epoch 2"),
+        ({"epochs": 1}, {}, "--epochs is 1 now.* in epoch 2"),
         ({"beta": 0.0}, {}, "--beta is 0.0 now but was 100.0 in this run: .*not be switched on or off"),
         ({"teacher_gradient": 0.5}, {}, "--teacher-gradient is 0.5 now but was 0.0 in this run.*switched"),
     ],
@@ -74,8 +74,11 @@ def test_a_finished_run_takes_no_settings_that_it_would_not_use() -> None:
         check_resume(state, {**was, "lr": 0.2}, NOW)
     assert len(check_resume(state, {**was, "dataset": "there", "log_interval": 6}, NOW)) <= 1
     assert len(check_resume(state, {**was, "tag": "new"}, NOW)) == 0  # was not known then
-    notes = check_resume(state, {**was, "lr": 0.2, "epochs": 4, "dataset": "there"}, NOW)
-    assert len(notes) == 3
+    published = {**was, "license": None}  # which makes no other training
+    notes = check_resume(
+        {**state, "settings": published}, {**was, "lr": 0.2, "epochs": 4, "dataset": "there", "license": "mit"}, NOW
+    )
+    assert len(notes) == 4
     lasting_notes = notes_for_recipe(notes, {"epoch": 3, "updates": 9}, epochs=4)
     assert [note.split(":")[0] for note in lasting_notes] == ["After 9 updates"] * 2
     assert not any("there" in note for note in lasting_notes)  # a path on the author's machine is not published

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from pictures import class_folders, encoded, load, picture, pictures, save, split
 
 from frskd_timm.errors import UserError
+from frskd_train.data import load_data
 from frskd_train.data.source import find_source
 from frskd_train.data.targets.class_label import balanced_subset, hold_out
-from frskd_train.settings import DataSettings
+from frskd_train.settings import DataSettings, PreprocessingSettings
 
 # --- Where it comes from ---------------------------------------------------------------------------------------------
 
@@ -196,3 +197,15 @@ def test_a_table_of_labels_is_named_as_datasets_expects_it(tmp_path: Path) -> No
     table.rename(tmp_path / "metadata.csv")
     data = load(tmp_path)
     assert (data.num_train + data.num_val, data.class_names) == (8, ["a", "b"])
+
+
+def test_weights_for_images_that_are_not_square_need_a_size(tmp_path: Path) -> None:
+    class_folders(tmp_path, "cat", "dog")
+    for path in tmp_path.rglob("*.png"):
+        picture(0, 300, 200).save(path)
+    cfg = {"input_size": (3, 64, 96)}
+    data = DataSettings(dataset=str(tmp_path))
+    with pytest.raises(UserError, match="made for 96x64 pixels, but images are square here: give --img-size"):
+        load_data(data, PreprocessingSettings(), model_cfg=cfg)
+    found = load_data(data, PreprocessingSettings(img_size=64), model_cfg=cfg, initial_cfg=cfg)
+    assert "The initial weights were trained at 96x64; this run uses 64x64." in found.notes

@@ -221,3 +221,11 @@ def test_a_demo_names_the_method_of_its_student(method: str, claim: str, runtime
     readme = (tmp_path / "demo" / "README.md").read_text()
     assert claim in readme
     assert ("FRSKD" in readme) == (method == "frskd")
+    (tmp_path / "student" / "README.md").write_text(
+        "---\n# mine\nlicense: mit\n---\n```bash\n# pip install timm\n```\n"
+    )
+    build_demo(find_exported(str(tmp_path / "student")), tmp_path / "demo", runtime=runtime)
+    assert json.loads((tmp_path / "demo" / "demo.json").read_text())["title"] == "test_resnet.x"
+    export_student(timm.create_model("test_resnet", num_classes=0), tmp_path / "maps", input_size=(3, 32, 32), **facts)
+    with pytest.raises(UserError, match="has no classifier to show"):
+        build_demo(find_exported(str(tmp_path / "maps")), tmp_path / "other", runtime=runtime)

@@ -121,7 +121,9 @@ def test_one_commit_and_none_without_a_change(hub, student, tmp_path):
     # better figures and no curves any more: one commit changes the card and takes the picture away
     (folder / "curves.png").unlink()
     write_card(folder, replace(METRICS, student={"top1": 91.25, "top5": 99.6, "loss": 0.4}))
-    second = push(hub, folder)
+    said: list[str] = []
+    second = push(hub, folder, say=said.append)
+    assert "Deleted there, because this push has no newer version: curves.png." in said
     assert second.changed
     assert len(hub.repos[REPO].history()) == 3
     assert b"91.25" in hub.files(REPO)["README.md"]

@@ -22,6 +22,7 @@ from frskd_train import cli
 from frskd_train.end_of_run import write_page
 from frskd_train.report.charts import Line, line_chart
 from frskd_train.report.groups import Group, Run, group_runs
+from frskd_train.report.page import write_report
 from frskd_train.run_folder import RunFolder
 
 NASTY = "<script>alert(1)</script> & \"co\" 'x'"
@@ -218,6 +219,18 @@ def test_resumed_runs_are_seeds_of_one_recipe_unless_settings_or_data_changed(ru
     ):
         (other / "metrics.json").write_text(json.dumps(json.loads(metrics) | change))
         assert [group.label for group in group_runs([Run.read(run), Run.read(other)])][1] == label
+    (other / "metrics.json").write_text(
+        json.dumps(json.loads(metrics) | {"changes": ["After 2 updates: --lr is 0.2."]})
+    )
+    write_report([other, changed(run, tmp_path / "ce", 1, "ce", 50.0)], tmp_path / "page.html")
+    assert (
+        "Settings were changed when the run was resumed, so no baseline has the same recipe"
+        in Page(tmp_path / "page.html").text
+    )
+    baseline = {"method": "ce", "runs": [{"seed": 1, "top1": 50.0}], "mean": 50.0}
+    (other / "metrics.json").write_text(json.dumps(json.loads(metrics) | {"baseline": baseline}))
+    for runs in ([run, other], [other, run]):  # whichever of the seeds was given the baseline
+        assert [group.baseline_scores for group in group_runs(map(Run.read, runs))] == [[50.0]]
 
 
 @pytest.mark.parametrize("value", [0.0, 36.6667])

@@ -15,6 +15,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN
 from frskd_timm.errors import UserError
 from frskd_timm.export.load import load_student, read_student
 from frskd_timm.export.student import export_backbone, export_segmentation, export_student
+from frskd_timm.lookup import hub_name
 from frskd_timm.losses.labels import LabelLoss
 from frskd_timm.segmentation import SegmentationStudent, SegmentationTask, create_segmentation_student
 
@@ -37,7 +38,8 @@ def test_student_comes_back(trained: SegmentationStudent, tmp_path: Path) -> Non
     folder = export_segmentation(trained, tmp_path / "student")
     assert trained.training
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
-    loaded = SegmentationStudent.from_pretrained(folder)
+    loaded = SegmentationStudent.from_pretrained(f"local-dir:{folder}")
+    assert hub_name("hf-hub:someone/streets@dev") == ("someone/streets", "dev")
     images = torch.randn(2, 3, 50, 61)
     with torch.no_grad():
         assert torch.equal(trained.eval()(images), loaded(images))
@@ -94,7 +96,10 @@ def test_what_cannot_be_exported_or_loaded(trained: SegmentationStudent, tmp_pat
 
 
 def test_backbone_is_a_timm_checkpoint(trained: SegmentationStudent, tmp_path: Path) -> None:
-    folder = export_backbone(trained, tmp_path / "backbone", tag="scenes", license="mit", dataset="scenes")
+    folder = export_backbone(
+        trained, tmp_path / "backbone", tag="scenes", license="mit", dataset="scenes", input_size=(3, 96, 96)
+    )
+    assert json.loads((folder / "config.json").read_text())["pretrained_cfg"]["input_size"] == [3, 96, 96]
     features = timm.create_model(
         f"local-dir:{folder}", pretrained=True, features_only=True, out_indices=trained.levels
     ).eval()

@@ -216,3 +216,14 @@ def test_settings_of_either_task_make_a_recipe_of_it(tmp_path: Path) -> None:
         assert flat(parse.parse_settings(["--config", str(recipe)])) == {
             **flat(settings), "config": str(recipe)
         }  # fmt: skip
+
+
+def test_an_edited_card_of_the_backbone_is_kept_beside_the_run(whole_masks: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole_masks, run)
+    card = run / "backbone" / "README.md"
+    mine = card.read_text(encoding="utf-8") + "My words.\n"
+    card.write_text(mine, encoding="utf-8")
+    train_here("--resume", run)
+    assert (run / "README.backbone-edited.md").read_text(encoding="utf-8") == mine
+    assert "My words" not in card.read_text(encoding="utf-8")

@@ -269,3 +269,11 @@ def test_a_script_sees_the_students(
     monkeypatch.setattr(sys, "path", [*sys.path])
     runpy.run_module("frskd_timm", run_name="__main__")
     assert capsys.readouterr().out == "WideResNet --model __main__\n"
+    for words, said in (
+        ([], "^Give a script"),
+        (["--help"], "^Give a script"),
+        (["nowhere.py"], "nowhere.py is not a file"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["frskd_timm", *words])
+        with pytest.raises(SystemExit, match=said):
+            runpy.run_module("frskd_timm", run_name="__main__")

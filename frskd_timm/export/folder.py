@@ -23,6 +23,7 @@ RECIPE = "recipe.yaml"
 METRICS = "metrics.json"
 EVAL_RESULTS = ".eval_results/frskd.yaml"  # scores in the Hub's newer format
 STUDENT = "student"  # the folder of an export in that of a run
+BACKBONE = "backbone"  # that of a segmentation student's backbone
 DATASET_CARD = "DATASET.md"  # card of the dataset, beside shipped weights
 # Pictures and exported programs are recognised by their suffix.
 _PARTIAL = ".partial"

@@ -186,6 +186,7 @@ def export_backbone(
     folder: str | Path,
     *,
     tag: str,
+    input_size: Sequence[int] | None = None,
     license: str | None = None,
     dataset: str | None = None,
     method: str = "frskd",
@@ -196,7 +197,7 @@ def export_backbone(
 
     It also loads without `features_only`, for a new classifier. Layers after the maps (the last convolution of an
     EfficientNet, a final norm) were not trained and keep timm's initial weights. The arguments are those of
-    `export_student`.
+    `export_student`; `input_size` is that of the crops, and by default that of a small image.
 
     Raises:
         UserError: The model is not a segmentation student, has values that are not finite, timm's `features_only` does
@@ -211,8 +212,9 @@ def export_backbone(
         )
     whole.load_state_dict(plain_state_dict(student.backbone), strict=False)
     fixed = whole.pretrained_cfg.get("fixed_input_size") and "img_size" not in student.backbone_args
+    size = tuple(input_size or (student.in_chans, *student.probe))
     data_config = {
-        "input_size": whole.pretrained_cfg["input_size"] if fixed else (student.in_chans, *student.probe),
+        "input_size": whole.pretrained_cfg["input_size"] if fixed else size,
         "mean": student.mean,
         "std": student.std,
         "interpolation": "bilinear",

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import normalize, pil_to_tensor
 
 from frskd_timm.errors import UserError, first_line
+from frskd_timm.lookup import hub_name
 from frskd_timm.pixels import to_8_bits
 from frskd_timm.pyramid import evaluating, sample_images
 from frskd_timm.segmentation.backbone import create_backbone, find_multiple, find_pyramid
@@ -139,12 +140,13 @@ class SegmentationStudent(
         return super().save_pretrained(save_directory, config=config or self.config(), **kwargs)
 
     @classmethod
-    def from_pretrained(cls, *args: Any, strict: bool = True, **kwargs: Any) -> Any:
-        """Load a student from a folder or the Hub; see `huggingface_hub.ModelHubMixin.from_pretrained`.
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *, strict: bool = True, **kwargs: Any) -> Any:
+        """Load a student from a folder or from `OWNER/NAME[@REVISION]` on the Hub; see `huggingface_hub.ModelHubMixin`.
 
         `strict`: refuse weights that are incomplete; otherwise those that are missing keep their random values.
         """
-        return super().from_pretrained(*args, strict=strict, **kwargs)
+        name, revision = hub_name(str(pretrained_model_name_or_path))
+        return super().from_pretrained(name, strict=strict, **{"revision": revision, **kwargs})
 
     def reset_classifier(self, num_classes: int, class_names: Sequence[str] | None = None) -> None:
         """Replace the last layer by one for other classes, with random weights.

@@ -32,13 +32,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("give --repo-id OWNER/NAME, --space OWNER/NAME, or both")
     if options.onnx and options.repo_id is None:
         parser.error("--onnx needs --repo-id: a Space has the student as model.onnx anyway")
-    page = {name: vars(options).pop(name) for name in ("space", "examples", "img_size", "runtime")}
+    if options.space is None and (options.examples or options.runtime):
+        parser.error("--examples and --runtime need --space: they are for the page of the Space")
+    if options.img_size and not (options.space or options.onnx):
+        parser.error("--img-size needs --onnx or --space")
+    page = {name: vars(options).pop(name) for name in ("space", "examples", "runtime")}
+    page["img_size"] = options.img_size
     if (options.folder / "student" / "config.json").is_file():
         options.folder /= "student"
     elif (options.folder / "config.yaml").is_file():
         parser.error(f"{options.folder} is the folder of a run that has not finished: it has no student/ yet")
     # Imported here, so that --help and a wrong flag answer at once.
-    from frskd_train.demo.build import open_examples
+    from frskd_train.demo.build import open_examples, refuse_features
     from frskd_train.demo.runtime import find_runtime
     from frskd_train.demo.space import push_space
     from frskd_train.found_student import find_exported
@@ -48,13 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if page["space"] is not None:  # what can be wrong with it is said before the student is published
             check_repo_id("--space", page["space"])
+            refuse_features(find_exported(str(options.folder)).student)
             find_exported(str(options.folder)).image_size(page["img_size"])
             open_examples(page["examples"])
             find_runtime(page["runtime"])
         if options.repo_id is not None:
             push_student(**vars(options))
         if page["space"] is not None:
-            common = {name: value for name, value in vars(options).items() if name not in ("folder", "onnx")}
+            only = ("folder", "onnx", "img_size")  # given otherwise, or for the repository alone
+            common = {name: value for name, value in vars(options).items() if name not in only}
             push_space(options.folder, **page, **common)
     except KeyboardInterrupt:
         exit_interrupted(

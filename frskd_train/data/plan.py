@@ -86,7 +86,10 @@ def _input_size(wanted: int | None, sizes: set[tuple[int, int]], cfg: Mapping[st
         (size,) = sizes
         if max(size) <= SMALL:
             return max(min(size), 8)
-    return int((cfg.get("input_size") or (3, 224, 224))[-1])
+    height, width = (cfg.get("input_size") or (3, 224, 224))[1:]
+    if height != width:
+        raise UserError(f"The model was made for {width}x{height} pixels, but images are square here: give --img-size.")
+    return int(width)
 
 
 def _crop_mode(settings: PreprocessingSettings, size: int, is_sample: bool) -> str:
@@ -137,9 +140,9 @@ def _notes(
     crops_resized: bool,
 ) -> Iterator[str]:
     """Yield notes on weights trained at another size and on images of which validation uses only a part."""
-    trained_size = int((initial_cfg.get("input_size") or (3, size, size))[-1])
-    if size != trained_size:
-        yield f"The initial weights were trained at {trained_size}x{trained_size}; this run uses {size}x{size}."
+    trained = tuple((initial_cfg.get("input_size") or (3, size, size))[1:])
+    if trained != (size, size):
+        yield f"The initial weights were trained at {_width_first(trained)}; this run uses {size}x{size}."
     cut = [own for own in sizes if 3 * min(own) < 2 * max(own)]
     if settings.crop_mode == "center" and cut:
         where = " in validation" if crops_resized else ""

@@ -61,6 +61,7 @@ def build_demo(
             the folder holds something else.
     """
     _refuse_foreign(folder)
+    refuse_features(found.student)
     source = find_runtime(runtime)
     student, size = found.student, found.image_size(img_size)
     with disk_errors(folder), replacing(folder, _refuse_foreign) as aside:
@@ -73,6 +74,12 @@ def build_demo(
         (aside / "README.md").write_text(_readme(student, description, repo_id), encoding="utf-8")
         attention = isinstance(student, ExportedClassifier)
         export_onnx(student.path, aside / "model.onnx", size=size, attention=attention)
+
+
+def refuse_features(student: ExportedStudent) -> None:
+    """Raise UserError if a student has no classes, as the backbone of a segmentation student."""
+    if isinstance(student, ExportedClassifier) and student.num_classes == 0:
+        raise UserError(f"{student.path} has no classifier to show: give the folder of a run or its student.")
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -116,7 +123,8 @@ def _describe(found: FoundStudent, size: tuple[int, int] | None) -> dict[str, An
 def _title(student: ExportedStudent) -> str:
     """Return the first heading of the card, or the architecture and tag."""
     card = student.path / CARD
-    found = re.search(r"^# (.+)$", card.read_text(encoding="utf-8"), re.MULTILINE) if card.is_file() else None
+    text = ModelCard(card.read_text(encoding="utf-8")).text if card.is_file() else ""
+    found = re.search(r"^# (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
     tag = student.config.get("pretrained_cfg", {}).get("tag")
     return found[1] if found else f"{student.architecture}.{tag}" if tag else student.architecture
 

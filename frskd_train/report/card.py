@@ -24,9 +24,16 @@ from frskd_train.settings import flag
 PLACEHOLDER = "OWNER/NAME"
 SOURCE = f"https://huggingface.co/{PLACEHOLDER}"
 
-_LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
-# The Hub's ids of licences that are also written in other ways, such as "Apache 2.0" and "MIT License".
-_LICENSES = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "mpl-2.0"}
+# Ids of licences that the Hub accepts; others need `license: other` with a name.
+_LICENSES = {
+    *("apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "isc", "zlib", "unlicense", "wtfpl", "mpl-2.0"),
+    *("gpl", "gpl-2.0", "gpl-3.0", "lgpl", "lgpl-2.1", "lgpl-3.0", "agpl-3.0", "epl-2.0", "eupl-1.2", "ofl-1.1"),
+    *("cc", "cc0-1.0", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0"),
+    *("cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0"),
+    *("cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "odc-by", "pddl", "openrail", "openrail++", "gemma", "llama2", "llama3"),
+    *("unknown", "other"),
+}
+_SPELLINGS = {"cc0": "cc0-1.0", "cc0-1.0-universal": "cc0-1.0", "apache": "apache-2.0", "apache-2": "apache-2.0"}
 _LISTED, _WORST = 20, 5  # of more classes than this, only the worst are listed
 
 
@@ -112,18 +119,18 @@ def write_backbone_card(folder: Path, metrics: Metrics) -> None:
         base_architecture=architecture,
     )
     card = _fill("backbone_template.md", data, title=f"{architecture}.{metrics.tag}", run=metrics)
-    card.save(folder / CARD)
+    (folder / CARD).write_bytes(signed(str(card).encode()))
 
 
 def hub_license(license: str | None) -> dict[str, Any]:
     """Return the entries of a licence in a card: one of the Hub's ids, or 'other' and a name."""
-    license = (license or "").lower()
-    slug = re.sub(r"[^a-z0-9.]+", "-", license).strip("-").removesuffix("-license")
-    if not license or _LICENSE_ID.fullmatch(license):
-        return {"license": license or None}
-    if slug in _LICENSES or slug.startswith("cc-"):
-        return {"license": slug}
-    return {"license": "other", "license_name": slug}
+    if not license:
+        return {"license": None}
+    words = [word for word in re.split(r"[^a-z0-9.+]+", license.lower()) if word not in ("", "license", "the")]
+    slug = re.sub(r"^([al]?gpl)-?v", r"\1-", "-".join(words))
+    slug = _SPELLINGS.get(slug, slug)
+    slug = next((name for name in (slug, f"{slug}.0") if name in _LICENSES), slug)
+    return {"license": slug} if slug in _LICENSES else {"license": "other", "license_name": slug}
 
 
 def tidy(card: ModelCard) -> ModelCard:

@@ -124,6 +124,12 @@ class Group:
         found = [(getattr(run.metrics, network) or {}).get(score) for run in self.runs]
         return [value for value in found if value is not None]
 
+    @property
+    def baseline_scores(self) -> list[float]:
+        """The scores of the cross-entropy runs that any of the runs was compared with, each once."""
+        given = [run for member in self.runs if member.metrics.baseline for run in member.metrics.baseline.runs]
+        return [run[self.form.score] for place, run in enumerate(given) if run not in given[:place]]
+
     def changed(self) -> list[tuple[str, Any, Any]]:
         """Return name, value and default of the settings that differ from the defaults and that the run was given."""
         defaults, facts = flat(default_settings(self.metrics.task)), declared(Settings)

@@ -81,6 +81,8 @@ def _verdict(group: Group, groups: Sequence[Group]) -> tuple[str, str]:
         return "none", "The student was not scored: no validation image could be read."
     if group.metrics.method == "ce":
         return "none", ""
+    if group.metrics.changes:
+        return "none", "Settings were changed when the run was resumed, so no baseline has the same recipe."
     if not other:
         return "none", (
             "There is no baseline to compare with: train one with --method ce and the same settings, and give both "
@@ -109,5 +111,4 @@ def _baseline_scores(group: Group, groups: Sequence[Group]) -> list[float]:
         same = other.run.data == group.run.data and not other.metrics.changes
         if same and other.run.recipe(METHOD) == group.run.recipe(METHOD) and other.metrics.method == "ce":
             return other.values(group.form.score)
-    baseline = group.metrics.baseline
-    return [run[group.form.score] for run in baseline.runs] if baseline else []
+    return group.baseline_scores

@@ -1,7 +1,7 @@
 """Publish an exported student in one commit: check it first, then download and compare it."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,6 +53,7 @@ def push_student(
     token: str | None = None,
     commit_message: str | None = None,
     onnx: bool = False,
+    img_size: Sequence[int] | None = None,
     endpoint: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Published | None:
@@ -71,7 +72,8 @@ def push_student(
         dry_run: Check the folder and list what would be uploaded, without contacting the Hub.
         token: Access token with write permission; by default that of `hf auth login` or `HF_TOKEN`.
         commit_message: First line of the commit.
-        onnx: Also upload the student as `onnx/model.onnx`; for segmentation, for images of the size of the crops.
+        onnx: Also upload the student as `onnx/model.onnx`.
+        img_size: Height and width of the images of a segmentation student in ONNX, by default those of the crops.
         endpoint: URL of the Hub; by default `HF_ENDPOINT`.
         say: Called with each line of the report.
 
@@ -92,7 +94,7 @@ def push_student(
     files[CARD] = signed(files[CARD])
     if onnx:
         with TemporaryDirectory() as aside:
-            path = export_onnx(folder, Path(aside) / "model.onnx", size=find_exported(str(folder)).image_size(None))
+            path = export_onnx(folder, Path(aside) / "model.onnx", size=find_exported(str(folder)).image_size(img_size))
             files[ONNX] = path.read_bytes()
     size = sum(map(len, files.values()))
     say(f"{folder} is complete: {student.architecture}, {len(files)} files, {size / 1e6:.1f} MB.")
@@ -104,6 +106,7 @@ def push_student(
     hub = Repository(connect(token, endpoint), repo_id, "model", private, revision, create_pr)
     message = commit_message or f"Upload {student.architecture} trained with frskd-timm"
     before: list[str] = []
+    deleted: list[str] = []
 
     def commit() -> Published:
         head, remote = hub.head()
@@ -115,6 +118,7 @@ def push_student(
         elif CARD in remote and not overwrite_card and not create_pr:  # a pull request asks the owner anyway
             refuse_edited(hub, head, files[CARD])
         made = hub.commit(head, files, stale, message)
+        deleted[:] = stale
         changed = made.oid != before[0]
         return Published(made.oid, changed, made.pr_url if changed else None)
 
@@ -128,6 +132,8 @@ def push_student(
     if published.changed:
         url = f"{hub.api.endpoint}/{repo_id}/commit/{published.commit}"
         say(f"Committed {published.commit[:10]}: {published.pull_request or url}")
+        if deleted:
+            say(f"Deleted there, because this push has no newer version: {', '.join(deleted)}.")
     else:
         say(f"Nothing has changed since {published.commit[:10]}: no commit was made.")
     difference = with_retries(compare, hub)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from frskd_timm.errors import UserError
+from frskd_timm.export.folder import BACKBONE
 from frskd_timm.export.student import export_backbone, export_segmentation
 from frskd_timm.segmentation import (
     PRESETS,
@@ -115,11 +116,12 @@ class SegmentationJob(Job):
 
     def export(self, folder: RunFolder, data: TrainingData, student: nn.Module, finish: Callable[[Path], Any]) -> None:
         export_segmentation(student, folder.student, finish=finish)
-        export_backbone(student, folder.path / "backbone", **self.provenance(data))
+        size = data.preprocessing.input_size
+        export_backbone(student, folder.path / BACKBONE, input_size=size, **self.provenance(data))
 
     def write_cards(self, folder: RunFolder, metrics: Metrics, evaluation: Evaluation | None) -> None:
         super().write_cards(folder, metrics, evaluation)
-        write_backbone_card(folder.path / "backbone", metrics)
+        write_backbone_card(folder.path / BACKBONE, metrics)
 
 
 def _first_full(batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
