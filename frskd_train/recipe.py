@@ -79,7 +79,7 @@ class _OnceLoader(yaml.SafeLoader):
     """PyYAML's safe loader, which refuses a key that occurs twice instead of taking the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value if not key.tag.endswith(":merge")]
         twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
         if twice is not None:
             raise yaml.constructor.ConstructorError(problem=f"{twice} is given twice", problem_mark=node.start_mark)
@@ -126,10 +126,8 @@ def with_home(token: str) -> str:
 
 def with_absolute_paths(settings: Settings) -> Settings:
     """Replace relative paths of files and folders that exist, so that a run can be continued from another folder."""
-    facts, included = (
-        declared(Settings),
-        {default_settings(task).data.dataset for task in ("classification", "segmentation")},
-    )
+    facts = declared(Settings)
+    included = {default_settings(task).data.dataset for task in ("classification", "segmentation")}
     for group in dataclasses.fields(Settings):
         values = getattr(settings, group.name)
         changed: dict[str, Any] = {}

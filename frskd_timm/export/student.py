@@ -8,7 +8,7 @@ one, without the metadata of timm's default weights.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import timm
 import torch
@@ -102,7 +102,7 @@ def export_student(
         "mean": tuple(float(value) for value in mean),
         "std": tuple(float(value) for value in std),
         "interpolation": interpolation,
-        "crop_pct": float(crop_pct),
+        "crop_pct": float(crop_pct) if isinstance(crop_pct, SupportsFloat) else crop_pct,
         "crop_mode": crop_mode,
     }
     check_pretrained_cfg(data_config, "the arguments")

@@ -139,10 +139,11 @@ class Choice:
         name, train = self.data.val_split, None
         if held_out is not None:
             train, count = held_out.split, len(self.source.splits.get(held_out.split, ()))
-            if held_out.images not in (count, None):
+            if not count or held_out.images not in (count, None):
+                then = "some" if held_out.images is None else held_out.images
                 raise UserError(
-                    f"The images that the run held out cannot be told any more: split {train} had {held_out.images} "
-                    f"images then, and has {count} now. Restore them, or give another --val-split or --dataset."
+                    f"The images that the run held out cannot be told any more: split {train} had {then} images then, "
+                    f"and has {count} now. Restore them, or give another --val-split or --dataset."
                 )
         elif name is None and self.data.train_split is None and not self.source.splits.keys() & set(TRAIN_SPLITS):
             name = next((split for split in VALIDATION_SPLITS if split in self.source.splits), None)
