@@ -28,7 +28,7 @@ from frskd_train.scores import Scorer
 from frskd_train.settings import DataSettings
 
 
-def test_held_out_images_are_scored_only_while_they_can_be_told(tmp_path: Path) -> None:
+def test_held_out_images_are_scored_only_while_they_can_be_identified(tmp_path: Path) -> None:
     data, run = tmp_path / "data", tmp_path / "run"
     save(data, train=pictures(24))
     train_here(*small(tmp_path, "--val-fraction", 0.25, "--epochs", 1, "--output-dir", run))
@@ -45,7 +45,7 @@ def test_held_out_images_are_scored_only_while_they_can_be_told(tmp_path: Path) 
         evaluate_here("--model", run, "--val-split", "test", "--val-fraction", 0.25)
     shutil.rmtree(data)
     save(data, train=pictures(30))
-    with pytest.raises(UserError, match="cannot be told any more: split train had 24 images then, and has 30 now"):
+    with pytest.raises(UserError, match="can no longer be identified: split train had 24 images then, and has 30 now"):
         evaluate_here("--model", run)
 
 

@@ -36,8 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--examples and --runtime need --space: they are for the page of the Space")
     if options.img_size and not (options.space or options.onnx):
         parser.error("--img-size needs --onnx or --space")
-    page = {name: vars(options).pop(name) for name in ("space", "examples", "runtime")}
-    page["img_size"] = options.img_size
+    page = {name: vars(options).pop(name) for name in ("space", "examples", "runtime")} | {"img_size": options.img_size}
     if (options.folder / "student" / "config.json").is_file():
         options.folder /= "student"
     elif (options.folder / "config.yaml").is_file():

@@ -134,7 +134,7 @@ class Choice:
         """Choose the rows that training would validate on, or a whole validation split, for a model's classes.
 
         Raises:
-            UserError: That is not possible, or the images that a run held out cannot be told any more.
+            UserError: That is not possible, or the images that a run held out can no longer be identified.
         """
         name, train = self.data.val_split, None
         if held_out is not None:
@@ -142,8 +142,8 @@ class Choice:
             if not count or held_out.images not in (count, None):
                 then = "some" if held_out.images is None else held_out.images
                 raise UserError(
-                    f"The images that the run held out cannot be told any more: split {train} had {then} images then, "
-                    f"and has {count} now. Restore them, or give another --val-split or --dataset."
+                    f"The images that the run held out can no longer be identified: split {train} had {then} images "
+                    f"then, and has {count} now. Restore them, or give another --val-split or --dataset."
                 )
         elif name is None and self.data.train_split is None and not self.source.splits.keys() & set(TRAIN_SPLITS):
             name = next((split for split in VALIDATION_SPLITS if split in self.source.splits), None)
