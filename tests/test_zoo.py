@@ -23,6 +23,7 @@ from frskd_timm.export.load import load_student
 from frskd_timm.models._pretrained import DEFAULT_TAGS, FOLDER, with_weights
 from frskd_train.data.source import SAMPLE_FOLDER
 from frskd_train.data.transforms import CORRUPTIONS
+from frskd_train.report.metrics import read_metrics
 from frskd_train.report.publish import check_folder
 from tools.rescore import rescore
 from tools.ship import ship
@@ -73,6 +74,12 @@ def test_a_second_run_of_a_recipe_keeps_its_baseline(repository, tmp_path: Path)
     card = (folder / "README.md").read_text(encoding="utf-8")
     rescore(folder, str(run.parent / "garments"), threads=1, root=tmp_path)
     assert (folder / "README.md").read_text(encoding="utf-8") == card
+    metrics = json.loads((again / "metrics.json").read_text(encoding="utf-8"))
+    (again / "metrics.json").write_text(json.dumps({**metrics, "seed": 8}), encoding="utf-8")
+    rescore(folder, str(run.parent / "garments"), repeats=[again], threads=1, root=tmp_path)
+    assert [row["seed"] for row in read_metrics(folder / "metrics.json").repeats.runs] == [metrics["seed"], 8]
+    with pytest.raises(UserError, match=r"--repeats .* was trained with another recipe: weight_decay is 0\.0005"):
+        rescore(folder, str(run.parent / "garments"), repeats=[run], threads=1, root=tmp_path)
     folder = ship(again, for_hub=True, dataset_name="Garments", threads=1, root=tmp_path)
     assert folder == tmp_path / WAITING / "wide_resnet16_2_frskd.garments"
     assert "contains these weights" not in (folder / "README.md").read_text(encoding="utf-8")

@@ -1,31 +1,47 @@
 """Score weights of the zoo again and rewrite their cards: `python -m tools.rescore FOLDER --dataset DATA`.
 
-For a new version of the cards. It changes neither the weights nor the scores of the self-teacher and the baseline.
+For a new version of the cards, and for runs with other seeds that ended after the weights were shipped. It changes
+neither the weights nor the scores of the self-teacher and the baseline.
 """
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from frskd_timm.errors import UserError
-from frskd_timm.export.folder import METRICS
+from frskd_timm.export.folder import METRICS, RECIPE
 from frskd_timm.export.load import load_student
 from frskd_train.device import start_accelerator
 from frskd_train.errors import exit_with_error
+from frskd_train.parse import read_recipe
 from frskd_train.report.card import write_card
 from frskd_train.report.metrics import read_metrics
 from frskd_train.settings import DataSettings, LoopSettings
 from tools import zoo
-from tools.scoring import corruption_scores, evaluate, sample_scores, tidy
+from tools.scoring import corruption_scores, evaluate, repeated, sample_scores, tidy
 
 OTHER_MACHINE = 0.05  # largest difference of top-1 in points that another processor's arithmetic explains
 
 
-def rescore(folder: Path, dataset: str, threads: int | None = None, root: Path = zoo.ROOT) -> None:
+def rescore(
+    folder: Path,
+    dataset: str,
+    repeats: Sequence[Path] = (),
+    threads: int | None = None,
+    root: Path = zoo.ROOT,
+) -> None:
     """Rewrite scores and card of a folder of weights, its row of the results and the zoo's card.
 
+    Args:
+        folder: The weights.
+        dataset: The data that the weights were validated on.
+        repeats: Folders of finished runs of the recipe of the weights with other seeds; none keeps those of the card.
+        threads: CPU threads.
+        root: The repository.
+
     Raises:
-        UserError: The weights do not have their published score on these data.
+        UserError: The weights do not have their published score on these data, or a run has another recipe.
     """
     metrics, model, data = read_metrics(folder / METRICS), load_student(folder), DataSettings(dataset)
     accelerator = start_accelerator(LoopSettings(amp=False, threads=threads))
@@ -33,9 +49,15 @@ def rescore(folder: Path, dataset: str, threads: int | None = None, root: Path =
     before = (metrics.student or {})["top1"]
     if abs(evaluation.top1 - before) > OTHER_MACHINE:
         raise UserError(f"{folder} scores {evaluation.top1:.2f}% top-1 on these data, not {before:.2f}%.")
+    every = metrics.repeats
+    if repeats:
+        recipe = read_recipe(str(folder / RECIPE))
+        settings = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, dataset=dataset))
+        every = repeated(repeats, settings, metrics, tidy(evaluation)["top1"], data, accelerator)
     metrics = dataclasses.replace(
         metrics,
         student=tidy(evaluation),
+        repeats=every,
         sample=sample_scores(model, accelerator),
         corruptions=corruption_scores(model, data, accelerator),
         shipped_as=folder.name if folder.resolve().parent == (root / "frskd_timm" / "weights").resolve() else None,
@@ -52,6 +74,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Score weights of the zoo again and rewrite their card.")
     parser.add_argument("folder", type=Path, help=f"folder of weights in {zoo.WAITING}/ or in the package")
     parser.add_argument("--dataset", required=True, help="the data that the weights were validated on")
+    seeds = "finished runs of the same recipe with other seeds"
+    parser.add_argument("--repeats", type=Path, nargs="+", default=[], help=seeds)
     parser.add_argument("--threads", type=int, help="CPU threads; all cores by default")
     try:
         rescore(**vars(parser.parse_args()))

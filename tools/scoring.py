@@ -1,6 +1,7 @@
 """Scores of weights for their cards, in float32: on whole datasets, on the included sample, and on corrupted images."""
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ from accelerate import Accelerator
 from torch import nn
 
 from frskd_timm.errors import UserError
+from frskd_timm.export.load import load_student
 from frskd_train.data.source import SAMPLE_NAME
+from frskd_train.report.baseline import read_baseline
 from frskd_train.report.evaluation import Evaluation
+from frskd_train.report.metrics import Metrics, SeedRuns
 from frskd_train.scores import Scorer, refuse_unscored
-from frskd_train.settings import DataSettings, FitSettings
+from frskd_train.settings import DataSettings, FitSettings, Settings
 from frskd_train.tasks.classification import ClassificationJob
 
 CORRUPTED = 1000  # images that are scored under each corruption
@@ -55,3 +59,29 @@ def corruption_scores(model: nn.Module, data: DataSettings, accelerator: Acceler
     means = {name: statistics.mean(row["top1"] for row in rows) for name, rows in found.corruptions.items()}
     top1 = {name: round(score, 2) for name, score in {"none": found.top1, **means}.items()}
     return {"images": found.images, "top1": top1}
+
+
+def score_runs(
+    folders: Sequence[str | Path], found: SeedRuns, data: DataSettings, accelerator: Accelerator
+) -> SeedRuns:
+    """Return runs with their scores measured like the student's."""
+    if len(folders) > len(found.runs):
+        raise UserError("A run was given twice: name each run once.")
+    runs = [dict(run) for run in found.runs]
+    for folder, run in zip(folders, runs, strict=True):
+        run["top1"] = tidy(evaluate(load_student(Path(folder) / "student"), data, accelerator))["top1"]
+    return SeedRuns.of(runs, "top1", found.method)
+
+
+def repeated(
+    folders: Sequence[str | Path],
+    settings: Settings,
+    metrics: Metrics,
+    top1: float,
+    data: DataSettings,
+    accelerator: Accelerator,
+) -> SeedRuns:
+    """Return the scores of a run, which has `top1` percent, and of runs of its recipe with other seeds."""
+    others = read_baseline(folders, settings, "top1", metrics.method, "--repeats", metrics.machine.processes)
+    others = score_runs(folders, others, data, accelerator)
+    return SeedRuns.of([{"seed": metrics.seed, "top1": top1}, *others.runs], "top1", metrics.method)

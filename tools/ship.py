@@ -13,14 +13,13 @@ from pathlib import Path
 
 import timm
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from timm.models import is_model, model_entrypoint
 from torch import nn
 
 from frskd_timm.errors import UserError
 from frskd_timm.export.folder import CARD, DATASET_CARD, METRICS, RECIPE
-from frskd_timm.export.load import compare_logits, load_student, read_student
+from frskd_timm.export.load import compare_logits, read_student
 from frskd_timm.export.student import export_student
 from frskd_timm.models._pretrained import shipped_cfg
 from frskd_train.device import start_accelerator
@@ -32,9 +31,9 @@ from frskd_train.report.baseline import read_baseline
 from frskd_train.report.card import write_card
 from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.metrics import Metrics, SeedRuns, read_metrics
-from frskd_train.settings import DataSettings, LoopSettings, Settings, flat
+from frskd_train.settings import LoopSettings, Settings, flat
 from tools import zoo
-from tools.scoring import corruption_scores, evaluate, sample_scores, scores_on, tidy
+from tools.scoring import corruption_scores, evaluate, repeated, sample_scores, score_runs, scores_on, tidy
 
 HALF_MAY_COST = 0.02  # largest loss of top-1 in points by half precision; otherwise float32 ships
 PICTURE_WIDTH = 1000  # pixels
@@ -101,16 +100,11 @@ def ship(
     kept, processes = metrics.baseline, metrics.machine.processes
     if baseline:
         found = read_baseline(baseline, settings, "top1", processes=processes)
-        kept = _scored_again(baseline, found, data, accelerator)
+        kept = score_runs(baseline, found, data, accelerator)
     elif kept is None:
         kept = _kept_baseline(folder, settings)
         say(f"The baseline of {folder} is {'kept' if kept else 'missing or from another recipe'}.")
-    every = None
-    if repeats:
-        others = read_baseline(repeats, settings, "top1", metrics.method, "--repeats", processes)
-        others = _scored_again(repeats, others, data, accelerator)
-        own = {"seed": metrics.seed, "top1": top1}
-        every = SeedRuns.of([own, *others.runs], "top1", metrics.method)
+    every = repeated(repeats, settings, metrics, top1, data, accelerator) if repeats else None
     cfg = student.config["pretrained_cfg"]
     final, evaluation = (rounded, halved) if half else (model, whole)
     shipped = dataclasses.replace(
@@ -152,18 +146,6 @@ def _rounded(model: nn.Module) -> nn.Module:
         for parameter in model.parameters():
             parameter.copy_(parameter.half())
     return model
-
-
-def _scored_again(
-    folders: Sequence[str | Path], found: SeedRuns, data: DataSettings, accelerator: Accelerator
-) -> SeedRuns:
-    """Return runs with their scores measured like the student's."""
-    if len(folders) > len(found.runs):
-        raise UserError("A run was given twice: name each run once.")
-    runs = [dict(run) for run in found.runs]
-    for folder, run in zip(folders, runs, strict=True):
-        run["top1"] = tidy(evaluate(load_student(Path(folder) / "student"), data, accelerator))["top1"]
-    return SeedRuns.of(runs, "top1", found.method)
 
 
 def _kept_baseline(folder: Path, settings: Settings) -> SeedRuns | None:
