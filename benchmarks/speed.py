@@ -8,7 +8,7 @@
 
 A whole step is timed: forward, backward and optimizer. The variants take turns in every round, so that other load on
 the machine affects all of them; figures are medians over the rounds with the minimum and the maximum. With one CPU
-thread, steps are measured in processor time. `float32` is a plain implementation of the same loss that stands for the
+thread, steps are measured in CPU time. `float32` is a plain implementation of the same loss that stands for the
 authors' code: float32, channels first, 1x1 convolutions after upsampling, attention maps by elementary operations.
 Multiply-adds are counted in a training forward pass.
 """
@@ -159,7 +159,7 @@ def measure(case: argparse.Namespace, device: "torch.device") -> dict[str, Any]:
     variants = {method: repeated(step, images, target) for method, step in steps.items()}
     if case.reference:
         variants["float32"] = repeated(reference_step(case.model, case.img_size, device), images.contiguous(), target)
-    alone = device.type == "cpu" and case.threads == 1  # processor time, which other load hardly affects
+    alone = device.type == "cpu" and case.threads == 1  # CPU time, which other load hardly affects
     clock = time.process_time if alone else time.perf_counter
     torch.backends.cudnn.benchmark = True  # as in training
     rates = in_turn(variants, repeats * case.batch_size, case.rounds, device, clock)

@@ -122,7 +122,7 @@ class DistillationTask(StudentTask):
             ("teacher_interval", teacher_interval, teacher_interval >= 1, "at least 1"),
         ):
             if not fits:
-                raise UserError(f"{name} has to be {right}, not {value:g}.")
+                raise UserError(f"{name} must be {right}, not {value:g}.")
         self.logit_loss = LOGIT_LOSSES.get(logit_loss)
         self.average: nn.Module | None = None
         if teacher_ema:
@@ -182,7 +182,7 @@ class DistillationTask(StudentTask):
     def _observe(self, input: Tensor | TwoViews) -> Views:
         if not isinstance(input, TwoViews):
             if self.training and self.clean_view:
-                raise UserError("With the teacher_view clean, the input of a step has to be an augment.TwoViews.")
+                raise UserError("With the teacher_view clean, the input of a step must be an augment.TwoViews.")
             return self.observe(input, self.networks)
         views = self.observe(input.clean, self.networks)
         return views._replace(logits=self.student(input.images), batch=input, clean_logits=views.logits)

@@ -38,8 +38,8 @@ def known_cfg(name: str, *, weights: bool = False) -> PretrainedCfg | None:
         raise UserError(f"timm has no weights '{name}'. There are: {there}.") from error
     if weights and (cfg is None or not cfg.has_weights):
         raise UserError(
-            f"There are no pretrained weights for '{name}': for training, leave pretrained out; otherwise "
-            "give the folder of a run or a student."
+            f"There are no pretrained weights for '{name}': train without pretrained weights, or give the folder of "
+            "a run or a student."
         )
     return cfg
 

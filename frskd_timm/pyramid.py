@@ -50,7 +50,7 @@ class Pyramid:
     ) -> None:
         name = type(model).__name__
         if not hasattr(model, "forward_intermediates") or not hasattr(model, "forward_head"):
-            raise UserError(f"FRSKD needs feature maps, which {name} does not have (timm's forward_intermediates).")
+            raise UserError(f"FRSKD needs feature maps, but {name} has no forward_intermediates (timm's method).")
         shapes = _probe(model, input_size)
         self.indices = choose_levels([size for _, size in shapes], max_levels)
         if min(len(self.indices), max_levels) < 2:

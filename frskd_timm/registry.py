@@ -32,7 +32,7 @@ class Registry(Generic[T]):
 
         def decorate(builder: Callable[..., T]) -> Callable[..., T]:
             if name in self._builders:
-                raise ValueError(f"There is a {self.kind} called '{name}' already.")
+                raise ValueError(f"There is already a {self.kind} named '{name}'.")
             self._builders[name] = builder
             return builder
 

@@ -87,7 +87,7 @@ class FRSKDTask(DistillationTask):
         if teacher_view not in TEACHER_VIEWS:
             raise UserError(f"Unknown teacher_view '{teacher_view}'; choose from {', '.join(TEACHER_VIEWS)}.")
         if sla_weight < 0:
-            raise UserError(f"sla_weight has to be at least 0, not {sla_weight:g}.")
+            raise UserError(f"sla_weight must be at least 0, not {sla_weight:g}.")
         self.clean_view = teacher_view == "clean"
         if sla is not None and self.clean_view:
             raise UserError("SLA cannot be combined with the teacher_view clean; leave one of them out.")
@@ -133,9 +133,9 @@ class FRSKDTask(DistillationTask):
             UserError: An argument has a wrong value, or the student does not provide what the method needs.
         """
         if not isinstance(student, nn.Module):
-            raise UserError(f"student has to be a model, not {student!r:.60}: create it with timm.create_model.")
+            raise UserError(f"student must be a model, not {student!r:.60}: create it with timm.create_model.")
         if not isinstance(input_size, Sequence) or len(input_size) != 3:
-            raise UserError(f"input_size has to be (channels, height, width), not {input_size!r:.60}.")
+            raise UserError(f"input_size must be (channels, height, width), not {input_size!r:.60}.")
         if getattr(student, "num_classes", num_classes) != num_classes:
             raise UserError(f"The student has {student.num_classes} classes, not {num_classes}.")
         if num_classes < 2:

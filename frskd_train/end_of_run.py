@@ -79,7 +79,7 @@ class Ending:
         if card.is_file() and signed(card.read_bytes()) != card.read_bytes():
             names = chain([f"{name}.md"], (f"{name}-{number}.md" for number in count(2)))
             kept = card.replace(next(path for path in map(self.folder.path.joinpath, names) if not path.exists()))
-            print(f"The {part}'s card was edited, and a new one takes its place: yours is {kept}.")
+            print(f"The {part}'s card was edited; a new one replaces it, and yours is kept as {kept}.")
 
     def write(self, metrics: Metrics, evaluation: Evaluation | None) -> None:
         """Write metrics, pictures and cards beside the exported student."""

@@ -33,7 +33,7 @@ def check_resume(state: Mapping[str, Any], settings: Mapping[str, Any], facts: M
     for name in changed:
         if FIXED in kept[name]:
             raise UserError(
-                f"{flag(name)} is {settings[name]} now but was {before[name]} in this run, and has to stay the same."
+                f"{flag(name)} is {settings[name]} now but was {before[name]} in this run, and must stay the same."
             )
     for name in ("beta", "teacher_gradient"):  # they decide which terms and parameters there are
         by_default = {None} if settings.get("task") == "segmentation" else set()

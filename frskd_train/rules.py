@@ -54,9 +54,9 @@ def _check_task(settings: Settings) -> None:
         if values[name] != defaults[name]:
             raise SettingsError(f"{flag(name)} is not available with --task {task}: leave it out.")
     if teacher not in SELF_TEACHERS[task]:
-        raise SettingsError(f"--self-teacher has to be {either(SELF_TEACHERS[task])} for --task {task}, not {teacher}.")
+        raise SettingsError(f"--self-teacher must be {either(SELF_TEACHERS[task])} for --task {task}, not {teacher}.")
     if settings.model.linear_probe and method.method != "ce":
-        raise SettingsError("--linear-probe trains no feature maps to distill: add --method ce.")
+        raise SettingsError("--linear-probe freezes the feature maps that FRSKD trains: add --method ce.")
     if settings.labels.class_weights and method.sla and method.method != "ce":
         raise SettingsError("--class-weights cannot be combined with --sla: leave one of them out.")
     for name in ("drop", "drop_path", "grad_checkpointing", "layer_decay"):  # of layers that are frozen
@@ -68,9 +68,9 @@ def _check_schedule(settings: Settings) -> None:
     chosen = settings.optimizer
     sched, epochs, rate = chosen.sched, chosen.epochs, chosen.own_decay_rate
     if sched == "plateau" and chosen.decay_rate == 1:
-        raise SettingsError("--decay-rate has to be below 1 for --sched plateau, not 1.")
+        raise SettingsError("--decay-rate must be below 1 for --sched plateau, not 1.")
     if sched != "poly" and rate > 1:
-        raise SettingsError(f"--decay-rate has to be at most 1 for every --sched except poly, not {rate:g}.")
+        raise SettingsError(f"--decay-rate must be at most 1 for every --sched except poly, not {rate:g}.")
     default = default_settings(settings.model.task).optimizer.warmup_epochs
     if sched == "none" and chosen.warmup_epochs not in (0, default):
         raise SettingsError("--warmup-epochs has no effect with --sched none: leave one of them out.")
@@ -78,7 +78,7 @@ def _check_schedule(settings: Settings) -> None:
         raise SettingsError("--sched multistep needs --decay-milestones, the epochs at which the rate decays.")
     for name, start in (("warmup_epochs", chosen.warmup_epochs), ("distill_start", settings.method.distill_start)):
         if start >= epochs and start > 0:
-            raise SettingsError(f"{flag(name)} has to be less than --epochs {epochs}, not {start:g}.")
+            raise SettingsError(f"{flag(name)} must be less than --epochs {epochs}, not {start:g}.")
     if chosen.lr_base is None:
         lowest = {"min_lr": chosen.min_lr if sched in OF_SCHEDULER["min_lr"] else 0}
         lowest["warmup_lr"] = chosen.warmup_lr if chosen.warmup_epochs else 0
@@ -90,7 +90,7 @@ def _check_schedule(settings: Settings) -> None:
 def _check_augmentation(settings: Settings) -> None:
     chosen, values = settings.preprocessing, flat(settings)
     if 0 < chosen.aug_repeats < 1:
-        raise SettingsError(f"--aug-repeats {chosen.aug_repeats:g} is less than once: give 0, or 1 and more.")
+        raise SettingsError(f"--aug-repeats must be 0 or at least 1, not {chosen.aug_repeats:g}.")
     if chosen.aa and chosen.color_jitter and not chosen.aa.startswith("3a"):
         raise SettingsError("--color-jitter has no effect with --aa, as in timm: leave one of them out.")
     if chosen.grayscale_prob and chosen.in_chans == 1:
@@ -169,4 +169,4 @@ def check_ranges(group: Any) -> None:
             for fact in facts:
                 is_for = isinstance(fact, (Pattern, OneOf) if isinstance(part, str) else Range)  # words may replace it
                 if is_for and (refusal := fact.refusal(part)):
-                    raise SettingsError(f"{flag(name)} has to be {refusal}, not {part}.")
+                    raise SettingsError(f"{flag(name)} must be {refusal}, not {part}.")

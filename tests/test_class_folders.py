@@ -25,7 +25,7 @@ def test_split_folders_are_known_by_their_names(train: str, val: str, tmp_path: 
     ("folders", "said"),
     [
         (["val/cat", "val/dog", "test/cat", "test/dog"], "no split named train; it has .*test.*--train-split"),
-        (["pets/train/cat", "pets/val/cat", "birds/train/owl"], r"whole datasets .*birds, pets"),
+        (["pets/train/cat", "pets/val/cat", "birds/train/owl"], r"several datasets .*birds, pets"),
         (["train", "val"], "train, val.* no class folders"),
         (["val/cat", "val/dog", "owl", "cat"], r"folders named like splits \(val\) with others \(cat, owl\)"),
         (["train_set/cat", "train_set/dog", "val_set/cat", "val_set/dog"], "train_set, val_set .* look like splits"),
@@ -67,7 +67,7 @@ def test_tables_are_split_by_their_names_and_read_beside_pictures(tmp_path: Path
     assert (data.num_train, data.num_val, data.val_split) == (9, 6, "test")
     assert any("not the images beside them" in note for note in data.notes)
     pictures(3).to_parquet(tmp_path / "data" / "more.parquet")
-    with pytest.raises(UserError, match=r"name their split .*data/more.parquet do not"):
+    with pytest.raises(UserError, match=r"name a split .*but not data/more.parquet"):
         load(tmp_path)
     for name, count in (("train", 9), ("train_test_split_test", 6)):  # the name of the file decides, at its end
         (tmp_path / "all" / "test-small").mkdir(parents=True, exist_ok=True)

@@ -205,7 +205,7 @@ def test_weights_for_images_that_are_not_square_need_a_size(tmp_path: Path) -> N
         picture(0, 300, 200).save(path)
     cfg = {"input_size": (3, 64, 96)}
     data = DataSettings(dataset=str(tmp_path))
-    with pytest.raises(UserError, match="made for 96x64 pixels, but images are square here: give --img-size"):
+    with pytest.raises(UserError, match="expects 96x64 pixels, but training uses square images: give --img-size"):
         load_data(data, PreprocessingSettings(), model_cfg=cfg)
     found = load_data(data, PreprocessingSettings(img_size=64), model_cfg=cfg, initial_cfg=cfg)
     assert "The initial weights were trained at 96x64; this run uses 64x64." in found.notes

@@ -230,13 +230,13 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_lever_out_of_its_range_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=f"{name} has to be .*, not {WRONG[name]}"):
+    with pytest.raises(UserError, match=f"{name} must be .*, not {WRONG[name]}"):
         create(**{name: WRONG[name]})
 
 
 @pytest.mark.parametrize("name", ["width", "depth", "repeats"])
 def test_a_self_teacher_of_no_size_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=f"The {name} of a self-teacher has to be above 0, not 0"):
+    with pytest.raises(UserError, match=f"The {name} of a self-teacher must be above 0, not 0"):
         create(teacher_options={name: 0})
 
 

@@ -38,7 +38,7 @@ def test_lists_with_marks_spaces_and_test_images(tmp_path: Path) -> None:
 def test_names_of_classes_are_checked(names: str, tmp_path: Path) -> None:
     folder = voc_folder(tmp_path / "garden")
     (folder / "labels.txt").write_text(names)
-    with pytest.raises(UserError, match=r"labels.txt has to hold at least 2 class names, each of them once"):
+    with pytest.raises(UserError, match=r"labels.txt must contain at least 2 class names, each of them once"):
         load(folder)
 
 

@@ -279,7 +279,7 @@ REFUSED = {
     "--layer-decay 0.7 --task segmentation": "--layer-decay .*segmentation", "--self-teacher sum": "bifpnc or residual",
     "--lr 1 --lr-base 1": "cannot be combined", "--sched plateau --decay-rate 1": "below 1", "--sla-weight 2": "--sla:",
     "--tag=a\nb": "control", "--momentun 1": "--momentum", "--patience-epochs 3": "plateau:", "--lr -1": "above 0",
-    "--baseline a --baseline b": "--baseline is given twice", "--aug-repeats 0.5": "--aug-repeats .*less than once",
+    "--baseline a --baseline b": "--baseline is given twice", "--aug-repeats 0.5": "--aug-repeats must be 0 or at least 1",
     "--in-chans 1 --grayscale-prob 0.5": "--grayscale-prob .*--in-chans 1", "--noisy-labels --mixup 0.2": "--mixup:",
     "--model-kwargs img_size=64": "--img-size", "--opt-kwargs weight_decay=0": "--weight-decay",
 }  # fmt: skip

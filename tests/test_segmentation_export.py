@@ -167,7 +167,7 @@ def test_numbers_of_numpy_and_torch_are_stored(tmp_path: Path) -> None:
 def test_what_cannot_be_stored_is_refused() -> None:
     wrong: dict[str, dict[str, Any]] = {
         "2 names, but there are 5 classes": {"class_names": ["a", "b"]},
-        "layers has to be at least 1, not 0": {"layers": 0},
+        "layers must be at least 1, not 0": {"layers": 0},
         "cannot hold these backbone_args .* not JSON serializable": {"backbone_args": {"act_layer": torch.nn.SiLU}},
     }
     for message, arguments in wrong.items():

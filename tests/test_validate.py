@@ -238,7 +238,7 @@ def test_noise_is_the_same_in_memory_and_streamed() -> None:
 
 
 def test_models_without_names_are_scored_as_timm_does(tmp_path: Path) -> None:
-    """At the size for testing; whole-number labels are outputs, and other classes have to be as many as these."""
+    """At the size for testing; whole-number labels are outputs, and other classes must be as many as these."""
 
     def load(dataset: Path, classes: int, train_size: bool = False) -> ValidationData:
         model = timm.create_model("resnet18", num_classes=classes)

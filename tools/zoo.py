@@ -120,7 +120,7 @@ def results_table(results: Sequence[Mapping[str, str]], waiting: Collection[str]
     """
     names = {
         "model": "weights", "dataset": "data", "img_size": "image size", "param_count": "parameters (M)",
-        "epochs": "epochs", "top1": "top-1", "top5": "top-5", "baseline_mean": "cross-entropy, same recipe",
+        "epochs": "epochs", "top1": "top-1", "top5": "top-5", "baseline_mean": "cross-entropy top-1",
         "gain": "gain ± standard error (runs)",
     }  # fmt: skip
     lines = ["| " + " | ".join(names.values()) + " |", "|---|---|" + "---:|" * (len(names) - 2)]
@@ -130,7 +130,7 @@ def results_table(results: Sequence[Mapping[str, str]], waiting: Collection[str]
         if row["gain"]:
             cells["gain"] = f"{row['gain']} ± {row['gain_err']} ({row['top1_n']}, {row['baseline_n']})"
         lines.append("| " + " | ".join(cells[name] for name in names) + " |")
-    note = "*Gain*: difference from cross-entropy with the same recipe. *Runs*: with FRSKD and with cross-entropy."
+    note = "*Gain*: top-1 minus that of cross-entropy with the same recipe. *Runs*: of FRSKD and of cross-entropy."
     if waiting:
         where = f"in a clone, load `local-dir:{WAITING}/NAME` after `import frskd_timm`"
         note += f"\nLinked weights are not in the package; {where}."
@@ -140,7 +140,7 @@ def results_table(results: Sequence[Mapping[str, str]], waiting: Collection[str]
 
 def recipes_table(results: Sequence[Mapping[str, str]], recipes: Path) -> str:
     """Return a table of the students' recipes, with what they need and whether there are weights."""
-    lines = ["| recipe | student | weights | needs |", "|---|---|---|---|"]
+    lines = ["| recipe | student | weights | requirements and time |", "|---|---|---|---|"]
     trained = {row["model"] for row in results}
     for path in sorted(recipes.glob("*.yaml")):
         text = path.read_text(encoding="utf-8")

@@ -31,7 +31,7 @@ def entry(config: dict[str, Any], name: str, kind: type, where: Path, default: A
     value = config.get(name)
     value = default if value is None else value
     if not isinstance(value, kind) or isinstance(value, bool):
-        what = {dict: "an object", str: "a string", int: "a whole number", list: "a list"}[kind]
+        what = {dict: "an object", str: "a string", int: "an integer", list: "a list"}[kind]
         raise UserError(f"'{name}' in {where} must be {what}, not {value!r:.60}.")
     return value
 

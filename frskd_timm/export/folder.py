@@ -105,7 +105,7 @@ def refuse_foreign(folder: Path) -> None:
     if names and (other or CONFIG not in names):
         raise UserError(
             f"{folder} holds something other than an exported student ({', '.join(other or sorted(names))}): "
-            "move it away, or give another folder."
+            "move it, or give another folder."
         )
 
 

@@ -90,13 +90,13 @@ def export_student(
     architecture = _architecture_name(model, model_name)
     names = [] if label_names is None else [str(name) for name in label_names]
     if isinstance(label_names, (str, Mapping)) or (label_names is not None and len(names) != model.num_classes):
-        raise UserError(f"label_names has to be a list of {model.num_classes} names, not {label_names!r:.60}.")
+        raise UserError(f"label_names must be a list of {model.num_classes} names, not {label_names!r:.60}.")
     for name, numbers in (("input_size", input_size), ("mean", mean), ("std", std)):
         if isinstance(numbers, (int, float)):
             what = "(channels, height, width)" if name == "input_size" else "one number per channel"
-            raise UserError(f"{name} has to be {what}, not {numbers}.")
+            raise UserError(f"{name} must be {what}, not {numbers}.")
     if max(map(float, [*mean, *std]), default=0) > 1:
-        raise UserError(f"mean and std have to be for images in 0..1, not {mean!r:.60} and {std!r:.60}.")
+        raise UserError(f"mean and std must be for images in 0..1, not {mean!r:.60} and {std!r:.60}.")
     data_config = {  # of plain numbers, whatever arrays they come from
         "input_size": tuple(int(side) for side in input_size),
         "mean": tuple(float(value) for value in mean),

@@ -91,7 +91,7 @@ class SegmentationStudent(
         super().__init__()
         names = _names(class_names, num_classes)
         if layers < 1:
-            raise UserError(f"layers has to be at least 1, not {layers}.")
+            raise UserError(f"layers must be at least 1, not {layers}.")
         try:
             given = json.loads(json.dumps(backbone_args or {}))  # as it will be loaded
         except TypeError as error:

@@ -74,7 +74,7 @@ def create_self_teacher(name: str, channels: Sequence[int], num_classes: int, **
     options = {key: value for key, value in options.items() if value is not None}
     for key in ("width", "depth", "repeats"):
         if options.get(key, 1) <= 0:
-            raise UserError(f"The {key} of a self-teacher has to be above 0, not {options[key]}.")
+            raise UserError(f"The {key} of a self-teacher must be above 0, not {options[key]}.")
     builder = SELF_TEACHERS.get(name)
     try:
         return builder(list(channels), num_classes, **options)

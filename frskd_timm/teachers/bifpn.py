@@ -148,10 +148,10 @@ def bifpn(
     """Create a BiFPN with `width` channels at every level, whatever `fits` says.
 
     Raises:
-        UserError: `width` is not a whole number.
+        UserError: `width` is not an integer.
     """
     if not float(width).is_integer():
-        raise UserError(f"The width of a bifpn is its number of channels, a whole number, not {width}.")
+        raise UserError(f"The width of a bifpn is its number of channels, an integer, not {width}.")
     return BiFPN(channels, [int(width)] * len(channels), num_classes, **options)
 
 

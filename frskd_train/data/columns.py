@@ -70,7 +70,7 @@ def read_names(path: Path) -> list[str]:
     """Read class names, one per line; raise UserError if there are fewer than 2, or one is repeated."""
     names = read_lines(path)
     if len(set(names)) < max(len(names), 2):
-        raise UserError(f"{path} has to hold at least 2 class names, each of them once.")
+        raise UserError(f"{path} must contain at least 2 class names, each of them once.")
     return names
 
 

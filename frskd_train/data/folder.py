@@ -114,9 +114,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
     folders = folders_in(folder)
     named = [sub for sub in folders if sub.name.lower() in SPLIT_NAMES]
     if len({sub.name.lower() for sub in named}) < len(named):
-        raise UserError(
-            f"--dataset {folder}: of {_listed(named)}, two differ only in upper and lower case; rename one."
-        )
+        raise UserError(f"--dataset {folder}: two of {_listed(named)} differ only in upper and lower case; rename one.")
     roots = {sub.name.lower(): sub for sub in named if any(any(images_below(below)) for below in folders_in(sub))}
     others = [sub for sub in folders if sub not in named and any(images_below(sub))]
     if not roots:
@@ -124,7 +122,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
             raise UserError(f"--dataset {folder}: {_listed(named)} hold images, but no class folders.")
         several = [sub for sub in others if {below.name.lower() for below in folders_in(sub)} & SPLIT_NAMES]
         if inside := _listed([sub for sub in several if split_folders(sub)]):
-            raise UserError(f"--dataset {folder} holds whole datasets with splits ({inside}); give one of them.")
+            raise UserError(f"--dataset {folder} contains several datasets with splits ({inside}); choose one of them.")
     elif others and (len(roots) == 1 or not set(TRAIN_SPLITS) & set(roots)):
         found = f"folders named like splits ({_listed(list(roots.values()))}) with others ({_listed(others)})"
         raise UserError(f"--dataset {folder} mixes {found}: move or rename one kind.")

@@ -88,7 +88,7 @@ def _input_size(wanted: int | None, sizes: set[tuple[int, int]], cfg: Mapping[st
             return max(min(size), 8)
     height, width = (cfg.get("input_size") or (3, 224, 224))[1:]
     if height != width:
-        raise UserError(f"The model was made for {width}x{height} pixels, but images are square here: give --img-size.")
+        raise UserError(f"The model expects {width}x{height} pixels, but training uses square images: give --img-size.")
     return int(width)
 
 
@@ -108,7 +108,7 @@ def _refuse_unused(settings: PreprocessingSettings, crop_mode: str, size: int) -
         raise UserError(f"--crop-padding has no effect with --train-crop-mode {crop_mode}: leave it out.")
     smallest, largest = (int(size * side) for side in settings.cutmix_minmax or (0, 1))
     if smallest >= largest:
-        raise UserError(f"--cutmix-minmax has to give a range of sides; it is {smallest} to {largest} pixels here.")
+        raise UserError(f"--cutmix-minmax must give a range of sides; it is {smallest} to {largest} pixels here.")
 
 
 def _padding(settings: PreprocessingSettings, size: int) -> int:

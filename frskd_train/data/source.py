@@ -215,7 +215,7 @@ def _files_by_split(folder: Path, ending: str) -> Files:
     if others and by_split:
         others = [Path(file).relative_to(folder).as_posix() for file in others]
         raise UserError(
-            f"--dataset {folder}: some files name their split ({listed(list(by_split))}), {listed(others)} do not; "
+            f"--dataset {folder}: some paths name a split ({listed(list(by_split))}), but not {listed(others)}; "
             "rename or move them."
         )
     return {"train": others} if others else by_split

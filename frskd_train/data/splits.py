@@ -99,7 +99,7 @@ def choose_splits(names: Collection[str], train: str | None, val: str | None) ->
     if val is None:
         val = next((name for name in VALIDATION_SPLITS if name in names and name != train), None)
     elif val == train:
-        raise UserError(f"--val-split {val} is the split that is trained on; choose another.")
+        raise UserError(f"--val-split {val} is also the training split; choose another.")
     return train, val
 
 
@@ -120,7 +120,7 @@ class Choice:
         if val is None:
             rows, val_rows = targets.hold_out(train, self.data.val_fraction)
         elif self.data.val_fraction != DataSettings().val_fraction:
-            raise UserError(f"--val-fraction has no effect beside the validation split {val}: leave it out.")
+            raise UserError(f"--val-fraction has no effect with a validation split ({val}): leave it out.")
         else:
             rows, val_rows = np.arange(len(self.source.splits[train])), np.arange(len(self.source.splits[val]))
         count = self.data.train_num_samples

@@ -21,7 +21,7 @@ from frskd_train.data.preprocessing import Preprocessing
 from frskd_train.data.splits import Sample
 from frskd_train.settings import PreprocessingSettings
 
-BLUR = 23  # pixels of timm's Gaussian blur, half of which has to be less than the image
+BLUR = 23  # pixels of timm's Gaussian blur, half of which must be less than the image
 SampleTransform = Callable[[Sample, int], tuple[Tensor, Tensor]]  # the number is a seed, the results image and target
 
 

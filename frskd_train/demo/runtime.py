@@ -49,8 +49,8 @@ def find_runtime(local: Path | None = None) -> Path:
                 archive = answer.read()
     except OSError as error:
         raise UserError(
-            f"{local or URL} could not be read ({first_line(error)}): give --runtime the file that "
-            f"`npm pack onnxruntime-web@{VERSION}` writes where there is a network."
+            f"{local or URL} could not be read ({first_line(error)}): run `npm pack onnxruntime-web@{VERSION}` on a "
+            "machine with network access and pass the file with --runtime."
         ) from None
     if base64.b64encode(hashlib.sha512(archive).digest()).decode() != INTEGRITY:
         raise UserError(f"{local or URL} is not onnxruntime-web {VERSION}: its checksum differs.")

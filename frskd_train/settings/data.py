@@ -25,7 +25,7 @@ class DataSettings:
     dataset_revision: str | None = None
     """Branch, tag or commit of a Hub dataset."""
     train_split: str | None = None
-    """Split to train on; by default train or training, or the whole of a dataset with one split."""
+    """Split to train on; by default train or training, or the only split of the dataset."""
     val_split: str | None = None
     """Split to validate on; by default the first that exists of validation, val, valid, dev, test and testing."""
     val_fraction: Annotated[float, Range(low=0, high=0.9)] = 0.1
@@ -36,7 +36,7 @@ class DataSettings:
     input_key: str | None = None
     """Column of the images; by default the only image column."""
     target_key: str | None = None
-    """Column of the labels; by default the only class column, or label, labels, class, fine_label, target.
+    """Column of the labels; by default the only class column, or one named label, labels, class, fine_label or target.
     For segmentation the column of the masks."""
     class_map: Annotated[str | None, LOCAL] = None
     """File that maps the classes of the data to the outputs of the model (for segmentation: that names the labels).
@@ -61,7 +61,7 @@ class PreprocessingSettings:
 
     img_size: Annotated[int | None, Range(low=8, high=4096), FIXED] = None
     """Height and width in pixels; for segmentation, those of the training crops.
-    By default the shorter side of the images if all have one size of at most 64 and the model takes any size.
+    By default the shorter side of the images if all have the same size, at most 64, and the model takes any size.
     Otherwise the size of the model, or in segmentation that of the data up to 512."""
     in_chans: Annotated[Literal[1, 3], FIXED] = 3
     """Input channels of the student; grayscale images are repeated to 3 channels."""
@@ -69,7 +69,7 @@ class PreprocessingSettings:
     """Mean of the pixel values (0..1), per channel or one for all.
     By default the model's own if it has weights, else measured on the training images."""
     std: Annotated[tuple[float, ...] | None, Range(above=0, high=1)] = None
-    """Standard deviation of the pixel values, with the same default."""
+    """Standard deviation of the pixel values; the default is as for --mean."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Resizing filter for training and validation."""
     crop_pct: Annotated[float, Range(above=0, high=1), CLASSIFICATION] = 1.0

@@ -91,7 +91,7 @@ class MethodSettings:
     warmup: rising linearly over the first tenth. lead: alpha and beta times the self-teacher's lead.
     The lead is a moving average of 1 - (its cross-entropy / the student's), from 0 to 1."""
     distill_start: Annotated[float, Range(low=0)] = 0.0
-    """Epoch at which distillation starts; before it, alpha and beta are 0, and t counts from it."""
+    """Epoch at which distillation starts; before it, alpha and beta are 0. The t of --distill-schedule starts there."""
     self_teacher: Annotated[SelfTeacher, FIXED] = DEFAULT.self_teacher
     """The self-teacher.
     For classification: bifpnc (default), whose channels follow the student's levels; bifpn, with one width.
@@ -123,7 +123,7 @@ class MethodSettings:
     feature_loss: Annotated[FeatureLoss, FIXED] = DEFAULT.feature_loss
     """Distance between feature maps. attention: of attention maps, as in the paper.
     fitnet: of maps after a learned projection.
-    overhaul: of maps before their activation, for classification with models whose stages end in one."""
+    overhaul: of maps before their activation, for classification with models whose stages end in an activation."""
     feature_levels: Annotated[int, Count, FIXED, CLASSIFICATION] = DEFAULT.feature_levels
     """Maximum number of levels of the student's pyramid; the coarsest ones are used."""
     sla: Annotated[bool, FIXED, CLASSIFICATION] = False

@@ -34,7 +34,7 @@ class OptimizerSettings:
     lr_base_size: Annotated[int, Count] = 256
     """Images per update at which --lr-base is used unscaled."""
     lr_base_scale: Literal["auto", "linear", "sqrt"] = "auto"
-    """Scale with the batch or its square root. auto, as in timm: sqrt for Ada* and LAMB, else linear."""
+    """Scale with the batch size or its square root. auto, as in timm: sqrt for Ada* and LAMB, else linear."""
     momentum: Annotated[float, Range(low=0, high=0.9999)] = 0.9
     """Momentum of SGD-like optimizers."""
     weight_decay: Annotated[float, NotNegative] = 5e-4

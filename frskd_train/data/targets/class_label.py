@@ -1,4 +1,4 @@
-"""Class labels: one class per image, from a column of classes, whole numbers, strings or booleans."""
+"""Class labels: one class per image, from a column of classes, integers, strings or booleans."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
@@ -173,12 +173,12 @@ def _read_column(dataset: datasets.Dataset, split: str, column: str) -> tuple[Ro
     kind = dataset.data.schema.field(column).type
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     values = dataset.select_columns([column]).with_format("arrow")[:].column(column)
-    if values.null_count:  # which make a CSV's column of whole numbers one of floats
+    if values.null_count:  # which make a CSV's column of integers one of floats
         row = values.is_null().to_pylist().index(True)
         hint = "in metadata.csv, words such as NA, None and null count as missing, so use metadata.jsonl for them"
         raise UserError(f"Row {row} of split {split} has no value in the label column {column} ({hint}).")
     if not (is_text or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
-        raise UserError(f"Column {column} holds {kind_of(feature)}; labels are classes, whole numbers or strings.")
+        raise UserError(f"Column {column} holds {kind_of(feature)}; labels are classes, integers or strings.")
     found = values.to_numpy(zero_copy_only=False)
     names = feature.names if isinstance(feature, datasets.ClassLabel) else None
     if pa.types.is_integer(kind):

@@ -159,7 +159,7 @@ def _find_columns(features: datasets.Features, data: DataSettings) -> Columns:
     if len(found) < 2:
         raise UserError(
             f"Segmentation needs a column of images and one of masks, but the dataset has {columns_named(features)}. "
-            "Folders have to hold images/ and masks/, or have the layout of Pascal VOC: JPEGImages, SegmentationClass, "
+            "Folders must contain images/ and masks/, or have the layout of Pascal VOC: JPEGImages, SegmentationClass, "
             "ImageSets/Segmentation."
         )
     mask = mask or next((name for name in MASK_NAMES if name in found and name != image), None)
