@@ -6,6 +6,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from frskd_timm.task import FRSKDTask
+
+TARGET = torch.tensor([0, 1, 2, 3])  # classes of four images
+# Options of tasks, whatever the defaults.
+OFF: dict[str, Any] = {"student_weight": 1.0, "teacher_weight": 1.0, "teacher_ema": 0.0, "teacher_interval": 1}
+
 
 def images(size: tuple[int, int] = (64, 64), batch: int = 2, chans: int = 3) -> Tensor:
     return torch.randn(batch, chans, *size, generator=torch.Generator().manual_seed(0))
@@ -15,6 +21,11 @@ def create(name: str, **options: Any) -> nn.Module:
     """Create a timm model, always with the same weights."""
     torch.manual_seed(0)
     return timm.create_model(name, **{"num_classes": 5, **options})
+
+
+def create_task(**options: Any) -> FRSKDTask:
+    """Create a task for images of 64x64 pixels."""
+    return FRSKDTask.create(create("test_resnet"), (3, 64, 64), 5, **OFF | options).train()
 
 
 def lively(model: nn.Module) -> nn.Module:

@@ -1,5 +1,6 @@
 """Small runs of `train.py`, in this process or in one that can be killed."""
 
+import csv
 import gc
 import itertools
 import os
@@ -169,6 +170,12 @@ def tensors(run: Path) -> dict[str, Tensor]:
     assert last is not None
     files = [*last.glob("*.safetensors"), run / "student" / "model.safetensors"]
     return {f"{path.name}:{key}": value for path in files for key, value in load_file(path).items()}
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    """Return the rows of a run's `summary.csv`."""
+    with (run / "summary.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def assert_same(one: Path, other: Path) -> None:

@@ -25,6 +25,7 @@ from frskd_train.checkpoint import (
 from frskd_train.errors import SettingsError
 from frskd_train.parse import parse_settings
 from frskd_train.run_folder import find_resume
+from frskd_train.run_state import RunState
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_a_single_wrong_bit_in_any_file_is_found(tmp_path: Path) -> None:
     rng = random.Random(0)
     for path in sorted(checkpoint.iterdir()):
         content = path.read_bytes()
-        for bit in rng.sample(range(8 * len(content)), 50):
+        for bit in rng.sample(range(8 * len(content)), 15):
             damaged = bytearray(content)
             damaged[bit // 8] ^= 1 << bit % 8
             path.write_bytes(damaged)
@@ -80,6 +81,19 @@ def test_the_best_and_the_last_few_are_kept(tmp_path: Path) -> None:
         set_aside_after(tmp_path / newest)
         assert len(list(tmp_path.glob("abandoned-*"))) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["abandoned-step-00000004", "step-00000002"]
+
+
+def test_the_checkpoint_of_the_best_epoch_is_remembered(tmp_path: Path) -> None:
+    state = RunState("top1")
+    for updates, score in ((10, 50.0), (20, 70.0), (30, None), (40, 60.0), (50, 70.0)):
+        state.updates = updates
+        state.finish_epoch({} if score is None else {"top1": score})
+    assert (state.best_checkpoint, state.best["epoch"]) == ("step-00000020", 2)
+    again = RunState.from_saved(state.to_saved(), tmp_path / "step-00000050", "top1")
+    assert again.best_checkpoint is None, "it is not in the folder"
+    (tmp_path / "step-00000020").mkdir()
+    again = RunState.from_saved(state.to_saved(), tmp_path / "step-00000050", "top1")
+    assert (again.best_checkpoint, again.scores) == ("step-00000020", [50.0, 70.0, 60.0, 70.0])
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from golden_names import assert_close
-from test_levers import TARGET, create, images
+from networks import TARGET, create_task, images
 
 from frskd_timm.augment import TwoViews
 from frskd_timm.errors import UserError
@@ -15,11 +15,11 @@ from frskd_train.parse import parse_settings
 
 
 def test_the_self_teacher_sees_the_clean_images() -> None:
-    task, plain = create(teacher_view="clean"), create()
+    task, plain = create_task(teacher_view="clean"), create_task()
     plain.load_state_dict(task.state_dict())
     task.eval()  # so that batch norm does not depend on the order of the passes
     plain.eval()
-    clean, seen = images(), images().flip(3) + 0.1
+    clean, seen = images(batch=4), images(batch=4).flip(3) + 0.1
     result = task(TwoViews(seen, clean, TARGET, None), TARGET)
     of_clean, of_seen = plain(clean, TARGET), plain(seen, TARGET)
     for name, expected in (("output", of_seen), ("teacher_output", of_clean), ("loss_feature", of_clean)):
@@ -37,20 +37,20 @@ def test_the_self_teacher_sees_the_clean_images() -> None:
     soft = soft_label_loss(advice, of_seen["output"], task.temperature)
     assert_close(result["loss_kl"], task.alpha * soft, 1e-5, "mixed soft labels")
     with pytest.raises(UserError, match="SLA"):
-        create(teacher_view="clean", sla=True)
+        create_task(teacher_view="clean", sla=True)
     with pytest.raises(UserError, match="same, clean"):
-        create(teacher_view="dirty")
+        create_task(teacher_view="dirty")
 
 
 def test_the_lead_compares_both_networks_on_the_clean_images() -> None:
-    task, plain = create(teacher_view="clean", schedule="lead"), create(schedule="lead")
+    task, plain = create_task(teacher_view="clean", schedule="lead"), create_task(schedule="lead")
     plain.load_state_dict(task.state_dict())
     for each in (task, plain):
         with torch.no_grad():
             each.student.get_submodule("fc").weight.mul_(30)  # badly wrong, so that the self-teacher leads
-    noise = torch.randn(images().shape, generator=torch.Generator().manual_seed(1))
-    task(TwoViews(noise, images(), TARGET, None), TARGET)
-    plain(images(), TARGET)
+    noise = torch.randn(images(batch=4).shape, generator=torch.Generator().manual_seed(1))
+    task(TwoViews(noise, images(batch=4), TARGET, None), TARGET)
+    plain(images(batch=4), TARGET)
     assert float(plain.lead) > 0
     assert_close(task.lead, plain.lead, 1e-6, "lead")
 

@@ -1,22 +1,30 @@
-"""The command `frskd`: subcommands, quick help, and one sentence if a package is missing."""
+"""The command `frskd`: subcommands, quick help, settings that arrive, and one sentence if a package is missing."""
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import timm
 from conftest import ROOT, run_script
+from networks import create
 from published import METRICS
 
 import frskd_timm
 from frskd_timm.errors import UserError
+from frskd_timm.gates import GATES
+from frskd_timm.losses.logits import LOGIT_LOSSES
+from frskd_timm.segmentation import create_segmentation_student
 from frskd_train.cli import COMMANDS, main
 from frskd_train.cli.validate import chosen_data
 from frskd_train.errors import SettingsError
 from frskd_train.parse import parse_evaluation, parse_settings, read_recipe
 from frskd_train.recipe import write_recipe
 from frskd_train.settings import DataSettings, HeldOut, ScoredDataSettings
+from frskd_train.tasks import choose_job
 
 EXTRA = ("accelerate", "datasets", "matplotlib", "pyarrow", "tyro")  # core never needs these
 
@@ -26,22 +34,41 @@ def block(*packages: str) -> str:
     return f"import sys; sys.modules.update(dict.fromkeys({packages!r}))\n"
 
 
-def test_help_lists_the_commands_without_heavy_imports() -> None:
-    code = "import sys; sys.argv = ['frskd', '--help']; from frskd_train.cli import main; main()"
-    code += "; assert not {'torch', 'tyro', 'timm'} & set(sys.modules)"
-    listed = run_script(sys.executable, "-c", code).stdout
+# Runs `frskd` with each list of arguments in one process; prints its exit status and what it has imported.
+QUICK = """
+import contextlib, io, json, sys
+from frskd_train.cli import main
+answers = []
+for words in json.loads(sys.argv.pop()):
+    sys.argv, told = ["frskd", *words], io.StringIO()
+    status = 0
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code or 0
+    heavy = {"torch", "timm", "datasets", "accelerate", "tyro"} & set(sys.modules)
+    answers.append((status, told.getvalue(), sorted(heavy)))
+print(json.dumps(answers))
+"""
+
+
+def test_help_and_wrong_flags_are_answered_without_heavy_imports() -> None:
+    commands = ["train", "validate", "export", "demo", "push"]
+    lines = [["--help"], ["-V"], ["--version"], *([command, "--help"] for command in commands)]
+    lines += [["train", "--bacth-size"]]
+    answers = json.loads(run_script(sys.executable, "-c", QUICK, json.dumps(lines)).stdout)
+    (_, listed, heavy), *versions = answers[:3]
     assert all(f"  {command} " in listed for command in COMMANDS)
-    versions = [run_script(sys.executable, "-m", "frskd_train", flag).stdout for flag in ("-V", "--version")]
-    assert versions == [f"frskd-timm {frskd_timm.__version__}\n"] * 2
-
-
-@pytest.mark.parametrize("command", ["train", "validate", "export", "demo", "push"])
-def test_each_command_explains_its_flags_without_torch(command: str) -> None:
-    code = f"import sys; sys.argv = ['frskd', {command!r}, '--help']; from frskd_train.cli import main\n"
-    code += "try: main()\nfinally: assert 'torch' not in sys.modules"
-    told = run_script(sys.executable, "-c", code).stdout
-    assert told.startswith(f"usage: frskd {command} ")
-    assert "--" in told
+    assert versions == [[0, f"frskd-timm {frskd_timm.__version__}\n", []]] * 2
+    assert heavy == []
+    for command, (status, told, imported) in zip(commands, answers[3:8], strict=True):
+        assert (status, imported) in ((0, []), (0, ["tyro"]))
+        assert told.startswith(f"usage: frskd {command} ")
+    assert "--batch-size" in answers[3][1]
+    status, told, imported = answers[8]
+    assert (status, imported) == (2, ["tyro"])
+    assert "--batch-size" in told
 
 
 def test_list_names_students_and_recipes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -98,7 +125,7 @@ def test_paths_of_a_run_hold_in_every_folder(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("script", "package"), [("train.py", "tyro"), ("frskd_train/train.py", "tyro"), ("validate.py", "datasets")]
+    ("script", "package"), [("train.py", "tyro"), ("frskd_train/train.py", "tyro"), ("validate.py", "tyro")]
 )
 def test_a_missing_package_is_one_sentence_with_the_pip_command(script: str, package: str) -> None:
     code = f"{block(package)}sys.argv = ['x', '--model', 'test_resnet']\nimport runpy\n"
@@ -144,6 +171,23 @@ def test_a_runs_own_data_and_splits_are_scored(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(f"dataset: {tmp_path / 'data'}\nval_fraction: 0.1\n")
     with pytest.raises(UserError, match=r"held out 0\.1 of its images, not 0\.5: .* --val-split test"):
         chosen_data(ScoredDataSettings(val_fraction=0.5), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["classification", "segmentation"])
+def test_settings_of_the_method_reach_the_task(kind: str) -> None:
+    numbers = {"alpha": 3, "beta": 7, "temperature": 5, "smoothing": 0.2, "student_weight": 0.5, "teacher_weight": 0.25}
+    numbers |= {"teacher_gradient": 0.75, "teacher_ema": 0.9, "teacher_interval": 2}
+    words = " ".join(f"--{name} {value}" for name, value in numbers.items())
+    words += " --distill-schedule warmup --distill-start 3 --epochs 12 --gate advantage --logit-loss dist"
+    words += f" --task {kind} --noisy-labels --class-weights 1 2 3 4 5"
+    segmented = kind == "segmentation"
+    student: Any = create_segmentation_student("test_resnet", 5, channels=8) if segmented else create("test_resnet")
+    data: Any = SimpleNamespace(preprocessing=SimpleNamespace(input_size=(3, 64, 64)), num_train=64)
+    task: Any = choose_job(parse_settings(words.split())).build_task(student, data)
+    assert {name: getattr(task, name) for name in numbers} == numbers
+    assert (task.schedule, task.start, task.noisy_labels) == ("warmup", 3 / 12, True)
+    assert (task.gate, task.logit_loss) == (GATES.get("advantage"), LOGIT_LOSSES.get("dist"))
+    assert task.label_loss.class_weights.tolist() == [1, 2, 3, 4, 5]
 
 
 def test_every_spelling_of_a_flag_is_understood(tmp_path: Path) -> None:

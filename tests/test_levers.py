@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from golden_names import assert_close
+from networks import OFF, TARGET, create_task
 from runs import assert_same, small, train_here
 from torch import Tensor
 
@@ -25,20 +26,7 @@ from frskd_timm.segmentation.teacher import SEGMENTATION_TEACHERS
 from frskd_timm.task import FRSKDTask
 from frskd_timm.teachers import SelfTeacher
 
-TARGET = torch.tensor([0, 1, 2, 3])
 MASKS = TARGET.view(4, 1, 1).expand(4, 64, 64)
-
-
-OFF: dict[str, Any] = {
-    "student_weight": 1.0,
-    "teacher_weight": 1.0,
-    "teacher_ema": 0.0,
-    "teacher_interval": 1,
-}  # whatever the defaults
-
-
-def create(**options: Any) -> FRSKDTask:
-    return FRSKDTask.create(networks.create("test_resnet"), (3, 64, 64), 5, **OFF | options).train()
 
 
 images = partial(networks.images, batch=4)
@@ -81,7 +69,7 @@ def test_dkd_splits_the_divergence() -> None:
 
 
 def test_the_gate_takes_advice_from_the_better_one() -> None:
-    task = create(gate="advantage", temperature=1.0)
+    task = create_task(gate="advantage", temperature=1.0)
     own, other = torch.zeros(2, 4, 5)
     other[0, 0] = other[1, 2] = 4.0  # right about the first image, wrong about the second, no better on the others
     views = Views([], own, [], other)
@@ -98,7 +86,7 @@ def test_the_gate_takes_advice_from_the_better_one() -> None:
 def test_the_self_teachers_gradient_is_scaled() -> None:
     gradients = []
     for factor in (0.0, 0.25, 1.0):
-        task = create(alpha=0.0, beta=0.0, teacher_gradient=factor)
+        task = create_task(alpha=0.0, beta=0.0, teacher_gradient=factor)
         task(images(), TARGET)["loss"].backward()
         gradients.append(torch.cat([p.grad.flatten() for p in task.student.parameters()]))
     assert_close(gradients[1], 0.75 * gradients[0] + 0.25 * gradients[2], 1e-4, "gradient of the student")
@@ -110,9 +98,9 @@ def test_the_label_terms_of_both_networks_are_weighted(network: str, ending: str
     found, rotated = [], []
     for weight in (1.0, 0.25):
         torch.manual_seed(0)
-        task = create(**{f"{network}_weight": weight, "schedule": "lead"})
+        task = create_task(**{f"{network}_weight": weight, "schedule": "lead"})
         found.append(task(images(), TARGET) | {"lead": task.lead})
-        rotated.append(create(**{f"{network}_weight": weight, "sla": True})(images(), TARGET))
+        rotated.append(create_task(**{f"{network}_weight": weight, "sla": True})(images(), TARGET))
     whole, quarter = found
     assert_close(quarter[f"loss_ce{ending}"], whole[f"loss_ce{ending}"] / 4, 1e-6, "cross-entropy")
     for name in {"loss_ce", "loss_ce_teacher", "loss_kl", "loss_feature", "lead"} - {f"loss_ce{ending}"}:
@@ -121,7 +109,7 @@ def test_the_label_terms_of_both_networks_are_weighted(network: str, ending: str
 
 
 def test_the_residual_self_teacher_starts_as_its_student() -> None:
-    task = create(self_teacher="residual", beta=0.0)
+    task = create_task(self_teacher="residual", beta=0.0)
     result = task(images(), TARGET)
     assert torch.equal(result["output"], result["teacher_output"])
     assert result["loss_kl"] == pytest.approx(0, abs=1e-6)
@@ -151,7 +139,7 @@ def test_state_goes_into_a_checkpoint(kind: str) -> None:
     def make() -> DistillationTask:
         torch.manual_seed(0)
         if kind == "classification":
-            return create(**options)
+            return create_task(**options)
         return SegmentationTask.create(create_segmentation_student("test_resnet", 4, channels=8), **OFF | options)
 
     target = TARGET if kind == "classification" else MASKS
@@ -165,7 +153,7 @@ def test_state_goes_into_a_checkpoint(kind: str) -> None:
 
 
 def test_the_average_follows_updates_and_gives_the_advice() -> None:
-    task = create(teacher_ema=0.5)
+    task = create_task(teacher_ema=0.5)
     assert task.average is not None
     assert all(not p.requires_grad for p in task.average.parameters())
     name = "fc.bias"
@@ -183,11 +171,11 @@ def test_the_average_follows_updates_and_gives_the_advice() -> None:
         expected = task.distill_weight * task.alpha * soft_label_loss(soft, result["output"], task.temperature)
     assert_close(result["loss_kl"], expected, 1e-4, "soft labels")
     with pytest.raises(UserError, match="SLA"):
-        create(teacher_ema=0.5, sla=True)
+        create_task(teacher_ema=0.5, sla=True)
 
 
 def test_the_self_teacher_runs_in_every_second_update() -> None:
-    task = create(teacher_interval=2)
+    task = create_task(teacher_interval=2)
     runs: list[int] = []
     task.self_teacher.register_forward_hook(lambda *_: runs.append(1))
     for step, count in enumerate([1, 1, 2, 2]):
@@ -197,7 +185,7 @@ def test_the_self_teacher_runs_in_every_second_update() -> None:
 
 
 def test_updates_are_counted_exactly_in_half_precision() -> None:
-    task = create(teacher_interval=2).to(torch.bfloat16)
+    task = create_task(teacher_interval=2).to(torch.bfloat16)
     for step in range(300):
         task.set_progress(step / 300)
     assert task.clock.tolist() == [pytest.approx(299 / 300, abs=1e-7), 299]
@@ -205,7 +193,7 @@ def test_updates_are_counted_exactly_in_half_precision() -> None:
 
 def test_schedules_of_full_weight() -> None:
     assert [distillation_weight("warmup", t) for t in (0, 0.05, 0.1, 1)] == [0, 0.5, 1, 1]
-    task = create(schedule="lead")
+    task = create_task(schedule="lead")
     assert task.lead == 0
     with torch.no_grad():
         task.student.get_submodule("fc").weight.mul_(30)  # badly wrong, so that the self-teacher leads
@@ -231,13 +219,13 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_a_lever_out_of_its_range_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"{name} must be .*, not {WRONG[name]}"):
-        create(**{name: WRONG[name]})
+        create_task(**{name: WRONG[name]})
 
 
 @pytest.mark.parametrize("name", ["width", "depth", "repeats"])
 def test_a_self_teacher_of_no_size_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"The {name} of a self-teacher must be above 0, not 0"):
-        create(teacher_options={name: 0})
+        create_task(teacher_options={name: 0})
 
 
 @pytest.mark.parametrize("beta", [None, 0])
@@ -286,7 +274,7 @@ def test_the_default_self_teacher_costs_at_most_as_much_as_its_student() -> None
 
 
 def test_class_weights_do_not_fit_the_joint_labels_of_sla() -> None:
-    task = create(sla=True)
+    task = create_task(sla=True)
     task.label_loss = LabelLoss(5, class_weights=[1.0] * 5)
     with pytest.raises(UserError, match="SLA cannot be combined with class weights"):
         task(images(), TARGET)

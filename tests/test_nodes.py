@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, free_port
 from pictures import pictures, save
-from runs import kill_all, small, train_here, wait_for
-from test_train import rows
+from runs import kill_all, rows, small, train_here, wait_for
 
 from frskd_train.checkpoint import latest_checkpoint, load_state
 

@@ -93,11 +93,13 @@ def test_maps_before_their_activation(name: str, checkpointing: bool) -> None:
     torch.testing.assert_close(logits, model(batch), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_efficientnet", "vgg11"])
-def test_no_map_before_an_activation(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"), [("test_vit", {}), ("test_efficientnet", {}), ("vgg11", {"mlp_ratio": 0.01})]
+)
+def test_no_map_before_an_activation(name: str, options: dict[str, float]) -> None:
     """ViT blocks and inverted bottlenecks end without one; VGG's maps come from poolings."""
     with pytest.raises(UserError, match=r"no activation right before its feature map .* attention or fitnet"):
-        FRSKDTask.create(create(name), (3, 64, 64), 5, feature_loss="overhaul")
+        FRSKDTask.create(create(name, **options), (3, 64, 64), 5, feature_loss="overhaul")
 
 
 def test_the_self_teacher_sees_activated_maps_whatever_the_feature_loss() -> None:

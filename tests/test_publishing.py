@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from frskd_timm.errors import UserError
 from frskd_timm.export.load import read_student
+from frskd_train import cli
 from frskd_train.report.card import write_card
 from frskd_train.report.hub import check_target
 from frskd_train.report.publish import check_folder, push_student
@@ -239,6 +240,23 @@ def test_a_folder_that_is_not_in_order_stays_here(hub, student, tmp_path, damage
     with pytest.raises(UserError, match=sentence):
         push(hub, folder)
     assert hub.log == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "give --repo-id OWNER/NAME, --space OWNER/NAME, or both"),
+        (["--onnx", "--space", "a/b"], "--onnx needs --repo-id"),
+        (["--examples", "x.png", "--repo-id", "a/b"], "--examples and --runtime need --space"),
+        (["--img-size", "64", "--repo-id", "a/b"], "--img-size needs --onnx or --space"),
+        (["--repo-id", "a/b"], "a run that has not finished"),
+    ],
+)
+def test_a_wrong_argument_of_a_push_is_one_sentence(arguments, sentence, tmp_path, capsys):
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(SystemExit, match="2"):
+        cli.run("push", [str(tmp_path), *arguments])
+    assert sentence in capsys.readouterr().err
 
 
 def test_every_picture_of_the_card_is_published(student, tmp_path):

@@ -1,6 +1,5 @@
 """The page about finished runs: what it shows, that it needs nothing else, and that it fits on a phone."""
 
-import csv
 import http.server
 import json
 import re
@@ -16,7 +15,7 @@ from pathlib import Path
 import datasets
 import pytest
 from pictures import encoded, picture, save, split
-from runs import small, train_here
+from runs import rows, small, train_here
 
 from frskd_train import cli
 from frskd_train.end_of_run import write_page
@@ -80,8 +79,7 @@ def test_the_recipe_beside_the_weights_has_no_default_that_may_change(run: Path)
 
 def test_the_speeds_of_the_epochs_fit_the_time_of_the_run(run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
-    with (run / "summary.csv").open() as file:
-        epochs = [float(row["images_per_second"]) for row in csv.DictReader(file)]
+    epochs = [float(row["images_per_second"]) for row in rows(run)]
     images = metrics["dataset"]["train_images"]
     assert sum(images / speed for speed in epochs) <= metrics["seconds"] + 0.1
     assert min(epochs) <= metrics["images_per_second"] <= max(epochs)

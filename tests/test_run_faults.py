@@ -1,13 +1,12 @@
 """Folders and images that a run cannot use: one sentence, and nothing lost."""
 
-import csv
 import json
 import os
 from pathlib import Path
 
 import pytest
 from pictures import encoded, picture, pictures, save, split
-from runs import small, train_here
+from runs import rows, small, train_here
 
 from frskd_timm.errors import UserError
 from frskd_train import end_of_run, start_of_run
@@ -65,8 +64,7 @@ def test_a_run_whose_validation_fails_keeps_its_epoch(tmp_path: Path) -> None:
     assert (run / "student" / "model.safetensors").is_file()
     rates = [row["lr"] for row in state["history"]]
     train_here("--resume", run, "--bad-images", "skip")
-    with (run / "summary.csv").open(encoding="utf-8") as file:
-        rates += [float(row["lr"]) for row in csv.DictReader(file)][len(rates) :]
+    rates += [float(row["lr"]) for row in rows(run)][len(rates) :]
     assert rates == sorted(rates, reverse=True), "the rate of the epoch, not that of a new optimizer"
     scored = json.loads((run / "metrics.json").read_text())["dataset"]
     assert (scored["val_images"], scored["whole_split"]) == (6, False)

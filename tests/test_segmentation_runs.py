@@ -1,6 +1,5 @@
 """Segmentation as a user runs it: `train.py --task segmentation`, `validate.py`, `hub/push.py`."""
 
-import csv
 import functools
 import json
 import shutil
@@ -15,7 +14,7 @@ from conftest import ROOT, run_script
 from hub_server import USER
 from pictures import labels_of, picture, voc_folder
 from published import push
-from runs import evaluate_here, small, train_here
+from runs import evaluate_here, rows, small, train_here
 from safetensors.torch import load_file, save_file
 
 from frskd_timm.errors import UserError
@@ -39,8 +38,7 @@ def test_a_run_leaves_what_it_promises(places: Path, whole_masks: Path, capsys: 
     }  # fmt: skip
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     assert (metrics["task"], metrics["model"], metrics["weights"]) == ("segmentation", "test_resnet", "ema")
-    with (run / "summary.csv").open(encoding="utf-8") as file:
-        first, last = csv.DictReader(file)
+    first, last = rows(run)
     assert float(first["loss_kl"]) == float(first["loss_feature"]) == 0  # the warm-up of --distill-start 1
     assert float(last["loss_feature"]) > 0
     assert float(last["miou"]) == pytest.approx(metrics["student"]["miou"], abs=1e-3)

@@ -1,14 +1,13 @@
 """Flags that users of timm's train.py know do here what they do there, or are answered."""
 
-import csv
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from runs import assert_resumes, small, train_here
+from pictures import encoded, labels_of, load, load_masks, picture, save, split
+from runs import assert_resumes, rows, small, train_here
 from timm.loss import BinaryCrossEntropy
 from torch.nn import functional as F
 
@@ -17,7 +16,7 @@ from frskd_timm.losses.labels import LabelLoss
 from frskd_train.optim import create_scheduler, follow_plateau, with_scaled_lr
 from frskd_train.parse import parse_settings
 from frskd_train.settings import Settings, declared
-from frskd_train.tasks.base import Job
+from frskd_train.tasks import choose_job
 from frskd_train.timm_flags import TRAIN
 
 LOGITS = torch.randn(6, 3, generator=torch.manual_seed(0))
@@ -53,15 +52,26 @@ def test_class_weights_and_binary_cross_entropy_are_those_of_torch_and_timm() ->
         LabelLoss(3, 0.1, [1.0, 2.0])
 
 
-def test_an_empty_class_has_no_influence_on_the_weights_of_the_others() -> None:
-    counts: Any = SimpleNamespace(class_counts=lambda name, rows: [30, 0, 10])
-    split = SimpleNamespace(targets=counts, name="train")
-    data: Any = SimpleNamespace(train=SimpleNamespace(split=split, source=SimpleNamespace(rows=[])))
-    for method in ("auto", "effective_num"):
-        job: Any = SimpleNamespace(settings=SimpleNamespace(labels=SimpleNamespace(class_weights=method)))
-        first, empty, third, further = Job.class_weights(job, data, 4)  # type: ignore[misc]
+def test_class_weights_follow_the_images_that_are_trained_on(places: Path, tmp_path: Path) -> None:
+    """A class without images, or an output without a class, does not change the weights of the others."""
+    rows = [encoded(picture(number)) for number in range(12)] + [{"bytes": b"no image", "path": None}]
+    data = save(tmp_path / "data", train=split(rows, [0] * 8 + [2] * 5), test=split(rows[:2], [0, 2]))
+    for method, mode, ratio in (
+        ("auto", "memory", 8 / 4),
+        ("auto", "stream", 8 / 5),
+        ("effective_num", "memory", None),
+    ):
+        job = choose_job(parse_settings(["--class-weights", method]))
+        images = load(data, data_mode=mode, bad_images="skip", img_size=12)
+        first, empty, third, further = job.class_weights(images, 4)  # type: ignore[misc]
         assert empty == further == 1
         assert third > 1 > first
+        assert ratio is None or third / first == pytest.approx(ratio)
+    labels = np.concatenate([labels_of(number, 40, 30).ravel() for number in range(24)])
+    pixels = np.bincount(labels, minlength=256)[:3]
+    job = choose_job(parse_settings(["--task", "segmentation", "--class-weights", "auto"]))
+    found = np.array(job.class_weights(load_masks(places / "masks"), 3))
+    np.testing.assert_allclose(found / found[0], pixels[0] / pixels, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -89,9 +99,7 @@ def test_a_run_with_flags_of_timm_decays_at_a_plateau_and_resumes_to_the_same_bi
     flags = [flag for flag in small(places) if flag not in ("--lr", "0.01")]
     others = ["--method", "ce", "--aug-repeats", 2, "--workers", 0, "--epochs", 3, "--output-dir", run]
     train_here(*flags, *losses, *mixing, *colours, *rate, *others)
-    with (run / "summary.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    rates, scores = ([float(row[name]) for row in rows] for name in ("lr", "top1"))
+    rates, scores = ([float(row[name]) for row in rows(run)] for name in ("lr", "top1"))
     improved = scores[1] > scores[0] * (1 + 1e-4)  # the score of an epoch acts in the next one
     assert rates[1:] == pytest.approx([0.01, 0.01 if improved else 0.005])
     assert_resumes(run, tmp_path / "copy")

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import ROOT, SMALL, run_script
+from conftest import SMALL
 from pictures import encoded, picture, pictures, save, split
 from published import make_student
 from runs import evaluate_here, train_here
@@ -40,15 +39,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_validation_of_the_export_is_the_runs_own_score(finished: Path) -> None:
+def test_validation_of_the_export_is_the_runs_own_score(finished: Path, capsys: pytest.CaptureFixture) -> None:
     run = finished
-    done = run_script(sys.executable, ROOT / "validate.py", "--model", run)
+    evaluate_here("--model", run)
     stored = json.loads((run / "evaluation-fashion_mnist_sample" / "evaluation.json").read_text(encoding="utf-8"))
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     assert stored["images"] == 1000
     for score in ("top1", "top5", "loss"):
         assert stored[score] == pytest.approx(metrics["student"][score], abs=2e-3)
-    assert f"top-1 {stored['top1']:.2f}%" in done.stdout
+    assert f"top-1 {stored['top1']:.2f}%" in capsys.readouterr().out
 
 
 def test_held_out_images_unusual_names_and_more_outputs_than_classes(tmp_path: Path, capsys) -> None:

@@ -88,6 +88,7 @@ def test_a_second_run_of_a_recipe_keeps_its_baseline(repository, tmp_path: Path)
     assert link in (tmp_path / "MODEL_CARD.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 def test_shipped_weights_are_the_run_s_in_half_precision(repository) -> None:
     root, *_ = repository
     folder = root / "frskd_timm" / "weights" / "wide_resnet16_2_frskd.garments"
@@ -98,6 +99,7 @@ def test_shipped_weights_are_the_run_s_in_half_precision(repository) -> None:
     assert (config["label_names"][9], config["pretrained_cfg"]["license"]) == ("Ankle boot", "mit")
 
 
+@pytest.mark.long
 def test_shipped_figures_are_measured_on_what_ships(repository) -> None:
     root, run, plain = repository
     (row,) = read_results(root / "results" / "results.csv")
@@ -127,6 +129,7 @@ def test_shipped_figures_are_measured_on_what_ships(repository) -> None:
     assert "| `wide_resnet16_2_frskd` | " in (root / "MODEL_CARD.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 def test_shipping_refuses_what_is_not_so(repository, tmp_path: Path) -> None:
     _, run, plain = repository
     with pytest.raises(UserError, match="not a finished run"):
