@@ -78,6 +78,8 @@ def test_tokens_are_written_nowhere(
 ) -> None:
     """Publishing fails at first, because the Hub does not know the token."""
     monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    url = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", hub.endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
     shutil.copytree(whole, places / "published")
     push = ["--resume", places / "published", "--push-to-hub", f"{hub_server.USER}/student", "--hub-private"]
     with pytest.raises(UserError, match="does not accept the token") as caught:
