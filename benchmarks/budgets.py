@@ -122,6 +122,7 @@ def measure(args: argparse.Namespace) -> None:
         for run in runs * args.rounds:
             flags = [*flags_of(run, args).split(), "--threads", str(args.threads)]
             folder = args.run_dir / f"measure-{os.getpid()}"
+            shutil.rmtree(folder, ignore_errors=True)  # of an earlier process with this number
             times[run.method].append(float(train(run, dataset, flags, folder)[0]["seconds_per_epoch"]))
             shutil.rmtree(folder)
         ratios = [own / plain for plain, own in zip(*times.values(), strict=True)]
@@ -186,6 +187,10 @@ def remaining(args: argparse.Namespace) -> list[Run]:
     """Return the runs that are missing in the CSV."""
     methods = [args.name if method == "frskd" else method for method in args.methods]
     times = read(args.times) if args.seconds else []
+    for row in read(args.output) if args.name != "frskd" else []:
+        run = Run.of(row) if row["method"] == args.name and row["data"] in args.data else None
+        if run is not None and row["flags"] != flags_of(run, args):
+            sys.exit(f"error: {args.output} has {args.name} with other flags ({row['flags']}): choose another --name.")
     options: dict[str, Any] = {"name": args.name, "split": args.split, "times": times, "epochs": args.epochs}
     return list(protocol.plan(read(args.output), args.data, methods, args.seeds, **options))
 

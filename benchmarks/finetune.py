@@ -30,7 +30,7 @@ from table_files import append, read  # noqa: E402
 
 from frskd_train.report.baseline import mean_and_std  # noqa: E402
 
-COLUMNS = ["data", "images_per_class", "epochs", "mode", "weights", "split", "lr", "seed", "top1"]
+COLUMNS = ["data", "images_per_class", "epochs", "mode", "weights", "split", "lr", "seed", "flags", "top1"]
 HELD_OUT = {"digits": {"test": 50, "tuning": 20}, "mnist5k": {"test": 100, "tuning": 50}}  # images per class
 BUDGETS = ((10, 10), (10, 40), (100, 10))  # images per class, epochs
 SEEDS = (1, 2, 3, 4, 5)
@@ -117,7 +117,8 @@ def scored(
     output: Path, cell: Cell, folder: Path, flags: Sequence[str], split: str, rate: float, seed: int
 ) -> dict[str, str]:
     """Return the row of a run, which is made and appended to the file unless the file has it."""
-    key = (*map(str, astuple(cell)), split, f"{rate:g}", str(seed))
+    named = " ".join(flag for flag in flags if not flag.startswith("local-dir:"))  # without this machine's paths
+    key = (*map(str, astuple(cell)), split, f"{rate:g}", str(seed), named)
     for row in read(output):
         if tuple(row[name] for name in COLUMNS[:-1]) == key:
             return row
@@ -147,6 +148,7 @@ def table(rows: Sequence[dict[str, str]]) -> str:
             cells = []
             for name in WEIGHTS:
                 found = [row for row in own if row["weights"] == name]
+                found = [row for row in found if row["lr"] == found[-1]["lr"]]  # if more rates were tried later
                 scores = mean_and_std([float(row["top1"]) for row in found], "{:.1f}")
                 cells.append(f"{scores} ({found[0]['lr']})" if found else "")
             trained = {"full": "all layers", "probe": "classifier"}[mode]

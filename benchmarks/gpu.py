@@ -115,7 +115,7 @@ def words(args: argparse.Namespace) -> Iterator[Job]:
     shared = [sys.executable, ROOT / "train.py", "--dataset", data, "--epochs", 1 if args.rehearse else 30]
     shared += ["--workers", workers(args), *(["--torchcompile"] if args.torchcompile else [])]
     for seed, recipe, method in itertools.product(seeds(args), WORD_RECIPES, ("frskd", "ce")):
-        name = f"{recipe}-{method}-{seed}"
+        name = f"{recipe}-{method}-{seed}{suffix(args)}"
         command = [*shared, "--config", recipe, "--method", method, "--seed", seed, "--resume", "auto"]
         yield Job("words", name, [*command, "--output-dir", args.output / "words" / name], continues=True)
 
@@ -123,10 +123,16 @@ def words(args: argparse.Namespace) -> Iterator[Job]:
 def training(stage: str, case: str, seed: int, args: argparse.Namespace) -> Job:
     """Return the runs of cross-entropy and FRSKD on a case of the protocol."""
     command = [sys.executable, BENCHMARKS / "budgets.py", "--data", case, "--methods", "ce + smoothing", "frskd"]
-    command += ["--seeds", seed, "--output", args.output / "accuracy.csv", "--run-dir", args.output / "runs"]
+    command += ["--seeds", seed, "--output", args.output / f"accuracy{suffix(args)}.csv"]
+    command += ["--run-dir", args.output / f"runs{suffix(args)}"]
     command += ["--data-dir", args.output / "data" if args.rehearse else args.data_dir]
     command += [*(["--rehearse"] if args.rehearse else []), *(["--torchcompile"] if args.torchcompile else [])]
-    return Job(stage, f"{case}-{seed}", command, continues=True)
+    return Job(stage, f"{case}-{seed}{suffix(args)}", command, continues=True)
+
+
+def suffix(args: argparse.Namespace) -> str:
+    """Return the end of the names of training jobs and their files, which differ with compiled steps."""
+    return "-compiled" * args.torchcompile
 
 
 def seeds(args: argparse.Namespace) -> Sequence[int]:
@@ -217,7 +223,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the flags without importing torch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=", ".join(STAGES))
-    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "gpu", help="folder of results and logs")
+    parser.add_argument("--output", type=Path, help="folder of results and logs; runs/gpu by default")
     parser.add_argument("--minutes", type=float, default=9, help="time of one call")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--timm-train", type=Path, metavar="FILE", help="train.py of timm's repository")
@@ -228,7 +234,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, default=ROOT / "data", help="where the datasets are")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes, on the CPU")
     args = parser.parse_args(arguments)
-    args.output = args.output.resolve()
+    args.output = (args.output or ROOT / "runs" / ("gpu-rehearsal" if args.rehearse else "gpu")).resolve()
     if args.rehearse:
         args.device = "cpu"
     if args.timm_train is not None and not args.timm_train.is_file():

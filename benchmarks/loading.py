@@ -86,6 +86,7 @@ def main() -> None:
         theirs = create_loader(
             create_dataset("", root=place, split="train"), (3, args.img_size, args.img_size), args.batch_size,
             is_training=True, use_prefetcher=False, interpolation="bilinear", num_workers=args.workers,
+            color_jitter=None,
         )  # fmt: skip
         rows = [(rate(lambda epoch=epoch: ours.epoch(epoch)), rate(lambda: theirs)) for epoch in range(args.rounds)]
     ratios = [own / other for own, other in rows]

@@ -24,8 +24,9 @@ RATE = re.compile(r"\(\s*[\d.]+s,\s*([\d.]+)/s\)")  # in a line of timm's log
 def main() -> None:
     """Train with both."""
     args = parse()
-    shutil.rmtree(args.output, ignore_errors=True)  # an attempt that was interrupted
     data, ours, theirs = (args.output / name for name in ("data", "ours", "timm"))
+    for left in (data, ours, theirs):  # by an attempt that was interrupted
+        shutil.rmtree(left, ignore_errors=True)
     classes = 3
     write_images(data, {"train": 8, "test": 2} if args.rehearse else {"train": 4000, "test": 10}, classes, (256, 256))
     model, size, batch = ("test_resnet", 64, 8) if args.rehearse else ("resnet18", 224, 128)

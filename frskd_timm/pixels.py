@@ -1,10 +1,13 @@
 """Pixels of image files in 8 bits, as training and validation see them."""
 
+import struct
+from contextlib import suppress
 from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
+DAMAGED_EXIF = (SyntaxError, ValueError, struct.error)  # what Pillow raises for some files; their pixels are intact
 GRAY_MODES = frozenset(("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"))
 
 
@@ -15,7 +18,8 @@ def to_8_bits(image: Image.Image, mode: Literal["L", "RGB"] | None = None) -> Im
     """
     mode = mode or ("L" if image.mode in GRAY_MODES else "RGB")
     image.load()
-    image = ImageOps.exif_transpose(image)
+    with suppress(*DAMAGED_EXIF):
+        image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of an unknown range")
     if image.mode == "I" or image.mode.startswith("I;16"):

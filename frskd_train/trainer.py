@@ -293,8 +293,8 @@ class Trainer:
         if self.is_main:
             metrics = ending.metrics(scores)
             ending.write(metrics, evaluation)
-            trackers.log_pictures(self.accelerator, folder.path.glob("*.png"), self.state.updates)
             ending.write_onnx()  # before the summary, which names files older than the student
             self.progress.say(ending.summary(metrics), end_of_run.write_page(folder, data, evaluation))
+            trackers.log_pictures(self.accelerator, folder.path.glob("*.png"), self.state.updates)
             end_of_run.publish(folder, self.settings.run)
         self.accelerator.end_training()

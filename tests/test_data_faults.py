@@ -1,5 +1,6 @@
 """Bad data and mistaken settings: handled, left out, or refused in one sentence."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from frskd_timm.errors import UserError
+from frskd_timm.pixels import to_8_bits
 from frskd_train.constraints import TINY
 from frskd_train.data import load_data
 from frskd_train.settings import DataSettings, PreprocessingSettings
@@ -26,10 +28,14 @@ def sixteen_bits() -> dict[str, Any]:
     return encoded(Image.fromarray(ramp))
 
 
-def upright_by_exif() -> dict[str, Any]:
+def turned() -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    return encoded(picture(1).transpose(Image.Transpose.ROTATE_90), exif=exif)
+    return exif
+
+
+def upright_by_exif() -> dict[str, Any]:
+    return encoded(picture(1).transpose(Image.Transpose.ROTATE_90), exif=turned())
 
 
 @pytest.mark.parametrize(
@@ -46,10 +52,11 @@ def upright_by_exif() -> dict[str, Any]:
         (encoded(picture(1), "GIF"), picture(1)),
         (sixteen_bits(), Image.fromarray(np.linspace(0, 255, 144).reshape(12, 12).astype(np.uint8))),
         (upright_by_exif(), picture(1)),
+        (encoded(picture(1), exif=b"Exif\x00\x00damaged"), picture(1)),
         (encoded(Image.new("RGB", (1, 1), (9, 8, 7))), Image.new("RGB", (12, 12), (9, 8, 7))),
         (encoded(Image.new("RGB", (4000, 3000), (9, 8, 7))), Image.new("RGB", (12, 12), (9, 8, 7))),
     ],
-    ids=["L", "LA", "1", "RGBA", "P", "CMYK", "JPEG", "WEBP", "GIF", "16-bit", "EXIF", "1x1", "large"],
+    ids=["L", "LA", "1", "RGBA", "P", "CMYK", "JPEG", "WEBP", "GIF", "16-bit", "EXIF", "damaged EXIF", "1x1", "large"],
 )
 def test_images_of_every_kind_are_read(row: dict[str, Any], wanted: Image.Image, tmp_path: Path) -> None:
     data = load(
@@ -59,6 +66,14 @@ def test_images_of_every_kind_are_read(row: dict[str, Any], wanted: Image.Image,
     ((images, _),) = data.val_batches(2)
     pixels = torch.from_numpy(np.asarray(wanted.convert("RGB")).transpose(2, 0, 1) / 255).float()
     assert (images[0] - pixels).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_turned_images_have_the_size_of_the_upright_ones(kind: str, tmp_path: Path) -> None:
+    rows = [encoded(picture(number, 24, 32), kind, exif=turned()) for number in range(6)]
+    data = load(save(tmp_path / "data", train=split(rows, [0, 1, 2] * 2)), val_fraction=0.5, img_size=12)
+    assert data.train.split.images.headers(np.arange(1))[0].size == (24, 32)
+    assert to_8_bits(Image.open(io.BytesIO(rows[0]["bytes"]))).size == (32, 24)
 
 
 def test_what_the_network_does_not_see_is_said(tmp_path: Path) -> None:

@@ -199,6 +199,30 @@ def test_a_table_of_labels_is_named_as_datasets_expects_it(tmp_path: Path) -> No
     assert (data.num_train + data.num_val, data.class_names) == (8, ["a", "b"])
 
 
+def described(folder: Path, names: list[str]) -> None:
+    """Draw images, and describe them in a metadata file."""
+    folder.mkdir(parents=True)
+    for number, name in enumerate(names):
+        picture(number).save(folder / name)
+    rows = "".join(f"{name},{'ab'[number % 2]}\n" for number, name in enumerate(names))
+    (folder / "metadata.csv").write_text(f"file_name,label\n{rows}")
+
+
+def test_folders_with_metadata_are_read_whole_whatever_their_files_are_called(tmp_path: Path) -> None:
+    names = ["test_1.png", "2.png", "validation.png", "train 4.png", "5.png", "6.png"]
+    described(tmp_path / "flat [1]", names)
+    flat = load(tmp_path / "flat [1]", val_fraction=0.5)
+    assert (flat.num_train + flat.num_val, flat.class_names) == (6, ["a", "b"])
+    for part in ("train", "val"):
+        described(tmp_path / "two" / part, names[: 6 if part == "train" else 4])
+    class_folders(tmp_path / "two", "test")  # without labels
+    two = load(tmp_path / "two")
+    assert (two.num_train, two.num_val) == (6, 4)
+    described(tmp_path / "two" / "batch 1", names)
+    with pytest.raises(UserError, match=r"batch 1, train, val have metadata; name them after their splits"):
+        load(tmp_path / "two")
+
+
 def test_weights_for_images_that_are_not_square_need_a_size(tmp_path: Path) -> None:
     class_folders(tmp_path, "cat", "dog")
     for path in tmp_path.rglob("*.png"):

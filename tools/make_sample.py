@@ -13,6 +13,7 @@ import hashlib
 import io
 import struct
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for split, prefix in FILES.items():
         try:
             images, labels = (read_idx(options.idx_dir / f"{prefix}-{kind}") for kind in KINDS)
-        except (OSError, EOFError) as error:  # a missing or damaged file
+        except (OSError, EOFError, ValueError, IndexError, struct.error, zlib.error) as error:  # missing or damaged
             raise UserError(f"The files of --idx-dir could not be read: {error}.") from error
         if options.full is None:
             rows = choose_rows(labels, PER_CLASS[split], f"frskd fashion-mnist {split}")

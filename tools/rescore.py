@@ -36,7 +36,8 @@ def rescore(
     Args:
         folder: The weights.
         dataset: The data that the weights were validated on.
-        repeats: Folders of finished runs of the recipe of the weights with other seeds; none keeps those of the card.
+        repeats: Folders of all finished runs of the recipe of the weights with other seeds; without any, the scores
+            of those on the card are kept.
         threads: CPU threads.
         root: The repository.
 
@@ -74,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Score weights of the zoo again and rewrite their card.")
     parser.add_argument("folder", type=Path, help=f"folder of weights in {zoo.WAITING}/ or in the package")
     parser.add_argument("--dataset", required=True, help="the data that the weights were validated on")
-    seeds = "finished runs of the same recipe with other seeds"
+    seeds = "all finished runs of the same recipe with other seeds"
     parser.add_argument("--repeats", type=Path, nargs="+", default=[], help=seeds)
     parser.add_argument("--threads", type=int, help="CPU threads; all cores by default")
     try:

@@ -81,7 +81,14 @@ def repeated(
     data: DataSettings,
     accelerator: Accelerator,
 ) -> SeedRuns:
-    """Return the scores of a run, which has `top1` percent, and of runs of its recipe with other seeds."""
+    """Return the scores of a run, which has `top1` percent, and of runs of its recipe with other seeds.
+
+    Raises:
+        UserError: A run has another recipe, or the seed of another one.
+    """
     others = read_baseline(folders, settings, "top1", metrics.method, "--repeats", metrics.machine.processes)
+    seeds = [metrics.seed, *(run["seed"] for run in others.runs)]
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--repeats needs runs with other seeds than the weights, each once; the seeds are {seeds}.")
     others = score_runs(folders, others, data, accelerator)
     return SeedRuns.of([{"seed": metrics.seed, "top1": top1}, *others.runs], "top1", metrics.method)

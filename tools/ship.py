@@ -97,6 +97,7 @@ def ship(
     half = round(top1 - tidy(halved)["top1"], 4) <= HALF_MAY_COST
     say(f"Top-1 is {top1:.2f}% in float32, {tidy(halved)['top1']:.2f}% with parameters in float16.")
     folder = root / (zoo.WAITING if for_hub else Path("frskd_timm", "weights")) / f"{name}.{metrics.tag}"
+    baseline = baseline or settings.run.baseline  # whose scores in the run's metrics are in mixed precision
     kept, processes = metrics.baseline, metrics.machine.processes
     if baseline:
         found = read_baseline(baseline, settings, "top1", processes=processes)

@@ -73,7 +73,10 @@ def read_fonts(packages: Sequence[str], letters: str, module: str) -> Iterator[t
     Raises:
         UserError: A package is not installed; `module` is the one that lists the packages.
     """
-    listed = subprocess.run(["dpkg-query", "--listfiles", *packages], capture_output=True, text=True)
+    try:
+        listed = subprocess.run(["dpkg-query", "--listfiles", *packages], capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise UserError("There is no dpkg-query here; the fonts are those of Debian's packages.") from error
     if listed.returncode:
         raise UserError(
             f"Some font packages are missing: run apt-get install --no-install-recommends $(python -m {module} "
@@ -223,8 +226,11 @@ def write(
     drawn = (draw_by_word if by_word else draw)(classes, {"train": train, "test": test}, size, skip)
     for split, *names, image in drawn:
         name, file = ("".join(letter if letter.isalnum() else "_" for letter in text) for text in names)
-        (folder / split / name).mkdir(parents=True, exist_ok=True)
-        image.save(folder / split / name / f"{file}.png")
+        path = folder / split / name / f"{file}.png"
+        if path.exists():
+            raise UserError(f"The names of two typefaces or words would both be that of {path}.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
     print(f"{folder}: {classes} classes, {train} training and {test} test images of each")
 
 

@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -21,7 +21,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from frskd_timm.errors import UserError
-from frskd_timm.pixels import GRAY_MODES
+from frskd_timm.pixels import DAMAGED_EXIF, GRAY_MODES
 from frskd_train.data.sampler import Rows, evenly_spaced
 
 T = TypeVar("T")
@@ -178,7 +178,10 @@ def _formats() -> list[str]:
 
 def _read_header(image: Image.Image) -> Header:
     """Describe an opened image, taking its EXIF orientation into account."""
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    orientation = 1
+    with suppress(*DAMAGED_EXIF):
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    turned = orientation in (5, 6, 7, 8) and image.format != "TIFF"  # whose size Pillow gives as upright
     return Header(image.size if turned else image.size[::-1], image.mode in GRAY_MODES)
 
 

@@ -119,8 +119,8 @@ def _padding(settings: PreprocessingSettings, size: int) -> int:
 
 
 def _kept_size(sizes: set[tuple[int, int]], size: int) -> tuple[int, int]:
-    """Return height and width of images kept for random resized crops: their own, unless it is much too large."""
-    if len(sizes) == 1 and max(max(sizes)) <= 2 * size:
+    """Return height and width of images kept for random resized crops; crops of larger ones would be aliased."""
+    if len(sizes) == 1 and max(max(sizes)) <= round(size * MARGIN):
         return min(sizes)
     return round(size * MARGIN), round(size * MARGIN)
 

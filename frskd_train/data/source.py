@@ -1,5 +1,6 @@
 """Find the dataset given as `--dataset` and return its splits, without reading images."""
 
+import glob
 import os
 import re
 from dataclasses import dataclass, replace
@@ -165,14 +166,34 @@ def _has_tables(folder: Path) -> bool:
 
 def _has_metadata(folder: Path) -> bool:
     """Return whether a folder of images describes them in a metadata file, as datasets' imagefolder reads it."""
-    for place in (folder, *folders_in(folder)):
-        if any((place / f"metadata{ending}").exists() for ending in (".jsonl", ".parquet")):
-            return True
-        if (table := place / "metadata.csv").exists():
-            with table.open(encoding="utf-8", errors="replace") as file:
-                if "file_name" in file.readline():
-                    return True
-    return False
+    return any(map(_is_described, (folder, *folders_in(folder))))
+
+
+def _is_described(folder: Path) -> bool:
+    if any((folder / f"metadata{ending}").exists() for ending in (".jsonl", ".parquet")):
+        return True
+    if not (table := folder / "metadata.csv").exists():
+        return False
+    with table.open(encoding="utf-8", errors="replace") as file:
+        return "file_name" in file.readline()
+
+
+def _described_files(folder: Path) -> Files:
+    """Group the files beside metadata files by split; datasets would guess it from every word in a file's name.
+
+    Raises:
+        UserError: Several folders have metadata, and not all of them are named after a split of their own.
+    """
+    if _is_described(folder):
+        return {"train": [f"{glob.escape(str(folder))}/**"]}
+    parts = [part for part in folders_in(folder) if _is_described(part)]
+    files = {_split_of(Path(part.name)): [f"{glob.escape(str(part))}/**"] for part in parts}
+    if "" in files or len(files) < len(parts):
+        raise UserError(
+            f"--dataset {folder}: {listed([part.name for part in parts])} have metadata; name them after their splits, "
+            "such as train, val and test, or give one of them."
+        )
+    return files
 
 
 def _read_files(folder: Path) -> Splits:
@@ -182,7 +203,7 @@ def _read_files(folder: Path) -> Splits:
             loaded = datasets.load_from_disk(str(folder))
             return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
         if _has_metadata(folder):
-            return dict(datasets.load_dataset("imagefolder", data_dir=str(folder)))
+            return dict(datasets.load_dataset("imagefolder", data_files=_described_files(folder)))
         if found := _files_by_split(folder, ".parquet"):
             return _read_parquet(found)
         found = _files_by_split(folder, ".arrow")
@@ -210,7 +231,7 @@ def _files_by_split(folder: Path, ending: str) -> Files:
     by_split: Files = {}
     for file in sorted(file for file in folder.rglob(f"*{ending}") if not file.name.startswith(".")):
         split = _split_of(file.relative_to(folder).with_suffix(""))
-        by_split.setdefault("test" if split in TEST_NAMES else split, []).append(str(file))
+        by_split.setdefault(split, []).append(str(file))
     others = by_split.pop("", [])
     if others and by_split:
         others = [Path(file).relative_to(folder).as_posix() for file in others]
@@ -224,7 +245,8 @@ def _files_by_split(folder: Path, ending: str) -> Files:
 def _split_of(path: Path) -> str:
     """Return the last split in the name of a file, else in that of the nearest folder that names one, else ''."""
     named = (SPLIT_IN_FILE_NAME.findall(part.lower()) for part in reversed(path.parts))
-    return next((splits[-1] for splits in named if splits), "")
+    split = next((splits[-1] for splits in named if splits), "")
+    return "test" if split in TEST_NAMES else split
 
 
 def _read_parquet(by_split: Files) -> Splits:
