@@ -112,7 +112,7 @@ class Normalize:
         """Normalise [B, C or 1, H, W] with values 0..255 of any number type; a gray channel is repeated."""
         size = len(images), len(self.shift), *images.shape[2:]
         out = torch.empty(size, device=images.device, memory_format=self.format, dtype=torch.float32)
-        return torch.addcmul(self.shift, images.float(), self.scale, out=out)
+        return torch.addcmul(self.shift, out.copy_(images), self.scale, out=out)  # in place: new memory is slow
 
 
 def mix(images: Tensor, settings: PreprocessingSettings, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
