@@ -15,6 +15,7 @@
 
 HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 GPUS=${SLURM_GPUS_ON_NODE:-1}
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240  # seconds after SIGTERM before torch's launcher kills the processes, else 30
 
 # SLURM_NODEID differs from node to node, so srun's shell expands it.
 srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch --quiet --multi_gpu --num_machines "$1" --num_processes "$2" \

@@ -4,13 +4,13 @@ import ctypes
 import functools
 import os
 import platform
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.state import is_initialized
 from accelerate.utils import parse_flag_from_env
 from timm.optim import muon
 
@@ -20,7 +20,9 @@ from frskd_train.settings import LoopSettings
 LAUNCHED = {"no": "auto", "bf16": "bfloat16", "fp16": "float16"}  # precisions of `accelerate launch`
 
 
-def start_accelerator(settings: LoopSettings, trackers: Sequence[str] = (), folder: str | None = None) -> Accelerator:
+def start_accelerator(
+    settings: LoopSettings, trackers: Sequence[str] = (), folder: str | None = None, training: bool = True
+) -> Accelerator:
     """Create the accelerator with the right precision, and give this process its share of the cores.
 
     `accelerate launch` allows one thread per process by default; here the cores are divided evenly. Raises UserError if
@@ -32,7 +34,8 @@ def start_accelerator(settings: LoopSettings, trackers: Sequence[str] = (), fold
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or device is None or device.type == "mps"
     if cpu:
         refuse_missing_processes()
-    refuse_launcher_settings(settings)
+    refuse_launcher_settings(settings, training)
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of 1x1 kernels: harmless
     state = PartialState(cpu=cpu)
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(settings.threads or max(1, cores() // local_processes))
@@ -44,7 +47,7 @@ def start_accelerator(settings: LoopSettings, trackers: Sequence[str] = (), fold
     try:
         return Accelerator(cpu=cpu, mixed_precision=amp, log_with=[*trackers] or None, project_dir=folder or "runs")
     except (ValueError, ImportError) as error:
-        if is_initialized():  # by an earlier run, with another precision
+        if "already been initialized" in str(error):  # by an earlier run, with another precision
             raise UserError(
                 "This process has started Accelerate with another precision: train in a new process."
             ) from error
@@ -58,21 +61,22 @@ def refuse_missing_processes() -> None:
     launchers = {"WORLD_SIZE", "RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
     if asked and not launchers & os.environ.keys():  # these set one of them for every process
         raise UserError(
-            "accelerate launch starts only one process on a CPU; use torchrun --nproc_per_node N train.py instead."
+            "accelerate launch starts only one process on a CPU: use torchrun --nproc_per_node N train.py for several, "
+            "or unset MASTER_PORT."
         )
 
 
-def refuse_launcher_settings(settings: LoopSettings) -> None:
-    """Raise UserError if Accelerate was launched with a setting that this training loop does not follow."""
-    for plugin in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+def refuse_launcher_settings(settings: LoopSettings, training: bool = True) -> None:
+    """Raise UserError if Accelerate was launched with a setting that training, or scoring, does not follow."""
+    for plugin in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
         if parse_flag_from_env(f"ACCELERATE_USE_{plugin}"):
             raise UserError(
                 f"Accelerate was started with {plugin}, which is not supported: use plain data parallelism."
             )
     steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    if steps not in ("1", str(settings.grad_accum_steps)):
+    if training and steps not in ("1", str(settings.grad_accum_steps)):
         raise UserError(f"Accelerate was started with {steps} accumulation steps: give --grad-accum-steps {steps}.")
-    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
+    if training and os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
         raise UserError("Accelerate was started with a dynamo backend: omit it and give --torchcompile.")
     if (amp := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) not in LAUNCHED:
         raise UserError(f"Accelerate was started with the precision {amp}: choose from {', '.join(LAUNCHED)}.")

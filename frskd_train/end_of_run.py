@@ -28,7 +28,7 @@ from frskd_train.device import machine_name
 from frskd_train.errors import exit_interrupted
 from frskd_train.evaluate import UNSCORED, Scores
 from frskd_train.progress import duration
-from frskd_train.recipe import write_recipe
+from frskd_train.recipe import repeat_note, write_recipe
 from frskd_train.report.answers import confusion_picture
 from frskd_train.report.curves import curves_figure
 from frskd_train.report.evaluation import EVALUATION, Evaluation
@@ -63,7 +63,9 @@ class Ending:
         """Write the student's folder with its recipe, before any other step can fail."""
         job, settings = self.job, self.job.settings
         made = f"The settings that made {job.about_student(self.student)['model']}, tag {job.tag(self.data)}."
-        heading = "\n".join([made, *self.state.changes])
+        processes = self.accelerator.num_processes
+        note = repeat_note(processes, processes * settings.loop.batch_size)
+        heading = "\n".join([made, *note, *self.state.changes])
         if isinstance(self.task, DistillationTask):  # another version may have another default
             settings = replace(settings, method=replace(settings.method, beta=self.task.beta))
         recipe = write_recipe(settings, heading, portable=True)

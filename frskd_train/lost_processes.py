@@ -10,13 +10,24 @@ from frskd_timm.errors import first_line
 from frskd_train.data.batches import is_loss_of_a_worker, loss_of_a_worker
 from frskd_train.errors import exit_after_another, exit_with_error
 
+# Parts of the messages of gloo, NCCL and torch's store if a process is gone.
+_GONE = (
+    "connection closed by peer", "connection reset", "connection was likely closed", "broken pipe", "socket closed",
+    "remote process exited", "ncclremoteerror", "pair closure",
+)  # fmt: skip
 
-def is_loss_of_a_process(error: Exception) -> bool:
-    """Return whether an error was caused by the end of another process of the run."""
+
+def is_failed_communication(error: Exception) -> bool:
+    """Return whether processes of the run could not communicate."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return False
-    words = ("gloo", "connection closed by peer", "connection reset", "broken pipe", "nccl")
+    words = ("gloo", "nccl", *_GONE)
     return isinstance(error, distributed.DistError) or any(word in str(error).lower() for word in words)
+
+
+def is_loss_of_a_process(error: Exception) -> bool:
+    """Return whether processes could not communicate because one of them had ended."""
+    return is_failed_communication(error) and any(word in str(error).lower() for word in _GONE)
 
 
 @contextmanager
@@ -26,9 +37,11 @@ def reporting_lost_processes() -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            if not is_loss_of_a_process(error):
-                raise
-            exit_after_another(f"Another process of this run ended ({first_line(error)}).")
+            if is_loss_of_a_process(error):
+                exit_after_another(f"Another process of this run ended ({first_line(error)}).")
+            if is_failed_communication(error):
+                exit_with_error(f"The processes could not communicate ({first_line(error)}).")
+            raise
     except RuntimeError as error:  # a signal handler of torch raises it anywhere, even while another error is handled
         if not is_loss_of_a_worker(error):
             raise

@@ -173,6 +173,12 @@ def write_recipe(settings: Settings, heading: str, portable: bool = False) -> st
     return "\n".join(lines) + "\n"
 
 
+def repeat_note(processes: int, global_batch: int) -> list[str]:
+    """Return how to start several processes, as a line for the heading of a recipe; nothing for one process."""
+    command = f"torchrun --nproc_per_node {processes} -m frskd_train.train"
+    return [f"Made by {processes} processes: {command} (a step has {global_batch} images)."] if processes > 1 else []
+
+
 @functools.cache
 def training_names() -> list[str]:
     """Return the names of the settings that make another training run, except the seed and what is private."""

@@ -1,6 +1,7 @@
 """The folder of a run: its lock and its small files. Only the main process writes."""
 
 import csv
+import errno
 import itertools
 import os
 import re
@@ -76,7 +77,9 @@ class RunFolder:
             # Not flock, which worker processes would inherit and hold after this process is killed.
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(f"Another process is training in {self.path}; choose another --output-dir.") from error
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(f"Another process is training in {self.path}; choose another --output-dir.") from error
+            print(f"Note: {self.path} cannot be locked ({error.strerror}); do not start two runs in it.")
         if resuming:
             for name in (STUDENT, BACKBONE):
                 refuse_foreign(self.path / name)  # before training, not when its end replaces the folder

@@ -1,24 +1,31 @@
 """The start of a run: checks of what is needed at its end, and a description for the user."""
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from huggingface_hub import get_token
 
 from frskd_timm.errors import UserError
 from frskd_timm.student_task import StudentTask
+from frskd_train.constraints import LOCAL
 from frskd_train.data import TrainingData
-from frskd_train.optim import lr_note
+from frskd_train.optim import check_optimizer, lr_note
+from frskd_train.recipe import training_names
 from frskd_train.report.baseline import read_baseline
 from frskd_train.report.formats import check_onnx
 from frskd_train.report.hub import check_repo_id
 from frskd_train.report.metrics import SeedRuns
-from frskd_train.settings import Settings
+from frskd_train.run_folder import Resume
+from frskd_train.settings import Settings, declared, flag, flat
 from frskd_train.tasks import Job
 
 
-def preflight(settings: Settings, score: str) -> SeedRuns | None:
+def preflight(settings: Settings, score: str, accelerator: Accelerator) -> SeedRuns | None:
     """Return the runs of `--baseline`; raise UserError, before training, if something for the end is impossible."""
     run = settings.run
+    check_optimizer(settings.optimizer, accelerator.device)
+    if not accelerator.is_main_process:  # which alone publishes, converts and compares
+        return None
     if "onnx" in run.export:
         check_onnx()
     if run.push_to_hub is not None:
@@ -27,7 +34,26 @@ def preflight(settings: Settings, score: str) -> SeedRuns | None:
             raise UserError("--push-to-hub needs an access token: run `hf auth login`, or set HF_TOKEN.")
     if not run.baseline:
         return None
-    return read_baseline(run.baseline, settings, score, processes=PartialState().num_processes)
+    return read_baseline(run.baseline, settings, score, processes=accelerator.num_processes)
+
+
+def refuse_disagreement(
+    settings: Settings, data: TrainingData, accelerator: Accelerator, resume: Resume | None
+) -> None:
+    """Raise UserError if processes have different settings, data or checkpoints; all of them call it together."""
+    facts, values = declared(Settings), flat(settings)
+    names = [name for name in (*training_names(), "seed", "val_interval", "log_interval") if LOCAL not in facts[name]]
+    own = {flag(name): values[name] for name in names}
+    own |= {"the fingerprint of the data": data.fingerprint, "the number of training images": data.num_train}
+    own |= {"the mode of the data": data.mode, "the precision": accelerator.mixed_precision}
+    own["the checkpoint"] = resume.checkpoint.name if resume and resume.checkpoint else None
+    for rank, other in enumerate(gather_object([own])):
+        for name, value in own.items():
+            if other[name] != value:
+                raise UserError(
+                    f"Processes differ: {name} is {value} in process {accelerator.process_index} and {other[name]} in "
+                    f"process {rank}; give all of them the same command, data and --output-dir."
+                )
 
 
 def describe(job: Job, data: TrainingData, task: StudentTask, accelerator: Accelerator) -> str:

@@ -17,16 +17,9 @@ from frskd_train.device import start_accelerator
 from frskd_train.errors import exit_process
 from frskd_train.evaluate import Scores, evaluate
 from frskd_train.meter import NonfiniteGuard, TrainMeter, learning_note
-from frskd_train.optim import (
-    base_lr,
-    check_optimizer,
-    create_optimizer,
-    create_scheduler,
-    follow_plateau,
-    with_scaled_lr,
-)
+from frskd_train.optim import base_lr, create_optimizer, create_scheduler, follow_plateau, with_scaled_lr
 from frskd_train.progress import Progress
-from frskd_train.recipe import SETTINGS, write_recipe
+from frskd_train.recipe import SETTINGS, repeat_note, write_recipe
 from frskd_train.resume import check_resume, notes_for_recipe
 from frskd_train.run_folder import Resume, RunFolder, choose_folder, find_resume, refuse_if_continued
 from frskd_train.run_state import RunState
@@ -50,20 +43,21 @@ class Trainer:
         self.is_main = self.accelerator.is_main_process
         set_seed(settings.loop.seed)
         self.job = choose_job(settings)
-        baseline = start_of_run.preflight(settings, self.job.form.score)
-        check_optimizer(settings.optimizer, self.accelerator.device)
+        baseline = start_of_run.preflight(settings, self.job.form.score, self.accelerator)
         resume = find_resume(run.resume, run.output_dir)
         if resume is None and run.output_dir is not None:
             RunFolder(Path(run.output_dir)).refuse_if_taken()
         saved = load_state(resume.checkpoint) if resume and resume.checkpoint else {}
         self._load_data_and_task(saved)
+        start_of_run.refuse_disagreement(settings, self.data, self.accelerator, resume)
         self._create_optimizer()
         self._open_folder(resume)
         if resume is not None:
             self._resume(resume, saved)
         if self.is_main:
-            heading = "\n".join([f"Settings of the run {self.folder.path.resolve().name}.", *self.state.changes])
-            self.folder.write(SETTINGS, write_recipe(settings, heading))
+            processes = repeat_note(self.accelerator.num_processes, self.facts["global_batch"])
+            heading = [f"Settings of the run {self.folder.path.resolve().name}.", *processes, *self.state.changes]
+            self.folder.write(SETTINGS, write_recipe(settings, "\n".join(heading)))
         trackers.start_trackers(self.accelerator, settings, self.folder.path)
         self.ending = end_of_run.Ending(
             self.folder, self.job, self.data, self.task, self.exported, self.accelerator, self.state, baseline
@@ -229,6 +223,8 @@ class Trainer:
         state, meter, accelerator = self.state, self.meter, self.accelerator
         is_last = state.epoch + 1 == self.settings.optimizer.epochs
         is_due = is_last or (state.epoch + 1) % self.settings.run.val_interval == 0
+        if is_due and accelerator.num_processes > 1:  # validation may fail in one, or outlast a launcher's patience
+            self.save()
         try:
             scores = self.validate() if is_due else {}
         except Exception:  # models raise various errors

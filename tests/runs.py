@@ -10,14 +10,15 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, launch_command
+from conftest import ROOT, free_port, launch_command
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -157,6 +158,23 @@ def end_of(child: int, seconds: float = 300) -> int:
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     raise AssertionError("The fork hangs.")
+
+
+def train_together(*processes: Sequence[object]) -> list[int]:
+    """Run `train.py` in several processes, each with its flags, that form a group; return their exit statuses."""
+    count = str(len(processes))
+    world = {
+        "WORLD_SIZE": count,
+        "LOCAL_WORLD_SIZE": count,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+
+    def train_as(rank: int) -> None:
+        os.environ.update(world, RANK=str(rank), LOCAL_RANK=str(rank))
+        train_here(*processes[rank])
+
+    return [end_of(child) for child in [fork(partial(train_as, rank)) for rank in range(len(processes))]]
 
 
 def half_written(run: Path) -> list[Path]:

@@ -139,7 +139,7 @@ def test_an_edited_card_is_kept_beside_the_run(whole: Path, tmp_path: Path, caps
         train_here("--resume", run)
         assert card.read_text(encoding="utf-8") == written
         assert (run / name).read_text(encoding="utf-8") == f"{written}My words in {name}.\n"
-        assert f"yours is {run / name}" in capsys.readouterr().out
+        assert f"yours is kept as {run / name}" in capsys.readouterr().out
 
 
 def test_changed_numbers_of_the_optimizer_are_honoured(tmp_path: Path) -> None:

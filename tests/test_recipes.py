@@ -223,7 +223,7 @@ def test_a_published_recipe_holds_nothing_of_one_machine(tmp_path: Path) -> None
 
 def test_a_recipe_is_found_by_name_and_by_path() -> None:
     for recipe in ALL:
-        assert parse_settings(["--config", recipe.stem]).config == recipe.stem  # which also checks its rules
+        assert parse_settings(["--config", recipe.stem]).run.config == recipe.stem  # which also checks its rules
     for config in (ALL[0].stem, str(ALL[0])):
         assert flat(parse_settings(["--config", config])) == flat(read_recipe(str(ALL[0]))) | {"config": config}
     with pytest.raises(SettingsError, match=r"cifar100_resnet9 .*cifar100_resnet18"):

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -11,10 +10,10 @@ import pytest
 import timm
 import torch
 import yaml
-from conftest import ROOT, SMALL, free_port, run_script
+from conftest import ROOT, SMALL, run_script
 from hub_server import TOKEN, USER, LoopbackHub
 from pictures import pictures, save
-from runs import assert_same, end_of, fork, rows, train_here
+from runs import assert_same, rows, small, train_here, train_together
 from safetensors.torch import load_file
 
 from frskd_timm.errors import UserError
@@ -72,14 +71,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     flags += ["--dataset", save(tmp_path / "data", train=pictures(64), test=pictures(101))]
     train_here(*flags, "--batch-size", 32, "--output-dir", tmp_path / "one")
     two = [*flags, "--batch-size", 16, "--sync-bn", "--output-dir", tmp_path / "two"]
-    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-
-    def train_as(rank: str) -> None:
-        os.environ.update(world, RANK=rank, LOCAL_RANK=rank)
-        train_here(*two)
-
-    children = [fork(functools.partial(train_as, rank)) for rank in "01"]
-    assert [end_of(child) for child in children] == [0, 0]
+    assert train_together(two, two) == [0, 0]
     one, other = rows(tmp_path / "one")[0], rows(tmp_path / "two")[0]
     for term in ("loss", "loss_ce", "loss_ce_teacher", "loss_kl", "loss_feature"):
         assert float(other[term]) == pytest.approx(float(one[term]), rel=1e-3), term
@@ -92,6 +84,15 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         assert hits == pytest.approx(round(hits), abs=1e-3)
     found = read_evaluation(tmp_path / "two" / "evaluation.json")
     assert found.images == sum(row[2] for row in found.confusion) == sum(found.calibration.bin_count) == 101
+
+
+def test_processes_that_disagree_are_refused(places: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    flags = small(places, "--output-dir", tmp_path / "run")
+    assert train_together(flags, [*flags, "--lr", "0.5"]) == [1, 1]
+    assert (
+        "Processes differ: --lr is 0.01 in process 0 and 0.5 in process 1; give all" in capfd.readouterr().err
+    )
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_cross_entropy_alone_is_the_same_recipe_without_self_teacher(tmp_path: Path) -> None:
@@ -144,6 +145,7 @@ def test_a_mistake_gets_one_clear_sentence(flags: list[str], words: list[str], t
     ("launched", "word"),
     [
         ({"ACCELERATE_USE_FSDP": "true"}, "FSDP"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "PARALLELISM_CONFIG"),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "--grad-accum-steps 4"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "--torchcompile"),
         ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "fp8"),

@@ -214,7 +214,8 @@ def test_the_readme_counts_the_weights() -> None:
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     numbers = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
     total, others = len(read_results()), len(waiting())
-    assert f"The package contains {numbers[total - others]} of the {numbers[total]}, a clone the others" in readme
+    in_package = f"{numbers[total - others].capitalize()} of the {numbers[total]} are in the package"
+    assert f"{in_package}, the others in `hub/students/` of a clone" in readme
 
 
 @pytest.mark.long

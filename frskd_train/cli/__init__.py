@@ -1,6 +1,8 @@
 """The command `frskd`, also `python -m frskd_train`: one module per subcommand, imported on use."""
 
+import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -72,6 +74,9 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         from frskd_timm.errors import UserError  # imports torch
 
-        if not isinstance(error, UserError):
+        if isinstance(error, UserError):
+            exit_with_error(error)
+        if "RANK" not in os.environ:
             raise
-        exit_with_error(error)
+        traceback.print_exc()  # before this process ends, and not after the others
+        exit_process(1)

@@ -39,7 +39,7 @@ def evaluate(settings: EvaluationSettings) -> None:
     from frskd_train.tasks import job_of
 
     loop = LoopSettings(amp=settings.amp, amp_dtype=settings.amp_dtype, threads=settings.threads)
-    accelerator = start_accelerator(loop)
+    accelerator = start_accelerator(loop, training=False)
     model, run = load_for_evaluation(settings.model)
     chosen, held_out = chosen_data(settings.data, run)
     model.to(accelerator.device).eval()
