@@ -1,12 +1,15 @@
 """Folders and images that a run cannot use: one sentence, and nothing lost."""
 
+import errno
+import fcntl
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from pictures import encoded, picture, pictures, save, split
-from runs import rows, small, train_here
+from runs import rows, small, train_here, train_together
 
 from frskd_timm.errors import UserError
 from frskd_train import end_of_run, start_of_run
@@ -68,6 +71,30 @@ def test_a_run_whose_validation_fails_keeps_its_epoch(tmp_path: Path) -> None:
     assert rates == sorted(rates, reverse=True), "the rate of the epoch, not that of a new optimizer"
     scored = json.loads((run / "metrics.json").read_text())["dataset"]
     assert (scored["val_images"], scored["whole_split"]) == (6, False)
+
+
+def test_with_two_processes_a_failed_validation_keeps_the_epoch(tmp_path: Path) -> None:
+    save(tmp_path / "data", train=pictures(24), test=broken(9, good=6))
+    flags = small(tmp_path, "--data-mode", "stream", "--epochs", 1, "--output-dir", tmp_path / "run")
+    assert 0 not in train_together(flags, flags)
+    state = load_state(latest_checkpoint(tmp_path / "run" / "checkpoints"))  # type: ignore[arg-type]
+    assert (state["epoch"], state["step"]) == (0, 3)
+    train_here("--resume", tmp_path / "run", "--bad-images", "skip", "--batch-size", 8)
+    assert (tmp_path / "run" / "student" / "model.safetensors").is_file()
+
+
+def test_a_file_system_without_locks_is_used_with_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for number, said in ((errno.ENOSYS, None), (errno.EAGAIN, "Another process is training")):
+
+        def fail(*_: object, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(fcntl, "lockf", fail)
+        with pytest.raises(UserError, match=said) if said else nullcontext():
+            RunFolder(tmp_path).claim(resuming=False)
+    assert "cannot be locked (Function not implemented); do not start two runs in it" in capsys.readouterr().out
 
 
 def test_a_run_that_cannot_be_scored_exports_its_student(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -89,9 +89,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 def test_processes_that_disagree_are_refused(places: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     flags = small(places, "--output-dir", tmp_path / "run")
     assert train_together(flags, [*flags, "--lr", "0.5"]) == [1, 1]
-    assert (
-        "Processes differ: --lr is 0.01 in process 0 and 0.5 in process 1; give all" in capfd.readouterr().err
-    )
+    assert "Processes differ: --lr is 0.01 in process 0 and 0.5 in process 1; give all" in capfd.readouterr().err
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
