@@ -175,8 +175,10 @@ def write_recipe(settings: Settings, heading: str, portable: bool = False) -> st
 
 def repeat_note(processes: int, global_batch: int) -> list[str]:
     """Return how to start several processes, as a line for the heading of a recipe; nothing for one process."""
+    if processes == 1:
+        return []
     command = f"torchrun --nproc_per_node {processes} -m frskd_train.train"
-    return [f"Made by {processes} processes: {command} (a step has {global_batch} images)."] if processes > 1 else []
+    return [f"Made by {processes} processes, {global_batch} images per step; to start as many: {command}"]
 
 
 @functools.cache
