@@ -155,6 +155,15 @@ def _find_activations(model: nn.Module, images: Tensor, indices: list[int]) -> l
     return [producers[id(map_)] for map_ in maps]
 
 
+def refuse_size(model: nn.Module, input_size: tuple[int, int, int]) -> None:
+    """Raise UserError if a model does not accept images of this size (channels, height, width)."""
+    with evaluating(model):
+        try:
+            model(sample_images(model, input_size))
+        except Exception as error:  # models raise various errors
+            raise UserError(_size_message(model, input_size, error)) from error
+
+
 def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[int, Size]]:
     """Measure (channels, (height, width)) of every intermediate map: feature_info has no sizes."""
     name = type(model).__name__
@@ -193,8 +202,9 @@ def _size_message(model: nn.Module, input_size: tuple[int, int, int], error: Exc
     for side in sorted(OTHER_SIZES, key=lambda side: abs(side - max(height, width))):
         try:
             images = sample_images(model, (channels, side, side))
-            _intermediates(model, images)
             model(images)
+            if hasattr(model, "forward_intermediates"):
+                _intermediates(model, images)
         except Exception:  # as above
             continue
         return f"{message}, but runs on {channels}x{side}x{side}."

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import frskd_timm  # noqa: F401  (registers the students)
 from frskd_timm.errors import UserError
-from frskd_timm.pyramid import Pyramid, choose_levels
+from frskd_timm.pyramid import Pyramid, choose_levels, refuse_size
 from frskd_timm.task import FRSKDTask
 from frskd_train.convolutions import adapt_convolutions
 
@@ -224,6 +224,17 @@ def test_what_cannot_be_a_student_is_told_in_a_sentence() -> None:
         Pyramid(small, (3, 28, 28))
     with pytest.raises(UserError, match=r"; it takes 1 channel\(s\)\.$"):
         Pyramid(create("test_resnet", in_chans=1), (3, 64, 64))
+
+
+def test_a_model_that_refuses_a_size_without_a_word_gets_a_sentence_too() -> None:
+    class Silent(nn.Linear):
+        def forward(self, images: Tensor) -> Tensor:
+            raise AssertionError
+
+    model = Silent(1, 1)
+    model.pretrained_cfg = {"input_size": (3, 160, 160)}
+    with pytest.raises(UserError, match=r"^Silent does not run on 3x32x32 images \(AssertionError\); .* 160x160 pix"):
+        refuse_size(model, (3, 32, 32))
 
 
 def train_two_steps(rank: int, name: str, feature_loss: str) -> None:

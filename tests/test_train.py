@@ -170,6 +170,9 @@ def test_a_mistake_ends_the_command_with_one_line(train, tmp_path: Path, monkeyp
     monkeypatch.setattr(start_of_run, "get_token", lambda: None)
     with pytest.raises(UserError, match="hf auth login"):
         train_here(*SMALL, "--push-to-hub", "someone/student", "--output-dir", tmp_path / "run")
+    small_images = "--method", "ce", "--model", "test_convnext", "--img-size", 16
+    with pytest.raises(UserError, match=r"^ConvNeXt does not run on 3x16x16 images .* but runs on 3x32x32"):
+        train_here(*SMALL, *small_images, "--output-dir", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -226,6 +229,21 @@ def test_a_linear_probe_trains_the_classifier_and_nothing_else(finished, tmp_pat
     assert {key for key in before if not torch.equal(before[key], after[key])} == {"fc.weight", "fc.bias"}
     state = load_file(latest_checkpoint(tmp_path / "probe" / "checkpoints") / "task.safetensors")
     assert set(state) == {f"student.{key}" for key in before}  # as in a full training, running statistics and all
+
+
+def test_accumulated_and_clipped_gradients_are_those_of_a_larger_batch(places: Path, tmp_path: Path) -> None:
+    plain = ["--method", "ce", "--model", "test_convnext", "--img-size", 32, "--opt", "sgd", "--lr", 0.1]
+    plain += ["--hflip", 0, "--crop-padding", 0]
+
+    def trained(*flags: object) -> torch.Tensor:
+        run = tmp_path / "-".join(map(str, flags))
+        train_here(*small(places, *plain, *flags, "--output-dir", run))
+        return torch.cat([value.flatten() for value in load_file(run / "student" / "model.safetensors").values()])
+
+    clipped = "--clip-grad", 0.5
+    whole = trained("--batch-size", 8, *clipped)
+    torch.testing.assert_close(trained("--batch-size", 4, "--grad-accum-steps", 2, *clipped), whole, atol=1e-6, rtol=0)
+    assert (trained("--batch-size", 8) - whole).abs().max() > 0.1  # so the gradients are larger than the limit
 
 
 def test_muon_does_not_emulate_bfloat16(monkeypatch) -> None:

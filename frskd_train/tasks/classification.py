@@ -9,11 +9,12 @@ import torch
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
-from frskd_timm.errors import UserError, first_line
+from frskd_timm.errors import UserError
 from frskd_timm.export.config import output_names
 from frskd_timm.export.student import export_student
 from frskd_timm.losses.labels import LabelLoss
 from frskd_timm.models import stock_name
+from frskd_timm.pyramid import refuse_size
 from frskd_timm.student_task import CrossEntropyTask, StudentTask
 from frskd_timm.task import FRSKDTask
 from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_validation
@@ -46,10 +47,9 @@ class ClassificationJob(Job):
 
     def _plain_task(self, student: nn.Module, data: TrainingData) -> StudentTask:
         method, smoothing = self.settings.method, self.settings.labels.smoothing
-        if self.settings.model.linear_probe:
-            return LinearProbeTask(student, smoothing)
         if method.method == "ce":
-            return CrossEntropyTask(student, smoothing)
+            refuse_size(student, data.preprocessing.input_size)
+            return (LinearProbeTask if self.settings.model.linear_probe else CrossEntropyTask)(student, smoothing)
         return FRSKDTask.create(
             student,
             data.preprocessing.input_size,
@@ -149,16 +149,3 @@ class LinearProbeTask(CrossEntropyTask):
         for classifier in self._classifiers:
             classifier.train(mode)
         return self
-
-
-@torch.no_grad()
-def refuse_size(student: nn.Module, input_size: tuple[int, int, int]) -> None:
-    """Raise UserError if a model in evaluation mode does not accept images of this size (channels, height, width)."""
-    device = next(student.parameters()).device
-    try:
-        student(torch.zeros(1, *input_size, device=device))
-    except Exception as error:  # models raise various errors
-        own = student.pretrained_cfg.get("input_size", input_size)[-1]  # type: ignore[union-attr, operator]
-        raise UserError(
-            f"The model does not accept --img-size {input_size[-1]} ({first_line(error)}); its own size is {own}."
-        ) from error
