@@ -130,7 +130,8 @@ def results_table(results: Sequence[Mapping[str, str]], waiting: Collection[str]
         if row["gain"]:
             cells["gain"] = f"{row['gain']} ± {row['gain_err']} ({row['top1_n']}, {row['baseline_n']})"
         lines.append("| " + " | ".join(cells[name] for name in names) + " |")
-    note = "*Gain*: top-1 minus that of cross-entropy with the same recipe. *Runs*: of FRSKD and of cross-entropy."
+    note = "*Gain*: mean top-1 of the runs minus that of cross-entropy with the same recipe. *Runs*: of FRSKD and of "
+    note += "cross-entropy."
     if waiting:
         where = f"in a clone, load `local-dir:{WAITING}/NAME` after `import frskd_timm`"
         note += f"\nLinked weights are not in the package; {where}."
