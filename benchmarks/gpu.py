@@ -251,7 +251,9 @@ def main() -> None:
         make_data(args)
         return
     args.output.mkdir(parents=True, exist_ok=True)
-    if not args.rehearse:
+    if args.rehearse:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    else:
         refuse_incomplete()
         for name in (DATASETS[stage] for stage in args.stages if stage in DATASETS):
             if not (args.data_dir / name).exists():

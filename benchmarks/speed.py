@@ -182,6 +182,8 @@ def measure(case: argparse.Namespace, device: "torch.device") -> dict[str, Any]:
         "times_float32": median_and_range(quotients(rates["frskd"], rates["float32"]), 2) if case.reference else "",
     }
     if case.memory:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # the new processes need it
         row |= {f"{method}_peak_mib": f"{peak_memory(case, method):.0f}" for method in ("ce", "frskd")}
     if case.dataset:
         loops = in_turn(data_loops(case, steps["frskd"], device), case.steps * case.batch_size, 3, device)

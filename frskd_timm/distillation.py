@@ -241,14 +241,15 @@ class DistillationTask(StudentTask):
     def _labels_only(self, images: Tensor, target: Tensor) -> Terms:
         """Compute a step with the labels alone.
 
-        Every parameter still gets a gradient, as DDP requires; that of the self-teacher is zero, so weight decay and
-        momentum keep acting on it.
+        The parameters outside the student get a gradient of zero, as DDP requires; weight decay and momentum keep
+        acting on them.
         """
         logits = self.student(images)
         with torch.autocast(images.device.type, enabled=False):
             # In full, since no other term trains the backbone.
             loss = self.cross_entropy(logits, target, self.label_factor([logits], target))
-        idle = [parameter[(0,) * parameter.ndim].float() for parameter in self.parameters() if parameter.requires_grad]
+        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        idle = [p.sum(dtype=torch.float32) for name, p in named if not name.startswith("student.")]
         zero = torch.zeros_like(loss)
         terms = {"loss_ce": loss.detach(), "loss_ce_teacher": zero, "loss_kl": zero}
         if self.feature_loss is not None:

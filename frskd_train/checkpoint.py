@@ -25,7 +25,7 @@ FORMAT = 4  # 3 and 2 had other orders of parameters, 1 no weight of the student
 ASIDE = ".writing-"  # prefix of folders being written or deleted
 REPLACED = ".replaced"  # suffix of a checkpoint while another one of the same step takes its place
 # Values of parameter groups that follow from the settings; all others are state of the optimizer.
-_FROM_SETTINGS = ("lr", "initial_lr", "max_lr_snapshot", "lr_scale", "weight_decay", "momentum")
+_FROM_SETTINGS = ("lr", "initial_lr", "max_lr_snapshot", "lr_scale", "weight_decay", "momentum", "fused")
 
 
 def save_checkpoint(

@@ -48,8 +48,11 @@ def check_optimizer(settings: OptimizerSettings, device: torch.device | str = "c
         raise UserError(f"Optimizer '{settings.opt}' cannot be used here: {first_line(error)}.") from error
 
 
-def create_optimizer(settings: OptimizerSettings, task: StudentTask) -> Optimizer:
-    """Create a timm optimizer for all trainable parameters of a task; raise UserError like `check_optimizer`."""
+def create_optimizer(settings: OptimizerSettings, task: StudentTask, is_scaled: bool = False) -> Optimizer:
+    """Create a timm optimizer for all trainable parameters of a task, whose gradients are scaled with float16.
+
+    Raises UserError like `check_optimizer`.
+    """
     # The groups do not depend on the value, so that a resumed run can change it, to and from 0 as well.
     decay: dict[str, Any] = {"weight_decay": 1.0, "weight_decay_exclude_1d": settings.filter_bias_and_bn}
     decay["no_weight_decay_list"] = task.no_weight_decay()
@@ -57,10 +60,12 @@ def create_optimizer(settings: OptimizerSettings, task: StudentTask) -> Optimize
         groups = param_groups_layer_decay(task, layer_decay=settings.layer_decay, **decay)
     else:
         groups = param_groups_weight_decay(task, **decay)
-    return _create(settings, [{**g, "weight_decay": settings.weight_decay * g["weight_decay"]} for g in groups])
+    return _create(
+        settings, [{**g, "weight_decay": settings.weight_decay * g["weight_decay"]} for g in groups], is_scaled
+    )
 
 
-def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]]) -> Optimizer:
+def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]], is_scaled: bool = False) -> Optimizer:
     if settings.opt.startswith("lookahead"):
         raise UserError(f"Lookahead is not supported: use --opt {settings.opt.removeprefix('lookahead_')}.")
     names = [str(name) for name in list_optimizers(exclude_filters=["lookahead*"])]
@@ -72,7 +77,8 @@ def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]]) -> Op
     own: dict[str, Any] = {name: getattr(settings, name) for name in ("opt", "lr", "weight_decay", "momentum")}
     more = keyword_arguments(settings.opt_kwargs)
     if settings.opt in FUSED and not (more.get("foreach") or more.get("differentiable")):
-        more.setdefault("fused", True)
+        # If scaled gradients overflow in the first step, torch's fused SGD starts from uninitialised momentum.
+        more.setdefault("fused", not (is_scaled and settings.opt in ("sgd", "momentum")))
     try:
         return create_optimizer_v2(parameters, **own, **more)
     except Exception as error:

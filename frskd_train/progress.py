@@ -30,9 +30,13 @@ class Progress:
 
     def step(self) -> None:
         """Count a step and its time."""
+        self.add_time()
+        self._step_count, self._epoch_steps = self._step_count + 1, self._epoch_steps + 1
+
+    def add_time(self) -> None:
+        """Count the time since the last step as training."""
         now = time.perf_counter()
         self._training, self._last = self._training + now - self._last, now
-        self._step_count, self._epoch_steps = self._step_count + 1, self._epoch_steps + 1
 
     @property
     def images_per_second(self) -> float:

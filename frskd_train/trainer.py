@@ -94,7 +94,7 @@ class Trainer:
         loop = self.settings.loop
         images_per_update = self.train_batches.order.global_batch * self.accelerator.gradient_accumulation_steps
         self.optim = with_scaled_lr(self.settings.optimizer, images_per_update)
-        optimizer = create_optimizer(self.optim, self.task)
+        optimizer = create_optimizer(self.optim, self.task, is_scaled=self.accelerator.scaler is not None)
         self.scheduler = create_scheduler(self.optim, optimizer, self.updates_per_epoch)
         if loop.torchcompile:
             torch.nn.Module.compile(self.task)  # in place, without a wrapper and its prefix in the keys
@@ -165,6 +165,9 @@ class Trainer:
                 break
             if updated:
                 self.save_or_stop(checkpoint=state.minutes_since_checkpoint() > self.settings.run.checkpoint_minutes)
+        if self.accelerator.device.type != "cpu":
+            torch.accelerator.synchronize()  # the last steps are only queued
+            self.progress.add_time()
 
     def train_step(self, images: Tensor | TwoViews, target: Tensor) -> bool:
         """Train on images [B, C, H, W] and their targets; return whether this completed an update of the weights."""

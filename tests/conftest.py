@@ -35,6 +35,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", help="device of the golden tests, and of the tests of a GPU; by default these skip")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Train on the CPU, also beside a GPU, unless it is chosen: its results differ, and processes cannot share it."""
+    if config.getoption("--device") in (None, "cpu"):
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Run a golden test on the chosen device, in full float32."""

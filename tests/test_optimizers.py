@@ -73,6 +73,17 @@ def test_arguments_of_the_optimizer_replace_the_defaults() -> None:
         assert all(optimizer.defaults[name] is value for name, value in arguments.items())
 
 
+def test_an_overflow_of_scaled_gradients_in_the_first_step_changes_nothing() -> None:
+    task = CrossEntropyTask(timm.create_model("test_vit", num_classes=3))
+    before = [parameter.clone() for parameter in task.parameters()]
+    optimizer = create_optimizer(OptimizerSettings(opt="sgd", lr=0.1), task, is_scaled=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
+    scaler.scale(task(torch.randn(2, 3, 160, 160), torch.tensor([0, 1]))["loss"] * 1e6).backward()
+    scaler.step(optimizer)
+    assert not optimizer.state  # torch's fused SGD would keep uninitialised memory as momentum
+    assert all(torch.equal(*pair) for pair in zip(before, task.parameters(), strict=True))
+
+
 def test_scaled_learning_rates_need_no_schedule() -> None:
     task = CrossEntropyTask(timm.create_model("test_vit", num_classes=3))
     found = []

@@ -102,7 +102,8 @@ class Normalize:
     """Convert bytes to network input: scale to 0..1, subtract mean, divide by deviation; NHWC if channels last."""
 
     def __init__(self, preprocessing: Preprocessing, channels_last: bool, device: torch.device) -> None:
-        self.device, self.format = device, torch.channels_last if channels_last else torch.contiguous_format
+        self.device = torch.empty(0, device=device).device  # with its number: a cache keeps the images of each device
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
         statistics = preprocessing.mean, preprocessing.std
         mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in statistics)
         self.scale, self.shift = (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)

@@ -154,7 +154,8 @@ class Reader:
 
 def is_loss_of_a_worker(error: BaseException) -> bool:
     """Return whether an error is about a dead worker, which torch may raise anywhere in the training process."""
-    return isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
+    said = str(error)
+    return isinstance(error, RuntimeError) and ("DataLoader worker (pid" in said or "Pin memory thread exited" in said)
 
 
 def loss_of_a_worker(error: BaseException) -> str:
