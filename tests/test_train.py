@@ -111,6 +111,7 @@ WEIGHTS = ROOT / "frskd_timm" / "weights" / "resnet18_frskd.fashion_mnist"
     ("flags", "words"),
     [
         (["--model", "resnet18_frsk"], ["resnet18_frsk'", "resnet18_frskd"]),
+        (["--model", "timm/resnet18.a1_in1k"], ["hf-hub:timm/resnet18.a1_in1k"]),
         (["--dataset", "no/such_folder_or_id"], ["no/such_folder_or_id"]),
         (["--opt", "sdg"], ["sdg", "sgd"]),
         (["--self-teacher", "fpn"], ["--self-teacher", "fpn", "bifpn, bifpnc"]),
