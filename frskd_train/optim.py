@@ -49,9 +49,9 @@ def check_optimizer(settings: OptimizerSettings, device: torch.device | str = "c
 
 
 def create_optimizer(settings: OptimizerSettings, task: StudentTask, is_scaled: bool = False) -> Optimizer:
-    """Create a timm optimizer for all trainable parameters of a task, whose gradients are scaled with float16.
+    """Create a timm optimizer for all trainable parameters of a task; raise UserError like `check_optimizer`.
 
-    Raises UserError like `check_optimizer`.
+    With float16 the gradients are scaled (`is_scaled`), which not every fused optimizer is made for.
     """
     # The groups do not depend on the value, so that a resumed run can change it, to and from 0 as well.
     decay: dict[str, Any] = {"weight_decay": 1.0, "weight_decay_exclude_1d": settings.filter_bias_and_bn}
@@ -60,9 +60,8 @@ def create_optimizer(settings: OptimizerSettings, task: StudentTask, is_scaled: 
         groups = param_groups_layer_decay(task, layer_decay=settings.layer_decay, **decay)
     else:
         groups = param_groups_weight_decay(task, **decay)
-    return _create(
-        settings, [{**g, "weight_decay": settings.weight_decay * g["weight_decay"]} for g in groups], is_scaled
-    )
+    groups = [{**group, "weight_decay": settings.weight_decay * group["weight_decay"]} for group in groups]
+    return _create(settings, groups, is_scaled)
 
 
 def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]], is_scaled: bool = False) -> Optimizer:
