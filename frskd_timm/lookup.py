@@ -31,7 +31,8 @@ def known_cfg(name: str, *, weights: bool = False) -> PretrainedCfg | None:
         close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         hint = f" Did you mean {', '.join(close)}?" if close else " timm.list_models() lists the names."
         if "/" in name:
-            hint = f" A model from the Hub is hf-hub:{name}, one from a folder local-dir:{name}."
+            place = name.removeprefix("hf_hub:")
+            hint = f" A model from the Hub is hf-hub:{place}, one from a folder local-dir:{place}."
         raise UserError(f"timm has no model '{name}'.{hint}")
     try:
         cfg = timm.get_pretrained_cfg(name)

@@ -79,7 +79,7 @@ class StudentTask(TrainingTask):
         Images of the class -100 do not count. A factor [B] multiplies the cross-entropy of each image before the mean.
         """
         if self.label_loss is not None:
-            return self.label_loss(logits, target, **({} if factor is None else {"factor": factor}))
+            return self.label_loss(logits.float(), target, **({} if factor is None else {"factor": factor}))
         if factor is None:
             return F.cross_entropy(logits.float(), target, label_smoothing=self.smoothing)
         losses = F.cross_entropy(logits.float(), target, label_smoothing=self.smoothing, reduction="none")

@@ -25,8 +25,8 @@ def start_accelerator(
 ) -> Accelerator:
     """Create the accelerator with the right precision, and give this process its share of the cores.
 
-    `accelerate launch` allows one thread per process by default; here the cores are divided evenly. Raises UserError if
-    the device cannot use the precision.
+    Launchers allow one thread per process by default; here the cores are divided evenly. Without a launcher,
+    OMP_NUM_THREADS has its usual meaning. Raises UserError if the device cannot use the precision.
     """
     # Accelerate has to be told that several processes without a GPU belong together. Apple's GPUs have no float64, in
     # which losses and scores are summed.
@@ -38,7 +38,9 @@ def start_accelerator(
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of 1x1 kernels: harmless
     state = PartialState(cpu=cpu)
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(settings.threads or max(1, cores() // local_processes))
+    launched = {"ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"} & os.environ.keys()  # they set OMP_NUM_THREADS to 1
+    if settings.threads or launched or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(settings.threads or max(1, cores() // local_processes))
     if state.device.type == "cpu":
         keep_freed_memory()
         if not _fast_bfloat16(state.device):

@@ -110,7 +110,9 @@ def _hint(name: str, kind: type, table: Mapping[str, str]) -> str:
 
 def _refuse_unknown(args: Sequence[str], script: str, kind: type, table: Mapping[str, str]) -> None:
     if args and not args[0].startswith("-"):
-        raise SettingsError(f"{script} takes flags only, not '{args[0]}'{_hint('data_dir', kind, table)}")
+        is_run = kind is EvaluationSettings and (Path(args[0]) / SETTINGS).is_file()
+        hint = f": give --model {args[0]}." if is_run else _hint("data_dir", kind, table)
+        raise SettingsError(f"{script} takes flags only, not '{args[0]}'{hint}")
     given, known = _given(args), declared(kind)
     sides = given.get("img_size", [[]])[-1][:2]  # short flags may follow
     if len(sides) == 2 and all(side.isdecimal() for side in sides):

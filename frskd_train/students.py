@@ -114,7 +114,9 @@ def start_from(student: nn.Module, path: str, classifiers: Sequence[str]) -> Non
             f"--initial-checkpoint {path} is neither safetensors nor a state dict that torch can read without "
             "executing code."
         ) from error
-    own = student.state_dict()
+    own, prefix = student.state_dict(), "student."  # of the student in the task of a checkpoint
+    if any(name.startswith(prefix) for name in weights):
+        weights = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
     fitting = {k: v for k, v in weights.items() if isinstance(v, Tensor) and k in own and v.shape == own[k].shape}
     heads = tuple(f"{name}." for name in classifiers)
     optional = "num_batches_tracked"  # old checkpoints have none, and nothing reads it

@@ -12,17 +12,18 @@ import timm
 import torch
 from pictures import picture
 from runs import STATE, checkpoints, small, train_here
+from safetensors.torch import load_file
 from torch import nn
 
 from frskd_timm.errors import UserError
 from frskd_timm.export.folder import read_json
-from frskd_train.checkpoint import load_state, restore
+from frskd_train.checkpoint import latest_checkpoint, load_state, restore
 from frskd_train.constraints import FIXED, FREE, PRIVATE
 from frskd_train.parse import parse_settings, read_recipe
 from frskd_train.report.baseline import read_baseline
 from frskd_train.resume import check_resume, notes_for_recipe
 from frskd_train.settings import ModelSettings, Settings, declared, fields, flag
-from frskd_train.students import build_student
+from frskd_train.students import build_student, start_from
 from frskd_train.tasks import choose_job
 
 NOW = {"fingerprint": "f", "train_rows": 24, "data_mode": "memory", "global_batch": 8, "processes": 1}
@@ -123,6 +124,14 @@ def test_initial_weights_keep_the_statistics_of_their_images(whole: Path, places
         flags = [*small(places), "--model", "test_resnet", "--initial-checkpoint", path]
         data = choose_job(parse_settings([*map(str, flags)])).load_data()
         assert [*data.preprocessing.mean] == mean
+
+
+def test_the_student_of_a_checkpoint_can_be_initial_weights(whole: Path) -> None:
+    student = timm.create_model("test_resnet", num_classes=3)
+    checkpoint = latest_checkpoint(whole / "checkpoints") / "task.safetensors"  # type: ignore[operator]
+    start_from(student, str(checkpoint), ["fc"])
+    state = load_file(checkpoint)
+    assert all(torch.equal(value, state[f"student.{name}"]) for name, value in student.state_dict().items())
 
 
 def test_an_edited_card_is_kept_beside_the_run(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -12,7 +12,7 @@ import torch
 from golden_names import assert_close
 from networks import OFF, TARGET, create_task
 from runs import assert_same, small, train_here
-from torch import Tensor
+from torch import Tensor, nn
 
 from frskd_timm.cost import cost
 from frskd_timm.distillation import DistillationTask, Views
@@ -271,6 +271,14 @@ def test_the_default_self_teacher_costs_at_most_as_much_as_its_student() -> None
     assert size(wider) <= size(student), "only its multiply-adds are too many"
     found = [cost(own, maps), cost(student, torch.zeros(1, 3, 64, 64)), cost(wider, maps)]
     assert found[0].multiply_adds <= found[1].multiply_adds < found[2].multiply_adds
+
+
+def test_another_loss_of_the_labels_is_computed_in_float32() -> None:
+    task = create_task()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = task(images(), TARGET)["loss_ce"]
+        task.label_loss = nn.CrossEntropyLoss(label_smoothing=task.smoothing)
+        assert torch.equal(task(images(), TARGET)["loss_ce"], expected)
 
 
 def test_class_weights_do_not_fit_the_joint_labels_of_sla() -> None:

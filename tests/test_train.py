@@ -247,6 +247,20 @@ def test_accumulated_and_clipped_gradients_are_those_of_a_larger_batch(places: P
     assert (trained("--batch-size", 8) - whole).abs().max() > 0.1  # so the gradients are larger than the limit
 
 
+@pytest.mark.parametrize("launcher", [{}, {"LOCAL_WORLD_SIZE": "1"}], ids=["none", "torchrun"])
+def test_without_a_launcher_the_number_of_threads_of_the_environment_is_kept(
+    launcher: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"OMP_NUM_THREADS": "1", **launcher}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(device, "cores", lambda: 3)
+    before = torch.get_num_threads()
+    device.start_accelerator(LoopSettings(amp=False))
+    found = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert found == (3 if launcher else before)
+
+
 def test_muon_does_not_emulate_bfloat16(monkeypatch) -> None:
     gradient = torch.randn(64, 128, generator=torch.manual_seed(0))
 

@@ -40,6 +40,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_validation_of_the_export_is_the_runs_own_score(finished: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.run("validate", [str(finished)])
+    assert f"give --model {finished}." in capsys.readouterr().err
     run = finished
     evaluate_here("--model", run)
     stored = json.loads((run / "evaluation-fashion_mnist_sample" / "evaluation.json").read_text(encoding="utf-8"))

@@ -193,7 +193,7 @@ class EvaluationSettings:
     amp_dtype: Literal["auto", "bfloat16", "float16"] = "auto"
     """Data type of --amp."""
     threads: Annotated[int | None, Count] = None
-    """CPU threads; all cores by default."""
+    """CPU threads; by default OMP_NUM_THREADS, or all cores."""
     tta: Literal["none", "flip"] = "none"
     """Test-time augmentation. flip: mean of the logits of each image and of its mirror image."""
     corruptions: bool = False

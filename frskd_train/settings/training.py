@@ -113,7 +113,7 @@ class LoopSettings:
     seed: Annotated[int, Range(low=0, high=2**32 - 1), FIXED] = 42
     """Seed of all random numbers of a run."""
     threads: Annotated[int | None, Count, PRIVATE] = None
-    """CPU threads per process; by default the cores are shared evenly."""
+    """CPU threads per process; by default OMP_NUM_THREADS without a launcher, or an even share of the cores."""
 
     @property
     def images_per_validation_batch(self) -> int:
