@@ -22,6 +22,7 @@ from published import EVALUATION, METRICS
 from frskd_timm.cost import cost
 from frskd_timm.errors import UserError
 from frskd_timm.export.load import ExportedClassifier, read_student
+from frskd_timm.models import stock_name
 from frskd_timm.models._pretrained import FOLDER
 from frskd_train.parse import parse_settings
 from frskd_train.recipe import write_recipe
@@ -113,6 +114,12 @@ def test_card_names_the_weights_that_training_started_from(student):
 )
 def test_a_licence_gets_the_hubs_id(license: str | None, found: dict[str, str | None]) -> None:
     assert hub_license(license) == found
+
+
+def test_a_card_names_the_library_that_registers_the_architecture() -> None:
+    for name, library in (("resnet18_frskd", "timm"), ("wide_resnet16_2_frskd", "frskd-timm")):
+        config = {"architecture": stock_name(name) or name, "num_classes": 10, "pretrained_cfg": {}}
+        assert ExportedClassifier(Path("student"), config).libraries[0] == library
 
 
 def test_card_says_what_the_metrics_say(student):

@@ -146,7 +146,10 @@ class ExportedClassifier(ExportedStudent):
         check_pretrained_cfg(cfg, self.where)
         self.in_chans, *size = cfg.get("input_size", (3, 224, 224))
         self.size = (size[0], size[1])
-        self.libraries = ("timm", "transformers") if self.in_chans == 3 else ("timm",)  # its pipelines convert to RGB
+        if self.package:  # the Hub's code for timm and transformers does not import it
+            self.libraries = (self.package.replace("_", "-"), "timm")
+        else:
+            self.libraries = ("timm", "transformers") if self.in_chans == 3 else ("timm",)  # its pipelines take RGB
         names = self.class_names
         if names and (len(names) != classes or not all(isinstance(name, str) for name in names)):
             raise UserError(f"'label_names' in {self.where} is not a list of {classes} names.")
