@@ -25,8 +25,9 @@ from frskd_train.constraints import keyword_arguments
 from frskd_train.errors import suggest
 from frskd_train.settings import OptimizerSettings
 
-# torch optimizers with a fused update of all weights, which takes a third of the time on a CPU.
-FUSED = {"sgd", "momentum", "adam", "adamw"}
+# torch optimizers with a fused update of all weights, which takes a third of the time on a CPU, and whether it is right
+# for scaled gradients: if these overflow in the first step, torch's fused SGD starts from uninitialised momentum.
+FUSED = {"sgd": False, "momentum": False, "adam": True, "adamw": True}
 
 
 def check_optimizer(settings: OptimizerSettings, device: torch.device | str = "cpu") -> None:
@@ -51,7 +52,7 @@ def check_optimizer(settings: OptimizerSettings, device: torch.device | str = "c
 def create_optimizer(settings: OptimizerSettings, task: StudentTask, is_scaled: bool = False) -> Optimizer:
     """Create a timm optimizer for all trainable parameters of a task; raise UserError like `check_optimizer`.
 
-    With float16 the gradients are scaled (`is_scaled`), which not every fused optimizer is made for.
+    `is_scaled` says that the gradients are scaled, as with float16.
     """
     # The groups do not depend on the value, so that a resumed run can change it, to and from 0 as well.
     decay: dict[str, Any] = {"weight_decay": 1.0, "weight_decay_exclude_1d": settings.filter_bias_and_bn}
@@ -76,8 +77,7 @@ def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]], is_sc
     own: dict[str, Any] = {name: getattr(settings, name) for name in ("opt", "lr", "weight_decay", "momentum")}
     more = keyword_arguments(settings.opt_kwargs)
     if settings.opt in FUSED and not (more.get("foreach") or more.get("differentiable")):
-        # If scaled gradients overflow in the first step, torch's fused SGD starts from uninitialised momentum.
-        more.setdefault("fused", not (is_scaled and settings.opt in ("sgd", "momentum")))
+        more.setdefault("fused", FUSED[settings.opt] or not is_scaled)
     try:
         return create_optimizer_v2(parameters, **own, **more)
     except Exception as error:

@@ -100,7 +100,9 @@ def classifier_names(model: nn.Module) -> list[str]:
 
 
 def start_from(student: nn.Module, path: str, classifiers: Sequence[str]) -> None:
-    """Load a weights file into the student; classifiers of another size, given by their names, are not changed.
+    """Load weights, also those of the student in a run's `task.safetensors`, from a file into the student.
+
+    Classifiers of another size, given by their names, are not changed.
 
     Raises:
         UserError: The file could not be read, or belongs to another network.
