@@ -92,10 +92,15 @@ def _is_plain(value: Any, lists: int = 2) -> bool:
     return isinstance(value, str | int | float | datetime.date | None)  # types of plain YAML values
 
 
+def _is_optional(kind: Any) -> bool:
+    parts = typing.get_args(kind)
+    return _is_optional(parts[0]) if typing.get_origin(kind) is typing.Annotated else type(None) in parts
+
+
 def as_flags(content: Mapping[str, Any]) -> list[str]:
     """Return the settings of a recipe as flags, so that recipes and command lines are parsed and checked alike."""
     switches = {setting.name for _, setting in fields() if isinstance(setting.default, bool)}
-    optional = {setting.name for _, setting in fields() if "None" in str(setting.type)}
+    optional = {setting.name for _, setting in fields() if _is_optional(setting.type)}
     tokens: list[str] = []
     for name, value in content.items():
         if isinstance(value, bool) and name not in switches:

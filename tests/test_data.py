@@ -115,6 +115,24 @@ def test_mean_and_deviation_are_given_measured_or_the_models_own(small: Path) ->
     assert (own.preprocessing.mean, own.preprocessing.std) == (MODEL_CFG["mean"], MODEL_CFG["std"])
 
 
+def test_filter_and_crop_of_validation_are_given_or_the_models_own(small: Path) -> None:
+    cfg = {**MODEL_CFG, "interpolation": "bicubic", "crop_pct": 0.95, "crop_mode": "squash"}
+
+    def found(initial_cfg: dict[str, Any] | None = cfg, **chosen: Any) -> tuple[str, float, str]:
+        settings = PreprocessingSettings(**chosen)
+        data = load_data(DataSettings(str(small)), settings, model_cfg=MODEL_CFG, initial_cfg=initial_cfg)
+        own = data.preprocessing
+        return own.interpolation, own.crop_pct, own.crop_mode
+
+    assert found(train_crop_mode="rrc") == ("bicubic", 0.95, "squash")
+    assert found(train_crop_mode="pad") == ("bicubic", 1.0, "squash")  # trained on whole images
+    assert found(train_crop_mode="rrc", interpolation="bilinear", crop_pct=0.9, crop_mode="center") == (
+        "bilinear", 0.9, "center"
+    )  # fmt: skip
+    assert found(None, train_crop_mode="rrc") == ("bilinear", 1.0, "center")
+    assert found({"interpolation": "lanczos", "crop_mode": "border"}) == ("bilinear", 1.0, "center")  # not for training
+
+
 @pytest.mark.parametrize("mode", ["memory", "stream"])
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(world_size=st.integers(1, 5), batch_size=st.integers(1, 9))

@@ -6,6 +6,7 @@ timm's, on the images of each process.
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -135,6 +136,14 @@ def mix(images: Tensor, settings: PreprocessingSettings, generator: np.random.Ge
     return images, shares
 
 
+class ResizedCrop(NamedTuple):
+    """Random resized crops of images that were squashed to one size."""
+
+    aspect: Floats  # width / height of each image before that, [N]
+    size: int  # side of the crops in pixels
+    interpolation: str
+
+
 @dataclass(frozen=True)
 class BatchAugmentation:
     """Augmentation of training batches with the probabilities in the settings."""
@@ -142,8 +151,7 @@ class BatchAugmentation:
     settings: PreprocessingSettings
     num_classes: int = 0  # of the probabilities that mixing makes from labels
     padding: int = 0  # pixels, for random crops
-    aspect: Floats | None = None  # width / height of each image before it was resized, [N], for random resized crops
-    size: int = 0  # side of random resized crops in pixels
+    crop: ResizedCrop | None = None
     clean_view: bool = False  # also return the images before erasing and mixing
 
     @torch.no_grad()
@@ -152,11 +160,12 @@ class BatchAugmentation:
     ) -> tuple[Tensor | TwoViews, Tensor]:
         """Augment and normalise the batch of one process; random numbers depend only on the place in the run."""
         settings, count, share = self.settings, order.global_batch, order.share
-        if self.aspect is not None:
+        if self.crop is not None:
             # Drawn for the whole global batch, because every process knows its aspect ratios.
-            generator, aspect = generator_for(Draw.CROP, order.seed, epoch, step), self.aspect[order.whole(epoch, step)]
+            generator = generator_for(Draw.CROP, order.seed, epoch, step)
+            aspect = self.crop.aspect[order.whole(epoch, step)]
             boxes = draw_boxes(generator, aspect, settings.scale, settings.ratio)[:, share]
-            images = crop_resized(images, boxes, self.size, settings.interpolation)
+            images = crop_resized(images, boxes, self.crop.size, self.crop.interpolation)
         generator = generator_for(Draw.PLACE, order.seed, epoch, step)
         flips = generator.random((2, count))[:, share] < np.array([[settings.hflip], [settings.vflip]])
         if self.padding:

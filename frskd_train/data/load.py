@@ -155,8 +155,8 @@ def load_data(
         preprocessing: Size, colours and augmentation of the images.
         task: Kind of targets: `classification` or `segmentation`.
         model_cfg: The student's timm configuration (`pretrained_cfg`): input_size, mean, std, fixed_input_size.
-        initial_cfg: Such a configuration of the initial weights, if there are any; mean and std are taken from it if
-            the settings do not give them.
+        initial_cfg: Such a configuration of the initial weights, if there are any: the source of what the settings
+            leave open.
         num_outputs: Number of the network's outputs, if larger than the number of classes.
         resize_range: Smallest and largest factor for resizing images with masks before they are cropped.
         measured: Mean and standard deviation that were measured before, of a run that is resumed.
@@ -170,7 +170,7 @@ def load_data(
     targets.find_classes(train.name, train.rows)
     plan: Plan
     if targets.is_dense:
-        plan = DensePlan(data, preprocessing, train, val, resize_range)
+        plan = DensePlan(data, preprocessing, train, val, initial_cfg or {}, resize_range)
     else:
         plan = WholeImagePlan(data, preprocessing, train, val, model_cfg, initial_cfg or {})
     train_samples, train_notes = _samples(train, plan.mode, plan.kept, data)

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from frskd_timm.errors import UserError
-from frskd_train.data.augment import BatchAugmentation
+from frskd_train.data.augment import BatchAugmentation, ResizedCrop
 from frskd_train.data.cache import Cache
-from frskd_train.data.preprocessing import SMALL, Preprocessing
+from frskd_train.data.preprocessing import SMALL, Preprocessing, without_statistics
 from frskd_train.data.source import SAMPLE_NAME
 from frskd_train.data.splits import Split
 from frskd_train.data.transforms import DenseTransform, EvalTransform, PolicyTransform, SampleTransform, as_is, squash
@@ -52,13 +52,13 @@ class WholeImagePlan:
         self._crops_resized = crop_mode == "rrc"
         _refuse_unused(settings, crop_mode, size)
         self._padding = _padding(settings, size) if crop_mode == "pad" else 0
-        self.preprocessing = _neutral(settings, size, size)
+        self.preprocessing = without_statistics(settings, (size, size), initial_cfg, self._crops_resized)
         self.evaluated = self.kept = EvalTransform(self.preprocessing)
         kept_size = _kept_size(sizes, size) if self._crops_resized else (size, size)
         if self._crops_resized:
-            self.kept = partial(squash, kept_size, settings.interpolation)
+            self.kept = partial(squash, kept_size, self.preprocessing.interpolation)
         self.mode = _mode(data, settings, channels * (len(train) * math.prod(kept_size) + len(val) * size**2))
-        self.notes = [*_notes(settings, size, sizes, initial_cfg, self._crops_resized)]
+        self.notes = [*_notes(self.preprocessing, sizes, initial_cfg, self._crops_resized)]
         if self._crops_resized and self.mode == "memory" and any(max(own) > max(kept_size) for own in sizes):
             kept = _width_first(kept_size)
             self.notes.append(
@@ -73,9 +73,11 @@ class WholeImagePlan:
         streamed = PolicyTransform(settings, preprocessing, self._crops_resized)  # always created, to check the policy
         if cache is None:
             return streamed, BatchAugmentation(settings, num_outputs, self._padding)
+        if not self._crops_resized:
+            return as_is, BatchAugmentation(settings, num_outputs, self._padding)
         height, width = np.array(cache.sizes).T
-        aspect = width / height if self._crops_resized else None
-        return as_is, BatchAugmentation(settings, num_outputs, self._padding, aspect, preprocessing.input_size[1])
+        crop = ResizedCrop(width / height, preprocessing.input_size[1], preprocessing.interpolation)
+        return as_is, BatchAugmentation(settings, num_outputs, crop=crop)
 
 
 def _input_size(wanted: int | None, sizes: set[tuple[int, int]], cfg: Mapping[str, Any]) -> int:
@@ -133,18 +135,15 @@ def _mode(data: DataSettings, settings: PreprocessingSettings, size: int) -> Mod
 
 
 def _notes(
-    settings: PreprocessingSettings,
-    size: int,
-    sizes: set[tuple[int, int]],
-    initial_cfg: Mapping[str, Any],
-    crops_resized: bool,
+    preprocessing: Preprocessing, sizes: set[tuple[int, int]], initial_cfg: Mapping[str, Any], crops_resized: bool
 ) -> Iterator[str]:
     """Yield notes on weights trained at another size and on images of which validation uses only a part."""
-    trained = tuple((initial_cfg.get("input_size") or (3, size, size))[1:])
-    if trained != (size, size):
-        yield f"The initial weights were trained at {_width_first(trained)}; this run uses {size}x{size}."
+    size = preprocessing.input_size[1:]
+    trained = tuple(initial_cfg.get("input_size") or preprocessing.input_size)[1:]
+    if trained != size:
+        yield f"The initial weights were trained at {_width_first(trained)}; this run uses {_width_first(size)}."
     cut = [own for own in sizes if 3 * min(own) < 2 * max(own)]
-    if settings.crop_mode == "center" and cut:
+    if preprocessing.crop_mode == "center" and cut:
         where = " in validation" if crops_resized else ""
         example = _width_first(cut[0])
         yield f"Only the central square of images such as {example} is used{where}; --crop-mode squash keeps all."
@@ -163,7 +162,13 @@ class DensePlan:
     notes: ClassVar = ()
 
     def __init__(
-        self, data: DataSettings, settings: PreprocessingSettings, train: Split, val: Split, resize: tuple[float, float]
+        self,
+        data: DataSettings,
+        settings: PreprocessingSettings,
+        train: Split,
+        val: Split,
+        initial_cfg: Mapping[str, Any],
+        resize: tuple[float, float],
     ) -> None:
         self._settings, self._resize = settings, resize
         height = width = settings.img_size or CROP
@@ -171,7 +176,7 @@ class DensePlan:
             largest = 32 * math.ceil(max(map(max, sizes)) / 32)  # divisible by the stride of most backbones
             height, width = sizes.pop() if len(sizes) == 1 else (largest, largest)
             height, width = min(height, CROP), min(width, CROP)
-        self.preprocessing = _neutral(settings, height, width)
+        self.preprocessing = without_statistics(settings, (height, width), initial_cfg)
         self.mode = choose_mode(data, dense_bytes(train, val) if data.data_mode == "auto" else 0)
 
     def augmentation(
@@ -180,17 +185,12 @@ class DensePlan:
         """Return what is done to each training sample, and then to each batch."""
         settings = self._settings
         fill = tuple(round(255 * value) for value in preprocessing.mean)
-        others = settings.hflip, settings.vflip, settings.color_jitter, fill, settings.interpolation
+        others = settings.hflip, settings.vflip, settings.color_jitter, fill, preprocessing.interpolation
         transform = DenseTransform(preprocessing.input_size[1:], self._resize, *others)
         return transform, BatchAugmentation(replace(settings, hflip=0.0, vflip=0.0))
 
 
 Plan = WholeImagePlan | DensePlan
-
-
-def _neutral(settings: PreprocessingSettings, height: int, width: int) -> Preprocessing:
-    size, mean, std = (settings.in_chans, height, width), (0.0,) * settings.in_chans, (1.0,) * settings.in_chans
-    return Preprocessing(size, mean, std, settings.interpolation, settings.crop_pct, settings.crop_mode)
 
 
 def choose_mode(data: DataSettings, size: float) -> Mode:

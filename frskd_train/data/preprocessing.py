@@ -55,6 +55,25 @@ class Preprocessing:
         return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).cpu().numpy())
 
 
+def without_statistics(
+    settings: PreprocessingSettings, size: tuple[int, int], initial_cfg: Mapping[str, Any], crops_resized: bool = False
+) -> Preprocessing:
+    """Return a preprocessing without normalisation; filter and crop are given, or of the initial weights, or as usual.
+
+    The crop of the initial weights is left out unless this run trains on random resized crops (`crops_resized`), which
+    enlarge what they show (arXiv 1906.06423).
+    """
+    usual = Preprocessing((settings.in_chans, *size), (0.0,) * settings.in_chans, (1.0,) * settings.in_chans)
+    chosen = {}
+    for name, known in (("interpolation", ("bilinear", "bicubic")), ("crop_mode", ("center", "squash"))):
+        initial = initial_cfg.get(name)
+        chosen[name] = getattr(settings, name) or (initial if initial in known else getattr(usual, name))
+    crop_pct = settings.crop_pct
+    if crop_pct is None and crops_resized:
+        crop_pct = min(initial_cfg.get("crop_pct") or usual.crop_pct, 1.0)
+    return replace(usual, **chosen, crop_pct=crop_pct or usual.crop_pct)
+
+
 def given_statistics(settings: PreprocessingSettings, initial_cfg: Mapping[str, Any]) -> list[tuple[float, ...] | None]:
     """Return mean and standard deviation, each from the settings, else of the initial weights, else None."""
     chosen = []

@@ -70,13 +70,15 @@ class PreprocessingSettings:
     By default the model's own if it has weights, else measured on the training images."""
     std: Annotated[tuple[float, ...] | None, Range(above=0, high=1)] = None
     """Standard deviation of the pixel values; the default is as for --mean."""
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Resizing filter for training and validation."""
-    crop_pct: Annotated[float, Range(above=0, high=1), CLASSIFICATION] = 1.0
-    """Fraction of the resized image's side that the centre crop of the validation keeps."""
-    crop_mode: Annotated[Literal["center", "squash"], CLASSIFICATION] = "center"
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """Resizing filter for training and validation; by default the model's own if it has weights, else bilinear."""
+    crop_pct: Annotated[float | None, Range(above=0, high=1), CLASSIFICATION] = None
+    """Fraction of the resized image's side that the centre crop of the validation keeps.
+    By default 1, or with random resized crops the model's own if it has weights."""
+    crop_mode: Annotated[Literal["center", "squash"] | None, CLASSIFICATION] = None
     """How non-square images are fitted, in validation and in training without random resized crops.
-    center: resize the shorter side and crop the centre. squash: resize both sides."""
+    center: resize the shorter side and crop the centre. squash: resize both sides.
+    By default the model's own if it has weights, else center."""
     train_crop_mode: Annotated[Literal["auto", "pad", "rrc", "none"], CLASSIFICATION] = "auto"
     """pad: random crop of the padded image. rrc: random resized crop. auto: pad up to 64 pixels, else rrc.
     With auto, the included sample is cropped only if --crop-padding is given."""

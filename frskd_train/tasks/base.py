@@ -55,8 +55,8 @@ class Job(ABC):
     def initial_cfg(self) -> Mapping[str, Any] | None:
         """Return timm's configuration of the images that the initial weights were trained with; None if random.
 
-        For `--initial-checkpoint` it is in the folder of an exported student; beside other files, mean and standard
-        deviation are the model's, as in timm.
+        For `--initial-checkpoint` it is in the folder of an exported student; beside other files it is the model's, as
+        in timm, but for the size.
         """
         model = self.settings.model
         if model.initial_checkpoint is None:
@@ -64,7 +64,7 @@ class Job(ABC):
         with suppress(UserError):
             config = read_student(Path(model.initial_checkpoint).parent).config
             return config.get("pretrained_cfg", config)
-        return {name: self.model_cfg.get(name) for name in ("mean", "std")}
+        return {name: value for name, value in self.model_cfg.items() if name != "input_size"}
 
     def load_data(self, measured: Any = None) -> TrainingData:
         """Return images and targets of the run; raise UserError if they cannot be used for training.
