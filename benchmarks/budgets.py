@@ -32,7 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import protocol  # noqa: E402
 import protocol_tables  # noqa: E402
 from protocol import Run  # noqa: E402
-from protocol_data import find_dataset  # noqa: E402
+from protocol_data import find_dataset, find_weights  # noqa: E402
 from table_files import append, read  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -41,7 +41,7 @@ BEGIN = "<!-- begin: written by python benchmarks/budgets.py --write -->"
 BEGIN_SPOILT = "<!-- begin: imbalanced and wrong labels, written by python benchmarks/budgets.py --write -->"
 
 
-def train(run: Run, dataset: str, flags: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+def train(run: Run, flags: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     """Train once in this process, or finish training, and return the rows for the CSV."""
     import torch
     from accelerate.state import AcceleratorState, GradientState
@@ -89,7 +89,7 @@ def train(run: Run, dataset: str, flags: Sequence[str], folder: Path) -> list[di
                 self.validate()
             self.accelerator.end_training()
 
-    common = ["--dataset", dataset, "--output-dir", str(folder), "--resume", "auto", "--seed", str(run.seed)]
+    common = ["--output-dir", str(folder), "--resume", "auto", "--seed", str(run.seed)]
     common += ["--epochs", str(run.epochs), "--val-interval", str(run.epochs), "--log-interval", "100000"]
     try:
         trainer = Measured()
@@ -118,12 +118,12 @@ def measure(args: argparse.Namespace) -> None:
     for data in args.data:
         times: dict[str, list[float]] = {"ce": [], args.name: []}
         runs = [Run(data, args.split, method, 1, 0) for method in times]
-        dataset = dataset_of(runs[0], args)
+        of_data = data_flags(runs[0], args)
         for run in runs * args.rounds:
-            flags = [*flags_of(run, args).split(), "--threads", str(args.threads)]
+            flags = [*of_data, *flags_of(run, args).split(), "--threads", str(args.threads)]
             folder = args.run_dir / f"measure-{os.getpid()}"
             shutil.rmtree(folder, ignore_errors=True)  # of an earlier process with this number
-            times[run.method].append(float(train(run, dataset, flags, folder)[0]["seconds_per_epoch"]))
+            times[run.method].append(float(train(run, flags, folder)[0]["seconds_per_epoch"]))
             shutil.rmtree(folder)
         ratios = [own / plain for plain, own in zip(*times.values(), strict=True)]
         numbers = {"ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
@@ -147,12 +147,14 @@ def flags_of(run: Run, args: argparse.Namespace) -> str:
     return run.flags(" ".join(args.flags), args.rehearse) + (" --torchcompile" if args.torchcompile else "")
 
 
-def dataset_of(run: Run, args: argparse.Namespace) -> str:
-    """Return the dataset of a run, which is created if there is none; only one process at a time does so."""
+def data_flags(run: Run, args: argparse.Namespace) -> list[str]:
+    """Return the flags for the data and initial weights of a run, which only one process at a time creates."""
     args.data_dir.mkdir(parents=True, exist_ok=True)
     with (args.data_dir / "budgets.lock").open("w") as creating:
         fcntl.flock(creating, fcntl.LOCK_EX)
-        return find_dataset(protocol.CASES[run.data], run.split, args.data_dir, args.rehearse)
+        case = protocol.CASES[run.data]
+        dataset = find_dataset(case, run.split, args.data_dir, args.rehearse)
+        return ["--dataset", dataset, *find_weights(case, args.data_dir, args.rehearse)]
 
 
 def work(args: argparse.Namespace) -> int:
@@ -171,7 +173,7 @@ def work(args: argparse.Namespace) -> int:
         folder, flags = args.run_dir / folder_name(run), flags_of(run, args)
         print(f"== {run}", flush=True)
         try:
-            rows = train(run, dataset_of(run, args), [*flags.split(), "--threads", str(args.threads)], folder)
+            rows = train(run, [*data_flags(run, args), *flags.split(), "--threads", str(args.threads)], folder)
         except Exception as error:  # the other runs may work
             print(f"== failed: {run}: {error}", file=sys.stderr, flush=True)
             failed.add(run)

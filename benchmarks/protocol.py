@@ -23,6 +23,7 @@ class Case:
         flags: Flags of `train.py`.
         spoilt: Key in `protocol_data.SPOILT` of the change to the training images, if any.
         rivals: Cases with the same data and another augmentation, whose baselines count too.
+        is_pretrained: Whether the student starts from ImageNet weights.
     """
 
     title: str
@@ -31,6 +32,7 @@ class Case:
     flags: str
     spoilt: str = ""
     rivals: tuple[str, ...] = ()
+    is_pretrained: bool = False
 
     @property
     def is_dense(self) -> bool:
@@ -48,12 +50,16 @@ _GARMENTS = "--model wide_resnet16_2_frskd --opt sgd --lr 0.1 --weight-decay 5e-
 _FEW = "--train-num-samples 4000"
 _ERASING = "--crop-padding 2 --reprob 0.25"
 _MUON = "--opt nmuon --lr 3e-3 --weight-decay 0.05"
+_LITE = (
+    "--model tf_efficientnet_lite0 --img-size 64 --opt adamw --lr 1e-3 --weight-decay 0.05 --batch-size 32 --hflip 0"
+)
 _ALL = f"--batch-size 128 {_ERASING}"
 CASES = {
     "typefaces": Case("100 typefaces", "typefaces", (30,), _TYPEFACES),
     "typefaces_2": Case("100 other typefaces", "typefaces_2", (30,), _TYPEFACES),
     "typefaces_muon": Case("100 typefaces, Muon", "typefaces", (30,), f"{_TYPEFACES} {_MUON}"),
     "typefaces_2_muon": Case("100 other typefaces, Muon", "typefaces_2", (30,), f"{_TYPEFACES} {_MUON}"),
+    "typefaces_imagenet": Case("100 typefaces, ImageNet weights", "typefaces", (20,), _LITE, is_pretrained=True),
     "reading": Case("100 words in unseen typefaces, Muon", "reading", (30,), f"{_TYPEFACES} {_MUON}"),
     "sgd": Case(
         "Fashion-MNIST, 4,000 images, SGD, crops",

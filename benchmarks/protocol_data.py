@@ -60,8 +60,20 @@ def plain_dataset(name: str, folder: Path, rehearsal: bool = False) -> str:
     return str(path)
 
 
+def find_weights(case: Case, folder: Path, rehearsal: bool = False) -> list[str]:
+    """Return the flags of `train.py` for the initial weights of a case, which are created below `folder` if needed."""
+    from tools import imagenet_weights
+
+    if not case.is_pretrained or rehearsal:
+        return []
+    path = folder / f"{imagenet_weights.MODEL}.safetensors"
+    if not path.exists():
+        _create(path, imagenet_weights.write)
+    return ["--initial-checkpoint", str(path)]
+
+
 def _create(path: Path, maker: Callable[[Path], object]) -> None:
-    """Create a dataset beside its place, so that an interruption leaves nothing there."""
+    """Create a dataset or file beside its place, so that an interruption leaves nothing there."""
     unfinished = path.with_name(f"{path.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     maker(unfinished)
