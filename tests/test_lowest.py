@@ -14,8 +14,16 @@ from conftest import ROOT
 
 LOAD = """
 import frskd_timm, timm, torch
-model = timm.create_model("local-dir:{student}").eval()
+model = timm.create_model("{student}", pretrained=True).eval()
 print("logits", *model(torch.zeros(2, 3, 32, 32)).shape)
+"""
+SEGMENT = """
+import torch
+from frskd_timm.segmentation import SegmentationStudent
+student = SegmentationStudent("test_resnet", 3, channels=8, layers=1).eval()
+student.save_pretrained("masks")
+again, images = SegmentationStudent.from_pretrained("masks").eval(), torch.rand(1, 3, 64, 64)
+print("equal", torch.equal(student(images), again(images)))
 """
 
 
@@ -36,14 +44,17 @@ def test_the_lowest_declared_versions_train_export_and_load(tmp_path: Path) -> N
     run(uv, "venv", "--python", sys.executable, "lowest", cwd=tmp_path)
     python = tmp_path / "lowest" / "bin" / "python"
     lowest = ("--resolution", "lowest-direct", "--python", python)
-    run(uv, "pip", "install", *lowest, f"{ROOT}[train]", cwd=tmp_path)
+    run(uv, "pip", "install", *lowest, ROOT, cwd=tmp_path)
+    assert run(python, "-c", LOAD.format(student="wide_resnet16_2_frskd"), cwd=tmp_path).strip() == "logits 2 10"
+    assert "equal True" in run(python, "-c", SEGMENT, cwd=tmp_path)
 
+    run(uv, "pip", "install", *lowest, f"{ROOT}[train]", cwd=tmp_path)
     small = ("--model", "test_resnet", "--epochs", "1", "--train-num-samples", "64", "--img-size", "32")
     train = (python, "-m", "frskd_train", "train", *small, "--threads", "1", "--output-dir", "run")
     assert "epoch 1/1" in run(*train, cwd=tmp_path)
     student = tmp_path / "run" / "student"
     assert "top-1" in run(python, "-m", "frskd_train", "validate", "--model", f"local-dir:{student}", cwd=tmp_path)
-    assert run(python, "-c", LOAD.format(student=student), cwd=tmp_path).strip() == "logits 2 10"
+    assert run(python, "-c", LOAD.format(student=f"local-dir:{student}"), cwd=tmp_path).strip() == "logits 2 10"
 
     run(uv, "pip", "install", *lowest, f"{ROOT}[train,onnx]", cwd=tmp_path)
     run(python, "-m", "frskd_train", "export", "run", cwd=tmp_path)

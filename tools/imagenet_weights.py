@@ -8,6 +8,7 @@ The package has the weights of TensorFlow's model (Apache-2.0) with other names.
 """
 
 import argparse
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -40,4 +41,7 @@ def write(path: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, help="safetensors file to write")
-    write(parser.parse_args().path)
+    try:
+        write(parser.parse_args().path)
+    except UserError as error:
+        sys.exit(f"error: {error}")
