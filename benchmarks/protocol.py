@@ -50,9 +50,8 @@ _GARMENTS = "--model wide_resnet16_2_frskd --opt sgd --lr 0.1 --weight-decay 5e-
 _FEW = "--train-num-samples 4000"
 _ERASING = "--crop-padding 2 --reprob 0.25"
 _MUON = "--opt nmuon --lr 3e-3 --weight-decay 0.05"
-_LITE = (
-    "--model tf_efficientnet_lite0 --img-size 64 --opt adamw --lr 1e-3 --weight-decay 0.05 --batch-size 32 --hflip 0"
-)
+_ADAMW = "--opt adamw --lr 4e-3 --weight-decay 0.05"
+_LITE = f"--model tf_efficientnet_lite0 --img-size 64 --batch-size 32 --hflip 0 {_ADAMW}"
 _ALL = f"--batch-size 128 {_ERASING}"
 CASES = {
     "typefaces": Case("100 typefaces", "typefaces", (30,), _TYPEFACES),
@@ -60,6 +59,9 @@ CASES = {
     "typefaces_muon": Case("100 typefaces, Muon", "typefaces", (30,), f"{_TYPEFACES} {_MUON}"),
     "typefaces_2_muon": Case("100 other typefaces, Muon", "typefaces_2", (30,), f"{_TYPEFACES} {_MUON}"),
     "typefaces_imagenet": Case("100 typefaces, ImageNet weights", "typefaces", (20,), _LITE, is_pretrained=True),
+    "typefaces_2_imagenet": Case(
+        "100 other typefaces, ImageNet weights", "typefaces_2", (20,), _LITE, is_pretrained=True
+    ),
     "reading": Case("100 words in unseen typefaces, Muon", "reading", (30,), f"{_TYPEFACES} {_MUON}"),
     "sgd": Case(
         "Fashion-MNIST, 4,000 images, SGD, crops",
