@@ -62,10 +62,10 @@ def plain_dataset(name: str, folder: Path, rehearsal: bool = False) -> str:
 
 def find_weights(case: Case, folder: Path, rehearsal: bool = False) -> list[str]:
     """Return the flags of `train.py` for the initial weights of a case, which are created below `folder` if needed."""
-    from tools import imagenet_weights
-
     if not case.is_pretrained or rehearsal:
         return []
+    from tools import imagenet_weights
+
     path = folder / f"{imagenet_weights.MODEL}.safetensors"
     if not path.exists():
         _create(path, imagenet_weights.write)
