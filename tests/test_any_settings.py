@@ -70,11 +70,10 @@ def flags_of(name: str, kind: Any) -> st.SearchStrategy[list[str]]:
         flat = lambda value: [f"{key}={part}" for key, part in value.items()] if isinstance(value, dict) else value
         listed = lambda value: [flag, *value] if isinstance(value, list) else [f"{flag}={value}"]
         return WORDS[name].map(flat).map(listed)
-    choices = [part for part in typing.get_args(kind) if part is not type(None)]
-    if typing.get_origin(kind) is typing.Literal:
-        return st.sampled_from([*choices, "nonsense"]).map(lambda value: [f"{flag}={value}"])
     if type(None) in typing.get_args(kind):
-        kind = choices[0]
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    if typing.get_origin(kind) is typing.Literal:
+        return st.sampled_from([*typing.get_args(kind), "nonsense"]).map(lambda value: [f"{flag}={value}"])
     if kind is bool:
         return st.sampled_from([flag, flag_of(f"no_{name}")]).map(lambda text: [text])
     if typing.get_origin(kind) is tuple:
