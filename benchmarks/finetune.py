@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, metavar="CSV", help="print the table of these results and exit")
     parser.add_argument("--baseline", metavar="STUDENT", help="exported student of a cross-entropy run")
     parser.add_argument("--model", default="wide_resnet16_2_frskd", help="pretrained student, or local-dir:STUDENT")
-    parser.add_argument("--architecture", default="wide_resnet16_2_frskd", help="architecture for random weights")
+    parser.add_argument("--architecture", help="architecture for random weights, if --model is a folder")
     parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=list(WEIGHTS))
     parser.add_argument("--data", nargs="+", choices=HELD_OUT, default=list(HELD_OUT))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
@@ -183,10 +183,13 @@ def main() -> None:
         parser.error("--output is required")
     if "ce" in args.weights and not args.baseline:
         parser.error("--baseline is required, or --weights frskd random")
+    architecture = args.architecture or args.model.split(".")[0]
+    if "random" in args.weights and ":" in architecture:
+        parser.error("--architecture is required, or --weights frskd ce")
     sources = {
         "frskd": ["--model", args.model],
         "ce": ["--model", f"local-dir:{args.baseline}"],
-        "random": ["--model", args.architecture, "--no-pretrained"],
+        "random": ["--model", architecture, "--no-pretrained"],
     }
     for data, budget, mode, weights in itertools.product(args.data, BUDGETS, args.modes, args.weights):
         make(data, args.data_dir / data)

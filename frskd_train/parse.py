@@ -59,6 +59,11 @@ def parse_settings(args: Sequence[str]) -> Settings:
         settings = replace(settings, preprocessing=replace(settings.preprocessing, crop_padding=None))
     if settings.optimizer.lr_base is not None and "lr" in given:
         raise SettingsError("--lr and --lr-base cannot be combined: leave one out, or give --lr-base None.")
+    if "no_pretrained" in given and settings.model.has_weights and not settings.model.pretrained:
+        raise SettingsError(
+            f"--no-pretrained has no effect on {settings.model.model}, which names weights: give the name of its "
+            "architecture."
+        )
     check_settings(settings)
     refuse_unused({name.removeprefix("no_"): len(words) for name, words in given.items()}, settings)
     return settings
