@@ -33,19 +33,25 @@ class TrainMeter:
         self._sums, self._recent = torch.zeros(2, len(names), dtype=torch.float64, device=self.device)
         self._first_bad = torch.full_like(self._sums, float("inf"))
         self._good = torch.zeros(1, dtype=torch.float64, device=self.device)
+        self._bad_before = 0  # bad steps before the current update; known only if bad steps are skipped
 
     def update(
-        self, result: Mapping[str, Tensor], accelerator: Accelerator | None = None, discarded: bool = False
+        self,
+        result: Mapping[str, Tensor],
+        accelerator: Accelerator | None = None,
+        updated: bool = True,
+        discarded: bool = False,
     ) -> None:
         """Add the loss and the terms of one step; with an accelerator, a bad loss in any process counts in all.
 
-        A step that was `discarded`, because of its gradients, counts as bad, whatever its loss.
+        The last step of an update (`updated`) that was `discarded`, because of its gradients, counts as bad, whatever
+        its loss, unless another step of the same update did.
         """
         if not self.names:
             self._start([name for name in result if name.startswith("loss")])
         values = torch.stack([result[name].detach().double() for name in self.names])
         finite = torch.isfinite(values)
-        if discarded and finite.all():  # the gradient of the sum is to blame
+        if discarded and finite.all() and self.bad_steps() == self._bad_before:  # the gradient of the sum is to blame
             finite[self.names.index("loss")] = False
         if accelerator is not None and accelerator.num_processes > 1:
             finite = accelerator.reduce(finite.double(), reduction="mean") == 1
@@ -56,6 +62,8 @@ class TrainMeter:
         self._recent = torch.where(good, newer, self._recent)
         self._first_bad = torch.minimum(self._first_bad, torch.where(finite, float("inf"), float(self.steps)))
         self.steps += 1
+        if accelerator is not None and updated:
+            self._bad_before = self.bad_steps()
 
     def bad_steps(self) -> int:
         """Return how many steps had a term that was not finite. Synchronises."""
@@ -107,6 +115,7 @@ class TrainMeter:
         self._recent += torch.tensor(state["recent"], dtype=torch.float64, device=self.device)
         bad = [float("inf") if step is None else step for step in state["first_bad"]]
         self._first_bad = torch.tensor(bad, dtype=torch.float64, device=self.device)
+        self._bad_before = self.bad_steps()
 
 
 def learning_note(

@@ -27,6 +27,7 @@ from frskd_train.settings import OptimizerSettings
 
 # torch optimizers with a fused update of all weights, which takes a third of the time on a CPU, and whether it is right
 # for scaled gradients: if these overflow in the first step, torch's fused SGD starts from uninitialised momentum.
+_OF_GROUPS = "fallback_list", "fallback_no_weight_decay"  # arguments of timm's parameter groups
 FUSED = {"sgd": False, "momentum": False, "adam": True, "adamw": True}
 
 
@@ -38,6 +39,7 @@ def check_optimizer(settings: OptimizerSettings, device: torch.device | str = "c
         )
     # Zeros, which do not advance the random generator of the student's weights.
     parameters = [nn.Parameter(torch.zeros(shape, device=device)) for shape in ((2, 2), (2,))]
+    _fallback(settings)
     optimizer = _create(settings, [{"params": parameters}])
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
@@ -56,13 +58,25 @@ def create_optimizer(settings: OptimizerSettings, task: StudentTask, is_scaled: 
     """
     # The groups do not depend on the value, so that a resumed run can change it, to and from 0 as well.
     decay: dict[str, Any] = {"weight_decay": 1.0, "weight_decay_exclude_1d": settings.filter_bias_and_bn}
-    decay["no_weight_decay_list"] = task.no_weight_decay()
+    decay |= {"no_weight_decay_list": task.no_weight_decay(), **_fallback(settings)}
     if settings.layer_decay is not None:
         groups = param_groups_layer_decay(task, layer_decay=settings.layer_decay, **decay)
     else:
         groups = param_groups_weight_decay(task, **decay)
     groups = [{**group, "weight_decay": settings.weight_decay * group["weight_decay"]} for group in groups]
     return _create(settings, groups, is_scaled)
+
+
+def _fallback(settings: OptimizerSettings) -> dict[str, Any]:
+    """Return which parameters a hybrid optimizer leaves to its second optimizer, as timm's groups take it."""
+    found = {name: value for name, value in keyword_arguments(settings.opt_kwargs).items() if name in _OF_GROUPS}
+    if "fallback_list" in found:
+        names = found["fallback_list"]
+        names = [names] if isinstance(names, str) else names
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"--opt-kwargs fallback_list must be a list of parameter names, not {names!r:.60}.")
+        found["fallback_list"] = [*names, *(f"student.{name}" for name in names)]  # the names in the task
+    return found
 
 
 def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]], is_scaled: bool = False) -> Optimizer:
@@ -75,7 +89,7 @@ def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]], is_sc
     if get_optimizer_info(settings.opt).second_order:
         raise UserError(f"Optimizer '{settings.opt}' needs second-order gradients, which training does not compute.")
     own: dict[str, Any] = {name: getattr(settings, name) for name in ("opt", "lr", "weight_decay", "momentum")}
-    more = keyword_arguments(settings.opt_kwargs)
+    more = {name: value for name, value in keyword_arguments(settings.opt_kwargs).items() if name not in _OF_GROUPS}
     if settings.opt in FUSED and not (more.get("foreach") or more.get("differentiable")):
         more.setdefault("fused", FUSED[settings.opt] or not is_scaled)
     try:

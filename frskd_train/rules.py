@@ -16,6 +16,13 @@ REFUSED_KWARGS = {
     "in_chans", "no_jit", "num_classes", "out_indices", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay",
     "scriptable",
 }  # fmt: skip
+# Arguments of timm.optim.create_optimizer_v2 and the settings for them.
+OWN_FLAGS = {name: name for name in ("filter_bias_and_bn", "layer_decay", "lr", "momentum", "opt", "weight_decay")} | {
+    "layer_decay_min_scale": "layer_decay",
+    "layer_decay_no_opt_scale": "layer_decay",
+    "param_group_fn": "layer_decay",
+    "weight_decay_exclude_1d": "filter_bias_and_bn",
+}
 # Settings that have no effect unless one of those before them is given.
 NEEDS = {
     ("bce_loss",): ("bce_sum", "bce_target_thresh", "bce_pos_weight"),
@@ -76,8 +83,9 @@ def _check_schedule(settings: Settings) -> None:
         raise SettingsError("--warmup-epochs has no effect with --sched none: leave one of them out.")
     if sched == "multistep" and not chosen.decay_milestones:
         raise SettingsError("--sched multistep needs --decay-milestones, the epochs at which the rate decays.")
+    is_new = settings.run.resume in (None, "auto")  # a resumed run may be ended earlier, for the student of an epoch
     for name, start in (("warmup_epochs", chosen.warmup_epochs), ("distill_start", settings.method.distill_start)):
-        if start >= epochs and start > 0:
+        if is_new and start >= epochs and start > 0:
             raise SettingsError(f"{flag(name)} must be less than --epochs {epochs}, not {start:g}.")
     if chosen.lr_base is None:
         lowest = {"min_lr": chosen.min_lr if sched in OF_SCHEDULER["min_lr"] else 0}
@@ -116,8 +124,9 @@ def _check_keyword_arguments(settings: Settings) -> None:
         raise SettingsError(f"--model-kwargs may not contain {name}: it has its own flag or changes what timm returns.")
     if settings.model.task == "classification" and "img_size" in settings.model.model_kwargs:
         raise SettingsError("--model-kwargs may not contain img_size: use --img-size, which images are resized to.")
-    for name in {"lr", "momentum", "opt", "weight_decay"} & set(settings.optimizer.opt_kwargs):
-        raise SettingsError(f"--opt-kwargs may not contain {name}: use {flag(name)}.")
+    for name, own in OWN_FLAGS.items():
+        if name in settings.optimizer.opt_kwargs:
+            raise SettingsError(f"--opt-kwargs may not contain {name}: use {flag(own)}.")
 
 
 def refuse_unused(times_given: Mapping[str, int], settings: Settings) -> None:

@@ -187,7 +187,7 @@ class Trainer:
             self.optimizer.step()
             self.optimizer.zero_grad()
 
-        self.meter.update(result, self.accelerator if self.guard else None, discarded)
+        self.meter.update(result, accelerator if self.guard else None, accelerator.sync_gradients, discarded)
         self.progress.step()
         state.step += 1
         if accelerator.device.type == "cpu":  # on other devices this would synchronise at every step

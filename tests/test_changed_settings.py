@@ -111,6 +111,18 @@ def test_a_resumed_run_keeps_the_statistics_of_its_images(tmp_path: Path, capsys
         read_baseline([run], settings, "top1", "frskd")
 
 
+def test_a_copy_of_a_run_can_be_ended_during_the_warmup(places: Path, tmp_path: Path) -> None:
+    """Export the student of an early epoch, as the documents say."""
+    waits = ["--warmup-epochs", 1, "--distill-start", 1]
+    train_here(*small(places), *waits, "--output-dir", tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    first = min((tmp_path / "copy" / "checkpoints").glob("step-*"))
+    train_here("--resume", first, "--epochs", 1)
+    exported = load_file(tmp_path / "copy" / "student" / "model.safetensors")
+    saved = load_file(first / "task.safetensors")
+    assert all(torch.equal(value, saved[f"student.{name}"]) for name, value in exported.items())
+
+
 def statistics_of(run: Path) -> list[Any]:
     cfg = read_json(run / "student" / "config.json")["pretrained_cfg"]
     return [cfg["mean"], cfg["std"]]

@@ -54,6 +54,12 @@ def test_discarded_updates_count_although_their_losses_are_finite(
         train_here(*small(places), "--skip-nonfinite", 1, "--output-dir", tmp_path / "run")
 
 
+def test_a_bad_batch_of_an_update_counts_once(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, epoch=0, step=2)
+    train_here(*small(places), "--grad-accum-steps", 4, "--skip-nonfinite", 1, "--output-dir", tmp_path / "run")
+    assert rows(tmp_path / "run")[0]["skipped_steps"] == "1"
+
+
 def spoil(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int) -> None:
     """Put NaN into the images of one step."""
     augment = BatchAugmentation.__call__

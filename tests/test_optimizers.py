@@ -14,6 +14,7 @@ from frskd_timm.errors import UserError
 from frskd_timm.segmentation import SegmentationCrossEntropyTask, create_segmentation_student
 from frskd_timm.student_task import CrossEntropyTask
 from frskd_train.checkpoint import load_state, restore, save_checkpoint
+from frskd_train.constraints import keyword_arguments
 from frskd_train.optim import base_lr, check_optimizer, create_optimizer, create_scheduler
 from frskd_train.settings import OptimizerSettings
 
@@ -122,6 +123,25 @@ def test_weight_decay_spares_the_parameters_that_timm_spares(filtered: bool, lay
     plain = replace(settings, layer_decay=None)  # which is for classification
     found = decays(create_optimizer(plain, SegmentationCrossEntropyTask(segmenter)))
     assert found[id(segmenter.backbone.pos_embed)] == 0
+
+
+@pytest.mark.parametrize("arguments", [{"fallback_list": "['head*']"}, {"fallback_no_weight_decay": "True"}])
+@pytest.mark.parametrize("layer_decay", [None, 0.5])
+def test_hybrid_optimizers_leave_to_their_fallback_what_timm_leaves(
+    arguments: dict[str, str], layer_decay: float | None
+) -> None:
+    student = timm.create_model("test_vit", num_classes=3)
+    settings = OptimizerSettings(opt="muon", lr=0.1, layer_decay=layer_decay, opt_kwargs=arguments)
+    options = {"opt": "muon", "lr": 0.1, "weight_decay": 0.1, "layer_decay": layer_decay, "filter_bias_and_bn": False}
+    expected = create_optimizer_v2(student, **options, **keyword_arguments(arguments))
+    found = create_optimizer(settings, CrossEntropyTask(student))
+    first, second = (
+        {id(p) for group in optimizer.param_groups if group.get("use_fallback") for p in group["params"]}
+        for optimizer in (expected, found)
+    )
+    assert first == second != set()
+    with pytest.raises(UserError, match="fallback_list must be a list of parameter names, not 3"):
+        check_optimizer(replace(settings, opt_kwargs={"fallback_list": "3"}))
 
 
 def test_milestones_in_any_order_act_from_the_beginning_of_an_epoch() -> None:

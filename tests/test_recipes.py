@@ -283,7 +283,8 @@ REFUSED = {
     "--baseline a --baseline b": "--baseline is given twice", "--aug-repeats 0.5": "must be 0 or at least 1",
     "--in-chans 1 --grayscale-prob 0.5": "--grayscale-prob .*--in-chans 1", "--noisy-labels --mixup 0.2": "--mixup:",
     "--model-kwargs img_size=64": "--img-size", "--opt-kwargs weight_decay=0": "--weight-decay",
-    "--model hf-hub:a/b --no-pretrained": "hf-hub:a/b.* architecture",
+    "--opt-kwargs weight_decay_exclude_1d=True": "--filter-bias-and-bn",
+    "--opt-kwargs layer_decay=0.5": "--layer-decay", "--model hf-hub:a/b --no-pretrained": "hf-hub:a/b.* architecture",
 }  # fmt: skip
 
 

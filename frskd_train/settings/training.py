@@ -45,7 +45,8 @@ class OptimizerSettings:
     layer_decay: Annotated[float | None, Range(above=0, high=1), FIXED, CLASSIFICATION] = None
     """Factor of the learning rate from one student layer to the previous one, for fine-tuning."""
     opt_kwargs: Annotated[KeywordArguments, FIXED] = field(default_factory=dict)
-    """Additional arguments of the optimizer, such as --opt-kwargs eps=1e-6; the flag without values clears them."""
+    """Additional arguments of the optimizer, such as --opt-kwargs eps=1e-6; the flag without values clears them.
+    For hybrid optimizers such as Muon, also timm's fallback_list and fallback_no_weight_decay."""
     clip_grad: Annotated[float | None, Positive] = None
     """Gradient clipping threshold."""
     clip_mode: Literal["norm", "value", "agc"] = "norm"
@@ -62,7 +63,7 @@ class OptimizerSettings:
     min_lr: Annotated[float, NotNegative] = 0.0
     """Learning rate at the end of cosine, tanh and poly; lowest learning rate of plateau."""
     decay_milestones: Annotated[tuple[int, ...], Count] = ()
-    """multistep: epochs at which the learning rate is multiplied by --decay-rate."""
+    """multistep: epochs after which the learning rate is multiplied by --decay-rate (timm's script: one earlier)."""
     decay_epochs: Annotated[float, Positive] = 30.0
     """step: epochs between two decays."""
     decay_rate: Annotated[float | None, Positive] = None

@@ -118,7 +118,7 @@ class Job(ABC):
     def distillation_options(self) -> dict[str, Any]:
         """Return the arguments of `DistillationTask` that all tasks derive from the settings in the same way."""
         method = self.settings.method
-        start = method.distill_start / self.settings.optimizer.epochs
+        start = min(0.999, method.distill_start / self.settings.optimizer.epochs)  # a resumed run may end before it
         own = {"schedule": method.distill_schedule, "start": start, "feature_loss": method.feature_loss}
         return own | {name: getattr(method, name) for name in TASK_OPTIONS}
 
