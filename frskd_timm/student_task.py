@@ -76,12 +76,15 @@ class StudentTask(TrainingTask):
     def cross_entropy(self, logits: Tensor, target: Tensor, factor: Tensor | None = None) -> Tensor:
         """Return the mean cross-entropy of logits [B, K] and classes [B] or probabilities [B, K].
 
-        Images of the class -100 do not count. A factor [B] multiplies the cross-entropy of each image before the mean.
+        Images of the class -100 do not count; the loss is 0 if no image counts. A factor [B] multiplies the
+        cross-entropy of each image before the mean.
         """
         if self.label_loss is not None:
             return self.label_loss(logits.float(), target, **({} if factor is None else {"factor": factor}))
         if factor is None:
-            return F.cross_entropy(logits.float(), target, label_smoothing=self.smoothing)
+            loss = F.cross_entropy(logits.float(), target, label_smoothing=self.smoothing)
+            # torch's mean over no image is NaN.
+            return loss if target.is_floating_point() else loss.where((target != UNLABELLED).any(), 0.0)
         losses = F.cross_entropy(logits.float(), target, label_smoothing=self.smoothing, reduction="none")
         return weighted_mean(losses * factor, (target != UNLABELLED).float())
 

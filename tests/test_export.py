@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -277,3 +278,11 @@ def test_replaces_an_export_and_nothing_else(tmp_path):
     with pytest.raises(UserError, match="is a file"):
         export(newer, folder / "thesis.tex")
     assert (folder / "thesis.tex").read_text() == "mine"
+    for place, mine in ((tmp_path / "photos", "album.png/1.jpg"), (tmp_path / "experiment", "config.json")):
+        if mine != "config.json":
+            shutil.copytree(folder, place, ignore=lambda *_: ["thesis.tex"])
+        (place / mine).parent.mkdir(parents=True)
+        (place / mine).write_text('{"lr": 1}')
+        with pytest.raises(UserError, match=rf"holds something other than an exported .*{mine.split('/')[0]}"):
+            export(newer, place)
+        assert (place / mine).read_text() == '{"lr": 1}'

@@ -91,7 +91,9 @@ def test_missing_labels_and_labels_of_other_types(options: dict[str, Any]) -> No
         expected, found = task(images, target), task(images, target.to(torch.uint8))
         assert all(bool((found[name] == value).all()) for name, value in expected.items())
         labelled, both = task(images[:1], target[:1]), task(images, torch.tensor([70, -100]))
-        assert both["loss"].isfinite()
+        unlabelled = task(images, torch.full_like(target, -100))
+        assert all(result["loss"].isfinite() for result in (both, unlabelled))
+        assert unlabelled["loss_ce"] == 0
         for name in labelled.keys() & {"loss_ce", "loss_ce_teacher", "loss_sla"}:
             torch.testing.assert_close(both[name], labelled[name])
     logits, some = PROBABILITIES.log(), TARGET.clone().index_fill(0, torch.tensor(0), -100)

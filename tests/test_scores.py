@@ -109,7 +109,7 @@ def test_images_that_pad_a_batch_do_not_count() -> None:
     evaluators = [SegmentationEvaluator(4, max_samples=2), SegmentationEvaluator(4)]
     for part in (slice(0, 1), slice(1, 3)):
         evaluators[0].update(logits[part], target[part])
-    evaluators[1].update(logits[:2], target[:2])
+    evaluators[1].update(logits[:2], target[:2].to(torch.uint8))
     assert evaluators[0].compute() == pytest.approx(evaluators[1].compute())
     assert [evaluator.num_samples for evaluator in evaluators] == [2, 2]
     assert all(math.isnan(score) for score in SegmentationEvaluator(4).compute().values())

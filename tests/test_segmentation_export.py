@@ -128,6 +128,8 @@ def test_statistics_are_those_of_the_weights() -> None:
     name = "wide_resnet16_2_frskd"
     expected = timm.get_pretrained_cfg(name).mean
     assert create_segmentation_student(name, 5, pretrained=True).mean == expected
+    gray = create_segmentation_student(name, 5, pretrained=True, in_chans=1)
+    assert gray.mean == pytest.approx([sum(expected) / 3])
     given = create_segmentation_student(name, 5, pretrained=True, mean=(0.1, 0.2, 0.3))
     assert (given.mean, given.std) == ((0.1, 0.2, 0.3), timm.get_pretrained_cfg(name).std)
 

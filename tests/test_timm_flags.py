@@ -48,6 +48,9 @@ def test_class_weights_and_binary_cross_entropy_are_those_of_torch_and_timm() ->
         assert not loss.state_dict()
         for target in (TARGET, one_hot):  # Mixup gives probabilities, which are smoothed alike
             torch.testing.assert_close(loss(LOGITS, target), wanted)
+        some = TARGET.clone().index_fill(0, torch.tensor(0), -100)
+        torch.testing.assert_close(loss(LOGITS, some), loss(LOGITS[1:], TARGET[1:]))
+        assert loss(LOGITS, torch.full_like(TARGET, -100)) == 0
     with pytest.raises(UserError, match="2 class weights for 3 classes"):
         LabelLoss(3, 0.1, [1.0, 2.0])
 

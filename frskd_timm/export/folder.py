@@ -101,12 +101,22 @@ def refuse_foreign(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give a folder for the student.")
     names = {path.name for path in folder.iterdir()} - _LEFT_BEHIND if folder.is_dir() else set()
-    other = sorted(name for name in names - _OWN if Path(name).suffix not in (".png", ".onnx", ".pt2"))
+    made = {name for name in names if Path(name).suffix in (".png", ".onnx", ".pt2") and (folder / name).is_file()}
+    other = sorted(names - _OWN - made) or ([CONFIG] if CONFIG in names and not _is_export(folder / CONFIG) else [])
     if names and (other or CONFIG not in names):
         raise UserError(
             f"{folder} holds something other than an exported student ({', '.join(other or sorted(names))}): "
             "move it, or give another folder."
         )
+
+
+def _is_export(config: Path) -> bool:
+    """Return whether a config is that of an exported student, and not that of another program; true if damaged."""
+    try:
+        names = read_json(config).keys()
+    except UserError:
+        return True
+    return {"architecture", "pretrained_cfg"} <= names or {"backbone", "num_classes"} <= names
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frskd_timm.errors import UserError
-from frskd_timm.losses.functional import missing_label, weighted_mean
+from frskd_timm.losses.functional import UNLABELLED, missing_label, weighted_mean
 
 
 def weights_of_classes(weights: Sequence[float] | None, num_classes: int) -> Tensor | None:
@@ -79,8 +79,9 @@ class LabelLoss(nn.Module):
         weights = weights_of_classes(class_weights, num_classes)
         self.register_buffer("class_weights", weights, persistent=False)
         self.binary: BinaryCrossEntropy | None = None
+        self.sum_classes = options.pop("sum_classes", False)
         if binary:
-            self.binary = BinaryCrossEntropy(smoothing, weight=weights, **options)
+            self.binary = BinaryCrossEntropy(smoothing, weight=weights, reduction="none", **options)
             for name, buffer in self.binary.named_buffers():
                 self.binary.register_buffer(name, buffer, persistent=False)  # settings, which checkpoints hold already
 
@@ -98,7 +99,9 @@ class LabelLoss(nn.Module):
                 raise UserError("Binary cross-entropy cannot be combined with noisy_labels; leave one of them out.")
             if target.ndim == 2:  # timm expects probabilities that are smoothed already
                 target = target.lerp(torch.full_like(target, 1 / target.shape[1]), self.smoothing)
-            return self.binary(logits, target)
+            counts = torch.ones_like(target[:, 0]) if target.ndim == 2 else target != UNLABELLED
+            losses = self.binary(logits, target if target.ndim == 2 else target.masked_fill(~counts, 0))
+            return weighted_mean(losses.sum(dim=1) if self.sum_classes else losses.mean(dim=1), counts)
         ignored = missing_label(target)
         losses = F.cross_entropy(logits, target, ignore_index=ignored, label_smoothing=self.smoothing, reduction="none")
         losses = losses if factor is None else losses * factor

@@ -40,7 +40,7 @@ class SegmentationEvaluator:
         if self.max_samples is not None:
             count = max(0, self.max_samples - self.num_samples)
             output, target = output[:count], target[:count]
-        self.num_samples += len(output)
+        self.num_samples, target = self.num_samples + len(output), target.long()
         loss = F.cross_entropy(output.float(), target, ignore_index=IGNORED, reduction="sum")
         labelled = target != IGNORED
         predicted, truth = output.argmax(dim=1)[labelled], target[labelled]

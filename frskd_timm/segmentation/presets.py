@@ -51,9 +51,10 @@ def create_segmentation_student(
     elif pretrained and (known := known_cfg(weights)):
         cfg = known.to_dict()
     for name in ("mean", "std"):
-        values = cfg.get(name) or ()
-        if not isinstance(values, (list, tuple)) or len(values) == arguments.get("in_chans", 3):
-            arguments.setdefault(name, values)  # the student refuses what is no list
+        values = cfg.get(name) or None
+        if isinstance(values, (list, tuple)) and len(values) != arguments.get("in_chans", 3):
+            values = (sum(values) / len(values),)
+        arguments.setdefault(name, values)  # the student refuses what is no list
     student = SegmentationStudent(num_classes=num_classes, **arguments)
     if pretrained:
         load_backbone(student, weights)

@@ -41,10 +41,11 @@ def _standardise(logits: Tensor) -> Tensor:
 def dkd(teacher: Tensor, student: Tensor, target: Tensor, temperature: float, weight: Tensor | None = None) -> Tensor:
     """Compute T^2 (KL of the target class against the rest + 8 KL among the other classes) (DKD, arXiv 2203.08679).
 
-    For mixed labels, the most probable class is the target.
+    For mixed labels, the most probable class is the target; without a label, the teacher's.
     """
     classes = target if target.ndim == 1 else target.argmax(dim=1)
-    own = F.one_hot(classes.where((classes >= 0) & (classes < student.shape[1]), 0), student.shape[1]).bool()
+    is_class = (classes >= 0) & (classes < student.shape[1])
+    own = F.one_hot(classes.where(is_class, teacher.argmax(dim=1)), student.shape[1]).bool()
     log_teacher, log_student = (
         torch.stack([log.where(own, 0).sum(dim=1), log.masked_fill(own, -torch.inf).logsumexp(dim=1)], dim=1)
         for log in (F.log_softmax(z.float() / temperature, dim=1) for z in (teacher.detach(), student))
