@@ -73,8 +73,8 @@ class PreprocessingSettings:
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """Resizing filter for training and validation; by default the model's own if it has weights, else bilinear."""
     crop_pct: Annotated[float | None, Range(above=0, high=1), CLASSIFICATION] = None
-    """Fraction of the resized image's side that the centre crop keeps, in validation and in training without random
-    resized crops. By default 1, or with random resized crops the model's own if it has weights."""
+    """Fraction of the resized side that the centre crop keeps, also in training without random resized crops.
+    By default 1, or with random resized crops the model's own if it has weights."""
     crop_mode: Annotated[Literal["center", "squash"] | None, CLASSIFICATION] = None
     """How non-square images are fitted, in validation and in training without random resized crops.
     center: resize the shorter side and crop the centre. squash: resize both sides.
