@@ -29,6 +29,10 @@ def test_split_folders_are_known_by_their_names(train: str, val: str, tmp_path: 
         (["train", "val"], "train, val.* no class folders"),
         (["val/cat", "val/dog", "owl", "cat"], r"folders named like splits \(val\) with others \(cat, owl\)"),
         (["train_set/cat", "train_set/dog", "val_set/cat", "val_set/dog"], "train_set, val_set .* look like splits"),
+        (
+            ["seg_train/a/cat", "seg_train/a/dog", "seg_val/b/cat", "seg_val/b/dog", "seg_pred"],
+            "look like splits, .* folders cat, dog",
+        ),
     ],
 )
 def test_folders_that_may_be_splits_are_no_classes(folders: list[str], said: str, tmp_path: Path) -> None:
@@ -83,7 +87,10 @@ def test_links_are_followed_once_and_special_files_left_alone(tmp_path: Path) ->
     (root / "cat" / "loop").symlink_to(root / "cat", target_is_directory=True)
     (root / "dog" / "gone.png").symlink_to(tmp_path / "gone.png")
     os.mkfifo(root / "dog" / "pipe.png")
-    assert load(root, val_fraction=0.2).num_train == 4 + 3 + 4 - 2
+    with pytest.raises(UserError, match=r"gone\.png\) cannot be read: .*No such file"):  # a link to nothing
+        load(root, val_fraction=0.2)
+    data = load(root, val_fraction=0.2, bad_images="skip")
+    assert (data.num_train + data.num_val, any("Left out 1 of" in note for note in data.notes)) == (4 + 3 + 4, True)
 
     rows = [encoded(picture(k)) for k in range(5)] + [{"bytes": None, "path": str(root / "dog" / "pipe.png")}]
     with pytest.raises(UserError, match=r"pipe.png\) cannot be read: it is not a regular file"):

@@ -118,6 +118,7 @@ MISTAKES: list[tuple[str, dict[str, datasets.Dataset], dict[str, Any]]] = [
     ("Row 5 of split test .* unlabelled", {"train": GOOD, "test": split(ROWS, [0, 1, 2, 0, 1, -1])}, {}),
     ("Row 2 .* no value", {"train": split(ROWS, ["a", "b", None] * 2, datasets.Value("string"))}, {}),
     ("only one class", {"train": split(ROWS, [3] * 6, INTEGERS)}, {}),
+    ("only one class", {"train": split(ROWS, [3] * 6, INTEGERS), "test": split(ROWS, [3] * 6, INTEGERS)}, {}),
     ("without an image in split train: eel", {"train": split(ROWS, [0, 1] * 3), "test": GOOD}, {}),
     ("in split train: 7", {"train": INTEGER_LABELS, "test": split(ROWS, [0, 1, 7] * 2, INTEGERS)}, {}),
     ("Split train .* is empty", {"train": split([], [])}, {}),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pictures import class_folders, encoded, load, picture, pictures, save, split
 
 from frskd_timm.errors import UserError
-from frskd_train.data import load_data
+from frskd_train.data import load_data, load_validation
 from frskd_train.data.source import find_source
 from frskd_train.data.targets.class_label import balanced_subset, hold_out
 from frskd_train.settings import DataSettings, PreprocessingSettings
@@ -73,6 +73,40 @@ def test_labels_are_matched_by_name_between_splits(tmp_path: Path) -> None:
     other = split([encoded(picture(k)) for k in range(3)], [0, 1, 2], datasets.ClassLabel(names=["eel", "cat", "dog"]))
     data = load(save(tmp_path / "data", train=pictures(9), test=other))
     assert torch.cat([target for _, target in data.val_batches(2)]).tolist() == [2, 0, 1]
+
+
+def test_tables_of_several_datasets_are_not_mixed(tmp_path: Path) -> None:
+    names = datasets.ClassLabel(names=["dog", "eel", "cat"])
+    two = pictures(6), split([encoded(picture(k)) for k in range(6)], [0, 1, 2] * 2, names)
+    for number, data in enumerate(two):
+        for part in ("train", "test"):
+            (tmp_path / "configs" / f"config{number}").mkdir(parents=True, exist_ok=True)
+            data.to_parquet(tmp_path / "configs" / f"config{number}" / f"{part}-0.parquet")
+        save(tmp_path / "parts", **{f"train-{number}": data})
+    with pytest.raises(UserError, match=r"contains several datasets with splits \(config0, config1\)"):
+        load(tmp_path / "configs")
+    with pytest.raises(UserError, match=r"Column label has other classes in .*train-0.parquet than in .*train-1"):
+        load(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("kind", ["-1", "missing", "no column"])
+def test_splits_without_labels_are_left_out(kind: str, tmp_path: Path) -> None:
+    test = split([encoded(picture(k)) for k in range(3)], [-1 if kind == "-1" else None] * 3)
+    test = test.remove_columns("label") if kind == "no column" else test
+    data = load(save(tmp_path / "data", train=pictures(30), test=test))
+    assert (data.val_split, data.num_train, data.num_val) == ("train", 27, 3)
+    assert data.notes == ("Split test is left out, because its images have no labels.",)
+    given = DataSettings(str(tmp_path / "data"))
+    assert load_validation(given, data.preprocessing, classes=data.class_names).num_val == 3
+    with pytest.raises(UserError, match=r"Split test has no column|label -1|no value"):
+        load(tmp_path / "data", val_split="test")
+
+
+def test_a_trained_model_is_evaluated_on_images_of_one_class(tmp_path: Path) -> None:
+    rows = [encoded(picture(k)) for k in range(3)]
+    save(tmp_path / "dogs", test=split(rows, ["dog"] * 3, datasets.Value("string")))
+    preprocessing = load(save(tmp_path / "data", train=pictures(30))).preprocessing
+    assert load_validation(DataSettings(str(tmp_path / "dogs")), preprocessing, classes=["eel", "dog"]).num_val == 3
 
 
 def broken_parquet(folder: Path) -> None:
@@ -218,6 +252,10 @@ def test_folders_with_metadata_are_read_whole_whatever_their_files_are_called(tm
     class_folders(tmp_path / "two", "test")  # without labels
     two = load(tmp_path / "two")
     assert (two.num_train, two.num_val) == (6, 4)
+    (tmp_path / "two" / "metadata.csv").write_text("file_name,label\ntrain/2.png,a\nval/2.png,b\n")
+    with pytest.raises(UserError, match=r"one metadata file for several splits \(test, train, val\): put one into"):
+        load(tmp_path / "two")
+    (tmp_path / "two" / "metadata.csv").unlink()
     described(tmp_path / "two" / "batch 1", names)
     with pytest.raises(UserError, match=r"batch 1, train, val have metadata; name them after their splits"):
         load(tmp_path / "two")

@@ -70,6 +70,18 @@ def test_gray_levels_of_few_bits_are_class_numbers(bits: int, tmp_path: Path) ->
     assert data.class_names == ["class 0", "class 1", "class 2"][: 2 if bits == 1 else 3]
 
 
+def test_scaled_gray_levels_are_no_class_numbers(tmp_path: Path) -> None:
+    folder = beside(tmp_path / "garden", "images", "masks")
+    for path in (folder / "masks").iterdir():
+        with Image.open(path) as mask:
+            numbers = np.asarray(mask) % 3
+        height, width = numbers.shape
+        path.with_suffix(".pgm").write_bytes(b"P5 %d %d 2 " % (width, height) + numbers.tobytes())
+        path.unlink()
+    with pytest.raises(UserError, match="it is a PGM, whose numbers are scaled by its largest gray level: store"):
+        load(folder, img_size=32)
+
+
 def gray_png(numbers: np.ndarray, bits: int) -> bytes:
     """Encode numbers [H, W] as gray levels of few bits, which Pillow reads but does not write."""
     height, width = numbers.shape
@@ -119,6 +131,7 @@ def test_without_splits_a_tenth_is_held_out(tmp_path: Path) -> None:
     folder = beside(tmp_path / "garden", "images", "masks", mark="_mask")
     (folder / "labels.txt").write_text("lawn\nroses\npond\n")
     shutil.copy(folder / "masks" / "p_0_mask.png", folder / "masks" / "p_99_mask.png")
+    shutil.copytree(folder / "images", folder / "previews")
     data = load(folder, img_size=32)
     assert (data.num_train, data.num_val, data.class_names) == (9, 1, ["lawn", "roses", "pond"])
     assert any(note.startswith("1 mask(s) in") for note in data.notes)

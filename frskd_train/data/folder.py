@@ -22,7 +22,7 @@ UNSUPPORTED = frozenset(
     (".arw", ".cr2", ".dng", ".heic", ".heif", ".jxl", ".nef", ".svg")
 )  # of images that Pillow does not read
 NO_DATA = re.compile(r"\..*|__MACOSX|__pycache__")  # hidden folders, and those that archives and Python leave behind
-_LIKE_SPLITS = re.compile(r"(train|val|dev|test|eval)(?![a-z])", re.IGNORECASE)  # at the beginning of a name
+_LIKE_SPLITS = re.compile(r"(^|[_-])(train|val|dev|test|eval)(?![a-z])", re.IGNORECASE)  # in the name of a folder
 SPLIT_NAMES = frozenset((*TRAIN_SPLITS, *VALIDATION_SPLITS))
 # Characters that file systems do not allow in names, and the percent sign; a leading dot would hide the folder.
 ESCAPED = re.compile(r"%(?:2F|5C|3A|2A|3F|22|3C|3E|7C|25|2E)", re.IGNORECASE)
@@ -133,18 +133,27 @@ def _nested(roots: dict[str, Path]) -> tuple[str, ...]:
     """Return a note about class folders that contain only folders, which may be the real classes.
 
     Raises:
-        UserError: They are named almost like splits and contain the same folders.
+        UserError: Several are named almost like splits and contain the same folders.
     """
     folders = [sub for root in roots.values() for sub in folders_in(root)]
+    like = [sub for sub in folders if _LIKE_SPLITS.search(sub.name)]
+    inside = {tuple(below.name for below in folders_in(_innermost(sub))) for sub in like if not any(images_in(sub))}
+    if len(like) > 1 and len(inside) == 1 and len(names := inside.pop()) > 1:
+        raise UserError(
+            f"{_listed(like)} in {like[0].parent} look like splits, because each holds the folders {listed(names)}: "
+            f"name them {TRAIN_SPLITS[0]}, {VALIDATION_SPLITS[0]} or test, with these folders directly in them."
+        )
     if any(len(folders_in(sub)) < 2 or any(images_in(sub)) for sub in folders):
         return ()
     below, name = _listed(folders_in(folders[0])), folders[0].name
-    if all(_LIKE_SPLITS.match(sub.name) for sub in folders) and len({_listed(folders_in(sub)) for sub in folders}) == 1:
-        raise UserError(
-            f"{_listed(folders)} in {folders[0].parent} look like splits, because each holds the folders {below}: name "
-            f"them {TRAIN_SPLITS[0]}, {VALIDATION_SPLITS[0]} or test."
-        )
     return (f"Each class folder holds only folders: the images of {below} are read as one class, {name}.",)
+
+
+def _innermost(folder: Path) -> Path:
+    """Return the folder that a chain of folders with nothing else in them ends in."""
+    while len(below := folders_in(folder)) == 1 and not any(images_in(folder)):
+        folder = below[0]
+    return folder
 
 
 def _listed(folders: list[Path]) -> str:
@@ -156,10 +165,12 @@ def _ending(name: str) -> str:
 
 
 def images_in(folder: Path, endings: Collection[str] = IMAGE_ENDINGS) -> Iterator[str]:
-    """Yield the names of the image files in a folder."""
+    """Yield the names of the image files in a folder, and of links to files that are missing."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            if _ending(entry.name) in endings and not entry.name.startswith(".") and entry.is_file():
+            if _ending(entry.name) not in endings or entry.name.startswith("."):
+                continue
+            if entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):
                 yield entry.name
 
 

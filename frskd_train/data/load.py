@@ -164,8 +164,9 @@ def load_data(
     Raises:
         UserError: There is no such dataset, or it cannot be used for training with these settings.
     """
-    source = find_source(data)
-    train, val = Choice(source, data, TARGETS[task], preprocessing.in_chans == 1).training()
+    source = find_source(data, TARGETS[task].is_dense)
+    choice = Choice(source, data, TARGETS[task], preprocessing.in_chans == 1)
+    train, val = choice.training()
     targets = train.targets
     targets.find_classes(train.name, train.rows)
     plan: Plan
@@ -196,7 +197,7 @@ def load_data(
         fingerprint=digest.hexdigest()[:16],
         preprocessing=resolved,
         mode=plan.mode,
-        notes=(*source.notes, *plan.notes, *notes, *train_notes, *val_notes),
+        notes=(*source.notes, *choice.notes, *plan.notes, *notes, *train_notes, *val_notes),
         train=replace(train_samples, transform=transform),
         val=val_samples,
         augmentation=augmentation,
@@ -229,11 +230,12 @@ def load_validation(
     """
     if data.dataset == DataSettings().dataset:  # which stands for that of the task
         data = replace(data, dataset=default_settings(task).data.dataset)
-    source = find_source(data)
+    source = find_source(data, TARGETS[task].is_dense)
     channels, height, width = preprocessing.input_size
     if channels not in (1, 3):
         raise UserError(f"The model takes images of {channels} channels; only 1 (gray) and 3 (RGB) are supported.")
-    split = Choice(source, data, TARGETS[task], channels == 1).validation(classes, held_out)
+    choice = Choice(source, data, TARGETS[task], channels == 1)
+    split = choice.validation(classes, held_out)
     is_dense = split.targets.is_dense
     transform: SampleTransform = as_is if is_dense else EvalTransform(preprocessing)
     mode = choose_mode(data, dense_bytes(split) if is_dense else len(split) * channels * height * width)
@@ -242,7 +244,7 @@ def load_validation(
         preprocessing = replace(preprocessing, input_size=(channels, *samples.source.sizes[0]))
     total, held = len(source.splits[split.name]), len(split.rows)
     part = f"Of the {total} images, the {held} that training holds out are scored; --val-split {split.name} scores all."
-    notes, part = (*source.notes, *left_out), part if held < total else ""
+    notes, part = (*source.notes, *choice.notes, *left_out), part if held < total else ""
     return ValidationData(source.name, split.name, split.targets.class_names, preprocessing, notes, samples, part=part)
 
 

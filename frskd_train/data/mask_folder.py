@@ -63,14 +63,16 @@ def read_voc(folder: Path) -> Read:
     return splits, _class_names(folder) or (list(VOC_CLASSES) if is_voc else None), tuple(notes)
 
 
-def mask_folders(folder: Path) -> dict[str, tuple[Path, Path | None]]:
+def mask_folders(folder: Path, has_masks: bool) -> dict[str, tuple[Path, Path | None]]:
     """Return the folders of images and of their masks by split; empty if the folder has another layout.
 
     Without splits they are `images` and `masks` in the folder; splits are folders with these two, or folders in both of
-    them. A split without masks has None. Further folders of images beside them make all of them classes.
+    them. A split without masks has None. Further folders of images beside them make all of them classes, unless the
+    dataset `has_masks`.
     """
     images, masks = (_child(folder, names) for names in (IMAGE_FOLDERS, MASK_FOLDERS))
-    if any(sub not in (images, masks) and any(images_below(sub)) for sub in folders_in(folder) if images):
+    others = [] if has_masks or images is None else [sub for sub in folders_in(folder) if sub not in (images, masks)]
+    if any(any(images_below(sub)) for sub in others):
         return {}
     if images is None:
         splits = [sub for sub in folders_in(folder) if sub.name.lower() in SPLIT_NAMES]

@@ -16,9 +16,11 @@ from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.folder import CARD
 from frskd_train.data.columns import Splits, listed
 from frskd_train.data.folder import (
+    SPLIT_NAMES,
     TRAIN_SPLITS,
     VALIDATION_SPLITS,
     folders_in,
+    images_below,
     is_image_folder,
     read_image_folder,
     split_folders,
@@ -53,8 +55,8 @@ class Source:
     notes: tuple[str, ...] = ()  # sentences that the user should see
 
 
-def find_source(settings: DataSettings) -> Source:
-    """Find the dataset that the settings name.
+def find_source(settings: DataSettings, has_masks: bool = False) -> Source:
+    """Find the dataset that the settings name; with masks, folders beside those of images and masks are ignored.
 
     In this order: the included sample and the scenes composed from it, a folder (in Pascal VOC's layout, saved by
     datasets, of images and masks, of parquet or arrow files, of classes), a dataset on the Hub. Nothing is written
@@ -82,7 +84,7 @@ def find_source(settings: DataSettings) -> Source:
         raise UserError(f"--dataset {wanted} is a file; give the folder that holds it{more if table else ''}.")
     if folder.is_dir():
         name = printable(folder.resolve().name)
-        splits, class_names, notes = _read_folder(folder, settings)
+        splits, class_names, notes = _read_folder(folder, settings, has_masks)
     elif HUB_ID.fullmatch(wanted) and not wanted.startswith("."):
         splits = _load_from_hub(settings)
     else:
@@ -98,7 +100,9 @@ def read_sample() -> Source:
     return Source(SAMPLE_NAME, SAMPLE_ID, _read_files(SAMPLE_FOLDER), SAMPLE_LICENSE, SAMPLE_HOMEPAGE)
 
 
-def _read_folder(folder: Path, settings: DataSettings) -> tuple[Splits, list[str] | None, tuple[str, ...]]:
+def _read_folder(
+    folder: Path, settings: DataSettings, has_masks: bool
+) -> tuple[Splits, list[str] | None, tuple[str, ...]]:
     """Return the splits of a folder, class names that are not in the rows, and notes for the user."""
     _refuse_hub_settings(settings, f"{folder} is a local folder")
     datasets.disable_progress_bars()  # shown while reading local files
@@ -106,7 +110,7 @@ def _read_folder(folder: Path, settings: DataSettings) -> tuple[Splits, list[str
         return read_voc(folder)
     if _is_saved(folder) or _has_metadata(folder):
         return _read_files(folder), None, ()
-    if folders := mask_folders(folder):
+    if folders := mask_folders(folder, has_masks):
         return read_masks(folder, folders)
     if not is_image_folder(folder):
         return _read_files(folder), None, ()
@@ -182,9 +186,14 @@ def _described_files(folder: Path) -> Files:
     """Group the files beside metadata files by split; datasets would guess it from every word in a file's name.
 
     Raises:
-        UserError: Several folders have metadata, and not all of them are named after a split of their own.
+        UserError: Several folders have metadata, and not all of them are named after a split of their own; or one
+            metadata file describes several splits.
     """
     if _is_described(folder):
+        inside = [sub.name for sub in folders_in(folder) if sub.name.lower() in SPLIT_NAMES and any(images_below(sub))]
+        if len(inside) > 1:
+            text = "has one metadata file for several splits"
+            raise UserError(f"--dataset {folder} {text} ({listed(inside)}): put one into the folder of each split.")
         return {"train": [f"{glob.escape(str(folder))}/**"]}
     parts = [part for part in folders_in(folder) if _is_described(part)]
     files = {_split_of(Path(part.name)): [f"{glob.escape(str(part))}/**"] for part in parts}
@@ -226,13 +235,20 @@ def _files_by_split(folder: Path, ending: str) -> Files:
     """Group the files of a folder by the split in their path; if no path has one, all are training files.
 
     Raises:
-        UserError: Only some paths have one.
+        UserError: Only some paths have one, or several folders have splits of their own, as in a dataset with configs.
     """
     by_split: Files = {}
     for file in sorted(file for file in folder.rglob(f"*{ending}") if not file.name.startswith(".")):
         split = _split_of(file.relative_to(folder).with_suffix(""))
         by_split.setdefault(split, []).append(str(file))
     others = by_split.pop("", [])
+    named: dict[str, set[str]] = {}  # the splits in each folder that is none itself
+    for split, files in by_split.items():
+        for top in {Path(file).relative_to(folder).parts[0] for file in files} if split else ():
+            if (folder / top).is_dir() and not _split_of(Path(top)):
+                named.setdefault(top, set()).add(split)
+    if len(several := sorted(top for top, splits in named.items() if len(splits) > 1)) > 1:
+        raise UserError(f"--dataset {folder} contains several datasets with splits ({listed(several)}); choose one.")
     if others and by_split:
         others = [Path(file).relative_to(folder).as_posix() for file in others]
         raise UserError(
@@ -250,7 +266,20 @@ def _split_of(path: Path) -> str:
 
 
 def _read_parquet(by_split: Files) -> Splits:
+    for files in by_split.values():
+        _refuse_other_names(files)
     if sum(os.path.getsize(file) for files in by_split.values() for file in files) > READ_WHOLE:
         return dict(datasets.load_dataset("parquet", data_files=by_split))
     tables = {split: pa.concat_tables([pq.read_table(file) for file in files]) for split, files in by_split.items()}
     return {split: datasets.Dataset(table) for split, table in tables.items()}
+
+
+def _refuse_other_names(files: list[str]) -> None:
+    """Raise UserError if parquet files number the names of their classes differently, which their union ignores."""
+    numbered: dict[str, tuple[list[str], str]] = {}
+    for file in files:
+        for column, feature in datasets.Features.from_arrow_schema(pq.read_schema(file)).items():
+            if isinstance(feature, datasets.ClassLabel):
+                names, first = numbered.setdefault(column, (feature.names, file))
+                if names != feature.names:
+                    raise UserError(f"Column {column} has other classes in {first} than in {file}: give one of them.")

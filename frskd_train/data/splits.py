@@ -3,10 +3,13 @@
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal
 
+import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 from torch import Tensor
 
@@ -103,6 +106,15 @@ def choose_splits(names: Collection[str], train: str | None, val: str | None) ->
     return train, val
 
 
+def _has_labels(dataset: datasets.Dataset, column: str) -> bool:
+    """Return whether any row has a label; -1 and missing values are none."""
+    if column not in dataset.features:
+        return False
+    values = dataset.data.column(column)
+    used = pc.sum(pc.not_equal(values, -1)) if pa.types.is_integer(values.type) else pc.count(values)
+    return bool(used.as_py()) or len(values) == 0
+
+
 @dataclass(frozen=True)
 class Choice:
     """Choice of rows of a dataset, for one kind of targets and for gray or colour images."""
@@ -112,9 +124,31 @@ class Choice:
     kind: type[Targets]
     is_gray: bool
 
+    @cached_property
+    def unlabelled(self) -> list[str]:
+        """Splits that could be chosen for validation, but have no labels, such as test images of a competition."""
+        splits, named = self.source.splits, (self.data.train_split, self.data.val_split)
+        train = self.data.train_split or next((name for name in TRAIN_SPLITS if name in splits), None)
+        candidates = [name for name in VALIDATION_SPLITS if name in splits and name not in named]
+        if train is None or train not in splits or not candidates:
+            return []
+        _, column = self.kind.columns({train: splits[train]}, self.data)
+        known = splits[train].features.keys()  # a column of another name may hold the labels
+        candidates = [name for name in candidates if splits[name].features.keys() <= known]
+        return [name for name in candidates if not _has_labels(splits[name], column)]
+
+    @property
+    def notes(self) -> list[str]:
+        """Notes about splits that are left out."""
+        return [f"Split {name} is left out, because its images have no labels." for name in self.unlabelled]
+
+    def _choose(self, val: str | None) -> tuple[str, str | None]:
+        names = [name for name in self.source.splits if name not in self.unlabelled]
+        return choose_splits(names, self.data.train_split, val)
+
     def training(self) -> tuple[Split, Split]:
         """Choose training and validation rows before images are decoded; raise UserError if that is not possible."""
-        train, val = choose_splits(self.source.splits, self.data.train_split, self.data.val_split)
+        train, val = self._choose(self.data.val_split)
         self._check_calibration(train, val)
         targets = self._targets([train] if val is None else [train, val])
         if val is None:
@@ -148,7 +182,7 @@ class Choice:
         elif name is None and self.data.train_split is None and not self.source.splits.keys() & set(TRAIN_SPLITS):
             name = next((split for split in VALIDATION_SPLITS if split in self.source.splits), None)
         if held_out is None and name not in self.source.splits:
-            train, name = choose_splits(self.source.splits, self.data.train_split, name)
+            train, name = self._choose(name)
         chosen = name or train or ""
         self._check_calibration(chosen, train, self.data.train_split, *TRAIN_SPLITS)
         targets = self._targets([chosen])

@@ -43,7 +43,7 @@ class ClassLabels:
     is_dense: ClassVar = False
 
     def __init__(self, splits: Splits, data: DataSettings, class_names: list[str] | None) -> None:
-        self.image_column, column = find_columns(splits, data, has_masks=False, find=_find_columns)
+        self.image_column, column = self.columns(splits, data)
         self.labels, self.class_names = read_labels(splits, column)
         kind = next(iter(splits.values())).features[column]
         self._is_numbered = isinstance(kind, datasets.Value) and "int" in kind.dtype
@@ -56,6 +56,11 @@ class ClassLabels:
                     complaint = f"--class-map {data.class_map} was read as names, since its numbers have gaps; it lacks"
                 self._renumber(split, np.arange(len(labels)), numbers, complaint)
             self.class_names = names
+
+    @staticmethod
+    def columns(splits: Splits, data: DataSettings) -> Columns:
+        """Return the columns of the images and the targets."""
+        return find_columns(splits, data, has_masks=False, find=_find_columns)
 
     def load_many(self, split: str, rows: list[int]) -> Iterator[Tensor]:
         """Decode the targets of the rows."""
@@ -104,7 +109,9 @@ class ClassLabels:
             )
 
     def find_classes(self, split: str, rows: Rows) -> None:
-        """Find the classes in the training rows, unless the constructor did."""
+        """Find the classes in the training rows, unless the constructor did; raise UserError if there is only one."""
+        if len(self.class_names) < 2:
+            raise UserError(f"The labels of split {split} have only one class, {self.class_names}; 2 are needed.")
 
     def class_counts(self, split: str, rows: Rows) -> list[int]:
         """Count the images, or the pixels of masks, of each class in the rows."""
@@ -162,8 +169,6 @@ def read_labels(splits: Splits, column: str) -> tuple[dict[str, Rows], list[str]
         if unseen:
             raise UserError(f"Split {split} has classes without an image in split {trained_on}: {listed(unseen)}.")
         labels[split] = numbers[codes]
-    if len(known) < 2:
-        raise UserError(f"Column {column} of split {trained_on} has only one class, {known}; at least 2 are needed.")
     return labels, [str(value) for value in known]
 
 

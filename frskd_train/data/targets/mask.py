@@ -30,12 +30,16 @@ class Masks:
     is_dense: ClassVar = True
 
     def __init__(self, splits: Splits, data: DataSettings, class_names: list[str] | None) -> None:
-        self.image_column, column = find_columns(splits, data, has_masks=True, find=_find_columns)
+        self.image_column, column = self.columns(splits, data)
         self._masks = {split: Images(dataset, split, column, "mask") for split, dataset in splits.items()}
         # Empty until find_classes if the dataset does not name its classes.
         self.class_names = read_class_map(data.class_map)[1] if data.class_map is not None else class_names or []
         self._counted: Rows | None = None  # training pixels with each label, if the classes were found by counting
         self._outputs: Rows | None = None  # the model's output of each label, where they differ
+
+    @staticmethod
+    def columns(splits: Splits, data: DataSettings) -> Columns:
+        return find_columns(splits, data, has_masks=True, find=_find_columns)
 
     def load_many(self, split: str, rows: list[int]) -> Iterator[Tensor | BadImageError]:
         return self._masks[split].load_many(rows, self._decode)
@@ -44,14 +48,16 @@ class Masks:
         if getattr(image, "format", None) in ("JPEG", "MPO"):
             raise ValueError("it is a JPEG, whose compression changes class numbers: store masks as PNG")
         tiles: Any = getattr(image, "tile", None)
-        stored = str(tiles[0].args) if tiles else ""
+        stored = tiles[0].args if tiles else ""
+        if getattr(image, "format", None) == "PPM" and isinstance(stored, tuple) and stored[-1] not in (255, 65535):
+            raise ValueError("it is a PGM, whose numbers are scaled by its largest gray level: store masks as PNG")
         image = ImageOps.exif_transpose(image)
         if image.mode not in NUMBERED:
             raise ValueError(
                 f"its mode is {image.mode}, but class numbers are read from a palette or gray levels (Pillow's P, L): "
                 "convert its colours to numbers first"
             )
-        labels = np.asarray(image) // next((unit for mode, unit in SCALED.items() if mode in stored), 1)
+        labels = np.asarray(image) // next((unit for mode, unit in SCALED.items() if mode in str(stored)), 1)
         top = len(self.class_names) or IGNORED
         wrong = labels[((labels >= top) | (labels < 0)) & (labels != IGNORED)]
         if wrong.size:
