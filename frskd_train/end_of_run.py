@@ -172,6 +172,7 @@ class Ending:
             ),
             versions={module.__name__: module.__version__ for module in (frskd_timm, torch, timm)}
             | {"python": python_version()},
+            by_second_head=settings.method.method == "frskd" and settings.method.self_teacher == "pyramid",
             linear_probe=settings.model.linear_probe,
             changes=changes,
             baseline=None if changes else self.baseline,  # which has another recipe

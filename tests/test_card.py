@@ -105,6 +105,8 @@ def test_card_names_the_weights_that_training_started_from(student):
         ("gemma", {"license": "gemma"}),
         ("Apache License 2.0", {"license": "apache-2.0"}),
         ("GPLv3", {"license": "gpl-3.0"}),
+        ("ODbL", {"license": "odbl"}),
+        ("Apache License, Version 2.0", {"license": "apache-2.0"}),
         ("CC0", {"license": "cc0-1.0"}),
         ("Proprietary", {"license": "other", "license_name": "proprietary"}),
         ("GPL-3.0-or-later", {"license": "other", "license_name": "gpl-3.0-or-later"}),
@@ -283,5 +285,9 @@ def test_the_error_of_a_gain_is_that_of_the_runs_or_of_the_images():
     noisy, calm = [80.0, 90.0], [70 + 0.01 * number for number in range(10)]  # the error is that of two runs
     assert Gain.between(noisy, calm).margin == pytest.approx(12.71 * statistics.stdev(noisy) / math.sqrt(2), rel=1e-3)
     assert Gain.between(calm, [value + 1 for value in calm]).freedom == pytest.approx(18)
+    equal = Gain.between([90.0, 90.0], [88.0, 88.0], images=50)  # multiples of two points
+    assert equal.of_images
+    assert equal.margin is not None
+    assert equal.margin > 10
     row = results_row(several)
     assert [row[name] for name in ("top1_mean", "top1_std", "top1_n", "gain_err")] == ["88.30", "0.28", "2", "0.22"]

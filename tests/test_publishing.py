@@ -262,15 +262,22 @@ def test_a_wrong_argument_of_a_push_is_one_sentence(arguments, sentence, tmp_pat
 def test_every_picture_of_the_card_is_published(student, tmp_path):
     folder = tmp_path / "student"
     shutil.copytree(student, folder)
-    names = {"a.png", "my pic.png", "b.png", "c.png"}
-    for name in names:
+    names = {"a.png", "my pic.png", "b.png", "c.png", "p(1).png", "d e.png", "LICENSE"}
+    for name in names | {"notes.png"}:
         shutil.copy(folder / "curves.png", folder / name)
     shown = """![](a.png "title") ![](my%20pic.png) ![x](<b.png>) <img width="9" src='c.png'>
+![a [b]](<d e.png>) ![](p(1).png) ![](./a.png) <img src="d e.png"> `![](code.png)`
+```
+![](code.png)
+```
 ![](data:image/png;base64,AAAA) ![](https://example.com/d.png) <img src="//example.com/e.png">"""
     with (folder / "README.md").open("a", encoding="utf-8") as file:
         file.write(shown)
     assert names < set(check_folder(folder))
     assert set(check_folder(folder)) - names == set(check_folder(student))
+    said: list[str] = []
+    push_student(folder, REPO, dry_run=True, say=said.append)
+    assert "Not uploaded, because the card does not show them: notes.png." in said
 
 
 def test_a_branch_has_a_possible_name():

@@ -231,6 +231,13 @@ def test_resumed_runs_are_seeds_of_one_recipe_unless_settings_or_data_changed(ru
         assert [group.baseline_scores for group in group_runs(map(Run.read, runs))] == [[50.0]]
 
 
+def test_settings_of_the_method_do_not_divide_cross_entropy_runs(run: Path, tmp_path: Path) -> None:
+    folders = [changed(run, tmp_path / f"ce{seed}", seed, "ce", 60.0 + seed) for seed in (1, 2)]
+    recipe = folders[0] / "student" / "recipe.yaml"
+    recipe.write_text(re.sub("^alpha: .*", "alpha: 4.5", recipe.read_text(), flags=re.M))
+    assert [(group.label, len(group.runs)) for group in group_runs(map(Run.read, folders))] == [("cross-entropy", 2)]
+
+
 @pytest.mark.parametrize("value", [0.0, 36.6667])
 def test_a_constant_line_has_different_ticks(value: float) -> None:
     chart = line_chart("top-1", [Line("student", 0, [(1, value)])], unit="%")

@@ -23,15 +23,11 @@ class Gain:
     """Difference of the mean scores of FRSKD and of the baseline in points, with its standard error."""
 
     difference: float
-    error: float | None  # of the runs, or with a single run of the validation images; None where neither is known
+    error: float | None  # of the runs, or if these do not differ, of the validation images; None where neither is known
     runs: int
     baseline_runs: int
     freedom: float = 1  # degrees of freedom of the error
-
-    @property
-    def of_images(self) -> bool:
-        """Whether the error is that of the validation images, because a method has a single run."""
-        return min(self.runs, self.baseline_runs) == 1
+    of_images: bool = False  # whether the error is that of the validation images
 
     @classmethod
     def of(cls, metrics: Metrics, score: str) -> "Gain | None":
@@ -45,16 +41,19 @@ class Gain:
     @classmethod
     def between(cls, own: Sequence[float], others: Sequence[float], images: int = 0) -> "Gain":
         """Compare the scores of runs in percent; `images` were classified by each, 0 if the score is no accuracy."""
-        error, freedom = None, 1.0
+        error, freedom, of_images = None, 1.0, False
         if min(len(own), len(others)) > 1:  # Welch's test: the methods may differ in variance and number of runs
             parts = [statistics.variance(scores) / len(scores) for scores in (own, others)]
             error = math.sqrt(sum(parts))
             below = sum(part**2 / (len(scores) - 1) for part, scores in zip(parts, (own, others), strict=True))
-            freedom = sum(parts) ** 2 / below if below else len(own) + len(others) - 2
-        elif images:
+            freedom = sum(parts) ** 2 / below if below else 1.0
+        if not error and images:  # a single run, or equal scores by chance
+            of_images = True
             shares = [min(max(statistics.mean(scores) / 100, 0.005), 0.995) for scores in (own, others)]
             error = 100 * math.sqrt(sum(share * (1 - share) for share in shares) / images)
-        return cls(statistics.mean(own) - statistics.mean(others), error, len(own), len(others), freedom)
+        return cls(
+            statistics.mean(own) - statistics.mean(others), error or None, len(own), len(others), freedom, of_images
+        )
 
     @property
     def margin(self) -> float | None:

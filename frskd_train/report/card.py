@@ -26,13 +26,17 @@ SOURCE = f"https://huggingface.co/{PLACEHOLDER}"
 
 # Ids of licences that the Hub accepts; others need `license: other` with a name.
 _LICENSES = {
-    *("apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "isc", "zlib", "unlicense", "wtfpl", "mpl-2.0"),
-    *("gpl", "gpl-2.0", "gpl-3.0", "lgpl", "lgpl-2.1", "lgpl-3.0", "agpl-3.0", "epl-2.0", "eupl-1.2", "ofl-1.1"),
-    *("cc", "cc0-1.0", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0"),
-    *("cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0"),
-    *("cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "odc-by", "pddl", "openrail", "openrail++", "gemma", "llama2", "llama3"),
-    *("unknown", "other"),
-}
+    "afl-3.0", "agpl-3.0", "apache-2.0", "apple-amlr", "apple-ascl", "artistic-2.0", "bigcode-openrail-m",
+    "bigscience-bloom-rail-1.0", "bigscience-openrail-m", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear",
+    "bsl-1.0", "c-uda", "cc", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0",
+    "cc-by-nc-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0",
+    "cc-by-nd-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0",
+    "cdla-sharing-1.0", "creativeml-openrail-m", "deepfloyd-if-license", "ecl-2.0", "epl-1.0", "epl-2.0",
+    "etalab-2.0", "eupl-1.1", "eupl-1.2", "gemma", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "h-research",
+    "intel-research", "isc", "lgpl", "lgpl-2.1", "lgpl-3.0", "lgpl-lr", "llama2", "llama3", "llama3.1", "llama3.2",
+    "llama3.3", "lppl-1.3c", "mit", "mpl-2.0", "ms-pl", "ncsa", "odbl", "odc-by", "ofl-1.1", "openrail", "openrail++",
+    "osl-3.0", "other", "pddl", "postgresql", "unknown", "unlicense", "wtfpl", "zlib",
+}  # fmt: skip
 _SPELLINGS = {"cc0": "cc0-1.0", "cc0-1.0-universal": "cc0-1.0", "apache": "apache-2.0", "apache-2": "apache-2.0"}
 _LISTED, _WORST = 20, 5  # of more classes than this, only the worst are listed
 
@@ -126,7 +130,9 @@ def hub_license(license: str | None) -> dict[str, Any]:
     """Return the entries of a licence in a card: one of the Hub's ids, or 'other' and a name."""
     if not license:
         return {"license": None}
-    words = [word for word in re.split(r"[^a-z0-9.+]+", license.lower()) if word not in ("", "license", "the")]
+    words = [
+        word for word in re.split(r"[^a-z0-9.+]+", license.lower()) if word not in ("", "license", "the", "version")
+    ]
     slug = re.sub(r"^([al]?gpl)-?v", r"\1-", "-".join(words))
     slug = _SPELLINGS.get(slug, slug)
     slug = next((name for name in (slug, f"{slug}.0") if name in _LICENSES), slug)

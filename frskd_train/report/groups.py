@@ -80,9 +80,10 @@ class Run:
     def recipe(self, without: Collection[str] = ()) -> dict[str, Any]:
         """Return the settings that two runs have to share to differ only in the seed, apart from some.
 
-        The batch size is that of all processes.
+        The batch size is that of all processes. Of the settings of the method, cross-entropy has its name only.
         """
         found = comparable(self.settings | self.paths, self.metrics.machine.processes)
+        without = {*without, *(METHOD - {"method"} if self.metrics.method == "ce" else ())}
         return {name: value for name, value in found.items() if name not in without}
 
     def series(self, column: str) -> list[tuple[float, float]]:

@@ -112,6 +112,7 @@ class Metrics:
     gmacs: float | None = None  # multiply-adds of one image, in billions; None if they could not be counted
     activations: float | None = None  # outputs of the layers for one image, in millions
     img_width: int | None = None  # if the images are not square
+    by_second_head: bool = False  # whether a head beside the decoder took the place of a self-teacher of refined maps
     linear_probe: bool = False  # whether only the classifier was trained
     changes: list[str] = field(default_factory=list)  # of settings during the run, in sentences
     # Of shipped weights only.

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from posixpath import normpath
 from tempfile import TemporaryDirectory
 from urllib.parse import unquote
 
@@ -11,7 +12,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from frskd_timm.errors import UserError
-from frskd_timm.export.folder import CARD, CONFIG, DATASET_CARD, EVAL_RESULTS, RECIPE, WEIGHTS
+from frskd_timm.export.folder import CARD, CONFIG, DATASET_CARD, EVAL_RESULTS, METRICS, RECIPE, WEIGHTS
 from frskd_timm.export.load import compare_logits, load_student, read_student
 from frskd_train.found_student import find_exported
 from frskd_train.report.card import PLACEHOLDER
@@ -22,11 +23,15 @@ from frskd_train.report.signature import refuse_edited, signed
 ONNX = "onnx/model.onnx"  # where transformers.js and optimum look for it
 # Files of an older push, deleted if the new push lacks them. Other files belong to the owner.
 _PICTURES = "attention.png", "confusion.png", "curves.png", "examples.png", "segmentation.png"
+_LICENSES = "LICENSE", "LICENSE.md", "LICENSE.txt"
 _OPTIONAL = *_PICTURES, RECIPE, DATASET_CARD, EVAL_RESULTS
-# Pictures in Markdown, with or without a title, and in HTML.
+# Pictures in Markdown and in HTML: names in brackets, with balanced parentheses, or in quotes.
 _SHOWN = re.compile(
-    r"""!\[[^\]]*\]\(\s*<?([^)>\s]+)>?(?:\s+["'(][^)]*)?\)|<img\b[^>]*?\bsrc\s*=\s*["']?([^"'\s>]+)""", re.IGNORECASE
+    r"""!\[(?:[^\[\]]|\[[^\[\]]*\])*\]\(\s*(?:<([^<>\n]+)>|((?:[^()<>\s]|\([^()\s]*\))+))"""
+    r"""|<img\b[^>]*?\bsrc\s*=\s*(?:"([^"]+)"|'([^']+)'|([^"'\s>]+))""",
+    re.IGNORECASE,
 )
+_CODE = re.compile(r"^ {0,3}(```|~~~).*?(?:^ {0,3}\1|\Z)|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 _ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|//", re.IGNORECASE)  # URLs, also of embedded data
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 
@@ -100,6 +105,9 @@ def push_student(
     say(f"{folder} is complete: {student.architecture}, {len(files)} files, {size / 1e6:.1f} MB.")
     if not ModelCard(files[CARD].decode()).data.get("license"):
         say(f"The card states no licence: add `license:` at the top of {folder / CARD}, or train with --license.")
+    others = sorted(path.name for path in folder.iterdir() if path.name not in {name.split("/")[0] for name in files})
+    if others := [name for name in others if not name.startswith(".") and name != METRICS]:
+        say(f"Not uploaded, because the card does not show them: {', '.join(others)}.")
     if dry_run:
         list_files(files, repo_id, say)
         return None
@@ -146,8 +154,8 @@ def push_student(
 def check_folder(folder: Path) -> list[str]:
     """Check that a folder is a loadable student with a valid card, and return the names of the files to publish.
 
-    These are weights, config, card, the pictures in the card, and if they exist the recipe, the card of the dataset and
-    the evaluation results.
+    These are weights, config, card, the pictures in the card, and if they exist the recipe, the card of the dataset,
+    the evaluation results and the licence.
 
     Raises:
         UserError: A check failed; the message names the first problem.
@@ -155,7 +163,7 @@ def check_folder(folder: Path) -> list[str]:
     student = read_student(folder)
     student.check()
     names = [WEIGHTS, CONFIG, CARD, *_card_pictures(folder, student.libraries[0])]
-    names += [name for name in (RECIPE, DATASET_CARD, EVAL_RESULTS) if (folder / name).is_file()]
+    names += [name for name in (RECIPE, DATASET_CARD, EVAL_RESULTS, *_LICENSES) if (folder / name).is_file()]
     for path in [folder / name for name in names if Path(name).suffix in (".json", ".md", ".yaml")]:
         try:
             text = path.read_text(encoding="utf-8")
@@ -173,7 +181,7 @@ def _card_pictures(folder: Path, library: str) -> list[str]:
     """Check the card, and return the pictures that it shows."""
     path = folder / CARD
     try:
-        card = ModelCard(path.read_text(encoding="utf-8"))
+        card = ModelCard(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         hint = "only training writes a card; publish other students with `hf upload`"
         raise UserError(f"{path} does not exist: {hint}.") from None
@@ -181,8 +189,8 @@ def _card_pictures(folder: Path, library: str) -> list[str]:
         raise UserError(f"{path} is not a valid card ({' '.join(str(error).split())}): write it again.") from None
     if card.data.get("library_name") != library:
         raise UserError(f"{path} needs 'library_name: {library}' between its '---' lines, or the Hub cannot load it.")
-    shown = ("".join(groups) for groups in _SHOWN.findall(card.text))
-    pictures = [*dict.fromkeys(unquote(name) for name in shown if not _ELSEWHERE.match(name))]
+    shown = ("".join(groups) for groups in _SHOWN.findall(_CODE.sub("", card.text)))
+    pictures = [*dict.fromkeys(normpath(unquote(name)) for name in shown if not _ELSEWHERE.match(name))]
     for name in pictures:
         if not (folder / name).resolve().is_relative_to(folder.resolve()) or not (folder / name).is_file():
             raise UserError(f"{path} shows {name}, which is not in the folder: add the picture or remove the line.")
