@@ -80,6 +80,8 @@ def test_card_names_the_weights_that_training_started_from(student):
         assert f"Training started from {sentence}" in card.text
         assert card.data.base_model == initial.hub_id
     text = model_card(METRICS, read_student(student)).text
+    assert "a self-teacher refines the network's feature maps" in text
+    assert "refines" not in model_card(replace(METRICS, by_second_head=True), read_student(student)).text
     for row in ("Started from | random weights", "Multiply-adds (GMACs) | 1.81", "Activations (M) | 2.48"):
         assert f"| {row} |" in text
     for flags, found in (
