@@ -38,8 +38,8 @@ class BiFPNLayer(nn.Module):
         rectify = F.relu if preactivation else F.relu_
 
         # Top-down: P_n, ..., P_1. The 1x1 lateral block runs before the nearest-neighbour upsampling, not after it as
-        # in the authors' code: repeating pixels changes neither a pointwise convolution nor the mean and (biased)
-        # variance of a batch, and a quarter of the pixels takes a quarter of the work.
+        # in the authors' code: repeating all pixels equally often changes neither a pointwise convolution nor the mean
+        # and (biased) variance of a batch, and a quarter of the pixels takes a quarter of the work.
         out = coarser = self.lateral[-1](features[-1])
         rectified: list[Tensor] = [coarser] * n  # relu(P_i)
         for i in range(n - 2, -1, -1):

@@ -27,7 +27,7 @@ class DataSettings:
     train_split: str | None = None
     """Split to train on; by default train or training, or the only split of the dataset."""
     val_split: str | None = None
-    """Split to validate on; by default the first that exists of validation, val, valid, dev, test and testing."""
+    """Split to validate on; by default the first with labels of validation, val, valid, dev, test and testing."""
     val_fraction: Annotated[float, Range(low=0, high=0.9)] = 0.1
     """Fraction of the training split that is held out if there is no validation split.
     It is taken from each class, or at random for masks."""
