@@ -25,7 +25,7 @@ from frskd_timm.models._pretrained import shipped_cfg
 from frskd_train.device import start_accelerator
 from frskd_train.errors import exit_with_error
 from frskd_train.parse import read_recipe
-from frskd_train.recipe import SETTINGS, comparable, differences, write_recipe
+from frskd_train.recipe import SETTINGS, comparable, differences, repeat_note, write_recipe
 from frskd_train.report.answers import confusion_picture
 from frskd_train.report.baseline import read_baseline
 from frskd_train.report.card import write_card
@@ -177,7 +177,9 @@ def _write(
         for name in ("attention.png", "curves.png", "examples.png"):
             if (run / name).is_file():
                 _shrink(run / name, aside / name)
-        heading = f"The settings that made {metrics.model}, tag {metrics.tag}."
+        processes = metrics.machine.processes
+        note = repeat_note(processes, processes * settings.loop.batch_size)
+        heading = "\n".join([f"The settings that made {metrics.model}, tag {metrics.tag}.", *note])
         (aside / RECIPE).write_text(write_recipe(settings, heading, portable=True), encoding="utf-8")
         (aside / METRICS).write_text(metrics.to_json(), encoding="utf-8")
         picture = confusion_picture(evaluation.confusion_matrix(), evaluation.class_names, aside / "confusion.png")
