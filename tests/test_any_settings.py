@@ -142,7 +142,7 @@ BASES = [*(write_recipe(default_settings(task), "x") for task in ("classificatio
          (RECIPES / "finetune.yaml").read_text(encoding="utf-8")]  # fmt: skip
 
 
-@hypothesis_settings(max_examples=40, derandomize=True, **SLOW)  # type: ignore[arg-type]
+@hypothesis_settings(max_examples=40, **SLOW)  # type: ignore[arg-type]
 @given(
     base=st.sampled_from(BASES),
     damage=st.lists(st.tuples(st.integers(0, 120), LINES), max_size=4),
@@ -164,7 +164,7 @@ SIZES = st.tuples(st.integers(8, 24) | st.integers(0, 8), st.integers(0, 9))
 ANYTHING = given(flags=any_settings(), seed=st.integers(0, 2**20), sizes=SIZES)
 
 
-@hypothesis_settings(max_examples=12, derandomize=True, **SLOW)  # type: ignore[arg-type]
+@hypothesis_settings(max_examples=12, **SLOW)  # type: ignore[arg-type]
 @ANYTHING
 def test_any_settings_on_any_data_end_in_a_result_or_a_sentence(
     flags: list[str], seed: int, sizes: tuple[int, int], tmp_path_factory: pytest.TempPathFactory

@@ -202,7 +202,8 @@ def test_card_leaves_out_what_is_missing(gone, names, evaluation, license):
     assert ("model-index" in header) == bool(ModelCard(text).data.eval_results)
     assert ("88.10" in text) == (not gone & {("student",), ("student", "top1")})
     for picture in names - {"recipe.yaml"}:
-        assert (f"({picture})" in text) or picture in ("curves.png", "confusion.png")
+        needs = {"curves.png": "\n## Results\n", "confusion.png": "\nCalibration on the same images"}.get(picture, "")
+        assert (f"({picture})" in text) == (needs in text)
 
 
 def test_card_states_errors_and_calibration(student):

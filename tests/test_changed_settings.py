@@ -29,6 +29,19 @@ from frskd_train.tasks import choose_job
 NOW = {"fingerprint": "f", "train_rows": 24, "data_mode": "memory", "global_batch": 8, "processes": 1}
 
 
+DEFINING = """
+decoder_channels decoder_layers distill_schedule feature_levels feature_loss filter_bias_and_bn grad_accum_steps
+img_size in_chans initial_checkpoint layer_decay linear_probe method model model_ema model_kwargs num_classes opt
+opt_kwargs pretrained seed self_teacher sla task teacher_depth teacher_ema teacher_interval teacher_repeats
+teacher_view teacher_width
+"""
+
+
+def test_what_defines_a_run_is_fixed() -> None:
+    fixed = {name for name, facts in declared(Settings).items() if FIXED in facts}
+    assert fixed == set(DEFINING.split())
+
+
 def test_every_setting_is_refused_reported_or_free_at_resume() -> None:
     now = {field.name: "new" for _, field in fields()} | {"epochs": 9}
     for name, facts in declared(Settings).items():

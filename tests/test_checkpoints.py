@@ -14,6 +14,7 @@ import torch
 from runs import METHOD, STATE, assert_same, checkpoints, small, train_here
 
 from frskd_timm.errors import UserError
+from frskd_train import checkpoint as module
 from frskd_train.checkpoint import (
     all_checkpoints,
     find_damage,
@@ -71,6 +72,20 @@ def test_a_single_wrong_bit_in_any_file_is_found(tmp_path: Path) -> None:
             assert find_damage(checkpoint) is not None, (path.name, bit)
         path.write_bytes(content)
     assert find_damage(checkpoint) is None
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[str, str]] = []
+    sync, replace = module.sync, os.replace
+    monkeypatch.setattr(module, "sync", lambda path: (done.append(("sync", path.name)), sync(path)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(("rename", Path(b).name)), replace(a, b)))
+    checkpoints(tmp_path, 1)
+    named = done.index(("rename", "step-00000001"))
+    files = {path.name for path in (tmp_path / "step-00000001").iterdir()}
+    before = {name for what, name in done[:named] if what == "sync"}
+    assert files < before
+    assert len(before - files) == 1  # the folder under its temporary name
+    assert ("sync", tmp_path.name) in done[named:]
 
 
 def test_the_best_and_the_last_few_are_kept(tmp_path: Path) -> None:

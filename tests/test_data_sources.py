@@ -13,6 +13,7 @@ from pictures import class_folders, encoded, load, picture, pictures, save, spli
 
 from frskd_timm.errors import UserError
 from frskd_train.data import load_data, load_validation
+from frskd_train.data.sampler import evenly_spaced
 from frskd_train.data.source import find_source
 from frskd_train.data.targets.class_label import balanced_subset, hold_out
 from frskd_train.settings import DataSettings, PreprocessingSettings
@@ -149,6 +150,22 @@ def test_datasets_that_are_nowhere_are_refused(dataset: str, monkeypatch: pytest
     with pytest.raises(UserError, match="--dataset") as caught:
         load(dataset)
     assert "\n" not in str(caught.value)
+
+
+def test_the_fingerprint_of_much_data_covers_all_lengths_and_some_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("frskd_train.data.images.HASHED_WHOLE", 0)
+    monkeypatch.setattr("frskd_train.data.images.HASHED", 4)
+    rows, labels, test = [encoded(picture(k)) for k in range(30)], [k % 3 for k in range(30)], pictures(9)
+    load_rows = lambda rows: load(save(tmp_path / "data", train=split(rows, labels), test=test)).fingerprint
+    first = load_rows(rows)
+    longer = [*rows[:5], {**rows[5], "bytes": rows[5]["bytes"] + b"\0"}, *rows[6:]]
+    (place, *_) = evenly_spaced(30, 4).tolist()
+    turned = rows[place]["bytes"][:-1] + bytes([rows[place]["bytes"][-1] ^ 1])  # of the same length
+    other = [*rows[:place], {**rows[place], "bytes": turned}, *rows[place + 1 :]]
+    assert len({first, load_rows(longer), load_rows(other)}) == 3
+    assert load_rows(rows) == first
 
 
 @pytest.mark.parametrize("typed", ["photos/brids", "./photos/brids", "brids"])

@@ -4,16 +4,20 @@ import errno
 import fcntl
 import json
 import os
+import shutil
+import signal
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pictures import encoded, picture, pictures, save, split
-from runs import rows, small, train_here, train_together
+from pictures import class_folders, encoded, picture, pictures, save, split
+from runs import end_of, fork, rows, small, train_here, train_together
 
 from frskd_timm.errors import UserError
 from frskd_train import end_of_run, start_of_run
 from frskd_train.checkpoint import all_checkpoints, latest_checkpoint, load_state
+from frskd_train.data.augment import BatchAugmentation
 from frskd_train.run_folder import RunFolder
 
 
@@ -129,9 +133,47 @@ def test_what_cannot_be_replaced_or_converted_costs_no_training(
     assert "epoch 3/3" in capsys.readouterr().out
 
 
-def test_training_images_that_vanish_stop_the_run_without_a_checkpoint(tmp_path: Path) -> None:
-    save(tmp_path / "data", train=broken(24), test=pictures(9))
-    flags = ["--dataset", tmp_path / "data", "--data-mode", "stream", "--bad-images", "skip"]
-    with pytest.raises(UserError, match=r"not an image|cannot be"):
-        train_here(*small(tmp_path, *flags, "--output-dir", tmp_path / "run"))
-    assert not all_checkpoints(tmp_path / "run" / "checkpoints")
+def test_training_images_that_vanish_stop_the_run_and_keep_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part, count in (("train", 8), ("val", 3)):
+        class_folders(tmp_path / "data" / part, "cat", "dog", "eel", count=count)
+    augment = BatchAugmentation.__call__
+
+    def vanish(self: BatchAugmentation, *batch: Any) -> Any:
+        if batch[-2:] == (1, 0):  # in the second epoch
+            shutil.rmtree(tmp_path / "data" / "train")
+        return augment(self, *batch)
+
+    monkeypatch.setattr(BatchAugmentation, "__call__", vanish)
+    flags = ["--data-mode", "stream", "--workers", 0, "--bad-images", "skip", "--output-dir", tmp_path / "run"]
+    with pytest.raises(UserError, match=r"No such file"):
+        train_here(*small(tmp_path, *flags))
+    (kept,) = all_checkpoints(tmp_path / "run" / "checkpoints")
+    assert load_state(kept)["epoch"] == 1
+
+
+def test_the_student_is_exported_before_anything_else_can_fail(
+    places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(end_of_run, "evaluate_run", fail)
+    with pytest.raises(MemoryError):
+        train_here(*small(places, "--output-dir", tmp_path / "run"))
+    assert (tmp_path / "run" / "student" / "model.safetensors").is_file()
+
+
+def test_a_signal_does_not_interrupt_the_end_of_a_run(
+    places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = end_of_run.evaluate_run
+
+    def interrupted(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(end_of_run, "evaluate_run", interrupted)
+    assert end_of(fork(lambda: train_here(*small(places, "--output-dir", tmp_path / "run")))) == 0
+    assert (tmp_path / "run" / "report.html").is_file()

@@ -160,7 +160,10 @@ def test_publishing(hub, whole_masks: Path, tmp_path: Path) -> None:
         (["--model", "resnet10t", "--pretrained"], "The weights of 'resnet10t' could not be loaded"),  # no network
     ],
 )
-def test_mistakes_end_in_a_sentence(flags: list[object], message: str, places: Path, tmp_path: Path) -> None:
+def test_mistakes_end_in_a_sentence(
+    flags: list[object], message: str, places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))  # without weights
     with pytest.raises((UserError, SettingsError), match=message):
         train_here(*small(places, *flags, task="segmentation"), "--output-dir", tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -109,6 +109,7 @@ def test_the_evaluation_of_a_run_is_scikit_learns_and_torchmetrics(finished: Pat
     assert sum(found.calibration.bin_count) == found.images == 1000
     confidence = probabilities.max(1).values.numpy()
     wrong = np.flatnonzero(given != truth)
+    assert len(found.mistakes) == min(100, len(wrong)) > 0
     assert [mistake.confidence for mistake in found.mistakes] == pytest.approx(
         sorted(confidence[wrong], reverse=True)[: len(found.mistakes)], abs=1e-2
     )
