@@ -27,8 +27,8 @@ from frskd_train.settings import OptimizerSettings
 
 # torch optimizers with a fused update of all weights, which takes a third of the time on a CPU, and whether it is right
 # for scaled gradients: if these overflow in the first step, torch's fused SGD starts from uninitialised momentum.
-_OF_GROUPS = "fallback_list", "fallback_no_weight_decay"  # arguments of timm's parameter groups
 FUSED = {"sgd": False, "momentum": False, "adam": True, "adamw": True}
+_OF_GROUPS = "fallback_list", "fallback_no_weight_decay"  # arguments of timm's parameter groups
 
 
 def check_optimizer(settings: OptimizerSettings, device: torch.device | str = "cpu") -> None:
