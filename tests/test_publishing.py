@@ -277,7 +277,7 @@ def test_every_picture_of_the_card_is_published(student, tmp_path):
     assert set(check_folder(folder)) - names == set(check_folder(student))
     said: list[str] = []
     push_student(folder, REPO, dry_run=True, say=said.append)
-    assert "Not uploaded, because the card does not show them: notes.png." in said
+    assert "Not uploaded, because they are neither part of a student nor shown on its card: notes.png." in said
 
 
 def test_a_branch_has_a_possible_name():

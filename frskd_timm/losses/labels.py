@@ -99,8 +99,11 @@ class LabelLoss(nn.Module):
                 raise UserError("Binary cross-entropy cannot be combined with noisy_labels; leave one of them out.")
             if target.ndim == 2:  # timm expects probabilities that are smoothed already
                 target = target.lerp(torch.full_like(target, 1 / target.shape[1]), self.smoothing)
-            counts = torch.ones_like(target[:, 0]) if target.ndim == 2 else target != UNLABELLED
-            losses = self.binary(logits, target if target.ndim == 2 else target.masked_fill(~counts, 0))
+                counts = torch.ones_like(target[:, 0])
+            else:
+                counts = target != UNLABELLED
+                target = target.masked_fill(~counts, 0)
+            losses = self.binary(logits, target)
             return weighted_mean(losses.sum(dim=1) if self.sum_classes else losses.mean(dim=1), counts)
         ignored = missing_label(target)
         losses = F.cross_entropy(logits, target, ignore_index=ignored, label_smoothing=self.smoothing, reduction="none")

@@ -23,7 +23,7 @@ from frskd_train.report.signature import refuse_edited, signed
 ONNX = "onnx/model.onnx"  # where transformers.js and optimum look for it
 # Files of an older push, deleted if the new push lacks them. Other files belong to the owner.
 _PICTURES = "attention.png", "confusion.png", "curves.png", "examples.png", "segmentation.png"
-_LICENSES = "LICENSE", "LICENSE.md", "LICENSE.txt"
+_LICENSE_FILES = "LICENSE", "LICENSE.md", "LICENSE.txt"
 _OPTIONAL = *_PICTURES, RECIPE, DATASET_CARD, EVAL_RESULTS
 # Pictures in Markdown and in HTML: names in brackets, with balanced parentheses, or in quotes.
 _SHOWN = re.compile(
@@ -107,7 +107,7 @@ def push_student(
         say(f"The card states no licence: add `license:` at the top of {folder / CARD}, or train with --license.")
     others = sorted(path.name for path in folder.iterdir() if path.name not in {name.split("/")[0] for name in files})
     if others := [name for name in others if not name.startswith(".") and name != METRICS]:
-        say(f"Not uploaded, because the card does not show them: {', '.join(others)}.")
+        say(f"Not uploaded, because they are neither part of a student nor shown on its card: {', '.join(others)}.")
     if dry_run:
         list_files(files, repo_id, say)
         return None
@@ -163,7 +163,7 @@ def check_folder(folder: Path) -> list[str]:
     student = read_student(folder)
     student.check()
     names = [WEIGHTS, CONFIG, CARD, *_card_pictures(folder, student.libraries[0])]
-    names += [name for name in (RECIPE, DATASET_CARD, EVAL_RESULTS, *_LICENSES) if (folder / name).is_file()]
+    names += [name for name in (RECIPE, DATASET_CARD, EVAL_RESULTS, *_LICENSE_FILES) if (folder / name).is_file()]
     for path in [folder / name for name in names if Path(name).suffix in (".json", ".md", ".yaml")]:
         try:
             text = path.read_text(encoding="utf-8")
