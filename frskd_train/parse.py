@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from tyro.conf import Suppress
 
 from frskd_train.errors import SettingsError, suggest
 from frskd_train.recipe import (
@@ -77,8 +78,6 @@ def parse_evaluation(args: Sequence[str]) -> EvaluationSettings:
     said: dict[str, Any] = {"prog": _program("validate"), "description": description, "config": FLAT}
     settings = tyro.cli(EvaluationSettings, args=list(args), **said)
     check_ranges(settings)
-    if settings.data.train_num_samples is not None:
-        raise SettingsError("--train-num-samples has no effect in validate.py: leave it out.")
     return settings
 
 
@@ -118,7 +117,7 @@ def _refuse_unknown(args: Sequence[str], script: str, kind: type, table: Mapping
         is_run = kind is EvaluationSettings and (Path(args[0]) / SETTINGS).is_file()
         hint = f": give --model {args[0]}." if is_run else _hint("data_dir", kind, table)
         raise SettingsError(f"{script} takes flags only, not '{args[0]}'{hint}")
-    given, known = _given(args), declared(kind)
+    given, known = _given(args), {name for name, facts in declared(kind).items() if Suppress not in facts}
     sides = given.get("img_size", [[]])[-1][:2]  # short flags may follow
     if len(sides) == 2 and all(side.isdecimal() for side in sides):
         raise SettingsError(f"--img-size takes one number, because images are square here, not {' '.join(sides)}.")

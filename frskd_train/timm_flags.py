@@ -55,6 +55,7 @@ _VALIDATE = {
     "--img-size; the channels are those of the model": "input_size",
     "--model, which takes the folder of a run or a student": "checkpoint",
     "--output": "results_file",
+    "none, all images of the split are scored": "train_num_samples",
     "--val-split": "split",
     _NOTHING: "no_prefetcher pin_mem",
 }

@@ -118,7 +118,7 @@ def test_a_resumed_run_keeps_the_statistics_of_its_images(tmp_path: Path, capsys
     card = (run / "student" / "README.md").read_text(encoding="utf-8")
     assert "so the recipe does not repeat it:" in card
     assert re.search("^- After 2 updates: --epochs is 2 from here on", card, re.M)
-    assert "repeats the training" not in card
+    assert "To repeat the training" not in card
     settings = read_recipe(str(run / "config.yaml"))
     with pytest.raises(UserError, match=r"changed its settings while it was trained: After 2 updates: --data-mode is"):
         read_baseline([run], settings, "top1", "frskd")

@@ -1,13 +1,12 @@
 """The documentation matches the code: commands, flags, links, code blocks and tables."""
 
-import dataclasses
 import importlib.util
 import re
 import shlex
 import shutil
 import sys
-import typing
 from pathlib import Path
+from typing import Any
 
 import budgets
 import protocol_tables
@@ -17,6 +16,7 @@ import torch
 import yaml
 from conftest import ROOT, run_script
 from PIL import Image
+from tyro.conf import Suppress
 
 from frskd_timm.gates import GATES
 from frskd_timm.losses import FEATURE_LOSSES
@@ -126,11 +126,7 @@ def test_commands_exist_and_take_the_flags_that_are_named(document: Path) -> Non
         for found in re.findall(r"(?:defaults|switches) = {(.*)}", code)
         for name in re.findall(r'"([\w-]+)":', found)
     }
-    evaluation = {
-        flag(field.name)
-        for group in (settings.EvaluationSettings, *typing.get_type_hints(settings.EvaluationSettings).values())
-        for field in own_fields(group)
-    }
+    evaluation = flags_of(settings.EvaluationSettings)
     for word in re.findall(FLAG, text):
         assert word in train | evaluation | others | LAUNCHER, f"{document.name}: {word}"
 
@@ -158,7 +154,7 @@ def test_code_blocks_run(code: str, student: Path, tmp_path: Path, monkeypatch: 
         SegmentationStudent("test_resnet", num_classes=3, channels=8, layers=1).save_pretrained(tmp_path)
         code = code.replace("runs/RUN/student", str(tmp_path))
     code = re.sub("runs/RUN/(student|backbone)", str(student), code)
-    scope: dict[str, typing.Any] = {"image": Image.new("RGB", (40, 30)), "names": ["wren", "robin"]}
+    scope: dict[str, Any] = {"image": Image.new("RGB", (40, 30)), "names": ["wren", "robin"]}
     scope |= {"images": torch.rand(2, 3, 64, 64), "masks": torch.zeros(2, 64, 64).long()}
     scope |= {"student": timm.create_model("test_resnet", num_classes=2), "device": torch.device("cpu"), "epochs": 1}
     scope["loader"] = scope["val_loader"] = [(scope["images"], torch.tensor([0, 1]))]
@@ -167,8 +163,8 @@ def test_code_blocks_run(code: str, student: Path, tmp_path: Path, monkeypatch: 
         assert f"pyramid.sizes  # {(scope['task'].pyramid.channels, scope['task'].pyramid.sizes)}\n" in code
 
 
-def own_fields(group: object) -> tuple[dataclasses.Field, ...]:
-    return dataclasses.fields(group) if dataclasses.is_dataclass(group) else ()
+def flags_of(group: type) -> set[str]:
+    return {flag(name) for name, facts in settings.declared(group).items() if Suppress not in facts}
 
 
 @pytest.mark.parametrize(
@@ -177,7 +173,7 @@ def own_fields(group: object) -> tuple[dataclasses.Field, ...]:
 def test_timm_flags_are_answered_with_flags_that_exist(read, table) -> None:
     model = ["--model", "resnet18"]
     ours = settings.Settings if table is TRAIN else settings.EvaluationSettings
-    known = {flag(field.name) for group in (ours, *typing.get_type_hints(ours).values()) for field in own_fields(group)}
+    known = flags_of(ours)
     for name, here in table.items():
         assert flag(name) not in known
         elsewhere = {"--cpu", "--tta"}  # of accelerate, and of validate.py

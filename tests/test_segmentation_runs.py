@@ -118,7 +118,7 @@ def test_the_baseline_stands_beside_it(places: Path) -> None:
     card = (run / "student" / "README.md").read_text(encoding="utf-8")
     miou = json.loads((plain / "metrics.json").read_text(encoding="utf-8"))["student"]["miou"]
     assert f"| cross-entropy alone, same recipe, 1 seed | {miou:.2f} |" in card
-    assert "The difference in mIoU to the cross-entropy baseline is" in card
+    assert "Compared with the cross-entropy baseline, the difference in mIoU is" in card
     assert "segmentation.png" in card
     assert "| class | precision (%) | recall (%) | IoU (%) | pixels |" in card
     first = read_evaluation(run / "evaluation.json").per_class[0]

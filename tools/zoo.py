@@ -130,8 +130,10 @@ def results_table(results: Sequence[Mapping[str, str]], waiting: Collection[str]
         if row["gain"]:
             cells["gain"] = f"{row['gain']} ± {row['gain_err']} ({row['top1_n']}, {row['baseline_n']})"
         lines.append("| " + " | ".join(cells[name] for name in names) + " |")
-    note = "*Gain*: mean top-1 of the runs minus that of cross-entropy with the same recipe. *Runs*: of FRSKD and of "
-    note += "cross-entropy."
+    note = (
+        "*Gain*: mean top-1 of all FRSKD runs minus that of the cross-entropy runs of the same recipe; with "
+        "several runs,\nthe weights are those of one of them. *Runs*: numbers of FRSKD and of cross-entropy runs."
+    )
     if waiting:
         where = f"in a clone, load `local-dir:{WAITING}/NAME` after `import frskd_timm`"
         note += f"\nLinked weights are not in the package; {where}."

@@ -123,7 +123,7 @@ class Evaluation:
 
     def calibrations(self) -> list[tuple[str, Calibration]]:
         """Return label and calibration of the student as it is and, if there is one, with the temperature."""
-        found = [("as trained", self.calibration)]
+        found = [("uncalibrated", self.calibration)]
         if self.calibrated is not None and self.temperature is not None:
             found.append((f"temperature {self.temperature.value:.2f}", self.calibrated))
         return found

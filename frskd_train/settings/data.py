@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
-from tyro.conf import arg
+from tyro.conf import Suppress, arg
 
 from frskd_train.constraints import CLASSIFICATION, FIXED, LOCAL, PRIVATE, Count, Fraction, NotNegative, Positive, Range
 from frskd_train.settings.library import DEFAULT
@@ -27,7 +27,7 @@ class DataSettings:
     train_split: str | None = None
     """Split to train on; by default train or training, or the only split of the dataset."""
     val_split: str | None = None
-    """Split to validate on; by default the first with labels of validation, val, valid, dev, test and testing."""
+    """Split to validate on; by default the first of validation, val, valid, dev, test and testing that has labels."""
     val_fraction: Annotated[float, Range(low=0, high=0.9)] = 0.1
     """Fraction of the training split that is held out if there is no validation split.
     It is taken from each class, or at random for masks."""
@@ -49,7 +49,7 @@ class DataSettings:
     memory_limit: Annotated[float, Positive, PRIVATE] = 2.0
     """Size in GiB of the decoded images up to which `auto` keeps a dataset in memory."""
     workers: Annotated[int, arg(aliases=["-j"]), NotNegative, PRIVATE] = 2
-    """Decoding processes per training process when streaming."""
+    """Decoding processes per process when streaming."""
     bad_images: Literal["stop", "skip"] = "stop"
     """stop: end the run at an unreadable image and name it. skip: leave it out and count it.
     When streaming, another image takes the place of a skipped one."""
@@ -61,7 +61,7 @@ class PreprocessingSettings:
 
     img_size: Annotated[int | None, Range(low=8, high=4096), FIXED] = None
     """Height and width in pixels; for segmentation, those of the training crops.
-    By default the shorter side of the images if all have the same size, at most 64, and the model takes any size.
+    By default the shorter side of the images, if all have the same size of at most 64 pixels and the model takes any.
     Otherwise the size of the model, or in segmentation that of the data up to 512."""
     in_chans: Annotated[Literal[1, 3], FIXED] = 3
     """Input channels of the student; grayscale images are repeated to 3 channels."""
@@ -136,7 +136,7 @@ class LabelSettings:
     effective_num: by the effective number of samples (arXiv 1901.05555)."""
     noisy_labels: bool = False
     """For data with wrong labels: multiply the loss of each image (or pixel) by the trust in its label.
-    Trust is the mean probability that the networks give the label, divided by that of the predicted class.
+    Trust is the probability of the label divided by that of the predicted class, both means over the two networks.
     The factor changes linearly from 1 to the trust during the first half of the run."""
     bce_loss: Annotated[bool, CLASSIFICATION] = False
     """timm's binary cross-entropy instead of cross-entropy."""
@@ -176,6 +176,7 @@ class ScoredDataSettings(DataSettings):
     """A dataset, as for training. auto: the run's, or the included sample for models without a run."""
     val_fraction: Annotated[float | None, Range(low=0, high=0.9)] = None  # type: ignore[assignment]
     """Fraction of the training split that is scored if there is no validation split; by default the run's, or 0.1."""
+    train_num_samples: Annotated[int | None, Count, Suppress] = None
     bad_images: Literal["stop", "skip"] | None = None  # type: ignore[assignment]
     """Unreadable images, as for training; by default as in the run, or stop."""
 

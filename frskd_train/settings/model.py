@@ -87,9 +87,9 @@ class MethodSettings:
     gate: Gate = DEFAULT.gate
     """advantage: use soft labels only for images (or pixels) that the self-teacher predicts better than the student."""
     distill_schedule: Annotated[Schedule, FIXED] = DEFAULT.distill_schedule
-    """constant: as in the paper. ramp: alpha and beta times exp(-5 (1 - t)^2), with t from 0 to 1 over the run.
-    warmup: rising linearly over the first tenth. lead: alpha and beta times the self-teacher's lead.
-    The lead is a moving average of 1 - (its cross-entropy / the student's), from 0 to 1."""
+    """constant: alpha and beta as given, as in the paper. The others multiply both by a factor.
+    ramp: exp(-5 (1 - t)^2), with t from 0 to 1 over the run. warmup: a linear rise to 1 over the first tenth.
+    lead: how far the self-teacher leads, a moving average of 1 - (its cross-entropy / the student's), from 0 to 1."""
     distill_start: Annotated[float, Range(low=0)] = 0.0
     """Epoch at which distillation starts; before it, alpha and beta are 0. The t of --distill-schedule starts there."""
     self_teacher: Annotated[SelfTeacher, FIXED] = DEFAULT.self_teacher
@@ -101,10 +101,11 @@ class MethodSettings:
     mixing: like sum, but mixes channels and classifies at twice the resolution."""
     teacher_width: Annotated[float | None, Positive, FIXED, CLASSIFICATION] = None
     """bifpnc, residual: multiple of each level's channels (2 in the paper).
-    The default is the largest of 1/8, 2/8, ..., 1 that has no more parameters or multiply-adds than the student.
+    By default the largest of 1/8, 2/8, ..., 1 with which it has at most the student's parameters and multiply-adds.
+    If there is none, it is 1/8.
     bifpn: number of channels (default 256)."""
     teacher_depth: Annotated[int, Count, FIXED, CLASSIFICATION] = DEFAULT.teacher_depth
-    """Depthwise-pointwise repetitions in each fusion block of the self-teacher (2 in the paper)."""
+    """Depthwise-pointwise blocks per fusion of the self-teacher (2 in the paper)."""
     teacher_repeats: Annotated[int, Count, FIXED] = DEFAULT.teacher_repeats
     """Consecutive BiFPN layers of the self-teacher; in segmentation after the decoder's, and not for pyramid."""
     student_weight: Annotated[float, Positive] = DEFAULT.student_weight

@@ -43,7 +43,7 @@ class OptimizerSettings:
     """Exclude biases and normalisation layers from weight decay (the authors' code decays all parameters).
     Parameters that the model exempts, such as position embeddings, never decay."""
     layer_decay: Annotated[float | None, Range(above=0, high=1), FIXED, CLASSIFICATION] = None
-    """Factor of the learning rate from one student layer to the previous one, for fine-tuning."""
+    """Factor by which the learning rate of each student layer is lower than that of the next, for fine-tuning."""
     opt_kwargs: Annotated[KeywordArguments, FIXED] = field(default_factory=dict)
     """Additional arguments of the optimizer, such as --opt-kwargs eps=1e-6; the flag without values clears them.
     For hybrid optimizers such as Muon, also timm's fallback_list and fallback_no_weight_decay."""
@@ -63,7 +63,8 @@ class OptimizerSettings:
     min_lr: Annotated[float, NotNegative] = 0.0
     """Learning rate at the end of cosine, tanh and poly; lowest learning rate of plateau."""
     decay_milestones: Annotated[tuple[int, ...], Count] = ()
-    """multistep: epochs after which the learning rate is multiplied by --decay-rate (timm's script: one earlier)."""
+    """multistep: epochs after which the learning rate is multiplied by --decay-rate.
+    timm's script does this one epoch earlier."""
     decay_epochs: Annotated[float, Positive] = 30.0
     """step: epochs between two decays."""
     decay_rate: Annotated[float | None, Positive] = None
@@ -114,7 +115,8 @@ class LoopSettings:
     seed: Annotated[int, Range(low=0, high=2**32 - 1), FIXED] = 42
     """Seed of all random numbers of a run."""
     threads: Annotated[int | None, Count, PRIVATE] = None
-    """CPU threads per process; by default OMP_NUM_THREADS without a launcher, or an even share of the cores."""
+    """CPU threads per process; by default an even share of the cores.
+    Without a launcher, OMP_NUM_THREADS is used instead if it is set."""
 
     @property
     def images_per_validation_batch(self) -> int:
