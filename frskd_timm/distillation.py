@@ -22,7 +22,7 @@ from frskd_timm.student_task import StudentTask, Terms
 from frskd_timm.teachers import SelfTeacher
 
 
-class Views(NamedTuple):
+class Outputs(NamedTuple):
     """Outputs of student and self-teacher for a batch; lists of maps are fine to coarse."""
 
     maps: list[Tensor]  # the student's
@@ -176,20 +176,20 @@ class DistillationTask(StudentTask):
         return [p for p in super().get_clip_parameters(exclude_head) if id(p) not in head]
 
     @abstractmethod
-    def observe(self, images: Tensor, networks: Mapping[str, nn.Module]) -> Views:
+    def run_networks(self, images: Tensor, networks: Mapping[str, nn.Module]) -> Outputs:
         """Run a 'student' and a 'self_teacher' on images [B, C, H, W]."""
 
-    def _observe(self, input: Tensor | TwoViews) -> Views:
+    def _run_views(self, input: Tensor | TwoViews) -> Outputs:
         if not isinstance(input, TwoViews):
             if self.training and self.clean_view:
                 raise UserError("With the teacher_view clean, the input of a step must be an augment.TwoViews.")
-            return self.observe(input, self.networks)
-        views = self.observe(input.clean, self.networks)
-        return views._replace(logits=self.student(input.images), batch=input, clean_logits=views.logits)
+            return self.run_networks(input, self.networks)
+        outputs = self.run_networks(input.clean, self.networks)
+        return outputs._replace(logits=self.student(input.images), batch=input, clean_logits=outputs.logits)
 
-    def extend(self, views: Views, images: Tensor) -> Views:
+    def extend(self, outputs: Outputs, images: Tensor) -> Outputs:
         """Add outputs that only training needs."""
-        return views
+        return outputs
 
     def step(self, input: Tensor | TwoViews, target: Tensor) -> Terms:
         """Compute the loss of one training step.
@@ -206,35 +206,35 @@ class DistillationTask(StudentTask):
         images = input.images if isinstance(input, TwoViews) else input
         if self.training and self._skips_teacher:
             return self._labels_only(images, target)
-        views = self.extend(self._observe(input), images)
-        advice = views
+        outputs = self.extend(self._run_views(input), images)
+        advice = outputs
         if self.average is not None and self.training and not self._in_progress:
             warnings.warn("teacher_ema has no effect until task.set_progress is called before each step.", stacklevel=2)
         elif self.average is not None:
             clean = input.clean if isinstance(input, TwoViews) else input
             with torch.no_grad():
-                average = self.observe(clean, dict(self.average.named_children()))
-            advice = views._replace(refined=average.refined, teacher_logits=average.teacher_logits)
+                average = self.run_networks(clean, dict(self.average.named_children()))
+            advice = outputs._replace(refined=average.refined, teacher_logits=average.teacher_logits)
         weight = self.distill_weight if self.lead is None else self.distill_weight * self.lead
         with torch.autocast(images.device.type, enabled=False):
-            terms = self.label_terms(views, target)
+            terms = self.label_terms(outputs, target)
             terms["loss_kl"] = weight * self.alpha * self.soft_labels(advice, target)
         if self.feature_loss is not None:
             distance = self.feature_loss(advice.maps, advice.refined, self.valid_positions(advice, target))
             terms["loss_feature"] = weight * self.beta * distance
         if self.lead is not None and self.training:
-            self._measure_lead(views, terms)
+            self._measure_lead(outputs, terms)
         loss = torch.stack(list(terms.values())).sum()
         logged = {name: term.detach() for name, term in terms.items()}
-        return {"loss": loss, "output": views.logits, "teacher_output": views.teacher_logits, **logged}
+        return {"loss": loss, "output": outputs.logits, "teacher_output": outputs.teacher_logits, **logged}
 
     @torch.no_grad()
-    def _measure_lead(self, views: Views, terms: Terms) -> None:
+    def _measure_lead(self, outputs: Outputs, terms: Terms) -> None:
         """Move the lead towards that of this batch, where both networks see the same images."""
         assert self.lead is not None
         own, other = terms["loss_ce"] / self.student_weight, terms["loss_ce_teacher"] / self.teacher_weight
-        if views.batch is not None and views.clean_logits is not None:
-            own = self.cross_entropy(views.clean_logits, views.batch.classes)
+        if outputs.batch is not None and outputs.clean_logits is not None:
+            own = self.cross_entropy(outputs.clean_logits, outputs.batch.classes)
         found = (1 - other / own.clamp_min(1e-6)).clamp(0, 1).nan_to_num(0)
         self.lead.lerp_(found, torch.where(own > 0, 0.01, 0.0))  # a batch without a labelled pixel tells nothing
 
@@ -256,35 +256,35 @@ class DistillationTask(StudentTask):
             terms["loss_feature"] = zero
         return {"loss": loss + 0 * torch.stack(idle).sum(), "output": logits, **terms}
 
-    def label_terms(self, views: Views, target: Tensor) -> Terms:
+    def label_terms(self, outputs: Outputs, target: Tensor) -> Terms:
         """Return the loss terms that use the labels."""
-        labels = target if views.batch is None else views.batch.classes
-        factor = self.label_factor((views.logits, views.teacher_logits), target)
+        labels = target if outputs.batch is None else outputs.batch.classes
+        factor = self.label_factor((outputs.logits, outputs.teacher_logits), target)
         return {
-            "loss_ce": self.student_weight * self.cross_entropy(views.logits, target, factor),
-            "loss_ce_teacher": self.teacher_weight * self.cross_entropy(views.teacher_logits, labels, factor),
+            "loss_ce": self.student_weight * self.cross_entropy(outputs.logits, target, factor),
+            "loss_ce_teacher": self.teacher_weight * self.cross_entropy(outputs.teacher_logits, labels, factor),
         }
 
-    def soft_labels(self, views: Views, target: Tensor) -> Tensor:
+    def soft_labels(self, outputs: Outputs, target: Tensor) -> Tensor:
         """Return the unweighted soft-label loss."""
-        if views.batch is not None and views.batch.mixing is not None:  # the soft label of a mixture is the mixture
-            probabilities = views.batch.mixing @ views.teacher_logits.float().softmax(dim=1)
-            views = views._replace(teacher_logits=probabilities.clamp_min(1e-12).log())
-        weight = self._gate_weights(views, target)
-        return self.logit_loss(views.teacher_logits, views.logits, target, self.temperature, weight)
+        if outputs.batch is not None and outputs.batch.mixing is not None:  # the soft label of a mixture is the mixture
+            probabilities = outputs.batch.mixing @ outputs.teacher_logits.float().softmax(dim=1)
+            outputs = outputs._replace(teacher_logits=probabilities.clamp_min(1e-12).log())
+        weight = self._gate_weights(outputs, target)
+        return self.logit_loss(outputs.teacher_logits, outputs.logits, target, self.temperature, weight)
 
-    def _gate_weights(self, views: Views, target: Tensor) -> Tensor | None:
+    def _gate_weights(self, outputs: Outputs, target: Tensor) -> Tensor | None:
         """Return 1 for images or pixels whose soft labels count and 0 for the others; None if all count."""
         if self.gate is None:
             return None
         with torch.no_grad():
             own, other = (
                 F.cross_entropy(logits.float(), target, ignore_index=missing_label(target), reduction="none")
-                for logits in (views.logits, views.teacher_logits)
+                for logits in (outputs.logits, outputs.teacher_logits)
             )
             return self.gate(own, other)
 
-    def valid_positions(self, views: Views, target: Tensor) -> list[Tensor] | None:
+    def valid_positions(self, outputs: Outputs, target: Tensor) -> list[Tensor] | None:
         """Return masks [B, H_i, W_i] of the positions that the feature loss compares, one per map; None for all."""
         return None
 
@@ -294,7 +294,7 @@ class DistillationTask(StudentTask):
             return list(maps)
         return [torch.lerp(map_.detach(), map_, self.teacher_gradient) for map_ in maps]
 
-    def predict(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the logits of 'student' and 'self_teacher'."""
-        views = self.observe(images, self.networks)
-        return {"student": views.logits, "self_teacher": views.teacher_logits}
+    def predict(self, images: Tensor, average: nn.Module | None = None) -> dict[str, Tensor]:
+        """Return the logits of 'student', or of an average of it, and 'self_teacher'."""
+        outputs = self.run_networks(images, self.networks)
+        return {"student": average(images) if average else outputs.logits, "self_teacher": outputs.teacher_logits}

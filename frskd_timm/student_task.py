@@ -100,9 +100,12 @@ class StudentTask(TrainingTask):
         """
         self.doubt.fill_(min(max(2 * progress, 0.0), 1.0))
 
-    def predict(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the logits of each network of the task by name; 'student' is always present."""
-        return {"student": self.student(images)}
+    def predict(self, images: Tensor, average: nn.Module | None = None) -> dict[str, Tensor]:
+        """Return the logits of each network of the task by name; 'student' is always present.
+
+        With an average of the student, 'student' are its logits.
+        """
+        return {"student": (self.student if average is None else average)(images)}
 
     # timm's interface
 

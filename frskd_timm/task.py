@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from frskd_timm.augment import rotations
 from frskd_timm.cost import cost
 from frskd_timm.defaults import CLASSIFICATION as DEFAULT
-from frskd_timm.distillation import DistillationTask, Views
+from frskd_timm.distillation import DistillationTask, Outputs
 from frskd_timm.errors import UserError
 from frskd_timm.losses import FEATURE_LOSSES, FeatureLoss
 from frskd_timm.losses.functional import UNLABELLED, soft_label_loss
@@ -159,7 +159,7 @@ class FRSKDTask(DistillationTask):
         feature = loss_class and loss_class(pyramid.channels, teacher)
         return cls(student, pyramid, teacher, feature, beta=beta, sla=heads, **options)
 
-    def observe(self, images: Tensor, networks: Mapping[str, nn.Module]) -> Views:
+    def run_networks(self, images: Tensor, networks: Mapping[str, nn.Module]) -> Outputs:
         """Run a student and a self-teacher on images [B, C, H, W]."""
         logits: Any
         maps, logits = self.pyramid(networks["student"], images)
@@ -167,12 +167,12 @@ class FRSKDTask(DistillationTask):
         check_outputs(logits, teacher_logits)
         if self.self_teacher.residual:
             teacher_logits = logits.detach() + teacher_logits
-        return Views(maps, logits, refined, teacher_logits)
+        return Outputs(maps, logits, refined, teacher_logits)
 
-    def extend(self, views: Views, images: Tensor) -> Views:
+    def extend(self, outputs: Outputs, images: Tensor) -> Outputs:
         """With SLA, add maps and joint logits of the four rotations from both networks."""
         if self.sla is None:
-            return views
+            return outputs
         # The rotated images include the unrotated ones, which still need a second forward: each batch has its own
         # normalisation statistics.
         turned_maps, _ = self.pyramid(self.student, rotations(images), head=False)
@@ -182,39 +182,39 @@ class FRSKDTask(DistillationTask):
         if self.feature_loss is not None and self.feature_loss.preactivation:
             last = F.relu(last)
         teacher_joint = self.sla.teacher(global_average(last))
-        return views._replace(
-            maps=[torch.cat(pair) for pair in zip(views.maps, turned_maps, strict=True)],
-            refined=[torch.cat(pair) for pair in zip(views.refined, turned_refined, strict=True)],
+        return outputs._replace(
+            maps=[torch.cat(pair) for pair in zip(outputs.maps, turned_maps, strict=True)],
+            refined=[torch.cat(pair) for pair in zip(outputs.refined, turned_refined, strict=True)],
             joint=(joint, teacher_joint),
         )
 
-    def label_terms(self, views: Views, target: Tensor) -> Terms:
+    def label_terms(self, outputs: Outputs, target: Tensor) -> Terms:
         """Return both cross-entropy terms, and with SLA also those of the joint labels."""
-        terms = super().label_terms(views, target)
-        if views.joint is not None:
+        terms = super().label_terms(outputs, target)
+        if outputs.joint is not None:
             if getattr(self.label_loss, "class_weights", None) is not None:
                 raise UserError("SLA cannot be combined with class weights; leave one of them out.")
-            labels, factor = joint_target(target), self.label_factor((views.logits, views.teacher_logits), target)
+            labels, factor = joint_target(target), self.label_factor((outputs.logits, outputs.teacher_logits), target)
             if factor is not None:
                 factor = factor.repeat_interleave(4)  # the rotations of an image share its label
-            loss, teacher_loss = (self.cross_entropy(joint, labels, factor) for joint in views.joint)
+            loss, teacher_loss = (self.cross_entropy(joint, labels, factor) for joint in outputs.joint)
             terms["loss_sla"] = self.student_weight * loss
             terms["loss_sla_teacher"] = self.teacher_weight * teacher_loss
-            aggregated, teacher_aggregated = map(aggregate, views.joint)
+            aggregated, teacher_aggregated = map(aggregate, outputs.joint)
             terms["loss_sla_kl"] = self.sla_weight * (
-                soft_label_loss(aggregated, views.logits, self.temperature)
-                + soft_label_loss(teacher_aggregated, views.teacher_logits, self.temperature)
+                soft_label_loss(aggregated, outputs.logits, self.temperature)
+                + soft_label_loss(teacher_aggregated, outputs.teacher_logits, self.temperature)
             )
         return terms
 
-    def soft_labels(self, views: Views, target: Tensor) -> Tensor:
+    def soft_labels(self, outputs: Outputs, target: Tensor) -> Tensor:
         """Return the soft-label loss, and with SLA also that of the aggregated logits."""
-        if views.joint is None:
-            return super().soft_labels(views, target)
-        aggregated, teacher_aggregated = map(aggregate, views.joint)
-        both = views._replace(
-            logits=torch.cat([views.logits, aggregated]),
-            teacher_logits=torch.cat([views.teacher_logits, teacher_aggregated]),
+        if outputs.joint is None:
+            return super().soft_labels(outputs, target)
+        aggregated, teacher_aggregated = map(aggregate, outputs.joint)
+        both = outputs._replace(
+            logits=torch.cat([outputs.logits, aggregated]),
+            teacher_logits=torch.cat([outputs.teacher_logits, teacher_aggregated]),
         )
         return super().soft_labels(both, torch.cat([target, target]))
 

@@ -14,6 +14,7 @@ BINS = 15  # of the confidence, as in Guo et al., 2017
 KEPT = 100  # mistakes
 MATRIX = 1000  # most classes whose pairs are counted in a matrix; sorting them needs less memory but more time
 TEMPERATURES = torch.logspace(-1, 1, 233)  # in steps of 2%
+PIXELS = 8192  # largest number of pixels of a batch that the temperature is fitted to
 
 
 def predicted(logits: Tensor, is_dense: bool) -> Tensor:
@@ -65,6 +66,8 @@ class TemperatureMetric(Metric):
 
     def update(self, logits: Tensor, target: Tensor) -> None:
         """Add logits [N, K] and classes [N]."""
+        step = -(-len(target) // PIXELS)
+        logits, target = logits[::step], target[::step]
         values = (F.cross_entropy(logits / value, target, reduction="sum") for value in TEMPERATURES.tolist())
         self.losses += torch.stack([*values])
 

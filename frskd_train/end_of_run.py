@@ -25,8 +25,8 @@ from frskd_timm.student_task import StudentTask
 from frskd_train.checkpoint import all_checkpoints
 from frskd_train.data import TrainingData
 from frskd_train.device import machine_name
-from frskd_train.errors import exit_interrupted
 from frskd_train.evaluate import UNSCORED, Scores
+from frskd_train.exits import exit_interrupted
 from frskd_train.progress import duration
 from frskd_train.recipe import repeat_note, write_recipe
 from frskd_train.report.answers import confusion_picture
@@ -63,8 +63,7 @@ class Ending:
         """Write the student's folder with its recipe, before any other step can fail."""
         job, settings = self.job, self.job.settings
         made = f"The settings that made {job.about_student(self.student)['model']}, tag {job.tag(self.data)}."
-        processes = self.accelerator.num_processes
-        note = repeat_note(processes, processes * settings.loop.batch_size)
+        note = repeat_note(self.accelerator.num_processes, settings.loop.batch_size)
         heading = "\n".join([made, *note, *self.state.changes])
         if isinstance(self.task, DistillationTask):  # another version may have another default
             settings = replace(settings, method=replace(settings.method, beta=self.task.beta))
@@ -172,7 +171,7 @@ class Ending:
             ),
             versions={module.__name__: module.__version__ for module in (frskd_timm, torch, timm)}
             | {"python": python_version()},
-            by_second_head=settings.method.method == "frskd" and settings.method.self_teacher == "pyramid",
+            by_second_head=isinstance(self.task, DistillationTask) and self.task.self_teacher.beside_decoder,
             linear_probe=settings.model.linear_probe,
             changes=changes,
             baseline=None if changes else self.baseline,  # which has another recipe

@@ -178,12 +178,12 @@ def write_recipe(settings: Settings, heading: str, portable: bool = False) -> st
     return "\n".join(lines) + "\n"
 
 
-def repeat_note(processes: int, global_batch: int) -> list[str]:
+def repeat_note(processes: int, batch_size: int) -> list[str]:
     """Return how to start several processes, as a line for the heading of a recipe; nothing for one process."""
     if processes == 1:
         return []
     command = f"torchrun --nproc_per_node {processes} -m frskd_train.train"
-    return [f"Made by {processes} processes, {global_batch} images per step; to start as many: {command}"]
+    return [f"Made by {processes} processes, each with batches of {batch_size}; to start as many: {command}"]
 
 
 @functools.cache

@@ -6,6 +6,7 @@ from typing import Any
 
 from frskd_timm.errors import UserError
 from frskd_train.constraints import FIXED, FREE, LOCAL, PRIVATE
+from frskd_train.data import TrainingData
 from frskd_train.recipe import training_names
 from frskd_train.settings import DataSettings, Settings, declared, flag
 
@@ -14,18 +15,32 @@ AT_END = {"epochs", "tag", "license", "export", "calibration_split", "data_mode"
 
 def notes_for_recipe(notes: list[str], state: Mapping[str, Any], epochs: int) -> list[str]:
     """Return the notes of `check_resume` that make it another training, without local paths; none if none follows."""
-    facts = declared(Settings)
-    without = {flag(name) for name in facts if LOCAL in facts[name] or name not in training_names()}
+    kinds = declared(Settings)
+    without = {flag(name) for name in kinds if LOCAL in kinds[name] or name not in training_names()}
     kept = [note for note in notes if note.split()[0] not in without and state["epoch"] < epochs]
     return [f"After {state['updates']} updates: {note}" for note in kept]
+
+
+def run_facts(data: TrainingData, global_batch: int, processes: int) -> dict[str, Any]:
+    """Return what a checkpoint records about the data and the processes, for `check_resume`.
+
+    `global_batch` is the number of images per step over all processes.
+    """
+    return {
+        "fingerprint": data.fingerprint,
+        "train_rows": data.num_train,
+        "statistics": [data.preprocessing.mean, data.preprocessing.std],
+        "data_mode": data.mode,
+        "global_batch": global_batch,
+        "processes": processes,
+    }
 
 
 def check_resume(state: Mapping[str, Any], settings: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
     """Compare the JSON part of a checkpoint with the current run; return a sentence for each change that is applied.
 
-    `settings` are all settings by name; `facts` are `fingerprint`, `train_rows` and `data_mode` of the data,
-    `global_batch` (images per step over all processes) and `processes`. Raises UserError, with both values, if a change
-    is not possible.
+    `settings` are all settings by name, and `facts` those of `run_facts`. Raises UserError, with both values, if a
+    change is not possible.
     """
     kept = declared(Settings)
     before = state["settings"]

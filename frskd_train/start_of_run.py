@@ -13,8 +13,8 @@ from frskd_train.optim import check_optimizer, lr_note
 from frskd_train.recipe import training_names
 from frskd_train.report.baseline import read_baseline
 from frskd_train.report.formats import check_onnx
-from frskd_train.report.hub import check_repo_id
 from frskd_train.report.metrics import SeedRuns
+from frskd_train.report.repository import check_repo_id
 from frskd_train.run_folder import Resume
 from frskd_train.settings import Settings, declared, flag, flat
 from frskd_train.tasks import Job

@@ -1,5 +1,6 @@
 """The training loop: one run, from its settings to the exported student."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from frskd_train.checkpoint import checkpoint_name, load_state, prune, restore, 
 from frskd_train.convolutions import adapt_convolutions
 from frskd_train.data.sampler import step_seed
 from frskd_train.device import start_accelerator
-from frskd_train.errors import exit_process
 from frskd_train.evaluate import Scores, evaluate
+from frskd_train.exits import exit_process
 from frskd_train.meter import NonfiniteGuard, TrainMeter, learning_note
 from frskd_train.optim import base_lr, create_optimizer, create_scheduler, follow_plateau, with_scaled_lr
 from frskd_train.progress import Progress
 from frskd_train.recipe import SETTINGS, repeat_note, write_recipe
-from frskd_train.resume import check_resume, notes_for_recipe
+from frskd_train.resume import check_resume, notes_for_recipe, run_facts
 from frskd_train.run_folder import Resume, RunFolder, choose_folder, find_resume, refuse_if_continued
 from frskd_train.run_state import RunState
 from frskd_train.settings import Settings, flat
@@ -55,7 +56,7 @@ class Trainer:
         if resume is not None:
             self._resume(resume, saved)
         if self.is_main:
-            processes = repeat_note(self.accelerator.num_processes, self.facts["global_batch"])
+            processes = repeat_note(self.accelerator.num_processes, settings.loop.batch_size)
             heading = [f"Settings of the run {self.folder.path.resolve().name}.", *processes, *self.state.changes]
             self.folder.write(SETTINGS, write_recipe(settings, "\n".join(heading)))
         trackers.start_trackers(self.accelerator, settings, self.folder.path)
@@ -120,14 +121,7 @@ class Trainer:
         self.progress = Progress(self.is_main, epochs, self.steps_per_epoch, global_batch, self.job.form.labels)
         self.progress.say(*self.data.notes, *self.train_batches.unused(settings.loop.grad_accum_steps))
         self.progress.say(start_of_run.describe(self.job, self.data, self.task, accelerator))
-        self.facts = {
-            "fingerprint": self.data.fingerprint,
-            "train_rows": self.data.num_train,
-            "statistics": [self.data.preprocessing.mean, self.data.preprocessing.std],
-            "data_mode": self.data.mode,
-            "global_batch": global_batch,
-            "processes": accelerator.num_processes,
-        }
+        self.facts = run_facts(self.data, global_batch, accelerator.num_processes)
 
     def _resume(self, resume: Resume, saved: dict[str, Any]) -> None:
         """Continue from a checkpoint, or from the beginning if the run was stopped before its first one."""
@@ -257,11 +251,8 @@ class Trainer:
         """Score student (or its average if there is one) and self-teacher on the validation images."""
         for module in self.saved_modules.values():
             broadcast(list(module.eval().buffers()))  # running statistics of the main process
-        return evaluate(self.task.create_evaluator, self._predict, self.val_batches, self.accelerator)
-
-    def _predict(self, images: Tensor) -> dict[str, Tensor]:
-        found = self.task.predict(images)
-        return found if self.average is None else {**found, "student": self.average(images)}
+        predict = partial(self.task.predict, average=self.average)
+        return evaluate(self.task.create_evaluator, predict, self.val_batches, self.accelerator)
 
     def save(self) -> None:
         """Write a checkpoint and `summary.csv`; all processes call it together."""

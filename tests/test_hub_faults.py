@@ -17,7 +17,7 @@ from published import REPO, make_student, push
 from runs import wait_for
 
 from frskd_timm.errors import UserError
-from frskd_train.report import hub as publishing
+from frskd_train.report import repository, retries
 
 REFUSED = b'{"errors": [{"message": "\\"license\\" must be one of apache-2.0, mit"}], "warnings": []}'
 
@@ -75,15 +75,17 @@ def whole(folder):
 
 @pytest.mark.parametrize("pattern", ["GET /api/models", "PUT", "/commit/", "GET .*safetensors"])
 def test_a_silent_hub_is_given_up(hub, student, quick_clock, monkeypatch, pattern):
-    monkeypatch.setattr(publishing, "SILENCE", 0.3)
-    monkeypatch.setattr(publishing, "PATIENCE", 1.0)
+    for module in (repository, retries):
+        monkeypatch.setattr(module, "SILENCE", 0.3)
+    monkeypatch.setattr(retries, "PATIENCE", 1.0)
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
     hub.faults = [Fault(pattern, "silent", 99)]
     with pytest.raises(UserError, match="did not answer"):
         push(hub, student)
     assert 1 <= len(hub.asked("-> silent")) <= 15
     client = huggingface_hub.get_session()
-    assert publishing._Patience.before not in client.event_hooks["request"]  # other requests have no limit
+    hooks = client.event_hooks["request"]  # other requests have no limit
+    assert not any(isinstance(getattr(hook, "__self__", None), retries._Limits) for hook in hooks)
     assert client.timeout.read is None
     hub.faults = [Fault(pattern, "silent", 1)]
     push(hub, student)
@@ -92,23 +94,23 @@ def test_a_silent_hub_is_given_up(hub, student, quick_clock, monkeypatch, patter
 
 def test_only_unanswered_requests_count_as_silence(monkeypatch):
     """An answer whose body takes long, or an upload that bypasses the client, is no silence."""
-    monkeypatch.setattr(publishing, "PATIENCE", 0.05)
-    hooks = publishing._Patience
-    hooks.after()
+    monkeypatch.setattr(retries, "PATIENCE", 0.05)
+    limits = retries._Limits()
     for _ in range(3):
-        hooks.before(None)
-        hooks.after()
+        limits._before(None)
+        limits._after(None)
         time.sleep(0.1)
-    hooks.before(None)
+    limits._before(None)
     time.sleep(0.1)
-    with pytest.raises(publishing.SilentError):
-        hooks.before(None)
+    with pytest.raises(retries.SilentError):
+        limits._before(None)
 
 
 def test_a_silent_hub_is_given_up_after_a_failed_connection(hub, monkeypatch):
     """huggingface_hub then makes another client, without limits."""
-    monkeypatch.setattr(publishing, "SILENCE", 0.3)
-    monkeypatch.setattr(publishing, "PATIENCE", 1.0)
+    for module in (repository, retries):
+        monkeypatch.setattr(module, "SILENCE", 0.3)
+    monkeypatch.setattr(retries, "PATIENCE", 1.0)
     hub.faults = [Fault("GET /api/models", "silent", 99)]
 
     def ask():
@@ -116,20 +118,20 @@ def test_a_silent_hub_is_given_up_after_a_failed_connection(hub, monkeypatch):
         threading.Event().wait(1)
         huggingface_hub.get_session().get(f"{hub.endpoint}/api/models/{REPO}")
 
-    target = publishing.Repository(publishing.connect(TOKEN, hub.endpoint), REPO)
+    target = repository.Repository(repository.connect(TOKEN, hub.endpoint), REPO)
     began = time.monotonic()
     with pytest.raises(UserError, match="did not answer"):
-        publishing.with_retries(ask, target)
+        retries.with_retries(ask, target)
     assert time.monotonic() - began < 15  # the Hub is silent for twenty seconds each time
 
 
 def test_a_client_that_another_thread_closed_is_a_lost_connection(hub, quick_clock, monkeypatch):
     """Between its check and its return, huggingface_hub's `get_session` may lose its client, and return None."""
     answers = iter([None, "the second client"])
-    target = publishing.Repository(publishing.connect(TOKEN, hub.endpoint), REPO)
-    assert publishing.with_retries(lambda: next(answers).upper(), target) == "THE SECOND CLIENT"
+    target = repository.Repository(repository.connect(TOKEN, hub.endpoint), REPO)
+    assert retries.with_retries(lambda: next(answers).upper(), target) == "THE SECOND CLIENT"
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: None)
-    assert publishing.with_retries(lambda: "done", target) == "done"
+    assert retries.with_retries(lambda: "done", target) == "done"
 
 
 @pytest.mark.long

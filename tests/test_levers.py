@@ -15,7 +15,7 @@ from runs import assert_same, small, train_here
 from torch import Tensor, nn
 
 from frskd_timm.cost import cost
-from frskd_timm.distillation import DistillationTask, Views
+from frskd_timm.distillation import DistillationTask, Outputs
 from frskd_timm.errors import UserError
 from frskd_timm.losses.functional import soft_label_loss
 from frskd_timm.losses.labels import LabelLoss
@@ -72,13 +72,13 @@ def test_the_gate_takes_advice_from_the_better_one() -> None:
     task = create_task(gate="advantage", temperature=1.0)
     own, other = torch.zeros(2, 4, 5)
     other[0, 0] = other[1, 2] = 4.0  # right about the first image, wrong about the second, no better on the others
-    views = Views([], own, [], other)
+    outputs = Outputs([], own, [], other)
     expected = soft_label_loss(other[:1], own[:1], 1.0)
-    assert_close(task.soft_labels(views, TARGET), expected, 1e-6, "one image")
-    assert_close(task.soft_labels(views, torch.eye(5)[TARGET]), expected, 1e-6, "probabilities")
-    assert task.soft_labels(views._replace(teacher_logits=own), TARGET) == 0
+    assert_close(task.soft_labels(outputs, TARGET), expected, 1e-6, "one image")
+    assert_close(task.soft_labels(outputs, torch.eye(5)[TARGET]), expected, 1e-6, "probabilities")
+    assert task.soft_labels(outputs._replace(teacher_logits=own), TARGET) == 0
     pixels = SegmentationTask.create(create_segmentation_student("test_resnet", 5, channels=8), gate="advantage")
-    maps = Views([], own.T.reshape(1, 5, 2, 2), [], other.T.reshape(1, 5, 2, 2))
+    maps = Outputs([], own.T.reshape(1, 5, 2, 2), [], other.T.reshape(1, 5, 2, 2))
     assert_close(pixels.soft_labels(maps, TARGET.view(1, 2, 2)), expected, 1e-6, "one pixel")
     assert pixels.soft_labels(maps, torch.full((1, 2, 2), 255)) == 0
 
@@ -166,7 +166,7 @@ def test_the_average_follows_updates_and_gives_the_advice() -> None:
     assert_close(task.average["self_teacher"].get_parameter(name), decay * old + (1 - decay) * new, 1e-5, "average")
     with torch.no_grad():
         task.average["self_teacher"].get_parameter(name).add_(torch.arange(5.0))
-        soft = task.observe(images(), dict(task.average.items())).teacher_logits
+        soft = task.run_networks(images(), dict(task.average.items())).teacher_logits
         result = task(images(), TARGET)
         expected = task.distill_weight * task.alpha * soft_label_loss(soft, result["output"], task.temperature)
     assert_close(result["loss_kl"], expected, 1e-4, "soft labels")

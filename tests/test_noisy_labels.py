@@ -8,7 +8,7 @@ import torch
 from timm.loss import AsymmetricLossSingleLabel
 from torch.nn import functional as F
 
-from frskd_timm.distillation import Views
+from frskd_timm.distillation import Outputs
 from frskd_timm.errors import UserError
 from frskd_timm.losses.labels import LabelLoss, trust
 from frskd_timm.segmentation import SegmentationCrossEntropyTask, create_segmentation_student
@@ -43,12 +43,12 @@ def test_both_networks_doubt_a_label_together() -> None:
     for progress, doubt in ((0.0, 0.0), (0.25, 0.5), (0.5, 1.0), (1.0, 1.0)):
         task.set_progress(progress)
         factor = 1 - doubt * (1 - TRUST)
-        found = task.label_terms(Views([], own, [], other, joint=(joint, joint)), TARGET)
+        found = task.label_terms(Outputs([], own, [], other, joint=(joint, joint)), TARGET)
         torch.testing.assert_close(found["loss_ce"], (factor * losses(own)).mean())
         torch.testing.assert_close(found["loss_ce_teacher"], (factor * losses(other)).mean())
         torch.testing.assert_close(found["loss_sla"], (factor.repeat_interleave(4) * rotated).mean())
     task.noisy_labels = False
-    torch.testing.assert_close(task.label_terms(Views([], own, [], other), TARGET)["loss_ce"], losses(own).mean())
+    torch.testing.assert_close(task.label_terms(Outputs([], own, [], other), TARGET)["loss_ce"], losses(own).mean())
 
 
 def test_the_baseline_doubts_alone() -> None:

@@ -149,18 +149,18 @@ def test_unlabelled_pixels_count_in_no_term(feature_loss: str) -> None:
     target = torch.randint(0, 4, (2, 64, 64), generator=torch.Generator().manual_seed(0))
     target[:, :, 32:] = 255
     task.eval()
-    views = task.observe(torch.randn(2, 3, 64, 64), task.networks)
-    valid = task.valid_positions(views, target)
-    changed = views._replace(
-        refined=[torch.where(v[:, None], t, 9.0) for t, v in zip(views.refined, valid, strict=True)],
-        teacher_logits=torch.where(target[:, None] == 255, 9.0, views.teacher_logits),
+    outputs = task.run_networks(torch.randn(2, 3, 64, 64), task.networks)
+    valid = task.valid_positions(outputs, target)
+    changed = outputs._replace(
+        refined=[torch.where(v[:, None], t, 9.0) for t, v in zip(outputs.refined, valid, strict=True)],
+        teacher_logits=torch.where(target[:, None] == 255, 9.0, outputs.teacher_logits),
     )
     assert [int(v.sum()) for v in valid[:5]] == [2 * side * side // 2 for side in (16, 8, 4, 2)] + [2]
     assert task.feature_loss is not None
-    for view in (views, changed):
-        assert_close(task.soft_labels(view, target), task.soft_labels(views, target).detach(), 1e-6, "soft labels")
-        distance = task.feature_loss(view.maps, view.refined, valid)
-        assert_close(distance, task.feature_loss(views.maps, views.refined, valid).detach(), 1e-6, "feature loss")
+    for found in (outputs, changed):
+        assert_close(task.soft_labels(found, target), task.soft_labels(outputs, target).detach(), 1e-6, "soft labels")
+        distance = task.feature_loss(found.maps, found.refined, valid)
+        assert_close(distance, task.feature_loss(outputs.maps, outputs.refined, valid).detach(), 1e-6, "feature loss")
     unlabelled = task(torch.randn(2, 3, 64, 64), torch.full_like(target, 255))
     assert unlabelled["loss"] == 0
 

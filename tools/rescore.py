@@ -13,7 +13,7 @@ from frskd_timm.errors import UserError
 from frskd_timm.export.folder import METRICS, RECIPE
 from frskd_timm.export.load import load_student
 from frskd_train.device import start_accelerator
-from frskd_train.errors import exit_with_error
+from frskd_train.exits import exit_with_error
 from frskd_train.parse import read_recipe
 from frskd_train.report.card import write_card
 from frskd_train.report.metrics import read_metrics

@@ -23,7 +23,7 @@ from frskd_timm.export.load import compare_logits, read_student
 from frskd_timm.export.student import export_student
 from frskd_timm.models._pretrained import shipped_cfg
 from frskd_train.device import start_accelerator
-from frskd_train.errors import exit_with_error
+from frskd_train.exits import exit_with_error
 from frskd_train.parse import read_recipe
 from frskd_train.recipe import SETTINGS, comparable, differences, repeat_note, write_recipe
 from frskd_train.report.answers import confusion_picture
@@ -177,8 +177,7 @@ def _write(
         for name in ("attention.png", "curves.png", "examples.png"):
             if (run / name).is_file():
                 _shrink(run / name, aside / name)
-        processes = metrics.machine.processes
-        note = repeat_note(processes, processes * settings.loop.batch_size)
+        note = repeat_note(metrics.machine.processes, settings.loop.batch_size)
         heading = "\n".join([f"The settings that made {metrics.model}, tag {metrics.tag}.", *note])
         (aside / RECIPE).write_text(write_recipe(settings, heading, portable=True), encoding="utf-8")
         (aside / METRICS).write_text(metrics.to_json(), encoding="utf-8")

@@ -156,7 +156,8 @@ def plain_state_dict(model: nn.Module, *, half: bool = False) -> dict[str, Tenso
             tensor = tensor.to(torch.float16 if half and name in parameters else torch.float32)
         plain = name.replace("_orig_mod.", "")  # torch.compile may also wrap single blocks, in the middle of a key
         state[plain] = tensor.clone(memory_format=torch.contiguous_format)
-    _refuse_nonfinite(state)
+    if bad := _nonfinite(state):
+        raise UserError(f"The student has values that are not finite in {bad}: it cannot be exported.")
     return state
 
 
@@ -171,11 +172,11 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} does not exist: give the student/ folder of a finished run.") from None
     except Exception as error:  # safetensors has its own exception for damaged files
         raise UserError(f"{path} is damaged ({first_line(error)}): export the student again.") from None
-    _refuse_nonfinite(state)
+    if bad := _nonfinite(state):
+        raise UserError(f"{path} has values that are not finite in {bad}: export the student again.")
     return state
 
 
-def _refuse_nonfinite(state: dict[str, Tensor]) -> None:
-    bad = sorted(name for name, tensor in state.items() if not torch.isfinite(tensor).all())
-    if bad:
-        raise UserError(f"The student has values that are not finite in {', '.join(bad[:3])}: it cannot be exported.")
+def _nonfinite(state: dict[str, Tensor]) -> str:
+    """Return the names of the first tensors that have values that are not finite."""
+    return ", ".join(sorted(name for name, tensor in state.items() if not torch.isfinite(tensor).all())[:3])

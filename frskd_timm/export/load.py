@@ -251,8 +251,8 @@ def comparable(model: Module) -> Module:
     return model.float() if half else model
 
 
-def compare_outputs(expected: Tensor, found: Tensor, *, tolerance: float = 1e-4) -> float:
-    """Compare outputs of the same shape; see `compare_logits`."""
+def compare_outputs(expected: Tensor, found: Tensor, *, what: str = "logits", tolerance: float = 1e-4) -> float:
+    """Compare outputs of the same shape; see `compare_logits`. `what` they are is for the error message."""
     expected, found = expected.float(), found.float()
     if expected.shape != found.shape:
         raise UserError(f"The exported student returns shape {tuple(found.shape)}, not {tuple(expected.shape)}.")
@@ -260,6 +260,6 @@ def compare_outputs(expected: Tensor, found: Tensor, *, tolerance: float = 1e-4)
     limit = tolerance * max(1.0, largest)
     if not difference <= limit:  # also true for NaN
         raise UserError(
-            f"The exported student's logits differ from the original's by {difference:.3g}; allowed is {limit:.3g}."
+            f"The exported student's {what} differ from the original's by {difference:.3g}; allowed is {limit:.3g}."
         )
     return difference

@@ -254,4 +254,4 @@ def _compare_maps(student: SegmentationStudent, folder: Path) -> None:
     with evaluating(student), evaluating(loaded):
         expected = [map_.float() for map_ in student.backbone_maps(images)]
         found = [map_.permute(0, 3, 1, 2) if channels_last else map_ for map_ in loaded(images.float())]
-    compare_outputs(*(torch.cat([map_.flatten(1) for map_ in maps], dim=1) for maps in (expected, found)))
+    compare_outputs(*(torch.cat([map_.flatten(1) for map_ in maps], 1) for maps in (expected, found)), what="maps")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frskd_timm.defaults import SEGMENTATION as DEFAULT
-from frskd_timm.distillation import DistillationTask, Views
+from frskd_timm.distillation import DistillationTask, Outputs
 from frskd_timm.errors import UserError
 from frskd_timm.losses import FEATURE_LOSSES, FeatureLoss
 from frskd_timm.losses.functional import IGNORED
@@ -127,7 +127,7 @@ class SegmentationTask(_PixelTask, DistillationTask):
         feature = loss_class and loss_class([student.channels] * student.num_levels, teacher)
         return cls(student, teacher, feature, beta=beta, **options)
 
-    def observe(self, images: Tensor, networks: Mapping[str, nn.Module]) -> Views:
+    def run_networks(self, images: Tensor, networks: Mapping[str, nn.Module]) -> Outputs:
         """Run a student and a self-teacher on images [B, C, H, W]; logits are [B, K, H, W]."""
         student: Any = networks["student"]
         pyramid = student.forward_pyramid(images)
@@ -137,19 +137,19 @@ class SegmentationTask(_PixelTask, DistillationTask):
         size = images.shape[-2:]
         logits = student.forward_head(maps, size)
         check_outputs(logits, teacher_logits)
-        return Views(maps, logits, refined, student.to_pixels(teacher_logits, size))
+        return Outputs(maps, logits, refined, student.to_pixels(teacher_logits, size))
 
-    def soft_labels(self, views: Views, target: Tensor) -> Tensor:
+    def soft_labels(self, outputs: Outputs, target: Tensor) -> Tensor:
         """Return the mean soft-label loss over the labelled pixels."""
-        weight, gate = self._labelled(target).float(), self._gate_weights(views, target)
+        weight, gate = self._labelled(target).float(), self._gate_weights(outputs, target)
         weight = weight if gate is None else weight * gate
-        teacher, student = (logits.movedim(1, -1).flatten(0, -2) for logits in (views.teacher_logits, views.logits))
+        teacher, student = (logits.movedim(1, -1).flatten(0, -2) for logits in (outputs.teacher_logits, outputs.logits))
         return self.logit_loss(teacher, student, target.flatten(), self.temperature, weight.flatten())
 
-    def valid_positions(self, views: Views, target: Tensor) -> list[Tensor]:
+    def valid_positions(self, outputs: Outputs, target: Tensor) -> list[Tensor]:
         """Return a mask per map of the positions with at least half of their pixels labelled."""
         labelled = self.student.pad(self._labelled(target).float())
-        return [F.adaptive_avg_pool2d(labelled, (map_.shape[-2], map_.shape[-1])) >= 0.5 for map_ in views.maps]
+        return [F.adaptive_avg_pool2d(labelled, (map_.shape[-2], map_.shape[-1])) >= 0.5 for map_ in outputs.maps]
 
     def _labelled(self, target: Tensor) -> Tensor:
         return target != IGNORED

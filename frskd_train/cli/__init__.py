@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
-from frskd_train.errors import SettingsError, discard_output, exit_interrupted, exit_process, exit_with_error
+from frskd_train.errors import SettingsError
+from frskd_train.exits import discard_output, exit_interrupted, exit_process, exit_with_error
 
 COMMANDS = {
     "train": "train a model with FRSKD and export the student",

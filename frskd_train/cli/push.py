@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from frskd_train.cli.demo import add_page_arguments
-from frskd_train.errors import exit_interrupted
+from frskd_train.exits import exit_interrupted
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -46,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from frskd_train.demo.runtime import find_runtime
     from frskd_train.demo.space import push_space
     from frskd_train.found_student import find_exported
-    from frskd_train.report.hub import check_repo_id
     from frskd_train.report.publish import push_student
+    from frskd_train.report.repository import check_repo_id
 
     try:
         if page["space"] is not None:  # what can be wrong with it is said before the student is published

@@ -4,7 +4,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from frskd_train.errors import exit_process
+from frskd_train.exits import exit_process
 from frskd_train.parse import parse_settings
 
 

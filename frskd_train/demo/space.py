@@ -11,7 +11,8 @@ from frskd_timm.errors import UserError
 from frskd_timm.export.folder import CARD
 from frskd_train.demo.build import DESCRIPTION, build_demo
 from frskd_train.found_student import find_exported
-from frskd_train.report.hub import Repository, check_repo_id, check_target, connect, list_files, with_retries
+from frskd_train.report.repository import Repository, check_repo_id, check_target, connect, list_files
+from frskd_train.report.retries import with_retries
 from frskd_train.report.signature import refuse_edited, signed
 
 _OF_A_NEW_SPACE = {".gitattributes", CARD, "index.html", "style.css"}

@@ -157,4 +157,4 @@ def _compare(model: nn.Module, run: Callable[[Tensor], Sequence[Any]], images: T
         outputs = model(images)
         found = run(images)
     for expected, other in zip(outputs if isinstance(outputs, tuple) else (outputs,), found, strict=True):
-        compare_outputs(expected, torch.from_numpy(other))
+        compare_outputs(expected, torch.from_numpy(other), what="outputs")

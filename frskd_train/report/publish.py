@@ -17,7 +17,8 @@ from frskd_timm.export.load import compare_logits, load_student, read_student
 from frskd_train.found_student import find_exported
 from frskd_train.report.card import PLACEHOLDER
 from frskd_train.report.formats import export_onnx
-from frskd_train.report.hub import Repository, check_repo_id, check_target, connect, list_files, with_retries
+from frskd_train.report.repository import Repository, check_repo_id, check_target, connect, list_files
+from frskd_train.report.retries import with_retries
 from frskd_train.report.signature import refuse_edited, signed
 
 ONNX = "onnx/model.onnx"  # where transformers.js and optimum look for it

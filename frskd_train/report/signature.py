@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 
 from frskd_timm.errors import UserError
 from frskd_timm.export.folder import CARD
-from frskd_train.report.hub import Repository
+from frskd_train.report.repository import Repository
 
 _SIGNATURE = re.compile(rb"\n<!-- Written by frskd_timm; SHA-256 [^\n]*-->\s*\Z")
 

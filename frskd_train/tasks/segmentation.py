@@ -108,7 +108,7 @@ class SegmentationJob(Job):
         task.eval()
         device = next(task.parameters()).device
         images, truth = _first_full(data.val_batches(PICTURED, device=device))
-        outputs = {**task.predict(images), "student": student.eval()(images)}
+        outputs = task.predict(images, average=student.eval())
         seen = {name: logits.argmax(dim=1).cpu().numpy() for name, logits in outputs.items()}
         pixels, labels, path = data.preprocessing.to_bytes(images), truth.cpu().numpy(), folder / "segmentation.png"
         predicted = seen["student"], seen.get("self_teacher")

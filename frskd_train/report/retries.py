@@ -1,34 +1,22 @@
-"""Publishing on the Hub: one commit, its comparison with what was sent, and retries after temporary failures."""
+"""Retries of calls to the Hub after temporary failures, and sentences about the others."""
 
 import json
-import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for_futures
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import huggingface_hub
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
 from frskd_timm.errors import UserError, first_line
+from frskd_train.report.repository import SILENCE, AlteredError, Repository
 
 T = TypeVar("T")
 
-SILENCE = 30.0  # seconds without an answer after which a request has failed
 _ATTEMPTS = 4
 PATIENCE = 120  # seconds without an answer after which there are no more retries
 _LONGEST_WAIT = 300  # longest wait in seconds at the request of a server
@@ -37,126 +25,19 @@ _TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
 _AGAIN = "run the same command again later to continue where it stopped"
 
 
-class AlteredError(Exception):
-    """A downloaded file differs from the uploaded one."""
-
-
 class SilentError(Exception):
     """The Hub has not answered for `PATIENCE` seconds."""
 
 
-@dataclass
-class Repository:
-    """A repository on the Hub and how to commit to it; `kind` is `model` or `space`."""
-
-    api: HfApi
-    repo_id: str
-    kind: str = "model"
-    private: bool = False
-    revision: str | None = None
-    create_pr: bool = False
-
-    def head(self) -> tuple[str, set[str]]:
-        """Return the parent commit and its files; create the repository and the branch if they are missing."""
-        find = self.api.space_info if self.kind == "space" else self.api.model_info
-        look = partial(find, self.repo_id, revision=self.revision, timeout=SILENCE)
-        try:
-            info = look()
-        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-            if isinstance(error, RepositoryNotFoundError):
-                if self.create_pr:
-                    raise
-                sdk = "static" if self.kind == "space" else None
-                self.api.create_repo(
-                    self.repo_id, repo_type=self.kind, space_sdk=sdk, private=self.private, exist_ok=True
-                )
-            if self.revision and self.revision.startswith("refs/"):
-                raise
-            if self.revision:
-                self.api.create_branch(self.repo_id, branch=self.revision, repo_type=self.kind, exist_ok=True)
-            info = look()
-        if self.private and not info.private:
-            raise UserError(f"{self.repo_id} is public: make it private in its settings, or leave --private out.")
-        return str(info.sha), {sibling.rfilename for sibling in info.siblings or ()}
-
-    def commit(self, parent: str, files: Mapping[str, bytes], stale: Iterable[str], message: str) -> CommitInfo:
-        """Add files and delete stale ones; the Hub makes no commit if nothing changes."""
-        added = [CommitOperationAdd(name, content) for name, content in files.items()]
-        return self.api.create_commit(
-            self.repo_id,
-            [*added, *map(CommitOperationDelete, stale)],
-            commit_message=message,
-            repo_type=self.kind,
-            revision=self.revision,
-            create_pr=self.create_pr,
-            parent_commit=parent,  # fails if someone else has committed in between
-        )
-
-    def download(self, name: str, commit: str, cache: str) -> Path:
-        """Download one file."""
-        return Path(self.api.hf_hub_download(self.repo_id, name, repo_type=self.kind, revision=commit, cache_dir=cache))
-
-    def compare(self, files: Mapping[str, bytes], commit: str, cache: str) -> None:
-        """Download files to an empty cache; raise AlteredError if one differs."""
-        for name, content in files.items():
-            if self.download(name, commit, cache).read_bytes() != content:
-                raise AlteredError(name)
-
-
-def connect(token: str | None, endpoint: str | None) -> HfApi:
-    """Return a client; raise UserError if there is no token."""
-    token = token or huggingface_hub.get_token()
-    if not token:
-        raise UserError("There is no Hugging Face token: run `hf auth login`, or set HF_TOKEN, with write permission.")
-    return HfApi(endpoint=endpoint, token=token, library_name="frskd-timm")
-
-
-def check_repo_id(flag: str, repo_id: str) -> None:
-    """Raise UserError if the name of a repository is not of the form OWNER/NAME."""
-    with suppress(HFValidationError):
-        validate_repo_id(repo_id)
-        if repo_id.count("/") == 1:
-            return
-    raise UserError(f"{flag} must be OWNER/NAME, of letters, digits, '-', '_' and '.', not {repo_id!r}.")
-
-
-def check_target(revision: str | None, create_pr: bool) -> None:
-    """Raise UserError if a branch cannot be committed to, or is given for a pull request."""
-    if revision and re.search(r"^([0-9a-f]{40}|refs/(?!pr/\d+$).*)$|[\s~^:?*[\\]|\.\.|(/|\.lock)$", revision):
-        raise UserError(f"--revision must be a branch name, or refs/pr/N of a pull request, not {revision!r}.")
-    if revision and create_pr:
-        raise UserError("--revision and --create-pr cannot be given together: a pull request is made from main.")
-
-
-def list_files(files: Mapping[str, bytes], repo_id: str, say: Callable[[str], None]) -> None:
-    """Report what a dry run would have uploaded."""
-    for name, content in files.items():
-        say(f"  {len(content):>12,}  {name}")
-    say(f"Nothing was uploaded: this was a dry run for {repo_id}.")
-
-
-class _Patience:
-    """Hooks of huggingface_hub's client that end retries of requests that the Hub does not answer."""
-
-    asked: float | None = None  # when the first request since the last answer was sent
-
-    @classmethod
-    def before(cls, _: Any) -> None:
-        if cls.asked is None:
-            cls.asked = time.monotonic()
-        elif time.monotonic() - cls.asked > PATIENCE:
-            raise SilentError
-
-    @classmethod
-    def after(cls, _: Any = None) -> None:
-        cls.asked = None
-
-
 class _Limits:
-    """Time limits in huggingface_hub's shared client, which by default waits forever; `undo` removes them."""
+    """Time limits in huggingface_hub's shared client, which by default waits forever; `undo` removes them.
+
+    Its hooks also end retries of requests that the Hub does not answer.
+    """
 
     def __init__(self) -> None:
         self._changed: list[tuple[Any, Any, Any]] = []
+        self._asked: float | None = None  # when the first request since the last answer was sent
 
     def apply(self) -> None:
         """Limit the present client, if there is one; huggingface_hub makes another when a connection fails."""
@@ -165,12 +46,21 @@ class _Limits:
             return
         hooks = client.event_hooks
         self._changed.append((client, hooks, client.timeout))
-        before, after = [*hooks.get("request", []), _Patience.before], [*hooks.get("response", []), _Patience.after]
+        before, after = [*hooks.get("request", []), self._before], [*hooks.get("response", []), self._after]
         client.event_hooks, client.timeout = {"request": before, "response": after}, SILENCE
 
     def undo(self) -> None:
         for client, hooks, timeout in self._changed:
             client.event_hooks, client.timeout = hooks, timeout
+
+    def _before(self, _: Any) -> None:
+        if self._asked is None:
+            self._asked = time.monotonic()
+        elif time.monotonic() - self._asked > PATIENCE:
+            raise SilentError
+
+    def _after(self, _: Any) -> None:
+        self._asked = None
 
 
 def with_retries(call: Callable[[], T], hub: Repository, once: bool = False) -> T:
@@ -184,7 +74,6 @@ def with_retries(call: Callable[[], T], hub: Repository, once: bool = False) -> 
         UserError: The call failed; the message says what went wrong and what to do next.
     """
     attempt, limits = 0, _Limits()
-    _Patience.after()
     try:
         while True:
             attempt += 1
