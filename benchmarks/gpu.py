@@ -9,8 +9,8 @@
 
 A call that runs out of time stops at a checkpoint; the same command continues, and does not repeat what is done. What
 failed is tried again, last. Status 0 means that everything is done, 3 that a further call is needed, 1 that something
-failed. Results are in the CSV files of `--output`, with a log for each job. The last three stages need datasets, which
-`--data` creates without a GPU where the Debian packages of `budgets.py` and of `python -m tools.typeface_words
+failed. Results are in the CSV files of `--output`, with a log for each job. All stages but the first need datasets,
+which `--data` creates without a GPU where the Debian packages of `budgets.py` and of `python -m tools.typeface_words
 --packages` are installed. `--timm-train` is the training script of timm's repository, which its package does not
 contain; without it the loops are not compared.
 """
@@ -31,11 +31,13 @@ BENCHMARKS = ROOT / "benchmarks"
 sys.path[:0] = [str(ROOT), str(BENCHMARKS)]
 
 import protocol  # noqa: E402
+from budgets import commit  # noqa: E402
 from protocol_data import plain_dataset  # noqa: E402
 from table_files import append, read  # noqa: E402
 
 STAGES = ("check", "speed", "accuracy", "typefaces", "words")
-DATASETS = {"accuracy": "fashion_mnist", "typefaces": "typefaces_224", "words": "typeface_words"}  # by stage
+TRAINING = {"accuracy": "fashion_mnist", "typefaces": "typefaces_224", "words": "typeface_words"}  # stages, their data
+DATASETS = {"speed": "fashion_mnist", **TRAINING}
 WORD_RECIPES = ("typeface_words_resnet18", "typeface_words_efficientnet_b0")  # here with fewer images, more epochs
 SHAPES = [("wide_resnet16_2_frskd", 32), ("resnet18_frskd", 224), ("resnet50_frskd", 224)]
 START = time.monotonic()
@@ -93,7 +95,7 @@ def speed(args: argparse.Namespace) -> Iterator[Job]:
     for batch, (model, size), compiled in itertools.product((128, 256), SHAPES, (False, True)):
         command = [*shared, "--model", model, "--img-size", size, "--batch-size", batch]
         command += ["--torchcompile", "--no-memory"] if compiled else []
-        command += ["--dataset", ""] if size > 32 else []  # the fastest steps are the hardest to feed
+        command += ["--dataset", args.data_dir / "fashion_mnist" if size == 32 else ""]  # the hardest steps to feed
         yield Job("speed", f"{model}-{size}-{batch}{'-compiled' * compiled}", command)
 
 
@@ -146,10 +148,19 @@ def workers(args: argparse.Namespace) -> int:
 
 
 def remaining(args: argparse.Namespace) -> list[Job]:
-    """Return the jobs of the chosen stages that are not done; those that failed before are the last."""
-    status = {(row["stage"], row["job"]): row["status"] for row in read(args.output / "jobs.csv")}
+    """Return the jobs of the chosen stages that are not done; those that failed or took too long are the last.
+
+    Tests and measurements of another commit do not count.
+    """
+    rows = [row for row in read(args.output / "jobs.csv") if row["stage"] in TRAINING or row["commit"] == commit()]
+    status = {(row["stage"], row["job"]): row["status"] for row in rows}
     left = [job for job in jobs(args) if status.get((job.stage, job.name)) != "done"]
-    return sorted(left, key=lambda job: status.get((job.stage, job.name)) == "failed")
+
+    def comes_last(job: Job) -> bool:
+        found = status.get((job.stage, job.name))
+        return found == "failed" or (found == "stopped" and not job.continues)
+
+    return sorted(left, key=comes_last)
 
 
 def work(args: argparse.Namespace) -> int:
@@ -164,11 +175,11 @@ def work(args: argparse.Namespace) -> int:
         start = time.monotonic()
         result = execute(job, args.output / "logs" / f"{job.stage}-{job.name}.log", left)
         row = {"stage": job.stage, "job": job.name, "status": result, "seconds": round(time.monotonic() - start, 1)}
-        append(args.output / "jobs.csv", [row])
+        append(args.output / "jobs.csv", [row | {"commit": commit()}])
         print(*row.values(), flush=True)
         if result == "stopped" and not job.continues and first:
             print(f"{job.name} alone takes longer than --minutes {args.minutes}.", file=sys.stderr)
-            return 1
+            return 1 if remaining(args)[0] == job else NOT_FINISHED  # the others come first now
         if result == "stopped":
             print("The time is over: run the same command again.")
             return NOT_FINISHED
@@ -215,7 +226,7 @@ def refuse_incomplete() -> None:
 
 def make_data(args: argparse.Namespace) -> None:
     """Create the datasets that training needs."""
-    for name in DATASETS.values():
+    for name in dict.fromkeys(DATASETS.values()):
         print(plain_dataset(name, args.data_dir))
 
 
@@ -235,6 +246,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes, on the CPU")
     args = parser.parse_args(arguments)
     args.output = (args.output or ROOT / "runs" / ("gpu-rehearsal" if args.rehearse else "gpu")).resolve()
+    args.data_dir, args.timm_train = args.data_dir.resolve(), args.timm_train and args.timm_train.resolve()
     if args.rehearse:
         args.device = "cpu"
     if args.timm_train is not None and not args.timm_train.is_file():

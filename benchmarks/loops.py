@@ -35,7 +35,8 @@ def main() -> None:
     our_flags = ["--method", "ce", "--dataset", data, "--data-mode", "stream", "--output-dir", ours]
     our_flags += ["--interpolation", "bilinear"]
     timm_flags = ["--data-dir", data, "--train-split", "train", "--val-split", "test", "--num-classes", classes]
-    timm_flags += ["--amp", "--amp-dtype", "bfloat16", "--channels-last", "--device", args.device, "--output", theirs]
+    timm_flags += ["--amp", "--amp-dtype", "bfloat16", "--channels-last", "--pin-mem", "--device", args.device]
+    timm_flags += ["--output", theirs]
     timm_flags += ["--log-interval", 1, "--warmup-epochs", 0, "--color-jitter", 0, "--train-interpolation", "bilinear"]
     run([sys.executable, ROOT / "train.py", *shared, *our_flags])
     log = run([sys.executable, args.timm_train, *shared, *timm_flags])

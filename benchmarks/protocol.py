@@ -1,6 +1,7 @@
 """The protocol of `budgets.py`: cases, methods, and which runs they make."""
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -118,7 +119,9 @@ LARGE_GARMENTS = {
     for model, title, size in _LARGE
 }
 LARGE_TYPEFACES = {
-    "typefaces_224": Case("100 typefaces at 224 px", "typefaces_224", (30,), f"{_TYPEFACES} --img-size 224")
+    "typefaces_224": Case(
+        "100 typefaces at 224 px", "typefaces_224", (30,), f"{_TYPEFACES} --img-size 224 --train-crop-mode pad"
+    )
 }
 ON_CPU = [*CASES]
 CASES |= LARGE_GARMENTS | LARGE_TYPEFACES
@@ -165,7 +168,7 @@ def same_time(times: Sequence[Row], run: Run) -> int | None:
     cases = {*own.rivals, *(name for name, case in CASES.items() if case.flags == own.flags)}
     measured = [row for row in times if row["method"] == run.method]
     found = [row for row in measured if row["data"] == run.data] or [row for row in measured if row["data"] in cases]
-    return max(run.epochs + 1, round(float(found[-1]["ratio"]) * run.epochs)) if found else None
+    return max(run.epochs + 1, math.ceil(round(float(found[-1]["ratio"]) * run.epochs, 6))) if found else None
 
 
 def plan(

@@ -1,12 +1,12 @@
 """The datasets of the protocol, created where they are not there yet."""
 
-import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from protocol import Case
+
+from tools.whole import whole
 
 IDX = Path("/usr/share/datasets/fashion-mnist")  # of the Debian package dataset-fashion-mnist
 HELD_OUT = 0.2  # fraction of the training images for tuning
@@ -33,7 +33,8 @@ def find_dataset(case: Case, split: str, folder: Path, rehearsal: bool = False) 
             train, val = train.train_test_split(HELD_OUT, seed=0, **stratify).values()
         if case.spoilt:
             train = SPOILT[case.spoilt](train)
-        _create(path, datasets.DatasetDict(train=train, validation=val).save_to_disk)
+        with whole(path) as place:
+            datasets.DatasetDict(train=train, validation=val).save_to_disk(place)
     return str(path)
 
 
@@ -56,7 +57,8 @@ def plain_dataset(name: str, folder: Path, rehearsal: bool = False) -> str:
     }
     path = folder / name
     if not path.exists():
-        _create(path, makers[name])
+        with whole(path) as place:
+            makers[name](place)
     return str(path)
 
 
@@ -68,20 +70,13 @@ def find_weights(case: Case, folder: Path, rehearsal: bool = False) -> list[str]
 
     path = folder / f"{imagenet_weights.MODEL}.safetensors"
     if not path.exists():
-        _create(path, imagenet_weights.write)
+        with whole(path) as place:
+            imagenet_weights.write(place)
     return ["--initial-checkpoint", str(path)]
 
 
-def _create(path: Path, maker: Callable[[Path], object]) -> None:
-    """Create a dataset or file beside its place, so that an interruption leaves nothing there."""
-    unfinished = path.with_name(f"{path.name}.partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    maker(unfinished)
-    unfinished.rename(path)
-
-
 def with_wrong_labels(train: Any) -> Any:
-    """Return the images of the included sample, 400 of each class, 40% of them with another class than their own."""
+    """Return the images that `tools.make_sample` chooses, 400 of each class, 40% of them with another class's label."""
     import numpy as np
 
     feature = train.features["label"]
@@ -93,7 +88,7 @@ def with_wrong_labels(train: Any) -> Any:
 
 
 def imbalanced(train: Any) -> Any:
-    """Return images of the included sample: 400 of the first class, and fewer of each further one, 20 of the last."""
+    """Return images that `tools.make_sample` chooses: 400 of the first class, then fewer and fewer, 20 of the last."""
     import numpy as np
 
     train = _sample(train)

@@ -161,7 +161,6 @@ def measure(case: argparse.Namespace, device: "torch.device") -> dict[str, Any]:
         variants["float32"] = repeated(reference_step(case.model, case.img_size, device), images.contiguous(), target)
     alone = device.type == "cpu" and case.threads == 1  # CPU time, which other load hardly affects
     clock = time.process_time if alone else time.perf_counter
-    torch.backends.cudnn.benchmark = True  # as in training
     rates = in_turn(variants, repeats * case.batch_size, case.rounds, device, clock)
     networks = parameters(case.model, case.img_size)
     counts = {method: gmacs(case.model, case.img_size, method) for method in ("ce", "frskd")}

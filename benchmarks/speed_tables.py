@@ -14,18 +14,25 @@ def table(rows: Sequence[dict[str, str]]) -> str:
     head = "| student | batch | CE, images/s | FRSKD, images/s | time ratio | GMAC ratio | speed-up over float32 |"
     lines = [head, "|---|---|---|---|---|---|---|"]
     for row in rows:
-        shape = f"{row['batch_size']} of {row['img_size']}x{row['img_size']}, {row['precision']}"
-        shape += ", compiled" if row.get("torchcompile") == "True" else ""
-        cells = [f"`{row['model']}`", shape, row["ce_images_per_s"], row["frskd_images_per_s"], row["ratio"]]
+        cells = [f"`{row['model']}`", _shape(row), row["ce_images_per_s"], row["frskd_images_per_s"], row["ratio"]]
         lines.append(f"| {' | '.join([*cells, row['multiply_adds_ratio'], row['times_float32']])} |")
-    head = "| student | CE, peak MiB | FRSKD, peak MiB | in memory, images/s | lost | streaming, images/s | lost |"
-    lines += ["", head, "|---|---|---|---|---|---|---|"]
+    head = (
+        "| student | batch | CE, peak MiB | FRSKD, peak MiB | in memory, images/s | lost | streaming, images/s | lost |"
+    )
+    lines += ["", head, "|---|---|---|---|---|---|---|---|"]
     for row in rows:
-        cells = [f"`{row['model']}` {row['precision']}", row.get("ce_peak_mib", ""), row.get("frskd_peak_mib", "")]
+        cells = [f"`{row['model']}`", _shape(row), row.get("ce_peak_mib", ""), row.get("frskd_peak_mib", "")]
         for mode in ("memory", "stream"):
-            cells += [row.get(f"{mode}_loop_images_per_s", ""), row.get(f"{mode}_lost_to_data_percent", "") + "%"]
+            lost = row.get(f"{mode}_lost_to_data_percent")
+            cells += [row.get(f"{mode}_loop_images_per_s", ""), f"{lost}%" if lost else ""]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _shape(row: dict[str, str]) -> str:
+    """Return batch, precision and compilation of a measurement."""
+    shape = f"{row['batch_size']} of {row['img_size']}x{row['img_size']}, {row['precision']}"
+    return shape + (", compiled" if row.get("torchcompile") == "True" else "")
 
 
 def costs(rows: Sequence[dict[str, str]]) -> str:

@@ -77,6 +77,7 @@ def make_step(
     task: Any, loss: Callable[..., Tensor], precision: str, device: torch.device, fused: bool = True
 ) -> Callable[[Tensor, Tensor], None]:
     """Create a training step, a function of images and target."""
+    torch.backends.cudnn.benchmark = True  # as in training
     task.train()
     optimizer = create_optimizer_v2(task, opt="sgd", lr=0.01, momentum=0.9, weight_decay=1e-4, fused=fused)
 

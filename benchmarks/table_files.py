@@ -13,18 +13,17 @@ def append(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]
     Rows may lack columns, and further columns are added to the file. Several processes may append at once.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8", newline="") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        reader = csv.DictReader(file)
-        before, header = list(reader), list(reader.fieldnames or columns)
-        header += dict.fromkeys(name for row in rows for name in row if name not in header)
-        writer = csv.DictWriter(file, header, restval="", lineterminator="\n")
-        if header != reader.fieldnames:
-            file.truncate(0)
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = read(path)
+        header = list(before[0] if before else columns)
+        header += dict.fromkeys(name for row in (*before, *rows) for name in row if name not in header)
+        unfinished = path.with_name(f".{path.name}.partial")
+        with unfinished.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, header, restval="", lineterminator="\n")
             writer.writeheader()
-            writer.writerows(before)
-        writer.writerows(rows)
+            writer.writerows([*before, *rows])
+        unfinished.replace(path)  # whole, also after an interruption
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -29,7 +29,7 @@ class Interruptions:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator, self.exit_code = accelerator, 130
-        self._requested, self._requested_at = False, 0.0
+        self.requested, self._requested_at = False, 0.0
         self._next, self._last, self._last_time = 0, -1, time.monotonic()  # the last agreement; -1 before the first
         self._before: dict[signal.Signals, Any] = {}
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
@@ -41,12 +41,12 @@ class Interruptions:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self._requested:
+        if self.requested:
             if number == signal.SIGUSR1 or (is_torchelastic_launched() and now - self._requested_at < _ECHO_SECONDS):
                 return
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self._requested, self._requested_at = True, now
+        self.requested, self._requested_at = True, now
 
     def __enter__(self) -> "Interruptions":
         return self
@@ -58,15 +58,15 @@ class Interruptions:
 
     def output_closed(self) -> None:
         """Request a stop because the reader of the output is gone, as after `| head`."""
-        if not self._requested:
-            self._requested, self.exit_code = True, 141  # the status of a process ended by SIGPIPE
+        if not self.requested:
+            self.requested, self.exit_code = True, 141  # the status of a process ended by SIGPIPE
 
     def due(self, updates: int, checkpoint: bool) -> tuple[bool, bool]:
         """Return whether to stop and whether to save after this update; the answer is the same in all processes.
 
         All processes call it after the same update; `checkpoint` is whether this process's clock requests a checkpoint.
         """
-        stop = self._requested
+        stop = self.requested
         if self.accelerator.num_processes > 1:
             if updates < self._next:
                 return False, False

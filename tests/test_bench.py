@@ -1,5 +1,6 @@
 """The speed benchmark: the reference computes the same loss as the package, and a run writes a row of figures."""
 
+import argparse
 import csv
 import re
 import shutil
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import gpu
 import protocol
 import pytest
 import speed
@@ -17,6 +19,7 @@ import torch
 from conftest import ROOT, run_script
 from pictures import typefaces_are_installed
 from safetensors.torch import load_file
+from table_files import append
 
 from frskd_timm.errors import UserError
 from tools import imagenet_weights, typeface_families, typefaces
@@ -74,7 +77,9 @@ def test_help_does_not_import_torch() -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_compiled_run_exports_a_plain_student(tmp_path: Path) -> None:
     flags = ["--train-num-samples", 64, "--batch-size", 16, "--epochs", 1, "--threads", 1]
-    run_script(sys.executable, ROOT / "train.py", "--torchcompile", "--output-dir", tmp_path / "run", *flags)
+    command = [sys.executable, ROOT / "train.py", "--torchcompile", "--output-dir", tmp_path / "run", *flags]
+    run_script(*command, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "compiled"))
+    assert list((tmp_path / "compiled").rglob("*.cpp"))
     student = timm.create_model("wide_resnet16_2_frskd", num_classes=10)
     student.load_state_dict(load_file(tmp_path / "run" / "student" / "model.safetensors"))  # strict: no prefixes
 
@@ -126,8 +131,29 @@ def test_a_rehearsal_of_the_stages_for_a_gpu(tmp_path: Path) -> None:
         assert len(list(tmp_path.glob("words/*/student/model.safetensors"))) == 4
     misspelled = run_script(sys.executable, ROOT / "benchmarks" / "gpu.py", "chek", check=False)
     assert "check, speed, accuracy, typefaces, words" in misspelled.stderr
-    refused = run_script(sys.executable, ROOT / "benchmarks" / "gpu.py", "check", "--output", tmp_path, check=False)
-    assert torch.cuda.is_available() or "there is no GPU" in refused.stderr
+    command = [sys.executable, ROOT / "benchmarks" / "gpu.py", "check", "--output", tmp_path]
+    assert "there is no GPU" in run_script(*command, check=False, CUDA_VISIBLE_DEVICES="").stderr
+
+
+@pytest.mark.parametrize(
+    ("statuses", "order"),
+    [
+        ({}, "abc"),
+        ({"a": "stopped"}, "bca"),  # it took longer than a call, and would again
+        ({"a": "failed", "b": "done"}, "ca"),
+        ({"c": "stopped"}, "abc"),  # it continues
+    ],
+)
+def test_what_cannot_be_done_in_a_call_does_not_hold_up_the_rest(tmp_path: Path, monkeypatch, statuses, order) -> None:
+    jobs = [gpu.Job("speed", "a", []), gpu.Job("speed", "b", []), gpu.Job("words", "c", [], continues=True)]
+    monkeypatch.setattr(gpu, "jobs", lambda args: jobs)
+    rows = [{"stage": job.stage, "job": job.name, "commit": gpu.commit()} for job in jobs if job.name in statuses]
+    for row in rows:
+        append(tmp_path / "jobs.csv", [row | {"status": statuses[row["job"]]}])
+    args = argparse.Namespace(output=tmp_path)
+    assert "".join(job.name for job in gpu.remaining(args)) == order
+    monkeypatch.setattr(gpu, "commit", lambda: "another")  # measured anew, but not trained anew
+    assert "".join(job.name for job in gpu.remaining(args)) == "abc"
 
 
 def test_imagenet_weights_of_another_package_are_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

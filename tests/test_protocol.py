@@ -9,6 +9,7 @@ import protocol
 import protocol_tables
 import pytest
 from conftest import ROOT, run_script
+from table_files import append, read
 
 
 def row(method: str, epochs: int, seed: int, score: float, teacher: float | str = "") -> dict:
@@ -78,6 +79,28 @@ def test_the_plan_leaves_out_what_is_recorded_and_knows_the_epochs_of_the_same_t
     without_mixup = protocol.plan([], ["scenes", "noisy_labels"], protocol.RUNS, [1])
     assert not [run for run in without_mixup if "mixup" in run.method]
     assert {run.split for run in protocol.plan(RECORDED, ["wrong"], ["frskd"], [1, 2], split="tuning")} == {"tuning"}
+
+
+def test_the_documents_get_the_results_of_the_protocol_alone(capsys) -> None:
+    for flags in (["--tune"], ["--rehearse"], ["--output", "new.csv"], ["--name", "alpha8"], ["--epochs", "20"]):
+        with pytest.raises(SystemExit):
+            budgets.parse(["--write", *flags])
+        assert "--write takes all results" in capsys.readouterr().err
+
+
+def test_a_run_with_other_flags_does_not_continue_in_the_same_folder() -> None:
+    run = protocol.Run("sgd", "test", "alpha", 10, 1)
+    first, second = (budgets.parse(["--name", "alpha", "--", "--alpha", value]) for value in ("8", "2"))
+    assert budgets.folder_name(run, first) != budgets.folder_name(run, second)
+    assert budgets.folder_name(run, first) == budgets.folder_name(run, first)
+
+
+def test_rows_are_appended_to_a_file_that_ends_within_a_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("a,b\n1,2\n3,", encoding="utf-8")
+    append(path, [{"a": 5, "c": 6}])
+    rows = [{"a": "1", "b": "2", "c": ""}, {"a": "3", "b": "", "c": ""}, {"a": "5", "b": "", "c": "6"}]
+    assert read(path) == rows
 
 
 @pytest.mark.long

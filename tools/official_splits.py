@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from frskd_timm.errors import UserError
+from tools.whole import whole
 
 Row = tuple[str, str, Path]  # split, class, image
 
@@ -74,22 +75,24 @@ def arrange(name: str, root: Path, output: Path) -> dict[str, int]:
         The number of images of each split.
 
     Raises:
-        UserError: A list or an image is missing, or the output folder is not empty.
+        UserError: A list or an image is missing, two images of a class have the same name, or the output folder is not
+            empty.
     """
-    if output.exists() and any(output.iterdir()):
-        raise UserError(f"The folder {output} is not empty.")
     rows = list(READERS[name](root))
     for _, _, image in rows:
         _existing(image)
     counts = {"train": 0, "test": 0}
-    for split, class_name, image in rows:
-        target = output / split / class_name / image.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(image, target)
-        except OSError:  # another disk, or a file system without hard links
-            shutil.copyfile(image, target)
-        counts[split] += 1
+    with whole(output) as place:
+        for split, class_name, image in rows:
+            target = place / split / class_name / image.name
+            if target.exists():
+                raise UserError(f"Two images of class {class_name} have the name {image.name}.")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(image, target)
+            except OSError:  # another disk, or a file system without hard links
+                shutil.copyfile(image, target)
+            counts[split] += 1
     return counts
 
 

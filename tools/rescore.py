@@ -13,6 +13,7 @@ from frskd_timm.errors import UserError
 from frskd_timm.export.folder import METRICS, RECIPE
 from frskd_timm.export.load import load_student
 from frskd_train.device import start_accelerator
+from frskd_train.errors import SettingsError
 from frskd_train.exits import exit_with_error
 from frskd_train.parse import read_recipe
 from frskd_train.report.card import write_card
@@ -65,8 +66,7 @@ def rescore(
     )
     (folder / METRICS).write_text(metrics.to_json(), encoding="utf-8")
     write_card(folder, metrics, evaluation)
-    zoo.update_results(zoo.results_row(metrics), root / "results" / "results.csv")
-    zoo.write_card(root)
+    zoo.record(metrics, root)
     print(f"Rewrote {folder / METRICS}, its card, the results and the zoo's card.")
 
 
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="CPU threads; all cores by default")
     try:
         rescore(**vars(parser.parse_args()))
-    except UserError as error:
+    except (UserError, SettingsError) as error:
         exit_with_error(error)
 
 

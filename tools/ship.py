@@ -23,6 +23,7 @@ from frskd_timm.export.load import compare_logits, read_student
 from frskd_timm.export.student import export_student
 from frskd_timm.models._pretrained import shipped_cfg
 from frskd_train.device import start_accelerator
+from frskd_train.errors import SettingsError
 from frskd_train.exits import exit_with_error
 from frskd_train.parse import read_recipe
 from frskd_train.recipe import SETTINGS, comparable, differences, repeat_note, write_recipe
@@ -125,9 +126,7 @@ def ship(
     _write(folder, run, model, half, shipped, evaluation, settings, Path(data.dataset) / CARD)
     again = timm.create_model(name, pretrained=True, pretrained_cfg=shipped_cfg(folder))
     compare_logits(model, again, student.probe_images(), tolerance=2e-2 if half else 1e-4)
-    row = zoo.results_row(shipped)
-    zoo.update_results(row, root / "results" / "results.csv")
-    zoo.write_card(root)
+    row = zoo.record(shipped, root)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     say(f"Wrote {folder} ({size / 1e6:.1f} MB, top-1 {row['top1']}%), the results and the zoo's card.")
     return folder
@@ -178,7 +177,7 @@ def _write(
             if (run / name).is_file():
                 _shrink(run / name, aside / name)
         note = repeat_note(metrics.machine.processes, settings.loop.batch_size)
-        heading = "\n".join([f"The settings that made {metrics.model}, tag {metrics.tag}.", *note])
+        heading = "\n".join([f"The settings that made {metrics.model}, tag {metrics.tag}.", *note, *metrics.changes])
         (aside / RECIPE).write_text(write_recipe(settings, heading, portable=True), encoding="utf-8")
         (aside / METRICS).write_text(metrics.to_json(), encoding="utf-8")
         picture = confusion_picture(evaluation.confusion_matrix(), evaluation.class_names, aside / "confusion.png")
@@ -236,7 +235,7 @@ def main() -> None:
 
     try:
         ship(**vars(arguments))
-    except UserError as error:
+    except (UserError, SettingsError) as error:
         exit_with_error(error)
 
 

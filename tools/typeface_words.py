@@ -26,7 +26,8 @@ from PIL import Image, ImageFilter
 
 from frskd_timm.errors import UserError
 from tools.typeface_families import PACKAGES, Family, choose, set_text
-from tools.typefaces import md5, parse
+from tools.typefaces import is_for_training, parse
+from tools.whole import whole
 
 CARD_TEXT = """
 # Typeface words
@@ -59,12 +60,12 @@ RENDERINGS = {
 
 
 def draw_words(r: random.Random, split: str) -> list[str]:
-    """Return two or three words of three to five letters; the hash of a word decides whether it is for training."""
+    """Return two or three words of three to five letters, which may be in this split."""
     words: list[str] = []
     count, change = r.randint(2, 3), r.choice((str.lower, str.lower, str.capitalize, str.upper))
     while len(words) < count:
         word = "".join(r.choices(ascii_lowercase, k=r.randint(3, 5)))
-        if (split == "train") == (int(md5(word.encode()), 16) % 2 == 0):
+        if (split == "train") == is_for_training(word):
             words.append(change(word))
     return words
 
@@ -171,23 +172,22 @@ def write(folder: Path, classes: int, counts: dict[str, int], size: int = 64, se
     Raises:
         UserError: The folder is not empty, packages are missing, or there are not enough families.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"The folder {folder} is not empty.")
     families = choose(classes)
-    for family in families:
-        for split, count in counts.items():
-            r = random.Random(f"{split} {seed} {family.name}")
-            place = folder / ("photo/test" if split == "photo" else split) / family.folder
-            place.mkdir(parents=True)
-            for number in range(count):
-                words = draw_words(r, split)
-                image = draw_image(r.choice(family.fonts), r, words, size, RENDERINGS[split])
-                image.save(place / f"{number:05d}_{'_'.join(words)}.jpg", quality=95)
-    with (folder / "families.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(("class", "family", "package", "licence", "fonts"))
-        table.writerows((f.folder, f.name, f.package, f.licence(), len(f.fonts)) for f in families)
-    dataset_card(families, counts, size, seed).save(folder / "README.md")
+    with whole(folder) as place:
+        for family in families:
+            for split, count in counts.items():
+                r = random.Random(f"{split} {seed} {family.name}")
+                images = place / ("photo/test" if split == "photo" else split) / family.folder
+                images.mkdir(parents=True)
+                for number in range(count):
+                    words = draw_words(r, split)
+                    image = draw_image(r.choice(family.fonts), r, words, size, RENDERINGS[split])
+                    image.save(images / f"{number:05d}_{'_'.join(words)}.jpg", quality=95)
+        with (place / "families.csv").open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(("class", "family", "package", "licence", "fonts"))
+            table.writerows((f.folder, f.name, f.package, f.licence(), len(f.fonts)) for f in families)
+        dataset_card(families, counts, size, seed).save(place / "README.md")
     print(f"{folder}: {classes} families; images of each: {counts}")
 
 

@@ -29,6 +29,7 @@ from fontTools.ttLib import TTFont, TTLibError
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from frskd_timm.errors import UserError
+from tools.whole import whole
 
 ADF = (
     "accanthis", "baskervald", "berenis", "gillius", "ikarius", "irianis", "libris", "mekanus", "oldania", "romande",
@@ -93,13 +94,18 @@ def read_fonts(packages: Sequence[str], letters: str, module: str) -> Iterator[t
             yield path, family, style
 
 
+def is_for_training(word: str) -> bool:
+    """Return whether a word may be in the training images, or else in the test images; its hash decides."""
+    return int(md5(word.encode()), 16) % 2 == 0
+
+
 def draw_words(r: random.Random, counts: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """Yield split and word; a word's hash decides whether it may be in the training or in the test images."""
+    """Yield split and word, each word only in a split where it may be."""
     for split, count in counts.items():
         words: set[str] = set()
         while len(words) < count:
             word = "".join(r.choice(ascii_lowercase) for _ in range(3))
-            if (split == "train") == (int(md5(word.encode()), 16) % 2 == 0):
+            if (split == "train") == is_for_training(word):
                 words.add(word)
         yield from ((split, word) for word in sorted(words))
 
@@ -221,16 +227,15 @@ def write(
     by_word: bool = False,
 ) -> None:
     """Write images to a folder that does not exist yet or is empty; see `draw` and `draw_by_word`."""
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"The folder {folder} is not empty.")
     drawn = (draw_by_word if by_word else draw)(classes, {"train": train, "test": test}, size, skip)
-    for split, *names, image in drawn:
-        name, file = ("".join(letter if letter.isalnum() else "_" for letter in text) for text in names)
-        path = folder / split / name / f"{file}.png"
-        if path.exists():
-            raise UserError(f"The names of two typefaces or words would both be that of {path}.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
+    with whole(folder) as place:
+        for split, *names, image in drawn:
+            name, file = ("".join(letter if letter.isalnum() else "_" for letter in text) for text in names)
+            path = place / split / name / f"{file}.png"
+            if path.exists():
+                raise UserError(f"The names of two typefaces or words would both be that of {path}.")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
     print(f"{folder}: {classes} classes, {train} training and {test} test images of each")
 
 

@@ -84,6 +84,14 @@ def update_results(row: Mapping[str, str], path: Path = RESULTS) -> None:
         writer.writerows(rows[name] for name in sorted(rows))
 
 
+def record(metrics: Metrics, root: Path = ROOT) -> dict[str, str]:
+    """Write the scores of weights into the results and the zoo's card, and return their row."""
+    row = results_row(metrics)
+    update_results(row, root / RESULTS.relative_to(ROOT))
+    write_card(root)
+    return row
+
+
 def zoo_card(
     results: Sequence[Mapping[str, str]], recipes: Path | None = None, waiting: Collection[str] = ()
 ) -> ModelCard:
