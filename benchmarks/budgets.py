@@ -50,7 +50,7 @@ def train(run: Run, flags: Sequence[str], folder: Path) -> list[dict[str, Any]]:
 
     from frskd_train.end_of_run import evaluate_run
     from frskd_train.evaluate import Scores, evaluate
-    from frskd_train.parse import parse_settings
+    from frskd_train.settings.parse import parse_settings
     from frskd_train.trainer import Trainer
 
     class Measured(Trainer):

@@ -101,7 +101,7 @@ def train(data: Path, sample: str, split: str, mode: str, flags: Sequence[str]) 
     """Train once in this process and return the student's top-1 accuracy on a split in percent."""
     from accelerate.state import AcceleratorState, GradientState
 
-    from frskd_train.parse import parse_settings
+    from frskd_train.settings.parse import parse_settings
     from frskd_train.trainer import Trainer
 
     with tempfile.TemporaryDirectory() as folder:

@@ -28,7 +28,7 @@ from frskd_train.device import machine_name
 from frskd_train.evaluate import UNSCORED, Scores
 from frskd_train.exits import exit_interrupted
 from frskd_train.progress import duration
-from frskd_train.recipe import repeat_note, write_recipe
+from frskd_train.publish.student import push_student
 from frskd_train.report.answers import confusion_picture
 from frskd_train.report.curves import curves_figure
 from frskd_train.report.evaluation import EVALUATION, Evaluation
@@ -36,11 +36,11 @@ from frskd_train.report.formats import export_onnx
 from frskd_train.report.metrics import SCHEMA, DatasetFacts, MachineFacts, Metrics, SeedRuns
 from frskd_train.report.page import PAGE, write_report
 from frskd_train.report.predictions import MISTAKES, draw_mistakes
-from frskd_train.report.publish import push_student
 from frskd_train.report.signature import signed
 from frskd_train.run_folder import RunFolder
 from frskd_train.run_state import RunState
 from frskd_train.settings import RunSettings, default_settings
+from frskd_train.settings.recipe import repeat_note, write_recipe
 from frskd_train.tasks import Job
 
 PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}

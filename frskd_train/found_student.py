@@ -13,8 +13,8 @@ from frskd_timm.export.config import MAX_SIDE
 from frskd_timm.export.folder import CARD, CONFIG, METRICS, PICKLE, STUDENT, WEIGHTS, read_json, recover
 from frskd_timm.export.load import ExportedClassifier, ExportedStudent, load_student, read_student
 from frskd_timm.lookup import hub_name, known_cfg
-from frskd_train.recipe import SETTINGS
 from frskd_train.report.metrics import Metrics, read_metrics
+from frskd_train.settings.recipe import SETTINGS
 from frskd_train.students import default_cfg
 
 
@@ -26,12 +26,9 @@ def load_for_evaluation(model: str) -> tuple[nn.Module, Path | None]:
     folder = _local_folder(model)
     if folder is not None:
         return load_student(folder), _run_of(folder)
-    try:
-        default_cfg(model, pretrained=True)
-    except UserError as error:
-        if isinstance(error.__cause__, KeyError) and _is_segmentation(model.removeprefix("hf-hub:")):
-            return find_exported(model).student.load(), None
-        raise
+    if model.startswith("hf-hub:") and _is_segmentation(model.removeprefix("hf-hub:")):
+        return find_exported(model).student.load(), None
+    default_cfg(model, pretrained=True)
     try:
         return timm.create_model(model, pretrained=True), None
     except Exception as error:
@@ -103,9 +100,13 @@ def find_exported(model: str) -> FoundStudent:
 
 
 def _is_segmentation(repo: str) -> bool:
-    """Return whether a repository whose config has just been read is that of a segmentation student."""
+    """Return whether a repository is that of a segmentation student; not if its config cannot be read."""
     repo_id, revision = hub_name(repo)
-    return "backbone" in read_json(Path(hf_hub_download(repo_id, CONFIG, revision=revision)))
+    try:
+        config = read_json(Path(hf_hub_download(repo_id, CONFIG, revision=revision)))
+    except Exception:  # of the connection, the name or the repository, which loading the model then names
+        return False
+    return "backbone" in config
 
 
 def _local_folder(model: str) -> Path | None:

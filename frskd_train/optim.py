@@ -21,9 +21,9 @@ from torch.optim import Optimizer
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.student_task import StudentTask
 from frskd_train.checkpoint import pack
-from frskd_train.constraints import keyword_arguments
 from frskd_train.errors import suggest
 from frskd_train.settings import OptimizerSettings
+from frskd_train.settings.constraints import keyword_arguments
 
 # torch optimizers with a fused update of all weights, which takes a third of the time on a CPU, and whether it is right
 # for scaled gradients: if these overflow in the first step, torch's fused SGD starts from uninitialised momentum.
@@ -141,7 +141,7 @@ def base_lr(optimizer: Optimizer) -> float:
 def create_scheduler(settings: OptimizerSettings, optimizer: Optimizer, updates_per_epoch: int) -> Scheduler:
     """Create a timm scheduler that depends only on the number of updates."""
     sched = "constant" if settings.sched in ("none", "plateau") else settings.sched
-    same = ("decay_epochs", "decay_milestones", "min_lr", "warmup_lr", "warmup_epochs")
+    same = ("decay_epochs", "min_lr", "warmup_lr", "warmup_epochs")
     options: dict[str, Any] = {name: getattr(settings, name) for name in same}
     options["decay_rate"] = settings.own_decay_rate
     # timm expects them in ascending order, and would decay one update early.

@@ -5,10 +5,10 @@ from dataclasses import fields
 from typing import Any
 
 from frskd_timm.errors import UserError
-from frskd_train.constraints import FIXED, FREE, LOCAL, PRIVATE
 from frskd_train.data import TrainingData
-from frskd_train.recipe import training_names
 from frskd_train.settings import DataSettings, Settings, declared, flag
+from frskd_train.settings.constraints import FIXED, FREE, LOCAL, PRIVATE
+from frskd_train.settings.recipe import training_names
 
 AT_END = {"epochs", "tag", "license", "export", "calibration_split", "data_mode"}  # also used after the last epoch
 

@@ -17,7 +17,7 @@ from frskd_timm.errors import UserError
 from frskd_timm.export.folder import BACKBONE, METRICS, STUDENT, refuse_foreign
 from frskd_train.checkpoint import all_checkpoints, find_damage, latest_checkpoint
 from frskd_train.disk import disk_errors, reason, write_atomically
-from frskd_train.recipe import SETTINGS
+from frskd_train.settings.recipe import SETTINGS
 
 LOCK = ".lock"
 # What a killed run may leave beside its files: the lock, and files and folders that were being replaced.

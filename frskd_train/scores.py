@@ -38,12 +38,12 @@ from frskd_train.data import ValidationData, load_validation
 from frskd_train.data.transforms import CORRUPTIONS, SEVERITIES
 from frskd_train.errors import SettingsError
 from frskd_train.evaluate import UNSCORED
-from frskd_train.parse import read_recipe
-from frskd_train.recipe import SETTINGS
 from frskd_train.report.evaluation import SCHEMA, ClassScores, Evaluation, Temperature
 from frskd_train.report.forms import FORMS
 from frskd_train.report.metrics import read_metrics
 from frskd_train.settings import DataSettings
+from frskd_train.settings.parse import read_recipe
+from frskd_train.settings.recipe import SETTINGS
 
 NONE = "No temperature: there are no held-out images besides those scored here; --calibration-split names a split."
 

@@ -7,16 +7,16 @@ from huggingface_hub import get_token
 
 from frskd_timm.errors import UserError
 from frskd_timm.student_task import StudentTask
-from frskd_train.constraints import LOCAL
 from frskd_train.data import TrainingData
 from frskd_train.optim import check_optimizer, lr_note
-from frskd_train.recipe import training_names
+from frskd_train.publish.repository import check_repo_id
 from frskd_train.report.baseline import read_baseline
 from frskd_train.report.formats import check_onnx
 from frskd_train.report.metrics import SeedRuns
-from frskd_train.report.repository import check_repo_id
 from frskd_train.run_folder import Resume
 from frskd_train.settings import Settings, declared, flag, flat
+from frskd_train.settings.constraints import LOCAL
+from frskd_train.settings.recipe import training_names
 from frskd_train.tasks import Job
 
 

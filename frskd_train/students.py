@@ -14,8 +14,8 @@ from frskd_timm.export.config import check_pretrained_cfg
 from frskd_timm.export.folder import CONFIG, STUDENT
 from frskd_timm.export.load import ExportedClassifier, read_student
 from frskd_timm.lookup import exported_cfg, known_cfg
-from frskd_train.constraints import keyword_arguments
 from frskd_train.settings import ModelSettings
+from frskd_train.settings.constraints import keyword_arguments
 
 _CONTINUE = (
     "give its backbone/ folder, or with --task segmentation the name of its backbone and --initial-checkpoint "

@@ -20,11 +20,11 @@ from frskd_train.exits import exit_process
 from frskd_train.meter import NonfiniteGuard, TrainMeter, learning_note
 from frskd_train.optim import base_lr, create_optimizer, create_scheduler, follow_plateau, with_scaled_lr
 from frskd_train.progress import Progress
-from frskd_train.recipe import SETTINGS, repeat_note, write_recipe
 from frskd_train.resume import check_resume, notes_for_recipe, run_facts
 from frskd_train.run_folder import Resume, RunFolder, choose_folder, find_resume, refuse_if_continued
 from frskd_train.run_state import RunState
 from frskd_train.settings import Settings, flat
+from frskd_train.settings.recipe import SETTINGS, repeat_note, write_recipe
 from frskd_train.signals import Interruptions
 from frskd_train.sync_batchnorm import synchronise_norms
 from frskd_train.tasks import choose_job

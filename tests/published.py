@@ -9,10 +9,10 @@ from hub_server import TOKEN, USER, LoopbackHub
 from PIL import Image
 
 from frskd_timm.export.student import export_student
+from frskd_train.publish.student import push_student
 from frskd_train.report.card import write_card
 from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.metrics import Metrics
-from frskd_train.report.publish import push_student
 
 REPO = f"{USER}/student"
 

@@ -18,13 +18,13 @@ from pictures import encoded, picture, save, split
 from runs import train_here
 
 from frskd_timm.errors import UserError
-from frskd_train.constraints import Range
 from frskd_train.errors import SettingsError
-from frskd_train.parse import parse_settings
-from frskd_train.recipe import RECIPES, write_recipe
 from frskd_train.settings import Settings, declared, default_settings
 from frskd_train.settings import flag as flag_of
+from frskd_train.settings.constraints import Range
 from frskd_train.settings.model import FEATURE_LOSSES, GATES, LOGIT_LOSSES, SCHEDULES, SELF_TEACHERS
+from frskd_train.settings.parse import parse_settings
+from frskd_train.settings.recipe import RECIPES, write_recipe
 
 WORDS: dict[str, st.SearchStrategy] = {
     "model": st.sampled_from(["test_resnet", "test_vit", "test_convnext", "no_model", "wide_resnet16_2_frskd"]),

@@ -24,12 +24,12 @@ from frskd_timm.errors import UserError
 from frskd_timm.export.load import ExportedClassifier, read_student
 from frskd_timm.models import stock_name
 from frskd_timm.models._pretrained import FOLDER
-from frskd_train.parse import parse_settings
-from frskd_train.recipe import write_recipe
 from frskd_train.report.baseline import Gain, read_baseline
 from frskd_train.report.card import eval_result_entries, hub_license, model_card
 from frskd_train.report.metrics import InitialWeights, Metrics, SeedRuns, read_metrics
 from frskd_train.settings import Settings
+from frskd_train.settings.parse import parse_settings
+from frskd_train.settings.recipe import write_recipe
 from frskd_train.tasks import choose_job
 from tools.zoo import read_results, results_row, waiting, zoo_card
 

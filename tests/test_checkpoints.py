@@ -24,9 +24,9 @@ from frskd_train.checkpoint import (
     set_aside_after,
 )
 from frskd_train.errors import SettingsError
-from frskd_train.parse import parse_settings
 from frskd_train.run_folder import find_resume
 from frskd_train.run_state import RunState
+from frskd_train.settings.parse import parse_settings
 
 
 @pytest.mark.parametrize(

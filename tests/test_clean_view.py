@@ -11,7 +11,7 @@ from frskd_timm.augment import TwoViews
 from frskd_timm.errors import UserError
 from frskd_timm.losses.functional import soft_label_loss
 from frskd_train.data import load_data
-from frskd_train.parse import parse_settings
+from frskd_train.settings.parse import parse_settings
 
 
 def test_the_self_teacher_sees_the_clean_images() -> None:

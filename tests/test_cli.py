@@ -21,9 +21,9 @@ from frskd_timm.segmentation import create_segmentation_student
 from frskd_train.cli import COMMANDS, main
 from frskd_train.cli.validate import chosen_data
 from frskd_train.errors import SettingsError
-from frskd_train.parse import parse_evaluation, parse_settings, read_recipe
-from frskd_train.recipe import write_recipe
 from frskd_train.settings import DataSettings, HeldOut, ScoredDataSettings
+from frskd_train.settings.parse import parse_evaluation, parse_settings, read_recipe
+from frskd_train.settings.recipe import write_recipe
 from frskd_train.tasks import choose_job
 
 EXTRA = ("accelerate", "datasets", "matplotlib", "pyarrow", "tyro")  # core never needs these

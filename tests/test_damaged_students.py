@@ -19,7 +19,7 @@ from frskd_timm.export.student import export_segmentation
 from frskd_timm.segmentation import create_segmentation_student
 from frskd_train.cli.validate import chosen_data, folder_name
 from frskd_train.found_student import find_exported, load_for_evaluation
-from frskd_train.report.publish import push_student
+from frskd_train.publish.student import push_student
 from frskd_train.settings import EvaluationSettings, FitSettings, ScoredDataSettings
 from frskd_train.students import default_cfg
 

@@ -20,8 +20,8 @@ from frskd_timm.errors import UserError
 from frskd_train.data import load_data, load_validation
 from frskd_train.data.source import SAMPLE_FOLDER, find_source
 from frskd_train.data.targets.class_label import read_labels
-from frskd_train.parse import parse_settings
 from frskd_train.settings import DataSettings, PreprocessingSettings
+from frskd_train.settings.parse import parse_settings
 from tools import make_sample
 
 IDX_FOLDER = Path("/usr/share/datasets/fashion-mnist")

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from frskd_timm.errors import UserError
 from frskd_timm.pixels import to_8_bits
-from frskd_train.constraints import TINY
 from frskd_train.data import load_data
 from frskd_train.settings import DataSettings, PreprocessingSettings
+from frskd_train.settings.constraints import TINY
 
 # --- Images of every kind --------------------------------------------------------------------------------------------
 

@@ -27,8 +27,8 @@ from frskd_timm.segmentation import SegmentationStudent
 from frskd_train import cli
 from frskd_train.demo.build import build_demo
 from frskd_train.demo.runtime import FILES, cached_runtime, find_runtime
-from frskd_train.demo.space import push_space
 from frskd_train.found_student import find_exported
+from frskd_train.publish.space import push_space
 
 SIZE = (48, 64)  # height and width in the demo of the segmentation student
 

@@ -17,7 +17,7 @@ from published import REPO, make_student, push
 from runs import wait_for
 
 from frskd_timm.errors import UserError
-from frskd_train.report import repository, retries
+from frskd_train.publish import repository, retries
 
 REFUSED = b'{"errors": [{"message": "\\"license\\" must be one of apache-2.0, mit"}], "warnings": []}'
 

@@ -61,9 +61,8 @@ def test_the_library_imports_downwards(path: Path) -> None:
 
 
 def test_settings_and_parsing_need_no_torch() -> None:
-    names = ("constraints", "recipe", "timm_flags", "parse", "rules", "errors", "__init__")
     package = ROOT / "frskd_train"
-    for path in [*(package / f"{name}.py" for name in names), *(package / "settings").glob("*.py")]:
+    for path in [package / "__init__.py", package / "errors.py", *(package / "settings").glob("*.py")]:
         for module in imports(path):
             top = module.split(".")[0]
             assert top not in {"torch", "timm", "accelerate", "datasets", "frskd_timm"}, f"{path.name} imports {module}"
@@ -88,9 +87,10 @@ def test_no_two_places_share_more_than_twelve_lines() -> None:
 # Parts of the trainer, in order from the bottom up, with the parts above them that they may not import.
 TOP = {"trainer", "cli", "train"}
 ABOVE = {
-    "data": {"report", "scores", "tasks", "start_of_run", "end_of_run", *TOP},
-    "report": {"scores", "tasks", "start_of_run", "end_of_run", *TOP},
-    "scores": {"tasks", "start_of_run", "end_of_run", *TOP},
+    "data": {"report", "publish", "scores", "tasks", "start_of_run", "end_of_run", *TOP},
+    "report": {"publish", "scores", "tasks", "start_of_run", "end_of_run", *TOP},
+    "publish": {"scores", "tasks", "start_of_run", "end_of_run", *TOP},
+    "scores": {"publish", "tasks", "start_of_run", "end_of_run", *TOP},
     "tasks": {"start_of_run", "end_of_run", *TOP},
     "start_of_run": {"end_of_run", *TOP},
     "end_of_run": TOP,

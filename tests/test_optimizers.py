@@ -14,9 +14,9 @@ from frskd_timm.errors import UserError
 from frskd_timm.segmentation import SegmentationCrossEntropyTask, create_segmentation_student
 from frskd_timm.student_task import CrossEntropyTask
 from frskd_train.checkpoint import load_state, restore, save_checkpoint
-from frskd_train.constraints import keyword_arguments
 from frskd_train.optim import base_lr, check_optimizer, create_optimizer, create_scheduler
 from frskd_train.settings import OptimizerSettings
+from frskd_train.settings.constraints import keyword_arguments
 
 NAMES = [str(name) for name in list_optimizers(exclude_filters=["lookahead*"])]
 CLASSES = {get_optimizer_info(name).opt_class: name for name in NAMES}

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from frskd_timm.errors import UserError
 from frskd_timm.export.load import read_student
 from frskd_train import cli
+from frskd_train.publish.repository import check_target
+from frskd_train.publish.student import check_folder, push_student
 from frskd_train.report.card import write_card
-from frskd_train.report.publish import check_folder, push_student
-from frskd_train.report.repository import check_target
 
 
 def run(hub, cache, *command, token="", **environment):

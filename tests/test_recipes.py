@@ -17,11 +17,11 @@ from runs import train_here
 from frskd_timm.errors import UserError
 from frskd_timm.export.load import load_student
 from frskd_train import optim
-from frskd_train.constraints import keyword_arguments
 from frskd_train.errors import SettingsError
-from frskd_train.parse import parse_settings, read_recipe
-from frskd_train.recipe import comparable, differences, write_recipe
 from frskd_train.settings import flat
+from frskd_train.settings.constraints import keyword_arguments
+from frskd_train.settings.parse import parse_settings, read_recipe
+from frskd_train.settings.recipe import comparable, differences, write_recipe
 from tools import make_sample, official_splits
 
 ALL = sorted((ROOT / "frskd_train" / "recipes").glob("*.yaml"))

@@ -10,10 +10,10 @@ import yaml
 from conftest import run_script
 
 from frskd_train.errors import SettingsError
-from frskd_train.parse import read_recipe
-from frskd_train.recipe import RECIPES, write_recipe
-from frskd_train.rules import check_settings
 from frskd_train.settings import default_settings
+from frskd_train.settings.parse import read_recipe
+from frskd_train.settings.recipe import RECIPES, write_recipe
+from frskd_train.settings.rules import check_settings
 
 
 @pytest.fixture(scope="module")

@@ -20,12 +20,11 @@ from safetensors.torch import load_file, save_file
 from frskd_timm.errors import UserError
 from frskd_timm.export.load import read_student
 from frskd_timm.segmentation import SegmentationStudent
-from frskd_train import parse
 from frskd_train.data.mask_folder import VOC_CLASSES
 from frskd_train.errors import SettingsError
-from frskd_train.recipe import write_recipe
 from frskd_train.report.evaluation import read_evaluation
-from frskd_train.settings import flat
+from frskd_train.settings import flat, parse
+from frskd_train.settings.recipe import write_recipe
 from frskd_train.tasks import choose_job
 
 

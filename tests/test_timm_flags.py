@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from frskd_timm.errors import UserError
 from frskd_timm.losses.labels import LabelLoss
 from frskd_train.optim import create_scheduler, follow_plateau, with_scaled_lr
-from frskd_train.parse import parse_settings
 from frskd_train.settings import Settings, declared
+from frskd_train.settings.parse import parse_settings
+from frskd_train.settings.timm_flags import TRAIN
 from frskd_train.tasks import choose_job
-from frskd_train.timm_flags import TRAIN
 
 LOGITS = torch.randn(6, 3, generator=torch.manual_seed(0))
 TARGET = torch.tensor([0, 0, 0, 1, 1, 2])

@@ -23,8 +23,8 @@ from frskd_timm.export.load import load_student
 from frskd_timm.models._pretrained import DEFAULT_TAGS, FOLDER, with_weights
 from frskd_train.data.source import SAMPLE_FOLDER
 from frskd_train.data.transforms import CORRUPTIONS
+from frskd_train.publish.student import check_folder
 from frskd_train.report.metrics import read_metrics
-from frskd_train.report.publish import check_folder
 from tools.rescore import rescore
 from tools.ship import ship
 from tools.zoo import WAITING, read_results, results_table, waiting

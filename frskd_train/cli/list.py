@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from frskd_train.recipe import included_recipes
+from frskd_train.settings.recipe import included_recipes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -44,10 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Imported here, so that --help and a wrong flag answer at once.
     from frskd_train.demo.build import open_examples, refuse_features
     from frskd_train.demo.runtime import find_runtime
-    from frskd_train.demo.space import push_space
     from frskd_train.found_student import find_exported
-    from frskd_train.report.publish import push_student
-    from frskd_train.report.repository import check_repo_id
+    from frskd_train.publish.repository import check_repo_id
+    from frskd_train.publish.space import push_space
+    from frskd_train.publish.student import push_student
 
     try:
         if page["space"] is not None:  # what can be wrong with it is said before the student is published

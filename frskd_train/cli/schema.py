@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from types import UnionType
 from typing import Any
 
-from frskd_train.constraints import OneOf, Pattern, Range
-from frskd_train.recipe import NOT_IN_RECIPES
 from frskd_train.settings import Settings, default_settings, flat
+from frskd_train.settings.constraints import OneOf, Pattern, Range
+from frskd_train.settings.recipe import NOT_IN_RECIPES
 
 _PLAIN = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
 

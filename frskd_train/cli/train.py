@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from frskd_train.exits import exit_process
-from frskd_train.parse import parse_settings
+from frskd_train.settings.parse import parse_settings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from frskd_train.exits import exit_process
-from frskd_train.parse import parse_evaluation
-from frskd_train.recipe import SETTINGS, read_yaml
 from frskd_train.settings import OWN_DATA, DataSettings, EvaluationSettings, HeldOut, LoopSettings, ScoredDataSettings
+from frskd_train.settings.parse import parse_evaluation
+from frskd_train.settings.recipe import SETTINGS, read_yaml
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

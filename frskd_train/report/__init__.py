@@ -1,1 +1,1 @@
-"""Outputs of a finished run: metrics, pictures, model card, other formats, and a repository on the Hub."""
+"""Outputs of a finished run: metrics, pictures, page, model card and other formats."""

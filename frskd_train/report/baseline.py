@@ -9,10 +9,10 @@ from pathlib import Path
 from frskd_timm.errors import UserError
 from frskd_timm.export.folder import METRICS
 from frskd_train.errors import SettingsError
-from frskd_train.parse import read_recipe
-from frskd_train.recipe import SETTINGS, comparable, differences
 from frskd_train.report.metrics import Metrics, SeedRuns, read_metrics
 from frskd_train.settings import Settings, flat
+from frskd_train.settings.parse import read_recipe
+from frskd_train.settings.recipe import SETTINGS, comparable, differences
 
 # 97.5% quantiles of Student's t distribution for 1, 2, ... degrees of freedom; the last one is used for more as well.
 _T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)

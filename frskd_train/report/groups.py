@@ -14,9 +14,7 @@ from PIL import Image
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.folder import METRICS, RECIPE, STUDENT
 from frskd_timm.export.load import ExportedStudent, read_student
-from frskd_train.constraints import PRIVATE
 from frskd_train.errors import SettingsError
-from frskd_train.recipe import SETTINGS, comparable, read_yaml
 from frskd_train.report.baseline import mean_and_std
 from frskd_train.report.charts import Line, data_uri, describe, line_chart
 from frskd_train.report.curves import sort_terms, term_label
@@ -25,6 +23,8 @@ from frskd_train.report.forms import FORMS
 from frskd_train.report.metrics import Metrics, read_metrics
 from frskd_train.report.predictions import Predictions
 from frskd_train.settings import MethodSettings, Settings, declared, default_settings, flat
+from frskd_train.settings.constraints import PRIVATE
+from frskd_train.settings.recipe import SETTINGS, comparable, read_yaml
 
 METHOD = set(declared(MethodSettings))
 COUNTED = "classes", "training images", "validation images"

@@ -2,7 +2,7 @@
 
 A setting is a flag (`--batch-size 64`), a key of a recipe (`batch_size: 64`) and a line of a run's `config.yaml`.
 Names follow timm's `train.py`. The annotation of a setting also contains its bounds, the task it belongs to, whether it
-may change when a run is resumed, and whether it is published (`frskd_train.constraints.Fact`).
+may change when a run is resumed, and whether it is published (`frskd_train.settings.constraints.Fact`).
 This package imports neither torch nor timm, so that `--help` and wrong flags answer immediately.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from frskd_train.constraints import CLASSIFICATION, SEGMENTATION
+from frskd_train.settings.constraints import CLASSIFICATION, SEGMENTATION
 from frskd_train.settings.data import OWN_DATA as OWN_DATA
 from frskd_train.settings.data import DataSettings, LabelSettings, PreprocessingSettings
 from frskd_train.settings.data import EvaluationSettings as EvaluationSettings

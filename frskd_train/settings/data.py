@@ -5,7 +5,17 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Suppress, arg
 
-from frskd_train.constraints import CLASSIFICATION, FIXED, LOCAL, PRIVATE, Count, Fraction, NotNegative, Positive, Range
+from frskd_train.settings.constraints import (
+    CLASSIFICATION,
+    FIXED,
+    LOCAL,
+    PRIVATE,
+    Count,
+    Fraction,
+    NotNegative,
+    Positive,
+    Range,
+)
 from frskd_train.settings.library import DEFAULT
 
 OWN_DATA = "auto"  # the dataset of `validate.py` if none is given

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from frskd_train.constraints import (
+from frskd_train.settings.constraints import (
     CLASSIFICATION,
     FIXED,
     FREE,

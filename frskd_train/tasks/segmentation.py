@@ -19,7 +19,6 @@ from frskd_timm.segmentation import (
     create_segmentation_student,
 )
 from frskd_timm.student_task import StudentTask
-from frskd_train.constraints import keyword_arguments
 from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_validation
 from frskd_train.report.card import write_backbone_card
 from frskd_train.report.evaluation import Evaluation
@@ -28,6 +27,7 @@ from frskd_train.report.grids import segmentation_picture
 from frskd_train.report.metrics import InitialWeights, Metrics
 from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, HeldOut, Settings, flag
+from frskd_train.settings.constraints import keyword_arguments
 from frskd_train.students import default_cfg, prepare_student
 from frskd_train.tasks.base import PICTURED, Job
 

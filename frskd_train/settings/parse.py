@@ -14,7 +14,8 @@ import tyro
 from tyro.conf import Suppress
 
 from frskd_train.errors import SettingsError, suggest
-from frskd_train.recipe import (
+from frskd_train.settings import EvaluationSettings, Settings, declared, default_settings, flag, flat
+from frskd_train.settings.recipe import (
     NOT_IN_RECIPES,
     SETTINGS,
     as_flags,
@@ -24,9 +25,8 @@ from frskd_train.recipe import (
     with_absolute_paths,
     with_home,
 )
-from frskd_train.rules import check_ranges, check_settings, refuse_unused
-from frskd_train.settings import EvaluationSettings, Settings, declared, default_settings, flag, flat
-from frskd_train.timm_flags import TRAIN, VALIDATE
+from frskd_train.settings.rules import check_ranges, check_settings, refuse_unused
+from frskd_train.settings.timm_flags import TRAIN, VALIDATE
 
 FLAT = (tyro.conf.OmitArgPrefixes,)  # --lr, not --optimizer.lr
 

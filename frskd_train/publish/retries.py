@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
 from frskd_timm.errors import UserError, first_line
-from frskd_train.report.repository import SILENCE, AlteredError, Repository
+from frskd_train.publish.repository import SILENCE, AlteredError, Repository
 
 T = TypeVar("T")
 

@@ -11,9 +11,9 @@ from frskd_timm.errors import UserError
 from frskd_timm.export.folder import CARD
 from frskd_train.demo.build import DESCRIPTION, build_demo
 from frskd_train.found_student import find_exported
-from frskd_train.report.repository import Repository, check_repo_id, check_target, connect, list_files
-from frskd_train.report.retries import with_retries
-from frskd_train.report.signature import refuse_edited, signed
+from frskd_train.publish.repository import Repository, check_repo_id, check_target, connect, list_files
+from frskd_train.publish.retries import with_retries
+from frskd_train.report.signature import signed
 
 _OF_A_NEW_SPACE = {".gitattributes", CARD, "index.html", "style.css"}
 
@@ -70,7 +70,7 @@ def push_space(
         if DESCRIPTION in remote and keep_card:
             files.pop(CARD, None)
         elif DESCRIPTION in remote and not overwrite_card and not create_pr:
-            refuse_edited(hub, head, files[CARD])
+            hub.refuse_edited_card(head, files[CARD])
         stale = [name for name in remote - files.keys() if name.startswith("examples/")]  # of an older push
         return hub.commit(head, files, stale, commit_message or "Upload a demo made with frskd-timm")
 

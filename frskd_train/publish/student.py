@@ -15,11 +15,11 @@ from frskd_timm.errors import UserError
 from frskd_timm.export.folder import CARD, CONFIG, DATASET_CARD, EVAL_RESULTS, METRICS, RECIPE, WEIGHTS
 from frskd_timm.export.load import compare_logits, load_student, read_student
 from frskd_train.found_student import find_exported
+from frskd_train.publish.repository import Repository, check_repo_id, check_target, connect, list_files
+from frskd_train.publish.retries import with_retries
 from frskd_train.report.card import PLACEHOLDER
 from frskd_train.report.formats import export_onnx
-from frskd_train.report.repository import Repository, check_repo_id, check_target, connect, list_files
-from frskd_train.report.retries import with_retries
-from frskd_train.report.signature import refuse_edited, signed
+from frskd_train.report.signature import signed
 
 ONNX = "onnx/model.onnx"  # where transformers.js and optimum look for it
 # Files of an older push, deleted if the new push lacks them. Other files belong to the owner.
@@ -125,7 +125,7 @@ def push_student(
             files.pop(CARD, None)
             stale = [name for name in stale if not name.endswith(".png")]  # the card may show them
         elif CARD in remote and not overwrite_card and not create_pr:  # a pull request asks the owner anyway
-            refuse_edited(hub, head, files[CARD])
+            hub.refuse_edited_card(head, files[CARD])
         made = hub.commit(head, files, stale, message)
         deleted[:] = stale
         changed = made.oid != before[0]

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import huggingface_hub
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
@@ -13,6 +14,8 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, R
 from huggingface_hub.utils import validate_repo_id
 
 from frskd_timm.errors import UserError
+from frskd_timm.export.folder import CARD
+from frskd_train.report.signature import signed
 
 SILENCE = 30.0  # seconds without an answer after which a request has failed
 
@@ -71,6 +74,16 @@ class Repository:
     def download(self, name: str, commit: str, cache: str) -> Path:
         """Download one file."""
         return Path(self.api.hf_hub_download(self.repo_id, name, repo_type=self.kind, revision=commit, cache_dir=cache))
+
+    def refuse_edited_card(self, head: str, card: bytes) -> None:
+        """Raise UserError if the card in the repository is neither `card` nor one with an intact mark."""
+        with TemporaryDirectory() as cache:
+            found = self.download(CARD, head, cache).read_bytes()
+        if found not in (card, signed(found)):
+            raise UserError(
+                f"{CARD} of {self.repo_id} was edited on the Hub, or not written by this command: add --keep-card to "
+                "keep it, or --overwrite-card to replace it."
+            )
 
     def compare(self, files: Mapping[str, bytes], commit: str, cache: str) -> None:
         """Download files to an empty cache; raise AlteredError if one differs."""

@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 
-from frskd_train.constraints import LOCAL, PRIVATE
 from frskd_train.errors import SettingsError, suggest
 from frskd_train.settings import (
     MethodSettings,
@@ -25,8 +24,9 @@ from frskd_train.settings import (
     flat,
     foreign,
 )
+from frskd_train.settings.constraints import LOCAL, PRIVATE
 
-RECIPES = Path(__file__).parent / "recipes"
+RECIPES = Path(__file__).parents[1] / "recipes"
 NOT_IN_RECIPES = {"config", "resume"}
 SETTINGS = "config.yaml"  # all settings of a run, in its folder
 

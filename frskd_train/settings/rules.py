@@ -5,9 +5,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from frskd_train.constraints import LOCAL, OneOf, Pattern, Range
 from frskd_train.errors import SettingsError, either
 from frskd_train.settings import Settings, declared, default_settings, flag, flat, foreign
+from frskd_train.settings.constraints import LOCAL, OneOf, Pattern, Range
 from frskd_train.settings.model import SELF_TEACHERS
 
 # Arguments of timm.create_model that have their own setting or change what it returns.
