@@ -145,7 +145,7 @@ class DistillationTask(StudentTask):
         before = {name: getattr(self, name) for name in ("clock", "lead")}
         result = super()._apply(fn, *args, **kwargs)
         for name, buffer in before.items():  # their numbers need all their digits, also after .bfloat16()
-            if buffer is not None:
+            if buffer is not None and not buffer.is_meta:
                 setattr(self, name, buffer.to(getattr(self, name).device))
         return result
 
@@ -249,12 +249,12 @@ class DistillationTask(StudentTask):
             # In full, since no other term trains the backbone.
             loss = self.cross_entropy(logits, target, self.label_factor([logits], target))
         named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        idle = [p.sum(dtype=torch.float32) for name, p in named if not name.startswith("student.")]
         zero = torch.zeros_like(loss)
+        idle = sum((p.flatten()[:0].sum(dtype=zero.dtype) for n, p in named if not n.startswith("student.")), zero)
         terms = {"loss_ce": loss.detach(), "loss_ce_teacher": zero, "loss_kl": zero}
         if self.feature_loss is not None:
             terms["loss_feature"] = zero
-        return {"loss": loss + 0 * torch.stack(idle).sum(), "output": logits, **terms}
+        return {"loss": loss + idle, "output": logits, **terms}
 
     def label_terms(self, outputs: Outputs, target: Tensor) -> Terms:
         """Return the loss terms that use the labels."""
@@ -268,7 +268,7 @@ class DistillationTask(StudentTask):
     def soft_labels(self, outputs: Outputs, target: Tensor) -> Tensor:
         """Return the unweighted soft-label loss."""
         if outputs.batch is not None and outputs.batch.mixing is not None:  # the soft label of a mixture is the mixture
-            probabilities = outputs.batch.mixing @ outputs.teacher_logits.float().softmax(dim=1)
+            probabilities = outputs.batch.mixing.float() @ outputs.teacher_logits.float().softmax(dim=1)
             outputs = outputs._replace(teacher_logits=probabilities.clamp_min(1e-12).log())
         weight = self._gate_weights(outputs, target)
         return self.logit_loss(outputs.teacher_logits, outputs.logits, target, self.temperature, weight)

@@ -69,8 +69,7 @@ class StudentTask(TrainingTask):
 
     def forward(self, input: Tensor, target: Tensor) -> Terms:
         """Run `step`, through the compiled or distributed module if there is one; classes may be any integers."""
-        if not target.is_floating_point():
-            target = target.long()
+        target = target.float() if target.is_floating_point() else target.long()
         return self._wrapped[0](input, target) if self._wrapped else self.step(input, target)
 
     def cross_entropy(self, logits: Tensor, target: Tensor, factor: Tensor | None = None) -> Tensor:

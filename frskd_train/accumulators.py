@@ -14,7 +14,7 @@ BINS = 15  # of the confidence, as in Guo et al., 2017
 KEPT = 100  # mistakes
 MATRIX = 1000  # most classes whose pairs are counted in a matrix; sorting them needs less memory but more time
 TEMPERATURES = torch.logspace(-1, 1, 233)  # in steps of 2%
-PIXELS = 8192  # largest number of pixels of a batch that the temperature is fitted to
+PIXELS = 8192  # largest number of samples of a batch that the temperature is fitted to, chosen at random
 
 
 def predicted(logits: Tensor, is_dense: bool) -> Tensor:
@@ -66,10 +66,12 @@ class TemperatureMetric(Metric):
 
     def update(self, logits: Tensor, target: Tensor) -> None:
         """Add logits [N, K] and classes [N]."""
-        step = -(-len(target) // PIXELS)
-        logits, target = logits[::step], target[::step]
+        count = len(target)
+        if count > PIXELS:  # pixels: all of them would take longer than the rest of the evaluation
+            chosen = torch.randperm(count, generator=torch.Generator().manual_seed(count))[:PIXELS].to(target.device)
+            logits, target = logits[chosen], target[chosen]
         values = (F.cross_entropy(logits / value, target, reduction="sum") for value in TEMPERATURES.tolist())
-        self.losses += torch.stack([*values])
+        self.losses += count / len(target) * torch.stack([*values])
 
     def compute(self) -> Tensor:
         """Return the temperature; NaN without a sample."""

@@ -31,7 +31,10 @@ class _MeanSquare(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (maps,) = ctx.saved_tensors
-        return maps * (grad * (2 / maps.shape[1])).to(maps.dtype).unsqueeze(1)
+        factor = (grad * (2 / maps.shape[1])).unsqueeze(1)
+        if maps.dtype == torch.float16:  # whose range the factor may exceed, but not the product
+            return (maps * factor).to(maps.dtype)
+        return maps * factor.to(maps.dtype)
 
 
 def attention_map(features: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -81,7 +81,8 @@ class LabelLoss(nn.Module):
         self.binary: BinaryCrossEntropy | None = None
         self.sum_classes = options.pop("sum_classes", False)
         if binary:
-            self.binary = BinaryCrossEntropy(smoothing, weight=weights, reduction="none", **options)
+            relative = None if weights is None else weights / weights.mean()  # a common factor has no effect
+            self.binary = BinaryCrossEntropy(smoothing, weight=relative, reduction="none", **options)
             for name, buffer in self.binary.named_buffers():
                 self.binary.register_buffer(name, buffer, persistent=False)  # settings, which checkpoints hold already
 
@@ -109,7 +110,9 @@ class LabelLoss(nn.Module):
         losses = F.cross_entropy(logits, target, ignore_index=ignored, label_smoothing=self.smoothing, reduction="none")
         losses = losses if factor is None else losses * factor
         if target.ndim == 2:
-            return losses.mean() if self.class_weights is None else weighted_mean(losses, target @ self.class_weights)
+            if self.class_weights is None:
+                return losses.mean()
+            return weighted_mean(losses, target @ self.class_weights.to(target.dtype))
         counts = target != ignored
         weights = 1.0 if self.class_weights is None else self.class_weights[target.masked_fill(~counts, 0)]
         return weighted_mean(losses, weights * counts)

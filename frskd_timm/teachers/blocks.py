@@ -63,7 +63,7 @@ class Lateral(nn.Sequential):
         if fusion_weight is None:
             return super().forward(x)
         convolution, norm, relu = self
-        affine = {name: fusion_weight * parameter for name, parameter in norm.named_parameters()}
+        affine = {name: fusion_weight * getattr(norm, name) for name in ("weight", "bias")}  # buffers if frozen
         return relu(functional_call(norm, affine, (convolution(x),)))
 
 

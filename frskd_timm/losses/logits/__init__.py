@@ -15,6 +15,7 @@ from frskd_timm.registry import Registry
 
 LOGIT_LOSSES: Registry[Tensor] = Registry("logit loss", __name__)
 
+FLOOR = 0.03  # smaller standard deviations, as of a classifier that starts with zeros, would give huge gradients
 OTHERS = 8.0  # weight of DKD's divergence among the other classes in its paper's CIFAR-100 experiments
 
 
@@ -34,7 +35,7 @@ def standardised(
 
 def _standardise(logits: Tensor) -> Tensor:
     logits = logits.float()
-    return (logits - logits.mean(dim=1, keepdim=True)) / (logits.std(dim=1, keepdim=True, correction=0) + 1e-7)
+    return _centred(logits) / logits.std(dim=1, keepdim=True, correction=0).clamp_min(FLOOR)
 
 
 @LOGIT_LOSSES.register("dkd")
@@ -62,10 +63,13 @@ def dist(teacher: Tensor, student: Tensor, target: Tensor, temperature: float, w
     """Compute T^2 times the mean of 1 - Pearson correlation, of rows plus of classes (DIST, arXiv 2205.10536)."""
     t, s = (F.softmax(z.float() / temperature, dim=1) for z in (teacher.detach(), student))
     weight = torch.ones_like(s[:, 0]) if weight is None else weight
-    within_rows = weighted_mean(1 - F.cosine_similarity(_centred(t), _centred(s), dim=1), weight)
+    classes = t.shape[1]
+    rows = [_centred(z) * classes**0.5 for z in (t, s)]  # in units in which equal probabilities have norm 1
+    within_rows = weighted_mean(1 - F.cosine_similarity(rows[0], rows[1], dim=1, eps=FLOOR), weight)
     share = (weight / weight.sum().clamp_min(1e-6))[:, None]
-    t, s = ((z - (share * z).sum(dim=0)) * share.sqrt() for z in (t, s))
-    within_classes = ((1 - F.cosine_similarity(t, s, dim=0)) * (weight.sum() > 0)).mean()
+    means = [(share * z).sum(dim=0).clamp_min(1e-20) for z in (t, s)]
+    columns = [(z / mean - 1) * share.sqrt() for z, mean in zip((t, s), means, strict=True)]
+    within_classes = ((1 - F.cosine_similarity(columns[0], columns[1], dim=0, eps=FLOOR)) * (weight.sum() > 0)).mean()
     return temperature**2 * (within_rows + within_classes)
 
 
