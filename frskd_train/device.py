@@ -31,13 +31,20 @@ def start_accelerator(
     # Accelerate has to be told that several processes without a GPU belong together. Apple's GPUs have no float64, in
     # which losses and scores are summed.
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or device is None or device.type == "mps"
+    cpu = _is_set("ACCELERATE_USE_CPU") or device is None or device.type == "mps"
     if cpu:
         refuse_missing_processes()
     refuse_launcher_settings(settings, training)
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of 1x1 kernels: harmless
-    state = PartialState(cpu=cpu)
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    given = sorted(os.environ.keys() & {"WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "PMI_SIZE"})
+    try:
+        state = PartialState(cpu=cpu)
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    except ValueError as error:
+        raise UserError(
+            f"{', '.join(given)} in the environment is not from a launcher ({first_line(error)}): unset it, or start "
+            "with torchrun or accelerate launch."
+        ) from error
     launched = {"ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"} & os.environ.keys()  # they set OMP_NUM_THREADS to 1
     if settings.threads or launched or "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(settings.threads or max(1, cores() // local_processes))
@@ -71,7 +78,7 @@ def refuse_missing_processes() -> None:
 def refuse_launcher_settings(settings: LoopSettings, training: bool = True) -> None:
     """Raise UserError if Accelerate was launched with a setting that training, or scoring, does not follow."""
     for plugin in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
-        if parse_flag_from_env(f"ACCELERATE_USE_{plugin}"):
+        if _is_set(f"ACCELERATE_USE_{plugin}"):
             raise UserError(
                 f"Accelerate was started with {plugin}, which is not supported: use plain data parallelism."
             )
@@ -82,6 +89,14 @@ def refuse_launcher_settings(settings: LoopSettings, training: bool = True) -> N
         raise UserError("Accelerate was started with a dynamo backend: omit it and give --torchcompile.")
     if (amp := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) not in LAUNCHED:
         raise UserError(f"Accelerate was started with the precision {amp}: choose from {', '.join(LAUNCHED)}.")
+
+
+def _is_set(name: str) -> bool:
+    """Return whether an environment variable of Accelerate is true; raise UserError if it is neither true nor false."""
+    try:
+        return parse_flag_from_env(name)
+    except ValueError as error:
+        raise UserError(f"The environment variable {name} is {os.environ[name]}: set it to true or false.") from error
 
 
 def cores() -> int:
@@ -131,7 +146,8 @@ def precision(settings: LoopSettings, device: torch.device) -> str:
     dtype = launched if settings.amp_dtype == "auto" else settings.amp_dtype
     if dtype == "float16":
         if device.type == "cpu":
-            raise UserError("--amp-dtype float16 needs a GPU: give bfloat16, or leave it out.")
+            by = "--amp-dtype float16" if settings.amp_dtype == "float16" else "Accelerate's mixed precision fp16"
+            raise UserError(f"{by} needs a GPU: give --amp-dtype bfloat16, or --no-amp.")
         return "fp16"
     return "bf16" if dtype == "bfloat16" or _fast_bfloat16(device) else "no"
 

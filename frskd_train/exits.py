@@ -12,7 +12,7 @@ from typing import NoReturn
 
 def exit_with_error(message: object) -> NoReturn:
     """End the process with a message and status 2; of several processes on a machine only the first one prints it."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _is_first_to_complain():
+    if os.environ.get("WORLD_SIZE", "1") in ("", "1") or _is_first_to_complain():
         _print_error(message)
     exit_process(2)
 

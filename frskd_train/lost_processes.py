@@ -19,7 +19,7 @@ _GONE = (
 
 def is_failed_communication(error: Exception) -> bool:
     """Return whether processes of the run could not communicate."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if os.environ.get("WORLD_SIZE", "1") in ("", "1"):
         return False
     words = ("gloo", "nccl", *_GONE)
     return isinstance(error, distributed.DistError) or any(word in str(error).lower() for word in words)

@@ -8,7 +8,7 @@ from frskd_timm.errors import UserError
 from frskd_train.data import TrainingData
 from frskd_train.settings import DataSettings, Settings, declared, flag
 from frskd_train.settings.constraints import FIXED, FREE, LOCAL, PRIVATE
-from frskd_train.settings.recipe import training_names
+from frskd_train.settings.recipe import is_path, training_names
 
 AT_END = {"epochs", "tag", "license", "export", "calibration_split", "data_mode"}  # also used after the last epoch
 
@@ -21,10 +21,12 @@ def notes_for_recipe(notes: list[str], state: Mapping[str, Any], epochs: int) ->
     return [f"After {state['updates']} updates: {note}" for note in kept]
 
 
-def run_facts(data: TrainingData, global_batch: int, processes: int) -> dict[str, Any]:
-    """Return what a checkpoint records about the data and the processes, for `check_resume`.
+def run_facts(
+    data: TrainingData, initial_cfg: Mapping[str, Any] | None, global_batch: int, processes: int
+) -> dict[str, Any]:
+    """Return what a checkpoint records about data and processes, for `check_resume`, and about the initial weights.
 
-    `global_batch` is the number of images per step over all processes.
+    `initial_cfg` is the result of `Job.initial_cfg`, `global_batch` the number of images per step over all processes.
     """
     return {
         "fingerprint": data.fingerprint,
@@ -33,6 +35,7 @@ def run_facts(data: TrainingData, global_batch: int, processes: int) -> dict[str
         "data_mode": data.mode,
         "global_batch": global_batch,
         "processes": processes,
+        "initial_cfg": initial_cfg,
     }
 
 
@@ -46,7 +49,9 @@ def check_resume(state: Mapping[str, Any], settings: Mapping[str, Any], facts: M
     before = state["settings"]
     changed = {name: value for name, value in before.items() if name in settings and settings[name] != value}
     for name in changed:
-        if FIXED in kept[name]:
+        if FIXED in kept[name] and not (
+            LOCAL in kept[name] and is_path(name, settings[name]) and is_path(name, before[name])
+        ):
             raise UserError(
                 f"{flag(name)} is {settings[name]} now but was {before[name]} in this run, and must stay the same."
             )

@@ -1,5 +1,9 @@
 """The start of a run: checks of what is needed at its end, and a description for the user."""
 
+import os
+import shutil
+import sys
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -24,6 +28,9 @@ def preflight(settings: Settings, score: str, accelerator: Accelerator) -> SeedR
     """Return the runs of `--baseline`; raise UserError, before training, if something for the end is impossible."""
     run = settings.run
     check_optimizer(settings.optimizer, accelerator.device)
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if settings.loop.torchcompile and sys.platform != "win32" and not shutil.which(compiler):
+        raise UserError(f"--torchcompile needs a C++ compiler, and there is no {compiler}: install it, or set CXX.")
     if not accelerator.is_main_process:  # which alone publishes, converts and compares
         return None
     if "onnx" in run.export:
@@ -66,7 +73,8 @@ def describe(job: Job, data: TrainingData, task: StudentTask, accelerator: Accel
     extra = f" + {rest:.2f}M in the self-teacher, discarded after training" if rest else ""
     return (
         f"{job.settings.method.method}: {job.settings.model.model} ({student:.2f}M parameters{extra})\n"
-        f"data: {data.name}, {data.num_train} training and {data.num_val} validation images, "
+        f"data: {data.name}, {data.num_train} training and {data.num_val} validation images "
+        f"({'held out of' if data.val_split == data.train_split else 'split'} {data.val_split}), "
         f"{data.num_classes} classes, {size}, {'in memory' if data.mode == 'memory' else 'streamed'}; "
         f"{accelerator.num_processes} process(es) on {accelerator.device.type}, {torch.get_num_threads()} thread(s), "
         f"precision {accelerator.mixed_precision}{lr_note(job.settings.optimizer)}"

@@ -49,9 +49,15 @@ def default_cfg(name: str, pretrained: bool = False) -> Mapping[str, Any]:
 
 
 def build_student(
-    settings: ModelSettings, cfg: Mapping[str, Any], num_classes: int, input_size: tuple[int, int, int]
+    settings: ModelSettings,
+    cfg: Mapping[str, Any],
+    num_classes: int,
+    input_size: tuple[int, int, int],
+    load_weights: bool = True,
 ) -> nn.Module:
     """Create the student for the data's classes and images (channels, height, width).
+
+    With `load_weights`, it gets its initial weights; not in a run that is resumed, whose checkpoint has all weights.
 
     Raises:
         UserError: Settings or weights do not fit.
@@ -67,22 +73,24 @@ def build_student(
         arguments["drop_path_rate"] = settings.drop_path
     arguments |= {"num_classes": classes, "in_chans": channels, "drop_rate": settings.drop}
     try:
-        student = timm.create_model(settings.model, pretrained=settings.has_weights, **arguments)
+        student = timm.create_model(settings.model, pretrained=settings.has_weights and load_weights, **arguments)
     except UserError:
         raise
     except Exception as error:  # models raise various errors for unsuitable arguments
         raise UserError(f"timm could not create '{settings.model}': {first_line(error)}.") from error
-    prepare_student(student, settings, classifier_names(student))
+    prepare_student(student, settings, classifier_names(student), load_weights)
     return student
 
 
-def prepare_student(student: nn.Module, settings: ModelSettings, classifiers: Sequence[str]) -> None:
+def prepare_student(
+    student: nn.Module, settings: ModelSettings, classifiers: Sequence[str], load_weights: bool = True
+) -> None:
     """Load `--initial-checkpoint`, check the initial weights and apply `--grad-checkpointing`.
 
     Raises:
         UserError: The file does not fit, a weight is not finite, or the model does not support checkpointing.
     """
-    if settings.initial_checkpoint is not None:
+    if settings.initial_checkpoint is not None and load_weights:
         start_from(student, settings.initial_checkpoint, classifiers)
     refuse_nonfinite_weights(student, settings.initial_checkpoint or settings.model)
     if not settings.grad_checkpointing:

@@ -10,9 +10,10 @@ from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 
 from frskd_timm.augment import TwoViews
-from frskd_train import end_of_run, start_of_run, trackers
+from frskd_train import end_of_run, memory, start_of_run, trackers
 from frskd_train.checkpoint import checkpoint_name, load_state, prune, restore, save_checkpoint, set_aside_after
 from frskd_train.convolutions import adapt_convolutions
+from frskd_train.data.images import printable
 from frskd_train.data.sampler import step_seed
 from frskd_train.device import start_accelerator
 from frskd_train.evaluate import Scores, evaluate
@@ -56,8 +57,8 @@ class Trainer:
         if resume is not None:
             self._resume(resume, saved)
         if self.is_main:
-            processes = repeat_note(self.accelerator.num_processes, settings.loop.batch_size)
-            heading = [f"Settings of the run {self.folder.path.resolve().name}.", *processes, *self.state.changes]
+            heading = [f"Settings of the run {printable(self.folder.path.resolve().name)}."]
+            heading += [*repeat_note(self.accelerator.num_processes, settings.loop.batch_size), *self.state.changes]
             self.folder.write(SETTINGS, write_recipe(settings, "\n".join(heading)))
         trackers.start_trackers(self.accelerator, settings, self.folder.path)
         self.ending = end_of_run.Ending(
@@ -70,14 +71,18 @@ class Trainer:
         scores: Scores = {}
         with Interruptions(self.accelerator) as self.interruptions:
             while self.state.epoch < self.settings.optimizer.epochs:
-                self.train_epoch()
-                scores = self.close_epoch()
-            self.finish(scores)
+                with memory.enough_for_training(self.settings.loop, self.data, self.folder, self.state):
+                    self.train_epoch()
+                with memory.enough_for_validation(self.settings.loop, self.folder):
+                    scores = self.close_epoch()
+            with memory.enough_for_validation(self.settings.loop, self.folder):
+                self.finish(scores)
 
     def _load_data_and_task(self, saved: dict[str, Any]) -> None:
         loop, accelerator = self.settings.loop, self.accelerator
-        self.data = self.job.load_data(measured=saved.get("statistics"))
-        self.student = self.job.build_student(self.data)
+        self.initial_cfg = saved.get("initial_cfg", self.job.initial_cfg())
+        self.data = self.job.load_data(self.initial_cfg, measured=saved.get("statistics"))
+        self.student = self.job.build_student(self.data, load_weights=not saved)
         self.task = self.job.build_task(self.student, self.data)
         adapt_convolutions(self.task, loop.channels_last)
         if loop.sync_bn:
@@ -121,7 +126,7 @@ class Trainer:
         self.progress = Progress(self.is_main, epochs, self.steps_per_epoch, global_batch, self.job.form.labels)
         self.progress.say(*self.data.notes, *self.train_batches.unused(settings.loop.grad_accum_steps))
         self.progress.say(start_of_run.describe(self.job, self.data, self.task, accelerator))
-        self.facts = run_facts(self.data, global_batch, accelerator.num_processes)
+        self.facts = run_facts(self.data, self.initial_cfg, global_batch, accelerator.num_processes)
 
     def _resume(self, resume: Resume, saved: dict[str, Any]) -> None:
         """Continue from a checkpoint, or from the beginning if the run was stopped before its first one."""

@@ -27,6 +27,10 @@ def test_split_folders_are_known_by_their_names(train: str, val: str, tmp_path: 
         (["val/cat", "val/dog", "test/cat", "test/dog"], "no split named train; it has .*test.*--train-split"),
         (["pets/train/cat", "pets/val/cat", "birds/train/owl"], r"several datasets .*birds, pets"),
         (["train", "val"], "train, val.* no class folders"),
+        (
+            ["cat/train", "cat/val", "dog/train", "dog/val"],
+            "inside its classes, such as cat/train: .* such as train/cat",
+        ),
         (["val/cat", "val/dog", "owl", "cat"], r"folders named like splits \(val\) with others \(cat, owl\)"),
         (["train_set/cat", "train_set/dog", "val_set/cat", "val_set/dog"], "train_set, val_set .* look like splits"),
         (
@@ -144,6 +148,20 @@ def test_a_class_map_renumbers_classes(lines: str, numbers: list[int], tmp_path:
     (tmp_path / "map.txt").write_text("bag 8\ncoat 4\n")
     with pytest.raises(UserError, match=r"class-map .* read as names, since its numbers have gaps; it lacks bag, coat"):
         load(root, class_map=str(tmp_path / "map.txt"))
+
+
+def test_images_and_folders_beside_those_that_are_read_are_named(tmp_path: Path) -> None:
+    for name in ("train", "val", "extra"):
+        class_folders(tmp_path / name, "cat", "dog")
+    class_folders(tmp_path / "test", "cat", "dog", count=0)
+    (tmp_path / "train" / "cat" / "1.png").rename(tmp_path / "train" / "stray.png")
+    class_folders(tmp_path / "train" / "dog", "big", "small")
+    for path in (tmp_path / "train" / "dog").glob("*.png"):
+        path.unlink()
+    notes = " ".join(load(tmp_path).notes)
+    assert "beside the class folders were ignored, such as stray.png" in notes
+    assert "Left out beside the splits: extra, test" in notes
+    assert "the images of big, small are read as one class, dog" in notes
 
 
 def test_what_is_left_out_is_said(tmp_path: Path) -> None:

@@ -93,7 +93,16 @@ def test_an_unknown_command_is_answered_with_the_known_ones() -> None:
     assert all(command in done.stderr for command in COMMANDS)
 
 
-@pytest.mark.parametrize(("line", "sentence"), [("license: no", "quotes"), ("model: null", "'model' .* is empty")])
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("license: no", "'license' .* quotes"),
+        ("model: null", "'model' .* is empty"),
+        ("tag: 1.10", "'tag' in a recipe is 1.1 .* quotes"),
+        ("pretrained: 'true'", "'pretrained' in a recipe is true: give true or false"),
+        ("lr: [0.1, 0.2]", r"'lr' in a recipe is \[0.1, 0.2\]: give one value"),
+    ],
+)
 def test_words_that_yaml_changes_are_refused(line: str, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(f"{line}\n")
     with pytest.raises(SettingsError, match=sentence):

@@ -243,8 +243,9 @@ def test_a_table_of_labels_is_named_as_datasets_expects_it(tmp_path: Path) -> No
         picture(number).save(tmp_path / f"{number}.png")
     table = tmp_path / "labels.csv"
     table.write_text("file_name,label\n" + "".join(f"{number}.png,{'ab'[number % 2]}\n" for number in range(8)))
-    with pytest.raises(UserError, match=r"is a file; give the folder .* metadata\.csv"):
-        load(table)
+    for place, said in ((table, "is a file; give the folder"), (tmp_path, "holds neither class folders")):
+        with pytest.raises(UserError, match=rf"{said} .* metadata\.csv"):
+            load(place)
     table.rename(tmp_path / "metadata.csv")
     data = load(tmp_path)
     assert (data.num_train + data.num_val, data.class_names) == (8, ["a", "b"])

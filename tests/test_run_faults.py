@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pictures import class_folders, encoded, picture, pictures, save, split
 from runs import end_of, fork, rows, small, train_here, train_together
 
 from frskd_timm.errors import UserError
-from frskd_train import end_of_run, start_of_run
+from frskd_train import end_of_run, start_of_run, trainer
 from frskd_train.checkpoint import all_checkpoints, latest_checkpoint, load_state
 from frskd_train.data.augment import BatchAugmentation
 from frskd_train.run_folder import RunFolder
@@ -75,6 +76,24 @@ def test_a_run_whose_validation_fails_keeps_its_epoch(tmp_path: Path) -> None:
     assert rates == sorted(rates, reverse=True), "the rate of the epoch, not that of a new optimizer"
     scored = json.loads((run / "metrics.json").read_text())["dataset"]
     assert (scored["val_images"], scored["whole_split"]) == (6, False)
+
+
+def test_lack_of_memory_is_named_with_what_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    save(tmp_path / "data", train=pictures(24), test=pictures(6))
+    flags = small(tmp_path, "--dataset", tmp_path / "data", "--output-dir", tmp_path / "run")
+    monkeypatch.setattr(trainer.Trainer, "train_step", fail)
+    with pytest.raises(UserError, match=r"memory for training with --batch-size \d+ at 12x12: .* smaller --batch-size"):
+        train_here(*flags)
+    monkeypatch.undo()
+    monkeypatch.setattr(trainer.Trainer, "validate", fail)
+    with pytest.raises(UserError, match=r"memory for validation .*--validation-batch-size, and continue with --resume"):
+        train_here("--resume", tmp_path / "run")
+    monkeypatch.undo()
+    train_here("--resume", tmp_path / "run", "--validation-batch-size", 2)
+    assert (tmp_path / "run" / "metrics.json").is_file()
 
 
 def test_with_two_processes_a_failed_validation_keeps_the_epoch(tmp_path: Path) -> None:

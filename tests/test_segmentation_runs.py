@@ -82,7 +82,7 @@ def test_the_student_segments_and_its_backbone_is_timms(whole_masks: Path) -> No
 def test_training_continues_from_an_exported_backbone(places: Path, whole_masks: Path, more: list[str]) -> None:
     name = f"local-dir:{whole_masks / 'backbone'}"
     job = choose_job(parse.parse_settings([*small(places, task="segmentation"), "--model", name, *more]))
-    data = job.load_data()
+    data = job.load_data(job.initial_cfg())
     backbone = job.build_student(data).backbone.state_dict()
     own = SegmentationStudent.from_pretrained(whole_masks / "student")
     assert all(torch.equal(value, backbone[key]) for key, value in own.backbone.state_dict().items())
@@ -100,14 +100,14 @@ def test_training_continues_from_a_whole_student(places: Path, whole_masks: Path
     for path, known in ((weights, set(saved)), (more, {key for key in saved if "head.3" not in key})):
         flags = [*small(places, task="segmentation"), "--initial-checkpoint", str(path)]
         job = choose_job(parse.parse_settings(flags))
-        found = job.build_student(job.load_data()).state_dict()
+        found = job.build_student(job.load_data(job.initial_cfg())).state_dict()
         assert {key for key in saved if torch.equal(found[key], saved[key])} == known
     initial = choose_job(parse.parse_settings([*flags[:-1], str(weights)])).initial_weights()
     assert initial is not None
     assert initial.name == whole_masks.name
     job = choose_job(parse.parse_settings([*flags[:-1], str(weights), "--decoder-channels", "16"]))
     with pytest.raises(UserError, match=r"model.safetensors does not fit SegmentationStudent: .*such as"):
-        job.build_student(job.load_data())
+        job.build_student(job.load_data(job.initial_cfg()))
 
 
 def test_the_baseline_stands_beside_it(places: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from io import TextIOWrapper
 
 from frskd_train.errors import SettingsError
 from frskd_train.exits import discard_output, exit_interrupted, exit_process, exit_with_error
@@ -61,6 +62,9 @@ def _output_may_be_closed() -> Iterator[None]:
 
 def run(command: str, arguments: Sequence[str] | None = None) -> None:
     """Run a subcommand of `COMMANDS`; an error that the user can fix ends the process with a sentence and status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a name that a terminal cannot show must not end a run
+            stream.reconfigure(errors="backslashreplace")
     try:
         with _output_may_be_closed():
             import_module(f"frskd_train.cli.{command}").main(arguments)

@@ -26,4 +26,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output = options.output or (options.runs[0] if len(options.runs) == 1 else Path())
     is_folder = output.is_dir() or not (output.suffix or output.exists())
     output = output / PAGE if is_folder else output
+    if output.suffix.lower() not in (".html", ".htm"):
+        parser.error(f"--output {output} is neither a folder nor an HTML file")
     print(f"Stored in {write_report(options.runs, output)}.")

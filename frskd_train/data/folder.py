@@ -52,6 +52,10 @@ def read_image_folder(folder: Path) -> tuple[Splits, tuple[str, ...]]:
     roots = found_splits or {"train": folder}
     images: dict[str, list[tuple[Path, list[str]]]] = {split: [] for split in roots}
     unsupported: list[str] = []
+    loose = [next(images_in(root), "") for root in roots.values()]
+    unused = [sub for sub in folders_in(folder) if found_splits and sub not in roots.values()]
+    for sub in unused:
+        unsupported += images_below(sub, UNSUPPORTED)
     for split, root in roots.items():
         for sub in folders_in(root):
             paths = [*images_below(sub, IMAGE_ENDINGS | UNSUPPORTED)]
@@ -76,9 +80,13 @@ def read_image_folder(folder: Path) -> tuple[Splits, tuple[str, ...]]:
     empty = sorted({name for name, _ in listing} - set(classes))
     notes = [f"Folders without images of their own were ignored: {listed(empty)}."] if empty else []
     notes += [ignored] if ignored else []
-    unused = [sub for sub in folders_in(folder) if found_splits and sub.name.lower() in SPLIT_NAMES - set(roots)]
-    if flat := [sub for sub in unused if any(images_below(sub))]:
+    if alone := [name for name in loose if name]:
+        notes.append(f"Images beside the class folders were ignored, such as {alone[0]}.")
+    named = [sub for sub in unused if sub.name.lower() in SPLIT_NAMES]
+    if flat := [sub for sub in named if any(images_below(sub))]:
         notes.append(f"Left out, as images without class folders: {_listed(flat)}.")
+    if left := [sub for sub in unused if sub not in flat]:
+        notes.append(f"Left out beside the splits: {_listed(left)}.")
     return splits, (*notes, *_nested(roots))
 
 
@@ -121,7 +129,14 @@ def split_folders(folder: Path) -> dict[str, Path]:
         if named and not others and all(any(images_below(sub)) for sub in named):
             raise UserError(f"--dataset {folder}: {_listed(named)} hold images, but no class folders.")
         several = [sub for sub in others if {below.name.lower() for below in folders_in(sub)} & SPLIT_NAMES]
-        if inside := _listed([sub for sub in several if split_folders(sub)]):
+        flat = [sub for sub in several if not any(is_image_folder(below) for below in folders_in(sub))]
+        if len(flat) > 1:
+            split = folders_in(flat[0])[0].name
+            raise UserError(
+                f"--dataset {folder} has splits inside its classes, such as {flat[0].name}/{split}: "
+                f"it needs classes inside splits, such as {split}/{flat[0].name}."
+            )
+        if inside := _listed([sub for sub in several if sub not in flat and split_folders(sub)]):
             raise UserError(f"--dataset {folder} contains several datasets with splits ({inside}); choose one of them.")
     elif others and (len(roots) == 1 or not set(TRAIN_SPLITS) & set(roots)):
         found = f"folders named like splits ({_listed(list(roots.values()))}) with others ({_listed(others)})"
@@ -143,10 +158,11 @@ def _nested(roots: dict[str, Path]) -> tuple[str, ...]:
             f"{_listed(like)} in {like[0].parent} look like splits, because each holds the folders {listed(names)}: "
             f"name them {TRAIN_SPLITS[0]}, {VALIDATION_SPLITS[0]} or test, with these folders directly in them."
         )
-    if any(len(folders_in(sub)) < 2 or any(images_in(sub)) for sub in folders):
+    deep = [sub for sub in folders if len(folders_in(sub)) > 1 and not any(images_in(sub)) and any(images_below(sub))]
+    if not deep:
         return ()
-    below, name = _listed(folders_in(folders[0])), folders[0].name
-    return (f"Each class folder holds only folders: the images of {below} are read as one class, {name}.",)
+    below, name = _listed(folders_in(deep[0])), deep[0].name
+    return (f"Class folders hold folders: the images of {below} are read as one class, {name}.",)
 
 
 def _innermost(folder: Path) -> Path:

@@ -135,6 +135,9 @@ class TrainingData(ValidationData):
         return TrainBatches(self.train, order, replace(self.augmentation, clean_view=clean_view), normalize)
 
 
+DARK = 17 / 255  # mean of the brightest channel below which images look black: that of 12 of 16 bits is below
+
+
 def load_data(
     data: DataSettings,
     preprocessing: PreprocessingSettings,
@@ -176,16 +179,26 @@ def load_data(
         plan = WholeImagePlan(data, preprocessing, train, val, model_cfg, initial_cfg or {})
     train_samples, train_notes = _samples(train, plan.mode, plan.kept, data)
     val_samples, val_notes = _samples(val, plan.mode, plan.evaluated, data)
+    notes: list[str] = []
     mean, std = given_statistics(preprocessing, initial_cfg or {})
     if mean is None or std is None:
         found = measured or measure(_measured(train_samples, plan), preprocessing.in_chans)
         mean, std = mean or tuple(found[0]), std or tuple(found[1])
+        if max(found[0]) < DARK:
+            notes.append(
+                f"The training images are nearly black (mean {max(found[0]):.3f} in 0..1). "
+                "16-bit images that use fewer bits have to be stretched to 0..65535 first."
+            )
     resolved = replace(plan.preprocessing, mean=mean, std=std)
     cache = train_samples.source if isinstance(train_samples.source, Cache) else None
     transform, augmentation = plan.augmentation(resolved, num_outputs or len(targets.class_names), cache)
     digest = hashlib.sha256("\0".join(targets.class_names).encode() + train.digest() + val.digest())
     empty, classes = train.empty_classes(train_samples.source.rows), len(targets.class_names)
-    notes = [f"{len(empty)} of {classes} classes have no training image: {listed(empty)}."] if empty else []
+    others = [name for name in source.splits if name not in (train.name, *choice.unlabelled)]
+    if val.name == train.name and others:
+        notes.append(f"No split is named as one for validation; left out: {listed(others)} (--val-split chooses).")
+    if empty:
+        notes.append(f"{len(empty)} of {classes} classes have no training image: {listed(empty)}.")
     return TrainingData(
         name=source.name,
         id=source.id,
@@ -243,7 +256,9 @@ def load_validation(
     if is_dense:
         preprocessing = replace(preprocessing, input_size=(channels, *samples.source.sizes[0]))
     total, held = len(source.splits[split.name]), len(split.rows)
-    part = f"Of the {total} images, the {held} that training holds out are scored; --val-split {split.name} scores all."
+    whose = "the run held out" if held_out else "a run on these data would hold out, and another may have trained on"
+    part = f"Of the {total} images of split {split.name}, {held} are scored, those that {whose}; "
+    part += f"--val-split {split.name} scores all."
     notes, part = (*source.notes, *choice.notes, *left_out), part if held < total else ""
     return ValidationData(source.name, split.name, split.targets.class_names, preprocessing, notes, samples, part=part)
 

@@ -39,6 +39,7 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 TEST_NAMES = ("eval", "evaluation")  # further names of the test split, as in datasets
 _SPLIT_WORDS = "|".join((*TRAIN_SPLITS, *VALIDATION_SPLITS, *TEST_NAMES))
 SPLIT_IN_FILE_NAME = re.compile(rf"(?<![a-z])({_SPLIT_WORDS})(?![a-z])")
+TABLE = "A table of image files and labels is called metadata.csv or metadata.jsonl, with a column file_name."
 Files = dict[str, list[str]]  # paths by split
 
 
@@ -80,8 +81,7 @@ def find_source(settings: DataSettings, has_masks: bool = False) -> Source:
     notes: tuple[str, ...] = ()
     if folder.is_file():
         table = folder.suffix in (".csv", ".jsonl")
-        more = ". A table of image files and labels is called metadata.csv or metadata.jsonl, with a column file_name"
-        raise UserError(f"--dataset {wanted} is a file; give the folder that holds it{more if table else ''}.")
+        raise UserError(f"--dataset {wanted} is a file; give the folder that holds it.{f' {TABLE}' if table else ''}")
     if folder.is_dir():
         name = printable(folder.resolve().name)
         splits, class_names, notes = _read_folder(folder, settings, has_masks)
@@ -168,6 +168,11 @@ def _has_tables(folder: Path) -> bool:
     return any(file.suffix in (".parquet", ".arrow") for file in files)
 
 
+def _has_csv(folder: Path) -> bool:
+    """Return whether a folder or one of its subfolders holds a table as text."""
+    return any(file.suffix in (".csv", ".jsonl") for place in (folder, *folders_in(folder)) for file in place.iterdir())
+
+
 def _has_metadata(folder: Path) -> bool:
     """Return whether a folder of images describes them in a metadata file, as datasets' imagefolder reads it."""
     return any(map(_is_described, (folder, *folders_in(folder))))
@@ -221,12 +226,15 @@ def _read_files(folder: Path) -> Splits:
     except UserError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {first_line(error)[:300]}"
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # datasets wraps what is wrong in "An error occurred"
+            cause = cause.__cause__
+        reason = f"{type(cause).__name__}: {first_line(cause)[:300]}"
         raise UserError(f"The files of --dataset {folder} could not be read ({reason}).") from error
     if not splits:
         raise UserError(
             f"--dataset {folder} holds neither class folders of images, nor images/ and masks/, nor parquet or arrow "
-            "files, nor a dataset saved by datasets' save_to_disk."
+            f"files, nor a dataset saved by datasets' save_to_disk.{f' {TABLE}' if _has_csv(folder) else ''}"
         )
     return splits
 

@@ -81,7 +81,10 @@ def read_baseline(
     runs = []
     own = comparable(flat(settings), processes)
     for folder in map(Path, folders):
-        metrics = read_metrics(folder / METRICS)
+        try:
+            metrics = read_metrics(folder / METRICS)
+        except UserError as error:
+            raise UserError(f"{flag}: {error} Give its place, or {flag} without a value for none.") from None
         if metrics.method != method:
             raise UserError(f"{flag} {folder} was trained with --method {metrics.method}, not {method}.")
         if metrics.changes:

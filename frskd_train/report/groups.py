@@ -50,6 +50,7 @@ class Run:
         metrics, student = read_metrics(folder / METRICS), read_student(folder / STUDENT)
         try:
             rows = list(csv.DictReader((folder / "summary.csv").read_text(encoding="utf-8").splitlines()))
+            rows = rows[: metrics.epoch]  # it may have been continued since
             settings = flat(default_settings(metrics.task)) | read_yaml(str(student.path / RECIPE))
             own = read_yaml(str(folder / SETTINGS))
         except (OSError, UnicodeDecodeError, csv.Error, SettingsError) as error:
@@ -170,6 +171,8 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     for group, (method, own) in zip(groups, recipes, strict=True):
         differing = []
         for name in own:  # settings of the method are compared between runs of the same method only
+            if name == "dataset":  # whose name and sizes are in the label
+                continue
             others = (recipe for other, recipe in recipes if name not in METHOD or other == method)
             if any(other.get(name) != own[name] for other in others):
                 paths = {other.run.paths.get(name, "") for other in groups}

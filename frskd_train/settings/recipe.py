@@ -5,6 +5,7 @@ import datetime
 import functools
 import os
 import re
+import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -93,20 +94,37 @@ def _is_plain(value: Any, lists: int = 2) -> bool:
 
 
 def _is_optional(kind: Any) -> bool:
-    parts = typing.get_args(kind)
-    return _is_optional(parts[0]) if typing.get_origin(kind) is typing.Annotated else type(None) in parts
+    return type(None) in _parts(kind)
+
+
+def _parts(kind: Any) -> set[Any]:
+    """Return the types of a union, or a type alone: tuple for `tuple[int, ...]`, Literal for choices."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return _parts(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        return set().union(*map(_parts, arguments))
+    return {origin or kind}
 
 
 def as_flags(content: Mapping[str, Any]) -> list[str]:
     """Return the settings of a recipe as flags, so that recipes and command lines are parsed and checked alike."""
     switches = {setting.name for _, setting in fields() if isinstance(setting.default, bool)}
     optional = {setting.name for _, setting in fields() if _is_optional(setting.type)}
+    texts = {setting.name for _, setting in fields() if _parts(setting.type) <= {str, type(None)}}
+    several = {setting.name for _, setting in fields() if _parts(setting.type) & {tuple, list, dict}}
     tokens: list[str] = []
     for name, value in content.items():
         if isinstance(value, bool) and name not in switches:
             raise SettingsError(
                 f"'{name}' in a recipe is {value} (YAML reads yes, no, on and off as booleans): put it in quotes."
             )
+        if not isinstance(value, bool | None) and name in switches:
+            raise SettingsError(f"'{name}' in a recipe is {value}: give true or false.")
+        if isinstance(value, int | float | datetime.date) and not isinstance(value, bool) and name in texts:
+            raise SettingsError(f"'{name}' in a recipe is {value} (YAML reads a number or a date): put it in quotes.")
+        if isinstance(value, dict | list) and name not in several:
+            raise SettingsError(f"'{name}' in a recipe is {value}: give one value.")
         if value is None and name not in optional:
             raise SettingsError(f"'{name}' in a recipe is empty: give a value, or leave the line out.")
         if isinstance(value, bool):
@@ -170,7 +188,7 @@ def write_recipe(settings: Settings, heading: str, portable: bool = False) -> st
         if names:
             lines.append(f"\n# {kind.__doc__}")
         for name in names:
-            if portable and LOCAL in facts[name] and _is_path(name, values[name]):
+            if portable and LOCAL in facts[name] and is_path(name, values[name]):
                 lines.append(f"{name}: ''  # was a path on the author's machine: give {flag(name)}")
                 continue
             value = yaml.safe_dump(values[name], default_flow_style=True, width=1000)
@@ -212,7 +230,8 @@ def differences(own: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return [name for name in own if name not in method and own[name] != other.get(name)]
 
 
-def _is_path(name: str, value: str | None) -> bool:
+def is_path(name: str, value: str | None) -> bool:
+    """Return whether the value of a setting that may be a path is one."""
     if name == "model" or value is None:
         return bool(value and value.startswith("local-dir:"))
     hub_id = name == "dataset" and value.count("/") < 2 and not value.startswith(("/", "~", "."))

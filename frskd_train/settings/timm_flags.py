@@ -4,12 +4,13 @@ _NOTHING = "none needed"
 _EITHER = {
     "--dataset, which takes a folder or a Hub id and downloads the data": "data_dir dataset_download",
     "`accelerate launch`, with its own --cpu for a CPU": "device",
+    "the environment variable CUDA_VISIBLE_DEVICES": "gpu gpu_id gpus",
 }
 _TRAIN = {
     _NOTHING: "device_modules fast_norm local_rank no_prefetcher pin_mem save_images synchronize_step torchscript "
     "use_multi_epochs_loader",
     "--alpha and --beta, relative to the cross-entropy": "distill_loss_weight task_loss_weight",
-    "--amp and --amp-dtype": "apex_amp native_amp amp_impl model_dtype",
+    "--amp and --amp-dtype": "apex_amp native_amp amp_impl model_dtype fp16 bf16",
     "--aug-repeats and --aa, without splits": "aug_splits jsd_loss resplit split_bn",
     "--checkpoint-minutes": "recovery_interval",
     "--dataset, for datasets without code of their own": "dataset_trust_remote_code",

@@ -29,6 +29,9 @@ from frskd_train.sync_batchnorm import refuse_single_values
 PICTURED = 5  # number of validation images in the picture
 
 
+OF_IMAGES = "input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode"  # in timm's configurations
+
+
 class Job(ABC):
     """Data, student, method, scores and export of one task; `model_cfg` is timm's configuration of the student."""
 
@@ -58,18 +61,21 @@ class Job(ABC):
         For `--initial-checkpoint` it is in the folder of an exported student; beside other files it is the model's, as
         in timm, but for the size.
         """
-        model = self.settings.model
-        if model.initial_checkpoint is None:
-            return self.model_cfg if model.has_weights else None
-        with suppress(UserError):
-            config = read_student(Path(model.initial_checkpoint).parent).config
-            return config.get("pretrained_cfg", config)
-        return {name: value for name, value in self.model_cfg.items() if name != "input_size"}
+        model, cfg = self.settings.model, self.model_cfg
+        if not model.has_weights and model.initial_checkpoint is None:
+            return None
+        if model.initial_checkpoint is not None:
+            cfg = {name: value for name, value in cfg.items() if name != "input_size"}
+            with suppress(UserError):
+                config = read_student(Path(model.initial_checkpoint).parent).config
+                cfg = config.get("pretrained_cfg", config)
+        return {name: cfg[name] for name in OF_IMAGES if name in cfg}
 
-    def load_data(self, measured: Any = None) -> TrainingData:
+    def load_data(self, initial_cfg: Mapping[str, Any] | None, measured: Any = None) -> TrainingData:
         """Return images and targets of the run; raise UserError if they cannot be used for training.
 
-        `measured` are mean and standard deviation of a run that is resumed.
+        `initial_cfg` is the result of `initial_cfg`, and `measured` are mean and standard deviation, of a run that is
+        resumed.
         """
         settings, model = self.settings, self.settings.model
         return load_data(
@@ -77,15 +83,19 @@ class Job(ABC):
             settings.preprocessing,
             task=model.task,
             model_cfg=self.model_cfg,
-            initial_cfg=self.initial_cfg(),
+            initial_cfg=initial_cfg,
             num_outputs=model.num_classes,
             resize_range=settings.segmentation.resize_range,
             measured=measured,
         )
 
     @abstractmethod
-    def build_student(self, data: TrainingData) -> nn.Module:
-        """Return the student for these data; raise UserError if the settings do not fit it."""
+    def build_student(self, data: TrainingData, load_weights: bool = True) -> nn.Module:
+        """Return the student for these data, with its initial weights unless they are in a checkpoint anyway.
+
+        Raises:
+            UserError: The settings do not fit it.
+        """
 
     def build_task(self, student: nn.Module, data: TrainingData) -> StudentTask:
         """Return the training task; raise UserError if batches are too small, or the student lacks feature maps."""

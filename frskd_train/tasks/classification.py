@@ -37,8 +37,9 @@ class ClassificationJob(Job):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, default_cfg(settings.model.model, settings.model.pretrained))
 
-    def build_student(self, data: TrainingData) -> nn.Module:
-        return build_student(self.settings.model, self.model_cfg, data.num_classes, data.preprocessing.input_size)
+    def build_student(self, data: TrainingData, load_weights: bool = True) -> nn.Module:
+        size = data.preprocessing.input_size
+        return build_student(self.settings.model, self.model_cfg, data.num_classes, size, load_weights)
 
     def make_task(self, student: nn.Module, data: TrainingData) -> StudentTask:
         task = self._plain_task(student, data)

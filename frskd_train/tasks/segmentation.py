@@ -45,7 +45,7 @@ class SegmentationJob(Job):
         found, is_whole = super().initial_weights(), self.settings.model.initial_checkpoint is not None
         return found if found is None or is_whole else replace(found, part="backbone")
 
-    def build_student(self, data: TrainingData) -> SegmentationStudent:
+    def build_student(self, data: TrainingData, load_weights: bool = True) -> SegmentationStudent:
         model, own = self.settings.model, self.settings.segmentation
         arguments = keyword_arguments(model.model_kwargs)
         if model.drop_path is not None:
@@ -58,7 +58,7 @@ class SegmentationJob(Job):
         student = create_segmentation_student(
             model.model,
             data.num_classes,
-            pretrained=model.has_weights,
+            pretrained=model.has_weights and load_weights,
             class_names=data.class_names,
             backbone_args=arguments,
             **decoder,
@@ -72,7 +72,7 @@ class SegmentationJob(Job):
                     f"The backbone {model.model} accepts only images of {only} pixels, for training and validation: "
                     "resize the images, or choose another --model."
                 )
-        prepare_student(student, model, [student.classifier_name])
+        prepare_student(student, model, [student.classifier_name], load_weights)
         return student
 
     def make_task(self, student: Any, data: TrainingData) -> StudentTask:

@@ -165,9 +165,16 @@ def read_labels(splits: Splits, column: str) -> tuple[dict[str, Rows], list[str]
     labels = {}
     for split, (codes, values) in read.items():
         numbers = np.array([number.get(value, -1) for value in values], np.int64)
-        unseen = [str(values[code]) for code in np.unique(codes) if numbers[code] not in has_images]
+        unseen = [code for code in np.unique(codes) if numbers[code] not in has_images]
         if unseen:
-            raise UserError(f"Split {split} has classes without an image in split {trained_on}: {listed(unseen)}.")
+            spelled = {str(value).strip().casefold() for value in known}
+            other = all(numbers[code] < 0 and str(values[code]).strip().casefold() in spelled for code in unseen)
+            hint = ", which spells or stores them differently" if other else ""
+            names = listed([str(values[code]) for code in unseen])
+            raise UserError(f"Split {split} has classes without an image in split {trained_on}{hint}: {names}.")
+            raise UserError(
+                f"Split {split} has classes without an image in split {trained_on}: {listed(unseen)}{hint}."
+            )
         labels[split] = numbers[codes]
     return labels, [str(value) for value in known]
 
