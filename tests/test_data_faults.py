@@ -222,3 +222,14 @@ def test_random_data_and_settings_end_in_batches_or_a_sentence(
         assert images.isfinite().all()
         assert len(images) == len(target)
         assert target.is_floating_point() or 0 <= int(target.min()) <= int(target.max()) < data.num_classes
+
+
+def test_images_that_look_black_are_noticed(tmp_path: Path) -> None:
+    """Such as microscope images of 12 bits in files of 16 bits."""
+    for number in range(12):
+        values = np.random.default_rng(number).integers(0, 4096, (12, 12), dtype=np.uint16)
+        for part in ("train", "val"):
+            path = tmp_path / part / "ab"[number % 2] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(path)
+    assert any("nearly black" in note and "stretched" in note for note in load(tmp_path).notes)
