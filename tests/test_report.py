@@ -188,6 +188,21 @@ def test_a_browser_requests_nothing_and_needs_no_horizontal_scrolling(
     assert set(asked) - {"/favicon.ico"} == {"/index.html", "/page.html"}
 
 
+def test_a_run_that_has_been_continued_is_shown_as_it_was_exported(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    table = (tmp_path / "run" / "summary.csv").read_text()
+    (tmp_path / "run" / "summary.csv").write_text(table + table.splitlines()[-1] + "\n")
+    assert len(Run.read(tmp_path / "run").rows) == len(Run.read(run).rows)
+
+
+def test_a_page_replaces_no_other_file(run: Path, tmp_path: Path) -> None:
+    config = run / "config.yaml"
+    before = config.read_bytes()
+    with pytest.raises(SystemExit):
+        cli.run("report", [str(run), "--output", str(config)])
+    assert config.read_bytes() == before
+
+
 def test_a_new_folder_for_the_page(run: Path, tmp_path: Path) -> None:
     cli.run("report", [str(run), "--output", f"{tmp_path / 'pages'}/"])
     assert (tmp_path / "pages" / "report.html").is_file()
