@@ -98,15 +98,21 @@ def test_an_unknown_command_is_answered_with_the_known_ones() -> None:
     [
         ("license: no", "'license' .* quotes"),
         ("model: null", "'model' .* is empty"),
-        ("tag: 1.10", "'tag' in a recipe is 1.1 .* quotes"),
-        ("pretrained: 'true'", "'pretrained' in a recipe is true: give true or false"),
-        ("lr: [0.1, 0.2]", r"'lr' in a recipe is \[0.1, 0.2\]: give one value"),
+        ("tag: 1.10", "'tag' in the recipe .* is 1.1 .* quotes"),
+        ("pretrained: 'true'", "'pretrained' in the recipe .* is true: give true or false"),
+        ("lr: [0.1, 0.2]", r"'lr' in the recipe .* is \[0.1, 0.2\]: give one value"),
     ],
 )
 def test_words_that_yaml_changes_are_refused(line: str, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(f"{line}\n")
     with pytest.raises(SettingsError, match=sentence):
         parse_settings(["--config", str(tmp_path / "r.yaml")])
+
+
+def test_a_switch_takes_no_value() -> None:
+    with pytest.raises(SettingsError, match="--pretrained takes no value: leave true out, or give --no-pretrained"):
+        parse_settings(["--model", "resnet18", "--pretrained", "true"])
+    assert parse_settings(["--model", "resnet18", "--pretrained", "-b", "32"]).loop.batch_size == 32
 
 
 def test_the_home_folder_may_be_written_as_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from frskd_timm.errors import UserError
 from frskd_train.data import load_data, load_validation
 from frskd_train.data.sampler import evenly_spaced
 from frskd_train.data.source import find_source
-from frskd_train.data.targets.class_label import balanced_subset, hold_out
+from frskd_train.data.targets.class_label import balanced_subset, hold_out, read_labels
 from frskd_train.settings import DataSettings, PreprocessingSettings
 
 # --- Where it comes from ---------------------------------------------------------------------------------------------
@@ -74,6 +74,15 @@ def test_labels_are_matched_by_name_between_splits(tmp_path: Path) -> None:
     other = split([encoded(picture(k)) for k in range(3)], [0, 1, 2], datasets.ClassLabel(names=["eel", "cat", "dog"]))
     data = load(save(tmp_path / "data", train=pictures(9), test=other))
     assert torch.cat([target for _, target in data.val_batches(2)]).tolist() == [2, 0, 1]
+
+
+def test_labels_that_differ_only_in_type_or_spelling_are_named_so() -> None:
+    for known, other in (([0, 1], ["0", "1"]), (["Cat", "dog"], ["cat ", "dog"])):
+        splits = {
+            name: datasets.Dataset.from_dict({"label": labels}) for name, labels in (("train", known), ("test", other))
+        }
+        with pytest.raises(UserError, match="split train, which spells or stores them differently: "):
+            read_labels(splits, "label")
 
 
 def test_tables_of_several_datasets_are_not_mixed(tmp_path: Path) -> None:

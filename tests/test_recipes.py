@@ -259,7 +259,7 @@ def test_a_value_that_cannot_be_parsed_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"recipe\.yaml has an invalid value for --epochs"):
         read_recipe(str(tmp_path / "recipe.yaml"))
     (tmp_path / "recipe.yaml").write_text("amp: maybe\n")
-    with pytest.raises(SettingsError, match=r"recipe\.yaml has an invalid value\.$"):
+    with pytest.raises(SettingsError, match=r"'amp' in the recipe .*recipe\.yaml is maybe: give true or false\.$"):
         read_recipe(str(tmp_path / "recipe.yaml"))
 
 

@@ -7,6 +7,7 @@ This package imports neither torch nor timm, so that `--help` and wrong flags an
 """
 
 import dataclasses
+import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -79,6 +80,21 @@ def declared(group: type) -> dict[str, tuple[Any, ...]]:
     for name, hint in typing.get_type_hints(group, include_extras=True).items():
         is_group = isinstance(hint, type) and dataclasses.is_dataclass(hint)
         found |= declared(hint) if is_group else {name: getattr(hint, "__metadata__", ())}
+    return found
+
+
+def kinds(group: type) -> dict[str, set[Any]]:
+    """Return the types that the value of each setting may have, by name, in a group and in the groups within it.
+
+    tuple stands for any tuple, and Literal for any choice.
+    """
+    found: dict[str, set[Any]] = {}
+    for name, hint in typing.get_type_hints(group).items():
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            found |= kinds(hint)
+        else:
+            parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+            found[name] = {typing.get_origin(part) or part for part in parts}
     return found
 
 

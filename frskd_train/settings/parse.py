@@ -14,7 +14,7 @@ import tyro
 from tyro.conf import Suppress
 
 from frskd_train.errors import SettingsError, suggest
-from frskd_train.settings import EvaluationSettings, Settings, declared, default_settings, flag, flat
+from frskd_train.settings import EvaluationSettings, Settings, declared, default_settings, flag, flat, kinds
 from frskd_train.settings.recipe import (
     NOT_IN_RECIPES,
     SETTINGS,
@@ -100,7 +100,7 @@ def _overlay(path: str, content: Mapping[str, Any], settings: Settings) -> Setti
     for name in NOT_IN_RECIPES & set(content):
         raise SettingsError(f"The recipe {path} may not contain '{name}': give {flag(name)} on the command line.")
     try:
-        return _cli(as_flags(content), settings)
+        return _cli(as_flags(content, path), settings)
     except SystemExit:
         print(f"(in the recipe {path})", file=sys.stderr)
         raise
@@ -124,6 +124,9 @@ def _refuse_unknown(args: Sequence[str], script: str, kind: type, table: Mapping
     for name in given:
         if name.removeprefix("no_") not in known and name != "help" and not name.startswith("tyro"):
             raise SettingsError(f"{script} has no {flag(name)}{_hint(name, kind, table)}")
+    for name, words in ((name, words[-1]) for name, words in given.items()):
+        if kinds(kind).get(name) == {bool} and words and not words[0].startswith("-"):  # "-" as in short flags
+            raise SettingsError(f"{flag(name)} takes no value: leave {words[0]} out, or give {flag(f'no_{name}')}.")
 
 
 def _cli(args: Sequence[str], default: Settings) -> Settings:

@@ -5,7 +5,6 @@ import datetime
 import functools
 import os
 import re
-import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from frskd_train.settings import (
     flag,
     flat,
     foreign,
+    kinds,
 )
 from frskd_train.settings.constraints import LOCAL, PRIVATE
 
@@ -93,40 +93,29 @@ def _is_plain(value: Any, lists: int = 2) -> bool:
     return isinstance(value, str | int | float | datetime.date | None)  # types of plain YAML values
 
 
-def _is_optional(kind: Any) -> bool:
-    return type(None) in _parts(kind)
+def _check_kind(subject: str, value: Any, kind: set[Any]) -> None:
+    """Raise SettingsError if a value that YAML has read is not of the kind of its setting, and text would hide that."""
+    problem = ""
+    if isinstance(value, bool) and bool not in kind:
+        problem = f"is {value} (YAML reads yes, no, on and off as booleans): put it in quotes"
+    elif not isinstance(value, bool | None) and kind == {bool}:
+        problem = f"is {value}: give true or false"
+    elif isinstance(value, int | float | datetime.date) and kind <= {str, type(None)}:
+        problem = f"is {value} (YAML reads a number or a date): put it in quotes"
+    elif isinstance(value, dict | list) and not kind & {tuple, list, dict}:
+        problem = f"is {value}: give one value"
+    elif value is None and type(None) not in kind:
+        problem = "is empty: give a value, or leave the line out"
+    if problem:
+        raise SettingsError(f"{subject} {problem}.")
 
 
-def _parts(kind: Any) -> set[Any]:
-    """Return the types of a union, or a type alone: tuple for `tuple[int, ...]`, Literal for choices."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is typing.Annotated:
-        return _parts(arguments[0])
-    if origin in (typing.Union, types.UnionType):
-        return set().union(*map(_parts, arguments))
-    return {origin or kind}
-
-
-def as_flags(content: Mapping[str, Any]) -> list[str]:
-    """Return the settings of a recipe as flags, so that recipes and command lines are parsed and checked alike."""
-    switches = {setting.name for _, setting in fields() if isinstance(setting.default, bool)}
-    optional = {setting.name for _, setting in fields() if _is_optional(setting.type)}
-    texts = {setting.name for _, setting in fields() if _parts(setting.type) <= {str, type(None)}}
-    several = {setting.name for _, setting in fields() if _parts(setting.type) & {tuple, list, dict}}
+def as_flags(content: Mapping[str, Any], path: str) -> list[str]:
+    """Return the settings of a recipe in a file as flags, so that both are parsed and checked alike."""
+    known = kinds(Settings)
     tokens: list[str] = []
     for name, value in content.items():
-        if isinstance(value, bool) and name not in switches:
-            raise SettingsError(
-                f"'{name}' in a recipe is {value} (YAML reads yes, no, on and off as booleans): put it in quotes."
-            )
-        if not isinstance(value, bool | None) and name in switches:
-            raise SettingsError(f"'{name}' in a recipe is {value}: give true or false.")
-        if isinstance(value, int | float | datetime.date) and not isinstance(value, bool) and name in texts:
-            raise SettingsError(f"'{name}' in a recipe is {value} (YAML reads a number or a date): put it in quotes.")
-        if isinstance(value, dict | list) and name not in several:
-            raise SettingsError(f"'{name}' in a recipe is {value}: give one value.")
-        if value is None and name not in optional:
-            raise SettingsError(f"'{name}' in a recipe is empty: give a value, or leave the line out.")
+        _check_kind(f"'{name}' in the recipe {path}", value, known[name])
         if isinstance(value, bool):
             tokens.append(flag(name) if value else flag(f"no_{name}"))
         elif isinstance(value, dict | list):
@@ -134,7 +123,9 @@ def as_flags(content: Mapping[str, Any]) -> list[str]:
             words = [str(part) for part in pairs]
             for word in words:
                 if re.match(r"-[^\d.]", word):
-                    raise SettingsError(f"A word of {flag(name)} in a recipe may not begin with '-', as {word} does.")
+                    raise SettingsError(
+                        f"A word of {flag(name)} in the recipe {path} may not begin with '-', as {word} does."
+                    )
             tokens += [flag(name), *words]
         else:
             tokens.append(f"{flag(name)}={value}")

@@ -172,9 +172,6 @@ def read_labels(splits: Splits, column: str) -> tuple[dict[str, Rows], list[str]
             hint = ", which spells or stores them differently" if other else ""
             names = listed([str(values[code]) for code in unseen])
             raise UserError(f"Split {split} has classes without an image in split {trained_on}{hint}: {names}.")
-            raise UserError(
-                f"Split {split} has classes without an image in split {trained_on}: {listed(unseen)}{hint}."
-            )
         labels[split] = numbers[codes]
     return labels, [str(value) for value in known]
 
