@@ -55,7 +55,7 @@ def repository(tmp_path_factory) -> tuple[Path, Path, Path]:
 
 @pytest.mark.long
 def test_a_second_run_of_a_recipe_keeps_its_baseline(repository, tmp_path: Path) -> None:
-    root, run, _ = repository
+    root, run, plain = repository
     shipped = Path("frskd_timm") / "weights" / "wide_resnet16_2_frskd.garments"
     for part in ("frskd_timm", "frskd_train", "tools", "MODEL_CARD.md"):
         (shutil.copytree if (root / part).is_dir() else shutil.copy)(root / part, tmp_path / part)
@@ -80,6 +80,12 @@ def test_a_second_run_of_a_recipe_keeps_its_baseline(repository, tmp_path: Path)
     assert [row["seed"] for row in read_metrics(folder / "metrics.json").repeats.runs] == [metrics["seed"], 8]
     with pytest.raises(UserError, match=r"--repeats .* was trained with another recipe: weight_decay is 0\.0005"):
         rescore(folder, str(run.parent / "garments"), repeats=[run], threads=1, root=tmp_path)
+    later = tmp_path / "later"  # a baseline that ended after the weights were shipped
+    shutil.copytree(plain, later, ignore=shutil.ignore_patterns("checkpoints"))
+    config = (plain / "config.yaml").read_text(encoding="utf-8")
+    (later / "config.yaml").write_text(re.sub(r"(?m)^weight_decay: .*$", "weight_decay: 0.0", config), encoding="utf-8")
+    rescore(folder, str(run.parent / "garments"), baseline=[later], threads=1, root=tmp_path)
+    assert [row["seed"] for row in read_metrics(folder / "metrics.json").baseline.runs] == [7]
     folder = ship(again, for_hub=True, dataset_name="Garments", threads=1, root=tmp_path)
     assert folder == tmp_path / WAITING / "wide_resnet16_2_frskd.garments"
     assert "contains these weights" not in (folder / "README.md").read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
 """Score weights of the zoo again and rewrite their cards: `python -m tools.rescore FOLDER --dataset DATA`.
 
-For a new version of the cards, and for runs with other seeds that ended after the weights were shipped. It changes
-neither the weights nor the scores of the self-teacher and the baseline.
+For a new version of the cards, and for a baseline or runs with other seeds that ended after the weights were shipped.
+It changes neither the weights nor the scores of the self-teacher.
 """
 
 import argparse
@@ -15,12 +15,13 @@ from frskd_timm.export.load import load_student
 from frskd_train.device import start_accelerator
 from frskd_train.errors import SettingsError
 from frskd_train.exits import exit_with_error
+from frskd_train.report.baseline import read_baseline
 from frskd_train.report.card import write_card
 from frskd_train.report.metrics import read_metrics
 from frskd_train.settings import DataSettings, LoopSettings
 from frskd_train.settings.parse import read_recipe
 from tools import zoo
-from tools.scoring import corruption_scores, evaluate, repeated, sample_scores, tidy
+from tools.scoring import corruption_scores, evaluate, repeated, sample_scores, score_runs, tidy
 
 OTHER_MACHINE = 0.05  # largest difference of top-1 in points that another processor's arithmetic explains
 
@@ -29,6 +30,7 @@ def rescore(
     folder: Path,
     dataset: str,
     repeats: Sequence[Path] = (),
+    baseline: Sequence[Path] = (),
     threads: int | None = None,
     root: Path = zoo.ROOT,
 ) -> None:
@@ -39,6 +41,7 @@ def rescore(
         dataset: The data that the weights were validated on.
         repeats: Folders of all finished runs of the recipe of the weights with other seeds; without any, the scores
             of those on the card are kept.
+        baseline: Folders of `--method ce` runs of this recipe; without any, the scores of those on the card are kept.
         threads: CPU threads.
         root: The repository.
 
@@ -51,15 +54,19 @@ def rescore(
     before = (metrics.student or {})["top1"]
     if abs(evaluation.top1 - before) > OTHER_MACHINE:
         raise UserError(f"{folder} scores {evaluation.top1:.2f}% top-1 on these data, not {before:.2f}%.")
-    every = metrics.repeats
+    recipe = read_recipe(str(folder / RECIPE))
+    settings = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, dataset=dataset))
+    every, plain, processes = metrics.repeats, metrics.baseline, metrics.machine.processes
     if repeats:
-        recipe = read_recipe(str(folder / RECIPE))
-        settings = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, dataset=dataset))
         every = repeated(repeats, settings, metrics, tidy(evaluation)["top1"], data, accelerator)
+    if baseline:
+        found = read_baseline(baseline, settings, "top1", processes=processes)
+        plain = score_runs(baseline, found, data, accelerator)
     metrics = dataclasses.replace(
         metrics,
         student=tidy(evaluation),
         repeats=every,
+        baseline=plain,
         sample=sample_scores(model, accelerator),
         corruptions=corruption_scores(model, data, accelerator),
         shipped_as=folder.name if folder.resolve().parent == (root / "frskd_timm" / "weights").resolve() else None,
@@ -77,6 +84,8 @@ def main() -> None:
     parser.add_argument("--dataset", required=True, help="the data that the weights were validated on")
     seeds = "all finished runs of the same recipe with other seeds"
     parser.add_argument("--repeats", type=Path, nargs="+", default=[], help=seeds)
+    plain = "finished runs of the same recipe with --method ce"
+    parser.add_argument("--baseline", type=Path, nargs="+", default=[], help=plain)
     parser.add_argument("--threads", type=int, help="CPU threads; all cores by default")
     try:
         rescore(**vars(parser.parse_args()))
