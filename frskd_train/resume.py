@@ -15,8 +15,8 @@ AT_END = {"epochs", "tag", "license", "export", "calibration_split", "data_mode"
 
 def notes_for_recipe(notes: list[str], state: Mapping[str, Any], epochs: int) -> list[str]:
     """Return the notes of `check_resume` that make it another training, without local paths; none if none follows."""
-    kinds = declared(Settings)
-    without = {flag(name) for name in kinds if LOCAL in kinds[name] or name not in training_names()}
+    declarations = declared(Settings)
+    without = {flag(name) for name in declarations if LOCAL in declarations[name] or name not in training_names()}
     kept = [note for note in notes if note.split()[0] not in without and state["epoch"] < epochs]
     return [f"After {state['updates']} updates: {note}" for note in kept]
 
