@@ -58,7 +58,8 @@ class LabelLoss(nn.Module):
         smoothing: Probability mass spread evenly over all classes, 0..1.
         class_weights: Weight of each class; None for equal weights. With cross-entropy an image has the weight of its
             class, and the loss is a weighted mean, also with smoothing (torch's weights the smoothed classes instead).
-        binary: Use timm's binary cross-entropy (arXiv 2110.00476); only for images.
+        binary: Use timm's binary cross-entropy (arXiv 2110.00476); only for images. As in timm, the class weights then
+            multiply the losses without normalisation: give weights with a mean of 1.
         **options: Its further arguments: `sum_classes`, `target_threshold` (targets above it become 1, the others 0)
             and `pos_weight`.
     """
@@ -81,8 +82,7 @@ class LabelLoss(nn.Module):
         self.binary: BinaryCrossEntropy | None = None
         self.sum_classes = options.pop("sum_classes", False)
         if binary:
-            relative = None if weights is None else weights / weights.mean()  # a common factor has no effect
-            self.binary = BinaryCrossEntropy(smoothing, weight=relative, reduction="none", **options)
+            self.binary = BinaryCrossEntropy(smoothing, weight=weights, reduction="none", **options)
             for name, buffer in self.binary.named_buffers():
                 self.binary.register_buffer(name, buffer, persistent=False)  # settings, which checkpoints hold already
 

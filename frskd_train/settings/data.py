@@ -142,6 +142,7 @@ class LabelSettings:
     """Label smoothing of the cross-entropy terms (0 in the paper)."""
     class_weights: Annotated[tuple[float, ...] | Literal["auto", "effective_num"], NotNegative] = ()
     """Weight of each class in the order of the labels; equal by default.
+    With --bce-loss, as in timm, their scale is one of the loss: give a mean of 1.
     auto: inversely proportional to the number of training images (segmentation: pixels).
     effective_num: by the effective number of samples (arXiv 1901.05555)."""
     noisy_labels: bool = False
