@@ -17,7 +17,8 @@ from torch.distributed import is_torchelastic_launched
 # Launchers wait 30 seconds before they kill processes.
 _SECONDS_BETWEEN_AGREEMENTS = 0.5
 _MAX_UPDATES_BETWEEN = 64
-# Ctrl-C in a terminal reaches the processes directly and again through torch's launcher, and counts as one request.
+# A signal to all processes of a terminal or a job also ends their launcher, which sends another one (torch's), or whose
+# end sends SIGUSR1 (below). Signals that follow each other so closely count as one request.
 _ECHO_SECONDS = 2.0
 
 
@@ -35,14 +36,15 @@ class Interruptions:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._receive)
-        if sys.platform == "linux" and ("ACCELERATE_MIXED_PRECISION" in os.environ or is_torchelastic_launched()):
+        self._launched = "ACCELERATE_MIXED_PRECISION" in os.environ or is_torchelastic_launched()
+        if sys.platform == "linux" and self._launched:
             with suppress(OSError, AttributeError):  # send it also when the launcher of this process dies
                 ctypes.CDLL(None).prctl(1, signal.SIGUSR1)  # PR_SET_PDEATHSIG
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.requested:
-            if number == signal.SIGUSR1 or (is_torchelastic_launched() and now - self._requested_at < _ECHO_SECONDS):
+            if number == signal.SIGUSR1 or (self._launched and now - self._requested_at < _ECHO_SECONDS):
                 return
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)

@@ -176,15 +176,20 @@ def test_a_run_that_was_continued_meanwhile_is_not_resumed_from_behind(tmp_path:
         refuse_if_continued(found, str(tmp_path), None)
 
 
-def test_the_launchers_end_stops_the_run_with_a_checkpoint(places: Path) -> None:
-    log, run = places / "orphan.log", places / "orphan"
+@pytest.mark.parametrize("everybody", [False, True])
+def test_the_launchers_end_stops_the_run_with_a_checkpoint(places: Path, everybody: bool) -> None:
+    """Its end sends SIGUSR1, which with a SIGTERM to all processes of a job is one request."""
+    log, run = places / f"orphan {everybody}.log", places / f"orphan {everybody}"
     flags = small(places, "--epochs", ENDLESS, "--output-dir", run)
     launcher = start(*flags, processes=1, log=log)
     try:
         assert wait_for(lambda: "epoch 2/" in log.read_text(), launcher), log.read_text()
+        below = psutil.Process(launcher.pid).children(recursive=True)
         launcher.kill()
         launcher.wait()
-        wait_for(lambda: "--resume" in log.read_text())
+        for process in below if everybody else ():
+            process.send_signal(signal.SIGTERM)
+        assert wait_for(lambda: "--resume" in log.read_text())
     finally:
         with suppress(ProcessLookupError):
             os.killpg(launcher.pid, signal.SIGKILL)
