@@ -152,7 +152,8 @@ def remaining(args: argparse.Namespace) -> list[Job]:
 
     Tests and measurements of another commit do not count.
     """
-    rows = [row for row in read(args.output / "jobs.csv") if row["stage"] in TRAINING or row["commit"] == commit()]
+    own, rows = commit(), read(args.output / "jobs.csv")
+    rows = [row for row in rows if row["stage"] in TRAINING or row.get("commit") == own]
     status = {(row["stage"], row["job"]): row["status"] for row in rows}
     left = [job for job in jobs(args) if status.get((job.stage, job.name)) != "done"]
 
