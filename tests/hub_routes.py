@@ -13,7 +13,7 @@ from hub_server import USER, Answer, Handler, LoopbackHub, Repo
 
 
 def _is_lfs(path: str) -> bool:
-    return path.endswith((".safetensors", ".png", ".onnx", ".wasm"))
+    return path.endswith((".safetensors", ".png", ".onnx", ".wasm", ".parquet"))
 
 
 def _oid(hub: LoopbackHub, path: str, sha: str) -> str:
@@ -25,7 +25,7 @@ def create(request: Handler) -> None:
     asked = request.json()
     request.known(required=True)
     owner = asked.get("organization") or USER
-    repo_id = ("spaces/" if asked.get("type") == "space" else "") + f"{owner}/{asked['name']}"
+    repo_id = {"space": "spaces/", "dataset": "datasets/"}.get(asked.get("type"), "") + f"{owner}/{asked['name']}"
     if owner != USER:
         raise Answer(403, {"error": "Forbidden"}, X_Error_Message="you may not create here")
     if repo_id in request.hub.repos:
@@ -41,16 +41,33 @@ def info(request: Handler, repo: str, revision: str = "main") -> None:
     found = request.repo(repo)
     oid, tree = request.tree(found, revision)
     siblings = [{"rfilename": path} for path in tree]
-    raise Answer(200, {"id": repo, "sha": oid, "private": found.private, "siblings": siblings, "tags": []})
+    name = repo.removeprefix("datasets/").removeprefix("spaces/")
+    raise Answer(200, {"id": name, "sha": oid, "private": found.private, "siblings": siblings, "tags": []})
 
 
-def listing(request: Handler, repo: str, revision: str) -> None:
+def listing(request: Handler, repo: str, revision: str, folder: str | None = None) -> None:
     _, tree = request.tree(request.repo(repo), revision)
-    rows = []
-    for path, sha in tree.items():
-        row = {"type": "file", "path": path, "size": len(request.hub.blobs[sha]), "oid": _oid(request.hub, path, sha)}
-        rows.append(row)
-    raise Answer(200, rows)
+    start = f"{unquote(folder)}/" if folder else ""
+    inside = [path for path in tree if path.startswith(start)]
+    if folder and not inside:
+        raise Answer(404, {"error": "not found"}, X_Error_Code="EntryNotFound")
+    if request.query.get("recursive") == "true":
+        raise Answer(200, [_row(request.hub, path, tree) for path in inside])
+    children = {start + path.removeprefix(start).split("/")[0] for path in inside}
+    raise Answer(200, [_row(request.hub, path, tree) for path in sorted(children)])
+
+
+def paths_info(request: Handler, repo: str, revision: str) -> None:
+    _, tree = request.tree(request.repo(repo), revision)
+    asked = request.json()["paths"]
+    known = [path for path in asked if any(file == path or file.startswith(f"{path}/") for file in tree)]
+    raise Answer(200, [_row(request.hub, path, tree) for path in known])
+
+
+def _row(hub: LoopbackHub, path: str, tree: dict[str, str]) -> dict[str, object]:
+    if path not in tree:
+        return {"type": "directory", "path": path, "size": 0, "oid": hashlib.sha1(path.encode()).hexdigest()}
+    return {"type": "file", "path": path, "size": len(hub.blobs[tree[path]]), "oid": _oid(hub, path, tree[path])}
 
 
 def branch(request: Handler, repo: str, name: str) -> None:
@@ -146,14 +163,15 @@ def resolve(request: Handler, repo: str, revision: str, path: str) -> None:
     )
 
 
-_REPO = r"(?P<repo>(?:spaces/)?[^/]+/[^/]+)"  # Spaces are kept as spaces/OWNER/NAME
+_REPO = r"(?P<repo>(?:(?:spaces|datasets)/)?[^/]+/[^/]+)"  # others than models: spaces/OWNER/NAME
 _API = rf"/api/(?:models/)?{_REPO}"
 ROUTES: list[tuple[tuple[str, ...], str, Callable[..., None]]] = [
     (("POST",), r"/api/repos/create", create),
     (("POST",), r"/api/validate-yaml", validate_yaml),
     (("GET",), _API, info),
     (("GET",), rf"{_API}/revision/(?P<revision>[^/]+)", info),
-    (("GET",), rf"{_API}/tree/(?P<revision>[^/]+)", listing),
+    (("GET",), rf"{_API}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", listing),
+    (("POST",), rf"{_API}/paths-info/(?P<revision>[^/]+)", paths_info),
     (("POST",), rf"{_API}/branch/(?P<name>[^/]+)", branch),
     (("POST",), rf"{_API}/preupload/(?P<revision>[^/]+)", preupload),
     (("POST",), rf"{_API}/commit/(?P<revision>[^/]+)", commit),

@@ -99,7 +99,8 @@ class LoopbackHub:
 
     def environment(self, home: Path, token: str = "") -> dict[str, str]:
         """Return variables for a process that uses this Hub only, a cache in `home` and no login but `token`."""
-        names = {"HF_ENDPOINT": self.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": token}
+        names = {"HF_ENDPOINT": self.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": token}
+        names |= {"HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
         return names | {"HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub")}
 
     def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
@@ -205,7 +206,7 @@ class Handler(BaseHTTPRequestHandler):
         known, repo = self.known(required=write), self.hub.repos.get(repo_id)
         if repo is None or (repo.private and not known):
             raise Answer(404 if known else 401, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
-        if write and not repo_id.removeprefix("spaces/").startswith(f"{USER}/") and "create_pr" not in self.query:
+        if write and not re.match(rf"((spaces|datasets)/)?{USER}/", repo_id) and "create_pr" not in self.query:
             raise Answer(403, {"error": "Forbidden"}, X_Error_Message="you may not write here")
         return repo
 
