@@ -197,6 +197,9 @@ def main() -> None:
     architecture = args.architecture or args.model.split(".")[0]
     if "random" in args.weights and ":" in architecture:
         parser.error("--architecture is required, or --weights frskd ce")
+    for option, folder in (("--baseline", args.baseline), ("--model", args.model.partition("local-dir:")[2])):
+        if folder and not (Path(folder) / WEIGHTS_FILE).is_file():
+            parser.error(f"{option} {folder} is not an exported student: there is no {WEIGHTS_FILE} in it")
     sources = {
         "frskd": ["--model", args.model],
         "ce": ["--model", f"local-dir:{args.baseline}"],

@@ -10,7 +10,7 @@ from torch import nn
 
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.config import MAX_SIDE
-from frskd_timm.export.folder import CARD, CONFIG, METRICS, PICKLE, STUDENT, WEIGHTS, read_json, recover
+from frskd_timm.export.folder import CARD, CONFIG, METRICS, PICKLE, WEIGHTS, read_json, student_in
 from frskd_timm.export.load import ExportedClassifier, ExportedStudent, load_student, read_student
 from frskd_timm.lookup import hub_name, known_cfg
 from frskd_train.report.metrics import Metrics, read_metrics
@@ -111,10 +111,8 @@ def _is_segmentation(repo: str) -> bool:
 
 def _local_folder(model: str) -> Path | None:
     path = Path(model.removeprefix("local-dir:"))
-    for student in (path / STUDENT, path):
-        recover(student)
-        if (student / CONFIG).is_file():
-            return student
+    if student := student_in(path):
+        return student
     if path.exists() and not timm.is_model(model):
         raise UserError(f"{model} is neither a finished run nor an exported student: there is no config.json.")
     if model.startswith("local-dir:") or (":" not in model and len(path.parts) > 1):

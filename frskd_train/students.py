@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.config import check_pretrained_cfg
-from frskd_timm.export.folder import CONFIG, STUDENT
+from frskd_timm.export.folder import student_in
 from frskd_timm.export.load import ExportedClassifier, read_student
 from frskd_timm.lookup import exported_cfg, known_cfg
 from frskd_train.settings import ModelSettings
@@ -41,7 +41,7 @@ def default_cfg(name: str, pretrained: bool = False) -> Mapping[str, Any]:
         check_pretrained_cfg(found, name)
         return found
     if Path(name).is_dir() and not timm.is_model(name):
-        folder = next((path for path in (Path(name) / STUDENT, Path(name)) if (path / CONFIG).is_file()), None)
+        folder = student_in(Path(name))
         hint = f"give --model local-dir:{folder}" if folder else "a model starts with local-dir:, data go to --dataset"
         raise UserError(f"--model {name} is a folder: {hint}.")
     cfg = known_cfg(name, weights=pretrained)

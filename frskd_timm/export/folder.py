@@ -92,6 +92,15 @@ def recover(folder: Path) -> None:
         previous.rename(folder)
 
 
+def student_in(folder: Path) -> Path | None:
+    """Return the folder of the student in that of a run, or `folder` if that is a student's; None without a student."""
+    for found in (folder / STUDENT, folder):
+        recover(found)
+        if (found / CONFIG).is_file():
+            return found
+    return None
+
+
 def _previous(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.previous")
 

@@ -37,17 +37,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.img_size and not (options.space or options.onnx):
         parser.error("--img-size needs --onnx or --space")
     page = {name: vars(options).pop(name) for name in ("space", "examples", "runtime")} | {"img_size": options.img_size}
-    if (options.folder / "student" / "config.json").is_file():
-        options.folder /= "student"
-    elif (options.folder / "config.yaml").is_file():
-        parser.error(f"{options.folder} is the folder of a run that has not finished: it has no student/ yet")
     # Imported here, so that --help and a wrong flag answer at once.
+    from frskd_timm.export.folder import student_in
     from frskd_train.demo.build import open_examples, refuse_features
     from frskd_train.demo.runtime import find_runtime
     from frskd_train.found_student import find_exported
     from frskd_train.publish.repository import check_repo_id
     from frskd_train.publish.space import push_space
     from frskd_train.publish.student import push_student
+
+    if student := student_in(options.folder):
+        options.folder = student
+    elif (options.folder / "config.yaml").is_file():
+        parser.error(f"{options.folder} is the folder of a run that has not finished: it has no student/ yet")
 
     try:
         if page["space"] is not None:  # what can be wrong with it is said before the student is published
