@@ -229,7 +229,19 @@ def test_a_flag_for_another_loss_leaves_its_weight_in_a_recipe_out(tmp_path: Pat
     assert [weight(), weight("--lr", "0.1"), weight("--feature-loss", "attention")] == [100, 100, 100]
     assert weight("--feature-loss", "fitnet") is None
     assert weight("--feature-loss", "fitnet", "--beta", "3") == 3
-    for twice in ("lr: 0.1\nlr: 0.2\n", "batch-size: 8\nbatch_size: 9\n"):
-        recipe.write_text(twice)
-        with pytest.raises(SettingsError, match="twice"):
-            weight()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("lr: 0.1\nlr: 0.2\n", "lr is given twice"),
+        ("batch-size: 8\nbatch_size: 9\n", "has a setting twice"),
+        ("batch_size: 064\n", "YAML reads 064 as 52"),
+        ("seed: 1:30\n", "YAML reads 1:30 as 90"),
+    ],
+)
+def test_what_yaml_would_read_otherwise_than_written_is_refused(text: str, problem: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    with pytest.raises(SettingsError, match=problem):
+        parse_settings(["--config", str(recipe)])

@@ -59,11 +59,13 @@ def read_yaml(path: str) -> dict[str, Any]:
     In names, `-` and `_` are equivalent.
     """
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _OnceLoader)
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _RecipeLoader)
     except OSError as error:
         raise SettingsError(f"The recipe {path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # not UTF-8, impossible dates, too deeply nested
-        raise SettingsError(f"The recipe {path} is not valid YAML: {' '.join(str(error).split())[:300]}.") from error
+        raise SettingsError(
+            f"The recipe {path} cannot be read as YAML: {' '.join(str(error).split())[:300]}."
+        ) from error
     if not isinstance(content, dict | None) or not all(isinstance(key, str) for key in content or ()):
         raise SettingsError(f"The recipe {path} must contain one setting per line, such as `batch_size: 128`.")
     for key, value in (content or {}).items():
@@ -76,8 +78,8 @@ def read_yaml(path: str) -> dict[str, Any]:
     return found
 
 
-class _OnceLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which refuses a key that occurs twice instead of taking the last one."""
+class _RecipeLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, except that it refuses keys that occur twice, and integers to another base than ten."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value if not key.tag.endswith(":merge")]
@@ -85,6 +87,16 @@ class _OnceLoader(yaml.SafeLoader):
         if twice is not None:
             raise yaml.constructor.ConstructorError(problem=f"{twice} is given twice", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        text, value = str(node.value), super().construct_yaml_int(node)
+        if re.match(r"[-+]?0\w", text) or ":" in text:
+            problem = f"YAML reads {text} as {value}: write the number without leading zeros, or text in quotes"
+            raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
+        return value
+
+
+_RecipeLoader.add_constructor("tag:yaml.org,2002:int", _RecipeLoader.construct_yaml_int)
 
 
 def _is_plain(value: Any, lists: int = 2) -> bool:
