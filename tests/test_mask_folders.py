@@ -137,6 +137,20 @@ def test_without_splits_a_tenth_is_held_out(tmp_path: Path) -> None:
     assert any(note.startswith("1 mask(s) in") for note in data.notes)
 
 
+def test_cityscapes(tmp_path: Path) -> None:
+    folder = beside(tmp_path / "city", "leftImg8bit/{split}/ulm", "gtFine/{split}/ulm", mark="_gtFine_labelTrainIds")
+    for image in (folder / "leftImg8bit").rglob("*.jpg"):
+        image.rename(image.with_stem(f"{image.stem}_leftImg8bit"))
+    for mask in [*(folder / "gtFine").rglob("*.png")]:
+        shutil.copy(mask, mask.with_stem(mask.stem.replace("labelTrainIds", "instanceIds")))
+    data = load(folder, img_size=32)
+    assert (data.num_train, data.num_val, data.num_classes) == (6, 4, 3)
+    assert sorted(note.partition(" in ")[0] for note in data.notes) == ["4 mask(s)", "6 mask(s)"]
+    (folder / "gtFine").rename(folder / "fine")
+    with pytest.raises(UserError, match=r"has no masks\. Folders must contain images/ and masks/, or"):
+        load(folder)
+
+
 def test_images_need_exactly_one_mask(tmp_path: Path) -> None:
     folder = beside(tmp_path / "garden", "{split}/images", "{split}/masks")
     shutil.copytree(folder / "val" / "images", folder / "test" / "images")

@@ -85,7 +85,7 @@ def _trained_on(run: Path | None) -> tuple[dict[str, Any], str]:
 # Settings of the data that change which images are scored, or against which labels.
 _CHOICES = (
     *("dataset_config", "dataset_revision", "val_fraction", "calibration_split"),
-    *("input_key", "target_key", "class_map", "bad_images"),
+    *("input_key", "target_key", "class_map", "ignore_label", "bad_images"),
 )
 
 
@@ -121,7 +121,7 @@ def chosen_data(given: ScoredDataSettings, run: Path | None) -> tuple[DataSettin
     if run is not None and same and all(values[name] in (None, trained.get(name)) for name in versions):
         names = *_CHOICES, "train_split", "val_split"
         known = {name: trained.get(name) for name in names if values[name] is None}
-        values |= {name: value for name, value in known.items() if isinstance(value, (str, float))}
+        values |= {name: value for name, value in known.items() if isinstance(value, (str, float, list))}
         if given.val_split and given.val_split == known.get("calibration_split"):
             values["calibration_split"] = None
         from frskd_timm.errors import UserError  # imports torch

@@ -19,9 +19,14 @@ VOC_CLASSES = (
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 NAMES_FILE = "labels.txt"
-IMAGE_FOLDERS = ("images", "image", "imgs", "img")
-MASK_FOLDERS = ("masks", "mask", "annotations", "labels")
-MASK_MARKS = ("", "_mask")  # what the name of a mask adds to that of its image
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "leftimg8bit")
+MASK_FOLDERS = ("masks", "mask", "annotations", "labels", "gtfine")
+IMAGE_MARK = "_leftImg8bit"  # of Cityscapes; the names of its masks lack it
+MASK_MARKS = ("", "_mask", "_gtFine_labelTrainIds")  # what the name of a mask adds to that of its image
+LAYOUTS = (
+    "Folders must contain images/ and masks/, or have the layout of Pascal VOC (JPEGImages, SegmentationClass, "
+    "ImageSets/Segmentation) or Cityscapes (leftImg8bit, gtFine)."
+)
 Read = tuple[Splits, list[str] | None, tuple[str, ...]]
 
 
@@ -90,7 +95,8 @@ def mask_folders(folder: Path, has_masks: bool) -> dict[str, tuple[Path, Path | 
 def read_masks(folder: Path, folders: Mapping[str, tuple[Path, Path | None]]) -> Read:
     """List images and masks as datasets of paths; no image is opened.
 
-    A mask has the name of its image, with another ending or with `_mask` before it, in the same subfolder.
+    A mask has the name of its image, with another ending or with `_mask` before it, in the same subfolder; or the names
+    are those of Cityscapes, whose masks `*_gtFine_labelTrainIds.png` are made by a script of its authors.
 
     Args:
         folder: The dataset; its `labels.txt` has the class names, one per line.
@@ -113,7 +119,8 @@ def read_masks(folder: Path, folders: Mapping[str, tuple[Path, Path | None]]) ->
         of_name: dict[str, list[str]] = {}
         for mask in images_below(masks):
             of_name.setdefault(_stem(mask, masks), []).append(mask)
-        found = [[mask for mark in MASK_MARKS for mask in of_name.get(_stem(i, images) + mark, [])] for i in pictures]
+        stems = [_stem(picture, images).removesuffix(IMAGE_MARK) for picture in pictures]
+        found = [[mask for mark in MASK_MARKS for mask in of_name.get(stem + mark, [])] for stem in stems]
         for number, problem in ((0, "no mask"), (2, "two masks")):
             wrong = [_stem(i, images) for i, own in zip(pictures, found, strict=True) if min(len(own), 2) == number]
             if wrong:

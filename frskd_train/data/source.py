@@ -20,7 +20,7 @@ from frskd_train.data.folder import (
     split_folders,
 )
 from frskd_train.data.images import printable
-from frskd_train.data.mask_folder import is_voc_folder, mask_folders, read_masks, read_voc
+from frskd_train.data.mask_folder import LAYOUTS, is_voc_folder, mask_folders, read_masks, read_voc
 from frskd_train.data.scenes import SAMPLE_FOLDER, compose_splits
 from frskd_train.data.tables import METADATA_HINT, has_metadata, has_tables, is_saved, read_tables
 from frskd_train.errors import suggest
@@ -107,6 +107,8 @@ def _read_folder(
     if has_tables(folder) and not split_folders(folder):
         note = f"The parquet or arrow files are read, not the images beside them in {folder}."
         return read_tables(folder), None, (note,)
+    if has_masks:
+        raise UserError(f"--dataset {folder} has no masks. {LAYOUTS}")
     splits, notes = read_image_folder(folder)
     return splits, None, notes
 

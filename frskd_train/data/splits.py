@@ -209,5 +209,6 @@ class Choice:
         return self.kind(used, self.data, self.source.class_names)
 
     def _split(self, name: str, targets: Targets, rows: Rows) -> Split:
+        targets.check_labels(name, rows)
         images = Images(self.source.splits[name], name, targets.image_column)
         return Split(images, targets, rows, "L" if self.is_gray else "RGB")

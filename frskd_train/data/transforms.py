@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -122,6 +122,36 @@ class PolicyTransform:
         return self._fit(self._colours(sample.image)), sample.target
 
 
+def resized_window(image: Tensor, size: Sequence[int], window: Sequence[range], interpolation: str) -> Tensor:
+    """Resize an image uint8 [C, H, W], and return a window of the result without computing the rest.
+
+    `size` is the height and width of the whole result, and `window` the ranges of its rows and columns. The pixels are
+    those of Pillow's `resize` but for rounding.
+    """
+    if list(size) == list(image.shape[1:]):
+        return image[:, window[0].start : window[0].stop, window[1].start : window[1].stop]
+    parts, ends = [], []  # along each side: the pixels that are needed, and the window among them
+    for side, new, wanted in zip(image.shape[1:], size, window, strict=True):
+        scale = side / new
+        reach = math.ceil(3 * max(scale, 1)) + 1  # no filter of Pillow's is wider
+        first = max(0, math.floor(wanted.start * scale) - reach)
+        parts.append(slice(first, min(side, math.ceil(wanted.stop * scale) + reach)))
+        ends.append((wanted.start * scale - first, wanted.stop * scale - first))
+    (top, bottom), (left, right) = ends
+    part = F.to_pil_image(image[:, parts[0], parts[1]])
+    box = (left, top, right, bottom)
+    return pixels_of(part.resize((len(window[1]), len(window[0])), str_to_pil_interp(interpolation), box))
+
+
+def nearest_window(layer: Tensor, size: Sequence[int], window: Sequence[range]) -> Tensor:
+    """Return a window of a layer [C, H, W] resized to the nearest pixels; see `resized_window`."""
+    rows, columns = (
+        (2 * torch.arange(wanted.start, wanted.stop) + 1) * side // (2 * new)
+        for side, new, wanted in zip(layer.shape[1:], size, window, strict=True)
+    )
+    return layer[:, rows[:, None], columns]
+
+
 @dataclass(frozen=True)
 class DenseTransform:
     """Random scaling, crop, flips and colour jitter of an image together with its mask."""
@@ -140,25 +170,24 @@ class DenseTransform:
         factor = np.exp(generator.uniform(*np.log(self.resize)))
         places, flips, strengths = generator.random(2), generator.random(2), generator.uniform(-1, 1, 3)
 
-        def move(layer: Tensor, interpolation: InterpolationMode, fill: Any) -> Tensor:
-            if factor != 1:
-                size = [max(1, round(side * factor)) for side in layer.shape[1:]]
-                layer = F.resize(layer, size, interpolation, antialias=True)
-            missing = [max(0, wanted - side) for wanted, side in zip(self.crop, layer.shape[1:], strict=True)]
-            if any(missing):
-                before = [int(place * (lack + 1)) for place, lack in zip(places, missing, strict=True)]
-                after = [lack - first for lack, first in zip(missing, before, strict=True)]
-                layer = F.pad(layer, [before[1], before[0], after[1], after[0]], fill=fill)
-            top, left = (
-                int(place * (side - wanted + 1))
-                for place, side, wanted in zip(places, layer.shape[1:], self.crop, strict=True)
-            )
-            layer = F.crop(layer, top, left, *self.crop)
+        whole = pixels_of(sample.image)
+        size = [max(1, round(side * factor)) for side in whole.shape[1:]]
+        window, padding = [], []  # along each side: a range of the resized image, and what is missing around it
+        for place, side, wanted in zip(places, size, self.crop, strict=True):
+            start = int(place * (side - wanted + 1)) if side > wanted else 0
+            before = int(place * (wanted - side + 1)) if side < wanted else 0
+            window.append(range(start, min(start + wanted, side)))
+            padding.append((before, max(wanted - side, 0) - before))
+        (top, bottom), (left, right) = padding
+
+        def finish(layer: Tensor, fill: Any) -> Tensor:
+            if any((left, top, right, bottom)):
+                layer = F.pad(layer, [left, top, right, bottom], fill=fill)
             layer = F.horizontal_flip(layer) if flips[0] < self.hflip else layer
             return F.vertical_flip(layer) if flips[1] < self.vflip else layer
 
-        image = move(pixels_of(sample.image), InterpolationMode(self.interpolation), list(self.fill))
-        mask = move(sample.target[None], InterpolationMode.NEAREST_EXACT, IGNORED)
+        image = finish(resized_window(whole, size, window, self.interpolation), list(self.fill))
+        mask = finish(nearest_window(sample.target[None], size, window), IGNORED)
         if self.color_jitter:
             changes = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)
             for change, strength in zip(changes, strengths, strict=True):

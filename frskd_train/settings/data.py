@@ -10,6 +10,7 @@ from frskd_train.settings.constraints import (
     FIXED,
     LOCAL,
     PRIVATE,
+    SEGMENTATION,
     Count,
     Fraction,
     NotNegative,
@@ -51,6 +52,8 @@ class DataSettings:
     class_map: Annotated[str | None, LOCAL] = None
     """File that maps the classes of the data to the outputs of the model (for segmentation: that names the labels).
     One name per line in the order of the outputs, or a name and a number per line."""
+    ignore_label: Annotated[tuple[int, ...] | None, Range(low=0, high=65535), SEGMENTATION, FIXED] = None
+    """Numbers in the masks that stand for no class, besides 255; such as 0 for ADE20K."""
     train_num_samples: Annotated[int | None, Count] = None
     """Train on this many images only, always the same ones.
     They are balanced over the classes as far as possible; images with masks are chosen at random."""

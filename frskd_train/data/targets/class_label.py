@@ -43,6 +43,8 @@ class ClassLabels:
     is_dense: ClassVar = False
 
     def __init__(self, splits: Splits, data: DataSettings, class_names: list[str] | None) -> None:
+        if data.ignore_label:
+            raise UserError("--ignore-label is only for masks; leave it out.")
         self.image_column, column = self.columns(splits, data)
         self.labels, self.class_names = read_labels(splits, column)
         kind = next(iter(splits.values())).features[column]
@@ -107,6 +109,9 @@ class ClassLabels:
                 f"The model does not name its {outputs} outputs and the dataset has only {count} classes: name the "
                 "output of each class with --class-map."
             )
+
+    def check_labels(self, split: str, rows: Rows) -> None:
+        """Refuse labels that cannot mean what they are, in rows that are to be used."""
 
     def find_classes(self, split: str, rows: Rows) -> None:
         """Find the classes in the training rows, unless the constructor did; raise UserError if there is only one."""

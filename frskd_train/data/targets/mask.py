@@ -1,5 +1,6 @@
 """Masks: one class per pixel, from a second column of images."""
 
+import re
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from frskd_timm.errors import UserError
 from frskd_timm.losses.functional import IGNORED
 from frskd_train.data.columns import Columns, Splits, columns_named, find_columns, holds_images, listed, read_class_map
 from frskd_train.data.images import BadImageError, Images, in_blocks
+from frskd_train.data.mask_folder import LAYOUTS
 from frskd_train.data.sampler import Rows, evenly_spaced, shuffled
 from frskd_train.settings import DataSettings
 
@@ -34,6 +36,7 @@ class Masks:
         self._masks = {split: Images(dataset, split, column, "mask") for split, dataset in splits.items()}
         # Empty until find_classes if the dataset does not name its classes.
         self.class_names = read_class_map(data.class_map)[1] if data.class_map is not None else class_names or []
+        self._ignored = data.ignore_label or ()
         self._counted: Rows | None = None  # training pixels with each label, if the classes were found by counting
         self._outputs: Rows | None = None  # the model's output of each label, where they differ
 
@@ -45,12 +48,7 @@ class Masks:
         return self._masks[split].load_many(rows, self._decode)
 
     def _decode(self, image: Image.Image) -> Tensor:
-        if getattr(image, "format", None) in ("JPEG", "MPO"):
-            raise ValueError("it is a JPEG, whose compression changes class numbers: store masks as PNG")
-        tiles: Any = getattr(image, "tile", None)
-        stored = tiles[0].args if tiles else ""
-        if getattr(image, "format", None) == "PPM" and isinstance(stored, tuple) and stored[-1] not in (255, 65535):
-            raise ValueError("it is a PGM, whose numbers are scaled by its largest gray level: store masks as PNG")
+        stored = _refuse_changed(image)
         image = ImageOps.exif_transpose(image)
         if image.mode not in NUMBERED:
             raise ValueError(
@@ -58,6 +56,8 @@ class Masks:
                 "convert its colours to numbers first"
             )
         labels = np.asarray(image) // next((unit for mode, unit in SCALED.items() if mode in str(stored)), 1)
+        if self._ignored:
+            labels = np.where(np.isin(labels, self._ignored), IGNORED, labels)
         top = len(self.class_names) or IGNORED
         wrong = labels[((labels >= top) | (labels < 0)) & (labels != IGNORED)]
         if wrong.size:
@@ -98,30 +98,20 @@ class Masks:
         """See `ClassLabels`; where the data or the model do not name the classes, labels are numbers of outputs."""
         known = unnamed(known) if isinstance(known, int) else known
         names = self.class_names
-        if names and len(names) != len(known):
+        unknown = [name for name in names if name not in known]
+        if names and (len(names) > len(known) if not unknown else len(names) != len(known)):
             raise UserError(f"The data have {len(names)} classes, but the model has {len(known)}.")
         if names and names != known and known != unnamed(len(known)):
-            if sorted(names) != sorted(known):
-                other = listed([name for name in names if name not in known] or names)
+            if unknown or len({*names}) < len(names):
+                other = listed(unknown or names)
                 raise UserError(f"The model does not know {other}: name the labels as the model does with --class-map.")
             self._outputs = np.full(IGNORED + 1, IGNORED, np.uint8)
             self._outputs[: len(names)] = [known.index(name) for name in names]
         self.class_names = known
 
     def find_classes(self, split: str, rows: Rows) -> None:
-        """Number classes without names up to the highest label in the training rows; decodes only masks.
-
-        Of classes with names, it only checks that some masks show more than one.
-        """
-        if self.class_names:
-            counted = self._label_counts(split, rows[evenly_spaced(len(rows), _CHECKED)])
-            labels = np.flatnonzero(counted[:IGNORED])
-            if len(labels) == 1 and counted[IGNORED]:
-                raise UserError(
-                    f"The masks of split {split} have only the labels {labels[0]} and {IGNORED}, which stands for no "
-                    "class: write foreground as 1."
-                )
-        else:
+        """Number classes without names up to the highest label in the training rows; decodes only masks."""
+        if not self.class_names:
             counted = self._label_counts(split, rows, f"labels of {split}")
             labels = np.flatnonzero(counted[:IGNORED])
             if not labels.size:
@@ -135,6 +125,32 @@ class Masks:
                 f"The masks of split {split} have {count} class(es), apart from {IGNORED}, which stands for no class "
                 f"(write foreground as 1); 2 to {IGNORED} classes can be trained on."
             )
+
+    def check_labels(self, split: str, rows: Rows) -> None:
+        """Raise UserError if some masks of a split, read as numbers, cannot mean what they show."""
+        chosen = rows[evenly_spaced(len(rows), _CHECKED)]
+        self._check_palettes(split, chosen.tolist())
+        counted = self._label_counts(split, chosen)
+        labels = np.flatnonzero(counted[:IGNORED])
+        if len(labels) == 1 and counted[IGNORED]:
+            raise UserError(
+                f"The masks of split {split} have only the labels {labels[0]} and {IGNORED}, which stands for no "
+                "class: write foreground as 1."
+            )
+
+    def _check_palettes(self, split: str, rows: list[int]) -> None:
+        """Raise UserError if a number stands for different colours in the palettes of two masks."""
+        first: dict[int, tuple[Any, int]] = {}  # the colour of each number, and the row where it was seen first
+        masks = self._masks[split]
+        for row, found in zip(rows, masks.load_many(rows, _colours), strict=True):
+            for label, colour in found.items() if isinstance(found, dict) else ():
+                known, other = first.setdefault(label, (colour, row))
+                if known != colour:
+                    raise UserError(
+                        f"{masks.describe(row)} has another palette than {masks.describe(other).lower()}: number "
+                        f"{label} stands for different colours, so the numbers are not classes. Convert the colours to "
+                        "numbers; or, if the numbers are right, store them without palettes (Pillow's mode L)."
+                    )
 
     def class_counts(self, split: str, rows: Rows) -> list[int]:
         return self._label_counts(split, rows)[: len(self.class_names)].tolist()
@@ -153,6 +169,29 @@ class Masks:
         return sum(in_blocks(count, rows.tolist(), title), np.zeros(IGNORED + 1, np.int64))
 
 
+def _refuse_changed(image: Image.Image) -> str:
+    """Return how an opened mask is stored, as Pillow calls it; raise ValueError if its format changes numbers."""
+    name, tiles = getattr(image, "format", None), getattr(image, "tile", None)
+    stored: Any = tiles[0][3] if tiles else ""
+    lossy = name if name in ("JPEG", "MPO", "JPEG2000") else "TIFF" if image.info.get("compression") == "jpeg" else ""
+    if lossy:
+        raise ValueError(f"it is a {lossy} file whose compression may change class numbers: store masks as PNG")
+    if name == "PPM" and isinstance(stored, tuple) and stored[-1] not in (255, 65535):
+        raise ValueError("it is a PGM, whose numbers are scaled by its largest gray level: store masks as PNG")
+    if name == "TIFF" and re.search(r"\b(1|L|L;\d);I", str(stored)):
+        raise ValueError("it is a TIFF that stores white as 0, whose numbers are reversed: store masks as PNG")
+    return str(stored)
+
+
+def _colours(image: Image.Image) -> dict[int, tuple[int, ...]]:
+    """Return the colour of each number in a mask with a palette; nothing for others."""
+    if image.mode != "P":
+        return {}
+    numbers = np.unique(np.asarray(image)).tolist()
+    palette = image.getpalette() or []
+    return {number: tuple(palette[3 * number : 3 * number + 3]) for number in numbers if number != IGNORED}
+
+
 def unnamed(count: int) -> list[str]:
     """Return the names of classes without names."""
     return [f"class {label}" for label in range(count)]
@@ -165,8 +204,7 @@ def _find_columns(features: datasets.Features, data: DataSettings) -> Columns:
     if len(found) < 2:
         raise UserError(
             f"Segmentation needs a column of images and one of masks, but the dataset has {columns_named(features)}. "
-            "Folders must contain images/ and masks/, or have the layout of Pascal VOC: JPEGImages, SegmentationClass, "
-            "ImageSets/Segmentation."
+            f"{LAYOUTS}"
         )
     mask = mask or next((name for name in MASK_NAMES if name in found and name != image), None)
     image = image or next((name for name in IMAGE_NAMES if name in found and name != mask), None)
