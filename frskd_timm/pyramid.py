@@ -199,19 +199,19 @@ def _size_message(model: nn.Module, input_size: tuple[int, int, int], error: Exc
     takes = getattr(model, "in_chans", channels)
     if takes != channels:
         return f"{message}; it takes {takes} channel(s)."
-    for side in sorted(OTHER_SIZES, key=lambda side: abs(side - max(height, width))):
+    # A model created for one size may accept no other; the size it was designed for is the last one to try.
+    own: Any = getattr(model, "pretrained_cfg", None) or {}
+    others = [(side, side) for side in sorted(OTHER_SIZES, key=lambda side: abs(side - max(height, width)))]
+    for size in [*others, *([own["input_size"][1:]] if own.get("input_size") else [])]:
         try:
-            images = sample_images(model, (channels, side, side))
+            images = sample_images(model, (channels, *size))
             model(images)
             if hasattr(model, "forward_intermediates"):
                 _intermediates(model, images)
         except Exception:  # as above
             continue
-        return f"{message}, but runs on {channels}x{side}x{side}."
-    # A model created for one size may accept no other; the size it was designed for is the next best hint.
-    own: Any = getattr(model, "pretrained_cfg", None) or {}
-    size = own.get("input_size", ())[1:]
-    return message + (f"; it was made for {'x'.join(map(str, size))} pixels." if size else ".")
+        return f"{message}, but runs on {channels}x{size[0]}x{size[1]}."
+    return f"{message}."
 
 
 def choose_levels(sizes: Sequence[Size], max_levels: int) -> list[int]:

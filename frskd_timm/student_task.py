@@ -138,9 +138,11 @@ class StudentTask(TrainingTask):
         head = {id(parameter) for parameter in list(self.student.parameters())[-2:]} if exclude_head else set()
         return [p for p in self.parameters() if p.requires_grad and id(p) not in head]
 
-    def setup_ema(self, decay: float = 0.9999, **options: Any) -> ModelEmaV3:  # type: ignore[override]
+    def setup_ema(
+        self, decay: float = 0.9999, use_warmup: bool = False, device: torch.device | None = None, **options: Any
+    ) -> ModelEmaV3:
         """Create an average of the student (`timm.utils.ModelEmaV3`), which `update_ema` updates after each step."""
-        self._ema = (ModelEmaV3(self.student, decay=decay, **options),)
+        self._ema = (ModelEmaV3(self.student, decay=decay, use_warmup=use_warmup, device=device, **options),)
         return self._ema[0]
 
     def update_ema(self, step: int | None = None) -> None:
@@ -148,18 +150,20 @@ class StudentTask(TrainingTask):
         for average in self._ema:
             average.update(self.student, step=step)
 
-    def compile(self, backend: str = "inductor", **options: Any) -> nn.Module:  # type: ignore[override]
+    def compile(  # type: ignore[override]
+        self, backend: str = "inductor", mode: str | None = None, **options: Any
+    ) -> nn.Module:
         """Compile the step and the student in place, without wrappers and their prefixes; return the student."""
         self._wrapped = (_Step(self),)
         for module in (*self._wrapped, self.student):
-            module.compile(backend=backend, **options)
+            module.compile(backend=backend, mode=mode, **options)
         return self.student
 
-    def compile_ema(self, backend: str = "inductor", **options: Any) -> nn.Module | None:  # type: ignore[override]
+    def compile_ema(self, backend: str = "inductor", mode: str | None = None, **options: Any) -> nn.Module | None:
         """Compile the average of the student in place, and return it, if there is one."""
         model = self.get_eval_model(ema=True)
         if model is not None:
-            model.compile(backend=backend, **options)
+            model.compile(backend=backend, mode=mode, **options)
         return model
 
     def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> "StudentTask":

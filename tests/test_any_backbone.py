@@ -220,7 +220,7 @@ def test_what_cannot_be_a_student_is_told_in_a_sentence() -> None:
         Pyramid(vit, (3, 150, 150))
     assert len(Pyramid(vit, (3, 160, 160)).indices) == 4
     small = create("levit_128s", img_size=28)
-    with pytest.raises(UserError, match=r"^LevitDistilled does not .* 3x28x28 .*; it was made for 224x224 pixels\.$"):
+    with pytest.raises(UserError, match=r"^LevitDistilled does not .* 3x28x28 images \(.+\)\.$"):
         Pyramid(small, (3, 28, 28))
     with pytest.raises(UserError, match=r"; it takes 1 channel\(s\)\.$"):
         Pyramid(create("test_resnet", in_chans=1), (3, 64, 64))
@@ -233,7 +233,7 @@ def test_a_model_that_refuses_a_size_without_a_word_gets_a_sentence_too() -> Non
 
     model = Silent(1, 1)
     model.pretrained_cfg = {"input_size": (3, 160, 160)}
-    with pytest.raises(UserError, match=r"^Silent does not run on 3x32x32 images \(AssertionError\); .* 160x160 pix"):
+    with pytest.raises(UserError, match=r"^Silent does not run on 3x32x32 images \(AssertionError\)\.$"):
         refuse_size(model, (3, 32, 32))
 
 

@@ -43,7 +43,7 @@ for name in ("resnet18_frskd", names[0]):
     model = timm.create_model(name, pretrained=True).eval()
     torch.testing.assert_close(model(x), logits)
 cfg = model.pretrained_cfg
-assert cfg["architecture"] == "resnet18_frskd" and cfg["tag"] == "garments" and cfg["license"] == "mit"
+assert cfg["architecture"] == "resnet18" and cfg["tag"] == "garments" and cfg["license"] == "mit"
 assert len(cfg["label_names"]) == 10 and cfg["pool_size"] == (1, 1)
 data = resolve_data_config(model=model)
 assert data["input_size"] == (1, 28, 28) and data["mean"] == (0.3,)
@@ -112,3 +112,9 @@ def test_published_weights_are_loaded_from_the_hub(tmp_path, monkeypatch):
     tag, cfg = cfgs["resnet18_frskd"].default_with_tag
     assert (tag, cfg.hf_hub_id) == ("cifar100", "somebody/resnet18_frskd.cifar100")
     assert (cfg.num_classes, cfg.pool_size) == (100, (2, 2))
+
+
+def test_timms_own_export_of_a_stock_network_needs_no_import(tmp_path):
+    timm.models.save_for_hf(create("resnet18_frskd", num_classes=3), tmp_path)
+    load = f"import timm; print(timm.create_model('local-dir:{tmp_path}', pretrained=True).num_classes)"
+    assert run_script(sys.executable, "-c", load, cwd=tmp_path).stdout == "3\n"

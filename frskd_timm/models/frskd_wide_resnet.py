@@ -131,6 +131,8 @@ class WideResNet(nn.Module):
         dd = get_device_dtype(self)
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        for module in (self.global_pool, self.fc):
+            module.train(self.training)
 
     def forward_intermediates(
         self,
