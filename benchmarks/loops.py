@@ -33,7 +33,7 @@ def main() -> None:
     shared = ["--model", model, "--batch-size", batch, "--epochs", 2, "--opt", "sgd", "--lr", "0.05"]
     shared += ["--img-size", size, "--workers", args.workers]
     our_flags = ["--method", "ce", "--dataset", data, "--data-mode", "stream", "--output-dir", ours]
-    our_flags += ["--interpolation", "bilinear"]
+    our_flags += ["--interpolation", "bilinear", "--amp-dtype", "bfloat16"]
     timm_flags = ["--data-dir", data, "--train-split", "train", "--val-split", "test", "--num-classes", classes]
     timm_flags += ["--amp", "--amp-dtype", "bfloat16", "--channels-last", "--pin-mem", "--device", args.device]
     timm_flags += ["--output", theirs]

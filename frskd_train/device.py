@@ -50,8 +50,8 @@ def start_accelerator(
         torch.set_num_threads(settings.threads or max(1, cores() // local_processes))
     if state.device.type == "cpu":
         keep_freed_memory()
-        if not _fast_bfloat16(state.device):
-            muon_in_float32()
+    if not _fast_bfloat16(state.device):
+        muon_in_float32()
     amp = precision(settings, state.device)
     try:
         return Accelerator(cpu=cpu, mixed_precision=amp, log_with=[*trackers] or None, project_dir=folder or "runs")

@@ -1,5 +1,6 @@
 """Errors for lack of memory, with the settings that need it."""
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -18,6 +19,8 @@ def enough_for_training(
     """Raise UserError if there is not enough memory for a step."""
     size = "x".join(map(str, data.preprocessing.input_size[1:]))
     less = "--grad-checkpointing" if state.last_checkpoint else "a smaller --batch-size, with --grad-accum-steps"
+    if data.mode == "memory":  # that of the GPU, if there is one
+        less += ", or --data-mode stream"
     return _enough(f"training with --batch-size {loop.batch_size} at {size}", less, folder)
 
 
@@ -32,7 +35,7 @@ def _enough(need: str, less: str, folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        if isinstance(error, torch.OutOfMemoryError) or re.search("can't allocate memory|ALLOC_FAILED", str(error)):
             raise UserError(
                 f"There is not enough memory for {need}: give {less}, and continue with --resume {folder.path}."
             ) from error

@@ -90,8 +90,9 @@ def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]], is_sc
         raise UserError(f"Optimizer '{settings.opt}' needs second-order gradients, which training does not compute.")
     own: dict[str, Any] = {name: getattr(settings, name) for name in ("opt", "lr", "weight_decay", "momentum")}
     more = {name: value for name, value in keyword_arguments(settings.opt_kwargs).items() if name not in _OF_GROUPS}
-    if settings.opt in FUSED and not (more.get("foreach") or more.get("differentiable")):
-        more.setdefault("fused", FUSED[settings.opt] or not is_scaled)
+    is_fused = FUSED.get(settings.opt, False) or (settings.opt in FUSED and not is_scaled)
+    if is_fused and not (more.get("foreach") or more.get("differentiable")):  # with fused=False, torch is slowest
+        more.setdefault("fused", True)
     try:
         return create_optimizer_v2(parameters, **own, **more)
     except Exception as error:

@@ -24,13 +24,24 @@ from frskd_train.settings.recipe import training_names
 from frskd_train.tasks import Job
 
 
+def refuse_missing_compiler(device: torch.device) -> None:
+    """Raise UserError if `torch.compile` lacks the compiler that it calls: for C on CUDA (Triton), else for C++."""
+    if device.type == "cuda":
+        variable, language, names = "CC", "C", ["gcc", "clang"]
+    else:
+        variable, language, names = "CXX", "C++", ["clang++" if sys.platform == "darwin" else "g++"]
+    names = [os.environ[variable]] if os.environ.get(variable) else names
+    if not any(map(shutil.which, names)):
+        problem = f"--torchcompile needs a {language} compiler, and there is no {names[0]}"
+        raise UserError(f"{problem}: install it, or set {variable}.")
+
+
 def preflight(settings: Settings, score: str, accelerator: Accelerator) -> SeedRuns | None:
     """Return the runs of `--baseline`; raise UserError, before training, if something for the end is impossible."""
     run = settings.run
     check_optimizer(settings.optimizer, accelerator.device)
-    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-    if settings.loop.torchcompile and sys.platform != "win32" and not shutil.which(compiler):
-        raise UserError(f"--torchcompile needs a C++ compiler, and there is no {compiler}: install it, or set CXX.")
+    if settings.loop.torchcompile and sys.platform != "win32":
+        refuse_missing_compiler(accelerator.device)
     if not accelerator.is_main_process:  # which alone publishes, converts and compares
         return None
     if "onnx" in run.export:

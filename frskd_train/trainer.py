@@ -292,4 +292,4 @@ class Trainer:
             self.progress.say(ending.summary(metrics), end_of_run.write_page(folder, data, evaluation))
             trackers.log_pictures(self.accelerator, folder.path.glob("*.png"), self.state.updates)
             end_of_run.publish(folder, self.settings.run)
-        self.accelerator.end_training()
+            self.accelerator.end_training()  # the others, which do not wait, just end

@@ -152,3 +152,13 @@ def test_milestones_in_any_order_act_from_the_beginning_of_an_epoch() -> None:
         scheduler.step_update(update)
         epoch = update // 7
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 ** ((epoch >= 1) + (epoch >= 3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_scaled", "fused"),
+    [("sgd", False, True), ("sgd", True, None), ("adamw", True, True), ("lion", True, None)],
+)
+def test_updates_are_fused_where_that_is_right(name: str, is_scaled: bool, fused: bool | None) -> None:
+    task = CrossEntropyTask(timm.create_model("test_resnet", num_classes=3))
+    made = create_optimizer(OptimizerSettings(opt=name, lr=0.01), task, is_scaled)
+    assert made.defaults.get("fused") is fused  # with False, torch would not update many weights at once either

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -196,3 +197,21 @@ def test_a_signal_does_not_interrupt_the_end_of_a_run(
     monkeypatch.setattr(end_of_run, "evaluate_run", interrupted)
     assert end_of(fork(lambda: train_here(*small(places, "--output-dir", tmp_path / "run")))) == 0
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(("device", "name", "found"), [("cuda", "gcc", "clang"), ("cpu", "g\\+\\+", "gcc")])
+def test_compiled_steps_need_the_compiler_that_torch_calls(
+    device: str, name: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("CC", "CXX"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(shutil, "which", lambda program: None)
+    with pytest.raises(UserError, match=f"there is no {name}: install it"):
+        start_of_run.refuse_missing_compiler(torch.device(device))
+    monkeypatch.setattr(shutil, "which", lambda program: program if program == found else None)
+    if device == "cuda":
+        start_of_run.refuse_missing_compiler(torch.device(device))
+    else:
+        with pytest.raises(UserError, match="C\\+\\+ compiler"):
+            start_of_run.refuse_missing_compiler(torch.device(device))

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from frskd_timm.teachers.blocks import CentredConv2d, upsample
+from frskd_timm.teachers.blocks import CentredConv2d, interpolate, upsample
 
 Block = Callable[[int], nn.Module]
 EPS = 1e-4
@@ -42,7 +41,7 @@ def resize_bilinear(maps: Tensor, like: Tensor) -> Tensor:
     """Resize maps [B, C, H, W] bilinearly to the height and width of `like`, with half-pixel centres."""
     if maps.shape[-2:] == like.shape[-2:]:
         return maps
-    return F.interpolate(maps, like.shape[-2:], mode="bilinear", align_corners=False)
+    return interpolate(maps, like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 class FeaturePyramid(nn.Module):

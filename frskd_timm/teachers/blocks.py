@@ -1,5 +1,7 @@
 """Blocks of the BiFPN self-teachers (FRSKD, section 3.1)."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -113,7 +115,15 @@ def add_upsampled(x: Tensor, coarser: Tensor) -> Tensor:
 
 def upsample(x: Tensor, size: tuple[int, ...]) -> Tensor:
     """Resize [B, C, h, w] to [B, C, *size] (nearest neighbour); return the same map if the size already fits."""
-    return x if x.shape[-2:] == size else F.interpolate(x, size=size, mode="nearest")
+    return x if x.shape[-2:] == size else interpolate(x, size, mode="nearest")
+
+
+def interpolate(x: Tensor, size: tuple[int, ...], **options: Any) -> Tensor:
+    """Resize a map as `torch.nn.functional.interpolate`, in its own data type."""
+    if x.device.type == "cpu":
+        return F.interpolate(x, size=size, **options)
+    with torch.autocast(x.device.type, enabled=False):  # on CUDA, autocast would convert it to float32
+        return F.interpolate(x, size=size, **options)
 
 
 def downsample(x: Tensor, size: tuple[int, int]) -> Tensor:
