@@ -101,9 +101,11 @@ def _describe(found: FoundStudent, size: tuple[int, int] | None) -> dict[str, An
         }
     else:
         model: Any = student.load()
+        uncoloured = (student.class_names or ["class 0"])[0]
         fitting = {
             "task": "segmentation",
-            "caption": "The class of each pixel; the bars give its share of the picture.",
+            "caption": f"The class of each pixel ({uncoloured}: without colour); the bars give its share of the "
+            "picture.",
             "mean": model.mean,
             "std": model.std,
             "colours": ["#{:02x}{:02x}{:02x}".format(*colour) for colour in class_colours(model.num_classes).tolist()],

@@ -37,8 +37,7 @@ def check_output(output: str | Path | None) -> Path | None:
     if (folder / METRICS).is_file() and replaced in (METRICS, EVALUATION):
         raise UserError(f"--output {path} would replace a run's own {replaced}: choose another name.")
     try:
-        if path.suffix != ".json":
-            path.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return path
     except OSError as error:

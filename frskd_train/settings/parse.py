@@ -120,7 +120,7 @@ def _refuse_unknown(args: Sequence[str], script: str, kind: type, table: Mapping
     given, known = _given(args), {name for name, facts in declared(kind).items() if Suppress not in facts}
     sides = given.get("img_size", [[]])[-1][:2]  # short flags may follow
     if len(sides) == 2 and all(side.isdecimal() for side in sides):
-        raise SettingsError(f"--img-size takes one number, because images are square here, not {' '.join(sides)}.")
+        raise SettingsError(f"--img-size takes one number, the side of a square, not {' '.join(sides)}.")
     for name in given:
         if name.removeprefix("no_") not in known and name != "help" and not name.startswith("tyro"):
             raise SettingsError(f"{script} has no {flag(name)}{_hint(name, kind, table)}")
