@@ -31,9 +31,9 @@ NOW = {"fingerprint": "f", "train_rows": 24, "data_mode": "memory", "global_batc
 
 DEFINING = """
 decoder_channels decoder_layers distill_schedule feature_levels feature_loss filter_bias_and_bn grad_accum_steps
-img_size in_chans initial_checkpoint layer_decay linear_probe method model model_ema model_kwargs num_classes opt
-opt_kwargs pretrained seed self_teacher sla task teacher_depth teacher_ema teacher_interval teacher_repeats
-teacher_view teacher_width
+ignore_label img_size in_chans initial_checkpoint layer_decay linear_probe method model model_ema model_kwargs
+num_classes opt opt_kwargs pretrained seed self_teacher sla task teacher_depth teacher_ema teacher_interval
+teacher_repeats teacher_view teacher_width
 """
 
 

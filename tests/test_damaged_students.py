@@ -155,8 +155,9 @@ def test_where_validate_writes(places: Path, whole: Path, tmp_path: Path) -> Non
     assert {path.name for path in (whole / "evaluation-data").iterdir()} == written
     shutil.rmtree(whole / "evaluation-data")
     assert {path: path.read_bytes() for path in (whole / "student").rglob("*") if path.is_file()} == before
-    for output in (whole / "student", whole / "student" / "scores", tmp_path / "missing" / "scores.json"):
+    (tmp_path / "file").touch()
+    for output in (whole / "student", whole / "student" / "scores", tmp_path / "file" / "scores.json"):
         with pytest.raises(UserError, match=r"--output"):
             evaluate_here("--model", whole, *data, "--output", output)
-    evaluate_here("--model", whole, *data, "--output", tmp_path / "scores.json")
-    assert json.loads((tmp_path / "scores.json").read_text())["images"] == 9
+    evaluate_here("--model", whole, *data, "--output", tmp_path / "new" / "scores.json")
+    assert json.loads((tmp_path / "new" / "scores.json").read_text())["images"] == 9

@@ -10,6 +10,7 @@ from runs import train_here
 from safetensors.torch import load_file
 
 import frskd_timm  # noqa: F401  registers the students
+from frskd_timm.teachers.blocks import interpolate
 
 
 @pytest.fixture
@@ -30,3 +31,9 @@ def test_two_steps_of_every_student(model: str, compiled: bool, device: str, tmp
     assert metrics["machine"]["device"] == torch.device(device).type
     weights = load_file(tmp_path / "run" / "student" / "model.safetensors", device=device)
     assert all(bool(value.isfinite().all()) for value in weights.values())
+
+
+def test_resized_maps_keep_their_type(device: str) -> None:
+    maps = torch.ones(2, 8, 4, 4, device=device, dtype=torch.bfloat16)
+    with torch.autocast(device, torch.bfloat16):
+        assert interpolate(maps, (8, 8), mode="nearest").dtype == torch.bfloat16

@@ -120,9 +120,9 @@ def upsample(x: Tensor, size: tuple[int, ...]) -> Tensor:
 
 def interpolate(x: Tensor, size: tuple[int, ...], **options: Any) -> Tensor:
     """Resize a map as `torch.nn.functional.interpolate`, in its own data type."""
-    if x.device.type == "cpu":
+    if x.device.type != "cuda":
         return F.interpolate(x, size=size, **options)
-    with torch.autocast(x.device.type, enabled=False):  # on CUDA, autocast would convert it to float32
+    with torch.autocast("cuda", enabled=False):  # which would convert it to float32
         return F.interpolate(x, size=size, **options)
 
 
