@@ -52,7 +52,7 @@ def test_palettes_that_disagree_are_refused(tmp_path: Path) -> None:
     mask = Image.open(path)
     mask.putpalette([7 * place % 256 for place in range(768)])
     mask.save(path)
-    sentence = r"Mask 3 of split train \(.*p_3.png\) has another palette than mask 0 .*number 0 stands for different"
+    sentence = r"Mask 3 of split train \(.*p_3.png\) has another palette than mask 0: number 0 stands for different"
     with pytest.raises(UserError, match=sentence):
         load_masks(folder)
     rewrite(folder, lambda mask: mask)  # without palettes
@@ -68,6 +68,7 @@ def test_ignored_labels_count_as_255(tmp_path: Path) -> None:
         plain[plain == 0] = 255
         assert (mask == plain).all()
     assert any("class 0" in note for note in data.notes)  # without a training image
+    load_masks(folder, ignore_label=(0, 1))  # one class beside ignored ones
     settings = DataSettings(str(folder), ignore_label=(0,))
     scored = load_validation(settings, PREPROCESSING, task="segmentation", classes=3)
     assert sum(int((mask == 0).sum()) for _, mask in scored.val_batches(3)) == 0

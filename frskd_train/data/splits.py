@@ -162,6 +162,8 @@ class Choice:
             if count > len(rows):
                 raise UserError(f"--train-num-samples {count}: there are only {len(rows)} training images.")
             rows = targets.subset(train, rows, count)
+        targets.check_labels(train, rows)
+        targets.check_labels(val or train, val_rows)
         return self._split(train, targets, rows), self._split(val or train, targets, val_rows)
 
     def validation(self, known: list[str] | int | None, held_out: HeldOut | None = None) -> Split:
@@ -189,6 +191,7 @@ class Choice:
         rows = np.arange(len(self.source.splits[chosen]))
         if name is None:
             _, rows = targets.hold_out(chosen, self.data.val_fraction)
+        targets.check_labels(chosen, rows)
         if known is not None:
             targets.match(chosen, rows, known)
         return self._split(chosen, targets, rows)
@@ -209,6 +212,5 @@ class Choice:
         return self.kind(used, self.data, self.source.class_names)
 
     def _split(self, name: str, targets: Targets, rows: Rows) -> Split:
-        targets.check_labels(name, rows)
         images = Images(self.source.splits[name], name, targets.image_column)
         return Split(images, targets, rows, "L" if self.is_gray else "RGB")

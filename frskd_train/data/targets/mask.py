@@ -131,11 +131,10 @@ class Masks:
         chosen = rows[evenly_spaced(len(rows), _CHECKED)]
         self._check_palettes(split, chosen.tolist())
         counted = self._label_counts(split, chosen)
-        labels = np.flatnonzero(counted[:IGNORED])
-        if len(labels) == 1 and counted[IGNORED]:
+        if counted[0] and counted[IGNORED] and not self._ignored and not counted[1:IGNORED].any():
             raise UserError(
-                f"The masks of split {split} have only the labels {labels[0]} and {IGNORED}, which stands for no "
-                "class: write foreground as 1."
+                f"The masks of split {split} have only the labels 0 and {IGNORED}, which stands for no class: "
+                "write foreground as 1."
             )
 
     def _check_palettes(self, split: str, rows: list[int]) -> None:
@@ -147,9 +146,9 @@ class Masks:
                 known, other = first.setdefault(label, (colour, row))
                 if known != colour:
                     raise UserError(
-                        f"{masks.describe(row)} has another palette than {masks.describe(other).lower()}: number "
-                        f"{label} stands for different colours, so the numbers are not classes. Convert the colours to "
-                        "numbers; or, if the numbers are right, store them without palettes (Pillow's mode L)."
+                        f"{masks.describe(row)} has another palette than mask {other}: number {label} stands for "
+                        "different colours, so the numbers are not classes. Convert the colours to numbers; or, if the "
+                        "numbers are right, store them without palettes (Pillow's mode L)."
                     )
 
     def class_counts(self, split: str, rows: Rows) -> list[int]:
