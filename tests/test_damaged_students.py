@@ -132,6 +132,13 @@ def test_the_calibration_split_of_a_run_is_used_again(tmp_path: Path) -> None:
     assert chosen_data(ScoredDataSettings(val_split="test"), tmp_path)[0].calibration_split is None
 
 
+def test_the_ignored_labels_of_a_run_are_ignored_again(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("dataset: data\nignore_label: [0, 7]\n")
+    assert chosen_data(ScoredDataSettings(), tmp_path)[0].ignore_label == (0, 7)
+    assert chosen_data(ScoredDataSettings(ignore_label=(3,)), tmp_path)[0].ignore_label == (3,)
+    assert chosen_data(ScoredDataSettings("other"), tmp_path)[0].ignore_label is None
+
+
 def test_where_validate_writes(places: Path, whole: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in (whole / "student").rglob("*") if path.is_file()}
     data = ["--dataset", places / "data", "--threads", 1]

@@ -121,7 +121,9 @@ def chosen_data(given: ScoredDataSettings, run: Path | None) -> tuple[DataSettin
     if run is not None and same and all(values[name] in (None, trained.get(name)) for name in versions):
         names = *_CHOICES, "train_split", "val_split"
         known = {name: trained.get(name) for name in names if values[name] is None}
-        values |= {name: value for name, value in known.items() if isinstance(value, (str, float, list))}
+        values |= {name: value for name, value in known.items() if isinstance(value, (str, float))}
+        if isinstance(labels := known.get("ignore_label"), list):
+            values["ignore_label"] = tuple(labels)
         if given.val_split and given.val_split == known.get("calibration_split"):
             values["calibration_split"] = None
         from frskd_timm.errors import UserError  # imports torch
