@@ -57,13 +57,6 @@ def listing(request: Handler, repo: str, revision: str, folder: str | None = Non
     raise Answer(200, [_row(request.hub, path, tree) for path in sorted(children)])
 
 
-def paths_info(request: Handler, repo: str, revision: str) -> None:
-    _, tree = request.tree(request.repo(repo), revision)
-    asked = request.json()["paths"]
-    known = [path for path in asked if any(file == path or file.startswith(f"{path}/") for file in tree)]
-    raise Answer(200, [_row(request.hub, path, tree) for path in known])
-
-
 def _row(hub: LoopbackHub, path: str, tree: dict[str, str]) -> dict[str, object]:
     if path not in tree:
         return {"type": "directory", "path": path, "size": 0, "oid": hashlib.sha1(path.encode()).hexdigest()}
@@ -171,7 +164,6 @@ ROUTES: list[tuple[tuple[str, ...], str, Callable[..., None]]] = [
     (("GET",), _API, info),
     (("GET",), rf"{_API}/revision/(?P<revision>[^/]+)", info),
     (("GET",), rf"{_API}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", listing),
-    (("POST",), rf"{_API}/paths-info/(?P<revision>[^/]+)", paths_info),
     (("POST",), rf"{_API}/branch/(?P<name>[^/]+)", branch),
     (("POST",), rf"{_API}/preupload/(?P<revision>[^/]+)", preupload),
     (("POST",), rf"{_API}/commit/(?P<revision>[^/]+)", commit),

@@ -111,7 +111,7 @@ class ClassLabels:
             )
 
     def check_labels(self, split: str, rows: Rows) -> None:
-        """Refuse labels that cannot mean what they are, in rows that are to be used."""
+        """Check the targets of rows that are to be used, before their classes are known; labels need no check."""
 
     def find_classes(self, split: str, rows: Rows) -> None:
         """Find the classes in the training rows, unless the constructor did; raise UserError if there is only one."""

@@ -99,7 +99,7 @@ class Masks:
         known = unnamed(known) if isinstance(known, int) else known
         names = self.class_names
         unknown = [name for name in names if name not in known]
-        if names and (len(names) > len(known) if not unknown else len(names) != len(known)):
+        if unknown and len(names) != len(known):
             raise UserError(f"The data have {len(names)} classes, but the model has {len(known)}.")
         if names and names != known and known != unnamed(len(known)):
             if unknown or len({*names}) < len(names):
