@@ -15,6 +15,11 @@ def either(names: Iterable[object]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
+def size_text(height: int, width: int) -> str:
+    """Return a size for a sentence: `64x64 pixels`, or `48x96 pixels (height x width)`."""
+    return f"{height}x{width} pixels" + (" (height x width)" if height != width else "")
+
+
 def after_divergence(checkpoint: Path | None) -> str:
     """Return what to do after training has diverged, as part of a sentence."""
     if checkpoint is None:

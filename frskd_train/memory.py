@@ -8,6 +8,7 @@ import torch
 
 from frskd_timm.errors import UserError
 from frskd_train.data import TrainingData
+from frskd_train.errors import size_text
 from frskd_train.run_folder import RunFolder
 from frskd_train.run_state import RunState
 from frskd_train.settings import LoopSettings
@@ -17,7 +18,7 @@ def enough_for_training(
     loop: LoopSettings, data: TrainingData, folder: RunFolder, state: RunState
 ) -> AbstractContextManager[None]:
     """Raise UserError if there is not enough memory for a step."""
-    size = "x".join(map(str, data.preprocessing.input_size[1:]))
+    size = size_text(*data.preprocessing.input_size[1:])
     less = "--grad-checkpointing" if state.last_checkpoint else "a smaller --batch-size, with --grad-accum-steps"
     if data.mode == "memory":  # that of the GPU, if there is one
         less += ", or --data-mode stream"

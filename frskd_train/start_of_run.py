@@ -12,6 +12,7 @@ from huggingface_hub import get_token
 from frskd_timm.errors import UserError
 from frskd_timm.student_task import StudentTask
 from frskd_train.data import TrainingData
+from frskd_train.errors import size_text
 from frskd_train.optim import check_optimizer, lr_note
 from frskd_train.publish.repository import check_repo_id
 from frskd_train.report.baseline import read_baseline
@@ -76,7 +77,7 @@ def refuse_disagreement(
 
 def describe(job: Job, data: TrainingData, task: StudentTask, accelerator: Accelerator) -> str:
     """Describe the run in two lines, with a third one if the learning rate is unusual."""
-    size = "x".join(map(str, data.preprocessing.input_size[1:]))
+    size = size_text(*data.preprocessing.input_size[1:])
     student = sum(p.numel() for p in task.student.parameters()) / 1e6
     average = getattr(task, "average", None)  # of student and self-teacher, for soft labels
     kept = [p for part in (task.student, average) if part is not None for p in part.parameters()]

@@ -53,13 +53,14 @@ WORDS: dict[str, st.SearchStrategy] = {
     "initial_checkpoint": st.sampled_from(["nowhere.pth", str(ROOT / "LICENSE")]),
     "report_to": st.lists(st.sampled_from(["nonsense", "wandb,", "tensorboard"]), min_size=1),
     "mean": st.lists(st.floats(0, 1), min_size=1, max_size=3).map(lambda values: list(map(str, values))),
+    "img_size": st.lists(st.integers(7, 64).map(str), min_size=1, max_size=3),
     "teacher_width": st.sampled_from(["0.1", "0.5", "1", "2.5", "3", "0", "-1", "nan", "inf"]),  # more takes memory
     "baseline": st.lists(st.sampled_from(["nowhere"]), min_size=1, max_size=1),
 }  # fmt: skip
 # Left as they are: places, other tests' subjects, what costs minutes, or would reach for the network.
 APART = {"config", "output_dir", "resume", "push_to_hub", "hub_private", "export", "torchcompile", "threads", "dataset",
          "dataset_config", "dataset_revision", "pretrained", "workers"}  # fmt: skip
-COUNTS = {"epochs": 2, "img_size": 64, "teacher_depth": 3, "teacher_repeats": 3, "batch_size": 12,
+COUNTS = {"epochs": 2, "teacher_depth": 3, "teacher_repeats": 3, "batch_size": 12,
           "num_classes": 9, "validation_batch_size": 9, "grad_accum_steps": 5, "feature_levels": 6}  # fmt: skip
 
 

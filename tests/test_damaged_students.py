@@ -145,7 +145,7 @@ def test_where_validate_writes(places: Path, whole: Path, tmp_path: Path) -> Non
     evaluate_here("--model", whole / "student", *data)
     written = {path.name for path in (whole / "evaluation-data").iterdir()}
     assert written == {"evaluation.json", "per_class.csv", "confusion.csv"}
-    fit = FitSettings(img_size=24, use_train_size=True)
+    fit = FitSettings(img_size=(24,), use_train_size=True)
     chosen = EvaluationSettings(
         str(whole), ScoredDataSettings(str(places / "data"), val_split="a/b"), fit, corruptions=True
     )

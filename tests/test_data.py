@@ -85,9 +85,9 @@ def test_the_sample_loads_fast_and_is_augmented_faster_than_any_network_trains()
     "chosen",
     [
         {},
-        {"img_size": 16, "crop_pct": 0.8, "interpolation": "bicubic"},
-        {"img_size": 20, "mean": (0.5, 0.4, 0.3), "std": (0.2,), "data_mode": "stream", "workers": 0},
-        {"img_size": 24, "in_chans": 1, "train_crop_mode": "rrc"},
+        {"img_size": (16,), "crop_pct": 0.8, "interpolation": "bicubic"},
+        {"img_size": (20,), "mean": (0.5, 0.4, 0.3), "std": (0.2,), "data_mode": "stream", "workers": 0},
+        {"img_size": (24,), "in_chans": 1, "train_crop_mode": "rrc"},
     ],
 )
 @pytest.mark.parametrize("mode", ["RGB", "L"])
@@ -146,7 +146,7 @@ def test_validation_counts_each_image_once(mode: str, small: Path, world_size: i
 
 
 def test_a_trained_model_is_evaluated_without_the_training_images(small: Path, tmp_path: Path) -> None:
-    trained = load(small, img_size=16)
+    trained = load(small, img_size=(16,))
     test_only = DataSettings(str(save(tmp_path / "test only", test=pictures(23))), val_split="test")
     reordered = load_validation(test_only, trained.preprocessing, classes=["eel", "zebra", "dog", "cat"])
     assert (len(reordered.val), reordered.num_classes, reordered.val_split) == (23, 4, "test")
@@ -226,7 +226,7 @@ def test_an_epoch_entered_late_decodes_nothing_before(small: Path, tmp_path: Pat
     for row in order.permutation(0)[: 5 * 6]:
         rows[row] = {"bytes": b"not an image", "path": None}
     damaged = save(tmp_path / "data", train=split(rows, [k % 3 for k in range(37)]), test=pictures(9))
-    batches = load(damaged, data_mode="stream", workers=0, img_size=12, mean=(0.5,), std=(0.2,)).train_batches(6)
+    batches = load(damaged, data_mode="stream", workers=0, img_size=(12,), mean=(0.5,), std=(0.2,)).train_batches(6)
     assert len(list(batches.epoch(0, start=5))) == 1
     with pytest.raises(UserError, match="cannot be read"):
         next(batches.epoch(0, start=4))
@@ -242,7 +242,7 @@ def test_streaming_gives_the_bits_that_memory_gives(small: Path) -> None:
 
 
 def test_policies_do_not_depend_on_the_number_of_workers_or_processes(small: Path) -> None:
-    chosen = {"aa": "rand-m9-mstd0.5", "img_size": 16, "train_crop_mode": "rrc"}
+    chosen = {"aa": "rand-m9-mstd0.5", "img_size": (16,), "train_crop_mode": "rrc"}
     alone, helped = (load(small, workers=workers, **chosen) for workers in (0, 2))
     pickle.dumps((alone.train, alone.augmentation))  # workers are spawned, not forked, on some systems
     assert (alone.mode, helped.mode) == ("stream", "stream")

@@ -17,7 +17,7 @@ from runs import end_of, fork, kill_all, small, start, wait_for
 from frskd_timm.errors import UserError
 from frskd_train.data.batches import is_loss_of_a_worker
 
-STREAM: dict[str, Any] = {"data_mode": "stream", "bad_images": "skip", "img_size": 12, "mean": (0.5,), "std": (0.2,)}
+STREAM: dict[str, Any] = {"data_mode": "stream", "bad_images": "skip", "img_size": (12,), "mean": (0.5,), "std": (0.2,)}
 BROKEN = {"bytes": b"not an image", "path": None}
 
 
@@ -29,10 +29,10 @@ def test_a_bad_image_is_named_or_left_out(kind: str, tmp_path: Path) -> None:
     folder = save(tmp_path / "data", train=split(rows, labels), test=split(rows[:9], labels[:9]))
 
     with pytest.raises(UserError, match=r"^Image 7 of split train.* cannot be read: .*--bad-images skip") as caught:
-        load(folder, img_size=12)
+        load(folder, img_size=(12,))
     assert "\n" not in str(caught.value)
     assert kind != "truncated" or "train/dog/7.png" in str(caught.value)
-    skipping = load(folder, img_size=12, bad_images="skip")
+    skipping = load(folder, img_size=(12,), bad_images="skip")
     assert (skipping.num_train, skipping.num_val) == (23, 8)
     assert [note.split(". ")[0] for note in skipping.notes] == [
         "Left out 1 of 24 image(s) of split train",
@@ -40,10 +40,10 @@ def test_a_bad_image_is_named_or_left_out(kind: str, tmp_path: Path) -> None:
     ]
 
     workers = int(kind == "truncated")  # which do not depend on the kind
-    streamed = load(folder, img_size=12, data_mode="stream", workers=workers)
+    streamed = load(folder, img_size=(12,), data_mode="stream", workers=workers)
     with pytest.raises(UserError, match=r"^Image 7 of split train.* cannot be read"):
         list(streamed.train_batches(24).epoch(0))
-    streamed = load(folder, img_size=12, data_mode="stream", workers=workers, bad_images="skip")
+    streamed = load(folder, img_size=(12,), data_mode="stream", workers=workers, bad_images="skip")
     assert [len(target) for _, target in streamed.train_batches(12).epoch(0)] == [12, 12]
     assert [len(target) for _, target in streamed.val_batches(5)] == [5, 3]
     assert len(streamed.bad_images()) == 2

@@ -61,7 +61,7 @@ def upright_by_exif() -> dict[str, Any]:
 def test_images_of_every_kind_are_read(row: dict[str, Any], wanted: Image.Image, tmp_path: Path) -> None:
     data = load(
         save(tmp_path / "data", train=pictures(6), test=split([row, encoded(picture(2))], [0, 1])),
-        mean=(0.0,), std=(1.0,), img_size=12,
+        mean=(0.0,), std=(1.0,), img_size=(12,),
     )  # fmt: skip
     ((images, _),) = data.val_batches(2)
     pixels = torch.from_numpy(np.asarray(wanted.convert("RGB")).transpose(2, 0, 1) / 255).float()
@@ -71,25 +71,27 @@ def test_images_of_every_kind_are_read(row: dict[str, Any], wanted: Image.Image,
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_turned_images_have_the_size_of_the_upright_ones(kind: str, tmp_path: Path) -> None:
     rows = [encoded(picture(number, 24, 32), kind, exif=turned()) for number in range(6)]
-    data = load(save(tmp_path / "data", train=split(rows, [0, 1, 2] * 2)), val_fraction=0.5, img_size=12)
+    data = load(save(tmp_path / "data", train=split(rows, [0, 1, 2] * 2)), val_fraction=0.5, img_size=(12,))
     assert data.train.split.images.headers(np.arange(1))[0].size == (24, 32)
     assert to_8_bits(Image.open(io.BytesIO(rows[0]["bytes"]))).size == (32, 24)
 
 
 def test_what_the_network_does_not_see_is_said(tmp_path: Path) -> None:
     tall = save(tmp_path / "tall", train=split([encoded(picture(k, 20, 60)) for k in range(9)], [0, 1, 2] * 3))
-    (note,) = load(tall, val_fraction=0.4).notes
-    assert "central square of images such as 20x60 is used; --crop-mode squash" in note
-    whole = load(tall, val_fraction=0.4, crop_mode="squash", train_crop_mode="none", mean=(0.0,), std=(1.0,))
+    (note,) = load(tall, val_fraction=0.4, img_size=(20,)).notes
+    assert "centre of images such as 60x20 pixels (height x width) is used; --crop-mode squash" in note
+    whole = load(tall, val_fraction=0.4, img_size=(20,), crop_mode="squash", mean=(0.0,), std=(1.0,))
     assert whole.notes == ()
     expected = np.asarray(picture(int(whole.val.source.rows[0]), 20, 60).resize((20, 20), Image.Resampling.BILINEAR))
     shown = whole.preprocessing.to_bytes(next(iter(whole.val_batches(1)))[0])[0]
     assert np.abs(shown.astype(int) - expected).max() <= 2
     data, preprocessing = DataSettings(str(tall), val_fraction=0.4), PreprocessingSettings(crop_mode="squash")
     trained = load_data(data, preprocessing, model_cfg={}, initial_cfg={"input_size": (3, 64, 64)})
-    assert trained.notes == ("The initial weights were trained at 64x64; this run uses 20x20.",)
+    assert trained.notes == (
+        "The initial weights were trained at 64x64 pixels; this run uses 60x20 pixels (height x width).",
+    )
     assert load(tall, val_fraction=0.4, train_crop_mode="rrc", data_mode="stream", crop_mode="squash").notes == ()
-    (note,) = load(tall, val_fraction=0.4, train_crop_mode="rrc", crop_mode="squash").notes
+    (note,) = load(tall, val_fraction=0.4, img_size=(20,), train_crop_mode="rrc", crop_mode="squash").notes
     assert note.startswith("Training images are kept at 23x23 pixels and cropped there; --data-mode stream")
 
 
@@ -131,7 +133,7 @@ MISTAKES: list[tuple[str, dict[str, datasets.Dataset], dict[str, Any]]] = [
     ("only 6 training images", {"train": GOOD, "test": GOOD}, {"train_num_samples": 7}),
     ("less than one image", {"train": GOOD, "test": GOOD}, {"train_num_samples": 2}),
     ("--crop-padding 13", {"train": GOOD}, {"crop_padding": 13}),
-    ("--crop-padding has no effect with .* rrc", {"train": GOOD}, {"crop_padding": 2, "img_size": 96}),
+    ("--crop-padding has no effect with .* rrc", {"train": GOOD}, {"crop_padding": 2, "img_size": (96,)}),
     ("--aa rend-m9", {"train": GOOD}, {"aa": "rend-m9"}),
     ("--aa works on one image", {"train": GOOD}, {"aa": "rand-m9", "data_mode": "memory"}),
     ("--dataset-revision", {"train": GOOD}, {"dataset_revision": "main"}),
@@ -159,7 +161,7 @@ ALPHAS = st.just(0.0) | st.floats(TINY, 5)  # numbers between are refused before
 SETTINGS = st.fixed_dictionaries(
     {"bad_images": st.sampled_from(["stop", "skip"]), "data_mode": st.sampled_from(["auto", "memory", "stream"])},
     optional={
-        "img_size": st.integers(8, 48),
+        "img_size": st.lists(st.integers(8, 48), min_size=1, max_size=2).map(tuple),
         "in_chans": st.sampled_from([1, 3]),
         "crop_pct": st.floats(0.1, 1),
         "train_crop_mode": st.sampled_from(["auto", "pad", "rrc", "none"]),

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from pictures import class_folders, encoded, load, picture, pictures, save, split
 
 from frskd_timm.errors import UserError
-from frskd_train.data import load_data, load_validation
+from frskd_train.data import load_validation
 from frskd_train.data.sampler import evenly_spaced
 from frskd_train.data.source import find_source
 from frskd_train.data.targets.class_label import balanced_subset, hold_out, read_labels
-from frskd_train.settings import DataSettings, PreprocessingSettings
+from frskd_train.settings import DataSettings
 
 # --- Where it comes from ---------------------------------------------------------------------------------------------
 
@@ -286,15 +286,3 @@ def test_folders_with_metadata_are_read_whole_whatever_their_files_are_called(tm
     described(tmp_path / "two" / "batch 1", names)
     with pytest.raises(UserError, match=r"batch 1, train, val have metadata; name them after their splits"):
         load(tmp_path / "two")
-
-
-def test_weights_for_images_that_are_not_square_need_a_size(tmp_path: Path) -> None:
-    class_folders(tmp_path, "cat", "dog")
-    for path in tmp_path.rglob("*.png"):
-        picture(0, 300, 200).save(path)
-    cfg = {"input_size": (3, 64, 96)}
-    data = DataSettings(dataset=str(tmp_path))
-    with pytest.raises(UserError, match="expects 96x64 pixels, but training uses square images: give --img-size"):
-        load_data(data, PreprocessingSettings(), model_cfg=cfg)
-    found = load_data(data, PreprocessingSettings(img_size=64), model_cfg=cfg, initial_cfg=cfg)
-    assert "The initial weights were trained at 96x64; this run uses 64x64." in found.notes

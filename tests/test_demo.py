@@ -56,7 +56,7 @@ def make_student(kind: str, folder: Path) -> str:
     names = ["background", "<i>cat", "dog"]
     if kind == "gray":
         model = timm.create_model("test_resnet", num_classes=3, in_chans=1)
-        data: dict[str, Any] = {"input_size": (1, 64, 64), "mean": (0.4,), "std": (0.3,), "label_names": names}
+        data: dict[str, Any] = {"input_size": (1, 48, 80), "mean": (0.4,), "std": (0.3,), "label_names": names}
         return str(export_student(model, folder, tag="gray", interpolation="bicubic", crop_pct=0.9, **data))
     model = SegmentationStudent("test_resnet", 3, channels=8, layers=1, class_names=names)
     return str(export_segmentation(model, folder))

@@ -25,7 +25,7 @@ def test_lists_with_marks_spaces_and_test_images(tmp_path: Path) -> None:
     (folder / LISTS / "train.txt").write_text(names, encoding="utf-8-sig")
     (folder / "labels.txt").write_text("lawn\nroses\npond\n", encoding="utf-8-sig")
     (folder / LISTS / "test.txt").write_text("p_0\n")
-    data = load(folder, img_size=32)
+    data = load(folder, img_size=(32,))
     assert (data.num_train, data.num_val, data.class_names) == (6, 4, ["lawn", "roses", "pond"])
     (note,) = data.notes
     assert note.startswith("test.txt is left out. ")
@@ -52,11 +52,11 @@ def test_foreground_of_255_is_no_class_with_names_either(tmp_path: Path) -> None
 
 def test_scaled_masks_and_labels_of_validation_alone_are_noticed(tmp_path: Path) -> None:
     scaled = lambda number, width, height: np.full((height, width), 40 * (number % 3), np.uint8)
-    (note,) = load(voc_folder(tmp_path / "scaled", scaled), img_size=32).notes
+    (note,) = load(voc_folder(tmp_path / "scaled", scaled), img_size=(32,)).notes
     assert note.startswith("78 of 81 classes have no training image: class 1, class 2")
     further = lambda number, width, height: np.full((height, width), 4 if number == 7 else number % 2, np.uint8)
     with pytest.raises(UserError, match=r"has label 4; .* the training masks have no other; .* --class-map"):
-        load(voc_folder(tmp_path / "further", further), img_size=32)
+        load(voc_folder(tmp_path / "further", further), img_size=(32,))
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
@@ -66,7 +66,7 @@ def test_gray_levels_of_few_bits_are_class_numbers(bits: int, tmp_path: Path) ->
         with Image.open(path) as mask:
             numbers = np.asarray(mask) % 2 if bits == 1 else np.asarray(mask) % 3
         path.write_bytes(gray_png(numbers, bits))
-    data = load(folder, img_size=32)
+    data = load(folder, img_size=(32,))
     assert data.class_names == ["class 0", "class 1", "class 2"][: 2 if bits == 1 else 3]
 
 
@@ -79,7 +79,7 @@ def test_scaled_gray_levels_are_no_class_numbers(tmp_path: Path) -> None:
         path.with_suffix(".pgm").write_bytes(b"P5 %d %d 2 " % (width, height) + numbers.tobytes())
         path.unlink()
     with pytest.raises(UserError, match="it is a PGM, whose numbers are scaled by its largest gray level: store"):
-        load(folder, img_size=32)
+        load(folder, img_size=(32,))
 
 
 def gray_png(numbers: np.ndarray, bits: int) -> bytes:
@@ -119,7 +119,7 @@ def beside(folder: Path, images: str, masks: str, mark: str = "") -> Path:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_images_and_masks_beside_each_other_are_the_same_data_as_in_vocs_layout(layout: str, tmp_path: Path) -> None:
     folder = beside(tmp_path / "garden", *LAYOUTS[layout])
-    data, voc = load(folder, img_size=32), load(voc_folder(tmp_path / "plain"), img_size=32)
+    data, voc = load(folder, img_size=(32,)), load(voc_folder(tmp_path / "plain"), img_size=(32,))
     assert (data.num_train, data.num_val, data.class_names) == (voc.num_train, voc.num_val, voc.class_names)
     for (images, masks), (wanted, wanted_masks) in zip(data.val_batches(4), voc.val_batches(4), strict=True):
         assert images.equal(wanted)
@@ -132,7 +132,7 @@ def test_without_splits_a_tenth_is_held_out(tmp_path: Path) -> None:
     (folder / "labels.txt").write_text("lawn\nroses\npond\n")
     shutil.copy(folder / "masks" / "p_0_mask.png", folder / "masks" / "p_99_mask.png")
     shutil.copytree(folder / "images", folder / "previews")
-    data = load(folder, img_size=32)
+    data = load(folder, img_size=(32,))
     assert (data.num_train, data.num_val, data.class_names) == (9, 1, ["lawn", "roses", "pond"])
     assert any(note.startswith("1 mask(s) in") for note in data.notes)
 
@@ -143,7 +143,7 @@ def test_cityscapes(tmp_path: Path) -> None:
         image.rename(image.with_stem(f"{image.stem}_leftImg8bit"))
     for mask in [*(folder / "gtFine").rglob("*.png")]:
         shutil.copy(mask, mask.with_stem(mask.stem.replace("labelTrainIds", "instanceIds")))
-    data = load(folder, img_size=32)
+    data = load(folder, img_size=(32,))
     assert (data.num_train, data.num_val, data.num_classes) == (6, 4, 3)
     assert sorted(note.partition(" in ")[0] for note in data.notes) == ["4 mask(s)", "6 mask(s)"]
     (folder / "gtFine").rename(folder / "fine")
@@ -154,7 +154,7 @@ def test_cityscapes(tmp_path: Path) -> None:
 def test_images_need_exactly_one_mask(tmp_path: Path) -> None:
     folder = beside(tmp_path / "garden", "{split}/images", "{split}/masks")
     shutil.copytree(folder / "val" / "images", folder / "test" / "images")
-    assert load(folder, img_size=32).notes == ("Split test is left out, because it has no masks.",)
+    assert load(folder, img_size=(32,)).notes == ("Split test is left out, because it has no masks.",)
     mask = folder / "train" / "masks" / "p_0.png"
     other = shutil.copy(mask, mask.with_name("p_0_mask.png"))
     with pytest.raises(
@@ -162,7 +162,7 @@ def test_images_need_exactly_one_mask(tmp_path: Path) -> None:
     ):
         load(folder)
     mask.unlink()
-    assert load(folder, img_size=32).num_train == 6
+    assert load(folder, img_size=(32,)).num_train == 6
     other.unlink()
     with pytest.raises(UserError, match=r"^1 image\(s\) in .*images have no mask of the same name in .*masks: p_0\.$"):
         load(folder)
@@ -171,7 +171,7 @@ def test_images_need_exactly_one_mask(tmp_path: Path) -> None:
 def test_training_images_need_masks_and_classes_are_no_masks(tmp_path: Path) -> None:
     folder = beside(tmp_path / "garden", "Images/{split}", "Masks/{split}")
     (folder / "Masks" / "train").rename(folder / "Masks" / "Train")
-    assert load(folder, img_size=32).num_train == 6
+    assert load(folder, img_size=(32,)).num_train == 6
     (folder / "Masks" / "Train").rename(folder / "Masks" / "first")
     with pytest.raises(UserError, match=r"there are no masks for the images in .*train\.$"):
         load(folder)

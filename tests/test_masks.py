@@ -130,7 +130,7 @@ def test_image_and_mask_go_together(resize: tuple[float, float]) -> None:
 def test_voc_folder(tmp_path: Path) -> None:
     folder = voc_folder(tmp_path / "garden")
     (folder / "labels.txt").write_text("lawn\nroses\npond\n")
-    data = load(folder, img_size=32)
+    data = load(folder, img_size=(32,))
     assert (data.name, data.class_names, data.num_train, data.num_val) == ("garden", ["lawn", "roses", "pond"], 6, 4)
     ((images, target),) = data.train_batches(6).epoch(0)
     assert (images.shape, target.shape) == ((6, 3, 32, 32), (6, 32, 32))
@@ -172,9 +172,9 @@ def test_masks_are_matched_to_a_model_by_name(tmp_path: Path) -> None:
 
 def test_streaming_gives_the_same_batches(tmp_path: Path) -> None:
     folder = voc_folder(tmp_path / "garden")
-    kept = load(folder, img_size=32)
+    kept = load(folder, img_size=(32,))
     for workers in (0, 1):
-        streamed = load(folder, img_size=32, data_mode="stream", workers=workers)
+        streamed = load(folder, img_size=(32,), data_mode="stream", workers=workers)
         assert (streamed.mode, streamed.fingerprint) == ("stream", kept.fingerprint)
         for one, other in (
             (list(kept.train_batches(3).epoch(2, start=1)), list(streamed.train_batches(3).epoch(2, start=1))),
@@ -250,17 +250,17 @@ def test_a_bad_pair_is_named_or_left_out(damage: Callable[[Path], None], message
     folder = voc_folder(tmp_path / "garden")
     damage(folder)
     with pytest.raises(UserError, match=f"^{message}.*--bad-images skip") as caught:
-        load(folder, img_size=32)
+        load(folder, img_size=(32,))
     assert "\n" not in str(caught.value)
-    skipping = load(folder, img_size=32, bad_images="skip")
+    skipping = load(folder, img_size=(32,), bad_images="skip")
     assert (skipping.num_train, skipping.num_val) == (5, 4)
     assert "Left out 1 of 6 image(s)" in skipping.notes[0]
 
-    streamed = load(folder, img_size=32, data_mode="stream", workers=0, bad_images="skip")
+    streamed = load(folder, img_size=(32,), data_mode="stream", workers=0, bad_images="skip")
     assert [len(images) for images, _ in streamed.train_batches(6).epoch(0)] == [6]  # its neighbour takes the place
     assert len(streamed.bad_images()) == 1
     with pytest.raises(UserError, match=message):
-        list(load(folder, img_size=32, data_mode="stream", workers=0).train_batches(6).epoch(0))
+        list(load(folder, img_size=(32,), data_mode="stream", workers=0).train_batches(6).epoch(0))
 
 
 def test_mistakes(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_class_weights_follow_the_images_that_are_trained_on(places: Path, tmp_p
         ("effective_num", "memory", None),
     ):
         job = choose_job(parse_settings(["--class-weights", method]))
-        images = load(data, data_mode=mode, bad_images="skip", img_size=12)
+        images = load(data, data_mode=mode, bad_images="skip", img_size=(12,))
         first, empty, third, further = job.class_weights(images, 4)  # type: ignore[misc]
         assert empty == further == 1
         assert third > 1 > first

@@ -126,7 +126,7 @@ WEIGHTS = ROOT / "frskd_timm" / "weights" / "resnet18_frskd.fashion_mnist"
         (["--decay-rate", "0.5"], ["--decay-rate", "--sched step, multistep, plateau or poly"]),
         (["--min-lr", "0.2"], ["--min-lr 0.2", "--lr 0.1"]),
         (["--mixup", "0.2", "--mixup-switch-prob", "0.9"], ["--mixup-switch-prob", "--cutmix"]),
-        (["--img-size", "96", "64", "-b", "8"], ["one number", "96 64"]),
+        (["--img-size", "3", "96", "64", "-b", "8"], ["--img-size takes", "height and width, not 3 numbers"]),
         (["--model", str(WEIGHTS)], ["is a folder", f"--model local-dir:{WEIGHTS}"]),
         (["--resume", ""], ["--resume is empty"]),
     ],

@@ -96,9 +96,13 @@ def folder_name(settings: EvaluationSettings, dataset: str, run: Path) -> str:
     if data.dataset != OWN_DATA and place.exists() and place != Path(_trained_on(run)[1]).resolve():
         dataset = "-".join(place.parts[1:][-2:])  # a/test and b/test are different data
     other = {name: getattr(data, name) for name in _CHOICES if getattr(data, name) != getattr(default, name)}
+    chosen = {
+        name: "-".join(map(str, value)) if isinstance(value, tuple) else value
+        for name, value in (other | settings.fit.given()).items()
+    }
     names = [
         *("evaluation", dataset, data.train_split, data.val_split),
-        *(name if value is True else f"{name}-{value}" for name, value in (other | settings.fit.given()).items()),
+        *(name if value is True else f"{name}-{value}" for name, value in chosen.items()),
         *(name for name, is_on in switches.items() if is_on),
     ]
     name = "-".join(re.sub(r"[^\w.]+", "-", name) for name in names if name)

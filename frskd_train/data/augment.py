@@ -63,29 +63,32 @@ def draw_boxes(
     return np.stack([place[0] * (1 - height), place[1] * (1 - width), height, width])
 
 
-def crop_resized(images: Tensor, boxes: Floats, size: int, interpolation: str) -> Tensor:
-    """Crop the boxes of `draw_boxes` from images uint8 [B, C, H, W]; return float32 [B, C, size, size] in 0..255."""
+def crop_resized(images: Tensor, boxes: Floats, size: tuple[int, int], interpolation: str) -> Tensor:
+    """Crop the boxes of `draw_boxes` from images uint8 [B, C, H, W]; return float32 [B, C, *size] in 0..255."""
     top, left, height, width = torch.from_numpy(boxes).float().to(images.device, non_blocking=True)
-    middle = (torch.arange(size, device=images.device) + 0.5) / size
-    rows = (top[:, None] + height[:, None] * middle) * 2 - 1
-    columns = (left[:, None] + width[:, None] * middle) * 2 - 1
-    grid = torch.stack([columns[:, None, :].expand(-1, size, -1), rows[:, :, None].expand(-1, -1, size)], -1)
+    down, across = ((torch.arange(side, device=images.device) + 0.5) / side for side in size)
+    rows = (top[:, None] + height[:, None] * down) * 2 - 1
+    columns = (left[:, None] + width[:, None] * across) * 2 - 1
+    grid = torch.stack([columns[:, None, :].expand(-1, size[0], -1), rows[:, :, None].expand(-1, -1, size[1])], -1)
     sampled = F.grid_sample(images.float(), grid, interpolation, padding_mode="border", align_corners=False)
     return sampled.clamp_(0, 255)
 
 
-def draw_erased(generator: np.random.Generator, count: int, chance: float, size: int) -> Rows:
-    """Draw the boxes of random erasing (arXiv 1708.04896): 2% to 33% of the area, aspect ratio 0.3 to 3.3.
+def draw_erased(generator: np.random.Generator, count: int, chance: float, size: tuple[int, int]) -> Rows:
+    """Draw the boxes of random erasing (arXiv 1708.04896) in images of height and width `size`.
+
+    They cover 2% to 33% of the area; the aspect ratio is 0.3 to 3.3.
 
     Returns:
         Start and end row, start and end column (ends exclusive), [4, B]; empty boxes for images without erasing.
     """
     chosen = generator.random(count) < chance
-    area = generator.uniform(0.02, 1 / 3, count) * size * size
+    area = generator.uniform(0.02, 1 / 3, count) * size[0] * size[1]
     aspect = np.exp(generator.uniform(math.log(0.3), math.log(3.3), count))
-    height = np.minimum(np.round(np.sqrt(area * aspect)), size).astype(np.int64)
-    width = np.minimum(np.round(np.sqrt(area / aspect)), size).astype(np.int64)
-    top, left = (generator.random((2, count)) * (size + 1 - np.stack([height, width]))).astype(np.int64)
+    height = np.minimum(np.round(np.sqrt(area * aspect)), size[0]).astype(np.int64)
+    width = np.minimum(np.round(np.sqrt(area / aspect)), size[1]).astype(np.int64)
+    room = np.array(size)[:, None] + 1 - np.stack([height, width])
+    top, left = (generator.random((2, count)) * room).astype(np.int64)
     return np.stack([top, top + height, left, left + width]) * chosen
 
 
@@ -94,8 +97,8 @@ def erase(images: Tensor, boxes: Rows) -> Tensor:
     if not boxes.any():
         return images
     top, bottom, left, right = torch.from_numpy(boxes).to(images.device, non_blocking=True)[:, :, None]
-    along = torch.arange(images.shape[-1], device=images.device)
-    rows, columns = (along >= top) & (along < bottom), (along >= left) & (along < right)
+    down, across = (torch.arange(side, device=images.device) for side in images.shape[2:])
+    rows, columns = (down >= top) & (down < bottom), (across >= left) & (across < right)
     return images.masked_fill_(rows[:, None, :, None] & columns[:, None, None, :], 0)
 
 
@@ -140,7 +143,7 @@ class ResizedCrop(NamedTuple):
     """Random resized crops of images that were squashed to one size."""
 
     aspect: Floats  # width / height of each image before that, [N]
-    size: int  # side of the crops in pixels
+    size: tuple[int, int]  # height and width of the crops in pixels
     interpolation: str
 
 
@@ -175,7 +178,8 @@ class BatchAugmentation:
         clean = images.clone() if self.clean_view else None
         if settings.reprob:
             generator = generator_for(Draw.ERASE, order.seed, epoch, step)
-            images = erase(images, draw_erased(generator, count, settings.reprob, images.shape[-1])[:, share])
+            size = (images.shape[2], images.shape[3])
+            images = erase(images, draw_erased(generator, count, settings.reprob, size)[:, share])
         unmixed = images if clean is None else TwoViews(images, clean, targets, None)
         if not settings.mixup and not settings.cutmix and settings.cutmix_minmax is None:
             return unmixed, targets

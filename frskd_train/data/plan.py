@@ -15,6 +15,7 @@ from frskd_train.data.preprocessing import SMALL, Preprocessing, without_statist
 from frskd_train.data.source import SAMPLE_NAME
 from frskd_train.data.splits import Split
 from frskd_train.data.transforms import DenseTransform, EvalTransform, PolicyTransform, SampleTransform, as_is, squash
+from frskd_train.errors import size_text
 from frskd_train.settings import DataSettings, PreprocessingSettings, flag
 
 Mode = Literal["memory", "stream"]
@@ -52,17 +53,17 @@ class WholeImagePlan:
         self._crops_resized = crop_mode == "rrc"
         _refuse_unused(settings, crop_mode, size)
         self._padding = _padding(settings, size) if crop_mode == "pad" else 0
-        self.preprocessing = without_statistics(settings, (size, size), initial_cfg, self._crops_resized)
+        self.preprocessing = without_statistics(settings, size, initial_cfg, self._crops_resized)
         self.evaluated = self.kept = EvalTransform(self.preprocessing)
-        kept_size = _kept_size(sizes, size) if self._crops_resized else (size, size)
+        kept_size = _kept_size(sizes, size) if self._crops_resized else size
         if self._crops_resized:
             self.kept = partial(squash, kept_size, self.preprocessing.interpolation)
-        self.mode = _mode(data, settings, channels * (len(train) * math.prod(kept_size) + len(val) * size**2))
+        self.mode = _mode(data, settings, channels * (len(train) * math.prod(kept_size) + len(val) * math.prod(size)))
         self.notes = [*_notes(self.preprocessing, sizes, initial_cfg, self._crops_resized)]
-        if self._crops_resized and self.mode == "memory" and any(max(own) > max(kept_size) for own in sizes):
-            kept = _width_first(kept_size)
+        if self._crops_resized and self.mode == "memory" and any(_exceeds(own, kept_size) for own in sizes):
+            kept = size_text(*kept_size)
             self.notes.append(
-                f"Training images are kept at {kept} pixels and cropped there; --data-mode stream crops the originals."
+                f"Training images are kept at {kept} and cropped there; --data-mode stream crops the originals."
             )
 
     def augmentation(
@@ -76,55 +77,57 @@ class WholeImagePlan:
         if not self._crops_resized:
             return as_is, BatchAugmentation(settings, num_outputs, self._padding)
         height, width = np.array(cache.sizes).T
-        crop = ResizedCrop(width / height, preprocessing.input_size[1], preprocessing.interpolation)
+        crop = ResizedCrop(width / height, preprocessing.input_size[1:], preprocessing.interpolation)
         return as_is, BatchAugmentation(settings, num_outputs, crop=crop)
 
 
-def _input_size(wanted: int | None, sizes: set[tuple[int, int]], cfg: Mapping[str, Any]) -> int:
-    """Return the given side, or the data's if all are equal and small, or the model's; a fixed size is kept."""
+def _input_size(wanted: tuple[int, ...] | None, sizes: set[tuple[int, int]], cfg: Mapping[str, Any]) -> tuple[int, int]:
+    """Return height and width as given, or the data's if all are equal and small, or the model's; a fixed one stays."""
     if wanted is not None:
-        return wanted
+        return wanted[0], wanted[-1]
     if len(sizes) == 1 and not cfg.get("fixed_input_size"):
         (size,) = sizes
         if max(size) <= SMALL:
-            return max(min(size), 8)
-    height, width = (cfg.get("input_size") or (3, 224, 224))[1:]
-    if height != width:
-        raise UserError(f"The model expects {width}x{height} pixels, but training uses square images: give --img-size.")
-    return int(width)
+            return max(size[0], 8), max(size[1], 8)
+    _, height, width = cfg.get("input_size") or (3, 224, 224)
+    return int(height), int(width)
 
 
-def _crop_mode(settings: PreprocessingSettings, size: int, is_sample: bool) -> str:
+def _crop_mode(settings: PreprocessingSettings, size: tuple[int, int], is_sample: bool) -> str:
     if settings.train_crop_mode != "auto":
         return settings.train_crop_mode
-    if size > SMALL:
+    if max(size) > SMALL:
         return "rrc"
     return "none" if is_sample and settings.crop_padding is None else "pad"  # the sample's garments fill the image
 
 
-def _refuse_unused(settings: PreprocessingSettings, crop_mode: str, size: int) -> None:
+def _refuse_unused(settings: PreprocessingSettings, crop_mode: str, size: tuple[int, int]) -> None:
     own = PreprocessingSettings()
     if crop_mode != "rrc" and (settings.scale, settings.ratio) != (own.scale, own.ratio):
         raise UserError("--scale and --ratio have no effect without --train-crop-mode rrc: leave them out.")
     if crop_mode != "pad" and settings.crop_padding:
         raise UserError(f"--crop-padding has no effect with --train-crop-mode {crop_mode}: leave it out.")
-    smallest, largest = (int(size * side) for side in settings.cutmix_minmax or (0, 1))
+    smallest, largest = (int(min(size) * side) for side in settings.cutmix_minmax or (0, 1))
     if smallest >= largest:
         raise UserError(f"--cutmix-minmax must give a range of sides; it is {smallest} to {largest} pixels here.")
 
 
-def _padding(settings: PreprocessingSettings, size: int) -> int:
-    padding = settings.crop_padding if settings.crop_padding is not None else round(size / 8)
-    if padding > size:
-        raise UserError(f"--crop-padding {padding} is more than the image, which is {size} pixels high.")
+def _padding(settings: PreprocessingSettings, size: tuple[int, int]) -> int:
+    padding = settings.crop_padding if settings.crop_padding is not None else round(min(size) / 8)
+    if padding > min(size):
+        raise UserError(f"--crop-padding {padding} is more than the image, which is {size_text(*size)}.")
     return padding
 
 
-def _kept_size(sizes: set[tuple[int, int]], size: int) -> tuple[int, int]:
+def _kept_size(sizes: set[tuple[int, int]], size: tuple[int, int]) -> tuple[int, int]:
     """Return height and width of images kept for random resized crops; crops of larger ones would be aliased."""
-    if len(sizes) == 1 and max(max(sizes)) <= round(size * MARGIN):
-        return min(sizes)
-    return round(size * MARGIN), round(size * MARGIN)
+    largest = round(size[0] * MARGIN), round(size[1] * MARGIN)
+    return min(sizes) if len(sizes) == 1 and not _exceeds(min(sizes), largest) else largest
+
+
+def _exceeds(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Return whether a size is higher or wider than another one."""
+    return size[0] > other[0] or size[1] > other[1]
 
 
 def _mode(data: DataSettings, settings: PreprocessingSettings, size: int) -> Mode:
@@ -141,17 +144,13 @@ def _notes(
     size = preprocessing.input_size[1:]
     trained = tuple(initial_cfg.get("input_size") or preprocessing.input_size)[1:]
     if trained != size:
-        yield f"The initial weights were trained at {_width_first(trained)}; this run uses {_width_first(size)}."
-    cut = [own for own in sizes if 3 * min(own) < 2 * max(own)]
+        yield f"The initial weights were trained at {size_text(*trained)}; this run uses {size_text(*size)}."
+    shapes = {own: own[1] * size[0] / (own[0] * size[1]) for own in sizes}  # width / height, relative to the input's
+    cut = [own for own, shape in shapes.items() if not 2 / 3 <= shape <= 3 / 2]
     if preprocessing.crop_mode == "center" and cut:
         where = " in validation" if crops_resized else ""
-        example = _width_first(cut[0])
-        yield f"Only the central square of images such as {example} is used{where}; --crop-mode squash keeps all."
-
-
-def _width_first(size: tuple[int, int]) -> str:
-    """Return height and width as users write sizes."""
-    return "x".join(map(str, reversed(size)))
+        example = size_text(*cut[0])
+        yield f"Only the centre of images such as {example} is used{where}; --crop-mode squash keeps all."
 
 
 class DensePlan:
@@ -171,7 +170,8 @@ class DensePlan:
         resize: tuple[float, float],
     ) -> None:
         self._settings, self._resize = settings, resize
-        height = width = settings.img_size or CROP
+        given = settings.img_size or (CROP,)
+        height, width = given[0], given[-1]
         if settings.img_size is None and (sizes := set(train.sizes) - {(0, 0)}):
             largest = 32 * math.ceil(max(map(max, sizes)) / 32)  # divisible by the stride of most backbones
             height, width = sizes.pop() if len(sizes) == 1 else (largest, largest)

@@ -44,9 +44,9 @@ class Preprocessing:
     def fitted(self, settings: FitSettings) -> "Preprocessing":
         """Return a copy with the size, filter and crop that the settings give."""
         given = settings.given()
-        size = given.pop("img_size", None)
+        sides = given.pop("img_size", self.input_size[1:])
         given.pop("use_train_size", None)
-        return replace(self, **given, input_size=(self.input_size[0], size, size) if size else self.input_size)
+        return replace(self, **given, input_size=(self.input_size[0], sides[0], sides[-1]))
 
     def to_bytes(self, images: Tensor) -> npt.NDArray[np.uint8]:
         """Convert normalised images [B, C, H, W] back to pictures [B, H, W, C]."""

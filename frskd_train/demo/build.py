@@ -18,6 +18,7 @@ from frskd_train.data.images import open_image
 from frskd_train.data.source import read_sample
 from frskd_train.demo.runtime import FILES, find_runtime
 from frskd_train.disk import disk_errors
+from frskd_train.errors import size_text
 from frskd_train.found_student import FoundStudent
 from frskd_train.report.formats import export_onnx
 from frskd_train.report.forms import FORMS
@@ -114,7 +115,7 @@ def _describe(found: FoundStudent, size: tuple[int, int] | None) -> dict[str, An
         "title": _title(student),
         "summary": _summary(student, metrics),
         "method": _method(student, metrics),
-        "details": f"{student.architecture}, images of {width}x{height} pixels.",
+        "details": f"{student.architecture}, images of {size_text(height, width)}.",
         "classes": student.class_names,
         "channels": channels,
         "size": [height, width],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from frskd_timm.errors import UserError, first_line
+from frskd_train.errors import size_text
 from frskd_train.settings import HeldOut
 
 # Scores of a network by name: percent, and `loss`. None stands for a number that is not finite.
@@ -131,8 +132,8 @@ class Metrics:
 
     @property
     def image_shape(self) -> str:
-        """Height and width of the images, such as '224x224'."""
-        return f"{self.img_size}x{self.img_width or self.img_size}"
+        """Height and width of the images, such as '224x224 pixels'."""
+        return size_text(self.img_size, self.img_width or self.img_size)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Metrics":

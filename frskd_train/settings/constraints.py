@@ -66,6 +66,15 @@ class Pattern:
 
 
 @dataclass(frozen=True)
+class Sides:
+    """One number, the side of a square, or two, height and width."""
+
+    def refusal(self, values: tuple[int, ...]) -> str | None:
+        """Say how many values there would have to be, or return None."""
+        return None if len(values) in (1, 2) else "the side of a square, or height and width"
+
+
+@dataclass(frozen=True)
 class OneOf:
     """The allowed words."""
 

@@ -16,6 +16,7 @@ from frskd_train.settings.constraints import (
     NotNegative,
     Positive,
     Range,
+    Sides,
 )
 from frskd_train.settings.library import DEFAULT
 
@@ -72,9 +73,9 @@ class DataSettings:
 class PreprocessingSettings:
     """Size, colours and augmentation of the images."""
 
-    img_size: Annotated[int | None, Range(low=8, high=4096), FIXED] = None
-    """Height and width in pixels; for segmentation, those of the training crops.
-    By default the shorter side of the images, if all have the same size of at most 64 pixels and the model takes any.
+    img_size: Annotated[tuple[int, ...] | None, Sides(), Range(low=8, high=4096), FIXED] = None
+    """Side of a square, or height and width, in pixels; for segmentation, of the training crops.
+    By default the images' own size, if all have the same size of at most 64 pixels and the model takes any.
     Otherwise the size of the model, or in segmentation that of the data up to 512."""
     in_chans: Annotated[Literal[1, 3], FIXED] = 3
     """Input channels of the student; grayscale images are repeated to 3 channels."""
@@ -89,14 +90,14 @@ class PreprocessingSettings:
     """Fraction of the resized side that the centre crop keeps, also in training without random resized crops.
     By default 1, or with random resized crops the model's own if it has weights."""
     crop_mode: Annotated[Literal["center", "squash"] | None, CLASSIFICATION] = None
-    """How non-square images are fitted, in validation and in training without random resized crops.
-    center: resize the shorter side and crop the centre. squash: resize both sides.
+    """How images of another shape are fitted, in validation and in training without random resized crops.
+    center: resize until the input is filled and crop the centre. squash: resize both sides.
     By default the model's own if it has weights, else center."""
     train_crop_mode: Annotated[Literal["auto", "pad", "rrc", "none"], CLASSIFICATION] = "auto"
     """pad: random crop of the padded image. rrc: random resized crop. auto: pad up to 64 pixels, else rrc.
     With auto, the included sample is cropped only if --crop-padding is given."""
     crop_padding: Annotated[int | None, NotNegative, CLASSIFICATION] = None
-    """Pixels of padding on each side for `pad`; by default an eighth of the size (4 at 32)."""
+    """Pixels of padding on each side for `pad`; by default an eighth of the shorter side (4 at 32)."""
     scale: Annotated[tuple[float, float], Range(above=0, high=1), CLASSIFICATION] = (0.08, 1.0)
     """Smallest and largest fraction of the image area that rrc keeps."""
     ratio: Annotated[tuple[float, float], Positive, CLASSIFICATION] = (3 / 4, 4 / 3)
@@ -166,12 +167,12 @@ class LabelSettings:
 class FitSettings:
     """How images are fitted to the network; by default as the model's own configuration says."""
 
-    img_size: Annotated[int | None, Range(low=8, high=4096)] = None
-    """Height and width of the network's input in pixels."""
+    img_size: Annotated[tuple[int, ...] | None, Sides(), Range(low=8, high=4096)] = None
+    """Side of the network's input if it is square, or its height and width, in pixels."""
     crop_pct: Annotated[float | None, Range(above=0, high=1)] = None
     """Fraction of the resized image's side that the centre crop keeps."""
     crop_mode: Literal["center", "squash", "border"] | None = None
-    """center: resize the shorter side. squash: resize both. border: resize the longer side and fill the rest."""
+    """center: resize and crop to fill the input. squash: resize both sides. border: resize to fit, fill the rest."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """Resizing filter."""
     use_train_size: bool = False

@@ -118,9 +118,6 @@ def _refuse_unknown(args: Sequence[str], script: str, kind: type, table: Mapping
         hint = f": give --model {args[0]}." if is_run else _hint("data_dir", kind, table)
         raise SettingsError(f"{script} takes flags only, not '{args[0]}'{hint}")
     given, known = _given(args), {name for name, facts in declared(kind).items() if Suppress not in facts}
-    sides = given.get("img_size", [[]])[-1][:2]  # short flags may follow
-    if len(sides) == 2 and all(side.isdecimal() for side in sides):
-        raise SettingsError(f"--img-size takes one number, the side of a square, not {' '.join(sides)}.")
     for name in given:
         if name.removeprefix("no_") not in known and name != "help" and not name.startswith("tyro"):
             raise SettingsError(f"{script} has no {flag(name)}{_hint(name, kind, table)}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from frskd_train.errors import SettingsError, either
 from frskd_train.settings import Settings, declared, default_settings, flag, flat, foreign
-from frskd_train.settings.constraints import LOCAL, OneOf, Pattern, Range
+from frskd_train.settings.constraints import LOCAL, OneOf, Pattern, Range, Sides
 from frskd_train.settings.model import SELF_TEACHERS
 
 # Arguments of timm.create_model that have their own setting or change what it returns.
@@ -138,8 +138,12 @@ def refuse_unused(times_given: Mapping[str, int], settings: Settings) -> None:
     """
     values, defaults = flat(settings), flat(default_settings(settings.model.task))
     changed = {name for name in times_given if name in values and values[name] != defaults[name]}
+    facts = declared(Settings)
     for name, times in times_given.items():
-        if times > 1 and isinstance(values.get(name), (list, dict)):
+        is_collection = isinstance(values.get(name), (list, dict)) and not any(
+            isinstance(fact, Sides) for fact in facts[name]
+        )
+        if times > 1 and is_collection:
             raise SettingsError(f"{flag(name)} is given twice: give all its values after one {flag(name)}.")
     for name, schedulers in OF_SCHEDULER.items():
         if name in changed and values["sched"] not in schedulers:
@@ -172,7 +176,11 @@ def check_ranges(group: Any) -> None:
         if value == "":
             why = " (a published recipe does not hold its author's paths)" if LOCAL in facts else ", or leave it out"
             raise SettingsError(f"{flag(name)} is empty: give a value{why}.")
-        for part in value if isinstance(value, tuple) else () if value is None else (value,):
+        parts = value if isinstance(value, tuple) else () if value is None else (value,)
+        for fact in facts:
+            if isinstance(fact, Sides) and value is not None and (refusal := fact.refusal(parts)):
+                raise SettingsError(f"{flag(name)} takes {refusal}, not {len(parts)} numbers.")
+        for part in parts:
             if isinstance(part, str) and re.search(r"[\x00-\x1f\x7f]", part):
                 raise SettingsError(f"{flag(name)} contains a control character: {part!r}.")
             for fact in facts:

@@ -21,7 +21,7 @@ _TRAIN = {
     "train_size_random_mix train_size_schedule train_size_schedule_spread variable_batch_loss_scale naflex_loader "
     "naflex_loss_scale naflex_max_seq_len naflex_train_seq_lens naflex_patch_size_probs naflex_patch_sizes "
     "naflex_patchify_channels_first",
-    "--in-chans and --img-size": "input_img_mode input_size",
+    "--in-chans and --img-size HEIGHT WIDTH": "input_img_mode input_size",
     "--initial-checkpoint, which reads weights only": "no_resume_opt pretrained_path",
     "--interpolation": "train_interpolation",
     "--layer-decay, without bounds": "layer_decay_min_scale layer_decay_no_opt_scale",
@@ -53,7 +53,7 @@ _TRAIN = {
 }
 _VALIDATE = {
     "none, it is part of the model": "in_chans mean num_classes pretrained std",
-    "--img-size; the channels are those of the model": "input_size",
+    "--img-size HEIGHT WIDTH; the channels are those of the model": "input_size",
     "--model, which takes the folder of a run or a student": "checkpoint",
     "--output": "results_file",
     "none, all images of the split are scored": "train_num_samples",
