@@ -271,7 +271,7 @@ class DistillationTask(StudentTask):
             probabilities = outputs.batch.mixing.float() @ outputs.teacher_logits.float().softmax(dim=1)
             outputs = outputs._replace(teacher_logits=probabilities.clamp_min(1e-12).log())
         weight = self._gate_weights(outputs, target)
-        return self.logit_loss(outputs.teacher_logits, outputs.logits, target, self.temperature, weight)
+        return self.logit_loss(outputs.teacher_logits.detach(), outputs.logits, target, self.temperature, weight)
 
     def _gate_weights(self, outputs: Outputs, target: Tensor) -> Tensor | None:
         """Return 1 for images or pixels whose soft labels count and 0 for the others; None if all count."""

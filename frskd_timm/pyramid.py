@@ -36,6 +36,7 @@ class Pyramid:
         indices: Indices of the levels in `forward_intermediates`, fine to coarse.
         channels: Channels of each level.
         sizes: (height, width) of each level at `input_size`.
+        preactivation: Whether each map is read before its activation.
 
     Raises:
         UserError: The model has no usable maps; the message gives the reason.
@@ -60,6 +61,7 @@ class Pyramid:
             )
         self.channels = [shapes[i][0] for i in self.indices]
         self.sizes = [shapes[i][1] for i in self.indices]
+        self.preactivation = preactivation
         self._before: list[Place] = []
         if preactivation:
             self._before = _find_activations(model, sample_images(model, input_size), self.indices)

@@ -3,11 +3,16 @@
 import importlib
 import pkgutil
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from frskd_timm.errors import UserError
 
 T = TypeVar("T")
+
+
+def _place(builder: Callable[..., Any]) -> Any:
+    """Return module and name of a builder, or the builder if it has no name, as a `functools.partial`."""
+    return (builder.__module__, builder.__qualname__) if hasattr(builder, "__qualname__") else builder
 
 
 class Registry(Generic[T]):
@@ -26,13 +31,21 @@ class Registry(Generic[T]):
     def register(self, name: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
         """Return a decorator that registers a builder (a class or a function) under `name`.
 
+        A builder of the same place in the same module, as of a notebook's cell that is run again, replaces the former.
+
         Raises:
+            TypeError: There is no name.
             ValueError: The name is already registered.
         """
+        if not isinstance(name, str):
+            raise TypeError(f"A {self.kind} is registered with a name: @register('mine'), not @register.")
 
         def decorate(builder: Callable[..., T]) -> Callable[..., T]:
-            if name in self._builders:
-                raise ValueError(f"There is already a {self.kind} named '{name}'.")
+            if not str(builder.__module__).startswith(self.package):
+                self.names()  # so that the package's own parts have their names first
+            other = self._builders.get(name, builder)
+            if other is not builder and _place(other) != _place(builder):
+                raise ValueError(f"There is already a {self.kind} named '{name}', in {other.__module__}.")
             self._builders[name] = builder
             return builder
 

@@ -17,7 +17,7 @@ from frskd_timm.losses import FEATURE_LOSSES, FeatureLoss
 from frskd_timm.losses.functional import UNLABELLED, soft_label_loss
 from frskd_timm.pyramid import Pyramid, sample_images
 from frskd_timm.student_task import Terms
-from frskd_timm.teachers import SelfTeacher, check_outputs, create_self_teacher
+from frskd_timm.teachers import SelfTeacher, check_outputs, checked_result, create_self_teacher
 from frskd_timm.teachers.blocks import global_average
 
 TEACHER_VIEWS = ("same", "clean")
@@ -88,6 +88,16 @@ class FRSKDTask(DistillationTask):
             raise UserError(f"Unknown teacher_view '{teacher_view}'; choose from {', '.join(TEACHER_VIEWS)}.")
         if sla_weight < 0:
             raise UserError(f"sla_weight must be at least 0, not {sla_weight:g}.")
+        if len(pyramid.channels) != len(self_teacher.channels):
+            levels = f"{len(pyramid.channels)} levels and the self-teacher {len(self_teacher.channels)}"
+            raise UserError(f"The pyramid has {levels}: create the self-teacher for the channels of the pyramid.")
+        before = feature_loss is not None and feature_loss.preactivation
+        if any(getattr(part, "preactivation", before) != before for part in (pyramid, self_teacher)):
+            when = "before" if before else "after"
+            raise UserError(
+                f"The feature loss compares maps {when} their activation: create the pyramid and the self-teacher with "
+                f"preactivation={before}."
+            )
         self.clean_view = teacher_view == "clean"
         if sla is not None and self.clean_view:
             raise UserError("SLA cannot be combined with the teacher_view clean; leave one of them out.")
@@ -156,7 +166,10 @@ class FRSKDTask(DistillationTask):
         if sla and input_size[1] != input_size[2]:
             raise UserError(f"SLA rotates the images, so they must be square, not {input_size[1]}x{input_size[2]}.")
         heads = SLAHeads(pyramid.channels[-1], teacher.channels[-1], num_classes) if sla else None
-        feature = loss_class and loss_class(pyramid.channels, teacher)
+        try:
+            feature = loss_class and loss_class(pyramid.channels, teacher)
+        except TypeError as error:
+            raise UserError(f"The feature loss '{feature_loss}' cannot be created: {error}.") from error
         return cls(student, pyramid, teacher, feature, beta=beta, sla=heads, **options)
 
     def run_networks(self, images: Tensor, networks: Mapping[str, nn.Module]) -> Outputs:
@@ -220,4 +233,5 @@ class FRSKDTask(DistillationTask):
 
     def refine(self, maps: list[Tensor], networks: Mapping[str, nn.Module]) -> tuple[list[Tensor], Tensor]:
         """Run the self-teacher on the student's maps after their activation, whatever the feature loss."""
-        return networks["self_teacher"](self.entering(self.pyramid.activate(networks["student"], maps)))
+        result = networks["self_teacher"](self.entering(self.pyramid.activate(networks["student"], maps)))
+        return checked_result(result, maps, self.self_teacher.channels)

@@ -2,10 +2,12 @@
 
 import ctypes
 import functools
+import math
 import os
 import platform
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from timm.optim import muon
 from frskd_timm.errors import UserError, first_line
 from frskd_train.settings import LoopSettings
 
+SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # numbers of processes
+CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # microseconds of processor time, and the period in which they may be used
 LAUNCHED = {"no": "auto", "bf16": "bfloat16", "fp16": "float16"}  # precisions of `accelerate launch`
 
 
@@ -25,8 +29,9 @@ def start_accelerator(
 ) -> Accelerator:
     """Create the accelerator with the right precision, and give this process its share of the cores.
 
-    Launchers allow one thread per process by default; here the cores are divided evenly. Without a launcher,
-    OMP_NUM_THREADS has its usual meaning. Raises UserError if the device cannot use the precision.
+    Launchers allow one thread per process by default; here the cores are divided evenly. Other values of
+    OMP_NUM_THREADS keep their meaning, up to the number of cores. Raises UserError if the environment is not that of a
+    launcher, or the device cannot use the precision.
     """
     # Accelerate has to be told that several processes without a GPU belong together. Apple's GPUs have no float64, in
     # which losses and scores are summed.
@@ -36,18 +41,25 @@ def start_accelerator(
         refuse_missing_processes()
     refuse_launcher_settings(settings, training)
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of 1x1 kernels: harmless
-    given = sorted(os.environ.keys() & {"WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "PMI_SIZE"})
+    given = sorted(os.environ.keys() & {*SIZES, "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"})
     try:
         state = PartialState(cpu=cpu)
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    except ValueError as error:
+    except (ValueError, ImportError, NotImplementedError) as error:
+        if not given:
+            raise UserError(f"Accelerate could not start: {first_line(error)}.") from error
         raise UserError(
             f"{', '.join(given)} in the environment is not from a launcher ({first_line(error)}): unset it, or start "
             "with torchrun or accelerate launch."
         ) from error
+    if state.num_processes == 1:
+        refuse_separate_processes()
+    wanted = os.environ.get("OMP_NUM_THREADS")
     launched = {"ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"} & os.environ.keys()  # they set OMP_NUM_THREADS to 1
-    if settings.threads or launched or "OMP_NUM_THREADS" not in os.environ:
+    if settings.threads or not wanted or (launched and wanted == "1"):
         torch.set_num_threads(settings.threads or max(1, cores() // local_processes))
+    elif launched:  # Accelerate counts all cores of the machine
+        torch.set_num_threads(min(torch.get_num_threads(), cores()))
     if state.device.type == "cpu":
         keep_freed_memory()
     if not _fast_bfloat16(state.device):
@@ -67,12 +79,22 @@ def refuse_missing_processes() -> None:
     """Raise UserError if `accelerate launch` should have started several processes on the CPU but started only one."""
     # Accelerate sets a master address only for several processes, and starts them on CPUs only through MPI.
     asked = os.environ.keys() >= {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"}
-    launchers = {"WORLD_SIZE", "RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"}
-    if asked and not launchers & os.environ.keys():  # these set one of them for every process
+    if asked and not {*SIZES, "RANK"} & os.environ.keys():  # launchers set one of them for every process
         raise UserError(
             "accelerate launch starts only one process on a CPU: use torchrun --nproc_per_node N train.py for several, "
             "or unset MASTER_PORT."
         )
+
+
+def refuse_separate_processes() -> None:
+    """Raise UserError if a launcher started several processes of which Accelerate knows only this one."""
+    # On GPUs, Accelerate reads the variables of torch's launcher only.
+    for name in SIZES:
+        if os.environ.get(name, "") not in ("", "1"):
+            raise UserError(
+                f"{name} is {os.environ[name]}, but each process would train alone: start with torchrun or accelerate "
+                f"launch, or unset {name}."
+            )
 
 
 def refuse_launcher_settings(settings: LoopSettings, training: bool = True) -> None:
@@ -100,8 +122,12 @@ def _is_set(name: str) -> bool:
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may use, also in a container with a limit of processor time."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no control group, or without a limit ("max")
+        quota, period = CPU_LIMIT.read_text(encoding="ascii").split()
+        count = min(count, math.ceil(int(quota) / int(period)))
+    return count
 
 
 def keep_freed_memory() -> None:

@@ -64,11 +64,12 @@ def _print_error(message: object) -> None:
 
 def _is_first_to_complain() -> bool:
     """Return whether this is the first process of its launcher to print an error; an empty file records it."""
-    ids = (os.getuid() if hasattr(os, "getuid") else 0, os.getppid(), os.environ.get("MASTER_PORT", ""))
+    launch = [os.environ.get(name, "") for name in ("MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")]
+    ids = (os.getuid() if hasattr(os, "getuid") else 0, os.getppid(), *launch)
     claim = Path(tempfile.gettempdir()) / f"frskd-complaint-{'-'.join(map(str, ids))}"
     for other in claim.parent.glob(f"frskd-complaint-{ids[0]}-*"):
         with suppress(OSError):
-            if time.time() - other.stat().st_mtime > 60:  # left over from an earlier run, perhaps with the same ids
+            if time.time() - other.stat().st_mtime > 15:  # left over from an earlier run, perhaps with the same ids
                 other.unlink()
     try:
         claim.open("x").close()

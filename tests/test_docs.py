@@ -33,9 +33,9 @@ from frskd_train.settings.timm_flags import TRAIN, VALIDATE
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "MODEL_CARD.md", *sorted((ROOT / "docs").glob("*.md"))]
-LAUNCHER = {  # of accelerate launch, torchrun and hf jobs
+LAUNCHER = {  # of accelerate launch, torchrun, srun and hf jobs
     "--flavor", "--machine_rank", "--main_process_ip", "--main_process_port", "--multi_gpu", "--nproc_per_node",
-    "--mixed_precision", "--num_machines", "--num_processes", "--quiet", "--secrets", "--timeout",
+    "--mixed_precision", "--num_machines", "--num_processes", "--ntasks", "--quiet", "--secrets", "--timeout",
 }  # fmt: skip
 # Blocks that test_finetuning.py and test_timm.py run and look into
 TESTED_ELSEWHERE = ("load_digits", "RetinaNet", "create_scheduler_v2")
@@ -150,6 +150,7 @@ def test_every_page_is_in_the_navigation() -> None:
 @pytest.mark.parametrize("code", BLOCKS)
 def test_code_blocks_run(code: str, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(GATES, "_builders", {name: GATES.get(name) for name in GATES.names()})  # a block adds one
     if "SegmentationStudent" in code:
         SegmentationStudent("test_resnet", num_classes=3, channels=8, layers=1).save_pretrained(tmp_path)
         code = code.replace("runs/RUN/student", str(tmp_path))

@@ -1,6 +1,5 @@
 """Training as a user runs it: `train.py` on the sample that ships."""
 
-import functools
 import json
 import sys
 import time
@@ -17,11 +16,10 @@ from runs import assert_same, rows, small, train_here, train_together
 from safetensors.torch import load_file
 
 from frskd_timm.errors import UserError
-from frskd_train import device, start_of_run
+from frskd_train import start_of_run
 from frskd_train.checkpoint import latest_checkpoint
 from frskd_train.errors import SettingsError
 from frskd_train.report.evaluation import read_evaluation
-from frskd_train.settings import LoopSettings
 
 
 def test_a_run_leaves_what_it_promises(finished) -> None:
@@ -140,29 +138,6 @@ def test_a_mistake_gets_one_clear_sentence(flags: list[str], words: list[str], t
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-@pytest.mark.parametrize(
-    ("launched", "word"),
-    [
-        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP"),
-        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "PARALLELISM_CONFIG"),
-        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "--grad-accum-steps 4"),
-        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "--torchcompile"),
-        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "fp8"),
-        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "float16"),
-    ],
-)
-def test_settings_of_the_launcher_are_followed_or_refused(
-    launched: dict[str, str], word: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in launched.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=word):
-        device.start_accelerator(LoopSettings())
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert device.precision(LoopSettings(), torch.device("cpu")) == "bf16"
-    assert device.precision(LoopSettings(amp=False), torch.device("cpu")) == "no"
-
-
 def test_a_mistake_ends_the_command_with_one_line(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = train("--lr", -1, "--output-dir", tmp_path / "run", check=False)
     assert done.returncode == 2
@@ -245,43 +220,6 @@ def test_accumulated_and_clipped_gradients_are_those_of_a_larger_batch(places: P
     whole = trained("--batch-size", 8, *clipped)
     torch.testing.assert_close(trained("--batch-size", 4, "--grad-accum-steps", 2, *clipped), whole, atol=1e-6, rtol=0)
     assert (trained("--batch-size", 8) - whole).abs().max() > 0.1  # so the gradients are larger than the limit
-
-
-@pytest.mark.parametrize("launcher", [{}, {"LOCAL_WORLD_SIZE": "1"}], ids=["none", "torchrun"])
-def test_without_a_launcher_the_number_of_threads_of_the_environment_is_kept(
-    launcher: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {"OMP_NUM_THREADS": "1", **launcher}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(device, "cores", lambda: 3)
-    before = torch.get_num_threads()
-    device.start_accelerator(LoopSettings(amp=False))
-    found = torch.get_num_threads()
-    torch.set_num_threads(before)
-    assert found == (3 if launcher else before)
-
-
-def test_muon_does_not_emulate_bfloat16(monkeypatch) -> None:
-    gradient = torch.randn(64, 128, generator=torch.manual_seed(0))
-
-    def step() -> torch.Tensor:
-        parameter = torch.nn.Parameter(torch.zeros(64, 128))
-        optimizer = timm.optim.create_optimizer_v2([parameter], opt="muon", lr=1.0)
-        parameter.grad = gradient.clone()
-        optimizer.step()
-        return parameter.detach()
-
-    newton_schulz = timm.optim.muon.zeropower_via_newtonschulz
-    newton_schulz = getattr(newton_schulz, "func", newton_schulz)  # timm's own, also after a training in this process
-    double = functools.partial(newton_schulz, dtype=torch.float64)
-    monkeypatch.setattr(timm.optim.muon, "zeropower_via_newtonschulz", double)
-    exact = step()
-    for fast, error in ((True, 1e-1), (False, 1e-4)):  # bfloat16 has 8 bits, float32 24
-        monkeypatch.setattr(timm.optim.muon, "zeropower_via_newtonschulz", newton_schulz)
-        monkeypatch.setattr(device, "_fast_bfloat16", lambda _, fast=fast: fast)
-        device.start_accelerator(LoopSettings(amp=False, threads=1))
-        found = (step() - exact).abs().max() / exact.abs().max()
-        assert error / 1000 < found < error
 
 
 @pytest.mark.long

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from frskd_timm.errors import UserError
 from frskd_timm.registry import Registry
 
 
 class FeatureLoss(nn.Module, ABC):
     """Distance D between the student's maps and the refined maps of the self-teacher (FRSKD, section 3.2).
 
-    Gradients flow to the student's maps and the projections of the loss, never to the self-teacher's maps. Distances
+    Gradients flow to the student's maps and the projections of the loss, not to the self-teacher's maps. Distances
     are computed in float32, projections in the precision of autocast.
 
     Attributes:
@@ -40,11 +41,14 @@ class FeatureLoss(nn.Module, ABC):
         """
         masks: Sequence[Tensor | None] = [None] * len(student) if valid is None else valid
         levels = enumerate(zip(student, teacher, masks, strict=True))
-        return torch.stack([self.distance(i, *maps) for i, maps in levels]).sum()
+        distances = [self.distance(i, own, other.detach(), mask) for i, (own, other, mask) in levels]
+        if distances[0].ndim:
+            raise UserError(f"The distance of {type(self).__name__} must be a scalar, not {list(distances[0].shape)}.")
+        return torch.stack(distances).sum()
 
     @abstractmethod
     def distance(self, level: int, student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:
-        """Compute the scalar distance of one level; the arguments are those of `forward`."""
+        """Compute the scalar distance of one level; the arguments are those of `forward`, `teacher` detached."""
 
 
 FEATURE_LOSSES: Registry[FeatureLoss] = Registry("feature loss", __name__)

@@ -24,7 +24,7 @@ class FitNetLoss(FeatureLoss):
         )
 
     def distance(self, level: int, student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:
-        source, target = self.projections[level](student).float(), teacher.detach().float()
+        source, target = self.projections[level](student).float(), teacher.float()
         if valid is None:
             return F.mse_loss(source, target)
         return weighted_mean((source - target).square().mean(dim=1), valid.float())

@@ -21,7 +21,7 @@ def weights_of_classes(weights: Sequence[float] | None, num_classes: int) -> Ten
             f"There are {len(weights)} class weights for {num_classes} classes; give one per class, none negative and "
             "not all 0."
         )
-    return torch.tensor(weights, dtype=torch.float32)
+    return torch.tensor([float(weight) for weight in weights])
 
 
 def trust(logits: Sequence[Tensor], target: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class OverhaulLoss(FeatureLoss):
 
     def distance(self, level: int, student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:
         source = self.projections[level](student).float()
-        target = torch.maximum(teacher.detach().float(), getattr(self, f"margin{level}"))
+        target = torch.maximum(teacher.float(), getattr(self, f"margin{level}"))
         counts = (source > target) | (target > 0)
         squared = (source - target).square() * (counts if valid is None else counts & valid.unsqueeze(1))
         return squared.sum() / len(source) / 2 ** (len(self.projections) - 1 - level)

@@ -144,7 +144,7 @@ class SegmentationTask(_PixelTask, DistillationTask):
         weight, gate = self._labelled(target).float(), self._gate_weights(outputs, target)
         weight = weight if gate is None else weight * gate
         teacher, student = (logits.movedim(1, -1).flatten(0, -2) for logits in (outputs.teacher_logits, outputs.logits))
-        return self.logit_loss(teacher, student, target.flatten(), self.temperature, weight.flatten())
+        return self.logit_loss(teacher.detach(), student, target.flatten(), self.temperature, weight.flatten())
 
     def valid_positions(self, outputs: Outputs, target: Tensor) -> list[Tensor]:
         """Return a mask per map of the positions with at least half of their pixels labelled."""

@@ -1,8 +1,8 @@
 """Self-teachers: `teacher(features) -> (refined_features, logits)`.
 
 To add one, put a function or class into a file of this folder and decorate it with `@SELF_TEACHERS.register(name)`. It
-is called as `builder(channels, num_classes, **options)`, with the options of `create_self_teacher`, and returns a
-`SelfTeacher`; flags, help and tests find it.
+is called as `builder(channels, num_classes, **options)`, with the options of `create_self_teacher`, of which
+`FRSKDTask.create` always gives `depth` and `fits`, and returns a `SelfTeacher`; flags, help and tests find it.
 """
 
 from abc import ABC, abstractmethod
@@ -17,6 +17,9 @@ from frskd_timm.registry import Registry
 
 class SelfTeacher(nn.Module, ABC):
     """Network that refines a student's feature maps and classifies from them.
+
+    It learns from its logits alone, since the feature loss does not train it, so every parameter must influence them:
+    DDP stops at a parameter without a gradient.
 
     Attributes:
         channels: Channels of each refined map, fine to coarse.
@@ -41,8 +44,31 @@ class SelfTeacher(nn.Module, ABC):
         """
 
     def output_norms(self) -> list[nn.BatchNorm2d]:
-        """Return the last batch normalisation before each refined map, for losses that read its statistics."""
-        raise TypeError(f"{type(self).__name__} does not end in batch normalisations, which this feature loss reads.")
+        """Return the last batch normalisation before each refined map, for losses that read its statistics.
+
+        Raises:
+            UserError: There is none.
+        """
+        raise UserError(f"{type(self).__name__} does not end in batch normalisations, which this feature loss reads.")
+
+
+def checked_result(result: Any, maps: Sequence[Tensor], channels: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+    """Return refined maps and logits of a self-teacher that was given these maps.
+
+    Raises:
+        UserError: They are not what `SelfTeacher.forward` promises.
+    """
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Tensor)):
+        raise UserError("A self-teacher must return (refined_maps, logits).")
+    refined, logits = result
+    found = [tuple(map_.shape[1:]) for map_ in refined]
+    wanted = [(c, *map_.shape[2:]) for c, map_ in zip(channels, maps, strict=True)]
+    if found != wanted:
+        raise UserError(
+            f"The self-teacher returns maps of {found}; they must be {wanted} (channels, height, width), one for each "
+            "map of the student."
+        )
+    return refined, logits
 
 
 def check_outputs(logits: Tensor, teacher_logits: Tensor) -> None:
@@ -69,7 +95,8 @@ def create_self_teacher(name: str, channels: Sequence[int], num_classes: int, **
             paper's. `fits(teacher)` tells whether a self-teacher is small enough, for those that choose a width.
 
     Raises:
-        UserError: The name is unknown, the self-teacher has no such argument, or a number is out of range.
+        UserError: The name is unknown, the self-teacher has no such argument, a number is out of range, or the
+            registered builder does not return a self-teacher for these levels.
     """
     options = {key: value for key, value in options.items() if value is not None}
     for key in ("width", "depth", "repeats"):
@@ -77,6 +104,11 @@ def create_self_teacher(name: str, channels: Sequence[int], num_classes: int, **
             raise UserError(f"The {key} of a self-teacher must be above 0, not {options[key]}.")
     builder = SELF_TEACHERS.get(name)
     try:
-        return builder(list(channels), num_classes, **options)
+        teacher = builder(list(channels), num_classes, **options)
     except TypeError as error:
         raise UserError(f"The self-teacher '{name}' cannot be created: {error}.") from error
+    if not isinstance(teacher, SelfTeacher):
+        raise UserError(f"The self-teacher '{name}' must be a teachers.SelfTeacher, not {type(teacher).__name__}.")
+    if len(getattr(teacher, "channels", ())) != len(channels):
+        raise UserError(f"The self-teacher '{name}' must name the channels of its {len(channels)} maps in `channels`.")
+    return teacher

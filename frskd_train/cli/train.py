@@ -18,13 +18,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SettingsError: A flag or a recipe is wrong.
         UserError: The run is impossible or failed.
     """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # before training starts, Ctrl-C ends the process without a traceback
-    settings = parse_settings(sys.argv[1:] if arguments is None else arguments)
-    # Imported here, so that --help and a wrong flag answer at once.
-    from frskd_train.lost_processes import reporting_lost_processes
-    from frskd_train.trainer import Trainer
+    # Before training starts, Ctrl-C ends the process without a traceback.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        settings = parse_settings(sys.argv[1:] if arguments is None else arguments)
+        # Imported here, so that --help and a wrong flag answer at once.
+        from frskd_train.lost_processes import reporting_lost_processes
+        from frskd_train.trainer import Trainer
 
-    with reporting_lost_processes():
-        trainer = Trainer(settings)  # kept until the end, because freeing a DDP model tears down communication
-        trainer.run()
-    exit_process(0)
+        with reporting_lost_processes():
+            trainer = Trainer(settings)  # kept until the end, because freeing a DDP model tears down communication
+            trainer.run()
+        exit_process(0)
+    finally:
+        signal.signal(signal.SIGINT, before)  # for a notebook

@@ -61,7 +61,7 @@ class DataSettings:
     data_mode: Literal["auto", "memory", "stream"] = "auto"
     """memory: decode once, keep as uint8, augment in batches. stream: decode in workers. auto: memory if it fits."""
     memory_limit: Annotated[float, Positive, PRIVATE] = 2.0
-    """Size in GiB of the decoded images up to which `auto` keeps a dataset in memory."""
+    """Size in GiB of the decoded images up to which `auto` keeps a dataset in memory, in each process."""
     workers: Annotated[int, arg(aliases=["-j"]), NotNegative, PRIVATE] = 2
     """Decoding processes per process when streaming."""
     bad_images: Literal["stop", "skip"] = "stop"

@@ -11,6 +11,6 @@ DEFAULT, SEGMENTATION_DEFAULT = _defaults["CLASSIFICATION"], _defaults["SEGMENTA
 
 def registered(folder: str) -> tuple[str, ...]:
     """List the names that the files of a folder of `frskd_timm` register."""
-    decorator = re.compile(r'^@\w+\.register\("(\w+)"\)', re.MULTILINE)
+    decorator = re.compile(r"""^@\w+\.register\(["']([\w-]+)["']\)""", re.MULTILINE)
     names = {name for file in (_FOLDER / folder).glob("*.py") for name in decorator.findall(file.read_text("utf-8"))}
     return tuple(sorted(names))

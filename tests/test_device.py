@@ -1,0 +1,114 @@
+"""The device, its cores and its precision, and what launchers say about them."""
+
+import functools
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+
+from frskd_timm.errors import UserError
+from frskd_train import device, exits
+from frskd_train.settings import LoopSettings
+
+
+@pytest.mark.parametrize(
+    ("launched", "word"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "PARALLELISM_CONFIG"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "--grad-accum-steps 4"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "--torchcompile"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "fp8"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "float16"),
+    ],
+)
+def test_settings_of_the_launcher_are_followed_or_refused(
+    launched: dict[str, str], word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=word):
+        device.start_accelerator(LoopSettings())
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert device.precision(LoopSettings(), torch.device("cpu")) == "bf16"
+    assert device.precision(LoopSettings(amp=False), torch.device("cpu")) == "no"
+
+
+@pytest.mark.parametrize(
+    ("variables", "threads", "expected"),
+    [
+        ({}, None, 3),
+        ({"OMP_NUM_THREADS": "2"}, None, 2),
+        ({"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "1"}, None, 3),  # a launcher's default
+        ({"OMP_NUM_THREADS": "2", "LOCAL_WORLD_SIZE": "1"}, None, 2),
+        ({"OMP_NUM_THREADS": "64", "ACCELERATE_MIXED_PRECISION": "no"}, None, 3),  # the cores of the whole machine
+        ({"OMP_NUM_THREADS": "2"}, 1, 1),
+    ],
+)
+def test_threads(
+    variables: dict[str, str], threads: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(device, "cores", lambda: 3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(variables.get("OMP_NUM_THREADS", "1")))  # as torch does when it is imported
+    try:
+        device.start_accelerator(LoopSettings(amp=False, threads=threads))
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("limit", "cores"), [("max 100000", 4), ("150000 100000", 2), ("900000 100000", 4), ("", 4)])
+def test_cores_of_a_container(limit: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4), raising=False)
+    monkeypatch.setattr(device, "CPU_LIMIT", tmp_path / "cpu.max")
+    assert device.cores() == 4
+    (tmp_path / "cpu.max").write_text(limit)
+    assert device.cores() == cores
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
+def test_processes_that_would_train_alone_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on GPUs, where Accelerate ignores these variables without LOCAL_RANK."""
+    alone = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
+    monkeypatch.setattr(device, "PartialState", lambda **_: alone)
+    monkeypatch.setenv(name, "4")
+    with pytest.raises(UserError, match=f"{name} is 4, but each process would train alone: start with torchrun"):
+        device.start_accelerator(LoopSettings())
+
+
+def test_one_process_complains_in_each_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exits.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    for attempt in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        assert [exits._is_first_to_complain() for _ in range(2)] == [True, False]
+
+
+def test_muon_does_not_emulate_bfloat16(monkeypatch) -> None:
+    gradient = torch.randn(64, 128, generator=torch.manual_seed(0))
+
+    def step() -> torch.Tensor:
+        parameter = torch.nn.Parameter(torch.zeros(64, 128))
+        optimizer = timm.optim.create_optimizer_v2([parameter], opt="muon", lr=1.0)
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        return parameter.detach()
+
+    newton_schulz = timm.optim.muon.zeropower_via_newtonschulz
+    newton_schulz = getattr(newton_schulz, "func", newton_schulz)  # timm's own, also after a training in this process
+    double = functools.partial(newton_schulz, dtype=torch.float64)
+    monkeypatch.setattr(timm.optim.muon, "zeropower_via_newtonschulz", double)
+    exact = step()
+    for fast, error in ((True, 1e-1), (False, 1e-4)):  # bfloat16 has 8 bits, float32 24
+        monkeypatch.setattr(timm.optim.muon, "zeropower_via_newtonschulz", newton_schulz)
+        monkeypatch.setattr(device, "_fast_bfloat16", lambda _, fast=fast: fast)
+        device.start_accelerator(LoopSettings(amp=False, threads=1))
+        found = (step() - exact).abs().max() / exact.abs().max()
+        assert error / 1000 < found < error
