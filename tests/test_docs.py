@@ -37,8 +37,8 @@ LAUNCHER = {  # of accelerate launch, torchrun, srun and hf jobs
     "--flavor", "--machine_rank", "--main_process_ip", "--main_process_port", "--multi_gpu", "--nproc_per_node",
     "--mixed_precision", "--num_machines", "--num_processes", "--ntasks", "--quiet", "--secrets", "--timeout",
 }  # fmt: skip
-# Blocks that test_finetuning.py and test_timm.py run and look into
-TESTED_ELSEWHERE = ("load_digits", "RetinaNet", "create_scheduler_v2")
+# Blocks that test_finetuning.py, test_timm.py and test_formats.py run and look into
+TESTED_ELSEWHERE = ("load_digits", "RetinaNet", "create_scheduler_v2", "onnxruntime")
 BLOCKS = [
     pytest.param(code, id=f"{path.stem}-{number}")
     for path in DOCUMENTS

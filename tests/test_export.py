@@ -265,6 +265,13 @@ def test_a_folder_that_cannot_be_renamed_stays_in_its_place(tmp_path, monkeypatc
         export(newer, tmp_path / "config.json" / "student")
 
 
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_a_quantised_student_is_refused(tmp_path):
+    model = torch.ao.quantization.quantize_dynamic(timm.create_model("test_resnet", num_classes=3), {torch.nn.Linear})
+    with pytest.raises(UserError, match="not a plain tensor, as after quantisation: export it before"):
+        export_student(model, tmp_path / "student", tag="x", input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
 def test_replaces_an_export_and_nothing_else(tmp_path):
     folder = tmp_path / "student"
     export(make("test_resnet", num_classes=7), folder, finish=lambda aside: (aside / "README.md").write_text("old"))

@@ -1,6 +1,7 @@
 """ONNX and torch.export: the files say what the student says, for any batch size, and nothing about the machine."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -25,7 +26,7 @@ def answers(path, images):
     return session.run(["logits"], {"images": images.numpy()})[0], session
 
 
-def test_the_command_writes_files_that_equal_the_student(student, tmp_path, capsys):
+def test_the_command_writes_files_that_equal_the_student(student, tmp_path, capsys, monkeypatch):
     cli.run("export", [str(student), "--format", "onnx", "torch-export", "--output", str(tmp_path)])
     assert capsys.readouterr().out.count("Wrote") == 2
     archive = {"config.json": ""}
@@ -42,6 +43,15 @@ def test_the_command_writes_files_that_equal_the_student(student, tmp_path, caps
         assert json.loads(config)["pretrained_cfg"]["mean"] == [0.5] * 3
     for path in tmp_path.iterdir():
         assert str(ROOT).encode() not in path.read_bytes(), path
+
+    text = (ROOT / "docs" / "publishing.md").read_text(encoding="utf-8")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "onnxruntime" in block]
+    monkeypatch.chdir(tmp_path)
+    scope = {"torch": torch, "images": images}
+    exec(code, scope)
+    assert np.abs(scope["logits"].detach().numpy() - expected.numpy()).max() <= 1e-4
+    assert "pretrained_cfg" in scope["config"]
+    assert json.loads(scope["extra"]["config.json"]) == scope["config"]
 
 
 @pytest.mark.long
@@ -68,6 +78,8 @@ def test_every_registered_student_can_be_exported(tmp_path, name):
         (["wide_resnet16_3_frskd"], "timm has no model"),
         (["resnet18_cifar_frskd"], "no pretrained weights"),
         (["wide_resnet16_2_frskd", "--img-size", "64"], "only for segmentation students"),
+        (["wide_resnet16_2_frskd", "--any-size"], "does not take images of any size in ONNX: leave --any-size out"),
+        (["wide_resnet16_2_frskd", "--any-size", "--img-size", "64"], "for --format onnx without --img-size"),
         (["wide_resnet16_2_frskd", "--output", "x.pt2"], "does not fit --format onnx"),
         (["wide_resnet16_2_frskd", "--output", "x.txt"], "give a folder, or a name that ends in .onnx."),
         (["wide_resnet16_2_frskd", "--format", "onnx", "torch-export", "--output", "x.onnx"], "give a folder.\n"),

@@ -182,13 +182,17 @@ def test_onnx(trained: SegmentationStudent, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra frskd-timm[onnx]")
     from frskd_train.report.formats import export_onnx
 
-    path = export_onnx(export_segmentation(trained, tmp_path / "student"), size=(50, 61))
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    images = torch.randn(5, 3, 50, 61)
-    with torch.no_grad():
-        expected = trained.eval()(images)
-    (found,) = session.run(["logits"], {"images": images.numpy()})
-    assert_close(torch.from_numpy(found), expected, 1e-4, "logits")
+    folder = export_segmentation(trained, tmp_path / "student")
+    for sizes, options in {((50, 61),): {"size": (50, 61)}, ((50, 61), (96, 33)): {"any_size": True}}.items():
+        path = export_onnx(folder, **options)
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        for size in sizes:
+            images = torch.randn(5, 3, *size)
+            with torch.no_grad():
+                expected = trained.eval()(images)
+            (found,) = session.run(["logits"], {"images": images.numpy()})
+            assert_close(torch.from_numpy(found), expected, 1e-4, "logits")
+    assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
     assert json.loads(session.get_modelmeta().custom_metadata_map["config"])["class_names"][1] == "Straße"
 
 

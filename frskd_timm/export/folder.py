@@ -155,11 +155,13 @@ def write_weights(folder: Path, model: nn.Module, *, half: bool = False) -> None
 def plain_state_dict(model: nn.Module, *, half: bool = False) -> dict[str, Tensor]:
     """Return the tensors to save: on the CPU, contiguous, unshared, float32, keys without wrapper prefixes.
 
-    With `half`, parameters are float16; buffers stay float32. Raises UserError if a value is not finite.
+    With `half`, parameters are float16; buffers stay float32. Raises UserError if a value is not finite, or no tensor.
     """
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     state = {}
     for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor) or tensor.is_quantized:
+            raise UserError(f"The student's {name} is not a plain tensor, as after quantisation: export it before.")
         tensor = tensor.detach().cpu()
         if tensor.is_floating_point():
             tensor = tensor.to(torch.float16 if half and name in parameters else torch.float32)

@@ -20,12 +20,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--img-size", nargs="+", type=int, metavar="N", help="height and width; only for segmentation students"
     )
+    parser.add_argument(
+        "--any-size",
+        action="store_true",
+        help="ONNX of a segmentation student for images of any size; may take minutes",
+    )
     options = parser.parse_args(arguments)
     # Imported here, so that --help and a wrong flag answer at once.
     from frskd_timm.errors import UserError
     from frskd_train.found_student import find_exported
     from frskd_train.report.formats import export_onnx, export_program
 
+    if options.any_size and (options.img_size or options.format != ["onnx"]):
+        raise UserError("--any-size is for --format onnx without --img-size: leave one of them out.")
     suffixes = [FORMATS[name] for name in options.format]
     usable = "", *(suffixes if len(suffixes) == 1 else ())
     if options.output and options.output.suffix not in usable and not options.output.is_dir():
@@ -39,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         path = found.place / f"{found.name}{suffix}"
         if options.output:
             path = options.output if options.output.suffix == suffix else options.output / path.name
-        export = export_onnx if suffix == ".onnx" else export_program
-        export(found.student.path, path, size=size)
+        if suffix == ".onnx":
+            export_onnx(found.student.path, path, size=size, any_size=options.any_size)
+        else:
+            export_program(found.student.path, path, size=size)
         print(f"Wrote {path} ({path.stat().st_size / 1e6:.1f} MB); its logits equal the student's.")

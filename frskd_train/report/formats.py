@@ -14,6 +14,7 @@ from frskd_timm.errors import UserError
 from frskd_timm.export.folder import CONFIG
 from frskd_timm.export.load import ExportedStudent, compare_outputs, read_student
 from frskd_timm.pyramid import Pyramid
+from frskd_timm.segmentation import SegmentationStudent
 from frskd_train.disk import disk_errors
 
 _BATCH = ({0: torch.export.Dim("batch")},)
@@ -45,6 +46,7 @@ def export_onnx(
     path: str | Path | None = None,
     *,
     size: tuple[int, int] | None = None,
+    any_size: bool = False,
     attention: bool = False,
 ) -> Path:
     """Write an exported student as ONNX for any batch size, and verify it in onnxruntime.
@@ -55,6 +57,7 @@ def export_onnx(
         folder: An exported student.
         path: The file to write; `model.onnx` in the folder by default.
         size: Height and width of the images for segmentation students; classifiers have their own size.
+        any_size: Let a segmentation student take images of any size, if its backbone does without padding them.
         attention: Also return the attention map of each level of a classifier, as `attention_1` (fine) and following.
 
     Returns:
@@ -62,14 +65,16 @@ def export_onnx(
         [batch, classes, H, W].
 
     Raises:
-        UserError: The extra is not installed, the folder does not load, the architecture cannot be exported, or
-            onnxruntime's outputs differ.
+        UserError: The extra is not installed, the folder does not load, the architecture cannot be exported (for any
+            size), or onnxruntime's outputs differ.
     """
     student = read_student(folder)
     check_onnx()
     import onnxruntime
 
     model, names = student.load(), ["logits"]
+    if any_size and not (isinstance(model, SegmentationStudent) and model.multiple == 1 and student.any_size):
+        raise UserError(f"{student.architecture} does not take images of any size in ONNX: leave --any-size out.")
     if attention:
         _, channels, height, width = student.probe_images(size=size).shape
         model = WithAttention(model, (channels, height, width)).eval()
@@ -77,8 +82,8 @@ def export_onnx(
 
     def write(images: Tensor, aside: Path) -> None:
         program = torch.onnx.export(
-            model, (images,), input_names=["images"], output_names=names, dynamic_shapes=_BATCH, dynamo=True,
-            verbose=False,
+            model, (images,), input_names=["images"], output_names=names, dynamo=True, verbose=False,
+            dynamic_shapes=({0: "batch", 2: "height", 3: "width"},) if any_size else _BATCH,
         )  # fmt: skip
         assert program is not None
         for node in program.model.graph.all_nodes():
@@ -90,7 +95,7 @@ def export_onnx(
         session = onnxruntime.InferenceSession(str(aside), providers=["CPUExecutionProvider"])
         return lambda images: session.run(names, {"images": images.numpy()})
 
-    return _export(student, model, Path(path or student.path / "model.onnx"), size, write, read)
+    return _export(student, model, Path(path or student.path / "model.onnx"), size, write, read, any_size)
 
 
 def export_program(folder: str | Path, path: str | Path, *, size: tuple[int, int] | None = None) -> Path:
@@ -129,6 +134,7 @@ def _export(
     size: tuple[int, int] | None,
     write: Callable[[Tensor, Path], None],
     read: Callable[[Path], Callable[[Tensor], Sequence[Any]]],
+    any_size: bool = False,
 ) -> Path:
     """Write a file, compare its outputs with the model's, and only then put it in place."""
     aside = path.with_name(f".{path.stem}.partial{path.suffix}")
@@ -138,9 +144,9 @@ def _export(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # warnings of the exporters about torch internals
                 write(student.probe_images(size=size), aside)
-            run = read(aside)
-            for batch in (1, 3):  # one image, and more images than were traced
-                _compare(model, run, student.probe_images(batch, size))
+            run, others = read(aside), [(37, 90), (130, 61)] if any_size else []
+            for batch, height_and_width in ((1, size), (3, size), *((2, other) for other in others)):
+                _compare(model, run, student.probe_images(batch, height_and_width))  # not only what was traced
             aside.replace(path)
         except (OSError, UserError):
             raise

@@ -20,10 +20,11 @@ async function start() {
   ort.env.wasm.wasmPaths = new URL("ort/", document.baseURI).href;
   ort.env.wasm.numThreads = 1; // more need headers that static pages cannot set
   session = await ort.InferenceSession.create("model.onnx", { executionProviders: ["wasm"] });
-  const sides = session.outputMetadata.slice(1).map(({ shape }) => Math.min(...shape.slice(1)));
-  element("level-label").hidden = sides.length < 2;
-  element("level").append(...sides.map((side, i) => new Option(`${i + 1}: ${side}×${side}`, i)));
-  element("level").value = Math.max(sides.findLastIndex((side) => side >= 5), 0); // the deepest that shows places
+  const sizes = session.outputMetadata.slice(1).map(({ shape }) => shape.slice(1)); // [height, width]
+  element("level-label").hidden = sizes.length < 2;
+  element("level").append(...sizes.map((size, i) => new Option(`${i + 1}: ${size.join("×")}`, i)));
+  // The deepest level that shows places.
+  element("level").value = Math.max(sizes.findLastIndex((size) => Math.min(...size) >= 5), 0);
   status.textContent = "Ready: open or draw a picture.";
   document.body.dataset.ready = "";
   element("examples").querySelector("button")?.click();

@@ -40,7 +40,7 @@ export function softmax(logits) {
 
 /** Return the class of each pixel and each class's share of a picture within logits [classes, height, width]. */
 export function labelPixels(logits, [, classes, height, width], picture) {
-  const labels = new Uint8Array(picture.width * picture.height);
+  const labels = new Uint16Array(picture.width * picture.height);
   const shares = new Array(classes).fill(0);
   for (let y = 0; y < picture.height; y++) {
     for (let x = 0; x < picture.width; x++) {
