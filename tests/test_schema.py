@@ -32,7 +32,7 @@ def test_included_and_written_recipes_follow_the_schema(schema: jsonschema.Draft
 
 
 WRONG = ["lr: -1", "lr: fast", "learning_rate: 1", "sched: cosin", "scale: [0.1]", "self_teacher: fpn", "epochs: 1.5",
-         "resume: auto"]  # fmt: skip
+         "resume: auto", "img_size: [32, 32, 32]"]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", WRONG)
