@@ -21,7 +21,7 @@ _TILE = 128  # largest side of their pictures in pixels
 
 
 def draw_mistakes(data: ValidationData, mistakes: Sequence[Mistake], path: Path) -> None:
-    """Draw the images of the first mistakes, cropped to squares, side by side."""
+    """Draw the images of the first mistakes, fitted into squares, side by side."""
     split = data.val.split
     places = np.searchsorted(split.rows, [mistake.row for mistake in mistakes[:_SHOWN]]).tolist()
     found = (sample.image for sample in split.read(places) if not isinstance(sample, BadImageError))
@@ -32,7 +32,7 @@ def draw_mistakes(data: ValidationData, mistakes: Sequence[Mistake], path: Path)
     side = min(_TILE, max(max(image.size) for image in images))
     strip = Image.new("RGB", (side * len(images), side))
     for place, image in enumerate(images):
-        strip.paste(ImageOps.fit(image.convert("RGB"), (side, side)), (side * place, 0))
+        strip.paste(ImageOps.pad(image.convert("RGB"), (side, side)), (side * place, 0))
     strip.save(path)
 
 
