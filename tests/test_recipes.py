@@ -121,8 +121,8 @@ def test_a_recipe_runs_end_to_end(recipe: Path, tmp_path: Path) -> None:
     data = DATA[wanted["dataset"]](tmp_path / "data")
     small = {"dataset": str(data), "epochs": 1, "batch_size": 6, "workers": 0, "threads": 1, "amp": False}
     if wanted["img_size"] > 64:
-        small["img_size"] = [64]
-    flags = [f"--{key.replace('_', '-')}={str(value).strip('[]')}" for key, value in small.items() if key != "amp"]
+        small["img_size"] = 64
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in small.items() if key != "amp"]
     train_here("--config", recipe, *flags, "--no-amp", "--output-dir", tmp_path / "run")
 
     used = flat(read_recipe(str(tmp_path / "run" / "config.yaml")))

@@ -15,7 +15,8 @@ from runs import evaluate_here, small, train_here
 from frskd_timm.errors import UserError
 from frskd_train.data import load_data
 from frskd_train.data.augment import crop_resized, draw_boxes, draw_erased, erase
-from frskd_train.settings import DataSettings, PreprocessingSettings
+from frskd_train.settings import DataSettings, PreprocessingSettings, flat
+from frskd_train.settings.parse import parse_settings
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +86,9 @@ def test_a_resumed_run_keeps_the_size(wide: Path, tmp_path: Path) -> None:
     train_here(*small(tmp_path, "--dataset", wide, "--img-size", 24, 40, "--epochs", 1, "--output-dir", run))
     assert "img_size: [24, 40]" in (run / "config.yaml").read_text(encoding="utf-8")
     train_here("--resume", run, "--epochs", 2)
-    with pytest.raises(UserError, match=r"--img-size is \[24\] now but was \[24, 40\] in this run"):
+    with pytest.raises(UserError, match=r"--img-size is 24 now but was \[24, 40\] in this run"):
         train_here("--resume", run, "--img-size", 24)
+    assert flat(parse_settings(["--img-size", "24"]))["img_size"] == 24  # as runs of earlier versions recorded it
     evaluate_here("--model", run, "--img-size", 48, 80)
     found = json.loads((run / "evaluation-data-img_size-48-80" / "evaluation.json").read_text(encoding="utf-8"))
     assert (found["img_size"], found["img_width"]) == (48, 80)

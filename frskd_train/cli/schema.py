@@ -11,7 +11,7 @@ from types import UnionType
 from typing import Any
 
 from frskd_train.settings import Settings, default_settings, flat
-from frskd_train.settings.constraints import OneOf, Pattern, Range, Sides
+from frskd_train.settings.constraints import SIDES, OneOf, Pattern, Range
 from frskd_train.settings.recipe import NOT_IN_RECIPES
 
 _PLAIN = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
@@ -55,7 +55,7 @@ def _schema(kind: Any, facts: Sequence[Any] = ()) -> dict[str, Any]:
     if typing.get_origin(kind) is tuple:
         item = _schema(parts[0], facts)
         if Ellipsis in parts:  # one value needs no brackets
-            bounds = {"minItems": 1, "maxItems": 2} if any(isinstance(fact, Sides) for fact in facts) else {}
+            bounds = {"minItems": 1, "maxItems": 2} if SIDES in facts else {}
             return {"anyOf": [item, {"type": "array", "items": item, **bounds}]}
         return {"type": "array", "items": item, "minItems": len(parts), "maxItems": len(parts)}
     found: dict[str, Any] = {"type": _PLAIN[kind]}

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from frskd_train.settings.constraints import CLASSIFICATION, SEGMENTATION
+from frskd_train.settings.constraints import CLASSIFICATION, SEGMENTATION, SIDES
 from frskd_train.settings.data import OWN_DATA as OWN_DATA
 from frskd_train.settings.data import DataSettings, LabelSettings, PreprocessingSettings
 from frskd_train.settings.data import EvaluationSettings as EvaluationSettings
@@ -64,8 +64,10 @@ def fields() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
 
 
 def flat(settings: Settings) -> dict[str, Any]:
-    """Return every setting by its name, as plain YAML values."""
+    """Return every setting by its name, as plain YAML values; the side of a square is a number."""
     values = {setting.name: getattr(getattr(settings, group), setting.name) for group, setting in fields()}
+    squares = {name for name, facts in declared(Settings).items() if SIDES in facts and len(values[name] or ()) == 1}
+    values |= {name: values[name][0] for name in squares}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 

@@ -21,9 +21,10 @@ class Fact(Enum):
     LOCAL = "may be a path: not published if it is one"
     CLASSIFICATION = "belongs to classification only"
     SEGMENTATION = "belongs to segmentation only"
+    SIDES = "one number is the side of a square, two are height and width"
 
 
-FIXED, FREE, PRIVATE, LOCAL, CLASSIFICATION, SEGMENTATION = Fact
+FIXED, FREE, PRIVATE, LOCAL, CLASSIFICATION, SEGMENTATION, SIDES = Fact
 
 
 TINY = 1e-30
@@ -63,15 +64,6 @@ class Pattern:
     def refusal(self, value: str) -> str | None:
         """Say what `value` would have to be, or return None."""
         return None if re.fullmatch(self.regex, value) else self.words
-
-
-@dataclass(frozen=True)
-class Sides:
-    """One number, the side of a square, or two, height and width."""
-
-    def refusal(self, values: tuple[int, ...]) -> str | None:
-        """Say how many values there would have to be, or return None."""
-        return None if len(values) in (1, 2) else "the side of a square, or height and width"
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from frskd_train.settings.constraints import (
     LOCAL,
     PRIVATE,
     SEGMENTATION,
+    SIDES,
     Count,
     Fraction,
     NotNegative,
     Positive,
     Range,
-    Sides,
 )
 from frskd_train.settings.library import DEFAULT
 
@@ -73,7 +73,7 @@ class DataSettings:
 class PreprocessingSettings:
     """Size, colours and augmentation of the images."""
 
-    img_size: Annotated[tuple[int, ...] | None, Sides(), Range(low=8, high=4096), FIXED] = None
+    img_size: Annotated[tuple[int, ...] | None, SIDES, Range(low=8, high=4096), FIXED] = None
     """Side of a square, or height and width, in pixels; for segmentation, of the training crops.
     By default the images' own size, if all have the same size of at most 64 pixels and the model takes any.
     Otherwise the size of the model, or in segmentation that of the data up to 512."""
@@ -167,7 +167,7 @@ class LabelSettings:
 class FitSettings:
     """How images are fitted to the network; by default as the model's own configuration says."""
 
-    img_size: Annotated[tuple[int, ...] | None, Sides(), Range(low=8, high=4096)] = None
+    img_size: Annotated[tuple[int, ...] | None, SIDES, Range(low=8, high=4096)] = None
     """Side of the network's input if it is square, or its height and width, in pixels."""
     crop_pct: Annotated[float | None, Range(above=0, high=1)] = None
     """Fraction of the resized image's side that the centre crop keeps."""

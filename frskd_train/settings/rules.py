@@ -7,7 +7,7 @@ from typing import Any
 
 from frskd_train.errors import SettingsError, either
 from frskd_train.settings import Settings, declared, default_settings, flag, flat, foreign
-from frskd_train.settings.constraints import LOCAL, OneOf, Pattern, Range, Sides
+from frskd_train.settings.constraints import LOCAL, SIDES, OneOf, Pattern, Range
 from frskd_train.settings.model import SELF_TEACHERS
 
 # Arguments of timm.create_model that have their own setting or change what it returns.
@@ -140,10 +140,7 @@ def refuse_unused(times_given: Mapping[str, int], settings: Settings) -> None:
     changed = {name for name in times_given if name in values and values[name] != defaults[name]}
     facts = declared(Settings)
     for name, times in times_given.items():
-        is_collection = isinstance(values.get(name), (list, dict)) and not any(
-            isinstance(fact, Sides) for fact in facts[name]
-        )
-        if times > 1 and is_collection:
+        if times > 1 and isinstance(values.get(name), (list, dict)) and SIDES not in facts[name]:
             raise SettingsError(f"{flag(name)} is given twice: give all its values after one {flag(name)}.")
     for name, schedulers in OF_SCHEDULER.items():
         if name in changed and values["sched"] not in schedulers:
@@ -177,9 +174,10 @@ def check_ranges(group: Any) -> None:
             why = " (a published recipe does not hold its author's paths)" if LOCAL in facts else ", or leave it out"
             raise SettingsError(f"{flag(name)} is empty: give a value{why}.")
         parts = value if isinstance(value, tuple) else () if value is None else (value,)
-        for fact in facts:
-            if isinstance(fact, Sides) and value is not None and (refusal := fact.refusal(parts)):
-                raise SettingsError(f"{flag(name)} takes {refusal}, not {len(parts)} numbers.")
+        if SIDES in facts and value is not None and len(parts) not in (1, 2):
+            raise SettingsError(
+                f"{flag(name)} takes the side of a square, or height and width, not {len(parts)} numbers."
+            )
         for part in parts:
             if isinstance(part, str) and re.search(r"[\x00-\x1f\x7f]", part):
                 raise SettingsError(f"{flag(name)} contains a control character: {part!r}.")
