@@ -79,7 +79,7 @@ def main() -> None:
         write_images(Path(place), {"train": args.images * 9 // 20, "val": args.images // 20})
         data = load_data(
             DataSettings(dataset=place, data_mode="stream", workers=args.workers),
-            PreprocessingSettings(img_size=args.img_size, train_crop_mode="rrc"),
+            PreprocessingSettings(img_size=(args.img_size,), train_crop_mode="rrc"),
             model_cfg=timm.get_pretrained_cfg("resnet18").to_dict(),
         )
         ours = data.train_batches(args.batch_size, seed=0)

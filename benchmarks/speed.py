@@ -83,7 +83,7 @@ def data_loops(case: argparse.Namespace, step: Callable[..., None], device: "tor
     def endless(mode: str) -> Iterator[tuple[Any, Any]]:
         workers = max(2, cores() - 2)
         settings = DataSettings(dataset=case.dataset, data_mode=mode, workers=workers)  # type: ignore[arg-type]
-        data = load_data(settings, PreprocessingSettings(img_size=case.img_size), model_cfg={})
+        data = load_data(settings, PreprocessingSettings(img_size=(case.img_size,)), model_cfg={})
         batches = data.train_batches(case.batch_size, device=device)
         epoch = 0
         while True:
