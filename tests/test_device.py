@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
+from accelerate.state import AcceleratorState
 
 from frskd_timm.errors import UserError
 from frskd_train import device, exits
@@ -35,6 +36,24 @@ def test_settings_of_the_launcher_are_followed_or_refused(
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert device.precision(LoopSettings(), torch.device("cpu")) == "bf16"
     assert device.precision(LoopSettings(amp=False), torch.device("cpu")) == "no"
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE in the environment is not from a launcher"),
+        ({"LOCAL_WORLD_SIZE": "auto"}, "LOCAL_WORLD_SIZE in the environment is not from a launcher"),
+        ({"ACCELERATE_USE_CPU": "maybe"}, "ACCELERATE_USE_CPU is maybe: set it to true or false"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "Accelerate's mixed precision fp16 needs a GPU"),
+    ],
+)
+def test_an_environment_that_is_not_a_launchers_is_named(monkeypatch: pytest.MonkeyPatch, variables, said) -> None:
+    AcceleratorState._reset_state(True)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(os, "environ", {**os.environ, **variables})  # Accelerate sets further variables
+    with pytest.raises(UserError, match=said):
+        device.start_accelerator(LoopSettings())
+    AcceleratorState._reset_state(True)
 
 
 @pytest.mark.parametrize(

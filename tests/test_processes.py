@@ -12,8 +12,6 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
-from accelerate.state import AcceleratorState
 from conftest import ROOT, launch_command, run_script
 from runs import METHOD, assert_same, checkpoints, end_of, family, fork, kill_all, small, start, train_here, wait_for
 from torch import Tensor
@@ -21,9 +19,7 @@ from torch import Tensor
 from frskd_timm.errors import UserError
 from frskd_train.checkpoint import latest_checkpoint, load_state
 from frskd_train.data.augment import BatchAugmentation
-from frskd_train.device import start_accelerator
 from frskd_train.run_folder import RunFolder, find_resume, refuse_if_continued
-from frskd_train.settings import LoopSettings
 from frskd_train.signals import Interruptions
 
 ENDLESS = 10**6  # epochs: the run does not end before the test stops it
@@ -202,24 +198,6 @@ def test_several_processes_that_accelerate_does_not_start_are_refused(places: Pa
     done = run_script(*command, check=False)
     assert "torchrun --nproc_per_node" in done.stderr.splitlines()[-1]
     assert not (places / "single").exists()
-
-
-@pytest.mark.parametrize(
-    ("variables", "said"),
-    [
-        ({"WORLD_SIZE": "2"}, "WORLD_SIZE in the environment is not from a launcher"),
-        ({"LOCAL_WORLD_SIZE": "auto"}, "LOCAL_WORLD_SIZE in the environment is not from a launcher"),
-        ({"ACCELERATE_USE_CPU": "maybe"}, "ACCELERATE_USE_CPU is maybe: set it to true or false"),
-        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "Accelerate's mixed precision fp16 needs a GPU"),
-    ],
-)
-def test_an_environment_that_is_not_a_launchers_is_named(monkeypatch: pytest.MonkeyPatch, variables, said) -> None:
-    AcceleratorState._reset_state(True)
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    monkeypatch.setattr(os, "environ", {**os.environ, **variables})  # Accelerate sets further variables
-    with pytest.raises(UserError, match=said):
-        start_accelerator(LoopSettings())
-    AcceleratorState._reset_state(True)
 
 
 def test_two_runs_never_share_a_folder(tmp_path: Path) -> None:

@@ -193,6 +193,9 @@ def test_onnx(trained: SegmentationStudent, tmp_path: Path) -> None:
             (found,) = session.run(["logits"], {"images": images.numpy()})
             assert_close(torch.from_numpy(found), expected, 1e-4, "logits")
     assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
+    fixed = create_segmentation_student("levit_128s", 3, channels=8, backbone_args={"img_size": 64})
+    with pytest.raises(UserError, match="does not take images of any size in ONNX"):
+        export_onnx(export_segmentation(fixed, tmp_path / "fixed"), any_size=True)
     assert json.loads(session.get_modelmeta().custom_metadata_map["config"])["class_names"][1] == "Straße"
 
 

@@ -73,7 +73,7 @@ def export_onnx(
     import onnxruntime
 
     model, names = student.load(), ["logits"]
-    if any_size and not (isinstance(model, SegmentationStudent) and model.multiple == 1 and student.any_size):
+    if any_size and not (isinstance(model, SegmentationStudent) and model.multiple == 1 and model.fixed_size is None):
         raise UserError(f"{student.architecture} does not take images of any size in ONNX: leave --any-size out.")
     if attention:
         _, channels, height, width = student.probe_images(size=size).shape
