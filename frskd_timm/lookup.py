@@ -37,8 +37,9 @@ def known_cfg(name: str, *, weights: bool = False) -> PretrainedCfg | None:
     try:
         cfg = timm.get_pretrained_cfg(name)
     except RuntimeError as error:  # the tag
-        there = ", ".join(timm.list_pretrained(f"{architecture}.*")) or f"none of '{architecture}'"
-        raise UserError(f"timm has no weights '{name}'. There are: {there}.") from error
+        known = ", ".join(timm.list_pretrained(f"{architecture}.*"))
+        hint = f"choose from {known}" if known else f"there are none for '{architecture}'"
+        raise UserError(f"timm has no weights '{name}'; {hint}.") from error
     if weights and (cfg is None or not cfg.has_weights):
         raise UserError(
             f"There are no pretrained weights for '{name}': train without pretrained weights, or give the folder of "

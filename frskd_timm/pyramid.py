@@ -51,7 +51,7 @@ class Pyramid:
     ) -> None:
         name = type(model).__name__
         if not hasattr(model, "forward_intermediates") or not hasattr(model, "forward_head"):
-            raise UserError(f"FRSKD needs feature maps, but {name} has no forward_intermediates (timm's method).")
+            raise UserError(f"FRSKD needs timm's forward_intermediates and forward_head, which {name} lacks.")
         shapes = _probe(model, input_size)
         self.indices = choose_levels([size for _, size in shapes], max_levels)
         if min(len(self.indices), max_levels) < 2:
@@ -150,9 +150,8 @@ def _find_activations(model: nn.Module, images: Tensor, indices: list[int]) -> l
     missing = [str(i) for i, map_ in enumerate(maps, 1) if id(map_) not in producers]
     if missing:
         raise UserError(
-            f"{type(model).__name__} has no activation right before its feature map {' and '.join(missing)} of "
-            f"{len(maps)}, so a feature loss that compares maps before their activation is not possible: "
-            "use the feature loss attention or fitnet."
+            f"{type(model).__name__} has maps that no activation outputs ({', '.join(missing)} of {len(maps)}), "
+            "so a feature loss cannot compare them before their activation: use the feature loss attention or fitnet."
         )
     return [producers[id(map_)] for map_ in maps]
 
@@ -187,7 +186,10 @@ def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[int
             again = model.forward_head(final)  # type: ignore[operator]
             if not torch.allclose(again.float(), logits.float(), rtol=1e-3, atol=1e-4, equal_nan=True):
                 if "forward" in vars(model):  # Accelerate replaces it by one with mixed precision
-                    raise UserError(f"The forward of this {name} was replaced: prepare the task, not the student.")
+                    raise UserError(
+                        f"The forward of {name} was replaced, as accelerator.prepare does: prepare the task instead of "
+                        "the student."
+                    )
                 raise UserError(
                     f"{name} cannot be a student, because it classifies from more than its last feature map."
                 )

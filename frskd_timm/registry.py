@@ -31,7 +31,7 @@ class Registry(Generic[T]):
     def register(self, name: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
         """Return a decorator that registers a builder (a class or a function) under `name`.
 
-        A builder of the same place in the same module, as of a notebook's cell that is run again, replaces the former.
+        Registering a builder of the same module and name again, as when a notebook cell is re-run, replaces it.
 
         Raises:
             TypeError: There is no name.

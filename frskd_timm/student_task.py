@@ -25,11 +25,11 @@ Terms = dict[str, Tensor]
 
 
 class StudentTask(TrainingTask):
-    """timm's interface of a training task around a student.
+    """A training task around a student, with the interface of timm's `TrainingTask`.
 
     The model that is evaluated, averaged and saved is the student alone. All other state, such as the self-teacher, is
-    the task state of a checkpoint. timm's order applies: device, optimizer, `setup_ema`, `compile`,
-    `prepare_distributed`.
+    the task state of a checkpoint. As in timm, call in this order: move to the device, create the optimizer,
+    `setup_ema`, `compile`, `prepare_distributed`.
 
     Args:
         student: The network that is kept after training: any timm model. The task is created on its device.
@@ -183,7 +183,7 @@ class StudentTask(TrainingTask):
             UserError: The student has no `group_matcher`, as in segmentation.
         """
         if not hasattr(self.student, "group_matcher"):
-            raise UserError(f"{type(self.student).__name__} has no group_matcher for layer decay: leave it out.")
+            raise UserError(f"{type(self.student).__name__} has no group_matcher, so layer decay is not possible.")
         matcher = self.student.group_matcher(coarse=coarse)  # type: ignore[operator]
         layers = group_parameters(self.student, matcher, reverse=True)
         return lambda name: layers.get(name.removeprefix("student."), max(layers.values()))

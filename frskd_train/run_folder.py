@@ -137,7 +137,7 @@ def find_resume(resume: str | None, output_dir: str | None) -> Resume | None:
         run = place.parent.parent
         if place.parent.name != "checkpoints" or not place.name.startswith("step-"):
             raise UserError(
-                f"--resume {resume} is not a folder step-... in the checkpoints/ of a run: move or rename it."
+                f"--resume {resume} is a checkpoint, but not step-... in the checkpoints/ of a run: move or rename it."
             )
     elif place.name == "checkpoints" and (place.parent / SETTINGS).is_file():
         run = place.parent

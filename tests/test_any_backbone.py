@@ -207,7 +207,7 @@ class TwoHeads(nn.Module):
 
 
 def test_what_cannot_be_a_student_is_told_in_a_sentence() -> None:
-    with pytest.raises(UserError, match=r"needs feature maps, but .+ has no forward_intermediates"):
+    with pytest.raises(UserError, match=r"needs timm's forward_intermediates and forward_head, which .+ lacks"):
         Pyramid(nn.Linear(3, 5), (3, 64, 64))
     with pytest.raises(UserError, match="classifies from more than its last feature map"):
         Pyramid(TwoHeads(), (3, 64, 64))

@@ -119,11 +119,11 @@ def test_a_resumed_run_keeps_the_statistics_of_its_images(tmp_path: Path, capsys
         changes = re.findall("^# (After 2 updates: .*)$", recipe.read_text(encoding="utf-8"), re.M)
         assert "After 2 updates: --epochs is 2 from here on (was 1)." in changes
     card = (run / "student" / "README.md").read_text(encoding="utf-8")
-    assert "so the recipe does not repeat it:" in card
+    assert "does not reproduce the training:" in card
     assert re.search("^- After 2 updates: --epochs is 2 from here on", card, re.M)
-    assert "To repeat the training" not in card
+    assert "To reproduce the training" not in card
     settings = read_recipe(str(run / "config.yaml"))
-    with pytest.raises(UserError, match=r"changed its settings while it was trained: After 2 updates: --data-mode is"):
+    with pytest.raises(UserError, match=r"its settings changed: After 2 updates: --data-mode is"):
         read_baseline([run], settings, "top1", "frskd")
 
 

@@ -230,7 +230,7 @@ def test_a_checkpoint_outside_its_place_is_not_resumed(tmp_path: Path) -> None:
     assert find_resume(str(step), None) is not None
     for other in (tmp_path / "backup" / step.name, step.with_name(f"abandoned-{step.name}")):
         shutil.copytree(step, other)
-        with pytest.raises(UserError, match="is not a folder step-"):
+        with pytest.raises(UserError, match="is a checkpoint, but not step-"):
             find_resume(str(other), None)
     (run / "config.yaml").unlink()
     for place in (run, step):

@@ -95,7 +95,7 @@ def test_tables_of_several_datasets_are_not_mixed(tmp_path: Path) -> None:
         save(tmp_path / "parts", **{f"train-{number}": data})
     with pytest.raises(UserError, match=r"contains several datasets with splits \(config0, config1\)"):
         load(tmp_path / "configs")
-    with pytest.raises(UserError, match=r"Column label has other classes in .*train-0.parquet than in .*train-1"):
+    with pytest.raises(UserError, match=r"Column label has different classes in .*train-0.parquet and in .*train-1"):
         load(tmp_path / "parts")
 
 

@@ -268,7 +268,7 @@ def test_a_folder_that_cannot_be_renamed_stays_in_its_place(tmp_path, monkeypatc
 @pytest.mark.filterwarnings("ignore:.*deprecated")
 def test_a_quantised_student_is_refused(tmp_path):
     model = torch.ao.quantization.quantize_dynamic(timm.create_model("test_resnet", num_classes=3), {torch.nn.Linear})
-    with pytest.raises(UserError, match="not a plain tensor, as after quantisation: export it before"):
+    with pytest.raises(UserError, match="not a plain tensor: export the student before"):
         export_student(model, tmp_path / "student", tag="x", input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
 
 

@@ -98,7 +98,7 @@ def test_maps_before_their_activation(name: str, checkpointing: bool) -> None:
 )
 def test_no_map_before_an_activation(name: str, options: dict[str, float]) -> None:
     """ViT blocks and inverted bottlenecks end without one; VGG's maps come from poolings."""
-    with pytest.raises(UserError, match=r"no activation right before its feature map .* attention or fitnet"):
+    with pytest.raises(UserError, match=r"maps that no activation outputs .* attention or fitnet"):
         FRSKDTask.create(create(name, **options), (3, 64, 64), 5, feature_loss="overhaul")
 
 

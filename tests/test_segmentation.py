@@ -288,7 +288,7 @@ def test_the_papers_students(name: str, backbone: str, width: int) -> None:
 def test_mistakes() -> None:
     with pytest.raises(UserError, match="timm has no model 'efficientdet_d9'"):
         create_segmentation_student("efficientdet_d9", 5)
-    with pytest.raises(UserError, match="There are: none of 'resnet50_frskd'"):
+    with pytest.raises(UserError, match="there are none for 'resnet50_frskd'"):
         create_segmentation_student("resnet50_frskd.voc", 5)
     with pytest.raises(UserError, match="no pretrained weights for 'resnet50_frskd'"):
         create_segmentation_student("resnet50_frskd", 5, pretrained=True)

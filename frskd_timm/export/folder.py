@@ -161,7 +161,7 @@ def plain_state_dict(model: nn.Module, *, half: bool = False) -> dict[str, Tenso
     state = {}
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, Tensor) or tensor.is_quantized:
-            raise UserError(f"The student's {name} is not a plain tensor, as after quantisation: export it before.")
+            raise UserError(f"The student's {name} is not a plain tensor: export the student before you quantise it.")
         tensor = tensor.detach().cpu()
         if tensor.is_floating_point():
             tensor = tensor.to(torch.float16 if half and name in parameters else torch.float32)

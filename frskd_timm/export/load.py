@@ -260,6 +260,6 @@ def compare_outputs(expected: Tensor, found: Tensor, *, what: str = "logits", to
     limit = tolerance * max(1.0, largest)
     if not difference <= limit:  # also true for NaN
         raise UserError(
-            f"The exported student's {what} differ from the original's by {difference:.3g}; allowed is {limit:.3g}."
+            f"The exported student's {what} differ from the original's by {difference:.3g}, more than {limit:.3g}."
         )
     return difference

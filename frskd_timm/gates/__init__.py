@@ -14,5 +14,5 @@ GATES: Registry[Tensor] = Registry("gate", __name__)
 
 @GATES.register("advantage")
 def advantage(own: Tensor, other: Tensor) -> Tensor:
-    """Those count where the self-teacher's cross-entropy is lower."""
+    """Use a soft label only where the self-teacher's cross-entropy is lower than the student's."""
     return (other < own).float()

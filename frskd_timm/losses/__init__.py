@@ -1,4 +1,4 @@
-"""Losses: those on logits and labels in `functional`, `labels` and `logits`, and one feature-map loss per other file.
+"""Losses on logits and labels (`functional`, `labels`, `logits`) and on feature maps (each other file has one).
 
 To add a feature-map loss, put a `FeatureLoss` into a file of this folder and decorate it with
 `@FEATURE_LOSSES.register(name)`. It is called as `builder(student_channels, teacher)`; flags, help and tests find it

@@ -27,7 +27,7 @@ def weights_of_classes(weights: Sequence[float] | None, num_classes: int) -> Ten
 def trust(logits: Sequence[Tensor], target: Tensor) -> Tensor:
     """Return how far networks believe the labels: their mean probability of each label relative to the largest one.
 
-    A soft form of the selection of images by their loss, which two networks agree upon (arXiv 1804.06872).
+    A soft version of the small-loss selection of co-teaching (arXiv 1804.06872), based on the mean of the networks.
 
     Args:
         logits: Logits [B, K, ...] of each network.
@@ -56,12 +56,13 @@ class LabelLoss(nn.Module):
     Args:
         num_classes: K.
         smoothing: Probability mass spread evenly over all classes, 0..1.
-        class_weights: Weight of each class; None for equal weights. With cross-entropy an image has the weight of its
-            class, and the loss is a weighted mean, also with smoothing (torch's weights the smoothed classes instead).
+        class_weights: Weight of each class; None for equal weights. With cross-entropy, an image has the weight of its
+            class, and the loss is a weighted mean. With smoothing, torch would instead weight every class of the
+            smoothed target.
         binary: Use timm's binary cross-entropy (arXiv 2110.00476); only for images. As in timm, the class weights then
             multiply the losses without normalisation: give weights with a mean of 1.
-        **options: Its further arguments: `sum_classes`, `target_threshold` (targets above it become 1, the others 0)
-            and `pos_weight`.
+        **options: Further arguments of the binary loss: `sum_classes`, `target_threshold` (targets above it become 1,
+            the others 0) and `pos_weight`.
     """
 
     class_weights: Tensor | None

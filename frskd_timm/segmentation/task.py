@@ -101,8 +101,8 @@ class SegmentationTask(_PixelTask, DistillationTask):
             **options: Further arguments of the task.
 
         Raises:
-            UserError: A name is unknown, the feature loss needs maps before their activation, or it is another than
-                the default where none is used.
+            UserError: A name is unknown, the feature loss needs maps before their activation, or a feature loss other
+                than the default is given for a self-teacher that uses none.
         """
         teacher_class: Any = SEGMENTATION_TEACHERS.get(self_teacher)
         teacher = teacher_class(student.channels, student.num_levels, student.num_classes, teacher_repeats)

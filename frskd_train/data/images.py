@@ -163,7 +163,7 @@ def open_image(content: bytes | None, path: str | None) -> Image.Image:
         raise ValueError("it is not a regular file")  # reading from a pipe would block forever
     image = Image.open(io.BytesIO(content) if content is not None else str(path), formats=_formats())
     if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS:,}, make it smaller first")
+        raise ValueError(f"it has {image.width}x{image.height} pixels; downscale it to at most {MAX_PIXELS:,} first")
     if max(image.size) > MAX_ASPECT * min(image.size):
         raise ValueError(f"its aspect ratio, {image.width}x{image.height} pixels, is above {MAX_ASPECT} to 1")
     return image

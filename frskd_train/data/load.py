@@ -196,7 +196,7 @@ def load_data(
     empty, classes = train.empty_classes(train_samples.source.rows), len(targets.class_names)
     others = [name for name in source.splits if name not in (train.name, *choice.unlabelled)]
     if val.name == train.name and others:
-        notes.append(f"No split is named as one for validation; left out: {listed(others)} (--val-split chooses).")
+        notes.append(f"No split is named like a validation split; unused: {listed(others)} (see --val-split).")
     if empty:
         notes.append(f"{len(empty)} of {classes} classes have no training image: {listed(empty)}.")
     return TrainingData(

@@ -69,7 +69,7 @@ def _described_files(folder: Path) -> Files:
     if "" in files or len(files) < len(parts):
         raise UserError(
             f"--dataset {folder}: {listed([part.name for part in parts])} have metadata; name them after their splits, "
-            "such as train, val and test, or give one of them."
+            "such as train, val and test, or give only one of them as --dataset."
         )
     return files
 
@@ -154,4 +154,6 @@ def _refuse_other_names(files: list[str]) -> None:
             if isinstance(feature, datasets.ClassLabel):
                 names, first = numbered.setdefault(column, (feature.names, file))
                 if names != feature.names:
-                    raise UserError(f"Column {column} has other classes in {first} than in {file}: give one of them.")
+                    raise UserError(
+                        f"Column {column} has different classes in {first} and in {file}: keep only one of these files."
+                    )

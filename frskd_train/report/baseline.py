@@ -84,11 +84,11 @@ def read_baseline(
         try:
             metrics = read_metrics(folder / METRICS)
         except UserError as error:
-            raise UserError(f"{flag}: {error} Give its place, or {flag} without a value for none.") from None
+            raise UserError(f"{flag}: {error} Give the folder of a finished run, or {flag} without a value.") from None
         if metrics.method != method:
             raise UserError(f"{flag} {folder} was trained with --method {metrics.method}, not {method}.")
         if metrics.changes:
-            raise UserError(f"{flag} {folder} changed its settings while it was trained: {metrics.changes[0]}")
+            raise UserError(f"{flag} {folder} cannot be compared, because its settings changed: {metrics.changes[0]}")
         if metrics.student is None or metrics.student.get(score) is None:
             raise UserError(f"{flag} {folder} has no score '{score}'.")
         try:

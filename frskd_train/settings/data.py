@@ -63,7 +63,7 @@ class DataSettings:
     memory_limit: Annotated[float, Positive, PRIVATE] = 2.0
     """Size in GiB of the decoded images up to which `auto` keeps a dataset in memory, in each process."""
     workers: Annotated[int, arg(aliases=["-j"]), NotNegative, PRIVATE] = 2
-    """Decoding processes per process when streaming."""
+    """Worker processes that decode images for each training process when streaming."""
     bad_images: Literal["stop", "skip"] = "stop"
     """stop: end the run at an unreadable image and name it. skip: leave it out and count it.
     When streaming, another image takes the place of a skipped one."""
@@ -81,18 +81,18 @@ class PreprocessingSettings:
     """Input channels of the student; grayscale images are repeated to 3 channels."""
     mean: Annotated[tuple[float, ...] | None, Fraction] = None
     """Mean of the pixel values (0..1), per channel or one for all.
-    By default the model's own if it has weights, else measured on the training images."""
+    By default that of the initial weights if there are any, else measured on the training images."""
     std: Annotated[tuple[float, ...] | None, Range(above=0, high=1)] = None
     """Standard deviation of the pixel values; the default is as for --mean."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
-    """Resizing filter for training and validation; by default the model's own if it has weights, else bilinear."""
+    """Resizing filter for training and validation; by default that of the initial weights, else bilinear."""
     crop_pct: Annotated[float | None, Range(above=0, high=1), CLASSIFICATION] = None
-    """Fraction of the resized side that the centre crop keeps, also in training without random resized crops.
-    By default 1, or with random resized crops the model's own if it has weights."""
+    """Fraction of the resized side that the centre crop keeps, in validation and in training without rrc.
+    By default 1; with rrc (--train-crop-mode), that of the initial weights if there are any."""
     crop_mode: Annotated[Literal["center", "squash"] | None, CLASSIFICATION] = None
-    """How images of another shape are fitted, in validation and in training without random resized crops.
-    center: resize until the input is filled and crop the centre. squash: resize both sides.
-    By default the model's own if it has weights, else center."""
+    """How images with another aspect ratio are fitted, in validation and in training without random resized crops.
+    center: resize to cover the input and crop the centre. squash: stretch to the size of the input.
+    By default that of the initial weights if there are any, else center."""
     train_crop_mode: Annotated[Literal["auto", "pad", "rrc", "none"], CLASSIFICATION] = "auto"
     """pad: random crop of the padded image. rrc: random resized crop. auto: pad up to 64 pixels, else rrc.
     With auto, the included sample is cropped only if --crop-padding is given."""
@@ -146,7 +146,7 @@ class LabelSettings:
     """Label smoothing of the cross-entropy terms (0 in the paper)."""
     class_weights: Annotated[tuple[float, ...] | Literal["auto", "effective_num"], NotNegative] = ()
     """Weight of each class in the order of the labels; equal by default.
-    With --bce-loss, as in timm, their scale is one of the loss: give a mean of 1.
+    With --bce-loss they also scale the loss, as in timm, so give weights with a mean of 1.
     auto: inversely proportional to the number of training images (segmentation: pixels).
     effective_num: by the effective number of samples (arXiv 1901.05555)."""
     noisy_labels: bool = False

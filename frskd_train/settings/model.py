@@ -94,15 +94,14 @@ class MethodSettings:
     """Epoch at which distillation starts; before it, alpha and beta are 0. The t of --distill-schedule starts there."""
     self_teacher: Annotated[SelfTeacher, FIXED] = DEFAULT.self_teacher
     """The self-teacher.
-    For classification: bifpnc (default), whose channels follow the student's levels; bifpn, with one width.
+    For classification: bifpnc (default), with channels in proportion to the student's; bifpn, as many at every level.
     residual: a bifpnc with at most 256 channels, whose logits correct the student's.
     For segmentation: pyramid (default), a second head on the finest map that enters the decoder's BiFPN layers.
     sum: as in the paper, BiFPN layers on the decoder's maps.
     mixing: like sum, but mixes channels and classifies at twice the resolution."""
     teacher_width: Annotated[float | None, Positive, FIXED, CLASSIFICATION] = None
     """bifpnc, residual: multiple of each level's channels (2 in the paper).
-    By default the largest of 1/8, 2/8, ..., 1 with which it has at most the student's parameters and multiply-adds.
-    If there is none, it is 1/8.
+    By default the largest of 1/8, ..., 1 at which it has no more parameters and multiply-adds than the student, or 1/8.
     bifpn: number of channels (default 256)."""
     teacher_depth: Annotated[int, Count, FIXED, CLASSIFICATION] = DEFAULT.teacher_depth
     """Depthwise-pointwise blocks per fusion of the self-teacher (2 in the paper)."""
@@ -130,7 +129,7 @@ class MethodSettings:
     sla: Annotated[bool, FIXED, CLASSIFICATION] = False
     """Self-supervised label augmentation with four rotations per class, for both networks."""
     sla_weight: Annotated[float, NotNegative, CLASSIFICATION] = DEFAULT.sla_weight
-    """Weight of the SLA terms that distil the aggregated classifiers into the plain ones."""
+    """Weight of the SLA terms in which each network's classifier learns from its average over the four rotations."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class OptimizerSettings:
     """Exclude biases and normalisation layers from weight decay (the authors' code decays all parameters).
     Parameters that the model exempts, such as position embeddings, never decay."""
     layer_decay: Annotated[float | None, Range(above=0, high=1), FIXED, CLASSIFICATION] = None
-    """Factor by which the learning rate of each student layer is lower than that of the next, for fine-tuning."""
+    """Multiply the learning rate by this factor for every layer further from the student's output, for fine-tuning."""
     opt_kwargs: Annotated[KeywordArguments, FIXED] = field(default_factory=dict)
     """Additional arguments of the optimizer, such as --opt-kwargs eps=1e-6; the flag without values clears them.
     For hybrid optimizers such as Muon, also timm's fallback_list and fallback_no_weight_decay."""

@@ -64,7 +64,7 @@ class Masks:
             found = f"it has label {wrong[0]}; labels must be 0 to {top - 1}, or {IGNORED} for no class"
             if self._counted is None:
                 raise ValueError(found)
-            raise ValueError(f"{found}: the training masks have no other; to allow more, name all with --class-map")
+            raise ValueError(f"{found}, as in the training masks: to allow more, list all of them with --class-map")
         labels = labels.astype(np.uint8)
         return torch.from_numpy(labels if self._outputs is None else self._outputs[labels])
 
@@ -122,8 +122,8 @@ class Masks:
         count = len(self.class_names)
         if not 2 <= count <= IGNORED:
             raise UserError(
-                f"The masks of split {split} have {count} class(es), apart from {IGNORED}, which stands for no class "
-                f"(write foreground as 1); 2 to {IGNORED} classes can be trained on."
+                f"The masks of split {split} have {count} class(es), but training needs 2 to {IGNORED}; the value "
+                f"{IGNORED} is ignored, so write foreground as 1."
             )
 
     def check_labels(self, split: str, rows: Rows) -> None:
