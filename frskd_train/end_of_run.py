@@ -27,6 +27,7 @@ from frskd_train.data import TrainingData
 from frskd_train.device import machine_name
 from frskd_train.evaluate import UNSCORED, Scores
 from frskd_train.exits import exit_interrupted
+from frskd_train.launcher import PRECISIONS
 from frskd_train.progress import duration
 from frskd_train.publish.student import push_student
 from frskd_train.report.answers import confusion_picture
@@ -39,11 +40,9 @@ from frskd_train.report.predictions import MISTAKES, draw_mistakes
 from frskd_train.report.signature import signed
 from frskd_train.run_folder import RunFolder
 from frskd_train.run_state import RunState
-from frskd_train.settings import RunSettings, default_settings
+from frskd_train.settings import default_settings
 from frskd_train.settings.recipe import repeat_note, write_recipe
 from frskd_train.tasks import Job
-
-PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass
@@ -81,6 +80,22 @@ class Ending:
             names = chain([f"{name}.md"], (f"{name}-{number}.md" for number in count(2)))
             kept = card.replace(next(path for path in map(self.folder.path.joinpath, names) if not path.exists()))
             print(f"The {part}'s card was edited; a new one replaces it, and yours is kept as {kept}.")
+
+    def evaluate(self) -> Evaluation | None:
+        """Score the exported student on the validation images of all processes; None if none could be read."""
+        from frskd_train.scores import Scorer, find_temperature  # imports torchmetrics, which takes a second
+
+        loop, student = self.job.settings.loop, self.student.eval()
+        scorer = Scorer(student, self.accelerator, loop.images_per_validation_batch, channels_last=loop.channels_last)
+        temperature = find_temperature(scorer, self.job.settings.data, self.data)
+        return scorer.evaluate(self.data, self.job.about_student(student)["model"], temperature)
+
+    def report(self, scores: Scores, evaluation: Evaluation | None) -> list[str]:
+        """Write everything about the run beside the exported student; return the last lines for the user."""
+        metrics = self.metrics(scores)
+        self.write(metrics, evaluation)
+        self.write_onnx()  # before the summary, which names files older than the student
+        return [self.summary(metrics), self.write_page(evaluation)]
 
     def write(self, metrics: Metrics, evaluation: Evaluation | None) -> None:
         """Write metrics, pictures and cards beside the exported student."""
@@ -206,26 +221,33 @@ class Ending:
         ]
         return "\n".join(lines)
 
+    def write_page(self, evaluation: Evaluation | None) -> str:
+        """Write the report page; return a line for the user, a warning if it could not be made."""
+        folder = self.folder
+        try:
+            if evaluation is not None:
+                draw_mistakes(self.data, evaluation.mistakes, folder.path / MISTAKES)
+            return f"report in     {write_report([folder.path], folder.path / PAGE)}"
+        except Exception as error:  # the run is finished, whatever is wrong with its report
+            return f"The report could not be made ({first_line(error)}); try again with: frskd report {folder.path}"
 
-def evaluate_run(job: Job, data: TrainingData, student: nn.Module, accelerator: Accelerator) -> Evaluation | None:
-    """Score the exported student on the validation images of all processes; None if none of them could be read."""
-    from frskd_train.scores import Scorer, find_temperature  # imports torchmetrics, which takes a second
+    def publish(self) -> None:
+        """Push the student if `--push-to-hub` was given.
 
-    loop = job.settings.loop
-    batch_size = loop.images_per_validation_batch
-    scorer = Scorer(student.eval(), accelerator, batch_size, channels_last=loop.channels_last)
-    temperature = find_temperature(scorer, job.settings.data, data)
-    return scorer.evaluate(data, job.about_student(student)["model"], temperature)
-
-
-def write_page(folder: RunFolder, data: TrainingData, evaluation: Evaluation | None) -> str:
-    """Write the report of a finished run; return a line for the user, a warning if it could not be made."""
-    try:
-        if evaluation is not None:
-            draw_mistakes(data, evaluation.mistakes, folder.path / MISTAKES)
-        return f"report in     {write_report([folder.path], folder.path / PAGE)}"
-    except Exception as error:  # the run is finished, whatever is wrong with its report
-        return f"The report could not be made ({first_line(error)}); try again with: frskd report {folder.path}"
+        Raises:
+            UserError: Publishing failed; the run is finished anyway, and the message says how to push again.
+        """
+        run, student = self.job.settings.run, self.folder.student
+        if run.push_to_hub is None:
+            return
+        again = f"The run is finished; push again with: frskd push {student} --repo-id {run.push_to_hub}"
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # the trainer's would wait for the end of a step
+        try:
+            push_student(student, run.push_to_hub, private=run.hub_private)
+        except UserError as error:
+            raise UserError(f"{error} {again}") from error
+        except KeyboardInterrupt:
+            exit_interrupted(f"Publishing was interrupted. {again}")
 
 
 def _scaled(count: int | None, unit: float) -> float | None:
@@ -234,24 +256,6 @@ def _scaled(count: int | None, unit: float) -> float | None:
 
 def _rounded(scores: Mapping[str, float]) -> dict[str, float]:
     return {name: round(value, 4) for name, value in scores.items() if name != "images"}
-
-
-def publish(folder: RunFolder, run: RunSettings) -> None:
-    """Push the student if `--push-to-hub` was given.
-
-    Raises:
-        UserError: Publishing failed; the run is finished anyway, and the message says how to push again.
-    """
-    if run.push_to_hub is None:
-        return
-    again = f"The run is finished; push again with: frskd push {folder.student} --repo-id {run.push_to_hub}"
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the trainer's handler would wait for the end of a step
-    try:
-        push_student(folder.student, run.push_to_hub, private=run.hub_private)
-    except UserError as error:
-        raise UserError(f"{error} {again}") from error
-    except KeyboardInterrupt:
-        exit_interrupted(f"Publishing was interrupted. {again}")
 
 
 def outdated(folder: RunFolder) -> list[str]:

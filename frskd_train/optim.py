@@ -1,5 +1,6 @@
 """Optimizer and learning-rate schedule of a run."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -10,6 +11,7 @@ from timm.optim import (
     create_optimizer_v2,
     get_optimizer_info,
     list_optimizers,
+    muon,
     param_groups_layer_decay,
     param_groups_weight_decay,
 )
@@ -21,6 +23,7 @@ from torch.optim import Optimizer
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.student_task import StudentTask
 from frskd_train.checkpoint import pack
+from frskd_train.device import fast_bfloat16
 from frskd_train.errors import suggest
 from frskd_train.settings import OptimizerSettings
 from frskd_train.settings.constraints import keyword_arguments
@@ -51,11 +54,16 @@ def check_optimizer(settings: OptimizerSettings, device: torch.device | str = "c
         raise UserError(f"Optimizer '{settings.opt}' cannot be used here: {first_line(error)}.") from error
 
 
-def create_optimizer(settings: OptimizerSettings, task: StudentTask, is_scaled: bool = False) -> Optimizer:
+def create_optimizer(
+    settings: OptimizerSettings, task: StudentTask, device: torch.device | None = None, is_scaled: bool = False
+) -> Optimizer:
     """Create a timm optimizer for all trainable parameters of a task; raise UserError like `check_optimizer`.
 
-    `is_scaled` says that the gradients are scaled, as with float16.
+    `device` is where the task will be trained, by default where it is. `is_scaled` says that the gradients are scaled,
+    as with float16.
     """
+    if "muon" in settings.opt and not fast_bfloat16(device or task.device):
+        muon_in_float32()
     # The groups do not depend on the value, so that a resumed run can change it, to and from 0 as well.
     decay: dict[str, Any] = {"weight_decay": 1.0, "weight_decay_exclude_1d": settings.filter_bias_and_bn}
     decay |= {"no_weight_decay_list": task.no_weight_decay(), **_fallback(settings)}
@@ -97,6 +105,14 @@ def _create(settings: OptimizerSettings, parameters: list[dict[str, Any]], is_sc
         return create_optimizer_v2(parameters, **own, **more)
     except Exception as error:
         raise UserError(f"Optimizer '{settings.opt}' could not be created: {first_line(error)}.") from error
+
+
+def muon_in_float32() -> None:
+    """Let timm's Muon orthogonalise its updates in float32 instead of bfloat16, which it offers no argument for.
+
+    A CPU without bfloat16 instructions emulates them at a quarter of the speed of float32.
+    """
+    muon.zeropower_via_newtonschulz = functools.partial(muon.zeropower_via_newtonschulz, dtype=torch.float32)
 
 
 def lr_note(settings: OptimizerSettings) -> str:

@@ -1,7 +1,6 @@
 """Interruptions of the training loop: signals that save and stop, and time-based checkpoints."""
 
 import ctypes
-import os
 import signal
 import sys
 import time
@@ -11,7 +10,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.distributed import is_torchelastic_launched
+
+from frskd_train.launcher import was_launched
 
 # Processes have to agree on the step at which they stop. This takes a communication, so they do it about this often.
 # Launchers wait 30 seconds before they kill processes.
@@ -36,7 +36,7 @@ class Interruptions:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._receive)
-        self._launched = "ACCELERATE_MIXED_PRECISION" in os.environ or is_torchelastic_launched()
+        self._launched = was_launched()
         if sys.platform == "linux" and self._launched:
             with suppress(OSError, AttributeError):  # send it also when the launcher of this process dies
                 ctypes.CDLL(None).prctl(1, signal.SIGUSR1)  # PR_SET_PDEATHSIG

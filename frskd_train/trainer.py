@@ -10,12 +10,13 @@ from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 
 from frskd_timm.augment import TwoViews
-from frskd_train import end_of_run, memory, start_of_run, trackers
+from frskd_train import memory, start_of_run, trackers
 from frskd_train.checkpoint import checkpoint_name, load_state, prune, restore, save_checkpoint, set_aside_after
 from frskd_train.convolutions import adapt_convolutions
 from frskd_train.data.images import printable
 from frskd_train.data.sampler import step_seed
 from frskd_train.device import start_accelerator
+from frskd_train.end_of_run import Ending
 from frskd_train.evaluate import Scores, evaluate
 from frskd_train.exits import exit_process
 from frskd_train.meter import NonfiniteGuard, TrainMeter, learning_note
@@ -61,7 +62,7 @@ class Trainer:
             heading += [*repeat_note(self.accelerator.num_processes, settings.loop.batch_size), *self.state.changes]
             self.folder.write(SETTINGS, write_recipe(settings, "\n".join(heading)))
         trackers.start_trackers(self.accelerator, settings, self.folder.path)
-        self.ending = end_of_run.Ending(
+        self.ending = Ending(
             self.folder, self.job, self.data, self.task, self.exported, self.accelerator, self.state, baseline
         )
 
@@ -100,7 +101,9 @@ class Trainer:
         loop = self.settings.loop
         images_per_update = self.train_batches.order.global_batch * self.accelerator.gradient_accumulation_steps
         self.optim = with_scaled_lr(self.settings.optimizer, images_per_update)
-        optimizer = create_optimizer(self.optim, self.task, is_scaled=self.accelerator.scaler is not None)
+        optimizer = create_optimizer(
+            self.optim, self.task, self.accelerator.device, is_scaled=self.accelerator.scaler is not None
+        )
         self.scheduler = create_scheduler(self.optim, optimizer, self.updates_per_epoch)
         if loop.torchcompile:
             torch.nn.Module.compile(self.task)  # in place, without a wrapper and its prefix in the keys
@@ -216,7 +219,7 @@ class Trainer:
         if save_now and not saved:
             self.save()
         if stop_now:
-            self.progress.say(f"Stopped in {self.state.place}. Resume with: train.py --resume {self.folder.path}")
+            self.progress.say(f"Stopped in {self.state.place}. Continue with --resume {self.folder.path}.")
             self.accelerator.end_training()
             exit_process(self.interruptions.exit_code)
 
@@ -280,16 +283,12 @@ class Trainer:
     def finish(self, scores: Scores) -> None:
         """Export the student, write the run's report and publish."""
         self.progress.say(*self.data.bad_images())
-        ending, folder, data = self.ending, self.folder, self.data
         if self.is_main:
-            ending.export()
+            self.ending.export()  # before anything else can fail
         scores = scores or self.validate()  # there are no scores if a finished run was resumed
-        evaluation = end_of_run.evaluate_run(self.job, data, self.exported, self.accelerator)
+        evaluation = self.ending.evaluate()
         if self.is_main:
-            metrics = ending.metrics(scores)
-            ending.write(metrics, evaluation)
-            ending.write_onnx()  # before the summary, which names files older than the student
-            self.progress.say(ending.summary(metrics), end_of_run.write_page(folder, data, evaluation))
-            trackers.log_pictures(self.accelerator, folder.path.glob("*.png"), self.state.updates)
-            end_of_run.publish(folder, self.settings.run)
+            self.progress.say(*self.ending.report(scores, evaluation))
+            trackers.log_pictures(self.accelerator, self.folder.path.glob("*.png"), self.state.updates)
+            self.ending.publish()
             self.accelerator.end_training()  # the others, which do not wait, just end

@@ -1,5 +1,6 @@
 """Every optimizer of timm trains, is saved and resumes to the same bits, or is refused before training."""
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 from frskd_timm.errors import UserError
 from frskd_timm.segmentation import SegmentationCrossEntropyTask, create_segmentation_student
 from frskd_timm.student_task import CrossEntropyTask
+from frskd_train import optim
 from frskd_train.checkpoint import load_state, restore, save_checkpoint
 from frskd_train.optim import base_lr, check_optimizer, create_optimizer, create_scheduler
 from frskd_train.settings import OptimizerSettings
@@ -160,5 +162,29 @@ def test_milestones_in_any_order_act_from_the_beginning_of_an_epoch() -> None:
 )
 def test_updates_are_fused_where_that_is_right(name: str, is_scaled: bool, fused: bool | None) -> None:
     task = CrossEntropyTask(timm.create_model("test_resnet", num_classes=3))
-    made = create_optimizer(OptimizerSettings(opt=name, lr=0.01), task, is_scaled)
+    made = create_optimizer(OptimizerSettings(opt=name, lr=0.01), task, is_scaled=is_scaled)
     assert made.defaults.get("fused") is fused  # with False, torch would not update many weights at once either
+
+
+def test_muon_does_not_emulate_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    gradient, task = torch.randn(64, 128, generator=torch.manual_seed(0)), CrossEntropyTask(torch.nn.Linear(128, 64))
+
+    def step() -> torch.Tensor:
+        weight = task.student.weight
+        torch.nn.init.zeros_(weight)
+        optimizer = create_optimizer(OptimizerSettings(opt="muon", lr=1.0, weight_decay=0.0), task)
+        weight.grad = gradient.clone()
+        optimizer.step()
+        return weight.detach().clone()
+
+    newton_schulz = timm.optim.muon.zeropower_via_newtonschulz
+    newton_schulz = getattr(newton_schulz, "func", newton_schulz)  # timm's own, also after a training in this process
+    double = functools.partial(newton_schulz, dtype=torch.float64)
+    monkeypatch.setattr(timm.optim.muon, "zeropower_via_newtonschulz", double)
+    monkeypatch.setattr(optim, "fast_bfloat16", lambda _: True)
+    exact = step()
+    for fast, error in ((True, 1e-1), (False, 1e-4)):  # bfloat16 has 8 bits, float32 24
+        monkeypatch.setattr(timm.optim.muon, "zeropower_via_newtonschulz", newton_schulz)
+        monkeypatch.setattr(optim, "fast_bfloat16", lambda _, fast=fast: fast)
+        found = (step() - exact).abs().max() / exact.abs().max()
+        assert error / 1000 < found < error
