@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import frskd_timm  # noqa: F401  registers the students
+from frskd_timm.layers import upsample
 from frskd_timm.student_task import CrossEntropyTask
 from frskd_timm.task import FRSKDTask
-from frskd_timm.teachers.blocks import downsample, upsample
+from frskd_timm.teachers.blocks import downsample
 from frskd_train.convolutions import adapt_convolutions
 
 NUM_CLASSES = 100

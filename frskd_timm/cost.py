@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from frskd_timm.pyramid import evaluating
+from frskd_timm.probing import evaluating
 
 # The operations that fvcore, which timm uses, counts the outputs of.
 _ATEN: Any = torch.ops.aten

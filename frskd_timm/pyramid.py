@@ -11,14 +11,14 @@ from timm.layers import PatchDropout, PatchDropoutWithIndices
 from torch import Tensor, nn
 
 from frskd_timm.defaults import CLASSIFICATION as DEFAULT
-from frskd_timm.errors import UserError, first_line
+from frskd_timm.errors import UserError
+from frskd_timm.probing import evaluating, sample_images, size_message
 
 Size = tuple[int, int]
 Place = tuple[str, int]  # a module's name and the number of its call in a forward: some models reuse one activation
 
 # Where torch and timm define activations; pooling or dropout before a map is not one.
 ACTIVATION_SOURCES = ("torch.nn.modules.activation", "timm.layers.activations")
-OTHER_SIZES = (28, 32, 42, 64, 84, 96, 112, 128, 160, 168, 192, 224, 240, 256, 288, 320, 336, 384, 448, 512)
 
 
 class Pyramid:
@@ -101,29 +101,6 @@ def _intermediates(model: nn.Module, images: Tensor, indices: list[int] | None =
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run forwards without side effects: no gradients, random numbers or updates of running statistics."""
-    training = {module: module.training for module in model.modules()}
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)  # some models clear here what they cached for evaluation
-        for module, mode in training.items():
-            module.training = mode
-
-
-def sample_images(model: nn.Module, input_size: tuple[int, int, int]) -> Tensor:
-    """Return a fixed batch of one image [1, C, H, W] with the type and device of the model's parameters."""
-    parameter = next(model.parameters())
-    channels, height, width = input_size
-    ramp = torch.linspace(-1, 1, channels * height * width, device=parameter.device, dtype=parameter.dtype)
-    return ramp.view(1, channels, height, width)
-
-
-@contextmanager
 def _recorded(model: nn.Module, names: Iterable[str]) -> Iterator[dict[Place, tuple[Any, Any]]]:
     """Collect arguments and output of every call of some activations while the model runs."""
     found: dict[Place, tuple[Any, Any]] = {}
@@ -156,15 +133,6 @@ def _find_activations(model: nn.Module, images: Tensor, indices: list[int]) -> l
     return [producers[id(map_)] for map_ in maps]
 
 
-def refuse_size(model: nn.Module, input_size: tuple[int, int, int]) -> None:
-    """Raise UserError if a model does not accept images of this size (channels, height, width)."""
-    with evaluating(model):
-        try:
-            model(sample_images(model, input_size))
-        except Exception as error:  # models raise various errors
-            raise UserError(_size_message(model, input_size, error)) from error
-
-
 def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[int, Size]]:
     """Measure (channels, (height, width)) of every intermediate map: feature_info has no sizes."""
     name = type(model).__name__
@@ -176,7 +144,7 @@ def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[int
             logits = model(images)
             final, maps = _intermediates(model, images)
         except Exception as error:  # models raise various errors for a size that they do not accept
-            raise UserError(_size_message(model, input_size, error)) from error
+            raise UserError(size_message(model, input_size, error)) from error
         if not all(isinstance(map_, Tensor) and map_.ndim == 4 for map_ in maps):
             raise UserError(f"{name} returns feature maps that are not [B, C, H, W] tensors.")
         classes: Any = getattr(model, "num_classes", 0)
@@ -194,28 +162,6 @@ def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[int
                     f"{name} cannot be a student, because it classifies from more than its last feature map."
                 )
     return [(map_.shape[1], (map_.shape[2], map_.shape[3])) for map_ in maps]
-
-
-def _size_message(model: nn.Module, input_size: tuple[int, int, int], error: Exception) -> str:
-    """Return a message about the size that failed, with a similar size that works if there is one."""
-    channels, height, width = input_size
-    message = f"{type(model).__name__} does not run on {channels}x{height}x{width} images ({first_line(error)})"
-    takes = getattr(model, "in_chans", channels)
-    if takes != channels:
-        return f"{message}; it takes {takes} channel(s)."
-    # A model created for one size may accept no other; the size it was designed for is the last one to try.
-    own: Any = getattr(model, "pretrained_cfg", None) or {}
-    others = [(side, side) for side in sorted(OTHER_SIZES, key=lambda side: abs(side - max(height, width)))]
-    for size in [*others, *([own["input_size"][1:]] if own.get("input_size") else [])]:
-        try:
-            images = sample_images(model, (channels, *size))
-            model(images)
-            if hasattr(model, "forward_intermediates"):
-                _intermediates(model, images)
-        except Exception:  # as above
-            continue
-        return f"{message}, but runs on {channels}x{size[0]}x{size[1]}."
-    return f"{message}."
 
 
 def choose_levels(sizes: Sequence[Size], max_levels: int) -> list[int]:

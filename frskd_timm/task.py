@@ -13,12 +13,13 @@ from frskd_timm.cost import cost
 from frskd_timm.defaults import CLASSIFICATION as DEFAULT
 from frskd_timm.distillation import DistillationTask, Outputs
 from frskd_timm.errors import UserError
+from frskd_timm.layers import global_average
 from frskd_timm.losses import FEATURE_LOSSES, FeatureLoss
 from frskd_timm.losses.functional import UNLABELLED, soft_label_loss
-from frskd_timm.pyramid import Pyramid, sample_images
+from frskd_timm.probing import sample_images
+from frskd_timm.pyramid import Pyramid
 from frskd_timm.student_task import Terms
 from frskd_timm.teachers import SelfTeacher, check_outputs, checked_result, create_self_teacher
-from frskd_timm.teachers.blocks import global_average
 
 TEACHER_VIEWS = ("same", "clean")
 

@@ -7,7 +7,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from frskd_timm.teachers.blocks import CentredConv2d
+from frskd_timm.layers import CentredConv2d
 
 
 class SlicedConv2d(nn.Conv2d):

@@ -9,7 +9,7 @@ from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 
 from frskd_timm.errors import UserError
-from frskd_timm.pyramid import evaluating
+from frskd_timm.probing import evaluating
 from frskd_timm.student_task import StudentTask
 
 

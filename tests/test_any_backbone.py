@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 import frskd_timm  # noqa: F401  (registers the students)
 from frskd_timm.errors import UserError
-from frskd_timm.pyramid import Pyramid, choose_levels, refuse_size
+from frskd_timm.probing import refuse_size
+from frskd_timm.pyramid import Pyramid, choose_levels
 from frskd_timm.task import FRSKDTask
 from frskd_train.convolutions import adapt_convolutions
 

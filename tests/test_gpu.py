@@ -10,7 +10,7 @@ from runs import train_here
 from safetensors.torch import load_file
 
 import frskd_timm  # noqa: F401  registers the students
-from frskd_timm.teachers.blocks import interpolate
+from frskd_timm.layers import interpolate
 
 
 @pytest.fixture

@@ -21,23 +21,26 @@ LIBRARY = {
     "augment": set(),
     "lookup": {"errors"},
     "pixels": set(),
+    "layers": set(),
     "models": {"errors", "lookup"},
-    "teachers": {"defaults", "errors", "registry"},
+    "teachers": {"defaults", "errors", "layers", "registry"},
     "losses": {"errors", "registry", "teachers"},  # the interface of a self-teacher, which some losses read
-    "pyramid": {"defaults", "errors"},
-    "cost": {"pyramid"},
+    "probing": {"errors"},
+    "pyramid": {"defaults", "errors", "probing"},
+    "cost": {"probing"},
     "student_task": {"defaults", "errors", "losses"},
     "distillation": {
         *("augment", "defaults", "errors", "gates", "losses", "schedule", "student_task", "teachers"),
     },
     "task": {
-        *("augment", "cost", "defaults", "distillation", "errors", "losses", "pyramid", "student_task", "teachers"),
-    },
-    "segmentation": {
-        *("defaults", "distillation", "errors", "lookup", "losses", "models", "pixels", "pyramid", "registry"),
+        *("augment", "cost", "defaults", "distillation", "errors", "layers", "losses", "probing", "pyramid"),
         *("student_task", "teachers"),
     },
-    "export": {"errors", "models", "pyramid", "segmentation"},
+    "segmentation": {
+        *("defaults", "distillation", "errors", "layers", "lookup", "losses", "models", "pixels", "probing"),
+        *("pyramid", "registry", "student_task", "teachers"),
+    },
+    "export": {"errors", "models", "probing", "segmentation"},
 }
 
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from frskd_timm.layers import upsample
 from frskd_timm.losses import FEATURE_LOSSES
 from frskd_timm.losses.functional import soft_label_loss
 from frskd_timm.losses.overhaul import expected_negative_response
@@ -19,7 +20,7 @@ from frskd_timm.pyramid import Pyramid
 from frskd_timm.schedule import distillation_weight
 from frskd_timm.task import FRSKDTask, SLAHeads
 from frskd_timm.teachers import SELF_TEACHERS, SelfTeacher, create_self_teacher
-from frskd_timm.teachers.blocks import Lateral, downsample, upsample
+from frskd_timm.teachers.blocks import Lateral, downsample
 
 
 def build_teacher(name: str, prefix: str, tensors: dict, channels: list[int], **options) -> SelfTeacher:

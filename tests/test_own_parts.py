@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from frskd_timm import FRSKDTask, UserError, create_self_teacher
 from frskd_timm.gates import GATES
+from frskd_timm.layers import global_average
 from frskd_timm.losses import FEATURE_LOSSES, FeatureLoss
 from frskd_timm.losses.logits import LOGIT_LOSSES
 from frskd_timm.losses.overhaul import OverhaulLoss
 from frskd_timm.pyramid import Pyramid
 from frskd_timm.registry import Registry
 from frskd_timm.teachers import SELF_TEACHERS, SelfTeacher
-from frskd_timm.teachers.blocks import global_average
 from frskd_train.settings import library
 
 SIZE = (3, 32, 32)

@@ -19,7 +19,7 @@ from torch import nn
 
 from frskd_timm.errors import UserError
 from frskd_timm.export.folder import CARD, DATASET_CARD, METRICS, RECIPE
-from frskd_timm.export.load import compare_logits, read_student
+from frskd_timm.export.load import read_student
 from frskd_timm.export.student import export_student
 from frskd_timm.models._pretrained import shipped_cfg
 from frskd_train.device import start_accelerator
@@ -125,7 +125,7 @@ def ship(
     )
     _write(folder, run, model, half, shipped, evaluation, settings, Path(data.dataset) / CARD)
     again = timm.create_model(name, pretrained=True, pretrained_cfg=shipped_cfg(folder))
-    compare_logits(model, again, student.probe_images(), tolerance=2e-2 if half else 1e-4)
+    student.verify(again, tolerance=2e-2 if half else 1e-4)
     row = zoo.record(shipped, root)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     say(f"Wrote {folder} ({size / 1e6:.1f} MB, top-1 {row['top1']}%), the results and the zoo's card.")

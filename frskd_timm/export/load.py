@@ -23,7 +23,7 @@ from frskd_timm.export.config import (
     refuse_huge,
 )
 from frskd_timm.export.folder import CONFIG, read_json, read_weights, recover
-from frskd_timm.pyramid import evaluating
+from frskd_timm.probing import evaluating
 from frskd_timm.segmentation.backbone import probe_size
 from frskd_timm.segmentation.student import SegmentationStudent
 
@@ -107,6 +107,17 @@ class ExportedStudent(ABC):
         """Return the fixed noise [batch, C, H, W] used in all comparisons; classifiers have their own size."""
         height, width = size if size and self.any_size else self.size
         return torch.randn(batch, self.in_chans, height, width, generator=torch.Generator().manual_seed(0))
+
+    def verify(self, model: nn.Module, *, tolerance: float = 1e-4) -> float:
+        """Load the student; return the largest difference of its logits from a model's, in float32 on the CPU.
+
+        Raises:
+            UserError: It cannot be loaded, or the difference exceeds `tolerance` times the largest logit, or is NaN.
+        """
+        images, model, loaded = self.probe_images(), comparable(unwrap_model(model)), comparable(self.load())
+        with torch.autocast("cpu", enabled=False), evaluating(model), evaluating(loaded):
+            expected, found = model(images.to(next(model.parameters()).dtype)), loaded(images)
+        return compare_outputs(expected, found, tolerance=tolerance)
 
     @abstractmethod
     def load_line(self, name: str) -> str:
@@ -220,24 +231,6 @@ def load_student(folder: str | Path) -> nn.Module:
     return read_student(folder).load()
 
 
-def verify_export(folder: str | Path, model: nn.Module, *, tolerance: float = 1e-4) -> float:
-    """Load an exported student and compare its logits with those of `model`; see `compare_logits`."""
-    student = read_student(folder)
-    return compare_logits(model, student.load(), student.probe_images(), tolerance=tolerance)
-
-
-def compare_logits(model: nn.Module, other: nn.Module, images: Tensor, *, tolerance: float = 1e-4) -> float:
-    """Return the largest difference of two models' outputs, in eval mode and float32 on the CPU.
-
-    Raises:
-        UserError: The difference exceeds `tolerance` times the largest logit, or is NaN.
-    """
-    model, other = comparable(unwrap_model(model)), comparable(other)
-    with torch.autocast("cpu", enabled=False), evaluating(model), evaluating(other):
-        expected, found = model(images.cpu().to(next(model.parameters()).dtype)), other(images.cpu())
-    return compare_outputs(expected, found, tolerance=tolerance)
-
-
 def comparable(model: Module) -> Module:
     """Return a model that computes at least in float32 on the CPU, a copy if necessary.
 
@@ -252,7 +245,7 @@ def comparable(model: Module) -> Module:
 
 
 def compare_outputs(expected: Tensor, found: Tensor, *, what: str = "logits", tolerance: float = 1e-4) -> float:
-    """Compare outputs of the same shape; see `compare_logits`. `what` they are is for the error message."""
+    """Return the largest difference of outputs of the same shape; raise UserError as `ExportedStudent.verify`."""
     expected, found = expected.float(), found.float()
     if expected.shape != found.shape:
         raise UserError(f"The exported student returns shape {tuple(found.shape)}, not {tuple(expected.shape)}.")

@@ -20,9 +20,9 @@ from torch import nn
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.config import check_pretrained_cfg
 from frskd_timm.export.folder import CONFIG, plain_state_dict, read_json, replacing, write_json, write_weights
-from frskd_timm.export.load import comparable, compare_outputs, verify_export
+from frskd_timm.export.load import comparable, compare_outputs, read_student
 from frskd_timm.models import stock_name
-from frskd_timm.pyramid import evaluating, sample_images
+from frskd_timm.probing import evaluating, sample_images
 from frskd_timm.segmentation.student import SegmentationStudent
 
 PAPER_NAME = "Refine Myself by Teaching Myself: Feature Refinement via Self-Knowledge Distillation"
@@ -115,7 +115,7 @@ def export_student(
             raise UserError(f"The student cannot be exported with these arguments: {first_line(error)}.") from error
         if half:  # otherwise transformers would compute in the precision of the file
             write_json(aside / CONFIG, {**config, "dtype": "float32"})
-        verify_export(aside, model, tolerance=2e-2 if half else 1e-4)
+        read_student(aside).verify(model, tolerance=2e-2 if half else 1e-4)
         if finish is not None:
             finish(aside)
     return folder
@@ -175,7 +175,7 @@ def export_segmentation(student: nn.Module, folder: str | Path, *, finish: Calla
     with replacing(Path(folder)) as aside:
         write_weights(aside, student)
         write_json(aside / CONFIG, student.config())
-        verify_export(aside, student)
+        read_student(aside).verify(student)
         if finish is not None:
             finish(aside)
     return Path(folder)

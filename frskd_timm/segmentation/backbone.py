@@ -9,7 +9,8 @@ from torch import nn
 
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.lookup import known_cfg
-from frskd_timm.pyramid import Pyramid, evaluating, sample_images
+from frskd_timm.probing import evaluating, sample_images
+from frskd_timm.pyramid import Pyramid
 
 MAX_LEVELS = 4  # p2..p5
 PROBE = 128  # side of the images for probing a backbone

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from frskd_timm.teachers.blocks import CentredConv2d, interpolate, upsample
+from frskd_timm.layers import CentredConv2d, interpolate, upsample
 
 Block = Callable[[int], nn.Module]
 EPS = 1e-4

@@ -17,7 +17,7 @@ from torchvision.transforms.functional import normalize, pil_to_tensor
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.lookup import hub_name
 from frskd_timm.pixels import to_8_bits
-from frskd_timm.pyramid import evaluating, sample_images
+from frskd_timm.probing import evaluating, sample_images
 from frskd_timm.segmentation.backbone import create_backbone, find_multiple, find_pyramid
 from frskd_timm.segmentation.decoder import EXTRA_LEVELS, FeaturePyramid, SumBiFPN, pixel_classifier, pixel_head
 

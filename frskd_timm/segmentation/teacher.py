@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from frskd_timm.layers import Depthwise, Pointwise
 from frskd_timm.registry import Registry
 from frskd_timm.segmentation.decoder import Block, SumBiFPN, conv_norm, depthwise_norm, pixel_head
 from frskd_timm.teachers import SelfTeacher
-from frskd_timm.teachers.blocks import Depthwise, Pointwise
 
 SEGMENTATION_TEACHERS: Registry[SelfTeacher] = Registry("segmentation self-teacher", "frskd_timm.segmentation")
 

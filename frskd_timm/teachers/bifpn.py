@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frskd_timm.errors import UserError
+from frskd_timm.layers import global_average
 from frskd_timm.teachers import SELF_TEACHERS, SelfTeacher
-from frskd_timm.teachers.blocks import Fuse, Lateral, Same, add_upsampled, downsample, global_average
+from frskd_timm.teachers.blocks import Fuse, Lateral, Same, add_upsampled, downsample
 
 
 class BiFPNLayer(nn.Module):

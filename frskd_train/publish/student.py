@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 
 from frskd_timm.errors import UserError
 from frskd_timm.export.folder import CARD, CONFIG, DATASET_CARD, EVAL_RESULTS, METRICS, RECIPE, WEIGHTS
-from frskd_timm.export.load import compare_logits, load_student, read_student
+from frskd_timm.export.load import read_student
 from frskd_train.found_student import find_exported
 from frskd_train.publish.repository import Repository, check_repo_id, check_target, connect, list_files
 from frskd_train.publish.retries import with_retries
@@ -134,8 +134,7 @@ def push_student(
     def compare() -> float:
         with TemporaryDirectory() as cache:
             hub.compare(files, published.commit, cache)
-            downloaded = load_student(hub.download(CONFIG, published.commit, cache).parent)
-            return compare_logits(student.load(), downloaded, student.probe_images())
+            return read_student(hub.download(CONFIG, published.commit, cache).parent).verify(student.load())
 
     published = with_retries(commit, hub, once=create_pr)
     if published.changed:

@@ -14,7 +14,7 @@ from frskd_timm.export.config import output_names
 from frskd_timm.export.student import export_student
 from frskd_timm.losses.labels import LabelLoss
 from frskd_timm.models import stock_name
-from frskd_timm.pyramid import refuse_size
+from frskd_timm.probing import refuse_size
 from frskd_timm.student_task import CrossEntropyTask, StudentTask
 from frskd_timm.task import FRSKDTask
 from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_validation
