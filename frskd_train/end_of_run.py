@@ -169,7 +169,7 @@ class Ending:
             student=rounded.get("student"),
             self_teacher=rounded.get("self_teacher"),
             weights="ema" if settings.loop.model_ema else "student",
-            param_count=sum(p.numel() for p in student.parameters()),
+            param_count=found.parameters,
             img_size=height,
             img_width=width if width != height else None,
             epochs=settings.optimizer.epochs,

@@ -1,7 +1,9 @@
 """Errors in settings, and parts of their sentences. Needs no heavy imports."""
 
 import difflib
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -13,6 +15,17 @@ def either(names: Iterable[object]) -> str:
     """Return names for a sentence: `A`, `A or B`, `A, B or C`."""
     *others, last = map(str, names)
     return f"{', '.join(others)} or {last}" if others else last
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first names, for a sentence."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def printable(text: str) -> str:
+    """Return text that can always be printed: bytes of file names that are not UTF-8 become escapes such as `\\xff`."""
+    text = re.sub(r"[\ud800-\udc7f\udd00-\udfff]", "?", text)
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 def size_text(height: int, width: int) -> str:

@@ -8,14 +8,13 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from frskd_timm.errors import UserError
-from frskd_timm.export.folder import BACKBONE, METRICS, STUDENT, refuse_foreign
-from frskd_train.checkpoint import all_checkpoints, find_damage, latest_checkpoint
+from frskd_timm.export.folder import BACKBONE, STUDENT, refuse_foreign
+from frskd_train.checkpoint import latest_checkpoint
 from frskd_train.disk import disk_errors, reason, write_atomically
 from frskd_train.settings.recipe import SETTINGS
 
@@ -24,15 +23,6 @@ LOCK = ".lock"
 _LEFTOVER = re.compile(
     r"\.(lock|(config\.yaml|summary\.csv|(metrics|evaluation)\.json|report\.html)\.\d+|.+\.(partial|previous))"
 )
-
-
-@dataclass(frozen=True)
-class Resume:
-    """The point from which the run in a folder is resumed, with sentences for the user about the choice."""
-
-    run: Path
-    checkpoint: Path | None  # None if the run was stopped before its first one and starts again
-    notes: tuple[str, ...] = ()
 
 
 class RunFolder:
@@ -116,65 +106,3 @@ def choose_folder(output_dir: str | None, model: str, dataset: str) -> Path:
     name = f"{slug}-{dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
-
-
-def find_resume(resume: str | None, output_dir: str | None) -> Resume | None:
-    """Find the checkpoint that `--resume` refers to; None to start a new run. Raises UserError if there is none."""
-    if resume is None:
-        return None
-    if resume == "auto":
-        if output_dir is None:
-            raise UserError("--resume auto needs --output-dir, the folder of the run to look for.")
-        run = Path(output_dir)
-        is_run = (run / SETTINGS).is_file() or all_checkpoints(run / "checkpoints")
-        return _newest(run, resume) if is_run else None
-    path = Path(resume)
-    if not os.path.isdir(path):
-        raise UserError(f"--resume {resume} is not a run or a checkpoint: there is no such folder.")
-    run = place = Path(os.path.realpath(path))
-    is_checkpoint = (place / "state.json").is_file()
-    if is_checkpoint:
-        run = place.parent.parent
-        if place.parent.name != "checkpoints" or not place.name.startswith("step-"):
-            raise UserError(
-                f"--resume {resume} is a checkpoint, but not step-... in the checkpoints/ of a run: move or rename it."
-            )
-    elif place.name == "checkpoints" and (place.parent / SETTINGS).is_file():
-        run = place.parent
-    inside = place.relative_to(run)
-    if not path.is_absolute():
-        run = Path(os.path.relpath(run))
-    if output_dir is not None and Path(output_dir).resolve() != run.resolve():
-        raise UserError(f"--resume continues in {run}; omit --output-dir {output_dir}, or copy the run there first.")
-    if not is_checkpoint:
-        return _newest(run, resume)
-    checkpoint = run / inside
-    damage = find_damage(checkpoint)
-    if damage is not None:
-        raise UserError(f"--resume {checkpoint}: {damage}")
-    return Resume(run, checkpoint)
-
-
-def refuse_if_continued(found: Resume, resume: str | None, output_dir: str | None) -> None:
-    """Raise UserError if another process has continued a run between `find_resume` and the lock of its folder."""
-    again = find_resume(resume, output_dir)
-    if again is None or again.checkpoint != found.checkpoint:
-        raise UserError(f"Another process has just continued the run in {found.run}: give the same command again.")
-
-
-def _newest(run: Path, resume: str) -> Resume:
-    """Return a run's newest intact checkpoint, or the run's start if it was stopped before its first one."""
-    notes: list[str] = []
-    for checkpoint in reversed(all_checkpoints(run / "checkpoints")):
-        damage = find_damage(checkpoint)
-        if damage is None:
-            return Resume(run, checkpoint, tuple(f"{note} Looking for an older checkpoint." for note in notes))
-        notes.append(damage)
-    if notes:
-        raise UserError(f"--resume {resume}: no checkpoint in {run / 'checkpoints'} is intact. {notes[0]}")
-    finished = next((name for name in ("summary.csv", METRICS, STUDENT) if (run / name).exists()), None)
-    if finished is not None:
-        raise UserError(f"--resume {resume}: {run} has {finished} but no checkpoint to resume; choose a new folder.")
-    if not (run / SETTINGS).is_file():
-        raise UserError(f"--resume {resume}: there is no checkpoint in {run / 'checkpoints'}.")
-    return Resume(run, None, (f"{run} was stopped before its first checkpoint; starting again.",))

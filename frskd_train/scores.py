@@ -35,7 +35,7 @@ from frskd_train.accumulators import (
     read_bins,
 )
 from frskd_train.data import ValidationData, load_validation
-from frskd_train.data.transforms import CORRUPTIONS, SEVERITIES
+from frskd_train.data.corruptions import CORRUPTIONS, SEVERITIES
 from frskd_train.errors import SettingsError
 from frskd_train.evaluate import UNSCORED
 from frskd_train.report.evaluation import SCHEMA, ClassScores, Evaluation, Temperature
@@ -112,8 +112,8 @@ class Scorer:
         accuracy = round(100 * int(counts[true == given].sum()) / int(counts.sum()), 4)
         scores: dict[str, Any]
         sizes: set[tuple[int, ...]] = {pre.input_size[1:]}
-        if is_dense:  # images keep their size
-            sizes = set(data.val.source.sizes)
+        if is_dense:  # images keep their size, which is 0 if they cannot be read
+            sizes = {size for size in data.val.source.sizes if size != (0, 0)}
             overlaps = [row.iou for row in per_class if row.iou is not None]
             scores = {"miou": round(mean(overlaps), 4), "pixel_accuracy": accuracy}
         else:

@@ -7,18 +7,17 @@ import sys
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from huggingface_hub import get_token
 
 from frskd_timm.errors import UserError
 from frskd_timm.student_task import StudentTask
 from frskd_train.data import TrainingData
 from frskd_train.errors import size_text
 from frskd_train.optim import check_optimizer, lr_note
-from frskd_train.publish.repository import check_repo_id
+from frskd_train.publish.repository import check_repo_id, connect
 from frskd_train.report.baseline import read_baseline
 from frskd_train.report.formats import check_onnx
 from frskd_train.report.metrics import SeedRuns
-from frskd_train.run_folder import Resume
+from frskd_train.resume import Resume
 from frskd_train.settings import Settings, declared, flag, flat
 from frskd_train.settings.constraints import LOCAL
 from frskd_train.settings.recipe import training_names
@@ -41,7 +40,7 @@ def preflight(settings: Settings, score: str, accelerator: Accelerator) -> SeedR
     """Return the runs of `--baseline`; raise UserError, before training, if something for the end is impossible."""
     run = settings.run
     check_optimizer(settings.optimizer, accelerator.device)
-    if settings.loop.torchcompile and sys.platform != "win32":
+    if settings.loop.torchcompile:
         refuse_missing_compiler(accelerator.device)
     if not accelerator.is_main_process:  # which alone publishes, converts and compares
         return None
@@ -49,8 +48,7 @@ def preflight(settings: Settings, score: str, accelerator: Accelerator) -> SeedR
         check_onnx()
     if run.push_to_hub is not None:
         check_repo_id("--push-to-hub", run.push_to_hub)
-        if get_token() is None:
-            raise UserError("--push-to-hub needs an access token: run `hf auth login`, or set HF_TOKEN.")
+        connect(None, None)  # refuses a missing token
     if not run.baseline:
         return None
     return read_baseline(run.baseline, settings, score, processes=accelerator.num_processes)

@@ -24,7 +24,7 @@ from frskd_train.checkpoint import (
     set_aside_after,
 )
 from frskd_train.errors import SettingsError
-from frskd_train.run_folder import find_resume
+from frskd_train.resume import find_resume
 from frskd_train.run_state import RunState
 from frskd_train.settings.parse import parse_settings
 

@@ -28,7 +28,7 @@ from frskd_train import cli
 from frskd_train.demo.build import build_demo
 from frskd_train.demo.runtime import FILES, cached_runtime, find_runtime
 from frskd_train.found_student import find_exported
-from frskd_train.publish.space import push_space
+from frskd_train.publish.space import demo_files, push_space
 
 SIZE = (48, 64)  # height and width in the demo of the segmentation student
 
@@ -172,29 +172,32 @@ def test_another_runtime_is_refused(runtime: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_space_holds_the_page_and_a_repository_the_onnx_file(hub, student, runtime, capsys) -> None:
-    options: dict[str, Any] = {"runtime": runtime, "token": TOKEN, "endpoint": hub.endpoint, "say": lambda _: None}
-    published = push_space(student, f"{USER}/demo", repo_id=REPO, examples=[ROOT / "docs" / "curves.png"], **options)
+def test_a_space_holds_the_page_and_a_repository_the_onnx_file(hub, student, runtime, capsys, monkeypatch) -> None:
+    options: dict[str, Any] = {"token": TOKEN, "endpoint": hub.endpoint, "say": lambda _: None}
+    pictured = demo_files(student, runtime=runtime, repo_id=REPO, examples=[ROOT / "docs" / "curves.png"])
+    published = push_space(pictured, f"{USER}/demo", **options)
     assert published == hub.repos[f"spaces/{USER}/demo"].history()[0]
     assert hub.repos[f"spaces/{USER}/demo"].sdk == "static"
     files = hub.files(f"spaces/{USER}/demo")
-    page = {"index.html", "app.js", "view.js", "preprocess.js", "style.css", "demo.json", "model.onnx", "README.md"}
-    assert set(files) == page | {f"ort/{name}" for name in FILES} | {"examples/0.png"}
+    names = {"index.html", "app.js", "view.js", "preprocess.js", "style.css", "demo.json", "model.onnx", "README.md"}
+    assert set(files) == names | {f"ort/{name}" for name in FILES} | {"examples/0.png"}
     assert b"FRSKD" in files["README.md"]
     header = yaml.safe_load(files["README.md"].decode().split("---")[1])
     assert (header["sdk"], header["models"]) == ("static", [REPO])
-    again = push_space(student, f"{USER}/demo", repo_id=REPO, **options)  # no example any more
+    page = demo_files(student, runtime=runtime, repo_id=REPO)
+    again = push_space(page, f"{USER}/demo", **options)  # no example any more
     assert again != published
     assert "examples/0.png" not in hub.files(f"spaces/{USER}/demo")
-    assert push_space(student, f"{USER}/demo", repo_id=REPO, **options) == again
-    proposed = push_space(student, f"{USER}/demo", create_pr=True, **options)  # without the link to the student
-    branched = push_space(student, f"{USER}/demo", revision="trial", **options)
+    assert push_space(page, f"{USER}/demo", **options) == again
+    unlinked = demo_files(student, runtime=runtime)  # without the link to the student
+    proposed = push_space(unlinked, f"{USER}/demo", create_pr=True, **options)
+    branched = push_space(unlinked, f"{USER}/demo", revision="trial", **options)
     assert hub.repos[f"spaces/{USER}/demo"].history()[0] == again
     assert hub.repos[f"spaces/{USER}/demo"].history("trial")[0] == branched
     assert proposed != again
     with pytest.raises(UserError, match="--revision must be a branch name"):
-        push_space(student, f"{USER}/demo", revision="refs/heads/trial", **options)
-    updated = push_space(student, f"{USER}/demo", repo_id=REPO, revision="refs/pr/1", **options)
+        push_space(page, f"{USER}/demo", revision="refs/heads/trial", **options)
+    updated = push_space(page, f"{USER}/demo", revision="refs/pr/1", **options)
     assert hub.repos[f"spaces/{USER}/demo"].refs["refs/pr/1"] == updated != proposed
 
     assert push(hub, student, onnx=True).changed
@@ -204,6 +207,7 @@ def test_a_space_holds_the_page_and_a_repository_the_onnx_file(hub, student, run
     assert "model.onnx" in capsys.readouterr().out
     assert f"spaces/{USER}/other" not in hub.repos
     words = ["--repo-id", REPO, "--space", f"{USER}/other", "--runtime", str(runtime), "--img-size", "3"]
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     with pytest.raises(SystemExit):
         cli.run("push", [str(student), *words])
     said = capsys.readouterr()

@@ -19,7 +19,8 @@ from torch import Tensor
 from frskd_timm.errors import UserError
 from frskd_train.checkpoint import latest_checkpoint, load_state
 from frskd_train.data.augment import BatchAugmentation
-from frskd_train.run_folder import RunFolder, find_resume, refuse_if_continued
+from frskd_train.resume import find_resume, refuse_if_continued
+from frskd_train.run_folder import RunFolder
 from frskd_train.signals import Interruptions
 
 ENDLESS = 10**6  # epochs: the run does not end before the test stops it
@@ -146,7 +147,7 @@ def test_two_processes_stop_together_and_go_on(number: int, everybody: bool, pla
         kill_all(launcher)
     said = log.read_text()
     state = load_state(latest_checkpoint(run / "checkpoints"))  # type: ignore[arg-type]
-    assert f"epoch {state['epoch'] + 1}, step {state['step']}. Resume" in said, said
+    assert f"epoch {state['epoch'] + 1}, step {state['step']}. Continue" in said, said
     assert state["processes"] == 2
     assert "error: " not in said, said
     flags = ["--resume", run, "--threads", 1, "--epochs", state["epoch"] + 1]

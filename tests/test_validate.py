@@ -23,8 +23,9 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from frskd_timm.errors import UserError
 from frskd_train import cli
 from frskd_train.data import Preprocessing, ValidationData, load_validation
+from frskd_train.data.corruptions import CORRUPTIONS
 from frskd_train.data.source import find_source
-from frskd_train.data.transforms import CORRUPTIONS, EvalTransform
+from frskd_train.data.transforms import EvalTransform
 from frskd_train.found_student import load_for_evaluation
 from frskd_train.report.evaluation import Evaluation, read_evaluation
 from frskd_train.settings import DataSettings, FitSettings, flag

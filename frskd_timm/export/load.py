@@ -148,6 +148,7 @@ class ExportedClassifier(ExportedStudent):
         super().__init__(path, config, "architecture", "label_names")
         cfg = entry(config, "pretrained_cfg", dict, self.where)
         self.imports = f"import timm, {self.package}" if self.package else "import timm"
+        # A null stays one and is refused, because timm cannot read it.
         self.arguments = entry(config, "model_args", dict, self.where, default=config.get("model_args", {}))
         refuse_huge(self.arguments, self.where)
         classes = entry(config, "num_classes", int, self.where, default=cfg.get("num_classes", 1000))

@@ -50,11 +50,11 @@ def create_segmentation_student(
         pretrained = True
     elif pretrained and (known := known_cfg(weights)):
         cfg = known.to_dict()
-    for name in ("mean", "std"):
-        values = cfg.get(name) or None
+    for statistic in ("mean", "std"):
+        values = cfg.get(statistic) or None
         if isinstance(values, (list, tuple)) and len(values) != arguments.get("in_chans", 3):
             values = (sum(values) / len(values),)
-        arguments.setdefault(name, values)  # the student refuses what is no list
+        arguments.setdefault(statistic, values)  # the student refuses what is no list
     student = SegmentationStudent(num_classes=num_classes, **arguments)
     if pretrained:
         load_backbone(student, weights)

@@ -36,14 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--examples and --runtime need --space: they are for the page of the Space")
     if options.img_size and not (options.space or options.onnx):
         parser.error("--img-size needs --onnx or --space")
-    page = {name: vars(options).pop(name) for name in ("space", "examples", "runtime")} | {"img_size": options.img_size}
+    page = {name: vars(options).pop(name) for name in ("examples", "runtime")}
+    page |= {"img_size": options.img_size, "repo_id": options.repo_id}
+    space = vars(options).pop("space")
     # Imported here, so that --help and a wrong flag answer at once.
     from frskd_timm.export.folder import student_in
-    from frskd_train.demo.build import open_examples, refuse_features
-    from frskd_train.demo.runtime import find_runtime
-    from frskd_train.found_student import find_exported
-    from frskd_train.publish.repository import check_repo_id
-    from frskd_train.publish.space import push_space
+    from frskd_train.publish.repository import check_repo_id, connect
+    from frskd_train.publish.space import demo_files, push_space
     from frskd_train.publish.student import push_student
 
     if student := student_in(options.folder):
@@ -52,18 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"{options.folder} is the folder of a run that has not finished: it has no student/ yet")
 
     try:
-        if page["space"] is not None:  # what can be wrong with it is said before the student is published
-            check_repo_id("--space", page["space"])
-            refuse_features(find_exported(str(options.folder)).student)
-            find_exported(str(options.folder)).image_size(page["img_size"])
-            open_examples(page["examples"])
-            find_runtime(page["runtime"])
+        if not options.dry_run:
+            connect(None, None)  # refuses a missing token
+        if space is not None:  # before the student is published
+            check_repo_id("--space", space)
+            files = demo_files(options.folder, **page)
         if options.repo_id is not None:
             push_student(**vars(options))
-        if page["space"] is not None:
-            only = ("folder", "onnx", "img_size")  # given otherwise, or for the repository alone
-            common = {name: value for name, value in vars(options).items() if name not in only}
-            push_space(options.folder, **page, **common)
+        if space is not None:
+            of_student = ("folder", "repo_id", "onnx", "img_size")
+            push_space(files, space, **{name: value for name, value in vars(options).items() if name not in of_student})
     except KeyboardInterrupt:
         exit_interrupted(
             "Publishing was interrupted: the repository holds its old commit or the new one, complete; run the same "

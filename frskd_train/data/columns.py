@@ -1,7 +1,7 @@
 """Columns of a dataset: finding, checking and describing them; class maps and other text files."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +87,3 @@ def read_class_map(path: str) -> tuple[dict[str, int], list[str]]:
         return numbers, [first[number] for number in range(len(first))]
     names = read_names(Path(path))
     return {name: number for number, name in enumerate(names)}, names
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return the first names, for a sentence."""
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -9,8 +9,9 @@ from urllib.parse import unquote
 import datasets
 
 from frskd_timm.errors import UserError
-from frskd_train.data.columns import Splits, listed
-from frskd_train.data.images import printable, stored_path
+from frskd_train.data.columns import Splits
+from frskd_train.data.images import stored_path
+from frskd_train.errors import listed, printable
 
 TRAIN_SPLITS = ("train", "training")
 VALIDATION_SPLITS = ("validation", "val", "valid", "dev", "test", "testing")

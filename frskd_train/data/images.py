@@ -23,6 +23,7 @@ from tqdm import tqdm
 from frskd_timm.errors import UserError
 from frskd_timm.pixels import DAMAGED_EXIF, GRAY_MODES
 from frskd_train.data.sampler import Rows, evenly_spaced
+from frskd_train.errors import printable
 
 T = TypeVar("T")
 QUOTED = "file://"  # prefix of a path that is not valid UTF-8, percent-encoded: Arrow only stores UTF-8 strings
@@ -130,12 +131,6 @@ def stored_path(path: str) -> str:
 def local_path(stored: str | None) -> str | None:
     """Invert `stored_path`."""
     return os.fsdecode(unquote_to_bytes(stored[len(QUOTED) :])) if stored and stored.startswith(QUOTED) else stored
-
-
-def printable(text: str) -> str:
-    """Return text that can always be printed: bytes of file names that are not UTF-8 become escapes such as `\\xff`."""
-    text = re.sub(r"[\ud800-\udc7f\udd00-\udfff]", "?", text)
-    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 def _digest(content: bytes | None, path: str | None) -> bytes:

@@ -8,9 +8,10 @@ from pathlib import Path
 import datasets
 
 from frskd_timm.errors import UserError
-from frskd_train.data.columns import Splits, listed, read_lines, read_names
+from frskd_train.data.columns import Splits, read_lines, read_names
 from frskd_train.data.folder import SPLIT_NAMES, TRAIN_SPLITS, folders_in, images_below, images_in
-from frskd_train.data.images import printable, stored_path
+from frskd_train.data.images import stored_path
+from frskd_train.errors import listed, printable
 
 VOC_IMAGES, VOC_MASKS, VOC_LISTS = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"
 VOC_ENDINGS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")

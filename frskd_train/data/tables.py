@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from frskd_timm.errors import UserError, first_line
-from frskd_train.data.columns import Splits, listed
+from frskd_train.data.columns import Splits
 from frskd_train.data.folder import SPLIT_NAMES, TRAIN_SPLITS, VALIDATION_SPLITS, folders_in, images_below
+from frskd_train.errors import listed
 
 READ_WHOLE = 2**30  # size in bytes up to which parquet files are read into memory, without datasets' cache
 TEST_NAMES = ("eval", "evaluation")  # further names of the test split, as in datasets
@@ -26,15 +27,10 @@ def is_saved(folder: Path) -> bool:
     return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
 
 
-def has_tables(folder: Path) -> bool:
-    """Return whether a folder or one of its subfolders holds parquet or arrow files."""
+def has_tables(folder: Path, *endings: str) -> bool:
+    """Return whether a folder or one of its subfolders holds tables, by default parquet or arrow files."""
     files = (file for place in (folder, *folders_in(folder)) for file in place.iterdir())
-    return any(file.suffix in (".parquet", ".arrow") for file in files)
-
-
-def has_csv(folder: Path) -> bool:
-    """Return whether a folder or one of its subfolders holds a table as text."""
-    return any(file.suffix in (".csv", ".jsonl") for place in (folder, *folders_in(folder)) for file in place.iterdir())
+    return any(file.suffix in (endings or (".parquet", ".arrow")) for file in files)
 
 
 def has_metadata(folder: Path) -> bool:
@@ -96,9 +92,10 @@ def read_tables(folder: Path) -> Splits:
         reason = f"{type(cause).__name__}: {first_line(cause)[:300]}"
         raise UserError(f"The files of --dataset {folder} could not be read ({reason}).") from error
     if not splits:
+        hint = f" {METADATA_HINT}" if has_tables(folder, ".csv", ".jsonl") else ""
         raise UserError(
             f"--dataset {folder} holds neither class folders of images, nor images/ and masks/, nor parquet or arrow "
-            f"files, nor a dataset saved by datasets' save_to_disk.{f' {METADATA_HINT}' if has_csv(folder) else ''}"
+            f"files, nor a dataset saved by datasets' save_to_disk.{hint}"
         )
     return splits
 

@@ -62,9 +62,10 @@ def build_demo(
             the folder holds something else.
     """
     _refuse_foreign(folder)
-    refuse_features(found.student)
-    source = find_runtime(runtime)
     student, size = found.student, found.image_size(img_size)
+    if isinstance(student, ExportedClassifier) and student.num_classes == 0:  # such as a backbone
+        raise UserError(f"{student.path} has no classifier to show: give the folder of a run or its student.")
+    source = find_runtime(runtime)
     with disk_errors(folder), replacing(folder, _refuse_foreign) as aside:
         shutil.copytree(Path(__file__).parent / "page", aside, dirs_exist_ok=True)
         (aside / "ort").mkdir()
@@ -75,12 +76,6 @@ def build_demo(
         (aside / "README.md").write_text(_readme(student, description, repo_id), encoding="utf-8")
         attention = isinstance(student, ExportedClassifier)
         export_onnx(student.path, aside / "model.onnx", size=size, attention=attention)
-
-
-def refuse_features(student: ExportedStudent) -> None:
-    """Raise UserError if a student has no classes, as the backbone of a segmentation student."""
-    if isinstance(student, ExportedClassifier) and student.num_classes == 0:
-        raise UserError(f"{student.path} has no classifier to show: give the folder of a run or its student.")
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -151,7 +146,7 @@ def _summary(student: ExportedStudent, metrics: Metrics | None) -> str:
     return text if value is None else f"{text} {form.results[form.score][1].removesuffix(' (%)')}: {value:.2f}%."
 
 
-def open_examples(examples: Sequence[Path]) -> list[tuple[str, Image.Image]]:
+def _open_examples(examples: Sequence[Path]) -> list[tuple[str, Image.Image]]:
     """Return name and picture of each example; raise UserError if one cannot be read."""
     images = []
     for path in examples:
@@ -164,7 +159,7 @@ def open_examples(examples: Sequence[Path]) -> list[tuple[str, Image.Image]]:
 
 def _copy_examples(examples: Sequence[Path], student: ExportedStudent, folder: Path) -> list[dict[str, str]]:
     """Write the examples; without any, one image per class of the included sample if the classes are the same."""
-    images = open_examples(examples)
+    images = _open_examples(examples)
     sample = read_sample().splits["test"]
     if not examples and sample.features["label"].names == student.class_names:
         labels = list(sample["label"])

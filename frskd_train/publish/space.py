@@ -1,6 +1,6 @@
 """Publish the demo of a student as a static Space."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,8 +18,25 @@ from frskd_train.report.signature import signed
 _OF_A_NEW_SPACE = {".gitattributes", CARD, "index.html", "style.css"}
 
 
+def demo_files(student: str | Path, **page: Any) -> dict[str, bytes]:
+    """Return the files of a demo by name.
+
+    Args:
+        student: Folder of a run or of a student.
+        page: Further arguments of `build_demo`.
+
+    Raises:
+        UserError: The demo could not be built.
+    """
+    with TemporaryDirectory() as aside:
+        folder = Path(aside) / "demo"
+        build_demo(find_exported(str(student)), folder, **page)
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
 def push_space(
-    student: str | Path,
+    files: Mapping[str, bytes],
     space: str,
     *,
     private: bool = False,
@@ -32,36 +49,29 @@ def push_space(
     token: str | None = None,
     endpoint: str | None = None,
     say: Callable[[str], None] = print,
-    **page: Any,
 ) -> str | None:
-    """Build a demo, upload it in one commit and verify that the Hub returns the same files.
+    """Upload a demo in one commit and verify that the Hub returns the same files.
 
     The other arguments are those of `push_student`, with the README of the Space as the card.
 
     Args:
-        student: Folder of a run or of a student.
+        files: The result of `demo_files`.
         space: `OWNER/NAME` of the Space; created if it does not exist.
-        page: Further arguments of `build_demo`.
 
     Returns:
         The commit; None after a dry run.
 
     Raises:
-        UserError: The demo could not be built, the Space holds another application or an edited README, or publishing
-            failed; the Space then holds its old commit or the new one, complete.
+        UserError: The Space holds another application or an edited README, or publishing failed; the Space then holds
+            its old commit or the new one, complete.
     """
     check_repo_id("--space", space)
     check_target(revision, create_pr)
-    hub = None if dry_run else Repository(connect(token, endpoint), space, "space", private, revision, create_pr)
-    with TemporaryDirectory() as aside:
-        folder = Path(aside) / "demo"
-        build_demo(find_exported(str(student)), folder, **page)
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-    files[CARD] = signed(files[CARD])
-    if hub is None:
+    files = {**files, CARD: signed(files[CARD])}
+    if dry_run:
         list_files(files, f"the Space {space}", say)
         return None
+    hub = Repository(connect(token, endpoint), space, "space", private, revision, create_pr)
 
     def commit() -> CommitInfo:
         head, remote = hub.head()

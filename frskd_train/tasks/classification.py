@@ -15,7 +15,7 @@ from frskd_timm.export.student import export_student
 from frskd_timm.losses.labels import LabelLoss
 from frskd_timm.models import stock_name
 from frskd_timm.probing import refuse_size
-from frskd_timm.student_task import CrossEntropyTask, StudentTask
+from frskd_timm.student_task import CrossEntropyTask, LinearProbeTask, StudentTask
 from frskd_timm.task import FRSKDTask
 from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_validation
 from frskd_train.report.answers import examples_picture
@@ -124,29 +124,3 @@ class ClassificationJob(Job):
         export_student(
             student, folder.student, label_names=names, finish=finish, **preprocessing, **self.provenance(data)
         )
-
-
-class LinearProbeTask(CrossEntropyTask):
-    """Cross-entropy for the classifier only; the rest is frozen, including running statistics of normalisation layers.
-
-    Raises UserError if the student's classifier has no weights.
-    """
-
-    def __init__(self, student: nn.Module, smoothing: float) -> None:
-        super().__init__(student, smoothing)
-        found = student.get_classifier()  # type: ignore[operator]
-        # Not a child, because the classifier is in the student, and checkpoints keep the keys of a full training.
-        self._classifiers = tuple(found) if isinstance(found, tuple | list) else (found,)
-        student.requires_grad_(False)
-        for classifier in self._classifiers:
-            classifier.requires_grad_(True)
-        if not any(parameter.requires_grad for parameter in student.parameters()):
-            raise UserError(f"--linear-probe needs a student with a classifier; {type(student).__name__} has none.")
-
-    def train(self, mode: bool = True) -> "LinearProbeTask":
-        """Set the mode of the classifier; all other layers stay in evaluation mode."""
-        super().train(mode)
-        self.student.eval()
-        for classifier in self._classifiers:
-            classifier.train(mode)
-        return self

@@ -18,11 +18,11 @@ from frskd_train.data.columns import (
     find_columns,
     holds_images,
     kind_of,
-    listed,
     read_class_map,
 )
 from frskd_train.data.images import BadImageError
 from frskd_train.data.sampler import Rows, shuffled
+from frskd_train.errors import listed
 from frskd_train.settings import DataSettings
 
 LABEL_NAMES = ("label", "labels", "class", "fine_label", "target")

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from frskd_timm.errors import UserError
 from frskd_timm.losses.functional import IGNORED
-from frskd_train.data.columns import Columns, Splits, columns_named, find_columns, holds_images, listed, read_class_map
+from frskd_train.data.columns import Columns, Splits, columns_named, find_columns, holds_images, read_class_map
 from frskd_train.data.images import BadImageError, Images, in_blocks
 from frskd_train.data.mask_folder import LAYOUTS
 from frskd_train.data.sampler import Rows, evenly_spaced, shuffled
+from frskd_train.errors import listed
 from frskd_train.settings import DataSettings
 
 IMAGE_NAMES = ("image", "img", "pixel_values", "photo")
