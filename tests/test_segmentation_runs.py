@@ -189,6 +189,12 @@ def test_a_bad_mask_is_named_before_training(places: Path, tmp_path: Path) -> No
         train_here(*flags, "--output-dir", tmp_path / "run")
     train_here(*flags, "--bad-images", "skip", "--output-dir", tmp_path / "run")
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["dataset"]["train_images"] == 5
+    for number in (6, 9):  # the others have one size
+        (folder / "JPEGImages" / f"p_{number}.jpg").write_bytes(b"")
+    flags = ["--data-mode", "stream", "--bad-images", "skip", "--output", tmp_path / "scores.json"]
+    evaluate_here("--model", tmp_path / "run", "--dataset", folder, *flags)
+    found = read_evaluation(tmp_path / "scores.json")
+    assert (found.images, found.img_size, found.img_width) == (2, 30, 40)
 
 
 def test_what_has_no_label_is_not_scored_and_has_no_temperature(places: Path, tmp_path: Path, capsys) -> None:
