@@ -102,7 +102,7 @@ def train(run: Run, flags: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     finally:
         AcceleratorState._reset_state(True)
         GradientState._reset_state()
-    score = trainer.job.form.score
+    score = trainer.job.score_names.score
     return [
         {
             **vars(run),

@@ -139,7 +139,7 @@ class Ending:
         _, height, width = data.preprocessing.input_size
         # Scores on a sample, on a part of the images, of other columns or classes are not scores of the dataset.
         scored, chosen = int(scores["student"]["images"]) if scores else 0, settings.data
-        others = chosen.input_key, chosen.target_key, job.form.unit != "pixels" and chosen.class_map
+        others = chosen.input_key, chosen.target_key, job.score_names.unit != "pixels" and chosen.class_map
         is_whole = scored == len(data.val.split.images.dataset) and not any(others)
         on_sample = chosen.dataset == default_settings(settings.model.task).data.dataset
         return Metrics(
@@ -199,7 +199,7 @@ class Ending:
     def summary(self, metrics: Metrics) -> str:
         """Return the last lines of the run."""
         folder, job = self.folder, self.job
-        score, name = job.form.score, job.form.label
+        score, name = job.score_names.score, job.score_names.label
         if metrics.student is None:
             lines = ["", f"student       {UNSCORED}"]
         else:

@@ -39,8 +39,8 @@ from frskd_train.data.corruptions import CORRUPTIONS, SEVERITIES
 from frskd_train.errors import SettingsError
 from frskd_train.evaluate import UNSCORED
 from frskd_train.report.evaluation import SCHEMA, ClassScores, Evaluation, Temperature
-from frskd_train.report.forms import FORMS
 from frskd_train.report.metrics import read_metrics
+from frskd_train.report.score_names import SCORE_NAMES
 from frskd_train.settings import DataSettings
 from frskd_train.settings.parse import read_recipe
 from frskd_train.settings.recipe import SETTINGS
@@ -149,7 +149,7 @@ class Scorer:
         )
 
     def _score_corrupted(self, data: ValidationData) -> dict[str, list[dict[str, Any]]]:
-        score = FORMS[data.task].score
+        score = SCORE_NAMES[data.task].score
         corruptions: dict[str, list[dict[str, Any]]] = {name: [] for name in CORRUPTIONS}
         for name, severity in product(CORRUPTIONS, SEVERITIES):
             found = self.evaluate(data.corrupted(name, severity), name)

@@ -46,7 +46,7 @@ class Trainer:
         self.is_main = self.accelerator.is_main_process
         set_seed(settings.loop.seed)
         self.job = choose_job(settings)
-        baseline = start_of_run.preflight(settings, self.job.form.score, self.accelerator)
+        baseline = start_of_run.preflight(settings, self.job.score_names.score, self.accelerator)
         resume = find_resume(run.resume, run.output_dir)
         if resume is None and run.output_dir is not None:
             RunFolder(Path(run.output_dir)).refuse_if_taken()
@@ -124,9 +124,9 @@ class Trainer:
             if resume is not None:
                 refuse_if_continued(resume, settings.run.resume, settings.run.output_dir)
         accelerator.wait_for_everyone()
-        self.state, self.meter = RunState(self.job.form.score), TrainMeter(accelerator.device)
+        self.state, self.meter = RunState(self.job.score_names.score), TrainMeter(accelerator.device)
         epochs, global_batch = settings.optimizer.epochs, self.train_batches.order.global_batch
-        self.progress = Progress(self.is_main, epochs, self.steps_per_epoch, global_batch, self.job.form.labels)
+        self.progress = Progress(self.is_main, epochs, self.steps_per_epoch, global_batch, self.job.score_names.labels)
         self.progress.say(*self.data.notes, *self.train_batches.unused(settings.loop.grad_accum_steps))
         self.progress.say(start_of_run.describe(self.job, self.data, self.task, accelerator))
         self.facts = run_facts(self.data, self.initial_cfg, global_batch, accelerator.num_processes)
@@ -139,7 +139,7 @@ class Trainer:
         notes = check_resume(saved, flat(self.settings), self.facts)
         self.progress.say(*notes)
         restore(resume.checkpoint, saved, self.saved_modules, self.optimizer)
-        self.state = RunState.from_saved(saved, resume.checkpoint, self.job.form.score)
+        self.state = RunState.from_saved(saved, resume.checkpoint, self.job.score_names.score)
         self.state.changes += notes_for_recipe(notes, saved, self.settings.optimizer.epochs)
         self.meter.load(saved["meter"])
         self.progress.done_before = self.state.epoch * self.steps_per_epoch + self.state.step
@@ -245,7 +245,7 @@ class Trainer:
         state.finish_epoch({**row, "images_per_second": round(self.progress.images_per_second, 1)})
         outputs: Any = self.student.num_classes  # may be more than the classes of the data
         cross_entropy = self.job.cross_entropy(meter.recent(accelerator), self.task)
-        note = learning_note(state.history, cross_entropy, self.job.form.labels, outputs, state.updates)
+        note = learning_note(state.history, cross_entropy, self.job.score_names.labels, outputs, state.updates)
         self.meter = TrainMeter(accelerator.device)
         self.progress.close_epoch(state.history[-1])
         self.progress.say(*filter(None, [note]))

@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from frskd_timm.errors import UserError
 from frskd_timm.export.load import load_student
 from frskd_timm.models._pretrained import DEFAULT_TAGS, FOLDER, with_weights
+from frskd_train.data.corruptions import CORRUPTIONS
 from frskd_train.data.source import SAMPLE_FOLDER
-from frskd_train.data.transforms import CORRUPTIONS
 from frskd_train.publish.student import check_folder
 from frskd_train.report.metrics import read_metrics
 from tools.rescore import rescore

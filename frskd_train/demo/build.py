@@ -21,9 +21,9 @@ from frskd_train.disk import disk_errors
 from frskd_train.errors import size_text
 from frskd_train.found_student import FoundStudent
 from frskd_train.report.formats import export_onnx
-from frskd_train.report.forms import FORMS
 from frskd_train.report.grids import class_colours
 from frskd_train.report.metrics import Metrics
+from frskd_train.report.score_names import SCORE_NAMES
 
 DESCRIPTION = "demo.json"
 _README = """---
@@ -140,10 +140,10 @@ def _summary(student: ExportedStudent, metrics: Metrics | None) -> str:
     """Return a sentence on data and scores, as far as they are known."""
     if metrics is None:
         return f"{len(student.class_names)} classes." if student.class_names else ""
-    form = FORMS[metrics.task]
-    value = (metrics.student or {}).get(form.score)
+    names = SCORE_NAMES[metrics.task]
+    value = (metrics.student or {}).get(names.score)
     text = f"Trained on {metrics.dataset.name}, {metrics.dataset.num_classes} classes."
-    return text if value is None else f"{text} {form.results[form.score][1].removesuffix(' (%)')}: {value:.2f}%."
+    return text if value is None else f"{text} {names.results[names.score][1].removesuffix(' (%)')}: {value:.2f}%."
 
 
 def _open_examples(examples: Sequence[Path]) -> list[tuple[str, Image.Image]]:

@@ -15,8 +15,8 @@ from frskd_timm.export.load import ExportedStudent, read_student
 from frskd_train.progress import duration
 from frskd_train.report.baseline import Gain, count_seeds, mean_and_std
 from frskd_train.report.evaluation import Evaluation
-from frskd_train.report.forms import FORMS
 from frskd_train.report.metrics import DatasetFacts, Metrics
+from frskd_train.report.score_names import SCORE_NAMES
 from frskd_train.report.signature import signed
 from frskd_train.settings import flag
 
@@ -70,40 +70,40 @@ def model_card(
         evaluation: Further scores on the same images.
         asked: Flags that the recipe leaves to its user.
     """
-    form = FORMS[metrics.task]
-    tags = [form.pipeline, *student.libraries]
+    score_names = SCORE_NAMES[metrics.task]
+    tags = [score_names.pipeline, *student.libraries]
     if metrics.method == "frskd":
         tags += ["self-distillation", "knowledge-distillation", "frskd", "arxiv:2103.08273"]
     results = _eval_results(metrics, evaluation)
     data = ModelCardData(
         **hub_license(metrics.license),
         library_name=student.libraries[0],
-        pipeline_tag=form.pipeline,
+        pipeline_tag=score_names.pipeline,
         tags=tags,
         datasets=[name] if (name := hub_dataset(metrics.dataset)) else None,
         base_model=metrics.initial.hub_id if metrics.initial else None,
         base_architecture=student.architecture,
-        metrics=[form.results[form.score][0]] if results else None,
+        metrics=[score_names.results[score_names.score][0]] if results else None,
         model_name=f"{metrics.model if metrics.task == 'segmentation' else student.architecture}.{metrics.tag}",
         eval_results=results or None,
     )
-    score = (metrics.student or {}).get(form.score)
+    score = (metrics.student or {}).get(score_names.score)
     classes = evaluation.present() if evaluation else []
     only_worst = len(classes) > _LISTED
     if only_worst:
-        classes = form.worst_first(classes)[:_WORST]
+        classes = score_names.worst_first(classes)[:_WORST]
     return _fill(
         "card_template.md",
         data,
         run=metrics,
-        form=form,
+        score_names=score_names,
         title=data.model_name,
         student=student,
         files=names,
         asked=asked,
         results=_result_rows(metrics),
         score=score,
-        gain=Gain.of(metrics, form.score),
+        gain=Gain.of(metrics, score_names.score),
         evaluation=evaluation,
         classes=classes,
         only_worst=only_worst,
@@ -152,8 +152,8 @@ def eval_result_entries(metrics: Metrics) -> list[dict[str, Any]]:
     dataset on the Hub (`whole_split`). It is also empty for weights that are part of the package, and with clients that
     do not support the format.
     """
-    form, dataset = FORMS[metrics.task], metrics.dataset
-    score = (metrics.student or {}).get(form.score)
+    score_names, dataset = SCORE_NAMES[metrics.task], metrics.dataset
+    score = (metrics.student or {}).get(score_names.score)
     hub_id = hub_dataset(dataset) if dataset.whole_split and not (dataset.config or dataset.revision) else None
     if metrics.shipped_as or not hasattr(huggingface_hub, "EvalResultEntry") or hub_id is None or score is None:
         return []
@@ -164,13 +164,13 @@ def eval_result_entries(metrics: Metrics) -> list[dict[str, Any]]:
         date=metrics.date,
         source_url=SOURCE,
         source_name=_source_name(metrics),
-        notes=f"{form.results[form.score][1]}, {dataset.split} split",
+        notes=f"{score_names.results[score_names.score][1]}, {dataset.split} split",
     )
     return huggingface_hub.eval_result_entries_to_yaml([entry])
 
 
 def hub_dataset(dataset: DatasetFacts) -> str | None:
-    """Return the dataset's id on the Hub, or None: `hub_id`, or an `id` of the form OWNER/NAME."""
+    """Return the dataset's id on the Hub, or None: `hub_id`, or an `id` of the score_names OWNER/NAME."""
     name = dataset.hub_id or dataset.id
     return name if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) else None
 
@@ -181,12 +181,12 @@ def _fill(template: str, data: ModelCardData, **variables: Any) -> ModelCard:
 
 
 def _eval_results(metrics: Metrics, evaluation: Evaluation | None) -> list[EvalResult]:
-    form, dataset = FORMS[metrics.task], metrics.dataset
+    score_names, dataset = SCORE_NAMES[metrics.task], metrics.dataset
     whole = hub_dataset(dataset) if dataset.whole_split else None  # scores on a sample are not those of the dataset
     scores = dict(metrics.student or {})
     if dataset.num_classes <= 5 and scores.get("top5") == 100:
         scores.pop("top5")  # five guesses among at most five classes
-    found = [(kind, label, scores.get(name)) for name, (kind, label) in form.results.items()]
+    found = [(kind, label, scores.get(name)) for name, (kind, label) in score_names.results.items()]
     if scores and evaluation is not None:
         found += [
             ("f1", "F1, mean over the classes (%)", evaluation.macro["f1"]),
@@ -195,8 +195,8 @@ def _eval_results(metrics: Metrics, evaluation: Evaluation | None) -> list[EvalR
         ]
     return [
         EvalResult(
-            task_type=form.pipeline,
-            task_name=form.pipeline.replace("-", " ").capitalize(),
+            task_type=score_names.pipeline,
+            task_name=score_names.pipeline.replace("-", " ").capitalize(),
             dataset_type=whole or dataset.name,
             dataset_name=dataset.name,
             dataset_config=dataset.config,
@@ -214,7 +214,7 @@ def _eval_results(metrics: Metrics, evaluation: Evaluation | None) -> list[EvalR
 
 
 def _result_rows(metrics: Metrics) -> list[list[str]]:
-    columns = FORMS[metrics.task].columns
+    columns = SCORE_NAMES[metrics.task].columns
     networks = {
         f"**this model** ({'FRSKD student' if metrics.method == 'frskd' else 'student'})": metrics.student or {},
         "its self-teacher (not in this repository)": metrics.self_teacher or {},
@@ -225,7 +225,7 @@ def _result_rows(metrics: Metrics) -> list[list[str]]:
     ]
     for name, found in {"this recipe": metrics.repeats, "cross-entropy alone, same recipe": metrics.baseline}.items():
         if found:
-            scores = [run[FORMS[metrics.task].score] for run in found.runs]
+            scores = [run[SCORE_NAMES[metrics.task].score] for run in found.runs]
             rows.append([f"{name}, {count_seeds(scores)}", mean_and_std(scores), *[""] * (len(columns) - 1)])
     return [row for row in rows if any(row[1:])]
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from frskd_train.report.drawing import BLUE, GREY, ORANGE
-from frskd_train.report.forms import FORMS
+from frskd_train.report.score_names import SCORE_NAMES
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -98,9 +98,9 @@ def _draw_losses(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray
 
 
 def _draw_scores(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray[np.float64]]) -> None:
-    form = next((form for form in FORMS.values() if form.score in columns), FORMS["classification"])
-    score = form.score
-    axes.set_title(f"{form.label}, validation (%)")
+    names = next((names for names in SCORE_NAMES.values() if names.score in columns), SCORE_NAMES["classification"])
+    score = names.score
+    axes.set_title(f"{names.label}, validation (%)")
     drawn: list[float] = []
     for name, label, colour in ((score, "student", BLUE), (f"teacher_{score}", "self-teacher", ORANGE)):
         if name in columns:

@@ -19,9 +19,9 @@ from frskd_train.report.baseline import mean_and_std
 from frskd_train.report.charts import Line, data_uri, describe, line_chart
 from frskd_train.report.curves import sort_terms, term_label
 from frskd_train.report.evaluation import EVALUATION, read_evaluation
-from frskd_train.report.forms import FORMS
 from frskd_train.report.metrics import Metrics, read_metrics
 from frskd_train.report.predictions import Predictions
+from frskd_train.report.score_names import SCORE_NAMES
 from frskd_train.settings import MethodSettings, Settings, declared, default_settings, flat
 from frskd_train.settings.constraints import PRIVATE
 from frskd_train.settings.recipe import SETTINGS, comparable, read_yaml
@@ -112,7 +112,7 @@ class Group:
         self.runs = runs
         self.run = runs[0]
         self.metrics = runs[0].metrics
-        self.form = FORMS[self.metrics.task]
+        self.score_names = SCORE_NAMES[self.metrics.task]
         self.method = {"frskd": "FRSKD", "ce": "cross-entropy"}[self.metrics.method]
         self.label = self.method  # the page adds the settings in which groups differ
 
@@ -130,7 +130,7 @@ class Group:
     def baseline_scores(self) -> list[float]:
         """The scores of the cross-entropy runs that any of the runs was compared with, each once."""
         given = [run for member in self.runs if member.metrics.baseline for run in member.metrics.baseline.runs]
-        return [run[self.form.score] for place, run in enumerate(given) if run not in given[:place]]
+        return [run[self.score_names.score] for place, run in enumerate(given) if run not in given[:place]]
 
     def changed(self) -> list[tuple[str, Any, Any]]:
         """Return name, value and default of the settings that differ from the defaults and that the run was given."""
@@ -145,14 +145,14 @@ class Group:
 
     def charts(self) -> list[dict[str, Any] | None]:
         """Return the charts of losses and scores over the epochs; None for one without a number."""
-        series, score = self.run.series, self.form.score
+        series, score = self.run.series, self.score_names.score
         columns = sort_terms(name for row in self.run.rows for name in row)
         terms = [Line(term_label(name), colour % 6, series(name)) for colour, name in enumerate(columns)]
         terms.append(Line("validation, student", 0, series("val_loss"), "dashed"))
         scores = [Line("student", 0, series(score)), Line("self-teacher", 1, series(f"teacher_{score}"))]
         return [
             line_chart("Loss terms as weighted in training", terms, log=True),
-            line_chart(self.form.label, scores, unit="%"),
+            line_chart(self.score_names.label, scores, unit="%"),
         ]
 
 

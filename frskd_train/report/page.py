@@ -32,11 +32,11 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     if len({run.metrics.task for run in runs}) > 1:
         raise UserError("The runs are of different tasks (classification and segmentation): make one report for each.")
     groups = group_runs(runs)
-    form = groups[0].form
-    values = [value for group in groups for value in group.values(form.score)]
+    score_names = groups[0].score_names
+    values = [value for group in groups for value in group.values(score_names.score)]
     low, high = (math.floor(min(values)), math.ceil(max(values) + 0.01)) if values else (0, 100)
     lines = [
-        Line(group.label if number == 0 else "", place % 6, run.series(form.score), "thin" if number else "")
+        Line(group.label if number == 0 else "", place % 6, run.series(score_names.score), "thin" if number else "")
         for place, group in enumerate(groups)
         for number, run in enumerate(group.runs)
     ]
@@ -48,10 +48,10 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
         "low": low,
         "high": high,
         "place": lambda value: round(4 + 92 * (value - low) / (high - low), 1),
-        "form": form,
+        "score_names": score_names,
         "groups": groups,
         "verdicts": [(group.label, *_verdict(group, groups)) for group in groups],
-        "comparison": line_chart(form.label, lines, unit="%") if len(runs) > 1 else None,
+        "comparison": line_chart(score_names.label, lines, unit="%") if len(runs) > 1 else None,
         "version": frskd_timm.__version__,
     }
     for detailed in range(min(len(groups), _DETAILED), 0, -1):
@@ -76,7 +76,7 @@ def _template() -> jinja2.Template:
 
 def _verdict(group: Group, groups: Sequence[Group]) -> tuple[str, str]:
     """Return the tone (better, worse, same, none) and the text of the comparison of a group with its baseline."""
-    own, other = group.values(group.form.score), _baseline_scores(group, groups)
+    own, other = group.values(group.score_names.score), _baseline_scores(group, groups)
     if not own:
         return "none", "The student was not scored: no validation image could be read."
     if group.metrics.method == "ce":
@@ -92,7 +92,7 @@ def _verdict(group: Group, groups: Sequence[Group]) -> tuple[str, str]:
     difference, margin = gain.difference, gain.margin
     better = "better" if difference >= 0 else "worse"
     text = (
-        f"FRSKD is {abs(difference):.2f} points {better} in {group.form.label} than "
+        f"FRSKD is {abs(difference):.2f} points {better} in {group.score_names.label} than "
         f"cross-entropy with the same recipe ({statistics.mean(own):.2f} with {count_seeds(own)}, "
         f"{statistics.mean(other):.2f} with {count_seeds(other)})."
     )
@@ -110,5 +110,5 @@ def _baseline_scores(group: Group, groups: Sequence[Group]) -> list[float]:
     for other in groups:
         same = other.run.data == group.run.data and not other.metrics.changes
         if same and other.run.recipe(METHOD) == group.run.recipe(METHOD) and other.metrics.method == "ce":
-            return other.values(group.form.score)
+            return other.values(group.score_names.score)
     return group.baseline_scores

@@ -13,7 +13,7 @@ from frskd_train.data import ValidationData
 from frskd_train.data.images import BadImageError
 from frskd_train.report.charts import Line, data_uri, describe
 from frskd_train.report.evaluation import ClassScores, Evaluation, Mistake
-from frskd_train.report.forms import FORMS
+from frskd_train.report.score_names import SCORE_NAMES
 
 MISTAKES = "mistakes.png"
 _SHOWN = 24  # mistakes
@@ -43,7 +43,7 @@ class Predictions:
 
     def __init__(self, evaluation: Evaluation, folder: Path) -> None:
         self.evaluation, self.folder, self.names = evaluation, folder, evaluation.class_names
-        self.form = FORMS[evaluation.task]
+        self.score_names = SCORE_NAMES[evaluation.task]
 
     @cached_property
     def shares(self) -> NDArray[np.float64]:
@@ -53,7 +53,7 @@ class Predictions:
 
     def classes(self) -> list[ClassScores]:
         """Return the scores of the present classes, worst first."""
-        return self.form.worst_first(self.evaluation.present())
+        return self.score_names.worst_first(self.evaluation.present())
 
     def confidence(self) -> str:
         """Return a sentence that compares confidence and accuracy."""
@@ -66,7 +66,7 @@ class Predictions:
         tone = "overconfident" if sure > right else "underconfident"
         if abs(sure - right) < 0.02:
             tone = "well calibrated on average"
-        share = f"{right:.1%} of the {self.form.unit}"
+        share = f"{right:.1%} of the {self.score_names.unit}"
         return f"The student classifies {share} correctly with a mean confidence of {sure:.1%}, so it is {tone}."
 
     def reliability(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from frskd_train.report.answers import confusion_picture
 from frskd_train.report.curves import STYLE
 from frskd_train.report.drawing import BLUE, GREY, ORANGE
 from frskd_train.report.evaluation import EVALUATION, ClassScores, Evaluation
-from frskd_train.report.forms import FORMS
+from frskd_train.report.score_names import SCORE_NAMES
 
 CORRUPTIONS, PICTURES = "corruptions.csv", ("reliability.png", "confusion.png")
 
@@ -55,7 +55,7 @@ def write_scores(evaluation: Evaluation, output: Path, *, pictures: bool = False
     (output / EVALUATION).write_text(evaluation.to_json(), encoding="utf-8")
     names = evaluation.class_names
     counts = [[names[true], names[given], count] for true, given, count in evaluation.confusion]
-    _write_csv(output / "confusion.csv", ["true", "given", FORMS[evaluation.task].unit], counts)
+    _write_csv(output / "confusion.csv", ["true", "given", SCORE_NAMES[evaluation.task].unit], counts)
     columns = [attribute.name for attribute in fields(ClassScores)]
     _write_csv(output / "per_class.csv", columns, [astuple(row) for row in evaluation.per_class])
     corruptions = [{"corruption": name, **row} for name, rows in evaluation.corruptions.items() for row in rows]
@@ -69,8 +69,8 @@ def write_scores(evaluation: Evaluation, output: Path, *, pictures: bool = False
 
 def summary(evaluation: Evaluation) -> str:
     """Return the lines for the user."""
-    form = FORMS[evaluation.task]
-    figures = "  ".join(f"{label} {getattr(evaluation, name):.2f}%" for name, label in form.labels.items())
+    score_names = SCORE_NAMES[evaluation.task]
+    figures = "  ".join(f"{label} {getattr(evaluation, name):.2f}%" for name, label in score_names.labels.items())
     speed = f"{evaluation.images_per_second:.0f} images/s"
     macro = "  ".join(f"{name} {value:.2f}%" for name, value in evaluation.macro.items())
     lines = [
@@ -87,8 +87,8 @@ def summary(evaluation: Evaluation) -> str:
     if confused:
         lines.append(f"most often confused: {', '.join(confused)}")
     for name, rows in evaluation.corruptions.items():
-        values = "  ".join(f"{row[form.score]:.2f}%" for row in rows)
-        lines.append(f"{name:<10} {form.label} at severity 1 to {len(rows)}: {values}")
+        values = "  ".join(f"{row[score_names.score]:.2f}%" for row in rows)
+        lines.append(f"{name:<10} {score_names.label} at severity 1 to {len(rows)}: {values}")
     return "\n".join(lines)
 
 

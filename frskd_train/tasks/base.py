@@ -20,8 +20,8 @@ from frskd_train.data.sampler import Order
 from frskd_train.evaluate import Scores
 from frskd_train.report.card import write_card
 from frskd_train.report.evaluation import Evaluation
-from frskd_train.report.forms import Form
 from frskd_train.report.metrics import InitialWeights, Metrics
+from frskd_train.report.score_names import ScoreNames
 from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, HeldOut, Settings
 from frskd_train.sync_batchnorm import refuse_single_values
@@ -35,7 +35,7 @@ OF_IMAGES = "input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode
 class Job(ABC):
     """Data, student, method, scores and export of one task; `model_cfg` is timm's configuration of the student."""
 
-    form: ClassVar[Form]  # names of the scores; the first one determines the best epoch
+    score_names: ClassVar[ScoreNames]  # names of the scores; the first one determines the best epoch
 
     def __init__(self, settings: Settings, model_cfg: Mapping[str, Any]) -> None:
         self.settings, self.model_cfg = settings, model_cfg
@@ -173,7 +173,8 @@ class Job(ABC):
         """Return scores by their columns in `summary.csv`; those of the self-teacher begin with `teacher_`."""
         if not scores:
             return {}
-        found = {name: scores["student"][name] for name in self.form.labels} | {"val_loss": scores["student"]["loss"]}
+        student, names = scores["student"], self.score_names
+        found = {name: student[name] for name in names.labels} | {"val_loss": student["loss"]}
         if "self_teacher" in scores:
-            found[f"teacher_{self.form.score}"] = scores["self_teacher"][self.form.score]
+            found[f"teacher_{names.score}"] = scores["self_teacher"][names.score]
         return found

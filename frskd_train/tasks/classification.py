@@ -19,8 +19,8 @@ from frskd_timm.student_task import CrossEntropyTask, LinearProbeTask, StudentTa
 from frskd_timm.task import FRSKDTask
 from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_validation
 from frskd_train.report.answers import examples_picture
-from frskd_train.report.forms import FORMS
 from frskd_train.report.grids import attention_picture
+from frskd_train.report.score_names import SCORE_NAMES
 from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, HeldOut, Settings
 from frskd_train.students import build_student, default_cfg
@@ -32,7 +32,7 @@ EXAMPLES = 3  # number of images in the picture of examples
 class ClassificationJob(Job):
     """Any timm model, one class per image."""
 
-    form = FORMS["classification"]
+    score_names = SCORE_NAMES["classification"]
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, default_cfg(settings.model.model, settings.model.pretrained))

@@ -22,9 +22,9 @@ from frskd_timm.student_task import StudentTask
 from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_validation
 from frskd_train.report.card import write_backbone_card
 from frskd_train.report.evaluation import Evaluation
-from frskd_train.report.forms import FORMS
 from frskd_train.report.grids import segmentation_picture
 from frskd_train.report.metrics import InitialWeights, Metrics
+from frskd_train.report.score_names import SCORE_NAMES
 from frskd_train.run_folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, HeldOut, Settings, flag
 from frskd_train.settings.constraints import keyword_arguments
@@ -35,7 +35,7 @@ from frskd_train.tasks.base import PICTURED, Job
 class SegmentationJob(Job):
     """A decoder on any timm backbone, one class per pixel."""
 
-    form = FORMS["segmentation"]
+    score_names = SCORE_NAMES["segmentation"]
 
     def __init__(self, settings: Settings) -> None:
         preset = PRESETS.get(settings.model.model, {})

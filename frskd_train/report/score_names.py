@@ -6,7 +6,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Form:
+class ScoreNames:
     """The names of the scores of one task.
 
     Attributes:
@@ -48,8 +48,8 @@ class Form:
         return sorted(classes, key=lambda row: getattr(row, self.class_score))
 
 
-FORMS = {
-    "classification": Form(
+SCORE_NAMES = {
+    "classification": ScoreNames(
         pipeline="image-classification",
         labels={"top1": "top-1", "top5": "top-5"},
         loss="loss",
@@ -58,7 +58,7 @@ FORMS = {
         class_label="F1",
         unit="images",
     ),
-    "segmentation": Form(
+    "segmentation": ScoreNames(
         pipeline="image-segmentation",
         labels={"miou": "mIoU", "pixel_accuracy": "pixel accuracy"},
         loss="loss per pixel",
