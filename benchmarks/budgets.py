@@ -49,7 +49,7 @@ def train(run: Run, flags: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     import torch
     from accelerate.state import AcceleratorState, GradientState
 
-    from frskd_train.evaluate import Scores, evaluate
+    from frskd_train.scoring.evaluate import Scores, evaluate
     from frskd_train.settings.parse import parse_settings
     from frskd_train.trainer import Trainer
 
@@ -118,7 +118,7 @@ def train(run: Run, flags: Sequence[str], folder: Path) -> list[dict[str, Any]]:
 
 def measure(args: argparse.Namespace) -> None:
     """Measure how much longer an epoch of FRSKD takes than one of cross-entropy, in turn, and write the median."""
-    from frskd_train.device import machine_name
+    from frskd_train.system.device import machine_name
 
     for data in args.data:
         times: dict[str, list[float]] = {"ce": [], args.name: []}

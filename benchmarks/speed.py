@@ -77,8 +77,8 @@ def in_turn(
 def data_loops(case: argparse.Namespace, step: Callable[..., None], device: "torch.device") -> dict[str, Any]:
     """Create runs of `case.steps` steps: on one fixed batch, and with batches of each data mode."""
     from frskd_train.data import load_data
-    from frskd_train.device import cores
     from frskd_train.settings import DataSettings, PreprocessingSettings
+    from frskd_train.system.device import cores
 
     def endless(mode: str) -> Iterator[tuple[Any, Any]]:
         workers = max(2, cores() - 2)
@@ -149,7 +149,7 @@ def measure(case: argparse.Namespace, device: "torch.device") -> dict[str, Any]:
     from steps import gmacs, package_step, parameters, random_batch, reference_step
 
     import frskd_timm
-    from frskd_train.device import machine_name
+    from frskd_train.system.device import machine_name
 
     images, target = random_batch(case.img_size, case.batch_size, device)
     case.steps = case.steps or (100 if device.type == "cuda" else 5)
@@ -262,8 +262,8 @@ def main() -> None:
         return
     import torch
 
-    from frskd_train.device import cores, keep_freed_memory, precision
     from frskd_train.settings import LoopSettings
+    from frskd_train.system.device import cores, keep_freed_memory, precision
 
     if case.device == "auto":
         case.device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -15,7 +15,7 @@ from frskd_timm.layers import upsample
 from frskd_timm.student_task import CrossEntropyTask
 from frskd_timm.task import FRSKDTask
 from frskd_timm.teachers.blocks import downsample
-from frskd_train.convolutions import adapt_convolutions
+from frskd_train.system.convolutions import adapt_convolutions
 
 NUM_CLASSES = 100
 

@@ -22,13 +22,7 @@ from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.folder import BACKBONE, CARD, METRICS, RECIPE, STUDENT
 from frskd_timm.export.load import read_student
 from frskd_timm.student_task import StudentTask
-from frskd_train.checkpoint import all_checkpoints
 from frskd_train.data import TrainingData
-from frskd_train.device import machine_name
-from frskd_train.evaluate import UNSCORED, Scores
-from frskd_train.exits import exit_interrupted
-from frskd_train.launcher import PRECISIONS
-from frskd_train.progress import duration
 from frskd_train.publish.student import push_student
 from frskd_train.report.answers import confusion_picture
 from frskd_train.report.curves import curves_figure
@@ -38,10 +32,16 @@ from frskd_train.report.metrics import SCHEMA, DatasetFacts, MachineFacts, Metri
 from frskd_train.report.page import PAGE, write_report
 from frskd_train.report.predictions import MISTAKES, draw_mistakes
 from frskd_train.report.signature import signed
-from frskd_train.run_folder import RunFolder
-from frskd_train.run_state import RunState
+from frskd_train.run.checkpoint import all_checkpoints
+from frskd_train.run.folder import RunFolder
+from frskd_train.run.progress import duration
+from frskd_train.run.state import RunState
+from frskd_train.scoring.evaluate import UNSCORED, Scores
 from frskd_train.settings import default_settings
 from frskd_train.settings.recipe import repeat_note, write_recipe
+from frskd_train.system.device import machine_name
+from frskd_train.system.exits import exit_interrupted
+from frskd_train.system.launcher import PRECISIONS
 from frskd_train.tasks import Job
 
 
@@ -83,7 +83,7 @@ class Ending:
 
     def evaluate(self) -> Evaluation | None:
         """Score the exported student on the validation images of all processes; None if none could be read."""
-        from frskd_train.scores import Scorer, find_temperature  # imports torchmetrics, which takes a second
+        from frskd_train.scoring.scores import Scorer, find_temperature  # imports torchmetrics, which takes a second
 
         loop, student = self.job.settings.loop, self.student.eval()
         scorer = Scorer(student, self.accelerator, loop.images_per_validation_batch, channels_last=loop.channels_last)

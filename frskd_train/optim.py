@@ -22,11 +22,11 @@ from torch.optim import Optimizer
 
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.student_task import StudentTask
-from frskd_train.checkpoint import pack
-from frskd_train.device import fast_bfloat16
 from frskd_train.errors import suggest
+from frskd_train.run.checkpoint import pack
 from frskd_train.settings import OptimizerSettings
 from frskd_train.settings.constraints import keyword_arguments
+from frskd_train.system.device import fast_bfloat16
 
 # torch optimizers with a fused update of all weights, which takes a third of the time on a CPU, and whether it is right
 # for scaled gradients: if these overflow in the first step, torch's fused SGD starts from uninitialised momentum.

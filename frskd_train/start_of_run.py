@@ -17,7 +17,7 @@ from frskd_train.publish.repository import check_repo_id, connect
 from frskd_train.report.baseline import read_baseline
 from frskd_train.report.formats import check_onnx
 from frskd_train.report.metrics import SeedRuns
-from frskd_train.resume import Resume
+from frskd_train.run.resume import Resume
 from frskd_train.settings import Settings, declared, flag, flat
 from frskd_train.settings.constraints import LOCAL
 from frskd_train.settings.recipe import training_names

@@ -10,25 +10,26 @@ from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 
 from frskd_timm.augment import TwoViews
-from frskd_train import memory, start_of_run, trackers
-from frskd_train.checkpoint import checkpoint_name, load_state, prune, restore, save_checkpoint, set_aside_after
-from frskd_train.convolutions import adapt_convolutions
+from frskd_train import start_of_run
 from frskd_train.data.sampler import step_seed
-from frskd_train.device import start_accelerator
 from frskd_train.end_of_run import Ending
 from frskd_train.errors import printable
-from frskd_train.evaluate import Scores, evaluate
-from frskd_train.exits import exit_process
-from frskd_train.meter import NonfiniteGuard, TrainMeter, learning_note
 from frskd_train.optim import base_lr, create_optimizer, create_scheduler, follow_plateau, with_scaled_lr
-from frskd_train.progress import Progress
-from frskd_train.resume import Resume, check_resume, find_resume, notes_for_recipe, refuse_if_continued, run_facts
-from frskd_train.run_folder import RunFolder, choose_folder
-from frskd_train.run_state import RunState
+from frskd_train.run import memory, trackers
+from frskd_train.run.checkpoint import checkpoint_name, load_state, prune, restore, save_checkpoint, set_aside_after
+from frskd_train.run.folder import RunFolder, choose_folder
+from frskd_train.run.meter import NonfiniteGuard, TrainMeter, learning_note
+from frskd_train.run.progress import Progress
+from frskd_train.run.resume import Resume, check_resume, find_resume, notes_for_recipe, refuse_if_continued, run_facts
+from frskd_train.run.state import RunState
+from frskd_train.scoring.evaluate import Scores, evaluate
 from frskd_train.settings import Settings, flat
 from frskd_train.settings.recipe import SETTINGS, repeat_note, write_recipe
-from frskd_train.signals import Interruptions
-from frskd_train.sync_batchnorm import synchronise_norms
+from frskd_train.system.convolutions import adapt_convolutions
+from frskd_train.system.device import start_accelerator
+from frskd_train.system.exits import exit_process
+from frskd_train.system.signals import Interruptions
+from frskd_train.system.sync_batchnorm import synchronise_norms
 from frskd_train.tasks import choose_job
 
 

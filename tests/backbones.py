@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from frskd_timm.errors import UserError
 from frskd_timm.pyramid import Pyramid
 from frskd_timm.task import FRSKDTask
-from frskd_train.convolutions import adapt_convolutions
+from frskd_train.system.convolutions import adapt_convolutions
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "backbones.md"
 BEGIN, END = "<!-- {} begin -->", "<!-- {} end -->"

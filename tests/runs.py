@@ -22,7 +22,7 @@ from conftest import ROOT, free_port, launch_command
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from frskd_train.checkpoint import all_checkpoints, latest_checkpoint, load_state, save_checkpoint
+from frskd_train.run.checkpoint import all_checkpoints, latest_checkpoint, load_state, save_checkpoint
 from frskd_train.settings import parse
 from frskd_train.trainer import Trainer
 

@@ -22,7 +22,7 @@ from frskd_timm.errors import UserError
 from frskd_timm.probing import refuse_size
 from frskd_timm.pyramid import Pyramid, choose_levels
 from frskd_timm.task import FRSKDTask
-from frskd_train.convolutions import adapt_convolutions
+from frskd_train.system.convolutions import adapt_convolutions
 
 TYPICAL = (
     "test_resnet test_vit test_convnext swin_tiny_patch4_window7_224 test_efficientnet mobilenetv4_conv_small",

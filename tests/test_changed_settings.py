@@ -17,9 +17,9 @@ from torch import nn
 
 from frskd_timm.errors import UserError
 from frskd_timm.export.folder import read_json
-from frskd_train.checkpoint import latest_checkpoint, load_state, restore
 from frskd_train.report.baseline import read_baseline
-from frskd_train.resume import check_resume, notes_for_recipe
+from frskd_train.run.checkpoint import latest_checkpoint, load_state, restore
+from frskd_train.run.resume import check_resume, notes_for_recipe
 from frskd_train.settings import ModelSettings, Settings, declared, fields, flag
 from frskd_train.settings.constraints import FIXED, FREE, PRIVATE
 from frskd_train.settings.parse import parse_settings, read_recipe

@@ -14,8 +14,9 @@ import torch
 from runs import METHOD, STATE, assert_same, checkpoints, small, train_here
 
 from frskd_timm.errors import UserError
-from frskd_train import checkpoint as module
-from frskd_train.checkpoint import (
+from frskd_train.errors import SettingsError
+from frskd_train.run import checkpoint as module
+from frskd_train.run.checkpoint import (
     all_checkpoints,
     find_damage,
     latest_checkpoint,
@@ -23,9 +24,8 @@ from frskd_train.checkpoint import (
     save_checkpoint,
     set_aside_after,
 )
-from frskd_train.errors import SettingsError
-from frskd_train.resume import find_resume
-from frskd_train.run_state import RunState
+from frskd_train.run.resume import find_resume
+from frskd_train.run.state import RunState
 from frskd_train.settings.parse import parse_settings
 
 

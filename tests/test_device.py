@@ -9,8 +9,8 @@ import torch
 from accelerate.state import AcceleratorState
 
 from frskd_timm.errors import UserError
-from frskd_train import device
 from frskd_train.settings import LoopSettings
+from frskd_train.system import device
 
 
 @pytest.mark.parametrize(

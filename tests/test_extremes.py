@@ -13,7 +13,7 @@ from frskd_timm.augment import TwoViews
 from frskd_timm.losses.attention import attention_map
 from frskd_timm.losses.labels import LabelLoss
 from frskd_timm.losses.logits import LOGIT_LOSSES
-from frskd_train.accumulators import PIXELS, TemperatureMetric
+from frskd_train.scoring.accumulators import PIXELS, TemperatureMetric
 
 
 @pytest.mark.parametrize("name", LOGIT_LOSSES.names())

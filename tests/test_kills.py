@@ -25,8 +25,8 @@ from runs import (
 )
 
 from frskd_timm.errors import UserError
-from frskd_train.checkpoint import all_checkpoints, latest_checkpoint, load_state
-from frskd_train.resume import find_resume
+from frskd_train.run.checkpoint import all_checkpoints, latest_checkpoint, load_state
+from frskd_train.run.resume import find_resume
 
 WHOLE = {"classification": "whole", "segmentation": "whole_masks"}
 

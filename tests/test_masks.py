@@ -19,7 +19,7 @@ from frskd_train.data.sampler import ROW_SEED
 from frskd_train.data.scenes import _background, compose, garments
 from frskd_train.data.splits import Sample
 from frskd_train.data.transforms import DenseTransform
-from frskd_train.evaluate import evaluate
+from frskd_train.scoring.evaluate import evaluate
 from frskd_train.settings import DataSettings, FitSettings
 from frskd_train.tasks.segmentation import SegmentationJob
 

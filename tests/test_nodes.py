@@ -14,7 +14,7 @@ from conftest import ROOT, free_port
 from pictures import pictures, save
 from runs import kill_all, rows, small, train_here, wait_for
 
-from frskd_train.checkpoint import latest_checkpoint, load_state
+from frskd_train.run.checkpoint import latest_checkpoint, load_state
 
 ENDLESS = 10**6
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from frskd_timm.errors import UserError
 from frskd_timm.task import FRSKDTask
-from frskd_train import sync_batchnorm
-from frskd_train.checkpoint import latest_checkpoint
 from frskd_train.data.augment import BatchAugmentation
-from frskd_train.meter import TrainMeter, learning_note
-from frskd_train.sync_batchnorm import synchronise_norms
+from frskd_train.run.checkpoint import latest_checkpoint
+from frskd_train.run.meter import TrainMeter, learning_note
+from frskd_train.system import sync_batchnorm
+from frskd_train.system.sync_batchnorm import synchronise_norms
 
 
 def test_a_nonfinite_loss_is_reported(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,8 @@ from frskd_timm.errors import UserError
 from frskd_timm.segmentation import SegmentationCrossEntropyTask, create_segmentation_student
 from frskd_timm.student_task import CrossEntropyTask
 from frskd_train import optim
-from frskd_train.checkpoint import load_state, restore, save_checkpoint
 from frskd_train.optim import base_lr, check_optimizer, create_optimizer, create_scheduler
+from frskd_train.run.checkpoint import load_state, restore, save_checkpoint
 from frskd_train.settings import OptimizerSettings
 from frskd_train.settings.constraints import keyword_arguments
 

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 from published import EVALUATION
 
-from frskd_train.accumulators import Confusions
 from frskd_train.data.scenes import compose, compose_splits
 from frskd_train.report.answers import confusion_picture
 from frskd_train.report.curves import curves_figure
 from frskd_train.report.grids import attention_picture, class_colours, segmentation_picture
+from frskd_train.scoring.accumulators import Confusions
 
 KEYS = ["epoch", "lr", "loss", "loss_ce", "loss_ce_teacher", "loss_kl", "loss_feature", "loss_sla", "val_loss"]
 KEYS += ["top1", "teacher_top1", "images_per_second"]

@@ -17,11 +17,11 @@ from runs import METHOD, assert_same, checkpoints, end_of, family, fork, kill_al
 from torch import Tensor
 
 from frskd_timm.errors import UserError
-from frskd_train.checkpoint import latest_checkpoint, load_state
 from frskd_train.data.augment import BatchAugmentation
-from frskd_train.resume import find_resume, refuse_if_continued
-from frskd_train.run_folder import RunFolder
-from frskd_train.signals import Interruptions
+from frskd_train.run.checkpoint import latest_checkpoint, load_state
+from frskd_train.run.folder import RunFolder
+from frskd_train.run.resume import find_resume, refuse_if_continued
+from frskd_train.system.signals import Interruptions
 
 ENDLESS = 10**6  # epochs: the run does not end before the test stops it
 

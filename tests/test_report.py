@@ -22,7 +22,7 @@ from frskd_train.end_of_run import Ending
 from frskd_train.report.charts import Line, line_chart
 from frskd_train.report.groups import Group, Run, group_runs
 from frskd_train.report.page import write_report
-from frskd_train.run_folder import RunFolder
+from frskd_train.run.folder import RunFolder
 
 NASTY = "<script>alert(1)</script> & \"co\" 'x'"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

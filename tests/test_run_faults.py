@@ -18,9 +18,9 @@ from runs import end_of, fork, rows, small, train_here, train_together
 
 from frskd_timm.errors import UserError
 from frskd_train import end_of_run, start_of_run, trainer
-from frskd_train.checkpoint import all_checkpoints, latest_checkpoint, load_state
 from frskd_train.data.augment import BatchAugmentation
-from frskd_train.run_folder import RunFolder
+from frskd_train.run.checkpoint import all_checkpoints, latest_checkpoint, load_state
+from frskd_train.run.folder import RunFolder
 
 
 @pytest.mark.parametrize(

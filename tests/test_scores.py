@@ -22,9 +22,9 @@ from timm.task import ClassificationEvaluator
 from frskd_timm.errors import UserError
 from frskd_timm.segmentation.evaluator import SegmentationEvaluator
 from frskd_train.data import Preprocessing, load_validation
-from frskd_train.evaluate import evaluate
 from frskd_train.report.evaluation import read_evaluation
-from frskd_train.scores import Scorer
+from frskd_train.scoring.evaluate import evaluate
+from frskd_train.scoring.scores import Scorer
 from frskd_train.settings import DataSettings
 
 

@@ -6,7 +6,7 @@ import pytest
 from accelerate.tracking import TensorBoardTracker
 from runs import small, train_here
 
-from frskd_train.checkpoint import all_checkpoints
+from frskd_train.run.checkpoint import all_checkpoints
 
 
 def test_trackers_get_typed_settings_step_losses_scores_and_pictures(

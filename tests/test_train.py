@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 
 from frskd_timm.errors import UserError
 from frskd_train import start_of_run
-from frskd_train.checkpoint import latest_checkpoint
 from frskd_train.errors import SettingsError
 from frskd_train.report.evaluation import read_evaluation
+from frskd_train.run.checkpoint import latest_checkpoint
 
 
 def test_a_run_leaves_what_it_promises(finished) -> None:

@@ -12,14 +12,14 @@ from pathlib import Path
 from frskd_timm.errors import UserError
 from frskd_timm.export.folder import METRICS, RECIPE
 from frskd_timm.export.load import load_student
-from frskd_train.device import start_accelerator
 from frskd_train.errors import SettingsError
-from frskd_train.exits import exit_with_error
 from frskd_train.report.baseline import read_baseline
 from frskd_train.report.card import write_card
 from frskd_train.report.metrics import read_metrics
 from frskd_train.settings import DataSettings, LoopSettings
 from frskd_train.settings.parse import read_recipe
+from frskd_train.system.device import start_accelerator
+from frskd_train.system.exits import exit_with_error
 from tools import zoo
 from tools.scoring import corruption_scores, evaluate, repeated, sample_scores, score_runs, tidy
 

@@ -15,7 +15,7 @@ from frskd_train.data.source import SAMPLE_NAME
 from frskd_train.report.baseline import read_baseline
 from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.metrics import Metrics, SeedRuns
-from frskd_train.scores import Scorer, refuse_unscored
+from frskd_train.scoring.scores import Scorer, refuse_unscored
 from frskd_train.settings import DataSettings, FitSettings, Settings
 from frskd_train.tasks.classification import ClassificationJob
 

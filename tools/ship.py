@@ -22,9 +22,7 @@ from frskd_timm.export.folder import CARD, DATASET_CARD, METRICS, RECIPE
 from frskd_timm.export.load import read_student
 from frskd_timm.export.student import export_student
 from frskd_timm.models._pretrained import shipped_cfg
-from frskd_train.device import start_accelerator
 from frskd_train.errors import SettingsError
-from frskd_train.exits import exit_with_error
 from frskd_train.report.answers import confusion_picture
 from frskd_train.report.baseline import read_baseline
 from frskd_train.report.card import write_card
@@ -33,6 +31,8 @@ from frskd_train.report.metrics import Metrics, SeedRuns, read_metrics
 from frskd_train.settings import LoopSettings, Settings, flat
 from frskd_train.settings.parse import read_recipe
 from frskd_train.settings.recipe import SETTINGS, comparable, differences, repeat_note, write_recipe
+from frskd_train.system.device import start_accelerator
+from frskd_train.system.exits import exit_with_error
 from tools import zoo
 from tools.scoring import corruption_scores, evaluate, repeated, sample_scores, score_runs, scores_on, tidy
 

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from io import TextIOWrapper
 
 from frskd_train.errors import SettingsError
-from frskd_train.exits import discard_output, exit_interrupted, exit_process, exit_with_error
+from frskd_train.system.exits import discard_output, exit_interrupted, exit_process, exit_with_error
 
 COMMANDS = {
     "train": "train a model with FRSKD and export the student",

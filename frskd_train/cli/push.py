@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from frskd_train.cli.demo import add_page_arguments
-from frskd_train.exits import exit_interrupted
+from frskd_train.system.exits import exit_interrupted
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

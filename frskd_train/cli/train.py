@@ -4,8 +4,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from frskd_train.exits import exit_process
 from frskd_train.settings.parse import parse_settings
+from frskd_train.system.exits import exit_process
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         settings = parse_settings(sys.argv[1:] if arguments is None else arguments)
         # Imported here, so that --help and a wrong flag answer at once.
-        from frskd_train.lost_processes import reporting_lost_processes
+        from frskd_train.system.lost_processes import reporting_lost_processes
         from frskd_train.trainer import Trainer
 
         with reporting_lost_processes():

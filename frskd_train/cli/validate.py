@@ -7,16 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from frskd_train.exits import exit_process
 from frskd_train.settings import OWN_DATA, DataSettings, EvaluationSettings, HeldOut, LoopSettings, ScoredDataSettings
 from frskd_train.settings.parse import parse_evaluation
 from frskd_train.settings.recipe import SETTINGS, read_yaml
+from frskd_train.system.exits import exit_process
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one evaluation and end the process."""
     settings = parse_evaluation(sys.argv[1:] if arguments is None else arguments)
-    from frskd_train.lost_processes import reporting_lost_processes  # imports torch
+    from frskd_train.system.lost_processes import reporting_lost_processes  # imports torch
 
     with reporting_lost_processes():
         evaluate(settings)
@@ -31,11 +31,11 @@ def evaluate(settings: EvaluationSettings) -> None:
     """
     # Imported here, so that --help and a wrong flag answer at once.
     from frskd_timm.errors import UserError
-    from frskd_train.convolutions import adapt_convolutions
-    from frskd_train.device import start_accelerator
     from frskd_train.found_student import load_for_evaluation
     from frskd_train.report.score_files import check_output, summary, write_scores
-    from frskd_train.scores import Scorer, find_temperature, refuse_unscored
+    from frskd_train.scoring.scores import Scorer, find_temperature, refuse_unscored
+    from frskd_train.system.convolutions import adapt_convolutions
+    from frskd_train.system.device import start_accelerator
     from frskd_train.tasks import job_of
 
     loop = LoopSettings(amp=settings.amp, amp_dtype=settings.amp_dtype, threads=settings.threads)

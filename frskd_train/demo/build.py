@@ -17,13 +17,13 @@ from frskd_timm.pixels import to_8_bits
 from frskd_train.data.images import open_image
 from frskd_train.data.source import read_sample
 from frskd_train.demo.runtime import FILES, find_runtime
-from frskd_train.disk import disk_errors
 from frskd_train.errors import size_text
 from frskd_train.found_student import FoundStudent
 from frskd_train.report.formats import export_onnx
 from frskd_train.report.grids import class_colours
 from frskd_train.report.metrics import Metrics
 from frskd_train.report.score_names import SCORE_NAMES
+from frskd_train.system.disk import disk_errors
 
 DESCRIPTION = "demo.json"
 _README = """---

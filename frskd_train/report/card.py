@@ -12,12 +12,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from frskd_timm.export.folder import CARD, EVAL_RESULTS, RECIPE
 from frskd_timm.export.load import ExportedStudent, read_student
-from frskd_train.progress import duration
 from frskd_train.report.baseline import Gain, count_seeds, mean_and_std
 from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.metrics import DatasetFacts, Metrics
 from frskd_train.report.score_names import SCORE_NAMES
 from frskd_train.report.signature import signed
+from frskd_train.run.progress import duration
 from frskd_train.settings import flag
 
 # Placeholder of the repository's name until the student is published.

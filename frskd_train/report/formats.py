@@ -15,7 +15,7 @@ from frskd_timm.export.folder import CONFIG
 from frskd_timm.export.load import ExportedStudent, compare_outputs, read_student
 from frskd_timm.pyramid import Pyramid
 from frskd_timm.segmentation import SegmentationStudent
-from frskd_train.disk import disk_errors
+from frskd_train.system.disk import disk_errors
 
 _BATCH = ({0: torch.export.Dim("batch")},)
 

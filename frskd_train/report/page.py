@@ -10,11 +10,11 @@ import jinja2
 
 import frskd_timm
 from frskd_timm.errors import UserError
-from frskd_train.disk import write_atomically
-from frskd_train.progress import duration
 from frskd_train.report.baseline import Gain, count_seeds, mean_and_std
 from frskd_train.report.charts import Line, describe, line_chart
 from frskd_train.report.groups import METHOD, Group, Run, group_runs
+from frskd_train.run.progress import duration
+from frskd_train.system.disk import write_atomically
 
 PAGE = "report.html"
 _DETAILED = 8  # groups of runs that are shown in detail, or fewer if the page would be too large

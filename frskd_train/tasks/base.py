@@ -17,14 +17,14 @@ from frskd_timm.export.load import read_student
 from frskd_timm.student_task import StudentTask
 from frskd_train.data import TrainingData, ValidationData, load_data
 from frskd_train.data.sampler import Order
-from frskd_train.evaluate import Scores
 from frskd_train.report.card import write_card
 from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.metrics import InitialWeights, Metrics
 from frskd_train.report.score_names import ScoreNames
-from frskd_train.run_folder import RunFolder
+from frskd_train.run.folder import RunFolder
+from frskd_train.scoring.evaluate import Scores
 from frskd_train.settings import DataSettings, FitSettings, HeldOut, Settings
-from frskd_train.sync_batchnorm import refuse_single_values
+from frskd_train.system.sync_batchnorm import refuse_single_values
 
 PICTURED = 5  # number of validation images in the picture
 

@@ -21,7 +21,7 @@ from frskd_train.data import Preprocessing, TrainingData, ValidationData, load_v
 from frskd_train.report.answers import examples_picture
 from frskd_train.report.grids import attention_picture
 from frskd_train.report.score_names import SCORE_NAMES
-from frskd_train.run_folder import RunFolder
+from frskd_train.run.folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, HeldOut, Settings
 from frskd_train.students import build_student, default_cfg
 from frskd_train.tasks.base import PICTURED, Job

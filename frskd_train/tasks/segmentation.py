@@ -25,7 +25,7 @@ from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.grids import segmentation_picture
 from frskd_train.report.metrics import InitialWeights, Metrics
 from frskd_train.report.score_names import SCORE_NAMES
-from frskd_train.run_folder import RunFolder
+from frskd_train.run.folder import RunFolder
 from frskd_train.settings import DataSettings, FitSettings, HeldOut, Settings, flag
 from frskd_train.settings.constraints import keyword_arguments
 from frskd_train.students import default_cfg, prepare_student

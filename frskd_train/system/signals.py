@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from frskd_train.launcher import was_launched
+from frskd_train.system.launcher import was_launched
 
 # Processes have to agree on the step at which they stop. This takes a communication, so they do it about this often.
 # Launchers wait 30 seconds before they kill processes.

@@ -14,9 +14,9 @@ from typing import Any
 
 from frskd_timm.errors import UserError
 from frskd_timm.export.folder import BACKBONE, STUDENT, refuse_foreign
-from frskd_train.checkpoint import latest_checkpoint
-from frskd_train.disk import disk_errors, reason, write_atomically
+from frskd_train.run.checkpoint import latest_checkpoint
 from frskd_train.settings.recipe import SETTINGS
+from frskd_train.system.disk import disk_errors, reason, write_atomically
 
 LOCK = ".lock"
 # What a killed run may leave beside its files: the lock, and files and folders that were being replaced.

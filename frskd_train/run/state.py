@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from frskd_train.checkpoint import checkpoint_name
+from frskd_train.run.checkpoint import checkpoint_name
 
 _KEPT = ("epoch", "step", "updates", "history", "best", "changes", "seconds")
 

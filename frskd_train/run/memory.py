@@ -9,8 +9,8 @@ import torch
 from frskd_timm.errors import UserError
 from frskd_train.data import TrainingData
 from frskd_train.errors import size_text
-from frskd_train.run_folder import RunFolder
-from frskd_train.run_state import RunState
+from frskd_train.run.folder import RunFolder
+from frskd_train.run.state import RunState
 from frskd_train.settings import LoopSettings
 
 

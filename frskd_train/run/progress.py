@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from frskd_train.exits import discard_output
+from frskd_train.system.exits import discard_output
 
 
 class Progress:

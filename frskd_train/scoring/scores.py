@@ -25,7 +25,13 @@ from frskd_timm.export.config import output_names
 from frskd_timm.export.folder import METRICS
 from frskd_timm.losses.functional import IGNORED
 from frskd_timm.segmentation.evaluator import iou_of_classes
-from frskd_train.accumulators import (
+from frskd_train.data import ValidationData, load_validation
+from frskd_train.data.corruptions import CORRUPTIONS, SEVERITIES
+from frskd_train.errors import SettingsError
+from frskd_train.report.evaluation import SCHEMA, ClassScores, Evaluation, Temperature
+from frskd_train.report.metrics import read_metrics
+from frskd_train.report.score_names import SCORE_NAMES
+from frskd_train.scoring.accumulators import (
     CalibrationMetric,
     Confusions,
     Mistakes,
@@ -34,13 +40,7 @@ from frskd_train.accumulators import (
     predicted,
     read_bins,
 )
-from frskd_train.data import ValidationData, load_validation
-from frskd_train.data.corruptions import CORRUPTIONS, SEVERITIES
-from frskd_train.errors import SettingsError
-from frskd_train.evaluate import UNSCORED
-from frskd_train.report.evaluation import SCHEMA, ClassScores, Evaluation, Temperature
-from frskd_train.report.metrics import read_metrics
-from frskd_train.report.score_names import SCORE_NAMES
+from frskd_train.scoring.evaluate import UNSCORED
 from frskd_train.settings import DataSettings
 from frskd_train.settings.parse import read_recipe
 from frskd_train.settings.recipe import SETTINGS

@@ -8,7 +8,7 @@ from torch import distributed
 
 from frskd_timm.errors import first_line
 from frskd_train.data.batches import is_loss_of_a_worker, loss_of_a_worker
-from frskd_train.exits import exit_after_another, exit_with_error
+from frskd_train.system.exits import exit_after_another, exit_with_error
 
 # Parts of the messages of gloo, NCCL and torch's store if a process is gone.
 _GONE = (

@@ -8,8 +8,8 @@ from typing import Any
 
 from frskd_timm.errors import UserError
 from frskd_timm.export.folder import METRICS, STUDENT
-from frskd_train.checkpoint import all_checkpoints, find_damage
 from frskd_train.data import TrainingData
+from frskd_train.run.checkpoint import all_checkpoints, find_damage
 from frskd_train.settings import DataSettings, Settings, declared, flag
 from frskd_train.settings.constraints import FIXED, FREE, LOCAL, PRIVATE
 from frskd_train.settings.recipe import SETTINGS, is_path, training_names

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from frskd_timm.errors import UserError, first_line
-from frskd_train.disk import disk_errors, size_and_checksum, sync
 from frskd_train.errors import after_divergence
+from frskd_train.system.disk import disk_errors, size_and_checksum, sync
 
 FORMAT = 4  # 3 and 2 had other orders of parameters, 1 no weight of the student's cross-entropy
 ASIDE = ".writing-"  # prefix of folders being written or deleted

@@ -14,8 +14,8 @@ import torch
 from accelerate import Accelerator, PartialState
 
 from frskd_timm.errors import UserError, first_line
-from frskd_train import launcher
 from frskd_train.settings import LoopSettings
+from frskd_train.system import launcher
 
 CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # microseconds of processor time, and the period in which they may be used
 

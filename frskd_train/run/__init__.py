@@ -1,0 +1,1 @@
+"""A run: its folder, state, checkpoints, progress and trackers."""
