@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -16,7 +17,6 @@ from runs import assert_same, rows, small, train_here, train_together
 from safetensors.torch import load_file
 
 from frskd_timm.errors import UserError
-from frskd_train import start_of_run
 from frskd_train.errors import SettingsError
 from frskd_train.report.evaluation import read_evaluation
 from frskd_train.run.checkpoint import latest_checkpoint
@@ -143,7 +143,7 @@ def test_a_mistake_ends_the_command_with_one_line(train, tmp_path: Path, monkeyp
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.strip()]
     assert line.startswith("error: --lr ")
-    monkeypatch.setattr(start_of_run, "get_token", lambda: None)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     with pytest.raises(UserError, match="hf auth login"):
         train_here(*SMALL, "--push-to-hub", "someone/student", "--output-dir", tmp_path / "run")
     small_images = "--method", "ce", "--model", "test_convnext", "--img-size", 16
