@@ -82,7 +82,7 @@ def train(run: Run, flags: Sequence[str], folder: Path) -> list[dict[str, Any]]:
                 self.scores[protocol.AVERAGED] = evaluate(make, predict, self.val_batches, self.accelerator)
             self.ece = {}
             for name, student in students.items():
-                evaluation = dataclasses.replace(self.ending, student=student).evaluate()
+                evaluation = dataclasses.replace(self.end_of_run, student=student).evaluate()
                 assert evaluation is not None
                 self.ece[name] = evaluation.calibration.ece
             return self.scores[run.method]

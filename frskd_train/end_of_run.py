@@ -46,7 +46,7 @@ from frskd_train.tasks import Job
 
 
 @dataclass
-class Ending:
+class EndOfRun:
     """What is written when the training of a run has ended, by the main process."""
 
     folder: RunFolder

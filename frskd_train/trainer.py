@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from frskd_timm.augment import TwoViews
 from frskd_train import start_of_run
 from frskd_train.data.sampler import step_seed
-from frskd_train.end_of_run import Ending
+from frskd_train.end_of_run import EndOfRun
 from frskd_train.errors import printable
 from frskd_train.optim import base_lr, create_optimizer, create_scheduler, follow_plateau, with_scaled_lr
 from frskd_train.run import memory, trackers
@@ -63,7 +63,7 @@ class Trainer:
             heading += [*repeat_note(self.accelerator.num_processes, settings.loop.batch_size), *self.state.changes]
             self.folder.write(SETTINGS, write_recipe(settings, "\n".join(heading)))
         trackers.start_trackers(self.accelerator, settings, self.folder.path)
-        self.ending = Ending(
+        self.end_of_run = EndOfRun(
             self.folder, self.job, self.data, self.task, self.exported, self.accelerator, self.state, baseline
         )
 
@@ -237,7 +237,7 @@ class Trainer:
             if accelerator.num_processes == 1:  # several processes may disagree on the failure
                 self.save()
                 if is_last:
-                    self.ending.export()
+                    self.end_of_run.export()
             raise
         row = {"lr": base_lr(self.optimizer), **meter.means(accelerator), **self.job.columns(scores)}
         self.refuse_nonfinite()
@@ -285,11 +285,11 @@ class Trainer:
         """Export the student, write the run's report and publish."""
         self.progress.say(*self.data.bad_images())
         if self.is_main:
-            self.ending.export()  # before anything else can fail
+            self.end_of_run.export()  # before anything else can fail
         scores = scores or self.validate()  # there are no scores if a finished run was resumed
-        evaluation = self.ending.evaluate()
+        evaluation = self.end_of_run.evaluate()
         if self.is_main:
-            self.progress.say(*self.ending.report(scores, evaluation))
+            self.progress.say(*self.end_of_run.report(scores, evaluation))
             trackers.log_pictures(self.accelerator, self.folder.path.glob("*.png"), self.state.updates)
-            self.ending.publish()
+            self.end_of_run.publish()
             self.accelerator.end_training()  # the others, which do not wait, just end

@@ -18,7 +18,7 @@ from pictures import encoded, picture, save, split
 from runs import rows, small, train_here
 
 from frskd_train import cli
-from frskd_train.end_of_run import Ending
+from frskd_train.end_of_run import EndOfRun
 from frskd_train.report.charts import Line, line_chart
 from frskd_train.report.groups import Group, Run, group_runs
 from frskd_train.report.page import write_report
@@ -137,8 +137,8 @@ def test_runs_from_other_weights_are_other_recipes(run: Path, tmp_path: Path) ->
 
 
 def test_a_page_that_cannot_be_made_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    ending = Ending(RunFolder(tmp_path), *[None] * 7)  # type: ignore[arg-type]
-    assert ending.write_page(None).startswith("The report could not be made")
+    end = EndOfRun(RunFolder(tmp_path), *[None] * 7)  # type: ignore[arg-type]
+    assert end.write_page(None).startswith("The report could not be made")
     with pytest.raises(SystemExit, match="2"):
         cli.run("report", [str(tmp_path)])
     message = capsys.readouterr().err

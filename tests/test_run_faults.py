@@ -179,7 +179,7 @@ def test_the_student_is_exported_before_anything_else_can_fail(
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(end_of_run.Ending, "evaluate", fail)
+    monkeypatch.setattr(end_of_run.EndOfRun, "evaluate", fail)
     with pytest.raises(MemoryError):
         train_here(*small(places, "--output-dir", tmp_path / "run"))
     assert (tmp_path / "run" / "student" / "model.safetensors").is_file()
@@ -188,13 +188,13 @@ def test_the_student_is_exported_before_anything_else_can_fail(
 def test_a_signal_does_not_interrupt_the_end_of_a_run(
     places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate = end_of_run.Ending.evaluate
+    evaluate = end_of_run.EndOfRun.evaluate
 
     def interrupted(*arguments: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*arguments)
 
-    monkeypatch.setattr(end_of_run.Ending, "evaluate", interrupted)
+    monkeypatch.setattr(end_of_run.EndOfRun, "evaluate", interrupted)
     assert end_of(fork(lambda: train_here(*small(places, "--output-dir", tmp_path / "run")))) == 0
     assert (tmp_path / "run" / "report.html").is_file()
 
