@@ -47,7 +47,7 @@ from frskd_train.tasks import Job
 
 @dataclass
 class EndOfRun:
-    """What is written when the training of a run has ended, by the main process."""
+    """What happens when the training of a run has ended; only `evaluate` is called by all processes."""
 
     folder: RunFolder
     job: Job
@@ -82,7 +82,7 @@ class EndOfRun:
             print(f"The {part}'s card was edited; a new one replaces it, and yours is kept as {kept}.")
 
     def evaluate(self) -> Evaluation | None:
-        """Score the exported student on the validation images of all processes; None if none could be read."""
+        """Score the exported student, in all processes; None if no validation image could be read."""
         from frskd_train.scoring.scores import Scorer, find_temperature  # imports torchmetrics, which takes a second
 
         loop, student = self.job.settings.loop, self.student.eval()

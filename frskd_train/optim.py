@@ -55,14 +55,14 @@ def check_optimizer(settings: OptimizerSettings, device: torch.device | str = "c
 
 
 def create_optimizer(
-    settings: OptimizerSettings, task: StudentTask, device: torch.device | None = None, is_scaled: bool = False
+    settings: OptimizerSettings, task: StudentTask, device: torch.device, is_scaled: bool = False
 ) -> Optimizer:
     """Create a timm optimizer for all trainable parameters of a task; raise UserError like `check_optimizer`.
 
-    `device` is where the task will be trained, by default where it is. `is_scaled` says that the gradients are scaled,
+    `device` is where the task will be trained. `is_scaled` says that the gradients are scaled,
     as with float16.
     """
-    if "muon" in settings.opt and not fast_bfloat16(device or task.device):
+    if "muon" in settings.opt and not fast_bfloat16(device):
         muon_in_float32()
     # The groups do not depend on the value, so that a resumed run can change it, to and from 0 as well.
     decay: dict[str, Any] = {"weight_decay": 1.0, "weight_decay_exclude_1d": settings.filter_bias_and_bn}

@@ -13,7 +13,7 @@ from frskd_timm.student_task import StudentTask
 from frskd_train.data import TrainingData
 from frskd_train.errors import size_text
 from frskd_train.optim import check_optimizer, lr_note
-from frskd_train.publish.repository import check_repo_id, connect
+from frskd_train.publish.repository import check_repo_id, refuse_missing_token
 from frskd_train.report.baseline import read_baseline
 from frskd_train.report.formats import check_onnx
 from frskd_train.report.metrics import SeedRuns
@@ -48,7 +48,7 @@ def preflight(settings: Settings, score: str, accelerator: Accelerator) -> SeedR
         check_onnx()
     if run.push_to_hub is not None:
         check_repo_id("--push-to-hub", run.push_to_hub)
-        connect(None, None)  # refuses a missing token
+        refuse_missing_token()
     if not run.baseline:
         return None
     return read_baseline(run.baseline, settings, score, processes=accelerator.num_processes)

@@ -220,7 +220,7 @@ class Trainer:
         if save_now and not saved:
             self.save()
         if stop_now:
-            self.progress.say(f"Stopped in {self.state.place}. Continue with --resume {self.folder.path}.")
+            self.progress.say(f"Stopped in {self.state.place}. Continue with: train.py --resume {self.folder.path}")
             self.accelerator.end_training()
             exit_process(self.interruptions.exit_code)
 

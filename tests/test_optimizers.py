@@ -20,6 +20,7 @@ from frskd_train.run.checkpoint import load_state, restore, save_checkpoint
 from frskd_train.settings import OptimizerSettings
 from frskd_train.settings.constraints import keyword_arguments
 
+CPU = torch.device("cpu")
 NAMES = [str(name) for name in list_optimizers(exclude_filters=["lookahead*"])]
 CLASSES = {get_optimizer_info(name).opt_class: name for name in NAMES}
 
@@ -43,7 +44,7 @@ def test_a_checkpoint_restores_every_optimizer(name: str, tmp_path: Path) -> Non
     for seed in range(2):
         torch.manual_seed(seed)
         tasks.append(CrossEntropyTask(timm.create_model("test_mambaout", num_classes=3, in_chans=1)))
-        optimizers.append(create_optimizer(OptimizerSettings(opt=name, lr=0.01), tasks[-1]))
+        optimizers.append(create_optimizer(OptimizerSettings(opt=name, lr=0.01), tasks[-1], CPU))
 
     def step(seed: int, number: int) -> None:
         torch.manual_seed(seed)
@@ -72,14 +73,14 @@ def test_a_run_resumes_to_the_same_bits(name: str, places: Path, tmp_path: Path)
 def test_arguments_of_the_optimizer_replace_the_defaults() -> None:
     task = CrossEntropyTask(timm.create_model("test_resnet", num_classes=3))
     for arguments in ({"foreach": True}, {"fused": False}):
-        optimizer = create_optimizer(OptimizerSettings(opt="adamw", lr=0.01, opt_kwargs=arguments), task)
+        optimizer = create_optimizer(OptimizerSettings(opt="adamw", lr=0.01, opt_kwargs=arguments), task, CPU)
         assert all(optimizer.defaults[name] is value for name, value in arguments.items())
 
 
 def test_an_overflow_of_scaled_gradients_in_the_first_step_changes_nothing() -> None:
     task = CrossEntropyTask(timm.create_model("test_vit", num_classes=3))
     before = [parameter.clone() for parameter in task.parameters()]
-    optimizer = create_optimizer(OptimizerSettings(opt="sgd", lr=0.1), task, is_scaled=True)
+    optimizer = create_optimizer(OptimizerSettings(opt="sgd", lr=0.1), task, CPU, is_scaled=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
     scaler.scale(task(torch.randn(2, 3, 160, 160), torch.tensor([0, 1]))["loss"] * 1e6).backward()
     scaler.step(optimizer)
@@ -92,7 +93,7 @@ def test_scaled_learning_rates_need_no_schedule() -> None:
     found = []
     for sched in ("none", "cosine"):
         settings = OptimizerSettings(sched=sched, lr=0.1, layer_decay=0.5, epochs=10)
-        optimizer = create_optimizer(settings, task)
+        optimizer = create_optimizer(settings, task, CPU)
         create_scheduler(settings, optimizer, 1).step_update(0)
         found.append([group["lr"] for group in optimizer.param_groups])
         assert base_lr(optimizer) == pytest.approx(0.1)
@@ -111,11 +112,11 @@ def test_weight_decay_spares_the_parameters_that_timm_spares(filtered: bool, lay
     def decays(optimizer: Optimizer) -> dict[int, float]:
         return {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
 
-    own = decays(create_optimizer(settings, CrossEntropyTask(student)))
+    own = decays(create_optimizer(settings, CrossEntropyTask(student), CPU))
     assert own == decays(expected)
     assert own[id(student.pos_embed)] == 0
     groups = [
-        create_optimizer(replace(settings, weight_decay=decay), CrossEntropyTask(student)).param_groups
+        create_optimizer(replace(settings, weight_decay=decay), CrossEntropyTask(student), CPU).param_groups
         for decay in (0, 0.1)
     ]
     sizes = [[len(group["params"]) for group in found] for found in groups]
@@ -123,7 +124,7 @@ def test_weight_decay_spares_the_parameters_that_timm_spares(filtered: bool, lay
     assert {group["weight_decay"] for group in groups[0]} == {0}
     segmenter = create_segmentation_student("test_vit", 3, channels=8)
     plain = replace(settings, layer_decay=None)  # which is for classification
-    found = decays(create_optimizer(plain, SegmentationCrossEntropyTask(segmenter)))
+    found = decays(create_optimizer(plain, SegmentationCrossEntropyTask(segmenter), CPU))
     assert found[id(segmenter.backbone.pos_embed)] == 0
 
 
@@ -136,7 +137,7 @@ def test_hybrid_optimizers_leave_to_their_fallback_what_timm_leaves(
     settings = OptimizerSettings(opt="muon", lr=0.1, layer_decay=layer_decay, opt_kwargs=arguments)
     options = {"opt": "muon", "lr": 0.1, "weight_decay": 0.1, "layer_decay": layer_decay, "filter_bias_and_bn": False}
     expected = create_optimizer_v2(student, **options, **keyword_arguments(arguments))
-    found = create_optimizer(settings, CrossEntropyTask(student))
+    found = create_optimizer(settings, CrossEntropyTask(student), CPU)
     first, second = (
         {id(p) for group in optimizer.param_groups if group.get("use_fallback") for p in group["params"]}
         for optimizer in (expected, found)
@@ -162,7 +163,7 @@ def test_milestones_in_any_order_act_from_the_beginning_of_an_epoch() -> None:
 )
 def test_updates_are_fused_where_that_is_right(name: str, is_scaled: bool, fused: bool | None) -> None:
     task = CrossEntropyTask(timm.create_model("test_resnet", num_classes=3))
-    made = create_optimizer(OptimizerSettings(opt=name, lr=0.01), task, is_scaled=is_scaled)
+    made = create_optimizer(OptimizerSettings(opt=name, lr=0.01), task, CPU, is_scaled=is_scaled)
     assert made.defaults.get("fused") is fused  # with False, torch would not update many weights at once either
 
 
@@ -172,7 +173,7 @@ def test_muon_does_not_emulate_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None
     def step() -> torch.Tensor:
         weight = task.student.weight
         torch.nn.init.zeros_(weight)
-        optimizer = create_optimizer(OptimizerSettings(opt="muon", lr=1.0, weight_decay=0.0), task)
+        optimizer = create_optimizer(OptimizerSettings(opt="muon", lr=1.0, weight_decay=0.0), task, CPU)
         weight.grad = gradient.clone()
         optimizer.step()
         return weight.detach().clone()

@@ -17,8 +17,6 @@ from safetensors.torch import load_file, save_file
 
 from frskd_timm.errors import UserError
 from frskd_timm.export.load import read_student
-from frskd_train import cli
-from frskd_train.publish.repository import check_target
 from frskd_train.publish.student import check_folder, push_student
 from frskd_train.report.card import write_card
 
@@ -242,23 +240,6 @@ def test_a_folder_that_is_not_in_order_stays_here(hub, student, tmp_path, damage
     assert hub.log == []
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ([], "give --repo-id OWNER/NAME, --space OWNER/NAME, or both"),
-        (["--onnx", "--space", "a/b"], "--onnx needs --repo-id"),
-        (["--examples", "x.png", "--repo-id", "a/b"], "--examples and --runtime need --space"),
-        (["--img-size", "64", "--repo-id", "a/b"], "--img-size needs --onnx or --space"),
-        (["--repo-id", "a/b"], "a run that has not finished"),
-    ],
-)
-def test_a_wrong_argument_of_a_push_is_one_sentence(arguments, sentence, tmp_path, capsys):
-    (tmp_path / "config.yaml").touch()
-    with pytest.raises(SystemExit, match="2"):
-        cli.run("push", [str(tmp_path), *arguments])
-    assert sentence in capsys.readouterr().err
-
-
 def test_every_picture_of_the_card_is_published(student, tmp_path):
     folder = tmp_path / "student"
     shutil.copytree(student, folder)
@@ -278,11 +259,3 @@ def test_every_picture_of_the_card_is_published(student, tmp_path):
     said: list[str] = []
     push_student(folder, REPO, dry_run=True, say=said.append)
     assert "Not uploaded, because they are neither part of a student nor shown on its card: notes.png." in said
-
-
-def test_a_branch_has_a_possible_name():
-    for name in ("a b", "a..b", "a~b", "a?b", "a/", "a.lock", "refs/heads/a", "0" * 40):
-        with pytest.raises(UserError, match="--revision must be a branch name"):
-            check_target(name, create_pr=False)
-    for name in ("main", "v1.0", "try/this", "refs/pr/1", None):
-        check_target(name, create_pr=False)

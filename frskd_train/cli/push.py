@@ -36,12 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--examples and --runtime need --space: they are for the page of the Space")
     if options.img_size and not (options.space or options.onnx):
         parser.error("--img-size needs --onnx or --space")
-    page = {name: vars(options).pop(name) for name in ("examples", "runtime")}
-    page |= {"img_size": options.img_size, "repo_id": options.repo_id}
-    space = vars(options).pop("space")
+    space = options.space
+    page = {name: getattr(options, name) for name in ("examples", "runtime", "img_size", "repo_id")}
+    of_both = ("private", "revision", "create_pr", "keep_card", "overwrite_card", "dry_run", "commit_message")
+    common = {name: getattr(options, name) for name in of_both}
     # Imported here, so that --help and a wrong flag answer at once.
     from frskd_timm.export.folder import student_in
-    from frskd_train.publish.repository import check_repo_id, connect
+    from frskd_train.publish.repository import check_repo_id, check_target, refuse_missing_token
     from frskd_train.publish.space import demo_files, push_space
     from frskd_train.publish.student import push_student
 
@@ -51,16 +52,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"{options.folder} is the folder of a run that has not finished: it has no student/ yet")
 
     try:
-        if not options.dry_run:
-            connect(None, None)  # refuses a missing token
-        if space is not None:  # before the student is published
+        if space is not None:  # the page is made before the student is published, and after all other checks
             check_repo_id("--space", space)
+            if options.repo_id is not None:
+                check_repo_id("--repo-id", options.repo_id)
+            check_target(options.revision, options.create_pr)
+            if not options.dry_run:
+                refuse_missing_token()
             files = demo_files(options.folder, **page)
         if options.repo_id is not None:
-            push_student(**vars(options))
+            push_student(options.folder, options.repo_id, onnx=options.onnx, img_size=options.img_size, **common)
         if space is not None:
-            of_student = ("folder", "repo_id", "onnx", "img_size")
-            push_space(files, space, **{name: value for name, value in vars(options).items() if name not in of_student})
+            push_space(files, space, **common)
     except KeyboardInterrupt:
         exit_interrupted(
             "Publishing was interrupted: the repository holds its old commit or the new one, complete; run the same "

@@ -65,13 +65,14 @@ def build_demo(
     student, size = found.student, found.image_size(img_size)
     if isinstance(student, ExportedClassifier) and student.num_classes == 0:  # such as a backbone
         raise UserError(f"{student.path} has no classifier to show: give the folder of a run or its student.")
+    pictures = _open_examples(examples) or _sample_examples(student)
     source = find_runtime(runtime)
     with disk_errors(folder), replacing(folder, _refuse_foreign) as aside:
         shutil.copytree(Path(__file__).parent / "page", aside, dirs_exist_ok=True)
         (aside / "ort").mkdir()
         for name in FILES:
             shutil.copyfile(source / name, aside / "ort" / name)
-        description = _describe(found, size) | {"examples": _copy_examples(examples, student, aside)}
+        description = _describe(found, size) | {"examples": _write_examples(pictures, aside)}
         write_json(aside / DESCRIPTION, description)
         (aside / "README.md").write_text(_readme(student, description, repo_id), encoding="utf-8")
         attention = isinstance(student, ExportedClassifier)
@@ -157,17 +158,20 @@ def _open_examples(examples: Sequence[Path]) -> list[tuple[str, Image.Image]]:
     return images
 
 
-def _copy_examples(examples: Sequence[Path], student: ExportedStudent, folder: Path) -> list[dict[str, str]]:
-    """Write the examples; without any, one image per class of the included sample if the classes are the same."""
-    images = _open_examples(examples)
+def _sample_examples(student: ExportedStudent) -> list[tuple[str, Image.Image]]:
+    """Return name and picture of one image per class of the included sample, if the student has its classes."""
     sample = read_sample().splits["test"]
-    if not examples and sample.features["label"].names == student.class_names:
-        labels = list(sample["label"])
-        images = [(name, sample[labels.index(label)]["image"]) for label, name in enumerate(student.class_names)]
+    if sample.features["label"].names != student.class_names:
+        return []
+    labels = list(sample["label"])
+    return [(name, sample[labels.index(label)]["image"]) for label, name in enumerate(student.class_names)]
+
+
+def _write_examples(pictures: Sequence[tuple[str, Image.Image]], folder: Path) -> list[dict[str, str]]:
     (folder / "examples").mkdir()
-    for number, (_, image) in enumerate(images):
+    for number, (_, image) in enumerate(pictures):
         image.save(folder / "examples" / f"{number}.png")
-    return [{"file": f"examples/{number}.png", "name": name} for number, (name, _) in enumerate(images)]
+    return [{"file": f"examples/{number}.png", "name": name} for number, (name, _) in enumerate(pictures)]
 
 
 def _readme(student: ExportedStudent, description: Mapping[str, Any], repo_id: str | None) -> str:

@@ -92,11 +92,16 @@ class Repository:
                 raise AlteredError(name)
 
 
-def connect(token: str | None, endpoint: str | None) -> HfApi:
-    """Return a client; raise UserError if there is no token."""
-    token = token or huggingface_hub.get_token()
-    if not token:
+def refuse_missing_token() -> None:
+    """Raise UserError if the user has no access token."""
+    if not huggingface_hub.get_token():
         raise UserError("There is no Hugging Face token: run `hf auth login`, or set HF_TOKEN, with write permission.")
+
+
+def connect(token: str | None, endpoint: str | None) -> HfApi:
+    """Return a client, with the user's own token by default; raise UserError if there is none."""
+    if not token:
+        refuse_missing_token()
     return HfApi(endpoint=endpoint, token=token, library_name="frskd-timm")
 
 

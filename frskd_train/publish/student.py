@@ -4,8 +4,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from posixpath import normpath
 from tempfile import TemporaryDirectory
-from urllib.parse import quote
+from urllib.parse import unquote
 
 import yaml
 from huggingface_hub import ModelCard
@@ -23,9 +24,16 @@ from frskd_train.report.signature import signed
 ONNX = "onnx/model.onnx"  # where transformers.js and optimum look for it
 # Files of an older push, deleted if the new push lacks them. Other files belong to the owner.
 _PICTURES = "attention.png", "confusion.png", "curves.png", "examples.png", "segmentation.png"
-_PICTURE_FORMATS = ".gif", ".jpeg", ".jpg", ".png", ".svg", ".webp"
 _LICENSE_FILES = "LICENSE", "LICENSE.md", "LICENSE.txt"
 _OPTIONAL = *_PICTURES, RECIPE, DATASET_CARD, EVAL_RESULTS
+# Pictures in Markdown and in HTML: names in brackets, with balanced parentheses, or in quotes.
+_SHOWN = re.compile(
+    r"""!\[(?:[^\[\]]|\[[^\[\]]*\])*\]\(\s*(?:<([^<>\n]+)>|((?:[^()<>\s]|\([^()\s]*\))+))"""
+    r"""|<img\b[^>]*?\bsrc\s*=\s*(?:"([^"]+)"|'([^']+)'|([^"'\s>]+))""",
+    re.IGNORECASE,
+)
+_CODE = re.compile(r"^ {0,3}(```|~~~).*?(?:^ {0,3}\1|\Z)|`[^`\n]+`", re.MULTILINE | re.DOTALL)
+_ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|//", re.IGNORECASE)  # URLs, also of embedded data
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 
 
@@ -170,7 +178,7 @@ def check_folder(folder: Path) -> list[str]:
 
 
 def _card_pictures(folder: Path, library: str) -> list[str]:
-    """Check the card, and return the pictures in the folder that it names."""
+    """Check the card, and return the pictures that it shows."""
     path = folder / CARD
     try:
         card = ModelCard(path.read_text(encoding="utf-8-sig"))
@@ -181,12 +189,9 @@ def _card_pictures(folder: Path, library: str) -> list[str]:
         raise UserError(f"{path} is not a valid card ({' '.join(str(error).split())}): write it again.") from None
     if card.data.get("library_name") != library:
         raise UserError(f"{path} needs 'library_name: {library}' between its '---' lines, or the Hub cannot load it.")
-    beside = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in _PICTURE_FORMATS}
-    shown = [name for name in sorted(beside.union(_PICTURES)) if _is_named(name, card.text)]
-    if missing := sorted({*shown} - beside):
-        raise UserError(f"{path} shows {missing[0]}, which is not in the folder: add the picture or remove the line.")
-    return shown
-
-
-def _is_named(name: str, text: str) -> bool:
-    return any(re.search(rf"(?<![\w%-]){re.escape(spelling)}", text) for spelling in (name, quote(name)))
+    shown = ("".join(groups) for groups in _SHOWN.findall(_CODE.sub("", card.text)))
+    pictures = [*dict.fromkeys(normpath(unquote(name)) for name in shown if not _ELSEWHERE.match(name))]
+    for name in pictures:
+        if not (folder / name).resolve().is_relative_to(folder.resolve()) or not (folder / name).is_file():
+            raise UserError(f"{path} shows {name}, which is not in the folder: add the picture or remove the line.")
+    return pictures

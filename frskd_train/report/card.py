@@ -170,7 +170,7 @@ def eval_result_entries(metrics: Metrics) -> list[dict[str, Any]]:
 
 
 def hub_dataset(dataset: DatasetFacts) -> str | None:
-    """Return the dataset's id on the Hub, or None: `hub_id`, or an `id` of the score_names OWNER/NAME."""
+    """Return the dataset's id on the Hub, or None: `hub_id`, or an `id` of the form OWNER/NAME."""
     name = dataset.hub_id or dataset.id
     return name if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) else None
 

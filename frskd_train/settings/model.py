@@ -94,7 +94,8 @@ class MethodSettings:
     """Epoch at which distillation starts; before it, alpha and beta are 0. The t of --distill-schedule starts there."""
     self_teacher: Annotated[SelfTeacher, FIXED] = DEFAULT.self_teacher
     """The self-teacher.
-    For classification: bifpnc (default), with channels in proportion to the student's; bifpn, as many at every level.
+    For classification: bifpnc (default), with channels in proportion to the student's.
+    bifpn: the same number of channels at every level.
     residual: a bifpnc with at most 256 channels, whose logits correct the student's.
     For segmentation: pyramid (default), a second head on the finest map that enters the decoder's BiFPN layers.
     sum: as in the paper, BiFPN layers on the decoder's maps.
@@ -129,7 +130,7 @@ class MethodSettings:
     sla: Annotated[bool, FIXED, CLASSIFICATION] = False
     """Self-supervised label augmentation with four rotations per class, for both networks."""
     sla_weight: Annotated[float, NotNegative, CLASSIFICATION] = DEFAULT.sla_weight
-    """Weight of the SLA terms in which each network's classifier learns from its average over the four rotations."""
+    """Weight of the SLA terms in which each classifier learns from its rotation head, averaged over the rotations."""
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,10 @@ def start_accelerator(
     if state.num_processes == 1:
         launcher.refuse_separate_processes()
     wanted = os.environ.get("OMP_NUM_THREADS")
-    if settings.threads or not wanted or (launcher.was_launched() and wanted == "1"):
+    launched = launcher.was_launched() or local_processes > 1
+    if settings.threads or not wanted or (launched and wanted == "1"):
         torch.set_num_threads(settings.threads or max(1, cores() // local_processes))
-    elif launcher.was_launched():  # Accelerate counts all cores of the machine
+    elif launched:  # Accelerate counts all cores of the machine
         torch.set_num_threads(min(torch.get_num_threads(), cores()))
     if state.device.type == "cpu":
         keep_freed_memory()

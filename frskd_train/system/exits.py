@@ -9,8 +9,8 @@ from typing import NoReturn
 
 
 def exit_with_error(message: object) -> NoReturn:
-    """End the process with a message and status 2; if all processes on a machine fail, only the first one prints it."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    """End the process with a message and status 2; with torchrun, the first of the failing processes prints it."""
+    if os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" in os.environ:
         _wait_for_launcher()
     _print_error(message)
     exit_process(2)
