@@ -81,11 +81,14 @@ def describe(job: Job, data: TrainingData, task: StudentTask, accelerator: Accel
     kept = [p for part in (task.student, average) if part is not None for p in part.parameters()]
     rest = sum(p.numel() for p in task.parameters()) / 1e6 - sum(p.numel() for p in kept) / 1e6
     extra = f" + {rest:.2f}M in the self-teacher, discarded after training" if rest else ""
+    precision, loop = str(accelerator.mixed_precision), job.settings.loop
+    if precision == "no" and accelerator.device.type == "cuda" and loop.amp:
+        precision = "float32, because this GPU has no bfloat16 (--amp-dtype float16 may be faster)"
     return (
         f"{job.settings.method.method}: {job.settings.model.model} ({student:.2f}M parameters{extra})\n"
         f"data: {data.name}, {data.num_train} training and {data.num_val} validation images "
         f"({'held out of' if data.val_split == data.train_split else 'split'} {data.val_split}), "
         f"{data.num_classes} classes, {size}, {'in memory' if data.mode == 'memory' else 'streamed'}; "
         f"{accelerator.num_processes} process(es) on {accelerator.device.type}, {torch.get_num_threads()} thread(s), "
-        f"precision {accelerator.mixed_precision}{lr_note(job.settings.optimizer)}"
+        f"precision {precision}{lr_note(job.settings.optimizer)}"
     )

@@ -24,6 +24,7 @@ from frskd_train.run.resume import Resume, check_resume, find_resume, notes_for_
 from frskd_train.run.state import RunState
 from frskd_train.scoring.evaluate import Scores, evaluate
 from frskd_train.settings import Settings, flat
+from frskd_train.settings.parse import program
 from frskd_train.settings.recipe import SETTINGS, repeat_note, write_recipe
 from frskd_train.system.convolutions import adapt_convolutions
 from frskd_train.system.device import start_accelerator
@@ -52,6 +53,8 @@ class Trainer:
         if resume is None and run.output_dir is not None:
             RunFolder(Path(run.output_dir)).refuse_if_taken()
         saved = load_state(resume.checkpoint) if resume and resume.checkpoint else {}
+        if self.is_main:
+            print(f"Loading {settings.data.dataset}.", flush=True)
         self._load_data_and_task(saved)
         start_of_run.refuse_disagreement(settings, self.data, self.accelerator, resume)
         self._create_optimizer()
@@ -220,7 +223,8 @@ class Trainer:
         if save_now and not saved:
             self.save()
         if stop_now:
-            self.progress.say(f"Stopped in {self.state.place}. Continue with: train.py --resume {self.folder.path}")
+            command = f"{program('train')} --resume {self.folder.path}"
+            self.progress.say(f"Stopped in {self.state.place}. Continue with: {command}")
             self.accelerator.end_training()
             exit_process(self.interruptions.exit_code)
 

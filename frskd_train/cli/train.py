@@ -1,9 +1,11 @@
 """`frskd train` and `train.py`: from flags to a finished run."""
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
 
+from frskd_train.errors import SettingsError
 from frskd_train.settings.parse import parse_settings
 from frskd_train.system.exits import exit_process
 
@@ -22,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         settings = parse_settings(sys.argv[1:] if arguments is None else arguments)
+        if os.name == "nt":
+            raise SettingsError("Training needs Linux or macOS: on Windows, use WSL.")
         # Imported here, so that --help and a wrong flag answer at once.
         from frskd_train.system.lost_processes import reporting_lost_processes
         from frskd_train.trainer import Trainer

@@ -101,7 +101,7 @@ class SampleDataset(Dataset):
 
 
 class Reader:
-    """Read requested batches of samples to a device; in training, keep workers and replace bad samples."""
+    """Read requested batches of samples to a device; in training, replace bad samples."""
 
     def __init__(self, samples: Samples, device: torch.device, is_training: bool) -> None:
         self._samples, self._device = samples, device
@@ -116,7 +116,8 @@ class Reader:
                 num_workers=samples.settings.workers,
                 pin_memory=device.type == "cuda",
                 worker_init_fn=partial(_start_worker, _worker_ending()),
-                persistent_workers=is_training,
+                # In training always; else where starting one takes seconds, because it imports torch again.
+                persistent_workers=is_training or multiprocessing.get_context().get_start_method() != "fork",
                 generator=torch.Generator(),  # otherwise every pass draws from the global generator
             )
 
@@ -261,9 +262,12 @@ class ValBatches:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        reader = Reader(self._samples, self._normalize.device, is_training=False)
-        for images, targets in reader.run([(places, places) for places in self._batches]):
+        for images, targets in self._reader.run([(places, places) for places in self._batches]):
             yield self._normalize(images), targets.long()
+
+    @cached_property
+    def _reader(self) -> Reader:
+        return Reader(self._samples, self._normalize.device, is_training=False)
 
     def rows(self) -> Rows:
         """Return the row in the split of each image of the last pass, in its order."""

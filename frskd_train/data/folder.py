@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import datasets
@@ -75,8 +76,10 @@ def read_image_folder(folder: Path) -> tuple[Splits, tuple[str, ...]]:
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=classes))
     splits = {}
     for split, folders in images.items():
-        found = [(path, number[_class_name(sub)]) for sub, paths in folders for path in paths]
-        columns = {"image": [path for path, _ in found], "label": [label for _, label in found]}
+        columns: dict[str, list[Any]] = {"image": [], "label": []}
+        for sub, paths in folders:
+            columns["image"] += paths
+            columns["label"] += [number[_class_name(sub)]] * len(paths) if paths else []
         splits[split] = datasets.Dataset.from_dict(columns, features=features)
     empty = sorted({name for name, _ in listing} - set(classes))
     notes = [f"Folders without images of their own were ignored: {listed(empty)}."] if empty else []
@@ -108,10 +111,15 @@ def folders_in(folder: Path) -> list[Path]:
         UserError: The folder cannot be read.
     """
     try:
-        found = [entry for entry in folder.iterdir() if entry.is_dir() and not NO_DATA.fullmatch(entry.name)]
+        with os.scandir(folder) as entries:  # without a look at each file, as Path.is_dir needs
+            names = [entry.name for entry in entries if _is_folder(entry) and not NO_DATA.fullmatch(entry.name)]
     except OSError as error:
         raise UserError(f"The folder {folder} cannot be listed ({error.strerror}).") from error
-    return sorted(found)
+    return sorted(map(folder.joinpath, names))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
 def split_folders(folder: Path) -> dict[str, Path]:

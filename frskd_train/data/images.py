@@ -4,11 +4,12 @@ import hashlib
 import io
 import os
 import re
+import stat
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 from urllib.parse import quote, unquote_to_bytes
@@ -94,7 +95,7 @@ class Images:
 
     def digest(self, rows: Rows) -> bytes:
         """Hash the encoded images, wherever they are stored; of large splits, all lengths and some images."""
-        lengths = self._lengths()[rows]
+        lengths = self._lengths(rows)
         digest = hashlib.sha256(lengths.astype("<i8").tobytes())
         chosen = rows if lengths.sum() <= HASHED_WHOLE else rows[evenly_spaced(len(rows), HASHED)]
 
@@ -105,20 +106,17 @@ class Images:
             digest.update(part)
         return digest.digest()
 
-    def _lengths(self) -> Rows:
-        """Return the length of each row of the split without reading images; -1 if the file is missing."""
-        found = []
-        for first in range(0, len(self.dataset), LENGTHS_AT_ONCE):
-            table = self.dataset.with_format("arrow")[first : first + LENGTHS_AT_ONCE]
-            column = table.column(self._column)
+    def _lengths(self, rows: Rows) -> Rows:
+        """Return the length of each image without reading it; -1 if its file is missing."""
+        dataset, found = self.dataset.with_format("arrow"), [np.zeros(0, np.int64)]
+        for first in range(0, len(rows), LENGTHS_AT_ONCE):
+            column = dataset[rows[first : first + LENGTHS_AT_ONCE].tolist()].column(self._column)
             is_struct = pa.types.is_struct(column.type)
             stored = pc.struct_field(column, "bytes") if is_struct else column
             lengths = pc.fill_null(pc.binary_length(stored).cast(pa.int64()), -1).to_numpy().copy()
             if is_struct and (lengths < 0).any():
-                paths = pc.struct_field(column, "path")
-                for place in np.flatnonzero(lengths < 0).tolist():
-                    path = local_path(paths[place].as_py()) or ""
-                    lengths[place] = os.path.getsize(path) if os.path.isfile(path) else -1
+                paths, missing = pc.struct_field(column, "path").to_pylist(), np.flatnonzero(lengths < 0)
+                lengths[missing] = [*in_blocks(partial(_file_sizes, paths), missing.tolist())]
             found.append(lengths)
         return np.concatenate(found)
 
@@ -131,6 +129,18 @@ def stored_path(path: str) -> str:
 def local_path(stored: str | None) -> str | None:
     """Invert `stored_path`."""
     return os.fsdecode(unquote_to_bytes(stored[len(QUOTED) :])) if stored and stored.startswith(QUOTED) else stored
+
+
+def _file_sizes(paths: Sequence[str | None], places: list[int]) -> list[int]:
+    """Return the sizes of the files at some places; -1 for what is missing, or no file, such as a pipe."""
+    sizes = []
+    for path in (local_path(paths[place]) for place in places):
+        size = -1
+        with suppress(OSError, ValueError):
+            found = os.stat(path or "")
+            size = found.st_size if stat.S_ISREG(found.st_mode) else -1
+        sizes.append(size)
+    return sizes
 
 
 def _digest(content: bytes | None, path: str | None) -> bytes:

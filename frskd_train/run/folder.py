@@ -54,7 +54,7 @@ class RunFolder:
 
     def claim(self, resuming: bool) -> None:
         """Create the folder and lock it until this process ends; raise UserError if it cannot be used."""
-        import fcntl  # which Windows lacks; other commands than training work there
+        import fcntl  # which Windows lacks; reading runs works there
 
         if not resuming:
             self.refuse_if_taken()

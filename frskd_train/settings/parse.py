@@ -49,7 +49,7 @@ def parse_settings(args: Sequence[str]) -> Settings:
     settings = default_settings(next((str(task) for task in reversed(tasks) if task), "classification"))
     for path, content in recipes.items():
         settings = _overlay(path, content, settings)
-    _refuse_unknown(args, _program("train"), Settings, TRAIN)
+    _refuse_unknown(args, program("train"), Settings, TRAIN)
     before, settings = flat(settings), with_absolute_paths(_cli(args, settings))
     after = flat(settings)
     if "beta" not in given and any(after[name] != before[name] for name in ("task", "feature_loss", "self_teacher")):
@@ -73,9 +73,9 @@ def parse_settings(args: Sequence[str]) -> Settings:
 def parse_evaluation(args: Sequence[str]) -> EvaluationSettings:
     """Read the settings of `validate.py`; raise SettingsError and SystemExit like `parse_settings`."""
     args = _spelled_out(args)
-    _refuse_unknown(args, _program("validate"), EvaluationSettings, VALIDATE)
+    _refuse_unknown(args, program("validate"), EvaluationSettings, VALIDATE)
     description = "Scores a model on a dataset: accuracy or mean IoU, scores by class, calibration and mistakes."
-    said: dict[str, Any] = {"prog": _program("validate"), "description": description, "config": FLAT}
+    said: dict[str, Any] = {"prog": program("validate"), "description": description, "config": FLAT}
     settings = tyro.cli(EvaluationSettings, args=list(args), **said)
     check_ranges(settings)
     return settings
@@ -128,13 +128,15 @@ def _refuse_unknown(args: Sequence[str], script: str, kind: type, table: Mapping
 
 def _cli(args: Sequence[str], default: Settings) -> Settings:
     description = "Trains a timm model with FRSKD, or its cross-entropy baseline, and exports the student."
-    said: dict[str, Any] = {"prog": _program("train"), "description": description, "config": FLAT}
+    said: dict[str, Any] = {"prog": program("train"), "description": description, "config": FLAT}
     return tyro.cli(Settings, args=list(args), default=default, **said)
 
 
-def _program(command: str) -> str:
+def program(command: str) -> str:
     """Return what the user has called: `frskd train` or `train.py`."""
-    return f"frskd {command}" if Path(sys.argv[0]).stem in ("frskd", "__main__") else f"{command}.py"
+    called = Path(sys.argv[0])
+    in_package = called.stem in ("frskd", "__main__") or called.parent.name == "frskd_train"
+    return f"frskd {command}" if in_package else f"{command}.py"
 
 
 def _spelled_out(args: Sequence[str]) -> list[str]:

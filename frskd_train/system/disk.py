@@ -1,5 +1,6 @@
 """Atomic writing of files, and clear messages for disk errors."""
 
+import errno
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -43,6 +44,9 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP, errno.EBADF)):  # some file systems
+            raise
     finally:
         os.close(descriptor)
 
