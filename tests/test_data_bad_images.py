@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,25 @@ def test_a_bad_image_is_named_or_left_out(kind: str, tmp_path: Path) -> None:
     assert [len(target) for _, target in streamed.train_batches(12).epoch(0)] == [12, 12]
     assert [len(target) for _, target in streamed.val_batches(5)] == [5, 3]
     assert len(streamed.bad_images()) == 2
+
+
+@pytest.mark.parametrize(("method", "started"), [("fork", 2), ("spawn", 1)])
+def test_workers_that_start_slowly_are_kept(
+    method: str, started: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = load(save(tmp_path / "data", train=mostly_broken(range(0)), test=mostly_broken(range(0), 9)), **STREAM)
+    monkeypatch.setattr(multiprocessing.get_context(), "get_start_method", lambda: method)
+    batches, workers, passes = data.val_batches(5), set(), []
+    for _ in range(2):
+        passes.append([(images.sum().item(), target.tolist()) for images, target in _noting(batches, workers)])
+    assert passes[0] == passes[1]
+    assert len(workers) == started * data.val.settings.workers
+
+
+def _noting(batches: Any, workers: set[int | None]) -> Iterator[Any]:
+    for batch in batches:
+        workers |= {worker.pid for worker in multiprocessing.active_children()}
+        yield batch
 
 
 def mostly_broken(bad: range, count: int = 24) -> datasets.Dataset:

@@ -9,6 +9,7 @@ import signal
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,10 +18,12 @@ from pictures import class_folders, encoded, picture, pictures, save, split
 from runs import end_of, fork, rows, small, train_here, train_together
 
 from frskd_timm.errors import UserError
-from frskd_train import end_of_run, start_of_run, trainer
+from frskd_train import cli, end_of_run, start_of_run, trainer
+from frskd_train.cli import train
 from frskd_train.data.augment import BatchAugmentation
 from frskd_train.run.checkpoint import all_checkpoints, latest_checkpoint, load_state
 from frskd_train.run.folder import RunFolder
+from frskd_train.system import disk
 
 
 @pytest.mark.parametrize(
@@ -119,6 +122,26 @@ def test_a_file_system_without_locks_is_used_with_a_note(
         with pytest.raises(UserError, match=said) if said else nullcontext():
             RunFolder(tmp_path).claim(resuming=False)
     assert "cannot be locked (Function not implemented); do not start two runs in it" in capsys.readouterr().out
+
+
+def test_file_systems_that_cannot_flush_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(os, "fsync", fail)
+    disk.sync(tmp_path)
+    with pytest.raises(OSError, match="Invalid argument"):
+        disk.sync(tmp_path / "file")
+
+
+def test_windows_is_refused_before_anything_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(train, "os", SimpleNamespace(name="nt"))
+    with pytest.raises(SystemExit, match="2"):
+        cli.run("train", ["--epochs", "1"])
+    assert "Training needs Linux or macOS: on Windows, use WSL." in capsys.readouterr().err
 
 
 def test_a_run_that_cannot_be_scored_exports_its_student(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
