@@ -110,7 +110,10 @@ class Images:
         """Return the length of each image without reading it; -1 if its file is missing."""
         dataset, found = self.dataset.with_format("arrow"), [np.zeros(0, np.int64)]
         for first in range(0, len(rows), LENGTHS_AT_ONCE):
-            column = dataset[rows[first : first + LENGTHS_AT_ONCE].tolist()].column(self._column)
+            part = rows[first : first + LENGTHS_AT_ONCE].tolist()
+            consecutive = part[-1] - part[0] + 1 == len(part)  # a slice is faster
+            table = dataset[part[0] : part[-1] + 1] if consecutive else dataset[part]
+            column = table.column(self._column)
             is_struct = pa.types.is_struct(column.type)
             stored = pc.struct_field(column, "bytes") if is_struct else column
             lengths = pc.fill_null(pc.binary_length(stored).cast(pa.int64()), -1).to_numpy().copy()
