@@ -75,7 +75,7 @@ def summary(evaluation: Evaluation) -> str:
     macro = "  ".join(f"{name} {value:.2f}%" for name, value in evaluation.macro.items())
     lines = [
         f"{figures}  loss {evaluation.loss:.4f}  ({evaluation.images} images, {speed})",
-        f"means over the classes: {macro}",
+        f"macro averages: {macro}",
         *(
             f"calibration {label}: NLL {found.nll:.4f}  ECE {found.ece:.4f}  Brier score {found.brier:.4f}"
             for label, found in evaluation.calibrations()
