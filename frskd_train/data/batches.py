@@ -116,7 +116,7 @@ class Reader:
                 num_workers=samples.settings.workers,
                 pin_memory=device.type == "cuda",
                 worker_init_fn=partial(_start_worker, _worker_ending()),
-                # In training always; else where starting one takes seconds, because it imports torch again.
+                # Validation keeps its workers only where starting one takes seconds, because it imports torch again.
                 persistent_workers=is_training or multiprocessing.get_context().get_start_method() != "fork",
                 generator=torch.Generator(),  # otherwise every pass draws from the global generator
             )
