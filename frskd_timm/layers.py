@@ -1,4 +1,4 @@
-"""Layers and operations of the networks, in the form that torch computes fastest."""
+"""Layers and operations of the networks, in forms that torch computes fast and without errors."""
 
 from typing import Any
 

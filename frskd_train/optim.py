@@ -59,8 +59,7 @@ def create_optimizer(
 ) -> Optimizer:
     """Create a timm optimizer for all trainable parameters of a task; raise UserError like `check_optimizer`.
 
-    `device` is where the task will be trained. `is_scaled` says that the gradients are scaled,
-    as with float16.
+    `device` is where the task will be trained. `is_scaled` says that the gradients are scaled, as with float16.
     """
     if "muon" in settings.opt and not fast_bfloat16(device):
         muon_in_float32()

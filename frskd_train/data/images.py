@@ -111,7 +111,7 @@ class Images:
         dataset, found = self.dataset.with_format("arrow"), [np.zeros(0, np.int64)]
         for first in range(0, len(rows), LENGTHS_AT_ONCE):
             part = rows[first : first + LENGTHS_AT_ONCE].tolist()
-            consecutive = part[-1] - part[0] + 1 == len(part)  # a slice is faster
+            consecutive = part[-1] - part[0] + 1 == len(part)  # rows ascend, and a slice is faster
             table = dataset[part[0] : part[-1] + 1] if consecutive else dataset[part]
             column = table.column(self._column)
             is_struct = pa.types.is_struct(column.type)
