@@ -125,7 +125,7 @@ def resized_window(image: Tensor, size: Sequence[int], window: Sequence[range], 
     """Resize an image uint8 [C, H, W], and return a window of the result without computing the rest.
 
     `size` is the height and width of the whole result, and `window` the ranges of its rows and columns. The pixels are
-    those of Pillow's `resize` but for rounding.
+    those of Pillow's `resize` but for rounding, and where bicubic filters overshoot black or white.
     """
     if list(size) == list(image.shape[1:]):
         return image[:, window[0].start : window[0].stop, window[1].start : window[1].stop]
