@@ -3,6 +3,7 @@
 import csv
 import gc
 import itertools
+import multiprocessing
 import os
 import shutil
 import signal
@@ -128,6 +129,7 @@ def fork(call: Callable[[], object], dies_at: int = 0) -> int:
     if child:
         return child
     gc.freeze()  # destroying a process group that an earlier test left would wait for threads that a fork lacks
+    multiprocessing.set_start_method("fork", force=True)  # the server of Python 3.14 is no child of the fork
     status: Any = 1
     try:
         operations = itertools.count(1)

@@ -55,7 +55,7 @@ def test_workers_that_start_slowly_are_kept(
     method: str, started: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = load(save(tmp_path / "data", train=mostly_broken(range(0)), test=mostly_broken(range(0), 9)), **STREAM)
-    monkeypatch.setattr(multiprocessing.get_context(), "get_start_method", lambda: method)
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: method)
     batches, workers, passes = data.val_batches(5), set(), []
     for _ in range(2):
         passes.append([(images.sum().item(), target.tolist()) for images, target in _noting(batches, workers)])

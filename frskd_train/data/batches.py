@@ -117,7 +117,7 @@ class Reader:
                 pin_memory=device.type == "cuda",
                 worker_init_fn=partial(_start_worker, _worker_ending()),
                 # Validation keeps its workers only where starting one takes seconds, because it imports torch again.
-                persistent_workers=is_training or multiprocessing.get_context().get_start_method() != "fork",
+                persistent_workers=is_training or multiprocessing.get_start_method() != "fork",
                 generator=torch.Generator(),  # otherwise every pass draws from the global generator
             )
 
