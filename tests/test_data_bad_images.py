@@ -1,22 +1,17 @@
 """Unreadable images are named, left out or replaced, and every batch of every process stays full."""
 
-import multiprocessing
-import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
-import psutil
 import pytest
 import torch
 from pictures import damaged, encoded, labels_of, load, load_masks, masked, picture, save, split
 from PIL import Image
-from runs import end_of, fork, kill_all, small, start, wait_for
+from runs import small, start
 
 from frskd_timm.errors import UserError
-from frskd_train.data.batches import is_loss_of_a_worker
 
 STREAM: dict[str, Any] = {"data_mode": "stream", "bad_images": "skip", "img_size": (12,), "mean": (0.5,), "std": (0.2,)}
 BROKEN = {"bytes": b"not an image", "path": None}
@@ -48,25 +43,6 @@ def test_a_bad_image_is_named_or_left_out(kind: str, tmp_path: Path) -> None:
     assert [len(target) for _, target in streamed.train_batches(12).epoch(0)] == [12, 12]
     assert [len(target) for _, target in streamed.val_batches(5)] == [5, 3]
     assert len(streamed.bad_images()) == 2
-
-
-@pytest.mark.parametrize(("method", "started"), [("fork", 2), ("spawn", 1)])
-def test_workers_that_start_slowly_are_kept(
-    method: str, started: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = load(save(tmp_path / "data", train=mostly_broken(range(0)), test=mostly_broken(range(0), 9)), **STREAM)
-    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: method)
-    batches, workers, passes = data.val_batches(5), set(), []
-    for _ in range(2):
-        passes.append([(images.sum().item(), target.tolist()) for images, target in _noting(batches, workers)])
-    assert passes[0] == passes[1]
-    assert len(workers) == started * data.val.settings.workers
-
-
-def _noting(batches: Any, workers: set[int | None]) -> Iterator[Any]:
-    for batch in batches:
-        workers |= {worker.pid for worker in multiprocessing.active_children()}
-        yield batch
 
 
 def mostly_broken(bad: range, count: int = 24) -> datasets.Dataset:
@@ -129,44 +105,6 @@ def test_a_validation_split_without_targets_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "masks", train=masked(4), test=masked(2, mask="seg"))
     with pytest.raises(UserError, match="Split test has no column mask"):
         load_masks(tmp_path / "masks")
-
-
-def test_a_worker_that_dies_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
-    data = load(save(tmp_path / "data", train=mostly_broken(range(0), 300)), **STREAM, workers=1)
-
-    def train() -> None:
-        batches = data.train_batches(2).epoch(0)
-        next(batches)
-        try:
-            try:
-                for worker in multiprocessing.active_children():
-                    worker.kill()
-                list(batches)
-            except UserError as error:
-                os._exit(2 if "process that decodes images died" in str(error) else 1)
-        except RuntimeError as error:  # a signal handler of torch raises it anywhere, even while another is handled
-            os._exit(2 if is_loss_of_a_worker(error) else 1)
-
-    assert end_of(fork(train)) == 2  # a fork: torch would raise its error in pytest, too
-
-
-@pytest.mark.long
-def test_a_run_whose_worker_dies_says_so(tmp_path: Path) -> None:
-    """Torch may notice it anywhere in the training process."""
-    save(tmp_path / "data", train=mostly_broken(range(0)), test=mostly_broken(range(0), 9))
-    flags = ["--data-mode", "stream", "--workers", 1, "--epochs", 10**6, "--output-dir", tmp_path / "run"]
-    run = start(*small(tmp_path, *flags), log=tmp_path / "log")
-    try:
-        wait_for(lambda: "epoch 2/" in (tmp_path / "log").read_text(), run)
-        for worker in psutil.Process(run.pid).children():
-            worker.kill()
-        status = run.wait(60)
-    finally:
-        kill_all(run)
-    said = (tmp_path / "log").read_text()
-    assert status == 2, said
-    assert "Traceback" not in said, said
-    assert len(re.findall("error: A process that decodes images died", said)) == 1
 
 
 @pytest.mark.long

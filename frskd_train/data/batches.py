@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -184,6 +185,18 @@ def _start_worker(ending: Event, _: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, end)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this worker when the training process is gone.
+
+    Torch compares parents to notice that, but from Python 3.14 on, the parent of a worker is a server of its own.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(0)
 
 
 @dataclass(eq=False)
