@@ -108,7 +108,7 @@ def test_a_part_of_the_classes_of_a_model_can_be_scored(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_a_window_of_a_resized_image_is_that_of_the_whole(seed: int) -> None:
     generator = np.random.default_rng(seed)
-    # Without black and white: Pillow 13 cuts off the overshoot of bicubic filters along the cheaper side first.
+    # Without black and white, where Pillow 13 cuts off the overshoot of a window and of the whole differently.
     image = Image.fromarray(generator.integers(64, 192, (*generator.integers(5, 80, 2), 3), dtype=np.uint8))
     size = [max(1, round(side * generator.uniform(0.3, 3))) for side in (image.height, image.width)]
     window = [range(int(generator.integers(0, side)), side) for side in size]
