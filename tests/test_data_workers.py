@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from pictures import encoded, load, picture, save, split
+from pictures import load, pictures, save
 from runs import ROOT, end_of, fork, kill_all, small, start, wait_for
 
 from frskd_timm.errors import UserError
@@ -31,16 +31,11 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def pictures(folder: Path, count: int = 24) -> Path:
-    train, test = (split([encoded(picture(k)) for k in range(n)], sorted(k % 3 for k in range(n))) for n in (count, 9))
-    return save(folder, train=train, test=test)
-
-
 @pytest.mark.parametrize(("method", "started"), [("fork", 2), ("spawn", 1)])
 def test_workers_that_start_slowly_are_kept(
     method: str, started: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = load(pictures(tmp_path / "data"), **STREAM)
+    data = load(save(tmp_path / "data", train=pictures(24), test=pictures(9)), **STREAM)
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda: method)
     others = {worker.pid for worker in multiprocessing.active_children()}  # of earlier tests
     batches, workers, passes = data.val_batches(5), set(), []
@@ -57,7 +52,7 @@ def _noting(batches: Any, workers: set[int | None]) -> Iterator[Any]:
 
 
 def test_a_worker_that_dies_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
-    data = load(pictures(tmp_path / "data", 300), **STREAM, workers=1)
+    data = load(save(tmp_path / "data", train=pictures(300), test=pictures(9)), **STREAM, workers=1)
 
     def train() -> None:
         batches = data.train_batches(2).epoch(0)
@@ -78,7 +73,7 @@ def test_a_worker_that_dies_ends_the_run_with_a_sentence(tmp_path: Path) -> None
 @pytest.mark.long
 def test_a_run_whose_worker_dies_says_so(tmp_path: Path) -> None:
     """Torch may notice it anywhere in the training process."""
-    pictures(tmp_path / "data")
+    save(tmp_path / "data", train=pictures(24), test=pictures(9))
     flags = ["--data-mode", "stream", "--workers", 1, "--epochs", 10**6, "--output-dir", tmp_path / "run"]
     run = start(*small(tmp_path, *flags), log=tmp_path / "log")
     try:
@@ -97,7 +92,8 @@ def test_a_run_whose_worker_dies_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_a_worker_of_a_server_ends_with_the_killed_training_process(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED, str(pictures(tmp_path / "data"))]
+    folder = save(tmp_path / "data", train=pictures(24), test=pictures(9))
+    command = [sys.executable, "-c", KILLED, str(folder)]
     path = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
     with (tmp_path / "output").open("w") as output:  # a pipe would be open as long as the worker lives
         killed = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, stdout=output, stderr=output)
