@@ -16,12 +16,13 @@ def expected_negative_response(norm: nn.BatchNorm2d) -> Tensor:
     With scale s = |weight| and shift m = bias, the channel is assumed to be distributed as normal(m, s). Channels that
     are almost never negative (probability up to 0.001) get -3 s.
     """
-    scale = norm.weight.detach().abs().double()
-    shift = norm.bias.detach().double()
+    # Apple's GPUs have no float64.
+    weight, shift = ((p.detach().cpu() if p.is_mps else p.detach()).double() for p in (norm.weight, norm.bias))
+    scale = weight.abs()
     negative = 0.5 * (1 + torch.erf(-shift / scale / math.sqrt(2)))
     density = torch.exp(-((shift / scale) ** 2) / 2) / math.sqrt(2 * math.pi)
     margin = torch.where(negative > 1e-3, shift - scale * density / negative, -3 * scale)
-    return margin.to(norm.weight.dtype).reshape(1, -1, 1, 1)
+    return margin.to(norm.weight).reshape(1, -1, 1, 1)
 
 
 @FEATURE_LOSSES.register("overhaul")

@@ -25,7 +25,9 @@ class SegmentationEvaluator:
 
     def __init__(self, num_classes: int, device: torch.device | None = None, *, max_samples: int | None = None) -> None:
         self.num_classes = num_classes
-        self.device = device or torch.device("cpu")
+        self.device = torch.device(device or "cpu")
+        if self.device.type == "mps":  # Apple's GPUs have no float64
+            self.device = torch.device("cpu")
         self.max_samples = max_samples
         self.reset()
 
@@ -46,7 +48,8 @@ class SegmentationEvaluator:
         predicted, truth = output.argmax(dim=1)[labelled], target[labelled]
         found = (truth[predicted == truth], predicted, truth)
         counts = [torch.bincount(classes, minlength=self.num_classes) for classes in found]
-        self.sums += torch.cat([*counts, loss[None].double()]).to(self.sums)
+        self.sums[:-1] += torch.cat(counts).to(self.device)
+        self.sums[-1] += loss.to(self.device)
 
     def summary(self) -> dict[str, float]:
         """Return the scores of this process's images."""
