@@ -2,6 +2,7 @@
 
 import difflib
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -9,6 +10,18 @@ from timm.models import PretrainedCfg, load_model_config_from_hf
 from timm.models._hub import load_model_config_from_path  # timm has no public reader of 'local-dir:'
 
 from frskd_timm.errors import UserError
+
+# Arguments of timm.create_model that say where weights are. A config.json, which may be a stranger's, cannot set them:
+# with them, timm would download any file to any folder.
+_PLACES = {
+    "cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args"
+}  # fmt: skip
+
+
+def refuse_places(arguments: Mapping[str, Any], where: object) -> None:
+    """Raise UserError if arguments for building a network contain one that says where weights are."""
+    if found := sorted(_PLACES & arguments.keys()):
+        raise UserError(f"{where} contains {found[0]}, which does not describe a network: remove it.")
 
 
 def hub_name(name: str) -> tuple[str, str | None]:

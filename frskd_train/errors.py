@@ -23,8 +23,12 @@ def listed(names: Sequence[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """Return text that can always be printed: bytes of file names that are not UTF-8 become escapes such as `\\xff`."""
+    """Return text that can always be printed.
+
+    Bytes of file names that are not UTF-8, and characters that control a terminal, become escapes such as `\\xff`.
+    """
     text = re.sub(r"[\ud800-\udc7f\udd00-\udfff]", "?", text)
+    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
     return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 

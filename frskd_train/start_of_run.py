@@ -74,14 +74,14 @@ def refuse_disagreement(
 
 
 def describe(job: Job, data: TrainingData, task: StudentTask, accelerator: Accelerator) -> str:
-    """Describe the run in two lines, with a third one if the learning rate is unusual."""
+    """Describe the run in two lines, with more if the learning rate is unusual or the student will be published."""
     size = size_text(*data.preprocessing.input_size[1:])
     student = sum(p.numel() for p in task.student.parameters()) / 1e6
     average = getattr(task, "average", None)  # of student and self-teacher, for soft labels
     kept = [p for part in (task.student, average) if part is not None for p in part.parameters()]
     rest = sum(p.numel() for p in task.parameters()) / 1e6 - sum(p.numel() for p in kept) / 1e6
     extra = f" + {rest:.2f}M in the self-teacher, discarded after training" if rest else ""
-    precision, loop = str(accelerator.mixed_precision), job.settings.loop
+    precision, loop, hub = str(accelerator.mixed_precision), job.settings.loop, job.settings.run.push_to_hub
     if precision == "no" and accelerator.device.type == "cuda" and loop.amp:
         precision = "float32, because this GPU has no bfloat16 (--amp-dtype float16 may be faster)"
     return (
@@ -91,4 +91,5 @@ def describe(job: Job, data: TrainingData, task: StudentTask, accelerator: Accel
         f"{data.num_classes} classes, {size}, {'in memory' if data.mode == 'memory' else 'streamed'}; "
         f"{accelerator.num_processes} process(es) on {accelerator.device.type}, {torch.get_num_threads()} thread(s), "
         f"precision {precision}{lr_note(job.settings.optimizer)}"
+        + (f"\nafter training, the student and pictures of validation images go to {hub} on the Hub" if hub else "")
     )

@@ -30,7 +30,8 @@ def create(request: Handler) -> None:
         raise Answer(403, {"error": "Forbidden"}, X_Error_Message="you may not create here")
     if repo_id in request.hub.repos:
         raise Answer(409, {"error": "You already created this model repo"})
-    repo = Repo(private=asked.get("visibility") == "private" or bool(asked.get("private")))
+    private = asked.get("private", asked["visibility"] == "private" if "visibility" in asked else None)
+    repo = Repo(private=request.hub.private_by_default if private is None else private)
     repo.sdk = asked.get("sdk")
     repo.refs["main"] = repo.commit(None, "initial commit", {})
     request.hub.repos[repo_id] = repo

@@ -77,6 +77,7 @@ class LoopbackHub:
         self.faults: list[Fault] = []
         self.log: list[str] = []
         self.stopped = False
+        self.private_by_default = False  # a setting of organisations
         self.gone = threading.Event()
         self.lock = threading.RLock()
         handler = type("BoundHandler", (Handler,), {"hub": self})

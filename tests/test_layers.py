@@ -40,7 +40,7 @@ LIBRARY = {
         *("defaults", "distillation", "errors", "layers", "lookup", "losses", "models", "pixels", "probing"),
         *("pyramid", "registry", "student_task", "teachers"),
     },
-    "export": {"errors", "models", "probing", "segmentation"},
+    "export": {"errors", "lookup", "models", "probing", "segmentation"},
 }
 
 

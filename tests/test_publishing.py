@@ -183,6 +183,9 @@ def test_branch_private_pull_request_and_dry_run(hub, student, tmp_path):
     with pytest.raises(UserError, match="is public"):
         push(hub, student, f"{USER}/public", private=True)
     assert len(hub.repos[f"{USER}/public"].history()) == 2
+    hub.private_by_default = True
+    push(hub, student, f"{USER}/default")
+    assert hub.repos[f"{USER}/default"].private
 
 
 def test_no_network_no_token_no_name(hub, student, tmp_path, quick_clock, monkeypatch):

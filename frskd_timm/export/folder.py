@@ -27,7 +27,7 @@ BACKBONE = "backbone"  # that of a segmentation student's backbone
 DATASET_CARD = "DATASET.md"  # card of the dataset, beside shipped weights
 # Pictures and exported programs are recognised by their suffix.
 _PARTIAL = ".partial"
-_LEFT_BEHIND = {_PARTIAL, ".DS_Store", ".ipynb_checkpoints", "lost+found"}  # by a kill, file browsers, file systems
+LEFT_BEHIND = {_PARTIAL, ".DS_Store", ".ipynb_checkpoints", "lost+found"}  # by a kill, file browsers, file systems
 _OWN = {WEIGHTS, CONFIG, CARD, RECIPE, DATASET_CARD, METRICS, EVAL_RESULTS.split("/")[0]}
 
 
@@ -75,7 +75,7 @@ def _replace_folder(folder: Path, aside: Path) -> None:
 
 def _replace_files(folder: Path, aside: Path) -> None:
     for old in folder.iterdir():
-        if old.name not in _LEFT_BEHIND:
+        if old.name not in LEFT_BEHIND:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     for new in sorted(aside.iterdir(), key=lambda path: path.name == CONFIG):  # without its config it is no student
         new.rename(folder / new.name)
@@ -109,7 +109,7 @@ def refuse_foreign(folder: Path) -> None:
     """Raise UserError unless `folder` is missing, empty or an older export, so that a typo cannot delete files."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give a folder for the student.")
-    names = {path.name for path in folder.iterdir()} - _LEFT_BEHIND if folder.is_dir() else set()
+    names = {path.name for path in folder.iterdir()} - LEFT_BEHIND if folder.is_dir() else set()
     made = {name for name in names if Path(name).suffix in (".png", ".onnx", ".pt2") and (folder / name).is_file()}
     other = sorted(names - _OWN - made) or ([CONFIG] if CONFIG in names and not _is_export(folder / CONFIG) else [])
     if names and (other or CONFIG not in names):

@@ -23,6 +23,7 @@ from frskd_timm.export.config import (
     refuse_huge,
 )
 from frskd_timm.export.folder import CONFIG, read_json, read_weights, recover
+from frskd_timm.lookup import refuse_places
 from frskd_timm.probing import evaluating
 from frskd_timm.segmentation.backbone import probe_size
 from frskd_timm.segmentation.student import SegmentationStudent
@@ -151,6 +152,7 @@ class ExportedClassifier(ExportedStudent):
         # A null stays one and is refused, because timm cannot read it.
         self.arguments = entry(config, "model_args", dict, self.where, default=config.get("model_args", {}))
         refuse_huge(self.arguments, self.where)
+        refuse_places(self.arguments, f"'model_args' in {self.where}")
         classes = entry(config, "num_classes", int, self.where, default=cfg.get("num_classes", 1000))
         if not 0 <= classes <= 1 << 20:
             raise UserError(f"'num_classes' in {self.where} is {classes}: give the number of classes.")

@@ -8,7 +8,7 @@ import timm
 from torch import nn
 
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.lookup import known_cfg
+from frskd_timm.lookup import known_cfg, refuse_places
 from frskd_timm.probing import evaluating, sample_images
 from frskd_timm.pyramid import Pyramid
 
@@ -21,6 +21,7 @@ MULTIPLES = {1: (97, 113), 4: (100, 116), 14: (98, 126), 16: (112, 80), 32: (96,
 def create_backbone(name: str, in_chans: int, arguments: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     """Create a timm model without its head; return it with the arguments that it was created with."""
     cfg = known_cfg(name)
+    refuse_places(arguments, "backbone_args")
     try:
         if cfg is not None and cfg.fixed_input_size:
             # Without one of these arguments, transformers accept only images of their own size.

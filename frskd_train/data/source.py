@@ -81,7 +81,8 @@ def find_source(settings: DataSettings, has_masks: bool = False) -> Source:
     slug = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-._").lower() or "dataset"
     known = next(iter(splits.values())).info
     license = known.license or (card and _stated_license(card))
-    return Source(slug, name, splits, license or None, known.homepage or None, class_names, notes)
+    homepage = known.homepage if re.fullmatch(r"https?://[^\s()<>\[\]]+", known.homepage or "") else None
+    return Source(slug, name, splits, license or None, homepage, class_names, notes)
 
 
 def read_sample() -> Source:

@@ -11,7 +11,7 @@ from PIL import Image
 from timm.data import resolve_data_config
 
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.export.folder import CARD, replacing, write_json
+from frskd_timm.export.folder import CARD, LEFT_BEHIND, replacing, write_json
 from frskd_timm.export.load import ExportedClassifier, ExportedStudent
 from frskd_timm.pixels import to_8_bits
 from frskd_train.data.images import open_image
@@ -26,6 +26,7 @@ from frskd_train.report.score_names import SCORE_NAMES
 from frskd_train.system.disk import disk_errors
 
 DESCRIPTION = "demo.json"
+_PAGE = Path(__file__).parent / "page"
 _README = """---
 {{ card_data }}
 ---
@@ -68,19 +69,22 @@ def build_demo(
     pictures = _open_examples(examples) or _sample_examples(student)
     source = find_runtime(runtime)
     with disk_errors(folder), replacing(folder, _refuse_foreign) as aside:
-        shutil.copytree(Path(__file__).parent / "page", aside, dirs_exist_ok=True)
+        shutil.copytree(_PAGE, aside, dirs_exist_ok=True)
         (aside / "ort").mkdir()
         for name in FILES:
             shutil.copyfile(source / name, aside / "ort" / name)
         description = _describe(found, size) | {"examples": _write_examples(pictures, aside)}
         write_json(aside / DESCRIPTION, description)
-        (aside / "README.md").write_text(_readme(student, description, repo_id), encoding="utf-8")
+        (aside / CARD).write_text(_readme(student, description, repo_id), encoding="utf-8")
         attention = isinstance(student, ExportedClassifier)
         export_onnx(student.path, aside / "model.onnx", size=size, attention=attention)
 
 
 def _refuse_foreign(folder: Path) -> None:
-    if folder.exists() and not (folder / DESCRIPTION).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+    names = {path.name for path in folder.iterdir()} - LEFT_BEHIND if folder.is_dir() else set()
+    page = {path.name for path in _PAGE.iterdir()}
+    other = names - page - {DESCRIPTION, CARD, "model.onnx", "ort", "examples"}  # such as the .git of a Space
+    if folder.is_file() or other or (names and DESCRIPTION not in names):
         raise UserError(f"{folder} holds something other than a demo: give another --output.")
 
 
@@ -170,7 +174,7 @@ def _sample_examples(student: ExportedStudent) -> list[tuple[str, Image.Image]]:
 def _write_examples(pictures: Sequence[tuple[str, Image.Image]], folder: Path) -> list[dict[str, str]]:
     (folder / "examples").mkdir()
     for number, (_, image) in enumerate(pictures):
-        image.save(folder / "examples" / f"{number}.png")
+        image.save(folder / "examples" / f"{number}.png", icc_profile=None)  # which may name a device
     return [{"file": f"examples/{number}.png", "name": name} for number, (name, _) in enumerate(pictures)]
 
 

@@ -47,7 +47,7 @@ class Repository:
                     raise
                 sdk = "static" if self.kind == "space" else None
                 self.api.create_repo(
-                    self.repo_id, repo_type=self.kind, space_sdk=sdk, private=self.private, exist_ok=True
+                    self.repo_id, repo_type=self.kind, space_sdk=sdk, private=self.private or None, exist_ok=True
                 )
             if self.revision and self.revision.startswith("refs/"):
                 raise

@@ -122,7 +122,9 @@ def _sentence(error: BaseException, repo_id: str, api: HfApi) -> str:
     if not isinstance(error, HfHubHTTPError):
         if isinstance(error, (_TransportError, ConnectionError, SilentError)):
             return f"The Hub could not be reached at {api.endpoint}, or did not answer: check the network and {_AGAIN}."
-        text = first_line(error).replace(str(api.token), "***")
+        text = first_line(error)
+        if token := api.token or huggingface_hub.get_token():
+            text = text.replace(str(token), "***")
         return f"Publishing to {repo_id} failed ({type(error).__name__}: {text[:200]}): {_AGAIN}."
     status = error.response.status_code
     if status == 404 or (isinstance(error, RepositoryNotFoundError) and status != 403):

@@ -24,6 +24,7 @@ from frskd_train.report.signature import signed
 ONNX = "onnx/model.onnx"  # where transformers.js and optimum look for it
 # Files of an older push, deleted if the new push lacks them. Other files belong to the owner.
 _PICTURES = "attention.png", "confusion.png", "curves.png", "examples.png", "segmentation.png"
+_OF_IMAGES = "attention.png", "examples.png", "segmentation.png"
 _LICENSE_FILES = "LICENSE", "LICENSE.md", "LICENSE.txt"
 _OPTIONAL = *_PICTURES, RECIPE, DATASET_CARD, EVAL_RESULTS
 # Pictures in Markdown and in HTML: names in brackets, with balanced parentheses, or in quotes.
@@ -34,7 +35,7 @@ _SHOWN = re.compile(
 )
 _CODE = re.compile(r"^ {0,3}(```|~~~).*?(?:^ {0,3}\1|\Z)|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 _ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|//", re.IGNORECASE)  # URLs, also of embedded data
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
+_TOKEN = re.compile(rb"hf_[A-Za-z0-9]{20,}")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def push_student(
     Args:
         folder: An exported student with its card.
         repo_id: `OWNER/NAME`; created if it does not exist.
-        private: Whether only the owner can see the repository.
+        private: Create the repository so that only the owner can see it; otherwise, the owner's default applies.
         revision: Branch to commit to, created from main if it does not exist.
         create_pr: Open a pull request instead of committing.
         keep_card: Leave the repository's card as it is, if it has one.
@@ -106,6 +107,8 @@ def push_student(
     say(f"{folder} is complete: {student.architecture}, {len(files)} files, {size / 1e6:.1f} MB.")
     if not ModelCard(files[CARD].decode()).data.get("license"):
         say(f"The card states no licence: add `license:` at the top of {folder / CARD}, or train with --license.")
+    if shown := sorted({*_OF_IMAGES} & files.keys()):
+        say(f"Validation images are shown in {', '.join(shown)}.")
     others = sorted(path.name for path in folder.iterdir() if path.name not in {name.split("/")[0] for name in files})
     if others := [name for name in others if not name.startswith(".") and name != METRICS]:
         say(f"Not uploaded, because they are neither part of a student nor shown on its card: {', '.join(others)}.")
@@ -164,7 +167,15 @@ def check_folder(folder: Path) -> list[str]:
     student.check()
     names = [WEIGHTS, CONFIG, CARD, *_card_pictures(folder, student.libraries[0])]
     names += [name for name in (RECIPE, DATASET_CARD, EVAL_RESULTS, *_LICENSE_FILES) if (folder / name).is_file()]
-    for path in [folder / name for name in names if Path(name).suffix in (".json", ".md", ".yaml")]:
+    for path in (folder / name for name in names):
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{path} is a link to another folder: replace it by a copy of what you want to publish.")
+        if path.suffix == ".safetensors" or path.name.endswith(".png"):
+            continue
+        if _TOKEN.search(path.read_bytes()):
+            raise UserError(f"{path} contains what looks like a Hugging Face token: remove it before publishing.")
+        if path.name in _LICENSE_FILES:  # in any encoding
+            continue
         try:
             text = path.read_text(encoding="utf-8")
             yaml.safe_load(text if path.suffix == ".yaml" else "")
@@ -172,8 +183,6 @@ def check_folder(folder: Path) -> list[str]:
             raise UserError(f"{path} is not UTF-8 text: correct it first.") from None
         except yaml.YAMLError as error:
             raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}): correct it first.") from None
-        if _TOKEN.search(text):
-            raise UserError(f"{path} contains what looks like a Hugging Face token: remove it before publishing.")
     return names
 
 

@@ -122,7 +122,7 @@ def write_backbone_card(folder: Path, metrics: Metrics) -> None:
         tags=["timm", "semantic-segmentation"],
         base_architecture=architecture,
     )
-    card = _fill("backbone_template.md", data, title=f"{architecture}.{metrics.tag}", run=metrics)
+    card = _fill("backbone_template.md", data, title=f"{architecture}.{metrics.tag}", run=metrics, cell=_cell)
     (folder / CARD).write_bytes(signed(str(card).encode()))
 
 

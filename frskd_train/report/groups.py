@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.folder import METRICS, RECIPE, STUDENT
 from frskd_timm.export.load import ExportedStudent, read_student
+from frskd_train.data.images import open_image
 from frskd_train.errors import SettingsError
 from frskd_train.report.baseline import mean_and_std
 from frskd_train.report.charts import Line, data_uri, describe, line_chart
@@ -98,8 +97,8 @@ class Run:
     def picture(self, name: str) -> str | None:
         """Return a picture of the run as a data URI, if there is one."""
         try:
-            picture = Image.open(self.folder / name).convert("RGB")
-        except OSError:  # there is none, or it is damaged
+            picture = open_image(None, str(self.folder / name)).convert("RGB")
+        except Exception:  # there is none, or it is damaged, for which Pillow raises nearly any exception
             return None
         picture.thumbnail((_WIDEST, _WIDEST * 4))
         return data_uri(picture)

@@ -18,8 +18,10 @@ from frskd_train.report.curves import STYLE
 from frskd_train.report.drawing import BLUE, GREY, ORANGE
 from frskd_train.report.evaluation import EVALUATION, ClassScores, Evaluation
 from frskd_train.report.score_names import SCORE_NAMES
+from frskd_train.system.disk import refuse_links
 
-CORRUPTIONS, PICTURES = "corruptions.csv", ("reliability.png", "confusion.png")
+PER_CLASS, CONFUSION, CORRUPTIONS = "per_class.csv", "confusion.csv", "corruptions.csv"
+PICTURES = "reliability.png", "confusion.png"
 
 
 def check_output(output: str | Path | None) -> Path | None:
@@ -39,9 +41,11 @@ def check_output(output: str | Path | None) -> Path | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            return path
+            pass
     except OSError as error:
         raise UserError(f"--output {path} cannot be written ({error.strerror}): choose another folder.") from None
+    refuse_links(folder / name for name in (EVALUATION, PER_CLASS, CONFUSION, CORRUPTIONS, *PICTURES))
+    return path
 
 
 def write_scores(evaluation: Evaluation, output: Path, *, pictures: bool = False) -> None:
@@ -55,9 +59,9 @@ def write_scores(evaluation: Evaluation, output: Path, *, pictures: bool = False
     (output / EVALUATION).write_text(evaluation.to_json(), encoding="utf-8")
     names = evaluation.class_names
     counts = [[names[true], names[given], count] for true, given, count in evaluation.confusion]
-    _write_csv(output / "confusion.csv", ["true", "given", SCORE_NAMES[evaluation.task].unit], counts)
+    _write_csv(output / CONFUSION, ["true", "given", SCORE_NAMES[evaluation.task].unit], counts)
     columns = [attribute.name for attribute in fields(ClassScores)]
-    _write_csv(output / "per_class.csv", columns, [astuple(row) for row in evaluation.per_class])
+    _write_csv(output / PER_CLASS, columns, [astuple(row) for row in evaluation.per_class])
     corruptions = [{"corruption": name, **row} for name, rows in evaluation.corruptions.items() for row in rows]
     if corruptions:
         _write_csv(output / CORRUPTIONS, list(corruptions[0]), [list(row.values()) for row in corruptions])

@@ -16,7 +16,7 @@ from frskd_timm.errors import UserError
 from frskd_timm.export.folder import BACKBONE, STUDENT, refuse_foreign
 from frskd_train.run.checkpoint import latest_checkpoint
 from frskd_train.settings.recipe import SETTINGS
-from frskd_train.system.disk import disk_errors, reason, write_atomically
+from frskd_train.system.disk import disk_errors, reason, refuse_links, write_atomically
 
 LOCK = ".lock"
 # What a killed run may leave beside its files: the lock, and files and folders that were being replaced.
@@ -73,6 +73,7 @@ class RunFolder:
         if resuming:
             for name in (STUDENT, BACKBONE):
                 refuse_foreign(self.path / name)  # before training, not when its end replaces the folder
+            refuse_links(p for p in self.path.iterdir() if p.name in (STUDENT, BACKBONE) or not p.is_dir())
         else:
             self.refuse_if_taken()  # another run may have started and finished in between
         for entry in self.path.iterdir():

@@ -3,7 +3,7 @@
 import errno
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,6 +37,13 @@ def write_atomically(path: Path, text: str) -> None:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def refuse_links(paths: Iterable[Path]) -> None:
+    """Raise UserError if one of the files or folders to write is a link that leads out of the folder that it is in."""
+    for path in paths:
+        if path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve()):
+            raise UserError(f"{path} is a link to {path.resolve()}, which would be overwritten: remove the link.")
 
 
 def sync(path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from frskd_timm.defaults import TASK_OPTIONS
 from frskd_timm.errors import UserError
-from frskd_timm.export.folder import STUDENT, WEIGHTS
+from frskd_timm.export.folder import CONFIG, STUDENT, WEIGHTS
 from frskd_timm.export.load import read_student
 from frskd_timm.student_task import StudentTask
 from frskd_train.data import TrainingData, ValidationData, load_data
@@ -46,10 +46,10 @@ class Job(ABC):
         if not model.has_weights and model.initial_checkpoint is None:
             return None
         if model.initial_checkpoint is not None:
-            path = Path(model.initial_checkpoint)
-            folder = path.absolute().parent
-            folder = folder.parent if folder.name == STUDENT else folder
-            return InitialWeights(folder.name or path.name if path.name == WEIGHTS else path.name)
+            path = Path(model.initial_checkpoint).absolute()
+            folder = path.parent.parent if path.parent.name == STUDENT else path.parent
+            of_student = path.name == WEIGHTS and path.with_name(CONFIG).is_file() and folder != Path.home()
+            return InitialWeights(folder.name if of_student else path.name)
         if model.model.startswith("hf-hub:"):
             name = model.model.removeprefix("hf-hub:")
             return InitialWeights(name, name.split("@")[0])
