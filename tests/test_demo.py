@@ -16,6 +16,7 @@ import torch
 import yaml
 from conftest import ROOT
 from hub_server import TOKEN, USER
+from huggingface_hub import constants
 from PIL import Image
 from published import REPO, push
 from timm.data import create_transform, resolve_data_config
@@ -162,8 +163,12 @@ def runtime(tmp_path: Path) -> Path:
     return tmp_path / "npm"
 
 
-def test_another_runtime_is_refused(runtime: Path) -> None:
+def test_another_runtime_is_refused(runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_runtime(runtime) == runtime
+    monkeypatch.setattr(constants, "HF_HOME", str(runtime / FILES[0]))
+    with pytest.raises(UserError, match="could not be written"):
+        find_runtime()
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "cache"))
     with pytest.raises(UserError, match="checksum differs"):
         find_runtime(runtime / FILES[0])
     (runtime / FILES[1]).unlink()

@@ -47,6 +47,7 @@ def test_the_lowest_declared_versions_train_export_and_load(tmp_path: Path) -> N
     run(uv, "pip", "install", *lowest, ROOT, cwd=tmp_path)
     assert run(python, "-c", LOAD.format(student="wide_resnet16_2_frskd"), cwd=tmp_path).strip() == "logits 2 10"
     assert "equal True" in run(python, "-c", SEGMENT, cwd=tmp_path)
+    assert run(python, "-c", "import torch; print(torch.__version__)", cwd=tmp_path).startswith("2.6.0")
 
     run(uv, "pip", "install", *lowest, f"{ROOT}[train]", cwd=tmp_path)
     small = ("--model", "test_resnet", "--epochs", "1", "--train-num-samples", "64", "--img-size", "32")

@@ -75,7 +75,8 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("frskd_"):
             raise
-        exit_with_error(f"The package '{error.name}' is not installed; run in a clone: pip install -e '.[train]'.")
+        install = "pip install 'frskd-timm[train]', or in a clone pip install -e '.[train]'"
+        exit_with_error(f"The package '{error.name}' is not installed; run: {install}.")
     except Exception as error:
         from frskd_timm.errors import UserError  # imports torch
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from frskd_timm.errors import UserError, first_line
+from frskd_train.system.disk import disk_errors
 
 VERSION = "1.30.0"
 URL = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"
@@ -40,6 +41,8 @@ def find_runtime(local: Path | None = None) -> Path:
     folder = cached_runtime()
     if local is None and all((folder / name).is_file() for name in FILES):
         return folder
+    with disk_errors(folder):  # before the download
+        folder.mkdir(parents=True, exist_ok=True)
     try:
         if local is not None:
             archive = local.read_bytes()
@@ -54,8 +57,11 @@ def find_runtime(local: Path | None = None) -> Path:
         ) from None
     if base64.b64encode(hashlib.sha512(archive).digest()).decode() != INTEGRITY:
         raise UserError(f"{local or URL} is not onnxruntime-web {VERSION}: its checksum differs.")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as aside, tarfile.open(fileobj=io.BytesIO(archive)) as package:
+    with (
+        disk_errors(folder),
+        tempfile.TemporaryDirectory(dir=folder) as aside,
+        tarfile.open(fileobj=io.BytesIO(archive)) as package,
+    ):
         for name in FILES:
             member = package.extractfile(f"package/dist/{name}")
             assert member is not None

@@ -60,7 +60,7 @@ class RunFolder:
             self.refuse_if_taken()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / LOCK, os.O_CREAT | os.O_RDWR)
+            self._lock = os.open(self.path / LOCK, os.O_CREAT | os.O_RDWR, 0o666)
         except OSError as error:
             raise UserError(f"The run's folder {self.path} could not be created: {reason(error)}.") from error
         try:
