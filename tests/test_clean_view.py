@@ -42,6 +42,21 @@ def test_the_self_teacher_sees_the_clean_images() -> None:
         create_task(teacher_view="dirty")
 
 
+def test_the_average_advises_about_the_clean_images() -> None:
+    task = create_task(teacher_view="clean", teacher_ema=0.5).eval()
+    assert task.average is not None
+    assert task.feature_loss is not None
+    with torch.no_grad():
+        for parameter in task.average["self_teacher"].parameters():
+            parameter.add_(0.1)
+    clean, seen = images(batch=4), images(batch=4).flip(3) + 0.1
+    own, advice = (task.run_networks(clean, dict(networks)) for networks in (task.networks, task.average.items()))
+    result = task(TwoViews(seen, clean, TARGET, None), TARGET)
+    soft = soft_label_loss(advice.teacher_logits, result["output"], task.temperature)
+    assert_close(result["loss_kl"], task.alpha * soft, 1e-5, "soft labels")
+    assert_close(result["loss_feature"], task.beta * task.feature_loss(own.maps, advice.refined), 1e-5, "feature maps")
+
+
 def test_the_lead_compares_both_networks_on_the_clean_images() -> None:
     task, plain = create_task(teacher_view="clean", schedule="lead"), create_task(schedule="lead")
     plain.load_state_dict(task.state_dict())

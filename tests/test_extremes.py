@@ -8,12 +8,16 @@ from networks import TARGET, create_task, images, lively
 from timm.utils import freeze
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from frskd_timm.augment import TwoViews
+from frskd_timm.losses import FEATURE_LOSSES
 from frskd_timm.losses.attention import attention_map
 from frskd_timm.losses.labels import LabelLoss
 from frskd_timm.losses.logits import LOGIT_LOSSES
-from frskd_train.scoring.accumulators import PIXELS, TemperatureMetric
+from frskd_timm.segmentation import SegmentationTask, create_segmentation_student
+from frskd_timm.segmentation.teacher import SegmentationTeacher
+from frskd_train.scoring.accumulators import PIXELS, CalibrationMetric, TemperatureMetric, read_bins
 
 
 @pytest.mark.parametrize("name", LOGIT_LOSSES.names())
@@ -27,6 +31,50 @@ def test_a_classifier_that_starts_with_zeros_gets_gradients_of_the_usual_size(na
         return float(student.grad.norm())
 
     assert gradient(torch.zeros(4, 100)) < 50 * gradient(torch.randn(4, 100))
+
+
+@pytest.mark.parametrize("name", LOGIT_LOSSES.names())
+def test_logit_losses_of_weighted_rows_are_the_formulas_of_repeated_rows(name: str) -> None:
+    generator, temperature, rows = torch.Generator().manual_seed(0), 3.0, [0, 1, 1, 2]
+    logits = [3 * torch.randn(4, 5, generator=generator) for _ in range(2)]
+    p, q = ((z[rows] / temperature).softmax(dim=1) for z in logits)
+    own = F.one_hot(TARGET[rows], 5).bool()
+    binary = [torch.stack([z[own], 1 - z[own]], dim=1) for z in (p, q)]
+    others = [z[~own].view(4, 4) / (1 - z[own])[:, None] for z in (p, q)]
+    centred = [z[rows] - z[rows].mean(dim=1, keepdim=True) for z in logits]
+    scaled = [(z / z.square().mean(dim=1, keepdim=True).sqrt() / temperature).softmax(dim=1) for z in centred]
+
+    def kl(p: Tensor, q: Tensor) -> Tensor:
+        return (p * (p / q).log()).sum(dim=1).mean()
+
+    def apart(p: Tensor, q: Tensor) -> Tensor:
+        return 1 - torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(p, q, strict=True)]).mean()
+
+    wanted = {"kl": kl(p, q), "standardised": kl(*scaled), "dkd": kl(*binary) + 8 * kl(*others)}
+    wanted["dist"] = apart(p, q) + apart(p.T, q.T)
+    found = LOGIT_LOSSES.get(name)(*logits, TARGET, temperature, torch.tensor([1.0, 2.0, 1.0, 0.0]))
+    torch.testing.assert_close(found, temperature**2 * wanted[name], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", ["attention", "fitnet"])
+def test_masked_feature_losses_are_those_of_the_compared_positions(name: str) -> None:
+    loss = FEATURE_LOSSES.get(name)([8, 8], SegmentationTeacher(8, 2, 3, layers=1)).eval()
+    generator, sides = torch.Generator().manual_seed(0), (10, 4)
+    own, other = ([torch.rand(2, 8, 6, side, generator=generator) for side in sides] for _ in range(2))
+    valid = [(torch.arange(side) < side // 2).expand(2, 6, side) for side in sides]
+    left = lambda maps: [map_[..., : map_.shape[-1] // 2] for map_ in maps]
+    torch.testing.assert_close(loss(own, other, valid), loss(left(own), left(other)))
+
+
+def test_images_are_padded_at_the_bottom_and_right_with_pixels_that_do_not_count() -> None:
+    student = create_segmentation_student("test_vit", 3, channels=8).eval()
+    assert student.multiple == 16
+    padded = F.pad(images((20, 36)), (0, 12, 0, 12))
+    torch.testing.assert_close(student(images((20, 36))), student(padded)[..., :20, :36])
+    task = SegmentationTask.create(student, self_teacher="sum")
+    found = task.valid_positions(task.run_networks(images((20, 36)), task.networks), torch.zeros(2, 20, 36))
+    for valid in found[:4]:  # less than half of the last row and column of patches has labels
+        assert valid[0].tolist() == [[True, True, False], [False, False, False]]
 
 
 def test_maps_of_any_size_have_finite_gradients_in_float16() -> None:
@@ -93,6 +141,16 @@ def test_class_weights_of_the_cross_entropy_have_no_scale() -> None:
     torch.testing.assert_close(first, second)
 
 
+def test_the_calibration_of_a_student_that_is_too_sure_and_not_sure_enough_is_torchmetrics() -> None:
+    logits = 2 * torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
+    confidence, given = logits.softmax(dim=1).max(dim=1)
+    target = torch.where(confidence < 0.6, given, torch.arange(500) % 4)  # right where it is not sure
+    metric = CalibrationMetric()
+    metric.update(logits, target)
+    wanted = multiclass_calibration_error(logits.softmax(dim=1), target, 4, n_bins=15)
+    assert read_bins(metric.compute()).ece == pytest.approx(float(wanted), abs=1e-4)
+
+
 def test_the_temperature_of_large_masks_is_that_of_all_pixels() -> None:
     """The border of the masks differs from the rest."""
     generator = torch.Generator().manual_seed(0)
@@ -104,4 +162,15 @@ def test_the_temperature_of_large_masks_is_that_of_all_pixels() -> None:
     metric.update(logits.flatten(0, 1), target.flatten())
     for part, classes in zip(logits.flatten(0, 1).split(PIXELS), target.flatten().split(PIXELS), strict=True):
         whole.update(part, classes)
+    for each in (metric, whole):  # a small mask, whose pixels count as much as those of the large one
+        each.update(logits[:, :4].flatten(0, 1), target[:, :4].flatten())
     assert abs(float(metric.compute() / whole.compute()) - 1) < 0.1
+
+
+@pytest.mark.parametrize("scale", [0.25, 4.0])
+def test_the_temperature_is_that_of_the_labels(scale: float) -> None:
+    logits = 2 * torch.randn(PIXELS, 5, generator=torch.Generator().manual_seed(0))
+    target = logits.softmax(dim=1).multinomial(1, generator=torch.Generator().manual_seed(1))[:, 0]
+    metric = TemperatureMetric()
+    metric.update(scale * logits, target)
+    assert float(metric.compute()) == pytest.approx(scale, rel=0.06)

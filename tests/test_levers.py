@@ -24,7 +24,7 @@ from frskd_timm.schedule import distillation_weight
 from frskd_timm.segmentation import SegmentationTask, create_segmentation_student
 from frskd_timm.segmentation.teacher import SEGMENTATION_TEACHERS
 from frskd_timm.task import FRSKDTask
-from frskd_timm.teachers import SelfTeacher
+from frskd_timm.teachers import SelfTeacher, create_self_teacher
 
 MASKS = TARGET.view(4, 1, 1).expand(4, 64, 64)
 
@@ -108,12 +108,19 @@ def test_the_label_terms_of_both_networks_are_weighted(network: str, ending: str
     assert rotated[1][f"loss_sla{ending}"] < 0.5 * rotated[0][f"loss_sla{ending}"]
 
 
+def test_the_aggregated_classifiers_of_sla_are_weighted() -> None:
+    one, half = (create_task(sla=True, sla_weight=weight)(images(), TARGET)["loss_sla_kl"] for weight in (1.0, 0.5))
+    assert_close(half, one / 2, 1e-6, "SLA")
+
+
 def test_the_residual_self_teacher_starts_as_its_student() -> None:
     task = create_task(self_teacher="residual", beta=0.0)
     result = task(images(), TARGET)
     assert torch.equal(result["output"], result["teacher_output"])
     assert result["loss_kl"] == pytest.approx(0, abs=1e-6)
-    assert max(task.self_teacher.channels) <= 256
+    assert create_self_teacher("residual", [64, 512], 5).channels == [128, 256]
+    result["teacher_output"].sum().backward(retain_graph=True)
+    assert task.student.get_submodule("fc").weight.grad is None, "a correction does not train the student's classifier"
     result["loss"].backward()
     assert task.self_teacher.get_submodule("fc").weight.grad.any()
 
@@ -201,8 +208,9 @@ def test_schedules_of_full_weight() -> None:
     assert first["loss_kl"] == 0
     lead = 1 - float(first["loss_ce_teacher"] / first["loss_ce"])
     assert 0 < lead < 1
+    task.eval()(images(), TARGET)  # which does not move it
     assert float(task.lead) == pytest.approx(0.01 * lead, rel=1e-4)
-    task(images() * float("nan"), TARGET)
+    task.train()(images() * float("nan"), TARGET)
     assert task(images(), TARGET)["loss_kl"] > 0
     unlabelled = SegmentationTask.create(create_segmentation_student("test_resnet", 5, channels=8), schedule="lead")
     unlabelled.train()(torch.rand(2, 3, 64, 64), torch.full((2, 64, 64), 255))

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pictures import labels_of, load_masks, masked, save, voc_folder
 from PIL import Image
 
 from frskd_timm.errors import UserError
 from frskd_train.data import load_validation
 from frskd_train.data.preprocessing import Preprocessing
-from frskd_train.data.transforms import nearest_window, pixels_of, resized_window
+from frskd_train.data.splits import Sample
+from frskd_train.data.transforms import DenseTransform, nearest_window, pixels_of, resized_window
 from frskd_train.settings import DataSettings
 
 PREPROCESSING = Preprocessing(input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -120,3 +122,15 @@ def test_a_window_of_a_resized_image_is_that_of_the_whole(seed: int) -> None:
     whole = image.resize(size[::-1], Image.Resampling.NEAREST)
     same = nearest_window(pixels_of(image), size, window) == pixels_of(whole)[:, rows, columns]
     assert same.float().mean() > 0.9  # but for pixels between two
+
+
+def test_scenes_are_resized_and_brightened_as_much_as_asked() -> None:
+    """As often to half the size as to twice the size, and by up to a tenth of the brightness."""
+    gray = Sample(torch.full((3, 16, 16), 100, dtype=torch.uint8), torch.zeros(16, 16, dtype=torch.uint8))
+    transform = DenseTransform((40, 40), (0.5, 2.0), 0.0, 0.0, 0.1, (100, 100, 100))
+    found = [transform(gray, seed) for seed in range(1000)]
+    sides = [float((mask != 255).sum()) ** 0.5 / 16 for _, mask in found]
+    assert (min(sides), max(sides)) == (0.5, 2)
+    assert np.mean(np.array(sides) < 1) > 0.4  # not a third, as of factors between 0.5 and 2
+    values = [int(image[0, 0, 0]) for image, _ in found]
+    assert (min(values), max(values)) == pytest.approx((90, 110), abs=3)

@@ -122,6 +122,10 @@ def test_image_and_mask_go_together(resize: tuple[float, float]) -> None:
     assert np.mean(off) < (2.05 if resize[0] < 1 else 1e-9)
     places = {augmentation(pair, seed)[1].numpy().tobytes() for seed in range(60)}
     assert len(places) > 55
+    for axis, flips in ((2, (1.0, 0.0)), (1, (0.0, 1.0))):
+        image, target = DenseTransform((64, 80), (1.0, 1.0), *flips, 0.0, (0, 0, 0))(pair, 0)
+        assert torch.equal(image, pair.image.flip(axis))
+        assert torch.equal(target, pair.target.flip(axis - 1))
 
 
 # --- Folders and datasets --------------------------------------------------------------------------------------------
@@ -198,7 +202,7 @@ def test_datasets_with_a_mask_column(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     masked(10, image="photo", mask="what").to_parquet(tmp_path / "other" / "train.parquet")
     data = load(tmp_path / "other", val_fraction=0.2)  # of two columns one is known, so the other is too
-    assert (data.num_train, data.num_val) == (8, 2)
+    assert (data.num_train, data.val.source.rows.tolist()) == (8, [5, 8])  # always the same ones
     ((_, target),) = data.val_batches(2)
     assert set(target.unique().tolist()) == {0, 1, 2, 255}
     assert load(tmp_path / "other", target_key="what", train_num_samples=4).num_train == 4

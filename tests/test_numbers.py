@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +18,11 @@ from frskd_timm.errors import UserError
 from frskd_timm.task import FRSKDTask
 from frskd_train.data.augment import BatchAugmentation
 from frskd_train.run.checkpoint import latest_checkpoint
-from frskd_train.run.meter import TrainMeter, learning_note
+from frskd_train.run.meter import NonfiniteGuard, TrainMeter, learning_note
+from frskd_train.settings.parse import parse_settings
 from frskd_train.system import sync_batchnorm
 from frskd_train.system.sync_batchnorm import synchronise_norms
+from frskd_train.tasks import choose_job
 
 
 def test_a_nonfinite_loss_is_reported(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,6 +55,18 @@ def test_discarded_updates_count_although_their_losses_are_finite(
     monkeypatch.setattr(FRSKDTask, "forward", with_infinite_gradient)
     with pytest.raises(UserError, match=r"^loss, or its gradient, became NaN .*step 1 of epoch 1 \(2 such steps"):
         train_here(*small(places), "--skip-nonfinite", 1, "--output-dir", tmp_path / "run")
+
+
+def test_a_discarded_update_restores_the_statistics_of_the_one_before() -> None:
+    norm = torch.nn.BatchNorm1d(3)
+    guard, optimizer = NonfiniteGuard(norm), SimpleNamespace(scaler=None, zero_grad=norm.zero_grad)
+    norm(torch.randn(4, 3)).sum().backward()
+    assert not guard.check(optimizer)  # type: ignore[arg-type]
+    kept = norm.running_mean.clone()
+    norm(torch.full((4, 3), float("nan"))).sum().backward()
+    assert guard.check(optimizer)  # type: ignore[arg-type]
+    assert torch.equal(norm.running_mean, kept)
+    assert norm.weight.grad is None
 
 
 def test_a_bad_batch_of_an_update_counts_once(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,10 +104,15 @@ def test_a_student_that_learns_nothing_is_noticed() -> None:
     means, recent = meter.means(Alone()), meter.recent(Alone())  # type: ignore[arg-type]
     assert means["loss_ce"] < 1.2
     assert recent["loss_ce"] > 1.5
+    meter.update({"loss": torch.tensor(float("nan")), "loss_ce": torch.tensor(9.0)})  # counts in neither
+    assert meter.means(Alone()) == means  # type: ignore[arg-type]
+    assert meter.recent(Alone()) == recent  # type: ignore[arg-type]
     again = TrainMeter(torch.device("cpu"))
     again.load(json.loads(json.dumps(meter.state(Alone()))))
     assert again.means(Alone()) == means  # type: ignore[arg-type]
     assert again.recent(Alone()) == recent  # type: ignore[arg-type]
+    heavy = choose_job(parse_settings(["--student-weight", "2"]))
+    assert heavy.cross_entropy({"loss_ce": 4.6}, SimpleNamespace(student_weight=2.0)) == 2.3  # type: ignore[arg-type]
     shown = {"top1": "top-1", "top5": "top-5"}
     assert learning_note([{"top1": 50.0}], 1.0, shown, 10, 500) is None
     assert learning_note([{"top1": 80.0}, {"top1": 20.0}, {}], 0.0, shown, 10, 500) is None  # said before

@@ -1,20 +1,21 @@
 """Every optimizer of timm trains, is saved and resumes to the same bits, or is refused before training."""
 
 import functools
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from runs import STATE, assert_resumes, small, train_here
+from runs import STATE, assert_resumes, rows, small, train_here
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from torch.optim import Optimizer
 
 from frskd_timm.errors import UserError
 from frskd_timm.segmentation import SegmentationCrossEntropyTask, create_segmentation_student
 from frskd_timm.student_task import CrossEntropyTask
-from frskd_train import optim
+from frskd_train import optim, trainer
 from frskd_train.optim import base_lr, check_optimizer, create_optimizer, create_scheduler
 from frskd_train.run.checkpoint import load_state, restore, save_checkpoint
 from frskd_train.settings import OptimizerSettings
@@ -145,6 +146,26 @@ def test_hybrid_optimizers_leave_to_their_fallback_what_timm_leaves(
     assert first == second != set()
     with pytest.raises(UserError, match="fallback_list must be a list of parameter names, not 3"):
         check_optimizer(replace(settings, opt_kwargs={"fallback_list": "3"}))
+
+
+def test_a_run_goes_from_its_first_update_to_its_last(
+    places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rates, progress, seeds of dropout, and parameters whose gradients are clipped."""
+    seen: list[float] = []
+    seeds: list[tuple[int, ...]] = []
+    clipped: list[int] = []
+    monkeypatch.setattr(CrossEntropyTask, "set_progress", lambda self, progress: seen.append(progress))
+    monkeypatch.setattr(trainer, "step_seed", lambda *parts: seeds.append(parts) or 0)
+    monkeypatch.setattr(trainer, "dispatch_clip_grad", lambda found, *_, **__: clipped.append(len(found)))
+    flags = [flag for flag in small(places, "--method", "ce", "--grad-accum-steps", 2) if flag not in ("--lr", "0.01")]
+    flags += ["--seed", 7, "--clip-grad", 1, "--clip-mode", "agc"]
+    train_here(*flags, "--lr-base", 0.32, "--output-dir", tmp_path / "run")  # for 256 images, not the 8 of an update
+    assert seen == pytest.approx([update / 5 for update in range(6) for _ in range(2)])
+    assert seeds == [(7, step // 2, step % 6, 0) for step in range(12)]  # update, step of the epoch, process
+    assert clipped == [len(list(timm.create_model("test_resnet").parameters())) - 2] * 6  # agc leaves the head out
+    rates = [0.01 * (1 + math.cos(math.pi * update / 6)) / 2 for update in (2, 5)]  # at the end of each epoch
+    assert [float(row["lr"]) for row in rows(tmp_path / "run")] == pytest.approx(rates)
 
 
 def test_milestones_in_any_order_act_from_the_beginning_of_an_epoch() -> None:

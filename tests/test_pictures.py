@@ -10,13 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from pictures import load, picture, pictures, save
 from PIL import Image
 from published import EVALUATION
 
 from frskd_train.data.scenes import compose, compose_splits
 from frskd_train.report.answers import confusion_picture
 from frskd_train.report.curves import curves_figure
+from frskd_train.report.evaluation import Mistake
 from frskd_train.report.grids import attention_picture, class_colours, segmentation_picture
+from frskd_train.report.predictions import draw_mistakes
 from frskd_train.scoring.accumulators import Confusions
 
 KEYS = ["epoch", "lr", "loss", "loss_ce", "loss_ce_teacher", "loss_kl", "loss_feature", "loss_sla", "val_loss"]
@@ -152,3 +155,10 @@ def test_powers_of_ten_beside_the_losses_are_drawn_as_formulas(tmp_path, monkeyp
     labels = [label for label in saved[0].axes[0].get_yticklabels() if "$" in label.get_text()]
     assert labels
     assert all(label.get_parse_math() for label in labels)
+
+
+def test_a_mistake_is_shown_with_its_own_picture(tmp_path):
+    data = load(save(tmp_path / "data", train=pictures(30)))  # of which three are held out
+    row = int(data.val.source.rows[-1])
+    draw_mistakes(data, [Mistake(row, 0, 1, 0.9)], tmp_path / "mistakes.png")
+    assert np.array_equal(pixels(tmp_path / "mistakes.png"), np.asarray(picture(row)))

@@ -1,6 +1,7 @@
 """Feature maps before their activation, which `overhaul` compares."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -105,7 +106,11 @@ def test_no_map_before_an_activation(name: str, options: dict[str, float]) -> No
 def test_the_self_teacher_sees_activated_maps_whatever_the_feature_loss() -> None:
     """`overhaul` compares maps before their activation; the self-teacher still gets activated maps."""
     student = create("test_resnet").eval()
-    tasks = [FRSKDTask.create(student, (3, 64, 64), 5, feature_loss=name).eval() for name in ("attention", "overhaul")]
-    tasks[1].self_teacher.load_state_dict(tasks[0].self_teacher.state_dict())
+    create_task = partial(FRSKDTask.create, student, (3, 64, 64), 5, sla=True)
+    tasks = [create_task(feature_loss=name).eval() for name in ("attention", "overhaul")]
+    tasks[1].load_state_dict(tasks[0].state_dict(), strict=False)
     logits = [task.predict(images())["self_teacher"] for task in tasks]
     assert_close(logits[1], logits[0].detach(), 1e-6, "logits of the self-teacher")
+    one, other = (task(images(), torch.tensor([0, 3])) for task in tasks)
+    for name in ("loss_sla", "loss_sla_teacher"):
+        assert_close(other[name], one[name], 1e-6, name)

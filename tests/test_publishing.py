@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from frskd_timm.errors import UserError
 from frskd_timm.export.load import read_student
+from frskd_train.publish.repository import Repository
 from frskd_train.publish.student import check_folder, push_student
 from frskd_train.report.card import write_card
 
@@ -138,7 +139,8 @@ def test_an_edited_card_is_kept_or_replaced_only_on_request(hub, student, tmp_pa
     repo, digest = hub.repos[REPO], hashlib.sha256(edited).hexdigest()
     hub.blobs[digest] = edited
     head = repo.refs["main"]
-    repo.refs["main"] = repo.commit(head, "Edit on the Hub", repo.commits[head]["tree"] | {"README.md": digest})
+    changed = dict.fromkeys(("README.md", "onnx/model.onnx"), digest)  # and the ONNX file of an older push
+    repo.refs["main"] = repo.commit(head, "Edit on the Hub", repo.commits[head]["tree"] | changed)
 
     make_student(folder, "test_resnet", 64, seed=5)
     (folder / "curves.png").unlink()
@@ -148,13 +150,29 @@ def test_an_edited_card_is_kept_or_replaced_only_on_request(hub, student, tmp_pa
     assert (repo.history()[1], hub.files(REPO)["README.md"]) == (head, edited)
     assert push(hub, folder, keep_card=True).changed
     kept = hub.files(REPO)
-    assert (kept["README.md"], "curves.png" in kept) == (edited, True)
+    assert (kept["README.md"], "curves.png" in kept, "onnx/model.onnx" in kept) == (edited, True, False)
     assert kept["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     assert push(hub, folder, overwrite_card=True).changed
     assert b"A note of the owner" not in hub.files(REPO)["README.md"]
     assert "curves.png" not in hub.files(REPO)
     write_card(folder, replace(METRICS, student={"top1": 91.25, "top5": 99.6, "loss": 0.4}))
     assert push(hub, folder).changed  # the card is again the one that was pushed
+
+
+def test_an_edit_during_a_push_is_not_overwritten(hub, student, quick_clock, monkeypatch):
+    push(hub, student)
+    repo, look, digest = hub.repos[REPO], Repository.head, hashlib.sha256(b"A note of the owner").hexdigest()
+    hub.blobs[digest] = b"A note of the owner"
+
+    def edited_afterwards(self):
+        found, head = look(self), repo.refs["main"]
+        repo.refs["main"] = repo.commit(head, "Edit", repo.commits[head]["tree"] | {"README.md": digest})
+        return found
+
+    monkeypatch.setattr(Repository, "head", edited_afterwards)
+    with pytest.raises(UserError, match="was edited on the Hub"):
+        push(hub, student)
+    assert hub.files(REPO)["README.md"] == b"A note of the owner"
 
 
 def test_branch_private_pull_request_and_dry_run(hub, student, tmp_path):
@@ -174,7 +192,8 @@ def test_branch_private_pull_request_and_dry_run(hub, student, tmp_path):
     assert hub.repos[REPO].private
     assert "model.safetensors" in hub.files(REPO, "trial")
     assert hub.files(REPO) == {}
-    published = push(hub, student, create_pr=True)
+    published = push(hub, student, create_pr=True, say=lines.append)
+    assert f'"hf-hub:{REPO}@{published.commit}"' in lines[-1]  # it is not on main
     assert published.pull_request.endswith("/discussions/1")
     assert hub.files(REPO, "refs/pr/1") == hub.files(REPO, "trial")
     assert hub.files(REPO) == {}

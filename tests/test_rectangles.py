@@ -125,3 +125,11 @@ def test_crops_and_erased_boxes_are_where_they_were_drawn(seed: int, height: int
     assert ((area > 0.005) & (area < 0.4)).all()
     images = erase(torch.ones(3, 1, height, width), erased)
     np.testing.assert_allclose(1 - images.mean((1, 2, 3)).numpy(), area, atol=1e-5)
+
+
+def test_crops_have_the_area_and_the_shape_of_the_settings() -> None:
+    aspect = np.repeat([0.5, 1.0, 2.0], 3000)  # width / height of the images, into which all of these crops fit
+    _, _, height, width = draw_boxes(np.random.default_rng(0), aspect, (0.1, 0.3), (3 / 4, 4 / 3))
+    area, shape = height * width, np.log(width * aspect / height)  # uniform both
+    assert (area.min(), area.max(), area.mean()) == pytest.approx((0.1, 0.3, 0.2), abs=2e-3)
+    assert (shape.min(), shape.max(), shape.mean()) == pytest.approx((np.log(3 / 4), np.log(4 / 3), 0), abs=1e-2)

@@ -15,6 +15,7 @@ from pathlib import Path
 import datasets
 import pytest
 from pictures import encoded, picture, save, split
+from published import EVALUATION
 from runs import rows, small, train_here
 
 from frskd_train import cli
@@ -22,6 +23,7 @@ from frskd_train.end_of_run import EndOfRun
 from frskd_train.report.charts import Line, line_chart
 from frskd_train.report.groups import Group, Run, group_runs
 from frskd_train.report.page import write_report
+from frskd_train.report.predictions import Predictions
 from frskd_train.run.folder import RunFolder
 
 NASTY = "<script>alert(1)</script> & \"co\" 'x'"
@@ -134,6 +136,13 @@ def test_runs_from_other_weights_are_other_recipes(run: Path, tmp_path: Path) ->
     assert "FRSKD, initial_checkpoint a/w.pth" in text
     assert text.count("no baseline") == 1
     assert "1.50 points worse in top-1 than cross-entropy" in text
+
+
+def test_what_a_student_confuses_and_how_sure_it_is(tmp_path: Path) -> None:
+    shown = Predictions(EVALUATION, tmp_path)
+    assert EVALUATION.confused(3) == [(0, 1, 1)]
+    assert "80.0% of the images correctly with a mean confidence of 90.0%, so it is overconfident" in shown.confidence()
+    assert shown.reliability()["lines"][1].points == [(90.0, 20.0)]  # counted from the top, where the accuracy is 100%
 
 
 def test_a_page_that_cannot_be_made_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

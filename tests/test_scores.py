@@ -174,6 +174,25 @@ def test_of_equal_logits_the_evaluation_chooses_the_one_of_training() -> None:
     assert found.top1 != pytest.approx(first / 10)
 
 
+class Colours(torch.nn.Module):
+    """Each pixel's colour as its logits."""
+
+    num_classes = 3
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images
+
+
+def test_the_logits_of_mirrored_pixels_are_mirrored_back(places: Path) -> None:
+    preprocessing = Preprocessing((3, 30, 40), (0.5,) * 3, (0.2,) * 3)
+    data = load_validation(DataSettings(str(places / "masks")), preprocessing, task="segmentation", classes=3)
+    scorers = [Scorer(Colours(), Accelerator(cpu=True), 4, flip=flip) for flip in (False, True)]
+    plain, mirrored = (scorer.evaluate(data, "colours") for scorer in scorers)
+    assert plain is not None
+    assert mirrored is not None
+    assert mirrored.confusion == plain.confusion
+
+
 def test_a_temperature_is_fitted_to_the_held_out_images_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Also where the only split is called test; and the run's own scores are not replaced."""
     for name in ("own/test", "elsewhere/own/test"):

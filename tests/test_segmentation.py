@@ -173,6 +173,7 @@ def test_feature_loss_needs_a_self_teacher_that_refines() -> None:
         SegmentationTask.create(student, teacher_repeats=3)
     assert SegmentationTask.create(student, feature_loss="fitnet", beta=1.0).feature_loss is not None
     assert SegmentationTask.create(student).feature_loss is None
+    assert SegmentationTask.create(student, self_teacher="sum").beta == 50
 
 
 def test_warm_up_and_ramp() -> None:

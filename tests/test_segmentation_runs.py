@@ -122,6 +122,8 @@ def test_the_baseline_stands_beside_it(places: Path) -> None:
     assert "| class | precision (%) | recall (%) | IoU (%) | pixels |" in card
     first = read_evaluation(run / "evaluation.json").per_class[0]
     assert f"| class 0 | {first.precision:.1f} | {first.recall:.1f} | {first.iou:.1f} |" in card
+    train_here("--resume", min((run / "checkpoints").glob("step-*")), "--alpha", 3)  # now of another recipe
+    assert json.loads((run / "metrics.json").read_text(encoding="utf-8"))["baseline"] is None
 
 
 LOAD = """
@@ -176,7 +178,10 @@ def test_the_recipe_for_voc(tmp_path: Path) -> None:
     train_here("--config", recipe, "--dataset", folder, *flags, "--output-dir", tmp_path / "run")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
     assert (metrics["model"], metrics["architecture"]) == ("efficientdet_d0", "efficientnet_b0")
-    assert read_evaluation(tmp_path / "run" / "evaluation.json").class_names == [*VOC_CLASSES]
+    evaluation = read_evaluation(tmp_path / "run" / "evaluation.json")
+    assert evaluation.class_names == [*VOC_CLASSES]
+    assert None in {row.iou for row in evaluation.per_class}
+    assert evaluation.miou == pytest.approx(metrics["student"]["miou"], abs=2e-3)
     used = parse.read_recipe(str(tmp_path / "run" / "config.yaml"))
     assert (used.optimizer.clip_mode, used.optimizer.clip_grad, used.loop.grad_accum_steps) == ("value", 2.0, 2)
 

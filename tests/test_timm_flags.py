@@ -119,3 +119,15 @@ def test_a_plateau_decays_after_the_patience_down_to_the_lowest_rate() -> None:
         scheduler.step_update(8)
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([1, 1, 1, 0.1, 0.05])
+
+
+def test_colours_are_changed_as_often_as_asked(places: Path) -> None:
+    def images(**chosen: float) -> torch.Tensor:
+        plain = {"hflip": 0.0, "crop_padding": 0, "mean": (0.0,), "std": (1.0,), "data_mode": "stream", "workers": 0}
+        return next(load(places / "data", **plain, **chosen).train_batches(24).epoch(0))[0]
+
+    gray = images(grayscale_prob=1.0)
+    assert torch.equal(gray, gray[:, :1].expand_as(gray))
+    assert not torch.equal(images(gaussian_blur_prob=1.0), images())
+    assert torch.equal(images(color_jitter=0.5, color_jitter_prob=0.0), images())
+    assert not torch.equal(images(color_jitter=0.5), images())

@@ -55,6 +55,8 @@ def test_the_student_is_alone_and_is_the_average_of_the_run(finished) -> None:
     averaged = load_file(latest_checkpoint(run / "checkpoints") / "ema.safetensors")
     assert loaded.keys() == averaged.keys()
     assert all(torch.equal(loaded[name], averaged[name]) for name in loaded)
+    last = load_file(latest_checkpoint(run / "checkpoints") / "task.safetensors")
+    assert not torch.equal(averaged["fc.weight"], last["student.fc.weight"])
 
 
 def test_config_runs_it_again_to_the_same_weights(finished, tmp_path: Path) -> None:

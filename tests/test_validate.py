@@ -49,6 +49,7 @@ def test_validation_of_the_export_is_the_runs_own_score(finished: Path, capsys: 
     stored = json.loads((run / "evaluation-fashion_mnist_sample" / "evaluation.json").read_text(encoding="utf-8"))
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     assert stored["images"] == 1000
+    assert not metrics["dataset"]["whole_split"]  # but a sample of the data set's test split
     for score in ("top1", "top5", "loss"):
         assert stored[score] == pytest.approx(metrics["student"][score], abs=2e-3)
     assert f"top-1 {stored['top1']:.2f}%" in capsys.readouterr().out
@@ -78,6 +79,7 @@ def test_held_out_images_unusual_names_and_more_outputs_than_classes(tmp_path: P
     assert read_evaluation(run / "evaluation-data-train-flip" / "evaluation.json").tta == "flip"
     assert own.images == again.images == 12, "the images that the run held out, and no others"
     assert own.confusion == again.confusion
+    assert own.macro["recall"] == pytest.approx(own.top1, abs=1e-3)  # of the classes that occur, four images each
     assert own.class_names == again.class_names == ["$0_to_$10", "$10_to_$20", "$20_to_$30", "output 3", "output 4"]
     save(tmp_path / "two", test=pictures(6))
     unnamed = timm.create_model("test_resnet", num_classes=2)
