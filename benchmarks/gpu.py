@@ -116,6 +116,7 @@ def words(args: argparse.Namespace) -> Iterator[Job]:
     data = plain_dataset("typeface_words", args.output / "data" if args.rehearse else args.data_dir, args.rehearse)
     shared = [sys.executable, ROOT / "train.py", "--dataset", data, "--epochs", 1 if args.rehearse else 30]
     shared += ["--workers", workers(args), *(["--torchcompile"] if args.torchcompile else [])]
+    shared += ["--img-size", 64 if args.rehearse else 128, "--crop-padding", 8]
     for seed, recipe, method in itertools.product(seeds(args), WORD_RECIPES, ("frskd", "ce")):
         name = f"{recipe}-{method}-{seed}{suffix(args)}"
         command = [*shared, "--config", recipe, "--method", method, "--seed", seed, "--resume", "auto"]

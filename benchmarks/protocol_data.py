@@ -52,7 +52,9 @@ def plain_dataset(name: str, folder: Path, rehearsal: bool = False) -> str:
         "typefaces_2": partial(typefaces.write, skip=skip, **tiny),
         "reading": partial(typefaces.write, by_word=True, **tiny),
         "typefaces_224": partial(typefaces.write, size=224, **tiny),
-        "typeface_words": partial(typeface_words.write, classes=tiny.get("classes", 200), counts=words),
+        "typeface_words": partial(
+            typeface_words.write, classes=tiny.get("classes", 200), counts=words, size=64 if rehearsal else 128
+        ),
         "fashion_mnist": lambda path: make_sample.main(["--idx-dir", str(IDX), "--full", str(path)]),
     }
     path = folder / name

@@ -33,7 +33,8 @@ CARD_TEXT = """
 # Typeface words
 
 Two or three words in {families} open typefaces, RGB images of {size}x{size} pixels; per family {images}.
-They are drawn by `python -m tools.typeface_words --seed {seed}` of frskd_timm from the fonts of Debian's packages.
+They are drawn by `python -m tools.typeface_words --size {size} --seed {seed}` of frskd_timm from the fonts of Debian's
+packages.
 `test` and `photo` show words, angles and kinds of background that `train` does not have; `photo` adds perspective,
 uneven light, blur and traces of JPEG.
 
