@@ -185,8 +185,7 @@ def test_a_demo_replaces_no_clone_of_its_space(student: Path, tmp_path: Path) ->
     for name in FILES:
         (tmp_path / name).write_bytes(name.encode())
     found, demo = find_exported(str(student)), tmp_path / "demo"
-    for _ in range(2):
-        build_demo(found, demo, runtime=tmp_path)
+    build_demo(found, demo, runtime=tmp_path)
     (demo / ".git").mkdir()
     with pytest.raises(UserError, match="holds something other than a demo"):
         build_demo(found, demo, runtime=tmp_path)
