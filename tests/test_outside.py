@@ -226,7 +226,8 @@ def test_the_report_starts_no_program(whole: Path, tmp_path: Path, monkeypatch: 
 
 def test_a_list_of_images_names_none_outside_the_dataset(tmp_path: Path) -> None:
     folder = voc_folder(tmp_path / "garden")
-    for path in ("../../private/passport", str(tmp_path / "passport")):
+    (folder / "JPEGImages" / "a ").mkdir()
+    for path in ("../../private/passport", str(tmp_path / "passport"), "a /../../../passport"):
         (folder / "ImageSets" / "Segmentation" / "val.txt").write_text(f"{path}\n")
         with pytest.raises(UserError, match="which is not in"):
             load(folder)

@@ -265,10 +265,10 @@ def test_a_folder_that_is_not_in_order_stays_here(hub, student, tmp_path, damage
 def test_every_picture_of_the_card_is_published(student, tmp_path):
     folder = tmp_path / "student"
     shutil.copytree(student, folder)
-    names = {"a.png", "my pic.png", "b.png", "c.png", "p(1).png", "d e.png", "LICENSE"}
+    names = {"a.png", "my pic.png", "b.png", "c.jpg", "p(1).png", "d e.png", "LICENSE"}
     for name in names | {"notes.png"}:
         shutil.copy(folder / "curves.png", folder / name)
-    shown = """![](a.png "title") ![](my%20pic.png) ![x](<b.png>) <img width="9" src='c.png'>
+    shown = """![](a.png "title") ![](my%20pic.png) ![x](<b.png>) <img width="9" src='c.jpg'>
 ![a [b]](<d e.png>) ![](p(1).png) ![](./a.png) <img src="d e.png"> `![](code.png)`
 ```
 ![](code.png)

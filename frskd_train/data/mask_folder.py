@@ -158,7 +158,7 @@ def _class_names(folder: Path) -> list[str] | None:
 def _find(folder: Path, line: str, endings: tuple[str, ...], named_in: Path) -> str:
     """Return the path of the file that a line of a list names, alone or before a space."""
     first = line.split()[0]
-    if os.path.isabs(first) or ".." in Path(first).parts:
+    if os.path.isabs(first) or ".." in Path(line).parts:
         raise UserError(f"{named_in} names {first}, which is not in {folder}: correct the list.")
     for path in (folder / f"{name}{ending}" for name in dict.fromkeys((line, first)) for ending in endings):
         if path.is_file():

@@ -170,11 +170,9 @@ def check_folder(folder: Path) -> list[str]:
     for path in (folder / name for name in names):
         if not path.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{path} is a link to another folder: replace it by a copy of what you want to publish.")
-        if path.suffix == ".safetensors" or path.name.endswith(".png"):
-            continue
-        if _TOKEN.search(path.read_bytes()):
+        if path.name != WEIGHTS and _TOKEN.search(path.read_bytes()):
             raise UserError(f"{path} contains what looks like a Hugging Face token: remove it before publishing.")
-        if path.name in _LICENSE_FILES:  # in any encoding
+        if path.suffix not in (".json", ".md", ".yaml"):
             continue
         try:
             text = path.read_text(encoding="utf-8")
