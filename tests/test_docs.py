@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 import yaml
-from conftest import ROOT, run_script
+from conftest import ROOT, SMALL, run_script
 from PIL import Image
 from tyro.conf import Suppress
 
@@ -155,11 +155,13 @@ def test_code_blocks_run(code: str, student: Path, tmp_path: Path, monkeypatch: 
         SegmentationStudent("test_resnet", num_classes=3, channels=8, layers=1).save_pretrained(tmp_path)
         code = code.replace("runs/RUN/student", str(tmp_path))
     code = re.sub("runs/RUN/(student|backbone)", str(student), code)
+    code = code.replace('"runs/first"]', f'"runs/first", *{SMALL}]')
     scope: dict[str, Any] = {"image": Image.new("RGB", (40, 30)), "names": ["wren", "robin"]}
     scope |= {"images": torch.rand(2, 3, 64, 64), "masks": torch.zeros(2, 64, 64).long()}
     scope |= {"student": timm.create_model("test_resnet", num_classes=2), "device": torch.device("cpu"), "epochs": 1}
     scope["loader"] = scope["val_loader"] = [(scope["images"], torch.tensor([0, 1]))]
     exec(code, scope)
+    assert ("runs/first" in code) == (tmp_path / "runs" / "first" / "student").exists()
     if "pyramid.sizes" in code:
         assert f"pyramid.sizes  # {(scope['task'].pyramid.channels, scope['task'].pyramid.sizes)}\n" in code
 
