@@ -22,11 +22,10 @@ from frskd_train.report.formats import export_onnx
 from frskd_train.report.signature import signed
 
 ONNX = "onnx/model.onnx"  # where transformers.js and optimum look for it
+_OF_IMAGES = "attention.png", "examples.png", "segmentation.png"  # pictures that show validation images
 # Files of an older push, deleted if the new push lacks them. Other files belong to the owner.
-_PICTURES = "attention.png", "confusion.png", "curves.png", "examples.png", "segmentation.png"
-_OF_IMAGES = "attention.png", "examples.png", "segmentation.png"
 _LICENSE_FILES = "LICENSE", "LICENSE.md", "LICENSE.txt"
-_OPTIONAL = *_PICTURES, RECIPE, DATASET_CARD, EVAL_RESULTS
+_OPTIONAL = *_OF_IMAGES, "confusion.png", "curves.png", RECIPE, DATASET_CARD, EVAL_RESULTS
 # Pictures in Markdown and in HTML: names in brackets, with balanced parentheses, or in quotes.
 _SHOWN = re.compile(
     r"""!\[(?:[^\[\]]|\[[^\[\]]*\])*\]\(\s*(?:<([^<>\n]+)>|((?:[^()<>\s]|\([^()\s]*\))+))"""

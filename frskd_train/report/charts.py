@@ -5,10 +5,13 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from matplotlib.ticker import LogLocator, MaxNLocator
 from PIL import Image
+
+from frskd_train.data.images import open_image
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,14 @@ def line_chart(title: str, lines: Sequence[Line], unit: str = "", log: bool = Fa
         "y_ticks": [(up(y), f"{y + 0.0:g}{unit}") for y in y_values],
         "lines": [replace(line, points=[(across(x), 100 - up(y)) for x, y in line.points]) for line in lines],
     }
+
+
+def read_picture(path: Path) -> Image.Image | None:
+    """Read a picture of a run, whose formats are those of training images; None if there is none, or it is damaged."""
+    try:
+        return open_image(None, str(path)).convert("RGB")
+    except Exception:  # Pillow's plugins raise nearly any exception for damaged files
+        return None
 
 
 def data_uri(picture: Image.Image) -> str:

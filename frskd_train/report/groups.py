@@ -12,10 +12,9 @@ from typing import Any
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.folder import METRICS, RECIPE, STUDENT
 from frskd_timm.export.load import ExportedStudent, read_student
-from frskd_train.data.images import open_image
 from frskd_train.errors import SettingsError
 from frskd_train.report.baseline import mean_and_std
-from frskd_train.report.charts import Line, data_uri, describe, line_chart
+from frskd_train.report.charts import Line, data_uri, describe, line_chart, read_picture
 from frskd_train.report.curves import sort_terms, term_label
 from frskd_train.report.evaluation import EVALUATION, read_evaluation
 from frskd_train.report.metrics import Metrics, read_metrics
@@ -96,9 +95,8 @@ class Run:
 
     def picture(self, name: str) -> str | None:
         """Return a picture of the run as a data URI, if there is one."""
-        try:
-            picture = open_image(None, str(self.folder / name)).convert("RGB")
-        except Exception:  # there is none, or it is damaged, for which Pillow raises nearly any exception
+        picture = read_picture(self.folder / name)
+        if picture is None:
             return None
         picture.thumbnail((_WIDEST, _WIDEST * 4))
         return data_uri(picture)

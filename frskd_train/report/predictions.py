@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from frskd_train.data import ValidationData
-from frskd_train.data.images import BadImageError, open_image
-from frskd_train.report.charts import Line, data_uri, describe
+from frskd_train.data.images import BadImageError
+from frskd_train.report.charts import Line, data_uri, describe, read_picture
 from frskd_train.report.evaluation import ClassScores, Evaluation, Mistake
 from frskd_train.report.score_names import SCORE_NAMES
 
@@ -97,9 +97,8 @@ class Predictions:
 
     def mistakes(self) -> list[tuple[str, str, str, float]]:
         """Return picture, true class, predicted class and confidence of the most confident mistakes."""
-        try:
-            strip = open_image(None, str(self.folder / MISTAKES)).convert("RGB")
-        except Exception:  # there is none, or it is damaged, for which Pillow raises nearly any exception
+        strip = read_picture(self.folder / MISTAKES)
+        if strip is None:
             return []
         side = strip.height
         tiles = [strip.crop((side * place, 0, side * (place + 1), side)) for place in range(strip.width // side)]

@@ -44,7 +44,8 @@ def check_output(output: str | Path | None) -> Path | None:
             pass
     except OSError as error:
         raise UserError(f"--output {path} cannot be written ({error.strerror}): choose another folder.") from None
-    refuse_links(folder / name for name in (EVALUATION, PER_CLASS, CONFUSION, CORRUPTIONS, *PICTURES))
+    if folder == path:
+        refuse_links(folder / name for name in (EVALUATION, PER_CLASS, CONFUSION, CORRUPTIONS, *PICTURES))
     return path
 
 
