@@ -67,6 +67,9 @@ def test_words_are_new_in_the_test_images_and_licences_are_named(tmp_path: Path)
     assert {row["class"] for row in rows} == {path.split("/")[-2] for path in first}
     assert all(row["licence"] and row["package"] in typeface_families.PACKAGES for row in rows)
     card = (tmp_path / "first" / "README.md").read_text(encoding="utf-8")
+    kinds = {split: set(rendering.backgrounds) for split, rendering in typeface_words.RENDERINGS.items()}
+    assert not kinds["train"] & (kinds["test"] | kinds["photo"])
+    assert "blobs or facets in `train`, stripes or spot in `test`" in card
     assert all(f"| {row['family']} | {row['package']} | {row['licence']} |" in card for row in rows)
     source = find_source(DataSettings(str(tmp_path / "first")))
     assert source.license == "various-open-font-licences"

@@ -36,7 +36,7 @@ Two or three words in {families} open typefaces, RGB images of {size}x{size} pix
 They are drawn by `python -m tools.typeface_words --size {size} --seed {seed}` of frskd_timm from the fonts of Debian's
 packages.
 `test` and `photo` show words, angles and kinds of background that `train` does not have; `photo` adds perspective,
-uneven light, blur and traces of JPEG.
+uneven light, blur and traces of JPEG. Backgrounds: {backgrounds}.
 
 | family | Debian package | licence of the fonts |
 |---|---|---|
@@ -54,7 +54,7 @@ class Rendering:
 
 
 RENDERINGS = {
-    "train": Rendering((0, 6), ("plain", "gradient", "clouds")),
+    "train": Rendering((0, 6), ("plain", "gradient", "clouds", "grain", "blobs", "facets")),
     "test": Rendering((6, 10), ("stripes", "spot")),
     "photo": Rendering((6, 10), ("stripes", "spot"), photographed=True),
 }
@@ -87,8 +87,16 @@ def draw_paper(r: random.Random, kind: str, side: int) -> np.ndarray:
     if kind == "gradient":
         level = along * 1.4
     elif kind == "clouds":
-        coarse = Image.fromarray(np.array([[r.uniform(-1, 1) for _ in range(5)] for _ in range(5)], np.float32))
-        level = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC))
+        level = draw_clouds(r, 5, side)
+    elif kind == "grain":
+        level = draw_clouds(r, r.randint(10, 50), side)
+    elif kind == "blobs":  # with edges
+        level = r.uniform(0.5, 1) * np.sign(draw_clouds(r, r.randint(3, 30), side))
+    elif kind == "facets":  # between lines at any place and angle
+        level = np.zeros_like(along)
+        for _ in range(r.randint(2, 6)):
+            turn = r.uniform(0, 2 * np.pi)
+            level += r.uniform(0.2, 0.6) * np.sign(x * np.cos(turn) + y * np.sin(turn) - r.uniform(-0.5, 0.5))
     elif kind == "stripes":
         level = np.sign(np.sin(along * r.uniform(15, 50)))
     elif kind == "spot":
@@ -96,6 +104,12 @@ def draw_paper(r: random.Random, kind: str, side: int) -> np.ndarray:
     else:
         level = np.zeros_like(along)
     return np.clip(level, -1, 1)[..., None]
+
+
+def draw_clouds(r: random.Random, cells: int, side: int) -> np.ndarray:
+    """Return smooth noise that changes over 1 / `cells` of the page, shape (side, side)."""
+    coarse = np.array([[r.uniform(-1, 1) for _ in range(cells)] for _ in range(cells)], np.float32)
+    return np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC))
 
 
 def draw_image(path: Path, r: random.Random, words: Sequence[str], size: int, rendering: Rendering) -> Image.Image:
@@ -156,6 +170,7 @@ def dataset_card(families: Sequence[Family], counts: dict[str, int], size: int, 
     rows = ((f.name, f.package, f.licence().replace("|", " or ")) for f in families)
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     facts = {"families": len(families), "size": size, "seed": seed, "table": table}
+    facts["backgrounds"] = ", ".join(f"{' or '.join(RENDERINGS[split].backgrounds)} in `{split}`" for split in counts)
     facts["images"] = ", ".join(f"{count} in `{split}`" for split, count in counts.items())
     return DatasetCard(f"---\n{data}\n---\n{CARD_TEXT.format(**facts)}")
 
