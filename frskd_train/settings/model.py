@@ -130,7 +130,7 @@ class MethodSettings:
     sla: Annotated[bool, FIXED, CLASSIFICATION] = False
     """Self-supervised label augmentation with four rotations per class, for both networks."""
     sla_weight: Annotated[float, NotNegative, CLASSIFICATION] = DEFAULT.sla_weight
-    """Weight of the SLA terms in which each classifier learns from its rotation head, averaged over the rotations."""
+    """Weight of the SLA terms in which each plain classifier learns from its SLA logits averaged over the rotations."""
 
 
 @dataclass(frozen=True)

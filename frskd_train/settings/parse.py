@@ -108,7 +108,9 @@ def _overlay(path: str, content: Mapping[str, Any], settings: Settings) -> Setti
 
 def _hint(name: str, kind: type, table: Mapping[str, str]) -> str:
     if name in table:
-        return f" (equivalent here: {table[name]})."
+        answer = table[name]
+        reason = answer.removeprefix("none: ")
+        return f" ({reason})." if reason != answer else f" (equivalent here: {answer})."
     return suggest(flag(name), map(flag, declared(kind)), "--help lists all settings")
 
 

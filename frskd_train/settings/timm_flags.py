@@ -1,6 +1,6 @@
-"""Flags of other training scripts, mostly timm's, that have another name here or do not exist, for error messages."""
+"""Flags of other training scripts, mostly timm's, and their equivalents here or, after `none:`, why there are none."""
 
-_NOTHING = "none needed"
+_NOTHING = "none: it is not needed here"
 _EITHER = {
     "--dataset, which takes a folder or a Hub id and downloads the data": "data_dir dataset_download",
     "`accelerate launch`, with its own --cpu for a CPU": "device",
@@ -45,18 +45,18 @@ _TRAIN = {
     "--train-crop-mode none and --hflip 0": "no_aug",
     "--train-num-samples or --epochs": "epoch_repeats train_batches_per_epoch train_steps_per_epoch",
     "--val-fraction or --val-split": "val_num_samples",
-    "none, the best checkpoint is always that of top-1 or mean IoU": "eval_metric",
-    "none, the classifier keeps the initialisation of the timm model": "head_init_bias head_init_scale",
+    "none: the best checkpoint is always that of top-1 or mean IoU": "eval_metric",
+    "none: the classifier keeps the initialisation of the timm model": "head_init_bias head_init_scale",
     "--warmup-epochs, which are part of --epochs": "warmup_prefix",
     "the environment variables WANDB_RUN_ID and WANDB_TAGS": "wandb_resume_id wandb_tags",
     "validate.py, which has --tta flip": "tta",
 }
 _VALIDATE = {
-    "none, it is part of the model": "in_chans mean num_classes pretrained std",
+    "none: it is part of the model": "in_chans mean num_classes pretrained std",
     "--img-size HEIGHT WIDTH; the channels are those of the model": "input_size",
     "--model, which takes the folder of a run or a student": "checkpoint",
     "--output": "results_file",
-    "none, all images of the split are scored": "train_num_samples",
+    "none: all images of the split are scored": "train_num_samples",
     "--val-split": "split",
     _NOTHING: "no_prefetcher pin_mem",
 }

@@ -115,8 +115,8 @@ class LoopSettings:
     seed: Annotated[int, Range(low=0, high=2**32 - 1), FIXED] = 42
     """Seed of all random numbers of a run."""
     threads: Annotated[int | None, Count, PRIVATE] = None
-    """CPU threads per process; by default an even share of the cores.
-    Without a launcher, OMP_NUM_THREADS is used instead if it is set."""
+    """CPU threads per process; by default OMP_NUM_THREADS, or an even share of the cores.
+    Under a launcher, an OMP_NUM_THREADS of 1 counts as not given, because launchers set it."""
 
     @property
     def images_per_validation_batch(self) -> int:
