@@ -12,11 +12,12 @@ from frskd_timm import models as models
 
 if TYPE_CHECKING:
     from frskd_timm.errors import UserError
+    from frskd_timm.export.load import load_student
     from frskd_timm.export.student import export_student
     from frskd_timm.task import FRSKDTask
     from frskd_timm.teachers import create_self_teacher
 
-__all__ = ["FRSKDTask", "UserError", "__version__", "create_self_teacher", "export_student"]
+__all__ = ["FRSKDTask", "UserError", "__version__", "create_self_teacher", "export_student", "load_student"]
 
 try:
     __version__ = version("frskd-timm")  # written in pyproject.toml
@@ -28,15 +29,21 @@ _HOME_OF = {
     "UserError": "frskd_timm.errors",
     "create_self_teacher": "frskd_timm.teachers",
     "export_student": "frskd_timm.export.student",
+    "load_student": "frskd_timm.export.load",
 }
+_MODULES = "augment", "export", "gates", "losses", "pixels", "pyramid", "schedule", "segmentation", "teachers"
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOME_OF[name]), name)
-    return value
+if not TYPE_CHECKING:  # or every name would exist for type checkers
+
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            return import_module(f"{__name__}.{name}")
+        if name not in _HOME_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(_HOME_OF[name]), name)
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *_MODULES, "models"})

@@ -105,7 +105,7 @@ class DistillationTask(StudentTask):
             beta = self.beta_share * feature_loss.default_beta if feature_loss is not None else 0.0
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
         self.schedule, self.start = schedule, start
-        self.gate = None if gate == "none" else GATES.get(gate)
+        self.gate = None if gate == "none" else GATES.get(gate, also=("none",))
         self.student_weight, self.teacher_weight = student_weight, teacher_weight
         self.teacher_gradient, self.teacher_ema = teacher_gradient, teacher_ema
         self.teacher_interval = teacher_interval
@@ -113,7 +113,6 @@ class DistillationTask(StudentTask):
             ("alpha", alpha, alpha >= 0, "at least 0"),
             ("beta", beta, beta >= 0, "at least 0"),
             ("temperature", temperature, temperature > 0, "above 0"),
-            ("smoothing", smoothing, 0 <= smoothing < 1, "from 0 to below 1"),
             ("start", start, 0 <= start < 1, "from 0 to below 1"),
             ("student_weight", student_weight, student_weight > 0, "above 0"),
             ("teacher_weight", teacher_weight, teacher_weight > 0, "above 0"),
@@ -180,9 +179,10 @@ class DistillationTask(StudentTask):
         """Run a 'student' and a 'self_teacher' on images [B, C, H, W]."""
 
     def _run_views(self, input: Tensor | TwoViews) -> Outputs:
+        if self.training and isinstance(input, TwoViews) != self.clean_view:
+            kind = "an augment.TwoViews" if self.clean_view else "a tensor of images"
+            raise UserError(f"The input of a step must be {kind} with this teacher_view.")
         if not isinstance(input, TwoViews):
-            if self.training and self.clean_view:
-                raise UserError("With the teacher_view clean, the input of a step must be an augment.TwoViews.")
             return self.run_networks(input, self.networks)
         outputs = self.run_networks(input.clean, self.networks)
         return outputs._replace(logits=self.student(input.images), batch=input, clean_logits=outputs.logits)
@@ -200,8 +200,8 @@ class DistillationTask(StudentTask):
 
         Returns:
             'loss' (the scalar to backpropagate), 'output' (the student's logits), 'teacher_output' (the
-            self-teacher's), and the weighted terms: loss_ce, loss_ce_teacher, loss_kl, loss_feature, and with SLA
-            loss_sla, loss_sla_teacher, loss_sla_kl.
+            self-teacher's), and the weighted terms: loss_ce, loss_ce_teacher, loss_kl, with a feature loss
+            loss_feature, and with SLA loss_sla, loss_sla_teacher, loss_sla_kl.
         """
         images = input.images if isinstance(input, TwoViews) else input
         if self.training and self._skips_teacher:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from timm.layers import PatchDropout, PatchDropoutWithIndices
@@ -56,8 +56,8 @@ class Pyramid:
         self.indices = choose_levels([size for _, size in shapes], max_levels)
         if min(len(self.indices), max_levels) < 2:
             raise UserError(
-                f"FRSKD needs at least 2 feature maps: {name} has {len(shapes)}, and the limit (feature_levels) is "
-                f"{max_levels}."
+                f"FRSKD needs at least 2 feature maps: {name} has {len(shapes)}, and the limit (--feature-levels, "
+                f"max_levels) is {max_levels}."
             )
         self.channels = [shapes[i][0] for i in self.indices]
         self.sizes = [shapes[i][1] for i in self.indices]
@@ -70,6 +70,10 @@ class Pyramid:
                 if hasattr(activation, "inplace"):
                     activation.inplace = False
 
+    @overload
+    def __call__(self, model: nn.Module, images: Tensor, head: Literal[True] = True) -> tuple[list[Tensor], Tensor]: ...
+    @overload
+    def __call__(self, model: nn.Module, images: Tensor, head: bool) -> tuple[list[Tensor], Tensor | None]: ...
     def __call__(self, model: nn.Module, images: Tensor, head: bool = True) -> tuple[list[Tensor], Tensor | None]:
         """Run the model once.
 
@@ -79,7 +83,8 @@ class Pyramid:
             head: Also compute the logits.
 
         Returns:
-            Maps [B, C_i, H_i, W_i], fine to coarse, and logits [B, num_classes], equal to `model(images)`.
+            Maps [B, C_i, H_i, W_i], fine to coarse, and logits [B, num_classes], equal to `model(images)`; None without
+            `head`.
         """
         if self._before:
             with _recorded(model, {name for name, _ in self._before}) as calls:
@@ -150,7 +155,8 @@ def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[int
         classes: Any = getattr(model, "num_classes", 0)
         if classes:
             if not isinstance(logits, Tensor) or logits.shape != (1, classes):
-                raise UserError(f"{name} is not a classifier: it does not return {classes} logits per image.")
+                hint = "replace a classifier with reset_classifier"
+                raise UserError(f"{name} does not return {classes} logits per image: {hint}.")
             again = model.forward_head(final)  # type: ignore[operator]
             if not torch.allclose(again.float(), logits.float(), rtol=1e-3, atol=1e-4, equal_nan=True):
                 if "forward" in vars(model):  # Accelerate replaces it by one with mixed precision

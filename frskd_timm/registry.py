@@ -2,7 +2,7 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 from frskd_timm.errors import UserError
@@ -58,12 +58,12 @@ class Registry(Generic[T]):
             importlib.import_module(f"{self.package}.{module.name}")
         return sorted(self._builders)
 
-    def get(self, name: str) -> Callable[..., T]:
-        """Return the builder registered under `name`.
+    def get(self, name: str, also: Iterable[str] = ()) -> Callable[..., T]:
+        """Return the builder registered under `name`; `also` are names for the message that need no builder.
 
         Raises:
             UserError: The name is unknown; the message lists the known names.
         """
         if name not in self._builders and name not in (names := self.names()):
-            raise UserError(f"Unknown {self.kind} '{name}'; choose from {', '.join(names)}.")
+            raise UserError(f"Unknown {self.kind} '{name}'; choose from {', '.join([*also, *names])}.")
         return self._builders[name]

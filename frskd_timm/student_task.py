@@ -4,9 +4,10 @@ Everything trainable is in one `step`, so that DDP, autocast and compile see one
 and 'loss' is their sum, so the training loop does not need to know the method.
 """
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from timm.models import group_parameters
@@ -44,6 +45,9 @@ class StudentTask(TrainingTask):
         noisy_labels: Multiply the cross-entropy of each image (or pixel) by a factor that changes linearly from 1 to
             the trust in its label (`losses.labels.trust`) during the first half of the run, or is the trust always if
             `set_progress` is never called. False by default.
+
+    Raises:
+        UserError: `smoothing` is out of range, or the student has no classifier.
     """
 
     student_weight = 1.0
@@ -51,6 +55,10 @@ class StudentTask(TrainingTask):
     doubt: Tensor
 
     def __init__(self, student: nn.Module, smoothing: float = DEFAULT.smoothing) -> None:
+        if not 0 <= smoothing < 1:
+            raise UserError(f"smoothing must be from 0 to below 1, not {smoothing:g}.")
+        if getattr(student, "num_classes", None) == 0:
+            raise UserError(f"{type(student).__name__} has no classifier: create it with num_classes.")
         parameter = next(student.parameters(), torch.empty(0))
         super().__init__(parameter.device, parameter.dtype, verbose=False)
         self.student = student
@@ -95,8 +103,12 @@ class StudentTask(TrainingTask):
     def set_progress(self, progress: float) -> None:
         """Tell the task, before each step, which fraction of the run is over (0..1).
 
-        With gradient accumulation, all batches of one update have the same fraction.
+        With gradient accumulation, all batches of one update have the same fraction. Other numbers are clipped.
         """
+        if not -1e-6 <= progress <= 1 + 1e-6:
+            warnings.warn(
+                f"set_progress takes the completed fraction of the run, 0 to 1, not {progress}.", stacklevel=3
+            )
         self.doubt.fill_(min(max(2 * progress, 0.0), 1.0))
 
     def predict(self, images: Tensor, average: nn.Module | None = None) -> dict[str, Tensor]:
@@ -114,6 +126,10 @@ class StudentTask(TrainingTask):
             return self._ema[0] if self._ema else None
         return self._wrapped[0] if self._wrapped else self
 
+    @overload
+    def get_eval_model(self, module: nn.Module | None = None, ema: Literal[False] = False) -> nn.Module: ...
+    @overload
+    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None: ...
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
         """Return the student, or with `ema` its average; None if there is no average."""
         module = module or self.get_trainable_module(ema=ema)
@@ -153,7 +169,12 @@ class StudentTask(TrainingTask):
     def compile(  # type: ignore[override]
         self, backend: str = "inductor", mode: str | None = None, **options: Any
     ) -> nn.Module:
-        """Compile the step and the student in place, without wrappers and their prefixes; return the student."""
+        """Compile the step and the student in place, without wrappers and their prefixes; return the student.
+
+        Raises:
+            UserError: `prepare_distributed` was called before; it has to come last.
+        """
+        self._refuse_distributed()
         self._wrapped = (_Step(self),)
         for module in (*self._wrapped, self.student):
             module.compile(backend=backend, mode=mode, **options)
@@ -167,10 +188,19 @@ class StudentTask(TrainingTask):
         return model
 
     def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> "StudentTask":
-        """Let DDP average the gradients of all processes; call it after `compile`."""
+        """Let DDP average the gradients of all processes; call it once, after `compile`.
+
+        Raises:
+            UserError: It was called before.
+        """
+        self._refuse_distributed()
         module = self._wrapped[0] if self._wrapped else _Step(self)
         self._wrapped = (DistributedDataParallel(module, device_ids=device_ids, **ddp_kwargs),)
         return self
+
+    def _refuse_distributed(self) -> None:
+        if self._wrapped and isinstance(self._wrapped[0], DistributedDataParallel):
+            raise UserError("The task is distributed already: call compile first, then prepare_distributed once.")
 
     def no_weight_decay(self) -> set[str]:
         """Return the parameters that the student exempts from weight decay, for `timm.optim.create_optimizer_v2`."""

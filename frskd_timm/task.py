@@ -110,7 +110,7 @@ class FRSKDTask(DistillationTask):
     def create(
         cls,
         student: nn.Module,
-        input_size: tuple[int, int, int],
+        input_size: Sequence[int],
         num_classes: int,
         *,
         self_teacher: str = DEFAULT.self_teacher,
@@ -148,13 +148,15 @@ class FRSKDTask(DistillationTask):
         if not isinstance(input_size, Sequence) or len(input_size) != 3:
             raise UserError(f"input_size must be (channels, height, width), not {input_size!r:.60}.")
         if getattr(student, "num_classes", num_classes) != num_classes:
-            raise UserError(f"The student has {student.num_classes} classes, not {num_classes}.")
+            hint = "create it with num_classes, or call its reset_classifier"
+            raise UserError(f"The student has {student.num_classes} classes, not {num_classes!r}: {hint}.")
         if num_classes < 2:
             raise UserError(f"The student has {num_classes} classes: create it with at least 2.")
         loss_class: Any = None if beta == 0 else FEATURE_LOSSES.get(feature_loss)
         preactivation = bool(getattr(loss_class, "preactivation", False))
-        pyramid = Pyramid(student, input_size, max_levels, preactivation)
-        limit = cache(lambda: cost(student, sample_images(student, input_size)))
+        size = (input_size[0], input_size[1], input_size[2])
+        pyramid = Pyramid(student, size, max_levels, preactivation)
+        limit = cache(lambda: cost(student, sample_images(student, size)))
 
         def fits(teacher: nn.Module) -> bool:
             shapes = zip(pyramid.channels, pyramid.sizes, strict=True)
@@ -164,8 +166,8 @@ class FRSKDTask(DistillationTask):
         teacher_arguments = {"depth": DEFAULT.teacher_depth, "fits": fits, **(teacher_options or {})}
         teacher_arguments["preactivation"] = preactivation or None
         teacher = create_self_teacher(self_teacher, pyramid.channels, num_classes, **teacher_arguments)
-        if sla and input_size[1] != input_size[2]:
-            raise UserError(f"SLA rotates the images, so they must be square, not {input_size[1]}x{input_size[2]}.")
+        if sla and size[1] != size[2]:
+            raise UserError(f"SLA rotates the images, so they must be square, not {size[1]}x{size[2]}.")
         heads = SLAHeads(pyramid.channels[-1], teacher.channels[-1], num_classes) if sla else None
         try:
             feature = loss_class and loss_class(pyramid.channels, teacher)

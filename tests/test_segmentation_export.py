@@ -120,7 +120,7 @@ def test_backbone_is_a_timm_checkpoint(trained: SegmentationStudent, tmp_path: P
     config = json.loads((folder / "config.json").read_text())
     config["pretrained_cfg"]["mean"] = 0.5
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"mean and std are lists of numbers, not 0\.5"):
+    with pytest.raises(UserError, match=r"mean must be a list of numbers, not 0\.5"):
         create_segmentation_student(f"local-dir:{folder}", 9, channels=8)
 
 

@@ -53,6 +53,8 @@ def replacing(folder: Path, refuse: Callable[[Path], None] | None = None) -> Ite
     try:
         yield aside
         (_replace_files if stays else _replace_folder)(folder, aside)
+    except UserError as error:  # the temporary folder will be gone
+        raise UserError(str(error).replace(str(aside), str(folder))) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

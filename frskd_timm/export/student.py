@@ -69,7 +69,7 @@ def export_student(
         mean: Mean per channel for images in 0..1.
         std: Standard deviation per channel for images in 0..1.
         model_name: Name that the student was created with, if its own configuration lacks it.
-        interpolation: Resizing filter in validation: `bicubic`, `bilinear` or `nearest`.
+        interpolation: Resizing filter in validation: `bicubic`, `bilinear`, `nearest`, `lanczos`, `box` or `hamming`.
         crop_pct: Fraction of the resized image's side that validation keeps.
         crop_mode: Crop mode in validation: `center`, `squash` or `border`.
         label_names: One name per class, in the order of the logits.
@@ -125,7 +125,10 @@ def _architecture_name(model: nn.Module, model_name: str | None) -> str:
     """Return the name under which plain timm, or else this package, creates the model; raise UserError without one."""
     cfg = getattr(model, "pretrained_cfg", None)
     if not isinstance(cfg, dict) or not hasattr(model, "num_classes") or not hasattr(model, "num_features"):
-        raise UserError(f"{type(model).__name__} cannot be exported: it is not a model made by timm.create_model.")
+        hint = ": give task.student" if hasattr(model, "student") else ""
+        raise UserError(
+            f"{type(model).__name__} cannot be exported: it is not a model made by timm.create_model{hint}."
+        )
     name = (model_name or cfg.get("architecture") or "").split(".")[0]
     if not is_model(name):
         raise UserError(f"timm does not know model_name {name!r}: give the name that the student was created with.")
@@ -134,6 +137,8 @@ def _architecture_name(model: nn.Module, model_name: str | None) -> str:
 
 def _facts(tag: str, license: str | None, description: str | None, method: str) -> dict[str, str]:
     """Return the fields of a timm config that describe the weights; with method `ce` the paper is not cited."""
+    if method not in ("frskd", "ce"):
+        raise UserError(f"method must be 'frskd' or 'ce', not {method!r:.60}.")
     facts = {"tag": tag, "license": license, "description": description}
     if method == "frskd":
         facts |= {"paper_name": PAPER_NAME, "paper_ids": PAPER_ID}
@@ -232,7 +237,8 @@ def export_backbone(
 def _plain(student: nn.Module) -> SegmentationStudent:
     student = unwrap_model(student)
     if not isinstance(student, SegmentationStudent):
-        raise UserError(f"{type(student).__name__} is not a SegmentationStudent.")
+        hint = ": give task.student" if hasattr(student, "student") else ""
+        raise UserError(f"{type(student).__name__} is not a SegmentationStudent{hint}.")
     return student
 
 

@@ -12,7 +12,7 @@ from frskd_timm.errors import UserError
 from frskd_timm.losses.functional import UNLABELLED, missing_label, weighted_mean
 
 
-def weights_of_classes(weights: Sequence[float] | None, num_classes: int) -> Tensor | None:
+def weights_of_classes(weights: Sequence[float] | Tensor | None, num_classes: int) -> Tensor | None:
     """Return class weights as a tensor [K], None for equal weights; raise UserError if they do not fit."""
     if weights is None:
         return None
@@ -63,6 +63,9 @@ class LabelLoss(nn.Module):
             multiply the losses without normalisation: give weights with a mean of 1.
         **options: Further arguments of the binary loss: `sum_classes`, `target_threshold` (targets above it become 1,
             the others 0) and `pos_weight`.
+
+    Raises:
+        UserError: The class weights do not fit, or there are options without `binary`.
     """
 
     class_weights: Tensor | None
@@ -71,12 +74,14 @@ class LabelLoss(nn.Module):
         self,
         num_classes: int,
         smoothing: float = 0.0,
-        class_weights: Sequence[float] | None = None,
+        class_weights: Sequence[float] | Tensor | None = None,
         *,
         binary: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
+        if options and not binary:
+            raise UserError(f"{', '.join(options)} has no effect without binary=True.")
         self.smoothing = smoothing
         weights = weights_of_classes(class_weights, num_classes)
         self.register_buffer("class_weights", weights, persistent=False)

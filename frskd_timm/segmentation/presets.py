@@ -36,6 +36,8 @@ def create_segmentation_student(
     Raises:
         UserError: The model is unknown, has no usable maps, or its weights are not available.
     """
+    if not isinstance(name, str):
+        raise UserError(f"name must be that of a timm model, such as 'resnet18', not {type(name).__name__}.")
     arguments = {**PRESETS.get(name, {"backbone": name}), **arguments}
     weights = arguments["backbone"]
     cfg: dict[str, Any] = {}

@@ -1,6 +1,5 @@
 """Segmentation students: any timm backbone with the decoder of the segmentation experiments of FRSKD."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.functional import normalize, pil_to_tensor
 
-from frskd_timm.errors import UserError, first_line
+from frskd_timm.errors import UserError
 from frskd_timm.lookup import hub_name
 from frskd_timm.pixels import to_8_bits
 from frskd_timm.probing import evaluating, sample_images
+from frskd_timm.segmentation.arguments import as_json, check_place, names_of_classes, per_channel
 from frskd_timm.segmentation.backbone import create_backbone, find_multiple, find_pyramid
 from frskd_timm.segmentation.decoder import EXTRA_LEVELS, FeaturePyramid, SumBiFPN, pixel_classifier, pixel_head
 
@@ -89,20 +89,14 @@ class SegmentationStudent(
         backbone_args: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        names = _names(class_names, num_classes)
+        names = names_of_classes(class_names, num_classes)
         if layers < 1:
             raise UserError(f"layers must be at least 1, not {layers}.")
-        try:
-            given = json.loads(json.dumps(backbone_args or {}))  # as it will be loaded
-        except TypeError as error:
-            raise UserError(
-                f"config.json cannot hold these backbone_args ({first_line(error)}): use plain Python numbers, "
-                "and names instead of classes, such as act_layer='silu'."
-            ) from None
+        given = as_json(backbone_args)
         self.backbone_name, self.num_classes, self.in_chans = backbone, int(num_classes), int(in_chans)
         self.channels = int(channels)
-        self.mean = _per_channel(mean, IMAGENET_DEFAULT_MEAN, in_chans)
-        self.std = _per_channel(std, IMAGENET_DEFAULT_STD, in_chans)
+        self.mean = per_channel("mean", mean, IMAGENET_DEFAULT_MEAN, in_chans)
+        self.std = per_channel("std", std, IMAGENET_DEFAULT_STD, in_chans)
         self.class_names = names
         self.backbone, self.backbone_args = create_backbone(backbone, in_chans, given)
         self.probe, pyramid = find_pyramid(self.backbone, in_chans, self.backbone_args)
@@ -140,12 +134,18 @@ class SegmentationStudent(
         return super().save_pretrained(save_directory, config=config or self.config(), **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *, strict: bool = True, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, strict: bool = True, **kwargs: Any
+    ) -> "SegmentationStudent":
         """Load a student from a folder or from `OWNER/NAME[@REVISION]` on the Hub; see `huggingface_hub.ModelHubMixin`.
 
         `strict`: refuse weights that are incomplete; otherwise those that are missing keep their random values.
+
+        Raises:
+            UserError: The folder does not exist or holds no segmentation student.
         """
         name, revision = hub_name(str(pretrained_model_name_or_path))
+        check_place(name)
         return super().from_pretrained(name, strict=strict, **{"revision": revision, **kwargs})
 
     def reset_classifier(self, num_classes: int, class_names: Sequence[str] | None = None) -> None:
@@ -154,7 +154,7 @@ class SegmentationStudent(
         Raises:
             UserError: There are not as many names as classes.
         """
-        names, weight = _names(class_names, num_classes), next(self.parameters())
+        names, weight = names_of_classes(class_names, num_classes), next(self.parameters())
         self.head[-1] = pixel_classifier(num_classes).to(weight.device, weight.dtype)
         self.num_classes, self.class_names = int(num_classes), names
 
@@ -277,24 +277,3 @@ class SegmentationStudent(
         with evaluating(self):
             logits = self(normalize(pixels / 255, self.mean, self.std)[None])
         return logits.argmax(dim=1)[0].cpu()
-
-
-def _names(class_names: Sequence[str] | None, num_classes: int) -> list[str]:
-    """Return the names, empty if there are none; raise UserError if there are not as many as classes."""
-    names = [] if class_names is None else [*map(str, class_names)]
-    if class_names is not None and len(names) != num_classes:
-        raise UserError(f"class_names has {len(names)} names, but there are {num_classes} classes.")
-    return names
-
-
-def _per_channel(values: Sequence[float] | None, default: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Return one value per channel."""
-    if values is None:
-        return default if channels == 3 else (sum(default) / 3,) * channels
-    try:
-        numbers = tuple(map(float, values))
-    except (TypeError, ValueError):
-        raise UserError(f"mean and std are lists of numbers, not {values!r:.60}.") from None
-    if len(numbers) not in (1, channels):
-        raise UserError(f"mean and std take one number, or {channels} (one per channel), not {len(numbers)}.")
-    return numbers * (channels // len(numbers))

@@ -19,6 +19,14 @@ from frskd_timm.student_task import CrossEntropyTask, StudentTask
 from frskd_timm.teachers import SelfTeacher, check_outputs
 
 
+def _checked(student: nn.Module) -> nn.Module:
+    if not isinstance(student, SegmentationStudent):
+        raise UserError(
+            f"student must be a SegmentationStudent, not {type(student).__name__}: use create_segmentation_student."
+        )
+    return student
+
+
 class _PixelTask(StudentTask):
     """Base class of tasks with one class per pixel; their `label_loss` is a `LabelLoss`."""
 
@@ -43,7 +51,7 @@ class SegmentationCrossEntropyTask(_PixelTask, CrossEntropyTask):
         class_weights: Sequence[float] | None = None,
         smoothing: float = DEFAULT.smoothing,
     ) -> None:
-        super().__init__(student, smoothing)
+        super().__init__(_checked(student), smoothing)
         self.use_class_weights(class_weights)
         student.use_bottom_up(False)
 
@@ -73,7 +81,7 @@ class SegmentationTask(_PixelTask, DistillationTask):
         class_weights: Sequence[float] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(student, self_teacher, feature_loss, **(DEFAULT.task_options() | options))
+        super().__init__(_checked(student), self_teacher, feature_loss, **(DEFAULT.task_options() | options))
         self.use_class_weights(class_weights)
         trains_decoder = self.teacher_gradient > 0 and not self_teacher.beside_decoder
         student.use_bottom_up(self.feature_loss is not None or trains_decoder)
@@ -104,6 +112,7 @@ class SegmentationTask(_PixelTask, DistillationTask):
             UserError: A name is unknown, the feature loss needs maps before their activation, or a feature loss other
                 than the default is given for a self-teacher that uses none.
         """
+        _checked(student)
         teacher_class: Any = SEGMENTATION_TEACHERS.get(self_teacher)
         teacher = teacher_class(student.channels, student.num_levels, student.num_classes, teacher_repeats)
         if teacher.beside_decoder and teacher_repeats != DEFAULT.teacher_repeats:

@@ -70,8 +70,10 @@ class ClassificationJob(Job):
         labels, outputs = self.settings.labels, int(student.num_classes)  # type: ignore[arg-type]
         if not (labels.class_weights or labels.bce_loss):
             return None
-        binary: dict[str, Any] = {"binary": labels.bce_loss, "sum_classes": labels.bce_sum}
-        binary |= {"target_threshold": labels.bce_target_thresh, "pos_weight": labels.bce_pos_weight}
+        binary: dict[str, Any] = {}
+        if labels.bce_loss:
+            binary = {"binary": True, "sum_classes": labels.bce_sum, "pos_weight": labels.bce_pos_weight}
+            binary["target_threshold"] = labels.bce_target_thresh
         return LabelLoss(outputs, labels.smoothing, self.class_weights(data, outputs), **binary)
 
     @classmethod

@@ -1,0 +1,162 @@
+"""What users of the Python interface hear about mistakes, and what type checkers know of it."""
+
+import sys
+from pathlib import Path
+
+import networks
+import pytest
+import timm
+import torch
+from conftest import run_script
+from torch import nn
+
+import frskd_timm
+from frskd_timm import FRSKDTask, UserError, export_student, load_student
+from frskd_timm.augment import TwoViews
+from frskd_timm.losses.labels import LabelLoss
+from frskd_timm.segmentation import (
+    SegmentationCrossEntropyTask,
+    SegmentationStudent,
+    SegmentationTask,
+    create_segmentation_student,
+)
+from frskd_timm.student_task import CrossEntropyTask
+
+SIZE = (3, 32, 32)
+IMAGES, TARGET = torch.randn(4, *SIZE), torch.tensor([0, 1, 2, 3])
+EXPORT = {"tag": "x", "input_size": SIZE, "mean": (0.5,) * 3, "std": (0.2,) * 3}
+
+
+def create(**options) -> FRSKDTask:
+    return FRSKDTask.create(networks.create("test_resnet"), SIZE, 5, **options)
+
+
+def test_a_task_is_distributed_once_and_last() -> None:
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
+    try:
+        task = create()
+        task.compile(backend="eager")
+        task.prepare_distributed()
+        for again in (task.prepare_distributed, task.compile):
+            with pytest.raises(UserError, match="distributed already: call compile first"):
+                again()
+        assert isinstance(task.get_trainable_module(), nn.parallel.DistributedDataParallel)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_progress_is_a_fraction() -> None:
+    task = create()
+    for epoch in (2, -1):
+        with pytest.warns(UserWarning, match=rf"fraction of the run, 0 to 1, not {epoch}\."):
+            task.set_progress(epoch)
+
+
+def test_views_are_for_the_clean_view() -> None:
+    views = TwoViews(IMAGES, IMAGES, TARGET, None)
+    with pytest.raises(UserError, match="must be a tensor of images"):
+        create().train()(views, TARGET)
+    with pytest.raises(UserError, match=r"must be an augment\.TwoViews"):
+        create(teacher_view="clean").train()(IMAGES, TARGET)
+
+
+def test_a_replaced_classifier_is_explained(tmp_path: Path) -> None:
+    student = networks.create("test_resnet")
+    student.fc = nn.Linear(student.num_features, 7)
+    with pytest.raises(UserError, match=r"has 5 classes, not 7: create it with num_classes, or .*reset_classifier"):
+        FRSKDTask.create(student, SIZE, 7)
+    with pytest.raises(UserError, match=r"does not return 5 logits per image: .*reset_classifier"):
+        FRSKDTask.create(student, SIZE, 5)
+    with pytest.raises(UserError, match=rf"^The student in {tmp_path / 'student'} has shapes"):
+        export_student(student, tmp_path / "student", **EXPORT)
+
+
+def test_the_baseline_checks_what_frskd_checks() -> None:
+    with pytest.raises(UserError, match=r"smoothing must be from 0 to below 1, not -0\.5"):
+        CrossEntropyTask(networks.create("test_resnet"), smoothing=-0.5)
+    with pytest.raises(UserError, match="ResNet has no classifier: create it with num_classes"):
+        CrossEntropyTask(timm.create_model("test_resnet", num_classes=0))
+    with pytest.raises(UserError, match=r"^sum_class has no effect without binary=True\.$"):
+        LabelLoss(5, sum_class=True)
+    with pytest.raises(UserError, match="Unknown gate 'bogus'; choose from none, advantage"):
+        create(gate="bogus")
+
+
+def test_what_is_exported_is_the_student(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"made by timm\.create_model: give task\.student\.$"):
+        export_student(create(), tmp_path / "student", **EXPORT)
+    with pytest.raises(UserError, match="method must be 'frskd' or 'ce', not 'kd'"):
+        export_student(networks.create("test_resnet"), tmp_path / "student", **EXPORT, method="kd")
+    export_student(networks.create("test_resnet"), tmp_path / "student", **EXPORT)
+    assert load_student(tmp_path / "student")(IMAGES).shape == (4, 5)
+
+
+def test_segmentation_needs_its_own_student(tmp_path: Path) -> None:
+    backbone = networks.create("test_resnet")
+    for use in (SegmentationTask.create, SegmentationCrossEntropyTask):
+        with pytest.raises(UserError, match=r"must be a SegmentationStudent, .*: use create_segmentation_student"):
+            use(backbone)
+    with pytest.raises(UserError, match="name must be that of a timm model"):
+        create_segmentation_student(backbone, 3)  # type: ignore[arg-type]
+    for arguments, sentence in (
+        ({"mean": (128,) * 3}, r"mean must be for images in 0\.\.1"),
+        ({"std": (0, 0, 0)}, r"std must be for images in 0\.\.1"),
+        ({"num_classes": 0}, "num_classes must be at least 1, not 0"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            create_segmentation_student("test_resnet", **{"num_classes": 3, **arguments})
+    run = tmp_path / "run"
+    create_segmentation_student("test_resnet", 3, channels=8).save_pretrained(run / "student")
+    export_student(backbone, tmp_path / "classifier", **EXPORT)
+    for place, sentence in (
+        (run, rf"no segmentation student in {run}: give {run / 'student'}\."),
+        (tmp_path / "classifier", "no segmentation student in .*classifier"),
+        (tmp_path / "nothing", "There is no folder .*nothing"),
+        ("runs/x/student", "There is no folder runs/x/student"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            SegmentationStudent.from_pretrained(place)
+    assert SegmentationStudent.from_pretrained(run / "student").num_classes == 3
+
+
+def test_completion_shows_the_public_names() -> None:
+    assert {"segmentation", "losses", "FRSKDTask", "load_student"} <= set(dir(frskd_timm))
+    assert not {"import_module", "Any", "TYPE_CHECKING"} & set(dir(frskd_timm))
+    run_script(sys.executable, "-c", "import frskd_timm; frskd_timm.segmentation.SegmentationTask; frskd_timm.export")
+
+
+TYPED = """
+import timm
+from torch import Tensor, nn
+from frskd_timm import FRSKDTask, export_student
+from frskd_timm.losses.labels import LabelLoss
+from frskd_timm.pyramid import Pyramid
+from frskd_timm.segmentation import SegmentationStudent
+
+
+def use(student: nn.Module, images: Tensor, weights: Tensor) -> tuple[nn.Module, Tensor, int]:
+    task = FRSKDTask.create(student, [3, 64, 64], 5)
+    task.label_loss = LabelLoss(5, 0.1, weights)
+    maps, logits = Pyramid(student, (3, 64, 64))(student, images)
+    export_student(student, "out", tag="x", input_size=(3, 64, 64), mean=(0.5,), std=(0.2,))
+    return task.get_eval_model().eval(), logits.softmax(1), SegmentationStudent.from_pretrained("a").num_classes
+"""
+
+
+@pytest.mark.long
+def test_type_checkers_know_the_interface(tmp_path: Path) -> None:
+    (tmp_path / "good.py").write_text(TYPED)
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--follow-imports=silent",
+        "--cache-dir",
+        str(tmp_path / "cache"),
+    ]
+    good = run_script(*command, tmp_path / "good.py", check=False).stdout
+    assert "Success" in good, good
+    (tmp_path / "bad.py").write_text("from frskd_timm import FRSKDTsk\n")
+    bad = run_script(*command, tmp_path / "bad.py", check=False).stdout
+    assert 'has no attribute "FRSKDTsk"' in bad, bad
