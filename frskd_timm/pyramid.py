@@ -155,7 +155,7 @@ def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[int
         classes: Any = getattr(model, "num_classes", 0)
         if classes:
             if not isinstance(logits, Tensor) or logits.shape != (1, classes):
-                hint = "replace a classifier with reset_classifier"
+                hint = "it must be a classifier of timm, whose classes reset_classifier changes"
                 raise UserError(f"{name} does not return {classes} logits per image: {hint}.")
             again = model.forward_head(final)  # type: ignore[operator]
             if not torch.allclose(again.float(), logits.float(), rtol=1e-3, atol=1e-4, equal_nan=True):
