@@ -213,7 +213,7 @@ def test_what_cannot_be_a_student_is_told_in_a_sentence() -> None:
     with pytest.raises(UserError, match="classifies from more than its last feature map"):
         Pyramid(TwoHeads(), (3, 64, 64))
     for limit in (1, 0, -1):
-        sentence = rf"at least 2 feature maps: ResNet has 5, and the limit \(feature_levels\) is {limit}"
+        sentence = rf"at least 2 feature maps: ResNet has 5, and the limit \(--feature-levels, max_levels\) is {limit}"
         with pytest.raises(UserError, match=sentence):
             Pyramid(create("test_resnet"), (3, 64, 64), max_levels=limit)
     vit = create("test_vit", img_size=160)
