@@ -59,8 +59,7 @@ def plain_dataset(name: str, folder: Path, rehearsal: bool = False) -> str:
     }
     path = folder / name
     if not path.exists():
-        with whole(path) as place:
-            makers[name](place)
+        makers[name](path)
     return str(path)
 
 

@@ -274,10 +274,11 @@ def test_every_picture_of_the_card_is_published(student, tmp_path):
 ![](code.png)
 ```
 ![](data:image/png;base64,AAAA) ![](https://example.com/d.png) <img src="//example.com/e.png">"""
-    with (folder / "README.md").open("a", encoding="utf-8") as file:
-        file.write(shown)
+    card = folder / "README.md"
+    card.write_text(card.read_text(encoding="utf-8") + shown, encoding="utf-8-sig")  # the mark of Windows editors
     assert names < set(check_folder(folder))
     assert set(check_folder(folder)) - names == set(check_folder(student))
     said: list[str] = []
     push_student(folder, REPO, dry_run=True, say=said.append)
     assert "Not uploaded, because they are neither part of a student nor shown on its card: notes.png." in said
+    assert not any("states no licence" in line for line in said)

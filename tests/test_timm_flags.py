@@ -53,6 +53,8 @@ def test_class_weights_and_binary_cross_entropy_are_those_of_torch_and_timm() ->
         assert loss(LOGITS, torch.full_like(TARGET, -100)) == 0
     with pytest.raises(UserError, match="2 class weights for 3 classes"):
         LabelLoss(3, 0.1, [1.0, 2.0])
+    with pytest.raises(UserError, match="finite"):
+        LabelLoss(3, 0.1, [1.0, 2.0, float("nan")])
 
 
 def test_class_weights_follow_the_images_that_are_trained_on(places: Path, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Commands for maintainers: shipping weights, tables of the zoo, the sample, official splits."""
+"""Commands for maintainers: datasets and ImageNet weights to create, students to ship, tables of the zoo, the site."""

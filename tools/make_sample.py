@@ -14,7 +14,7 @@ import io
 import struct
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import datasets
@@ -25,6 +25,7 @@ from PIL import Image
 
 from frskd_timm.errors import UserError
 from frskd_train.data.source import SAMPLE_FOLDER, SAMPLE_HOMEPAGE, SAMPLE_LICENSE
+from tools.whole import whole
 
 CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -79,6 +80,25 @@ def to_dataset(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]) -> 
     return datasets.Dataset.from_dict(rows, info=info)
 
 
+def read_splits(folder: Path, per_class: Mapping[str, int] | None = None) -> datasets.DatasetDict:
+    """Read the four IDX files of a folder: all images, or a number per class of each split.
+
+    Raises:
+        UserError: A file is missing or damaged.
+    """
+    splits = datasets.DatasetDict()
+    for split, prefix in FILES.items():
+        try:
+            images, labels = (read_idx(folder / f"{prefix}-{kind}") for kind in KINDS)
+        except (OSError, EOFError, ValueError, IndexError, struct.error, zlib.error) as error:
+            raise UserError(f"The files of --idx-dir could not be read: {error}.") from error
+        if per_class is not None:
+            rows = choose_rows(labels, per_class[split], f"frskd fashion-mnist {split}")
+            images, labels = images[rows], labels[rows]
+        splits[split] = to_dataset(images, labels)
+    return splits
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the sample, or the whole dataset with `--full`."""
     parser = argparse.ArgumentParser(description="Create the Fashion-MNIST sample from the original IDX files.")
@@ -88,24 +108,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--full", type=Path, help="write all images to this folder with save_to_disk instead")
     options = parser.parse_args(arguments)
-    if options.full is not None and options.full.exists() and any(options.full.iterdir()):
-        raise UserError(f"The folder {options.full} is not empty.")
-
-    splits = {}
-    for split, prefix in FILES.items():
-        try:
-            images, labels = (read_idx(options.idx_dir / f"{prefix}-{kind}") for kind in KINDS)
-        except (OSError, EOFError, ValueError, IndexError, struct.error, zlib.error) as error:  # missing or damaged
-            raise UserError(f"The files of --idx-dir could not be read: {error}.") from error
-        if options.full is None:
-            rows = choose_rows(labels, PER_CLASS[split], f"frskd fashion-mnist {split}")
-            images, labels = images[rows], labels[rows]
-        splits[split] = to_dataset(images, labels)
-
     if options.full is not None:
-        datasets.DatasetDict(splits).save_to_disk(options.full)
+        with whole(options.full) as place:
+            splits = read_splits(options.idx_dir)
+            splits.save_to_disk(place)
         print(f"{options.full}: {len(splits['train']):,} training and {len(splits['test']):,} test images")
         return
+    splits = read_splits(options.idx_dir, PER_CLASS)
     options.output.mkdir(parents=True, exist_ok=True)
     for split, dataset in splits.items():
         file = options.output / f"{split}.parquet"

@@ -12,16 +12,15 @@ from frskd_timm.errors import UserError
 from frskd_timm.losses.functional import UNLABELLED, missing_label, weighted_mean
 
 
-def weights_of_classes(weights: Sequence[float] | Tensor | None, num_classes: int) -> Tensor | None:
-    """Return class weights as a tensor [K], None for equal weights; raise UserError if they do not fit."""
-    if weights is None:
-        return None
-    if len(weights) != num_classes or min(weights) < 0 or max(weights) == 0:
+def _as_tensor(weights: Sequence[float] | Tensor, num_classes: int) -> Tensor:
+    """Return class weights as a tensor [K]; raise UserError if they do not fit."""
+    found = torch.tensor([float(weight) for weight in weights])
+    if len(found) != num_classes or not (found.isfinite() & (found >= 0)).all() or not found.any():
         raise UserError(
-            f"There are {len(weights)} class weights for {num_classes} classes; give one per class, none negative and "
-            "not all 0."
+            f"There are {len(found)} class weights for {num_classes} classes; give one finite number per class, none "
+            "negative and not all 0."
         )
-    return torch.tensor([float(weight) for weight in weights])
+    return found
 
 
 def trust(logits: Sequence[Tensor], target: Tensor) -> Tensor:
@@ -83,7 +82,7 @@ class LabelLoss(nn.Module):
         if options and not binary:
             raise UserError(f"{', '.join(options)} has no effect without binary=True.")
         self.smoothing = smoothing
-        weights = weights_of_classes(class_weights, num_classes)
+        weights = None if class_weights is None else _as_tensor(class_weights, num_classes)
         self.register_buffer("class_weights", weights, persistent=False)
         self.binary: BinaryCrossEntropy | None = None
         self.sum_classes = options.pop("sum_classes", False)

@@ -193,13 +193,7 @@ class WideResNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-_CFG = {
-    **CIFAR,
-    "num_classes": 1000,
-    "pool_size": (8, 8),
-    "first_conv": "conv1",
-    "classifier": "fc",
-}
+_CFG = {**CIFAR, "num_classes": 1000, "pool_size": (8, 8), "first_conv": "conv1", "classifier": "fc"}
 default_cfgs = generate_default_cfgs(with_weights({"wide_resnet16_2_frskd": _CFG}))
 
 

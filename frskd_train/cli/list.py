@@ -15,8 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     import frskd_timm  # noqa: F401  registers the students
 
-    weights = timm.list_pretrained("*_frskd")
     print("Students, with the tags of their pretrained weights:")
     for name in timm.list_models("*_frskd"):
-        print(" ", name, *(tag for model, tag in (weight.split(".", 1) for weight in weights) if model == name))
+        print(" ", name, *(weights.split(".", 1)[1] for weights in timm.list_pretrained(f"{name}.*")))
     print("Recipes:", *included_recipes(), sep="\n  ")

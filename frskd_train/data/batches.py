@@ -271,9 +271,6 @@ class ValBatches:
             places = np.array(list(group))
             self._batches += [places[first : first + batch_size] for first in range(0, len(places), batch_size)]
 
-    def __len__(self) -> int:
-        return len(self._batches)
-
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for images, targets in self._reader.run([(places, places) for places in self._batches]):
             yield self._normalize(images), targets.long()

@@ -137,10 +137,8 @@ def load_validation(
     split = choice.validation(classes, held_out)
     is_dense = split.targets.is_dense
     transform: SampleTransform = as_is if is_dense else EvalTransform(preprocessing)
-    mode = choose_mode(data, dense_bytes(split) if is_dense else len(split) * channels * height * width)
+    mode = choose_mode(data, lambda: dense_bytes(split) if is_dense else len(split) * channels * height * width)
     samples, unread = _samples(split, mode, transform, data)
-    if is_dense:
-        preprocessing = replace(preprocessing, input_size=(channels, *samples.source.sizes[0]))
     total, held = len(source.splits[split.name]), len(split.rows)
     whose = "the run held out" if held_out else "a run on these data would hold out, and another may have trained on"
     part = f"Of the {total} images of split {split.name}, {held} are scored, those that {whose}; "

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 
@@ -62,7 +63,7 @@ def read_voc(folder: Path) -> Read:
             notes.append(f"{file.name} is left out. {error}")
             continue
         if names:
-            splits[file.stem] = _pairs(images, masks)
+            splits[file.stem] = pairs(images, masks)
     if not splits:
         raise UserError(f"--dataset {folder} has {VOC_MASKS}, but no list of a split such as {VOC_LISTS}/train.txt.")
     is_voc = re.fullmatch(r"VOC(\d{4})?", folder.resolve().name, re.IGNORECASE)
@@ -132,7 +133,7 @@ def read_masks(folder: Path, folders: Mapping[str, tuple[Path, Path | None]]) ->
         used = {mask for (mask,) in found}
         if unused := sum(map(len, of_name.values())) - len(used):
             notes.append(f"{unused} mask(s) in {masks} belong to no image.")
-        splits[split] = _pairs([*map(stored_path, pictures)], [stored_path(mask) for (mask,) in found])
+        splits[split] = pairs([*map(stored_path, pictures)], [stored_path(mask) for (mask,) in found])
     return splits, _class_names(folder), tuple(notes)
 
 
@@ -146,7 +147,8 @@ def _stem(path: str, folder: Path) -> str:
     return os.path.splitext(os.path.relpath(path, folder.absolute()))[0]
 
 
-def _pairs(images: list[str], masks: list[str]) -> datasets.Dataset:
+def pairs(images: list[Any], masks: list[Any]) -> datasets.Dataset:
+    """Create a dataset of images and masks, given as paths or as `datasets.Image` encodes them."""
     features = datasets.Features(image=datasets.Image(), mask=datasets.Image())
     return datasets.Dataset.from_dict({"image": images, "mask": masks}, features=features)
 

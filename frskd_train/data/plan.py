@@ -1,7 +1,7 @@
 """Plans for sizing, storing, measuring and augmenting the images of a dataset, one for each kind of target."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -134,7 +134,7 @@ def _mode(data: DataSettings, settings: PreprocessingSettings, size: int) -> Mod
     one_by_one = [flag(name) for name in ONE_BY_ONE if getattr(settings, name)]
     if data.data_mode == "memory" and one_by_one:
         raise UserError(f"{one_by_one[0]} works on one image at a time, so --data-mode must be auto or stream.")
-    return "stream" if one_by_one else choose_mode(data, size)
+    return "stream" if one_by_one else choose_mode(data, lambda: size)
 
 
 def _notes(
@@ -177,7 +177,7 @@ class DensePlan:
             height, width = sizes.pop() if len(sizes) == 1 else (largest, largest)
             height, width = min(height, CROP), min(width, CROP)
         self.preprocessing = without_statistics(settings, (height, width), initial_cfg)
-        self.mode = choose_mode(data, dense_bytes(train, val) if data.data_mode == "auto" else 0)
+        self.mode = choose_mode(data, lambda: dense_bytes(train, val))
 
     def augmentation(
         self, preprocessing: Preprocessing, num_outputs: int, cache: Cache | None
@@ -193,11 +193,11 @@ class DensePlan:
 Plan = WholeImagePlan | DensePlan
 
 
-def choose_mode(data: DataSettings, size: float) -> Mode:
-    """Choose the mode by `--data-mode`; `auto` keeps decoded images in memory up to `--memory-limit`."""
+def choose_mode(data: DataSettings, size: Callable[[], float]) -> Mode:
+    """Choose the mode by `--data-mode`; `auto` keeps decoded images, of `size()` bytes, up to `--memory-limit`."""
     if data.data_mode != "auto":
         return data.data_mode
-    return "memory" if size <= data.memory_limit * 2**30 else "stream"
+    return "memory" if size() <= data.memory_limit * 2**30 else "stream"
 
 
 def dense_bytes(*splits: Split) -> int:

@@ -15,6 +15,7 @@ from PIL import Image
 from frskd_timm.pixels import to_8_bits
 from frskd_train.data.columns import Splits
 from frskd_train.data.images import Images
+from frskd_train.data.mask_folder import pairs
 from frskd_train.data.sampler import ROW_SEED, Rows
 
 SAMPLE_FOLDER = Path(__file__).parent / "fashion_mnist_sample"
@@ -57,9 +58,7 @@ class _ComposedSplits(UserDict[str, Any]):
         if isinstance(self.data[split], int):
             scenes = compose(split, self.data[split])
             images = [_uncompressed(image.transpose(1, 2, 0)) for image in scenes.images]
-            columns = {"image": images, "mask": [_uncompressed(mask) for mask in scenes.masks]}
-            features = datasets.Features(image=datasets.Image(), mask=datasets.Image())
-            self.data[split] = datasets.Dataset.from_dict(columns, features=features)
+            self.data[split] = pairs(images, [_uncompressed(mask) for mask in scenes.masks])
         return self.data[split]
 
 

@@ -13,12 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.folder import CARD
 from frskd_train.data.columns import Splits
-from frskd_train.data.folder import (
-    folders_in,
-    is_image_folder,
-    read_image_folder,
-    split_folders,
-)
+from frskd_train.data.folder import folders_in, is_image_folder, read_image_folder, split_folders
 from frskd_train.data.mask_folder import LAYOUTS, is_voc_folder, mask_folders, read_masks, read_voc
 from frskd_train.data.scenes import SAMPLE_FOLDER, compose_splits
 from frskd_train.data.tables import METADATA_HINT, has_metadata, has_tables, is_saved, read_tables

@@ -113,7 +113,7 @@ def _files_by_split(folder: Path, ending: str) -> Files:
     others = by_split.pop("", [])
     named: dict[str, set[str]] = {}  # the splits in each folder that is none itself
     for split, files in by_split.items():
-        for top in {Path(file).relative_to(folder).parts[0] for file in files} if split else ():
+        for top in {Path(file).relative_to(folder).parts[0] for file in files}:
             if (folder / top).is_dir() and not _split_of(Path(top)):
                 named.setdefault(top, set()).add(split)
     if len(several := sorted(top for top, splits in named.items() if len(splits) > 1)) > 1:

@@ -107,7 +107,7 @@ class PolicyTransform:
             raise UserError(f"--gaussian-blur-prob needs images of at least {BLUR // 2 + 1} pixels.")
         # The image may be too small to blur before it is fitted.
         fit_first = fitted.fit_picture if settings.gaussian_blur_prob else None
-        self._crop: Callable[[Any], Image.Image] | None = crop if resized_crop else fit_first
+        self._first: Callable[[Any], Image.Image] | None = crop if resized_crop else fit_first
         self._fit = fitted.fit
         self._is_random = resized_crop or bool(self._colours.transforms)
 
@@ -116,8 +116,8 @@ class PolicyTransform:
             random.seed(seed)
             np.random.seed(seed % 2**32)
             torch.default_generator.manual_seed(seed)
-        if self._crop is not None:
-            return pixels_of(self._colours(self._crop(sample.image))), sample.target
+        if self._first is not None:
+            return pixels_of(self._colours(self._first(sample.image))), sample.target
         return self._fit(self._colours(sample.image)), sample.target
 
 

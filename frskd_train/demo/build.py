@@ -126,7 +126,7 @@ def _describe(found: FoundStudent, size: tuple[int, int] | None) -> dict[str, An
 def _title(student: ExportedStudent) -> str:
     """Return the first heading of the card, or the architecture and tag."""
     card = student.path / CARD
-    text = ModelCard(card.read_text(encoding="utf-8")).text if card.is_file() else ""
+    text = ModelCard(card.read_text(encoding="utf-8-sig")).text if card.is_file() else ""
     found = re.search(r"^# (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
     tag = student.config.get("pretrained_cfg", {}).get("tag")
     return found[1] if found else f"{student.architecture}.{tag}" if tag else student.architecture
@@ -181,7 +181,9 @@ def _write_examples(pictures: Sequence[tuple[str, Image.Image]], folder: Path) -
 def _readme(student: ExportedStudent, description: Mapping[str, Any], repo_id: str | None) -> str:
     """Return the Space's card with the front matter that the Hub reads."""
     card = student.path / CARD
-    known: Any = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data if card.is_file() else {}
+    known: Any = (
+        ModelCard(card.read_text(encoding="utf-8-sig"), ignore_metadata_errors=True).data if card.is_file() else {}
+    )
     license: dict[str, Any] = {name: known.get(name) for name in ("license", "license_name")}
     data = SpaceCardData(
         title=description["title"],

@@ -1,5 +1,6 @@
 """Publish an exported student in one commit: check it first, then download and compare it."""
 
+import codecs
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from frskd_train.report.signature import signed
 
 ONNX = "onnx/model.onnx"  # where transformers.js and optimum look for it
 _OF_IMAGES = "attention.png", "examples.png", "segmentation.png"  # pictures that show validation images
-# Files of an older push, deleted if the new push lacks them. Other files belong to the owner.
 _LICENSE_FILES = "LICENSE", "LICENSE.md", "LICENSE.txt"
+# Files of an older push, deleted if the new push lacks them. Other files belong to the owner.
 _OPTIONAL = *_OF_IMAGES, "confusion.png", "curves.png", RECIPE, DATASET_CARD, EVAL_RESULTS
 # Pictures in Markdown and in HTML: names in brackets, with balanced parentheses, or in quotes.
 _SHOWN = re.compile(
@@ -97,7 +98,7 @@ def push_student(
     files = {name: (folder / name).read_bytes() for name in check_folder(folder)}
     for name in {CARD, EVAL_RESULTS} & files.keys():
         files[name] = files[name].replace(PLACEHOLDER.encode(), repo_id.encode())
-    files[CARD] = signed(files[CARD])
+    files[CARD] = signed(files[CARD].removeprefix(codecs.BOM_UTF8))  # with which the Hub would find no metadata
     if onnx:
         with TemporaryDirectory() as aside:
             path = export_onnx(folder, Path(aside) / "model.onnx", size=find_exported(str(folder)).image_size(img_size))

@@ -158,17 +158,19 @@ def set_aside_after(checkpoint: Path) -> None:
     if newer:
         for old in checkpoint.parent.glob("abandoned-*"):
             shutil.rmtree(old, ignore_errors=True)
-    for path in newer:
-        os.replace(path, path.with_name(f"abandoned-{path.name}"))
+    with disk_errors(checkpoint.parent):
+        for path in newer:
+            os.replace(path, path.with_name(f"abandoned-{path.name}"))
 
 
 def prune(folder: Path, keep: int, best: str | None) -> None:
     """Delete all but the newest `keep` checkpoints and the one named `best`."""
     _clear(folder)
-    for old in all_checkpoints(folder)[:-keep]:
-        if old.name != best:
-            # Renamed first, so that a partly deleted folder does not look like a checkpoint.
-            os.replace(old, folder / f"{ASIDE}{old.name}")
+    with disk_errors(folder, lambda: latest_checkpoint(folder)):
+        for old in all_checkpoints(folder)[:-keep]:
+            if old.name != best:
+                # Renamed first, so that a partly deleted folder does not look like a checkpoint.
+                os.replace(old, folder / f"{ASIDE}{old.name}")
     _clear(folder)
 
 

@@ -40,11 +40,12 @@ def parse_settings(args: Sequence[str]) -> Settings:
     args = _spelled_out(args)
     given = _given(args)
     last = {name: words[-1][0] for name, words in given.items() if words[-1]}
-    recipes = {path: read_yaml(path) for path in ([find_recipe(last["config"])] if "config" in last else [])}
-    own = next((content.get("output_dir") for content in recipes.values()), None)
+    recipe = find_recipe(last["config"]) if "config" in last else None
+    recipes = {} if recipe is None else {recipe: read_yaml(recipe)}
+    own = None if recipe is None else recipes[recipe].get("output_dir")
     folder = last.get("output_dir") or (None if own is None else os.path.expanduser(str(own)))
-    resumed = _resumed_config(last.get("resume"), folder)
-    recipes = {path: read_yaml(path) for path in ([] if resumed is None else [resumed])} | recipes
+    if (resumed := _resumed_config(last.get("resume"), folder)) is not None:
+        recipes = {resumed: read_yaml(resumed)} | recipes
     tasks = [*(recipe.get("task") for recipe in recipes.values()), last.get("task")]
     settings = default_settings(next((str(task) for task in reversed(tasks) if task), "classification"))
     for path, content in recipes.items():

@@ -17,17 +17,12 @@ _GONE = (
 )  # fmt: skip
 
 
-def is_failed_communication(error: Exception) -> bool:
+def _is_failed_communication(error: Exception) -> bool:
     """Return whether processes of the run could not communicate."""
     if os.environ.get("WORLD_SIZE", "1") in ("", "1"):
         return False
     words = ("gloo", "nccl", *_GONE)
     return isinstance(error, distributed.DistError) or any(word in str(error).lower() for word in words)
-
-
-def is_loss_of_a_process(error: Exception) -> bool:
-    """Return whether processes could not communicate because one of them had ended."""
-    return is_failed_communication(error) and any(word in str(error).lower() for word in _GONE)
 
 
 @contextmanager
@@ -37,11 +32,11 @@ def reporting_lost_processes() -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            if is_loss_of_a_process(error):
+            if not _is_failed_communication(error):
+                raise
+            if any(word in str(error).lower() for word in _GONE):
                 exit_after_another(f"Another process of this run ended ({first_line(error)}).")
-            if is_failed_communication(error):
-                exit_with_error(f"The processes could not communicate ({first_line(error)}).")
-            raise
+            exit_with_error(f"The processes could not communicate ({first_line(error)}).")
     except RuntimeError as error:  # a signal handler of torch raises it anywhere, even while another error is handled
         if not is_loss_of_a_worker(error):
             raise
