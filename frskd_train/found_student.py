@@ -25,7 +25,10 @@ def load_for_evaluation(model: str) -> tuple[nn.Module, Path | None]:
     """
     folder = _local_folder(model)
     if folder is not None:
-        return load_student(folder), _run_of(folder)
+        student = load_student(folder)
+        if not student.num_classes:
+            raise UserError(f"{folder} has no classifier to score: give the folder of a run or its student.")
+        return student, _run_of(folder)
     if model.startswith("hf-hub:") and _is_segmentation(model.removeprefix("hf-hub:")):
         return find_exported(model).student.load(), None
     default_cfg(model, pretrained=True)

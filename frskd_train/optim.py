@@ -162,7 +162,7 @@ def create_scheduler(settings: OptimizerSettings, optimizer: Optimizer, updates_
     options["decay_rate"] = settings.own_decay_rate
     # timm expects them in ascending order, and would decay one update early.
     options["decay_milestones"] = sorted(epoch + 0.5 / updates_per_epoch for epoch in settings.decay_milestones)
-    if settings.sched == "none":
+    if settings.sched == "none" or settings.epochs * updates_per_epoch == 1:  # not even the only update would train
         options["warmup_epochs"] = 0
     options |= {"num_epochs": settings.epochs, "updates_per_epoch": updates_per_epoch, "step_on_epochs": False}
     return create_scheduler_v2(optimizer, sched, **options)[0]

@@ -109,7 +109,7 @@ TWO_IMAGES = datasets.concatenate_datasets(
 MISTAKES: list[tuple[str, dict[str, datasets.Dataset], dict[str, Any]]] = [
     ("no image column", {"train": datasets.Dataset.from_dict({"text": ["a"] * 4, "label": [0, 1] * 2})}, {}),
     ("no label column", {"train": NO_LABELS}, {}),
-    ("several image columns", {"train": TWO_IMAGES}, {}),
+    ("several image columns .* --task segmentation", {"train": TWO_IMAGES}, {}),
     ("--input-key label", {"train": GOOD}, {"input_key": "label"}),
     ("--input-key photo", {"train": GOOD}, {"input_key": "photo"}),
     ("--target-key name", {"train": GOOD}, {"target_key": "name"}),

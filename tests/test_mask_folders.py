@@ -125,6 +125,9 @@ def test_images_and_masks_beside_each_other_are_the_same_data_as_in_vocs_layout(
         assert images.equal(wanted)
         assert masks.equal(wanted_masks)
     assert not data.notes
+    for place in LAYOUTS[layout]:
+        shutil.copytree(folder / place.format(split="train"), folder / place.format(split="extra"))
+    assert load(folder, img_size=(32,)).notes == ("Folders left out: extra.",)
 
 
 def test_without_splits_a_tenth_is_held_out(tmp_path: Path) -> None:
@@ -135,6 +138,7 @@ def test_without_splits_a_tenth_is_held_out(tmp_path: Path) -> None:
     data = load(folder, img_size=(32,))
     assert (data.num_train, data.num_val, data.class_names) == (9, 1, ["lawn", "roses", "pond"])
     assert any(note.startswith("1 mask(s) in") for note in data.notes)
+    assert "Folders left out: previews." in data.notes
 
 
 def test_cityscapes(tmp_path: Path) -> None:
@@ -165,6 +169,14 @@ def test_images_need_exactly_one_mask(tmp_path: Path) -> None:
     assert load(folder, img_size=(32,)).num_train == 6
     other.unlink()
     with pytest.raises(UserError, match=r"^1 image\(s\) in .*images have no mask of the same name in .*masks: p_0\.$"):
+        load(folder)
+    shutil.copy(mask.with_name("p_1.png"), mask.with_name("mask_0.png"))
+    with pytest.raises(UserError, match=r"It would be p_0.png or p_0_mask.png; there is mask_0.png\.$"):
+        load(folder)
+    mask.with_name("mask_0.png").rename(mask)
+    image = next((folder / "train" / "images").glob("p_0.*"))
+    Image.open(image).save(image.with_suffix(".bmp"))
+    with pytest.raises(UserError, match=r"^Two images in .*images have the same mask in .*masks: p_0\.$"):
         load(folder)
 
 

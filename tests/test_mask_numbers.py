@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from pictures import labels_of, load_masks, masked, save, voc_folder
-from PIL import Image
+from PIL import ExifTags, Image
 
 from frskd_timm.errors import UserError
 from frskd_train.data import load_validation
@@ -46,6 +46,32 @@ def test_foreground_of_255_is_found_in_every_split(tmp_path: Path) -> None:
         load_masks(folder)
     with pytest.raises(UserError, match=sentence):
         load_validation(DataSettings(str(folder)), PREPROCESSING, task="segmentation", classes=2)
+
+
+def test_blurred_foreground_of_255_is_noticed(tmp_path: Path) -> None:
+    def blurred(mask: np.ndarray) -> np.ndarray:
+        scaled = Image.fromarray(np.where(np.arange(mask.shape[1]) < 9, np.uint8(255), mask * np.uint8(0)))
+        return np.asarray(scaled.resize(scaled.size[::-1], Image.Resampling.BILINEAR))
+
+    folder = voc_folder(tmp_path / "garden")
+    rewrite(folder, blurred)
+    for path in (folder / "JPEGImages").iterdir():
+        Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)
+    with pytest.raises(UserError, match=r"mostly the labels 0 and 255, .* as if resizing had blurred them"):
+        load_masks(folder)
+    assert load_masks(folder, ignore_label=(255,)).num_classes > 100
+
+
+def test_missing_classes_and_turned_images_are_noted(tmp_path: Path) -> None:
+    folder = voc_folder(tmp_path / "garden")
+    (folder / "labels.txt").write_text("lawn\nroses\npond\nghost\n")
+    path = min((folder / "JPEGImages").iterdir())
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    Image.open(path).save(path, exif=exif)
+    turned, missing = load_masks(folder).notes
+    assert turned.startswith("1 of 6 training images are turned as their EXIF orientation says, and their masks must")
+    assert missing == "1 of 4 classes have no training image: ghost."
 
 
 def test_palettes_that_disagree_are_refused(tmp_path: Path) -> None:

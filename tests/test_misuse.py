@@ -116,7 +116,15 @@ def test_segmentation_needs_its_own_student(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=sentence):
             SegmentationStudent.from_pretrained(place)
-    assert SegmentationStudent.from_pretrained(run / "student").num_classes == 3
+    for classes in (1, 256):  # one logit, and a class whose number means no class
+        with pytest.raises(UserError, match=rf"has {classes} class\(es\), but its task needs 2 to 255"):
+            SegmentationTask.create(create_segmentation_student("test_resnet", classes, channels=8))
+    same, other = (SegmentationStudent.from_pretrained(run / "student", num_classes=number) for number in (3, 5))
+    kept = same.state_dict()
+    assert {name for name, value in other.state_dict().items() if not value.equal(kept[name])} == {
+        f"{other.classifier_name}.{kind}" for kind in ("weight", "bias")
+    }
+    assert other(IMAGES).shape[1] == other.num_classes == 5
 
 
 def test_completion_shows_the_public_names() -> None:

@@ -100,6 +100,10 @@ def test_scaled_learning_rates_need_no_schedule() -> None:
         assert base_lr(optimizer) == pytest.approx(0.1)
     assert found[0] == pytest.approx(found[1])
     assert min(found[0]) < 0.05
+    only = OptimizerSettings(lr=0.1, epochs=1, warmup_epochs=0.5)
+    optimizer = create_optimizer(only, task, CPU)
+    create_scheduler(only, optimizer, 1).step_update(0)
+    assert base_lr(optimizer) == pytest.approx(0.1)  # warming up would leave no update to train
 
 
 @pytest.mark.parametrize("layer_decay", [None, 0.5])

@@ -128,9 +128,11 @@ def test_picture_shows_truth_and_both_networks(tmp_path: Path) -> None:
     truth = scenes.masks.astype(np.int64)
     truth[:, :7] = 255
     blank = np.zeros_like(truth)
-    path = segmentation_picture(
-        scenes.images.transpose(0, 2, 3, 1), truth, truth, blank, names, tmp_path / "segmentation.png"
-    )
+    columns = {"truth": truth, "student": truth, "self-teacher": blank}
+    columns = {name: [masks[0], masks[1][:, 20:], *masks[2:]] for name, masks in columns.items()}  # of two sizes
+    first, second, *others = scenes.images.transpose(0, 2, 3, 1)
+    images = [first, second[:, 20:], *others]
+    path = segmentation_picture(images, columns, names, tmp_path / "segmentation.png")
     drawn = np.asarray(Image.open(path).convert("RGB")).astype(int)
     colours = class_colours(11).astype(int)
     assert len({tuple(colour) for colour in colours}) == 11

@@ -22,6 +22,7 @@ from frskd_timm.export.load import read_student
 from frskd_timm.segmentation import SegmentationStudent
 from frskd_train.data.mask_folder import VOC_CLASSES
 from frskd_train.errors import SettingsError
+from frskd_train.found_student import load_for_evaluation
 from frskd_train.report.evaluation import read_evaluation
 from frskd_train.settings import flat, parse
 from frskd_train.settings.recipe import write_recipe
@@ -108,6 +109,11 @@ def test_training_continues_from_a_whole_student(places: Path, whole_masks: Path
     job = choose_job(parse.parse_settings([*flags[:-1], str(weights), "--decoder-channels", "16"]))
     with pytest.raises(UserError, match=r"model.safetensors does not fit SegmentationStudent: .*such as"):
         job.build_student(job.load_data(job.initial_cfg()))
+
+
+def test_a_backbone_is_not_scored(whole_masks: Path) -> None:
+    with pytest.raises(UserError, match="backbone has no classifier to score: give the folder of a run or its student"):
+        load_for_evaluation(str(whole_masks / "backbone"))
 
 
 def test_the_baseline_stands_beside_it(places: Path) -> None:

@@ -139,14 +139,21 @@ class SegmentationStudent(
     ) -> "SegmentationStudent":
         """Load a student from a folder or from `OWNER/NAME[@REVISION]` on the Hub; see `huggingface_hub.ModelHubMixin`.
 
-        `strict`: refuse weights that are incomplete; otherwise those that are missing keep their random values.
+        `strict`: refuse weights that are incomplete; otherwise those that are missing keep their random values. Another
+        `num_classes` than that of the weights, with `class_names` or without, replaces the classifier as in timm.
 
         Raises:
             UserError: The folder does not exist or holds no segmentation student.
         """
         name, revision = hub_name(str(pretrained_model_name_or_path))
         check_place(name)
-        return super().from_pretrained(name, strict=strict, **{"revision": revision, **kwargs})
+        classes, names = kwargs.pop("num_classes", None), kwargs.pop("class_names", None)
+        student: SegmentationStudent = super().from_pretrained(name, strict=strict, **{"revision": revision, **kwargs})
+        if classes not in (None, student.num_classes):
+            student.reset_classifier(classes, names)
+        elif names is not None:
+            student.class_names = names_of_classes(names, student.num_classes)
+        return student
 
     def reset_classifier(self, num_classes: int, class_names: Sequence[str] | None = None) -> None:
         """Replace the last layer by one for other classes, with random weights.
@@ -178,6 +185,9 @@ class SegmentationStudent(
 
     def forward_features(self, images: Tensor, finest_only: bool = False) -> list[Tensor]:
         """Compute the decoder's maps from normalised images [B, in_chans, H, W] of any size.
+
+        Training with the default self-teacher, or without one, trains only the finest map: the last bottom-up pass,
+        which computes the others, keeps its random weights.
 
         Returns:
             `num_levels` maps [B, channels, H_i, W_i], fine to coarse; only the first one with `finest_only`.

@@ -24,6 +24,11 @@ def _checked(student: nn.Module) -> nn.Module:
         raise UserError(
             f"student must be a SegmentationStudent, not {type(student).__name__}: use create_segmentation_student."
         )
+    if not 2 <= student.num_classes <= IGNORED:
+        raise UserError(
+            f"The student has {student.num_classes} class(es), but its task needs 2 to {IGNORED}: a binary mask has 2, "
+            "background and foreground."
+        )
     return student
 
 

@@ -43,10 +43,11 @@ class BadImageError(UserError):
 
 
 class Header(NamedTuple):
-    """Facts about an image before decoding: upright height and width, (0, 0) if unreadable, and whether it is gray."""
+    """Facts about an image before decoding; `size` is its upright height and width, (0, 0) if it is unreadable."""
 
     size: tuple[int, int] = (0, 0)
     is_gray: bool = True
+    is_turned: bool = False  # or mirrored, as its EXIF orientation says
 
 
 class Images:
@@ -189,8 +190,9 @@ def _read_header(image: Image.Image) -> Header:
     orientation = 1
     with suppress(*DAMAGED_EXIF):
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    turned = orientation in (5, 6, 7, 8) and image.format != "TIFF"  # whose size Pillow gives as upright
-    return Header(image.size if turned else image.size[::-1], image.mode in GRAY_MODES)
+    lying = orientation in (5, 6, 7, 8) and image.format != "TIFF"  # whose size Pillow gives as upright
+    size = image.size if lying else image.size[::-1]
+    return Header(size, image.mode in GRAY_MODES, is_turned=orientation in range(2, 9))
 
 
 def in_blocks(work: Callable[[list[int]], Sequence[T]], items: list[int], title: str | None = None) -> Iterator[T]:

@@ -79,7 +79,8 @@ def load_data(
     cache = train_samples.source if isinstance(train_samples.source, Cache) else None
     transform, augmentation = plan.augmentation(resolved, num_outputs or len(targets.class_names), cache)
     digest = hashlib.sha256("\0".join(targets.class_names).encode() + train.digest() + val.digest())
-    empty, classes = train.empty_classes(train_samples.source.rows), len(targets.class_names)
+    decoded = cache.targets if cache is not None and isinstance(cache.targets, list) else ()
+    empty, classes = train.empty_classes(train_samples.source.rows, decoded), len(targets.class_names)
     others = [name for name in source.splits if name not in (train.name, *choice.unlabelled)]
     if val.name == train.name and others:
         notes.append(f"No split is named like a validation split; unused: {listed(others)} (see --val-split).")

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,8 @@ def read_masks(folder: Path, folders: Mapping[str, tuple[Path, Path | None]]) ->
         As `read_voc`. A split without masks, such as test images, is left out.
 
     Raises:
-        UserError: There are no masks to train on, an image has no mask or two, or `labels.txt` is not a list of names.
+        UserError: There are no masks to train on, an image has no mask, two, or that of another image, or `labels.txt`
+            is not a list of names.
     """
     splits, notes = {}, []
     for split, (images, masks) in folders.items():
@@ -117,24 +119,44 @@ def read_masks(folder: Path, folders: Mapping[str, tuple[Path, Path | None]]) ->
         if masks is None:
             notes.append(f"Split {split} is left out, because it has no masks.")
             continue
-        pictures = [*images_below(images)]
-        of_name: dict[str, list[str]] = {}
-        for mask in images_below(masks):
-            of_name.setdefault(_stem(mask, masks), []).append(mask)
-        stems = [_stem(picture, images).removesuffix(IMAGE_MARK) for picture in pictures]
-        found = [[mask for mark in MASK_MARKS for mask in of_name.get(stem + mark, [])] for stem in stems]
-        for number, problem in ((0, "no mask"), (2, "two masks")):
-            wrong = [_stem(i, images) for i, own in zip(pictures, found, strict=True) if min(len(own), 2) == number]
-            if wrong:
-                names = listed([printable(name) for name in wrong])
-                raise UserError(
-                    f"{len(wrong)} image(s) in {images} have {problem} of the same name in {masks}: {names}."
-                )
-        used = {mask for (mask,) in found}
-        if unused := sum(map(len, of_name.values())) - len(used):
-            notes.append(f"{unused} mask(s) in {masks} belong to no image.")
-        splits[split] = pairs([*map(stored_path, pictures)], [stored_path(mask) for (mask,) in found])
+        pictures, found, unused = _matched(images, masks)
+        if unused:
+            notes.append(f"{len(unused)} mask(s) in {masks} belong to no image.")
+        splits[split] = pairs([*map(stored_path, pictures)], [*map(stored_path, found)])
+    if left := _unused(folder, {sub for pair in folders.values() for sub in pair if sub is not None}):
+        notes.append(f"Folders left out: {listed(left)}.")
     return splits, _class_names(folder), tuple(notes)
+
+
+def _matched(images: Path, masks: Path) -> tuple[list[str], list[str], list[str]]:
+    """Return the images, their masks, and the masks of no image; raise UserError if an image has not one of its own."""
+    pictures, of_name = [*images_below(images)], defaultdict[str, list[str]](list)
+    for mask in images_below(masks):
+        of_name[_stem(mask, masks)].append(mask)
+    stems = [_stem(picture, images).removesuffix(IMAGE_MARK) for picture in pictures]
+    found = [[mask for mark in MASK_MARKS for mask in of_name.get(stem + mark, [])] for stem in stems]
+    used = {mask for own in found for mask in own}
+    unused = [mask for own in of_name.values() for mask in own if mask not in used]
+    for number, problem in ((0, "no mask"), (2, "two masks")):
+        wrong = [_stem(i, images) for i, own in zip(pictures, found, strict=True) if min(len(own), 2) == number]
+        if wrong:
+            names = listed([printable(name) for name in wrong])
+            text = f"{len(wrong)} image(s) in {images} have {problem} of the same name in {masks}: {names}."
+            if number == 0 and unused:
+                name, other = printable(wrong[0]), printable(os.path.relpath(unused[0], masks.absolute()))
+                text += f" It would be {name}.png or {name}_mask.png; there is {other}."
+            raise UserError(text)
+    if len(used) < len(pictures):
+        names = listed([printable(stem) for stem, count in Counter(stems).items() if count > 1])
+        raise UserError(f"Two images in {images} have the same mask in {masks}: {names}.")
+    return pictures, [mask for (mask,) in found], unused
+
+
+def _unused(folder: Path, used: set[Path]) -> list[str]:
+    """Return the names of folders with images beside those that are used, or beside the folders above these."""
+    above = {parent for sub in used for parent in sub.parents if parent.is_relative_to(folder)}
+    beside = [sub for parent in above for sub in folders_in(parent) if sub not in used | above]
+    return sorted({printable(sub.name) for sub in beside if any(images_below(sub))})
 
 
 def _child(folder: Path, names: Sequence[str]) -> Path | None:

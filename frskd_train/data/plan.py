@@ -158,7 +158,6 @@ class DensePlan:
 
     num_measured: ClassVar = 256
     evaluated = kept = staticmethod(as_is)
-    notes: ClassVar = ()
 
     def __init__(
         self,
@@ -178,6 +177,11 @@ class DensePlan:
             height, width = min(height, CROP), min(width, CROP)
         self.preprocessing = without_statistics(settings, (height, width), initial_cfg)
         self.mode = choose_mode(data, lambda: dense_bytes(train, val))
+        headers = train.images.headers(train.sample(LOOKED_AT).rows)
+        turned = sum(header.is_turned for header in headers)
+        part = f"{turned} of {len(headers)} training images" + (" looked at" if len(headers) < len(train) else "")
+        what = "turned as their EXIF orientation says, and their masks must fit the turned images"
+        self.notes = [f"{part} are {what}."] if turned else []
 
     def augmentation(
         self, preprocessing: Preprocessing, num_outputs: int, cache: Cache | None

@@ -72,9 +72,9 @@ class Split:
             else:
                 yield Sample(image, target)
 
-    def empty_classes(self, rows: Rows) -> list[str]:
-        """Return the names of classes without a row among `rows`, of masks only if their labels were counted before."""
-        counts = self.targets.known_counts(self.name, rows)
+    def empty_classes(self, rows: Rows, decoded: Sequence[Tensor] = ()) -> list[str]:
+        """Return the names of classes without a row among `rows`, of masks only if they were counted or are given."""
+        counts = self.targets.known_counts(self.name, rows, decoded)
         return [name for name, count in zip(self.targets.class_names, counts, strict=False) if not count]
 
     def digest(self) -> bytes:

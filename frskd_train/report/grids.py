@@ -1,6 +1,6 @@
 """Pictures of what networks see: attention maps over images, and predicted masks."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from frskd_timm.losses.functional import IGNORED
 from frskd_train.report.drawing import TEXT, font, short
 
 _GAP, _SIZE = 6, 16  # pixels between cells, and of the text
+_CELL = 240, 360  # the largest width and height of a picture of a mask
 _LEGEND_CLASSES, _LEGEND_COLUMNS = 24, 4  # with more classes the legend is omitted
 
 
@@ -49,35 +50,34 @@ def attention_picture(
 
 
 def segmentation_picture(
-    images: NDArray[np.uint8],
-    truth: NDArray[Any],
-    student: NDArray[Any],
-    self_teacher: NDArray[Any] | None,
+    images: Sequence[NDArray[np.uint8]],
+    masks: Mapping[str, Sequence[NDArray[Any]]],
     class_names: Sequence[str],
     path: str | Path,
 ) -> Path:
-    """Draw images with the ground truth and the predictions of two networks; return the path.
+    """Draw images with the ground truth and the predictions of networks; return the path.
 
     Args:
-        images: [N, H, W, 1 or 3].
-        truth: Classes [N, H, W]; pixels of `IGNORED` are white in every column.
-        student: Predicted classes [N, H, W].
-        self_teacher: Predicted classes [N, H, W]; None omits the column.
+        images: Each [H, W, 1 or 3], of any size.
+        masks: By the head of their column: first the true classes of each image [H, W], then predicted ones. Pixels
+            that are `IGNORED` in the truth are black in every column.
         class_names: One per class; the first is drawn in light grey.
         path: The PNG file to write.
     """
-    masks = {"truth": truth, "student": student} | ({} if self_teacher is None else {"self-teacher": self_teacher})
-    colours = class_colours(len(class_names))
-    size = 240, round(240 * images.shape[1] / images.shape[2])
-    rows = []
-    for row, image in enumerate(images):
-        hidden = truth[row][..., None] == IGNORED
-        drawn = [np.where(hidden, 255, colours[labels[row].clip(max=len(colours) - 1)]) for labels in masks.values()]
-        rows.append([_resized(image, size), *(_resized(picture.astype(np.uint8), size) for picture in drawn)])
+    colours = np.zeros((IGNORED + 1, 3), np.uint8)
+    colours[: len(class_names)] = class_colours(len(class_names))
+    rows, shown = [], set()
+    for image, *labels in zip(images, *masks.values(), strict=True):
+        height, width = image.shape[:2]
+        scale = min(_CELL[0] / width, _CELL[1] / height)
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        drawn = [np.where(labels[0] == IGNORED, IGNORED, own) for own in labels]
+        rows.append([_resized(image, size), *(_resized(colours[own], size) for own in drawn)])
+        shown |= {int(label) for own in drawn for label in np.unique(own)}
     picture = _grid(rows, ["image", *masks])
-    shown = sorted({int(label) for labels in masks.values() for label in np.unique(labels)} - {IGNORED})
     if len(shown) <= _LEGEND_CLASSES:
-        picture = _with_legend(picture, [(tuple(colours[label].tolist()), class_names[label]) for label in shown])
+        names = {**dict(enumerate(class_names)), IGNORED: "not labelled"}
+        picture = _with_legend(picture, [(tuple(colours[label].tolist()), names[label]) for label in sorted(shown)])
     picture.save(path)
     return Path(path)
 
@@ -96,24 +96,26 @@ def _grid(
     apart: Collection[int] = (),
     names: Sequence[str] = (),
 ) -> Image.Image:
-    """Arrange pictures of one size under heads, with more space before the columns `apart` and upright row names."""
-    width, height = rows[0][0].size
+    """Arrange rows of pictures under heads, with more space before the columns `apart` and upright row names."""
+    width = max(row[0].width for row in rows)
     left, top = _GAP + (_SIZE + _GAP) * bool(names), _GAP + (_SIZE + 4) * max(head.count("\n") + 1 for head in heads)
     places = [left]
     for column in range(1, len(heads) + 1):
         places.append(places[-1] + width + _GAP + (width // 6 if column in apart else 0))
-    grid = Image.new("RGB", (places[-1], top + (height + _GAP) * len(rows)), "white")
+    grid = Image.new("RGB", (places[-1], top + sum(row[0].height + _GAP for row in rows)), "white")
     draw = ImageDraw.Draw(grid)
     for head, x in zip(heads, places, strict=False):
         draw.text((x + width / 2, top - 4), head, TEXT, font(_SIZE), anchor="md", align="center")
+    y = top
     for number, row in enumerate(rows):
-        y = top + (height + _GAP) * number
+        height = row[0].height
         for picture, x in zip(row, places, strict=False):
-            grid.paste(picture, (x, y))
+            grid.paste(picture, (x + (width - picture.width) // 2, y))
         if names:
             upright = Image.new("RGB", (height, _SIZE + _GAP), "white")
             ImageDraw.Draw(upright).text((height / 2, 0), names[number], TEXT, font(_SIZE), anchor="ma")
             grid.paste(upright.rotate(90, expand=True), (_GAP // 2, y))
+        y += height + _GAP
     return grid
 
 

@@ -1,12 +1,12 @@
 """Semantic segmentation: a decoder on any timm backbone, one class per pixel, mean IoU."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from frskd_timm.errors import UserError
 from frskd_timm.export.folder import BACKBONE
@@ -107,12 +107,18 @@ class SegmentationJob(Job):
     def draw(self, folder: Path, data: TrainingData, task: StudentTask, student: nn.Module) -> list[Path]:
         task.eval()
         device = next(task.parameters()).device
-        images, truth = _first_full(data.val_batches(PICTURED, device=device))
-        outputs = task.predict(images, average=student.eval())
-        seen = {name: logits.argmax(dim=1).cpu().numpy() for name, logits in outputs.items()}
-        pixels, labels, path = data.preprocessing.to_bytes(images), truth.cpu().numpy(), folder / "segmentation.png"
-        predicted = seen["student"], seen.get("self_teacher")
-        return [segmentation_picture(pixels, labels, *predicted, data.class_names, path)]
+        pictured: list[Any] = []
+        columns: dict[str, list[Any]] = {}
+        for images, truth in data.val_batches(PICTURED, device=device):  # each with images of one size
+            outputs = task.predict(images, average=student.eval())
+            masks = {"truth": truth} | {name: logits.argmax(dim=1) for name, logits in outputs.items()}
+            pictured.extend(data.preprocessing.to_bytes(images))
+            for name, found in masks.items():
+                columns.setdefault(name.replace("_", "-"), []).extend(found.cpu().numpy())
+            if len(pictured) >= PICTURED:
+                break
+        shown = {name: found[:PICTURED] for name, found in columns.items()}
+        return [segmentation_picture(pictured[:PICTURED], shown, data.class_names, folder / "segmentation.png")]
 
     def export(self, folder: RunFolder, data: TrainingData, student: nn.Module, finish: Callable[[Path], Any]) -> None:
         export_segmentation(student, folder.student, finish=finish)
@@ -122,15 +128,3 @@ class SegmentationJob(Job):
     def write_cards(self, folder: RunFolder, metrics: Metrics, evaluation: Evaluation | None) -> None:
         super().write_cards(folder, metrics, evaluation)
         write_backbone_card(folder.path / BACKBONE, metrics)
-
-
-def _first_full(batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Return the first batch of `PICTURED` images, else the largest one; all images of a batch have the same size."""
-    largest: tuple[Tensor, Tensor] | None = None
-    for batch in batches:
-        if largest is None or len(batch[0]) > len(largest[0]):
-            largest = batch
-        if len(largest[0]) == PICTURED:
-            break
-    assert largest is not None
-    return largest

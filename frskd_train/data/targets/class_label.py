@@ -1,6 +1,6 @@
 """Class labels: one class per image, from a column of classes, integers, strings or booleans."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import datasets
@@ -122,7 +122,7 @@ class ClassLabels:
         """Count the images, or the pixels of masks, of each class in the rows."""
         return np.bincount(self.labels[split][rows], minlength=len(self.class_names)).tolist()
 
-    def known_counts(self, split: str, rows: Rows) -> list[int]:
+    def known_counts(self, split: str, rows: Rows, decoded: Sequence[Tensor]) -> list[int]:
         """Return `class_counts` if nothing has to be decoded for them, else nothing."""
         return self.class_counts(split, rows)
 
@@ -143,7 +143,10 @@ def _find_columns(features: datasets.Features, data: DataSettings) -> Columns:
     if data.input_key is None and not images:
         raise UserError(f"The dataset has no image column, only {columns_named(features)}.")
     if data.input_key is None and len(images) > 1:
-        raise UserError(f"The dataset has several image columns ({', '.join(images)}); choose one with --input-key.")
+        raise UserError(
+            f"The dataset has several image columns ({', '.join(images)}); choose one with --input-key, or train on "
+            "images and masks with --task segmentation."
+        )
     classes = [name for name, kind in kinds.items() if kind is datasets.ClassLabel]
     named = [name for name in LABEL_NAMES if name in (classes or features)]
     found = classes if len(classes) == 1 else named

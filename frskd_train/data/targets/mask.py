@@ -1,7 +1,7 @@
 """Masks: one class per pixel, from a second column of images."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import datasets
@@ -82,9 +82,10 @@ class Masks:
         count = len(self._masks[split].dataset)
         held = round(count * fraction)
         if not 0 < held < count:
+            other = "another --val-fraction" if count > 1 else "more images"
             raise UserError(
-                f"The dataset has no validation split and --val-fraction {fraction:g} of its {count} images holds out "
-                f"{held}; give --val-split or another --val-fraction."
+                f"The dataset has no validation split and --val-fraction {fraction:g} of its {count} image(s) holds "
+                f"out {held}; give --val-split or {other}."
             )
         order = shuffled(count)
         return np.sort(order[held:]), np.sort(order[:held])
@@ -137,6 +138,14 @@ class Masks:
                 f"The masks of split {split} have only the labels 0 and {IGNORED}, which stands for no class: "
                 "write foreground as 1."
             )
+        between = np.flatnonzero(counted[1:IGNORED]) + 1
+        blurred = 0 < counted[between].sum() < min(counted[0], counted[IGNORED]) and between.max() > IGNORED // 2
+        if blurred and not self._ignored and not self.class_names:
+            raise UserError(
+                f"The masks of split {split} have mostly the labels 0 and {IGNORED}, which stands for no class, and "
+                f"{len(between)} labels between, as if resizing had blurred them: write foreground as 1 and resize "
+                f"without interpolation, or give --ignore-label {IGNORED} if these are classes."
+            )
 
     def _check_palettes(self, split: str, rows: list[int]) -> None:
         """Raise UserError if a number stands for different colours in the palettes of two masks."""
@@ -155,18 +164,24 @@ class Masks:
     def class_counts(self, split: str, rows: Rows) -> list[int]:
         return self._label_counts(split, rows)[: len(self.class_names)].tolist()
 
-    def known_counts(self, split: str, rows: Rows) -> list[int]:
-        """Return the pixels of each class in the training rows, if they were counted to find the classes."""
-        return [] if self._counted is None else self._counted[: len(self.class_names)].tolist()
+    def known_counts(self, split: str, rows: Rows, decoded: Sequence[Tensor]) -> list[int]:
+        """Return the pixels of each class in the training rows, if they were counted to find the classes or decoded."""
+        counted = self._counted if self._counted is not None else _count(decoded) if decoded else []
+        return [*map(int, counted[: len(self.class_names)])]
 
     def _label_counts(self, split: str, rows: Rows, title: str | None = None) -> Rows:
         """Return the number of pixels with each label, 0 to 255, in the masks that can be read."""
 
         def count(block: list[int]) -> list[Rows]:
-            masks = (mask for mask in self.load_many(split, block) if isinstance(mask, Tensor))
-            return [np.bincount(mask.flatten().numpy(), minlength=IGNORED + 1) for mask in masks]
+            return [_count([mask]) for mask in self.load_many(split, block) if isinstance(mask, Tensor)]
 
         return sum(in_blocks(count, rows.tolist(), title), np.zeros(IGNORED + 1, np.int64))
+
+
+def _count(masks: Sequence[Tensor]) -> Rows:
+    """Return the number of pixels with each label, 0 to 255."""
+    counts = (np.bincount(mask.flatten().numpy(), minlength=IGNORED + 1) for mask in masks)
+    return sum(counts, np.zeros(IGNORED + 1, np.int64))
 
 
 def _refuse_changed(image: Image.Image) -> str:
