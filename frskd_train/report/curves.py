@@ -91,7 +91,7 @@ def _draw_losses(axes: Axes, epochs: NDArray[Any], columns: Mapping[str, NDArray
     if "loss" in columns:
         _line(axes, epochs, columns["loss"], label="sum", color="#222222", linewidth=2)
     if "val_loss" in columns:
-        _line(axes, epochs, columns["val_loss"], label="cross-entropy, validation", color=BLUE, linestyle="--")
+        _line(axes, epochs, columns["val_loss"], label="cross-entropy, validation", color=BLUE, linestyle="--", mfc="w")
     drawn = [value for line in axes.lines for value in np.asarray(line.get_ydata(), float)]
     if drawn and 0 < 10 * min(drawn) <= max(drawn):
         axes.set_yscale("log")

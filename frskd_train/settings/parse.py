@@ -14,7 +14,7 @@ import tyro
 from tyro.conf import Suppress
 
 from frskd_train.errors import SettingsError, suggest
-from frskd_train.settings import EvaluationSettings, Settings, declared, default_settings, flag, flat, kinds
+from frskd_train.settings import EvaluationSettings, Settings, declared, default_settings, flag, flat, foreign, kinds
 from frskd_train.settings.recipe import (
     NOT_IN_RECIPES,
     SETTINGS,
@@ -130,7 +130,9 @@ def _refuse_unknown(args: Sequence[str], script: str, kind: type, table: Mapping
 
 
 def _cli(args: Sequence[str], default: Settings) -> Settings:
+    task = default.model.task
     description = "Trains a timm model with FRSKD, or its cross-entropy baseline, and exports the student."
+    description += f" Not available with --task {task}: {', '.join(map(flag, foreign(task)))}."
     said: dict[str, Any] = {"prog": program("train"), "description": description, "config": FLAT}
     return tyro.cli(Settings, args=list(args), default=default, **said)
 
