@@ -34,8 +34,8 @@ class StudentTask(TrainingTask):
 
     Args:
         student: The network that is kept after training: any timm model. The task is created on its device.
-        smoothing: Label smoothing of the cross-entropy terms, from 0 to below 1; 0 for probabilities that are
-            smoothed already, as those of timm's Mixup are by default.
+        smoothing: Label smoothing of the cross-entropy terms, from 0 to below 1. Use 0 if the targets are already
+            smoothed probabilities, as with timm's Mixup by default.
 
     Attributes:
         student_weight: Weight of the student's cross-entropy in the loss.
@@ -43,8 +43,8 @@ class StudentTask(TrainingTask):
         label_loss: Replaces the cross-entropy and its smoothing, such as `losses.labels.LabelLoss`; None by default.
             With `noisy_labels`, it has to take a `factor` [B] of the losses.
         noisy_labels: Multiply the cross-entropy of each image (or pixel) by a factor that changes linearly from 1 to
-            the trust in its label (`losses.labels.trust`) during the first half of the run, or is the trust always if
-            `set_progress` is never called. False by default.
+            the trust in its label (`losses.labels.trust`) during the first half of the run. If `set_progress` is never
+            called, the factor always equals the trust. False by default.
 
     Raises:
         UserError: `smoothing` is out of range, or the student has no classifier.

@@ -30,8 +30,8 @@ def create_segmentation_student(
             the initial weights.
         num_classes: Number of classes.
         pretrained: Start from timm's pretrained weights of the backbone.
-        **arguments: Further arguments of `SegmentationStudent`; `channels` is 64 if neither they nor the preset
-            set it, and `mean` and `std` are by default those of the pretrained weights.
+        **arguments: Further arguments of `SegmentationStudent`. `channels` defaults to the preset's value, else to 64;
+            `mean` and `std` default to those of the pretrained weights.
 
     Raises:
         UserError: The model is unknown, has no usable maps, or its weights are not available.

@@ -139,8 +139,8 @@ class SegmentationStudent(
     ) -> "SegmentationStudent":
         """Load a student from a folder or from `OWNER/NAME[@REVISION]` on the Hub; see `huggingface_hub.ModelHubMixin`.
 
-        `strict`: refuse weights that are incomplete; otherwise those that are missing keep their random values. Another
-        `num_classes` than that of the weights, with `class_names` or without, replaces the classifier as in timm.
+        With `strict`, incomplete weights are refused; otherwise missing weights keep their random values. A
+        `num_classes` other than that of the weights replaces the classifier as in timm; `class_names` is optional.
 
         Raises:
             UserError: The folder does not exist or holds no segmentation student.
@@ -198,7 +198,7 @@ class SegmentationStudent(
         return self.decode(self.forward_pyramid(images), finest_only)
 
     def forward_pyramid(self, images: Tensor) -> list[Tensor]:
-        """Compute the maps that enter the decoder's BiFPN layers, of the shapes of those that leave them."""
+        """Compute the input maps of the decoder's BiFPN layers, which have the same shapes as the output maps."""
         return self.pyramid(self.backbone_maps(self.pad(images)))
 
     def decode(self, maps: list[Tensor], finest_only: bool = False) -> list[Tensor]:

@@ -42,19 +42,19 @@ class DataSettings:
     """Split to validate on; by default the first of validation, val, valid, dev, test and testing that has labels."""
     val_fraction: Annotated[float, Range(low=0, high=0.9)] = 0.1
     """Fraction of the training split that is held out if there is no validation split.
-    It is taken from each class, or at random for masks."""
+    It is the same for each class; images with masks are chosen at random."""
     calibration_split: str | None = None
-    """Split for fitting the temperature that calibrates the student, neither trained on nor scored."""
+    """Split for fitting the temperature that calibrates the student; used neither for training nor for scoring."""
     input_key: str | None = None
     """Column of the images; by default the only image column."""
     target_key: str | None = None
     """Column of the labels; by default the only class column, or one named label, labels, class, fine_label or target.
     For segmentation the column of the masks."""
     class_map: Annotated[str | None, LOCAL] = None
-    """File that maps the classes of the data to the outputs of the model (for segmentation: that names the labels).
+    """File that maps the classes of the data to the outputs of the model; for segmentation, it names the labels.
     One name per line in the order of the outputs, or a name and a number per line."""
     ignore_label: Annotated[tuple[int, ...] | None, Range(low=0, high=65535), SEGMENTATION, FIXED] = None
-    """Numbers in the masks that stand for no class, besides 255; such as 0 for ADE20K."""
+    """Mask values that do not stand for a class, in addition to 255, such as 0 for ADE20K."""
     train_num_samples: Annotated[int | None, Count] = None
     """Train on this many images only, always the same ones.
     They are balanced over the classes as far as possible; images with masks are chosen at random."""

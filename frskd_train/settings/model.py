@@ -102,7 +102,7 @@ class MethodSettings:
     mixing: like sum, but mixes channels and classifies at twice the resolution."""
     teacher_width: Annotated[float | None, Positive, FIXED, CLASSIFICATION] = None
     """bifpnc, residual: multiple of each level's channels (2 in the paper).
-    By default the largest of 1/8, ..., 1 at which it has no more parameters and multiply-adds than the student, or 1/8.
+    By default the largest of 1/8, ..., 1 that exceeds neither the student's parameters nor its multiply-adds, or 1/8.
     bifpn: number of channels (default 256)."""
     teacher_depth: Annotated[int, Count, FIXED, CLASSIFICATION] = DEFAULT.teacher_depth
     """Depthwise-pointwise blocks per fusion of the self-teacher (2 in the paper)."""
