@@ -25,6 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from protocol_data import find_dataset, find_weights  # noqa: E402
 from table_files import append, read  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
+CODE = "frskd_timm", "frskd_train", "benchmarks", "tests"
 DOCUMENT, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 BEGIN = "<!-- begin: written by python benchmarks/budgets.py --write -->"
 BEGIN_SPOILT = "<!-- begin: imbalanced and wrong labels, written by python benchmarks/budgets.py --write -->"
@@ -139,12 +141,13 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def commit() -> str:
-    """Return the name of the commit, 'unknown' outside a clone."""
+    """Return the name of the commit; outside a clone, 'files-' and a hash of the code."""
     command = ["git", "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        files = sorted(path for name in CODE for path in (ROOT / name).rglob("*.py"))
+        return f"files-{hashlib.sha256(b''.join(path.read_bytes() for path in files)).hexdigest()[:8]}"
 
 
 def flags_of(run: Run, args: argparse.Namespace) -> str:
@@ -182,6 +185,7 @@ def work(args: argparse.Namespace) -> int:
         try:
             rows = train(run, [*data_flags(run, args), *flags.split(), "--threads", str(args.threads)], folder)
         except Exception as error:  # the other runs may work
+            traceback.print_exc()
             print(f"== failed: {run}: {error}", file=sys.stderr, flush=True)
             failed.add(run)
         else:

@@ -1,11 +1,12 @@
-"""Check, measure and train on a GPU, in five stages, each in calls of less than ten minutes.
+"""Check, measure and train on a GPU, in six stages, each in calls of less than ten minutes.
 
-    python benchmarks/gpu.py check          # golden tests, and two steps of every student, eager and compiled
+    python benchmarks/gpu.py check          # golden tests, and two steps of every student
     python benchmarks/gpu.py speed --timm-train ../pytorch-image-models/train.py
+    python benchmarks/gpu.py compile        # two compiled steps of every student
     python benchmarks/gpu.py accuracy       # three seeds of four students on all of Fashion-MNIST
     python benchmarks/gpu.py typefaces      # three seeds at 224 pixels
     python benchmarks/gpu.py words          # the students of words in 200 typefaces, for tools/ship.py
-    python benchmarks/gpu.py check speed accuracy typefaces words --rehearse    # tiny sizes on the CPU, for a test
+    python benchmarks/gpu.py check speed compile accuracy typefaces words --rehearse   # tiny, on the CPU, for a test
 
 A call that runs out of time stops at a checkpoint; the same command continues, and does not repeat what is done. What
 failed is tried again, last. Status 0 means that everything is done, 3 that a further call is needed, 1 that something
@@ -35,7 +36,7 @@ from budgets import commit  # noqa: E402
 from protocol_data import plain_dataset  # noqa: E402
 from table_files import append, read  # noqa: E402
 
-STAGES = ("check", "speed", "accuracy", "typefaces", "words")
+STAGES = ("check", "speed", "compile", "accuracy", "typefaces", "words")
 TRAINING = {"accuracy": "fashion_mnist", "typefaces": "typefaces_224", "words": "typeface_words"}  # stages, their data
 DATASETS = {"speed": "fashion_mnist", **TRAINING}
 WORD_RECIPES = ("typeface_words_resnet18", "typeface_words_efficientnet_b0")  # here with fewer images, more epochs
@@ -43,6 +44,8 @@ SHAPES = [("wide_resnet16_2_frskd", 32), ("resnet18_frskd", 224), ("resnet50_frs
 START = time.monotonic()
 NOT_FINISHED = 3
 GRACE = 60  # seconds that a training process gets to save a checkpoint
+COMPILATION = 150  # seconds without which no compiled training is started
+LOGGED = 40  # lines of a failed job that are printed
 
 
 @dataclass(frozen=True)
@@ -57,39 +60,48 @@ class Job:
 
 def jobs(args: argparse.Namespace) -> Iterator[Job]:
     """Yield all jobs of the chosen stages, in their order."""
-    make = {"check": check, "speed": speed, "accuracy": accuracy, "typefaces": typefaces, "words": words}
+    make = {"check": check, "speed": speed, "compile": compiled, "accuracy": accuracy, "typefaces": typefaces}
     for stage in args.stages:
-        yield from make[stage](args)
+        yield from (make | {"words": words})[stage](args)
 
 
 def check(args: argparse.Namespace) -> Iterator[Job]:
-    """Yield the tests."""
-    pytest = [sys.executable, "-m", "pytest", "-n", "0", "--device", args.device]
+    """Yield the tests without compilation."""
     files = ["tests/test_method.py", *([] if args.rehearse else ["tests/test_segmentation.py"])]
-    yield Job("check", "golden", [*pytest, "-m", "golden", *files, *(["-k", "sla"] if args.rehearse else [])])
-    yield Job(
-        "check", "eager", [*pytest, "-m", "", "tests/test_gpu.py", "-k", "eager and wide" if args.rehearse else "eager"]
-    )
-    if args.rehearse:  # on a CPU, compiling takes minutes
-        return
+    yield Job("check", "golden", pytest(args, "golden", "sla" if args.rehearse else "", *files))
+    chosen = "eager and wide" if args.rehearse else "not compiled"
+    yield Job("check", "eager", pytest(args, "", chosen, "tests/test_gpu.py"))
+
+
+def compiled(args: argparse.Namespace) -> Iterator[Job]:
+    """Yield the tests with compiled steps, one process per student."""
     import timm
 
     import frskd_timm  # noqa: F401  registers the students
 
-    for model in timm.list_models("*_frskd"):
-        yield Job("check", f"compiled-{model}", [*pytest, "-m", "", "tests/test_gpu.py", "-k", f"compiled and {model}"])
+    models = [SHAPES[0][0]] if args.rehearse else timm.list_models("*_frskd")  # on a CPU, each takes minutes
+    for model in models:
+        chosen = f"{'eager' if args.rehearse else 'compiled'} and {model}"
+        yield Job("compile", model, pytest(args, "", chosen, "tests/test_gpu.py"))
+
+
+def pytest(args: argparse.Namespace, marked: str, chosen: str, *files: str) -> list[object]:
+    """Return the command that runs some tests and logs each one."""
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-vv", "--durations=0", "-o", "faulthandler_timeout=240"]
+    return [*command, "--device", args.device, "-m", marked, "-k", chosen, *files]
 
 
 def speed(args: argparse.Namespace) -> Iterator[Job]:
     """Yield measurements of steps, and of the whole loop beside timm's."""
     shared = [sys.executable, BENCHMARKS / "speed.py", "--no-reference", "--output", args.output / "speed.csv"]
     shared += ["--device", args.device]
+    shared += ["--rounds", 1 if args.rehearse else 5]
     if args.timm_train is not None:
         command = [sys.executable, BENCHMARKS / "loops.py", args.timm_train, "--output", args.output / "loops"]
         command += ["--device", args.device, "--workers", workers(args), *(["--rehearse"] if args.rehearse else [])]
         yield Job("speed", "loops", command)
     if args.rehearse:  # without compiled steps, which take minutes on a CPU
-        tiny = ["--batch-size", 2, "--rounds", 1, "--steps", 1, "--threads", 1]
+        tiny = ["--batch-size", 2, "--steps", 1, "--threads", 1]
         yield Job("speed", "tiny", [*shared, "--model", SHAPES[0][0], *tiny])
         return
     for batch, (model, size), compiled in itertools.product((128, 256), SHAPES, (False, True)):
@@ -171,14 +183,18 @@ def work(args: argparse.Namespace) -> int:
     status, first = 0, True
     for job in remaining(args):
         left = START + limit - time.monotonic()
-        if left <= (0 if job.continues or first else limit / 8):
+        needed = COMPILATION * args.torchcompile if job.continues else limit / 8
+        if left <= (0 if first else needed):
             print("The time is over: run the same command again.")
             return NOT_FINISHED
         start = time.monotonic()
-        result = execute(job, args.output / "logs" / f"{job.stage}-{job.name}.log", left)
+        log = args.output / "logs" / f"{job.stage}-{job.name}.log"
+        result = execute(job, log, left)
         row = {"stage": job.stage, "job": job.name, "status": result, "seconds": round(time.monotonic() - start, 1)}
         append(args.output / "jobs.csv", [row | {"commit": commit()}])
         print(*row.values(), flush=True)
+        if result == "failed":
+            print(*log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOGGED:], sep="\n", flush=True)
         if result == "stopped" and not job.continues and first:
             print(f"{job.name} alone takes longer than --minutes {args.minutes}.", file=sys.stderr)
             return 1 if remaining(args)[0] == job else NOT_FINISHED  # the others come first now
@@ -193,13 +209,14 @@ def execute(job: Job, log: Path, seconds: float) -> str:
     """Run a job for a limited time; return 'done', 'failed' or 'stopped'."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
-        options = {
-            "stdout": file,
-            "stderr": subprocess.STDOUT,
-            "cwd": ROOT,
-            "env": {**os.environ, "HF_HUB_OFFLINE": "1"},
-        }
-        process = subprocess.Popen([str(part) for part in job.command], start_new_session=True, **options)  # type: ignore[call-overload]
+        process = subprocess.Popen(
+            [str(part) for part in job.command],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
+            preexec_fn=os.setpgrp,  # a group to stop, in this session, with which a scheduler ends it
+        )
         try:
             return "failed" if process.wait(seconds) else "done"
         except subprocess.TimeoutExpired:

@@ -46,7 +46,9 @@ def main() -> None:
     if not rates:
         sys.exit(f"error: the output of {args.timm_train} has no images per second:\n{log[-2000:]}")
     row = {"model": model, "img_size": size, "batch_size": batch, "ours": our_rate, "timm": float(rates[-1])}
+    print(row)
     append(args.output / "loops.csv", [row])
+    shutil.rmtree(data)
 
 
 def run(command: Sequence[object]) -> str:

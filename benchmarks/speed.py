@@ -105,7 +105,7 @@ def peak_memory(case: argparse.Namespace, method: str) -> float:
     command = [sys.executable, __file__, "--peak", method, "--model", case.model, "--img-size", str(case.img_size)]
     command += ["--batch-size", str(case.batch_size), "--precision", case.precision, "--device", case.device]
     command += ["--threads", str(case.threads), *(["--torchcompile"] if case.torchcompile else [])]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return float(done.stdout.split()[-1])
 
 
@@ -184,6 +184,7 @@ def measure(case: argparse.Namespace, device: "torch.device") -> dict[str, Any]:
         "float32_images_per_s": median_and_range(rates["float32"]) if case.reference else "",
         "times_float32": median_and_range(quotients(rates["frskd"], rates["float32"]), 2) if case.reference else "",
     }
+    print(json.dumps(row), flush=True)  # for the log, if something fails below
     if case.memory:
         if device.type == "cuda":
             torch.cuda.empty_cache()  # the new processes need it

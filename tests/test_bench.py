@@ -103,7 +103,13 @@ def test_the_input_pipeline_is_compared_with_timms() -> None:
 @pytest.mark.long
 def test_a_rehearsal_of_the_stages_for_a_gpu(tmp_path: Path) -> None:
     drawn = {"typefaces": typefaces.PACKAGES, "words": typeface_families.PACKAGES}
-    stages = ["check", "speed", "accuracy", *(name for name in drawn if typefaces_are_installed(drawn[name]))]
+    stages = [
+        "check",
+        "speed",
+        "compile",
+        "accuracy",
+        *(name for name in drawn if typefaces_are_installed(drawn[name])),
+    ]
     timm_train = tmp_path / "timm_train.py"  # stands for timm's script, with a line of its log
     timm_train.write_text("print('Train: 1 [1/1 (100%)]  Time: 0.064s,  124.50/s  (0.064s,  124.50/s)  LR: 5.000e-02')")
     stopped = tmp_path / "loops" / "ours" / "config.yaml"  # left by a call whose time was over
@@ -130,7 +136,7 @@ def test_a_rehearsal_of_the_stages_for_a_gpu(tmp_path: Path) -> None:
     if "words" in stages:
         assert len(list(tmp_path.glob("words/*/student/model.safetensors"))) == 4
     misspelled = run_script(sys.executable, ROOT / "benchmarks" / "gpu.py", "chek", check=False)
-    assert "check, speed, accuracy, typefaces, words" in misspelled.stderr
+    assert "check, speed, compile, accuracy, typefaces, words" in misspelled.stderr
     command = [sys.executable, ROOT / "benchmarks" / "gpu.py", "check", "--output", tmp_path]
     assert "there is no GPU" in run_script(*command, check=False, CUDA_VISIBLE_DEVICES="").stderr
 

@@ -24,6 +24,7 @@ def device(request: pytest.FixtureRequest) -> str:
 def test_two_steps_of_every_student(model: str, compiled: bool, device: str, tmp_path: Path) -> None:
     """With the defaults: bfloat16, channels last, and data on the GPU."""
     flags = ["--model", model, "--train-num-samples", 40, "--batch-size", 20, "--epochs", 1, "--img-size", 64]
+    torch._dynamo.reset()  # all students share a limited number of compiled variants
     torch._dynamo.utils.counters.clear()
     train_here(*flags, "--output-dir", tmp_path / "run", *(["--torchcompile"] if compiled else []))
     assert (torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0) == compiled
