@@ -109,8 +109,8 @@ def read_masks(folder: Path, folders: Mapping[str, tuple[Path, Path | None]]) ->
         As `read_voc`. A split without masks, such as test images, is left out.
 
     Raises:
-        UserError: There are no masks to train on, an image has no mask, two, or that of another image, or `labels.txt`
-            is not a list of names.
+        UserError: There are no masks to train on, an image has no mask, two, or that of another image as well, or
+            `labels.txt` is not a list of names.
     """
     splits, notes = {}, []
     for split, (images, masks) in folders.items():
@@ -146,10 +146,11 @@ def _matched(images: Path, masks: Path) -> tuple[list[str], list[str], list[str]
                 name, other = printable(wrong[0]), printable(os.path.relpath(unused[0], masks.absolute()))
                 text += f" It would be {name}.png or {name}_mask.png; there is {other}."
             raise UserError(text)
-    if len(used) < len(pictures):
-        names = listed([printable(stem) for stem, count in Counter(stems).items() if count > 1])
+    chosen = [mask for (mask,) in found]
+    if twice := [mask for mask, count in Counter(chosen).items() if count > 1]:
+        names = listed([printable(_stem(mask, masks)) for mask in twice])
         raise UserError(f"Two images in {images} have the same mask in {masks}: {names}.")
-    return pictures, [mask for (mask,) in found], unused
+    return pictures, chosen, unused
 
 
 def _unused(folder: Path, used: set[Path]) -> list[str]:
