@@ -105,10 +105,7 @@ DATA: dict[str, Callable[[Path], Path]] = {
     "ILSVRC/imagenet-1k": lambda p: saved(p, {"train": 12, "validation": 6, "test": 6}, (50, 44), "image", label=3),
     "data/digits": lambda p: saved(p, {"train": 12, "test": 6}, (8, 8), "image", label=3),
     "data/fashion_mnist": fashion_mnist,
-    **dict.fromkeys(
-        ("data/typeface_words_128", "data/typeface_words_160k"),
-        lambda p: saved(p, {"train": 12, "test": 6}, (64, 64), "image", label=3),
-    ),
+    "data/typeface_words_128": lambda p: saved(p, {"train": 12, "test": 6}, (64, 64), "image", label=3),
     **{f"data/{form}": lambda p, form=form: official(form, p) for form in official_splits.READERS},  # type: ignore[misc]
 }
 
