@@ -166,8 +166,8 @@ class Masks:
 
     def known_counts(self, split: str, rows: Rows, decoded: Sequence[Tensor]) -> list[int]:
         """Return the pixels of each class in the training rows, if they were counted to find the classes or decoded."""
-        counted = self._counted if self._counted is not None else _count(decoded) if decoded else []
-        return [*map(int, counted[: len(self.class_names)])]
+        counted = _count(decoded) if self._counted is None else self._counted
+        return counted[: len(self.class_names)].tolist() if counted.any() else []
 
     def _label_counts(self, split: str, rows: Rows, title: str | None = None) -> Rows:
         """Return the number of pixels with each label, 0 to 255, in the masks that can be read."""
