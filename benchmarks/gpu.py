@@ -60,17 +60,17 @@ class Job:
 
 def jobs(args: argparse.Namespace) -> Iterator[Job]:
     """Yield all jobs of the chosen stages, in their order."""
-    make = {"check": check, "speed": speed, "compile": compiled, "accuracy": accuracy, "typefaces": typefaces}
+    make = dict(zip(STAGES, (check, speed, compiled, accuracy, typefaces, words), strict=True))
     for stage in args.stages:
-        yield from (make | {"words": words})[stage](args)
+        yield from make[stage](args)
 
 
 def check(args: argparse.Namespace) -> Iterator[Job]:
     """Yield the tests without compilation."""
     files = ["tests/test_method.py", *([] if args.rehearse else ["tests/test_segmentation.py"])]
-    yield Job("check", "golden", pytest(args, "golden", "sla" if args.rehearse else "", *files))
+    yield Job("check", "golden", test_command(args, "golden", "sla" if args.rehearse else "", *files))
     chosen = "eager and wide" if args.rehearse else "not compiled"
-    yield Job("check", "eager", pytest(args, "", chosen, "tests/test_gpu.py"))
+    yield Job("check", "eager", test_command(args, "", chosen, "tests/test_gpu.py"))
 
 
 def compiled(args: argparse.Namespace) -> Iterator[Job]:
@@ -82,10 +82,10 @@ def compiled(args: argparse.Namespace) -> Iterator[Job]:
     models = [SHAPES[0][0]] if args.rehearse else timm.list_models("*_frskd")  # on a CPU, each takes minutes
     for model in models:
         chosen = f"{'eager' if args.rehearse else 'compiled'} and {model}"
-        yield Job("compile", model, pytest(args, "", chosen, "tests/test_gpu.py"))
+        yield Job("compile", model, test_command(args, "", chosen, "tests/test_gpu.py"))
 
 
-def pytest(args: argparse.Namespace, marked: str, chosen: str, *files: str) -> list[object]:
+def test_command(args: argparse.Namespace, marked: str, chosen: str, *files: str) -> list[object]:
     """Return the command that runs some tests and logs each one."""
     command = [sys.executable, "-m", "pytest", "-n", "0", "-vv", "--durations=0", "-o", "faulthandler_timeout=240"]
     return [*command, "--device", args.device, "-m", marked, "-k", chosen, *files]
@@ -215,7 +215,7 @@ def execute(job: Job, log: Path, seconds: float) -> str:
             stderr=subprocess.STDOUT,
             cwd=ROOT,
             env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
-            preexec_fn=os.setpgrp,  # a group to stop, in this session, with which a scheduler ends it
+            preexec_fn=os.setpgrp,  # a group, to be stopped whole; no new session, which would outlive a killed call
         )
         try:
             return "failed" if process.wait(seconds) else "done"
