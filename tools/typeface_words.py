@@ -13,10 +13,15 @@ depend only on the arguments and the versions of the packages, NumPy and Pillow.
 
 import csv
 import io
+import os
 import random
+import signal
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -175,8 +180,20 @@ def dataset_card(families: Sequence[Family], counts: dict[str, int], size: int, 
     return DatasetCard(f"---\n{data}\n---\n{CARD_TEXT.format(**facts)}")
 
 
+def write_family(family: Family, folder: Path, counts: dict[str, int], size: int, seed: int) -> None:
+    """Write the images of one family; they do not depend on the other families."""
+    for split, count in counts.items():
+        r = random.Random(f"{split} {seed} {family.name}")
+        images = folder / ("photo/test" if split == "photo" else split) / family.folder
+        images.mkdir(parents=True)
+        for number in range(count):
+            words = draw_words(r, split)
+            image = draw_image(r.choice(family.fonts), r, words, size, RENDERINGS[split])
+            image.save(images / f"{number:05d}_{'_'.join(words)}.jpg", quality=95)
+
+
 def write(folder: Path, classes: int, counts: dict[str, int], size: int = 64, seed: int = 0) -> None:
-    """Write images to a folder that does not exist yet or is empty.
+    """Write images to a folder that does not exist yet or is empty, on all cores.
 
     Args:
         folder: The folder.
@@ -190,15 +207,15 @@ def write(folder: Path, classes: int, counts: dict[str, int], size: int = 64, se
     """
     families = choose(classes)
     with whole(folder) as place:
-        for family in families:
-            for split, count in counts.items():
-                r = random.Random(f"{split} {seed} {family.name}")
-                images = place / ("photo/test" if split == "photo" else split) / family.folder
-                images.mkdir(parents=True)
-                for number in range(count):
-                    words = draw_words(r, split)
-                    image = draw_image(r.choice(family.fonts), r, words, size, RENDERINGS[split])
-                    image.save(images / f"{number:05d}_{'_'.join(words)}.jpg", quality=95)
+        draw = partial(write_family, folder=place, counts=counts, size=size, seed=seed)
+        with ProcessPoolExecutor(
+            max_workers=min(len(families), os.cpu_count() or 1),
+            mp_context=get_context("spawn"),  # forked processes can inherit locks of other threads
+            initializer=signal.signal,
+            initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl+C is for this process, which stops the others
+        ) as pool:
+            for _ in pool.map(draw, families):
+                pass
         with (place / "families.csv").open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(("class", "family", "package", "licence", "fonts"))
