@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import nn
 from frskd_timm.errors import UserError
 from frskd_timm.export.folder import read_json
 from frskd_train.report.baseline import read_baseline
+from frskd_train.report.metrics import read_metrics
 from frskd_train.run.checkpoint import latest_checkpoint, load_state, restore
 from frskd_train.run.resume import check_resume, notes_for_recipe
 from frskd_train.settings import ModelSettings, Settings, declared, fields, flag
@@ -125,6 +127,13 @@ def test_a_resumed_run_keeps_the_statistics_of_its_images(tmp_path: Path, capsys
     settings = read_recipe(str(run / "config.yaml"))
     with pytest.raises(UserError, match=r"its settings changed: After 2 updates: --data-mode is"):
         read_baseline([run], settings, "top1", "frskd")
+    changes = read_metrics(run / "metrics.json").changes
+    assert read_baseline([run], settings, "top1", "frskd", changes=changes).runs[0]["seed"] == 42
+    with pytest.raises(UserError, match="its settings changed"):
+        read_baseline([run], settings, "top1", "frskd", changes=changes[:1])
+    (run / "metrics.json").write_text(replace(read_metrics(run / "metrics.json"), changes=[]).to_json(), "utf-8")
+    with pytest.raises(UserError, match="only the settings of the other run changed: After 2 updates"):
+        read_baseline([run], settings, "top1", "frskd", changes=changes)
 
 
 def test_a_copy_of_a_run_can_be_ended_during_the_warmup(places: Path, tmp_path: Path) -> None:

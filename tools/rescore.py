@@ -60,7 +60,7 @@ def rescore(
     if repeats:
         every = repeated(repeats, settings, metrics, tidy(evaluation)["top1"], data, accelerator)
     if baseline:
-        found = read_baseline(baseline, settings, "top1", processes=processes)
+        found = read_baseline(baseline, settings, "top1", processes=processes, changes=metrics.changes)
         plain = score_runs(baseline, found, data, accelerator)
     metrics = dataclasses.replace(
         metrics,

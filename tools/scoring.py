@@ -86,7 +86,8 @@ def repeated(
     Raises:
         UserError: A run has another recipe, or the seed of another one.
     """
-    others = read_baseline(folders, settings, "top1", metrics.method, "--repeats", metrics.machine.processes)
+    known = metrics.method, "--repeats", metrics.machine.processes, metrics.changes
+    others = read_baseline(folders, settings, "top1", *known)
     seeds = [metrics.seed, *(run["seed"] for run in others.runs)]
     if len(set(seeds)) < len(seeds):
         raise UserError(f"--repeats needs runs with other seeds than the weights, each once; the seeds are {seeds}.")

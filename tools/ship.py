@@ -101,10 +101,10 @@ def ship(
     baseline = baseline or settings.run.baseline  # whose scores in the run's metrics are in mixed precision
     kept, processes = metrics.baseline, metrics.machine.processes
     if baseline:
-        found = read_baseline(baseline, settings, "top1", processes=processes)
+        found = read_baseline(baseline, settings, "top1", processes=processes, changes=metrics.changes)
         kept = score_runs(baseline, found, data, accelerator)
     elif kept is None:
-        kept = _kept_baseline(folder, settings)
+        kept = _kept_baseline(folder, settings, metrics.changes)
         say(f"The baseline of {folder} is {'kept' if kept else 'missing or from another recipe'}.")
     every = repeated(repeats, settings, metrics, top1, data, accelerator) if repeats else None
     cfg = student.config["pretrained_cfg"]
@@ -148,15 +148,16 @@ def _rounded(model: nn.Module) -> nn.Module:
     return model
 
 
-def _kept_baseline(folder: Path, settings: Settings) -> SeedRuns | None:
-    """Return the baseline that ships in `folder`, if it has this recipe."""
+def _kept_baseline(folder: Path, settings: Settings, changes: list[str]) -> SeedRuns | None:
+    """Return the baseline that ships in `folder`, if it has this recipe and the same changes during the run."""
     if not (folder / RECIPE).is_file():
         return None
     # A published recipe does not name a local dataset.
     before = comparable(flat(read_recipe(str(folder / RECIPE))))
     if set(differences(comparable(flat(settings)), before)) - {"dataset"}:
         return None
-    return read_metrics(folder / METRICS).baseline
+    shipped = read_metrics(folder / METRICS)
+    return shipped.baseline if shipped.changes == changes else None
 
 
 def _write(

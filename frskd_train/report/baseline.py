@@ -70,10 +70,12 @@ def read_baseline(
     method: str = "ce",
     flag: str = "--baseline",
     processes: int = 1,
+    changes: Sequence[str] = (),
 ) -> SeedRuns:
     """Read the scores of the runs in `flag`, of the same data, model and recipe as `settings` apart from the seed.
 
-    `processes` is the number of processes of the run with these settings; the batches of all are compared.
+    `processes` is the number of processes of the run with these settings; the batches of all are compared. `changes`
+    are the settings that changed during that run; the others must have changed in the same way at the same updates.
 
     Raises:
         UserError: A folder does not contain a finished run of this method with these settings.
@@ -87,8 +89,10 @@ def read_baseline(
             raise UserError(f"{flag}: {error} Give the folder of a finished run, or {flag} without a value.") from None
         if metrics.method != method:
             raise UserError(f"{flag} {folder} was trained with --method {metrics.method}, not {method}.")
-        if metrics.changes:
-            raise UserError(f"{flag} {folder} cannot be compared, because its settings changed: {metrics.changes[0]}")
+        if metrics.changes != list(changes):
+            whose = "its settings" if metrics.changes else "only the settings of the other run"
+            why = f"{whose} changed: {(metrics.changes or changes)[0]}"
+            raise UserError(f"{flag} {folder} cannot be compared, because {why}")
         if metrics.student is None or metrics.student.get(score) is None:
             raise UserError(f"{flag} {folder} has no score '{score}'.")
         try:
