@@ -133,8 +133,9 @@ class FRSKDTask(DistillationTask):
             max_levels: Maximum number of levels of the student; the coarsest ones are used.
             sla: Add the heads of self-supervised label augmentation.
             teacher_options: Further arguments of the self-teacher (width, depth, repeats). By default, its depth is 1
-                (2 in the paper), and its width the largest up to 1 (2 in the paper) at which it has no more parameters
-                and no more multiply-adds than the student.
+                (2 in the paper). The width of bifpnc and residual is the largest of 1/8, 2/8, ..., 1 (2 in the paper)
+                at which it has no more parameters and no more multiply-adds than the student, or 1/8 if there is none;
+                that of bifpn is 256 channels.
             **options: Further arguments of `FRSKDTask` and `DistillationTask`.
 
         Returns:

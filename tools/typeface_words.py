@@ -30,6 +30,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from PIL import Image, ImageFilter
 
 from frskd_timm.errors import UserError
+from frskd_train.errors import either
 from tools.typeface_families import PACKAGES, Family, choose, set_text
 from tools.typefaces import is_for_training, parse
 from tools.whole import whole
@@ -38,8 +39,8 @@ CARD_TEXT = """
 # Typeface words
 
 Two or three words in {families} open typefaces, RGB images of {size}x{size} pixels; per family {images}.
-They are drawn by `python -m tools.typeface_words --size {size} --seed {seed}` of frskd_timm from the fonts of Debian's
-packages.
+They are drawn from the fonts of Debian's packages, in a clone of frskd_timm:
+`python -m tools.typeface_words FOLDER {flags} --size {size} --seed {seed}`.
 `test` and `photo` show words, angles and kinds of background that `train` does not have; `photo` adds perspective,
 uneven light, blur and traces of JPEG. Backgrounds: {backgrounds}.
 
@@ -175,7 +176,8 @@ def dataset_card(families: Sequence[Family], counts: dict[str, int], size: int, 
     rows = ((f.name, f.package, f.licence().replace("|", " or ")) for f in families)
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     facts = {"families": len(families), "size": size, "seed": seed, "table": table}
-    facts["backgrounds"] = ", ".join(f"{' or '.join(RENDERINGS[split].backgrounds)} in `{split}`" for split in counts)
+    facts["flags"] = " ".join(f"--{name} {count}" for name, count in [("classes", len(families)), *counts.items()])
+    facts["backgrounds"] = "; ".join(f"{either(RENDERINGS[split].backgrounds)} in `{split}`" for split in counts)
     facts["images"] = ", ".join(f"{count} in `{split}`" for split, count in counts.items())
     return DatasetCard(f"---\n{data}\n---\n{CARD_TEXT.format(**facts)}")
 

@@ -30,7 +30,7 @@ class DataSettings:
     dataset: Annotated[str, LOCAL] = "fashion_mnist_sample"
     """The included sample (fashion_mnist_sample), a folder or the id of a dataset on the Hub.
     A folder has one subfolder per class, metadata.csv or .jsonl, parquet or arrow files, or a save_to_disk dataset.
-    For segmentation: fashion_mnist_scenes (generated), or a folder with images/ and masks/ or in Pascal VOC's layout.
+    For segmentation: fashion_mnist_scenes (generated), a folder with images/ and masks/, or Pascal VOC or Cityscapes.
     Datasets with a column of images and one of masks also work."""
     dataset_config: str | None = None
     """Name of the configuration (subset), for Hub datasets that have several."""
