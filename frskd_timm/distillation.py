@@ -239,22 +239,21 @@ class DistillationTask(StudentTask):
         self.lead.lerp_(found, torch.where(own > 0, 0.01, 0.0))  # a batch without a labelled pixel tells nothing
 
     def _labels_only(self, images: Tensor, target: Tensor) -> Terms:
-        """Compute a step with the labels alone.
-
-        The parameters outside the student get a gradient of zero, as DDP requires; weight decay and momentum keep
-        acting on them.
-        """
+        """Compute a step with the labels alone; all other parameters get a gradient of zero, as DDP requires."""
         logits = self.student(images)
         with torch.autocast(images.device.type, enabled=False):
             # In full, since no other term trains the backbone.
             loss = self.cross_entropy(logits, target, self.label_factor([logits], target))
-        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
         zero = torch.zeros_like(loss)
-        idle = sum((p.flatten()[:0].sum(dtype=zero.dtype) for n, p in named if not n.startswith("student.")), zero)
+        idle = sum((p.flatten()[:0].sum(dtype=zero.dtype) for p in self.idle_parameters()), zero)
         terms = {"loss_ce": loss.detach(), "loss_ce_teacher": zero, "loss_kl": zero}
         if self.feature_loss is not None:
             terms["loss_feature"] = zero
         return {"loss": loss + idle, "output": logits, **terms}
+
+    def idle_parameters(self) -> list[nn.Parameter]:
+        """Return the trained parameters that have no part in the student's logits."""
+        return [p for name, p in self.named_parameters() if p.requires_grad and not name.startswith("student.")]
 
     def label_terms(self, outputs: Outputs, target: Tensor) -> Terms:
         """Return the loss terms that use the labels."""

@@ -153,6 +153,11 @@ class SegmentationTask(_PixelTask, DistillationTask):
         check_outputs(logits, teacher_logits)
         return Outputs(maps, logits, refined, student.to_pixels(teacher_logits, size))
 
+    def idle_parameters(self) -> list[nn.Parameter]:
+        """Return the trained parameters that have no part in the student's logits."""
+        last = self.student.bifpn[-1].get_submodule("down")
+        return [*super().idle_parameters(), *(p for p in last.parameters() if p.requires_grad)]
+
     def soft_labels(self, outputs: Outputs, target: Tensor) -> Tensor:
         """Return the mean soft-label loss over the labelled pixels."""
         weight, gate = self._labelled(target).float(), self._gate_weights(outputs, target)
