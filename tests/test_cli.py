@@ -208,9 +208,9 @@ def test_settings_of_the_method_reach_the_task(kind: str) -> None:
 def test_every_spelling_of_a_flag_is_understood(tmp_path: Path) -> None:
     assert parse_settings(["-cfinetune"]) == parse_settings(["-c=finetune"])
     assert parse_settings(["-cfinetune"]).model.pretrained
-    crops = [["--train-crop-mode", "rrc"], ["--train-crop-mode=auto"], ["--train-crop-mode", "pad"], []]
+    crops = [["--train-crop-mode", mode] for mode in ("rrc", "none", "pad")] + [["--train-crop-mode=auto"], []]
     paddings = [parse_settings(["-cfinetune", *flags]).preprocessing.crop_padding for flags in crops]
-    assert paddings == [None, None, 2, 2], "a recipe's padding belongs to its own crops"
+    assert paddings == [None, None, 2, None, 2], "a recipe's padding belongs to its own crops"
     (tmp_path / "config.yaml").write_text("epochs: 77\n")
     (tmp_path / "recipe.yaml").write_text(f"output_dir: {tmp_path}\nlr: 0.5\n")
     auto = f"--output_dir={tmp_path}", f"--output-dir {tmp_path}", f"-c {tmp_path}/recipe.yaml"

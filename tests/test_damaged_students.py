@@ -20,6 +20,7 @@ from frskd_timm.segmentation import create_segmentation_student
 from frskd_train.cli.validate import chosen_data, folder_name
 from frskd_train.found_student import find_exported, load_for_evaluation
 from frskd_train.publish.student import push_student
+from frskd_train.scoring.scores import Scorer
 from frskd_train.settings import EvaluationSettings, FitSettings, ScoredDataSettings
 from frskd_train.students import default_cfg
 
@@ -139,7 +140,7 @@ def test_the_ignored_labels_of_a_run_are_ignored_again(tmp_path: Path) -> None:
     assert chosen_data(ScoredDataSettings("other"), tmp_path)[0].ignore_label is None
 
 
-def test_where_validate_writes(places: Path, whole: Path, tmp_path: Path) -> None:
+def test_where_validate_writes(places: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.read_bytes() for path in (whole / "student").rglob("*") if path.is_file()}
     data = ["--dataset", places / "data", "--threads", 1]
     evaluate_here("--model", whole / "student", *data)
@@ -163,8 +164,10 @@ def test_where_validate_writes(places: Path, whole: Path, tmp_path: Path) -> Non
     shutil.rmtree(whole / "evaluation-data")
     assert {path: path.read_bytes() for path in (whole / "student").rglob("*") if path.is_file()} == before
     (tmp_path / "file").touch()
+    monkeypatch.setattr(Scorer, "evaluate", None)  # these are refused before anything is scored
     for output in (whole / "student", whole / "student" / "scores", tmp_path / "file" / "scores.json"):
         with pytest.raises(UserError, match=r"--output"):
             evaluate_here("--model", whole, *data, "--output", output)
+    monkeypatch.undo()
     evaluate_here("--model", whole, *data, "--output", tmp_path / "new" / "scores.json")
     assert json.loads((tmp_path / "new" / "scores.json").read_text())["images"] == 9

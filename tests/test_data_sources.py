@@ -1,5 +1,6 @@
 """Where data come from: folders, files, names of classes and splits, and which rows are used."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def test_the_licence_of_a_folder_is_that_of_its_dataset_card(card: str, license:
     assert find_source(DataSettings(str(tmp_path))).license == license
 
 
-@pytest.mark.parametrize("kind", ["train and val", "class folders", "saved dict", "saved dataset", "bytes column"])
+@pytest.mark.parametrize("kind", ["train and val", "class folders", "saved dict", "saved dataset", "arrow", "bytes"])
 def test_folders_are_read_and_left_as_they_are(kind: str, tmp_path: Path) -> None:
     root = tmp_path / "My Pets"
     if kind == "train and val":
@@ -58,6 +59,11 @@ def test_folders_are_read_and_left_as_they_are(kind: str, tmp_path: Path) -> Non
         datasets.DatasetDict(train=pictures(27), validation=pictures(3), test=pictures(6)).save_to_disk(root)
     elif kind == "saved dataset":
         pictures(30).save_to_disk(root)
+    elif kind == "arrow":
+        datasets.DatasetDict(train=pictures(27), validation=pictures(3)).save_to_disk(tmp_path / "saved")
+        root.mkdir()
+        for file in (tmp_path / "saved").rglob("*.arrow"):
+            shutil.copy(file, root / f"{file.parent.name}-0.arrow")
     else:
         raw = [encoded(picture(k))["bytes"] for k in range(30)]
         datasets.Dataset.from_dict({"png": raw, "class": ["cat", "dog", "eel"] * 10}).save_to_disk(root)
@@ -65,8 +71,8 @@ def test_folders_are_read_and_left_as_they_are(kind: str, tmp_path: Path) -> Non
     data = load(root)
     assert (data.num_train, data.num_val, data.class_names) == (27, 3, ["cat", "dog", "eel"])
     assert (data.name, data.id) == ("my-pets", "My Pets")
-    assert data.val_split == {"train and val": "val", "saved dict": "validation"}.get(kind, "train")
-    assert sum(len(target) for _, target in data.train_batches(9).epoch(0)) == 27
+    chosen = {"train and val": "val", "saved dict": "validation", "arrow": "validation"}.get(kind, "train")
+    assert (data.val_split, sum(len(target) for _, target in data.train_batches(9).epoch(0))) == (chosen, 27)
     assert sorted(root.rglob("*")) == before
 
 
@@ -266,13 +272,13 @@ def test_a_table_of_labels_is_named_as_datasets_expects_it(tmp_path: Path) -> No
     assert (data.num_train + data.num_val, data.class_names) == (8, ["a", "b"])
 
 
-def described(folder: Path, names: list[str]) -> None:
+def described(folder: Path, names: list[str], ending: str = "csv") -> None:
     """Draw images, and describe them in a metadata file."""
     folder.mkdir(parents=True)
     for number, name in enumerate(names):
         picture(number).save(folder / name)
-    rows = "".join(f"{name},{'ab'[number % 2]}\n" for number, name in enumerate(names))
-    (folder / "metadata.csv").write_text(f"file_name,label\n{rows}")
+    table = datasets.Dataset.from_dict({"file_name": names, "label": ["ab"[k % 2] for k in range(len(names))]})
+    (table.to_csv if ending == "csv" else table.to_json)(folder / f"metadata.{ending}")
 
 
 def test_folders_with_metadata_are_read_whole_whatever_their_files_are_called(tmp_path: Path) -> None:
@@ -281,7 +287,7 @@ def test_folders_with_metadata_are_read_whole_whatever_their_files_are_called(tm
     flat = load(tmp_path / "flat [1]", val_fraction=0.5)
     assert (flat.num_train + flat.num_val, flat.class_names) == (6, ["a", "b"])
     for part in ("train", "val"):
-        described(tmp_path / "two" / part, names[: 6 if part == "train" else 4])
+        described(tmp_path / "two" / part, names[: 6 if part == "train" else 4], "jsonl")
     class_folders(tmp_path / "two", "test")  # without labels
     two = load(tmp_path / "two")
     assert (two.num_train, two.num_val) == (6, 4)

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from pictures import load, pictures, save
+from pictures import load, load_masks, pictures, save
 from runs import ROOT, end_of, fork, kill_all, small, start, wait_for
 
 from frskd_timm.errors import UserError
@@ -101,3 +101,9 @@ def test_a_worker_of_a_server_ends_with_the_killed_training_process(tmp_path: Pa
     assert killed.returncode == -signal.SIGKILL, said
     worker = int(said)
     assert wait_for(lambda: not psutil.pid_exists(worker), seconds=15)
+
+
+@pytest.mark.parametrize(("name", "load", "size"), [("data", load, 12 * 12 * 3), ("masks", load_masks, 40 * 30 * 4)])
+def test_datasets_above_the_memory_limit_are_streamed(name: str, load: Any, size: int, places: Path) -> None:
+    modes = [load(places / name, memory_limit=(33 * size - missing) / 2**30).mode for missing in (0, 1)]
+    assert modes == ["memory", "stream"]

@@ -21,7 +21,6 @@ from frskd_train.system import device
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "--grad-accum-steps 4"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "--torchcompile"),
         ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "fp8"),
-        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "float16"),
     ],
 )
 def test_settings_of_the_launcher_are_followed_or_refused(
@@ -31,6 +30,9 @@ def test_settings_of_the_launcher_are_followed_or_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=word):
         device.start_accelerator(LoopSettings())
+    monkeypatch.setattr(device, "fast_bfloat16", lambda _: False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert device.precision(LoopSettings(), torch.device("cpu")) == "no"
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert device.precision(LoopSettings(), torch.device("cpu")) == "bf16"
     assert device.precision(LoopSettings(amp=False), torch.device("cpu")) == "no"
@@ -63,6 +65,8 @@ def test_an_environment_that_is_not_a_launchers_is_named(monkeypatch: pytest.Mon
         ({"OMP_NUM_THREADS": "2", "TORCHELASTIC_RUN_ID": "x"}, None, 2),
         ({"OMP_NUM_THREADS": "64", "ACCELERATE_MIXED_PRECISION": "no"}, None, 3),  # the cores of the whole machine
         ({"OMP_NUM_THREADS": "2"}, 1, 1),
+        ({"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"}, None, 1),
+        ({"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "3"}, None, 1),
     ],
 )
 def test_threads(

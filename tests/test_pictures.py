@@ -46,6 +46,15 @@ def test_a_confusion_matrix_of_many_classes(classes, tmp_path):
     assert min(pixels(found).shape[:2]) >= classes
 
 
+def test_a_confusion_matrix_has_the_true_classes_in_its_rows(tmp_path):
+    found = pixels(confusion_picture(np.array([[0, 9], [0, 0]]), ["a", "b"], tmp_path / "c.png"))
+    side = 2 * 44
+    left = len(found) - 40 - side
+    cells = found[40 : 40 + side, left : left + side].mean(-1)
+    dark = [cells[row : row + 10, column : column + 10].mean() < 128 for row in (2, 46) for column in (2, 46)]
+    assert dark == [False, True, False, False]
+
+
 def test_ten_thousand_classes_need_no_matrix(tmp_path):
     classes = 10_000
     confusions = Confusions(classes)

@@ -239,9 +239,6 @@ def test_a_flag_may_overrule_what_a_recipe_needs(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("mixup: 0.2\nmixup_off_epoch: 10\n")
     for flags in ([], ["--dataset", "./mixup_off_epoch"]):  # a value is no flag
         parse_settings(["--config", str(tmp_path / "recipe.yaml"), "--mixup", "0", *flags])
-    for mode, padding in (("none", None), ("rrc", None), ("pad", 2)):
-        found = parse_settings(["--config", "finetune", "--train-crop-mode", mode]).preprocessing
-        assert (found.train_crop_mode, found.crop_padding) == (mode, padding)
 
 
 def test_a_default_that_was_written_out_makes_no_other_recipe() -> None:

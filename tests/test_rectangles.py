@@ -13,8 +13,10 @@ from pictures import load, pictures, save
 from runs import evaluate_here, small, train_here
 
 from frskd_timm.errors import UserError
+from frskd_train import cli
 from frskd_train.data import load_data
 from frskd_train.data.augment import crop_resized, draw_boxes, draw_erased, erase
+from frskd_train.found_student import find_exported
 from frskd_train.settings import DataSettings, PreprocessingSettings, flat
 from frskd_train.settings.parse import parse_settings
 
@@ -99,6 +101,12 @@ def test_crops_of_scenes(places: Path, tmp_path: Path) -> None:
     train_here(*small(places, *flags, task="segmentation"))
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
     assert (metrics["img_size"], metrics["img_width"]) == (32, 64)
+    run = tmp_path / "run"
+    session = pytest.importorskip("onnxruntime").InferenceSession(run / "student.onnx")
+    assert session.get_inputs()[0].shape == ["batch", 3, 32, 64]
+    assert find_exported(str(run)).image_size(None) == (32, 64)
+    cli.run("export", [str(run / "backbone")])
+    assert (run / "backbone.onnx").is_file()
 
 
 @given(seed=st.integers(0, 1000), height=st.integers(8, 40), width=st.integers(8, 40))

@@ -64,12 +64,13 @@ def forget_accelerate() -> Iterator[None]:
 
 
 def guesses() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Return batches of images, logits and labels; class 3 never occurs, some pixels are unlabelled."""
+    """Return batches of images, logits and labels; class 3 is only predicted, some pixels are unlabelled."""
     generator = torch.Generator().manual_seed(0)
     batches = []
     for number, (height, width) in enumerate([(8, 9), (5, 4), (6, 6)]):
         logits = torch.randn(number + 1, 4, height, width, generator=generator)
         logits[:, 3] -= 100
+        logits[0, 3, 2, 0] = 100
         target = torch.randint(0, 3, (number + 1, height, width), generator=generator)
         target[:, :2] = 255
         batches.append((torch.full((number + 1, 1, 1, 1), float(number)), logits, target))
@@ -93,10 +94,10 @@ def test_scores_by_hand() -> None:
     predicted, target, logits = predicted[labelled], target[labelled], logits[labelled]
     iou = [
         100 * float(((predicted == k) & (target == k)).sum() / ((predicted == k) | (target == k)).sum())
-        for k in range(3)
+        for k in range(4)
     ]
     found = scores["student"]
-    assert found["miou"] == pytest.approx(sum(iou) / 3, rel=1e-6)
+    assert found["miou"] == pytest.approx(sum(iou) / 4, rel=1e-6)
     assert found["pixel_accuracy"] == pytest.approx(100 * float((predicted == target).float().mean()), rel=1e-6)
     assert found["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, target)), rel=1e-5)
     assert found["images"] == 6
@@ -175,22 +176,31 @@ def test_of_equal_logits_the_evaluation_chooses_the_one_of_training() -> None:
 
 
 class Colours(torch.nn.Module):
-    """Each pixel's colour as its logits."""
+    """Each pixel's rounded colour as its logits; the first one falls or rises from left to right."""
 
     num_classes = 3
 
+    def __init__(self, slope: int) -> None:
+        super().__init__()
+        self.slope = slope
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images
+        logits = (16 * images).round()
+        logits[:, 0] += self.slope * (2 * torch.arange(images.shape[-1]) - images.shape[-1] + 1)
+        return logits
 
 
 def test_the_logits_of_mirrored_pixels_are_mirrored_back(places: Path) -> None:
     preprocessing = Preprocessing((3, 30, 40), (0.5,) * 3, (0.2,) * 3)
     data = load_validation(DataSettings(str(places / "masks")), preprocessing, task="segmentation", classes=3)
-    scorers = [Scorer(Colours(), Accelerator(cpu=True), 4, flip=flip) for flip in (False, True)]
-    plain, mirrored = (scorer.evaluate(data, "colours") for scorer in scorers)
-    assert plain is not None
-    assert mirrored is not None
-    assert mirrored.confusion == plain.confusion
+
+    def confusion(slope: int, flip: bool) -> object:
+        found = Scorer(Colours(slope), Accelerator(cpu=True), 4, flip=flip).evaluate(data, "colours")
+        assert found is not None
+        return found.confusion
+
+    assert confusion(1, flip=True) == confusion(0, flip=False), "the mean over both directions has no slope"
+    assert confusion(1, flip=False) != confusion(0, flip=False)
 
 
 def test_a_temperature_is_fitted_to_the_held_out_images_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
