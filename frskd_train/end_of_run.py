@@ -134,7 +134,6 @@ class EndOfRun:
         found = cost(read_student(folder.student).skeleton(), image)
         rounded = {name: _rounded(found) for name, found in scores.items()}
         speeds = [row["images_per_second"] for row in state.history if row["images_per_second"]]
-        changes = [change for change in state.changes if ": --" in change]
         names, device = job.about_student(student), self.accelerator.device
         _, height, width = data.preprocessing.input_size
         # Scores on a sample, on a part of the images, of other columns or classes are not scores of the dataset.
@@ -188,8 +187,8 @@ class EndOfRun:
             | {"python": python_version()},
             by_second_head=isinstance(self.task, DistillationTask) and self.task.self_teacher.beside_decoder,
             linear_probe=settings.model.linear_probe,
-            changes=changes,
-            baseline=None if changes else self.baseline,  # which has another recipe
+            changes=state.changed_settings,
+            baseline=self.baseline,
             date=datetime.now(timezone.utc).date().isoformat(),
             initial=job.initial_weights(),
             gmacs=_scaled(found.multiply_adds, 1e9),
@@ -206,13 +205,11 @@ class EndOfRun:
             lines = ["", f"student       {name} {metrics.student[score]:.2f}%   ({metrics.dataset.val_images} images)"]
         if metrics.self_teacher:
             lines.append(f"self-teacher  {name} {metrics.self_teacher[score]:.2f}%   (discarded)")
-        if self.baseline and not metrics.baseline:
-            lines.append("baseline      left out, because settings were changed when the run was resumed")
         if metrics.baseline:
             lines.append(f"baseline      {name} {metrics.baseline.mean:.2f}%   (cross-entropy alone)")
         speed = f"{metrics.images_per_second:.0f} images/s" if metrics.images_per_second else ""
         if older := outdated(folder):
-            lines.append(f"outdated      {', '.join(older)}: older than this student; export or validate again")
+            lines.append(f"outdated      {', '.join(older)}: older than this student; make them again")
         exported = read_student(folder.student)
         lines += [
             f"took          {duration(metrics.seconds)}   {speed}",
@@ -259,8 +256,8 @@ def _rounded(scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def outdated(folder: RunFolder) -> list[str]:
-    """Return the names of what `frskd export` and `validate.py` made in a run's folder before training ended."""
+    """Return the names of what `frskd export`, `validate` and `demo` made in a run's folder before training ended."""
     trained = max((path.stat().st_mtime for path in all_checkpoints(folder.checkpoints)), default=0.0)
-    names = "*.onnx", "*.pt2", "evaluation-*/evaluation.json"
+    names = "*.onnx", "*.pt2", "evaluation-*/evaluation.json", "demo/demo.json"
     found = [path for name in names for path in sorted(folder.path.glob(name))]
     return [path.relative_to(folder.path).parts[0] for path in found if path.stat().st_mtime < trained]

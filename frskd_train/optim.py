@@ -26,6 +26,7 @@ from frskd_train.errors import suggest
 from frskd_train.run.checkpoint import pack
 from frskd_train.settings import OptimizerSettings
 from frskd_train.settings.constraints import keyword_arguments
+from frskd_train.settings.rules import check_lowest_rates
 from frskd_train.system.device import fast_bfloat16
 
 # torch optimizers with a fused update of all weights, which takes a third of the time on a CPU, and whether it is right
@@ -123,13 +124,19 @@ def lr_note(settings: OptimizerSettings) -> str:
 
 
 def with_scaled_lr(settings: OptimizerSettings, images: int) -> OptimizerSettings:
-    """Replace `lr` by `lr_base` for `images` per update, scaled as timm does, if it is set."""
+    """Replace `lr` by `lr_base` for `images` per update, scaled as timm does, if it is set.
+
+    Raises:
+        SettingsError: The schedule would start or end above this rate.
+    """
     if settings.lr_base is None:
         return settings
     ratio = images / settings.lr_base_size
     adaptive = any(word in settings.opt.lower() for word in ("ada", "lamb"))
     is_root = settings.lr_base_scale == "sqrt" or (settings.lr_base_scale == "auto" and adaptive)
-    return replace(settings, lr=settings.lr_base * (ratio**0.5 if is_root else ratio))
+    scaled = replace(settings, lr=settings.lr_base * (ratio**0.5 if is_root else ratio))
+    check_lowest_rates(scaled)
+    return scaled
 
 
 def follow_plateau(scheduler: Scheduler, settings: OptimizerSettings, scores: Sequence[float]) -> None:

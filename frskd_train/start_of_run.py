@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,11 +14,12 @@ from frskd_timm.student_task import StudentTask
 from frskd_train.data import TrainingData
 from frskd_train.errors import size_text
 from frskd_train.optim import check_optimizer, lr_note
-from frskd_train.publish.repository import check_repo_id, refuse_missing_token
+from frskd_train.publish.repository import check_repo_id, refuse_missing_access
 from frskd_train.report.baseline import read_baseline
 from frskd_train.report.formats import check_onnx
 from frskd_train.report.metrics import SeedRuns
 from frskd_train.run.resume import Resume
+from frskd_train.run.state import RunState
 from frskd_train.settings import Settings, declared, flag, flat
 from frskd_train.settings.constraints import LOCAL
 from frskd_train.settings.recipe import training_names
@@ -36,22 +38,43 @@ def refuse_missing_compiler(device: torch.device) -> None:
         raise UserError(f"{problem}: install it, or set {variable}.")
 
 
-def preflight(settings: Settings, score: str, accelerator: Accelerator) -> SeedRuns | None:
-    """Return the runs of `--baseline`; raise UserError, before training, if something for the end is impossible."""
-    run = settings.run
+def preflight(job: Job, accelerator: Accelerator, is_new: bool = True) -> None:
+    """Raise UserError, before the data are loaded, if something is impossible that is needed later."""
+    settings, run = job.settings, job.settings.run
     check_optimizer(settings.optimizer, accelerator.device)
     if settings.loop.torchcompile:
         refuse_missing_compiler(accelerator.device)
     if not accelerator.is_main_process:  # which alone publishes, converts and compares
-        return None
+        return
     if "onnx" in run.export:
         check_onnx()
     if run.push_to_hub is not None:
         check_repo_id("--push-to-hub", run.push_to_hub)
-        refuse_missing_token()
-    if not run.baseline:
+        refuse_missing_access()
+    if is_new:
+        find_baseline(job, accelerator)
+
+
+def find_baseline(
+    job: Job, accelerator: Accelerator, data: TrainingData | None = None, state: RunState | None = None
+) -> SeedRuns | None:
+    """Return the runs of `--baseline`; None without it, and in all processes but the first.
+
+    The data and the state of the run are compared as well, if they are given. If settings changed during the run, a
+    baseline in which they did not change in the same way is left out, with a note. Otherwise UserError is raised if the
+    baseline cannot be compared.
+    """
+    folders, changes = job.settings.run.baseline, state.changed_settings if state else []
+    if not folders or not accelerator.is_main_process:
         return None
-    return read_baseline(run.baseline, settings, score, processes=accelerator.num_processes)
+    facts: dict[str, Any] = {"processes": accelerator.num_processes, "fingerprint": data and data.fingerprint}
+    try:
+        return read_baseline(folders, job.settings, job.score_names.score, **facts, changes=changes)
+    except UserError as error:
+        if not changes:
+            raise
+        print(f"{error} It is left out.")
+        return None
 
 
 def refuse_disagreement(

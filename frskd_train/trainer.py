@@ -48,8 +48,8 @@ class Trainer:
         self.is_main = self.accelerator.is_main_process
         set_seed(settings.loop.seed)
         self.job = choose_job(settings)
-        baseline = start_of_run.preflight(settings, self.job.score_names.score, self.accelerator)
         resume = find_resume(run.resume, run.output_dir)
+        start_of_run.preflight(self.job, self.accelerator, is_new=resume is None)
         if resume is None and run.output_dir is not None:
             RunFolder(Path(run.output_dir)).refuse_if_taken()
         saved = load_state(resume.checkpoint) if resume and resume.checkpoint else {}
@@ -61,6 +61,7 @@ class Trainer:
         self._open_folder(resume)
         if resume is not None:
             self._resume(resume, saved)
+        baseline = start_of_run.find_baseline(self.job, self.accelerator, self.data, self.state)
         if self.is_main:
             heading = [f"Settings of the run {printable(self.folder.path.resolve().name)}."]
             heading += [*repeat_note(self.accelerator.num_processes, settings.loop.batch_size), *self.state.changes]
@@ -225,7 +226,7 @@ class Trainer:
         if stop_now:
             command = f"{program('train')} --resume {self.folder.path}"
             self.progress.say(f"Stopped in {self.state.place}. Continue with: {command}")
-            self.accelerator.end_training()
+            trackers.end(self.accelerator)
             exit_process(self.interruptions.exit_code)
 
     def close_epoch(self) -> Scores:
@@ -295,5 +296,5 @@ class Trainer:
         if self.is_main:
             self.progress.say(*self.end_of_run.report(scores, evaluation))
             trackers.log_pictures(self.accelerator, self.folder.path.glob("*.png"), self.state.updates)
-            self.end_of_run.publish()
-            self.accelerator.end_training()  # the others, which do not wait, just end
+            trackers.end(self.accelerator)  # the run is complete, even if it cannot be published
+            self.end_of_run.publish()  # the other processes do not wait for it

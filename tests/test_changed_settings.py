@@ -129,6 +129,8 @@ def test_a_resumed_run_keeps_the_statistics_of_its_images(tmp_path: Path, capsys
         read_baseline([run], settings, "top1", "frskd")
     changes = read_metrics(run / "metrics.json").changes
     assert read_baseline([run], settings, "top1", "frskd", changes=changes).runs[0]["seed"] == 42
+    with pytest.raises(UserError, match="was trained on other data"):
+        read_baseline([run], settings, "top1", "frskd", changes=changes, fingerprint="other")
     with pytest.raises(UserError, match="its settings changed"):
         read_baseline([run], settings, "top1", "frskd", changes=changes[:1])
     (run / "metrics.json").write_text(replace(read_metrics(run / "metrics.json"), changes=[]).to_json(), "utf-8")
@@ -142,7 +144,9 @@ def test_a_copy_of_a_run_can_be_ended_during_the_warmup(places: Path, tmp_path: 
     train_here(*small(places), *waits, "--output-dir", tmp_path / "run")
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     first = min((tmp_path / "copy" / "checkpoints").glob("step-*"))
+    last = max((tmp_path / "copy" / "checkpoints").glob("step-*"))
     train_here("--resume", first, "--epochs", 1)
+    assert {path.name for path in first.parent.iterdir()} == {first.name, f"abandoned-{last.name}"}
     exported = load_file(tmp_path / "copy" / "student" / "model.safetensors")
     saved = load_file(first / "task.safetensors")
     assert all(torch.equal(value, saved[f"student.{name}"]) for name, value in exported.items())

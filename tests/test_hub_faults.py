@@ -25,7 +25,6 @@ REFUSED = b'{"errors": [{"message": "\\"license\\" must be one of apache-2.0, mi
 @pytest.mark.parametrize(
     ("fault", "sentence"),
     [
-        (Fault("GET /api/models", 401, 99), "does not accept the token"),
         (Fault("commit", 403), "write permission"),
         (Fault("preupload", 404), "was not found"),
         (Fault("repos/create", 409), None),

@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from conftest import ROOT, run_script
-from hub_server import TOKEN, USER
+from hub_server import TOKEN, USER, Fault
 from published import METRICS, REPO, make_student, push
 from safetensors.torch import load_file, save_file
 
@@ -130,7 +130,7 @@ def test_one_commit_and_none_without_a_change(hub, student, tmp_path):
     assert "curves.png" not in hub.files(REPO)
 
 
-def test_an_edited_card_is_kept_or_replaced_only_on_request(hub, student, tmp_path):
+def test_an_edited_card_is_kept_or_replaced_only_on_request(hub, student, quick_clock, tmp_path):
     folder = tmp_path / "student"
     shutil.copytree(student, folder)
     push(hub, folder)
@@ -147,6 +147,10 @@ def test_an_edited_card_is_kept_or_replaced_only_on_request(hub, student, tmp_pa
     write_card(folder, METRICS)
     with pytest.raises(UserError, match=f"^README.md of {REPO} was edited .*--keep-card .*--overwrite-card .*"):
         push(hub, folder)
+    hub.faults = [Fault("/commit/", "lost")]
+    with pytest.raises(UserError, match="did not confirm the pull request"):  # which asks the owner, and is sent once
+        push(hub, folder, create_pr=True)
+    assert [ref for ref in repo.refs if ref.startswith("refs/pr/")] == ["refs/pr/1"]
     assert (repo.history()[1], hub.files(REPO)["README.md"]) == (head, edited)
     assert push(hub, folder, keep_card=True).changed
     kept = hub.files(REPO)

@@ -36,6 +36,7 @@ def test_a_wrong_argument_of_a_push_is_one_sentence(arguments, sentence, tmp_pat
     ],
 )
 def test_mistakes_are_found_before_a_page_is_made(arguments, sentence, student, monkeypatch, capsys):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     monkeypatch.setattr(space, "demo_files", None)
     with pytest.raises(SystemExit, match="2"):

@@ -213,7 +213,12 @@ def test_a_page_replaces_no_other_file(run: Path, tmp_path: Path) -> None:
     assert config.read_bytes() == before
 
 
-def test_a_new_folder_for_the_page(run: Path, tmp_path: Path) -> None:
+def test_where_the_page_is_written(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (run / "report.html").unlink()
+    cli.run("report", [str(run)])
+    assert (run / "report.html").is_file()
+    assert not [*tmp_path.iterdir()]
     cli.run("report", [str(run), "--output", f"{tmp_path / 'pages'}/"])
     assert (tmp_path / "pages" / "report.html").is_file()
 
@@ -247,7 +252,7 @@ def test_resumed_runs_are_seeds_of_one_recipe_unless_settings_or_data_changed(ru
     )
     write_report([other, changed(run, tmp_path / "ce", 1, "ce", 50.0)], tmp_path / "page.html")
     assert (
-        "Settings were changed when the run was resumed, so no baseline has the same recipe"
+        "Settings were changed when the run was resumed, and no baseline has the same changes"
         in Page(tmp_path / "page.html").text
     )
     baseline = {"method": "ce", "runs": [{"seed": 1, "top1": 50.0}], "mean": 50.0}

@@ -116,7 +116,7 @@ def test_a_backbone_is_not_scored(whole_masks: Path) -> None:
         load_for_evaluation(str(whole_masks / "backbone"))
 
 
-def test_the_baseline_stands_beside_it(places: Path) -> None:
+def test_the_baseline_stands_beside_it(places: Path, capsys: pytest.CaptureFixture) -> None:
     plain, run = places / "masks ce", places / "masks beside"
     train_here(*small(places, "--method", "ce", task="segmentation"), "--output-dir", plain)
     train_here(*small(places, "--baseline", plain, task="segmentation"), "--output-dir", run)
@@ -128,7 +128,12 @@ def test_the_baseline_stands_beside_it(places: Path) -> None:
     assert "| class | precision (%) | recall (%) | IoU (%) | pixels |" in card
     first = read_evaluation(run / "evaluation.json").per_class[0]
     assert f"| class 0 | {first.precision:.1f} | {first.recall:.1f} | {first.iou:.1f} |" in card
-    train_here("--resume", min((run / "checkpoints").glob("step-*")), "--alpha", 3)  # now of another recipe
+    for folder in (plain, run):
+        train_here("--resume", folder, "--epochs", 3)
+    assert json.loads((run / "metrics.json").read_text(encoding="utf-8"))["baseline"]["runs"]
+    capsys.readouterr()
+    train_here("--resume", run, "--epochs", 4)  # now of another recipe
+    assert f"--baseline {plain} cannot be compared, because its settings changed" in capsys.readouterr().out
     assert json.loads((run / "metrics.json").read_text(encoding="utf-8"))["baseline"] is None
 
 

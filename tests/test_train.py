@@ -113,6 +113,8 @@ WEIGHTS = ROOT / "frskd_timm" / "weights" / "resnet18_frskd.fashion_mnist"
         (["--model", "resnet18_frsk"], ["resnet18_frsk'", "resnet18_frskd"]),
         (["--model", "timm/resnet18.a1_in1k"], ["hf-hub:timm/resnet18.a1_in1k"]),
         (["--dataset", "no/such_folder_or_id"], ["no/such_folder_or_id"]),
+        (["--dataset", "hfds/food101"], ["without timm's hfds/, it is --dataset food101."]),
+        (["--dataset", "torch/cifar10/x"], ["timm's torch/ is not supported: give a folder"]),
         (["--opt", "sdg"], ["sdg", "sgd"]),
         (["--self-teacher", "fpn"], ["--self-teacher", "fpn", "bifpn, bifpnc"]),
         (["--self-teacher", "bifpn", "--teacher-width", "2.5"], ["2.5", "integer"]),
@@ -125,6 +127,7 @@ WEIGHTS = ROOT / "frskd_timm" / "weights" / "resnet18_frskd.fashion_mnist"
         (["--sched", "step"], ["--sched step", "--decay-epochs 30", "--epochs 15"]),
         (["--decay-rate", "0.5"], ["--decay-rate", "--sched step, multistep, plateau or poly"]),
         (["--min-lr", "0.2"], ["--min-lr 0.2", "--lr 0.1"]),
+        (["--lr-base", "1e-3", "-b", "8", "--min-lr", "1e-4"], ["--min-lr 0.0001", "--lr-base 0.001", "3.125e-05"]),
         (["--mixup", "0.2", "--mixup-switch-prob", "0.9"], ["--mixup-switch-prob", "--cutmix"]),
         (["--img-size", "3", "96", "64", "-b", "8"], ["--img-size takes", "height and width, not 3 numbers"]),
         (["--model", str(WEIGHTS)], ["is a folder", f"--model local-dir:{WEIGHTS}"]),
@@ -146,8 +149,10 @@ def test_a_mistake_ends_the_command_with_one_line(train, tmp_path: Path, monkeyp
     (line,) = [line for line in done.stderr.splitlines() if line.strip()]
     assert line.startswith("error: --lr ")
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    with pytest.raises(UserError, match="hf auth login"):
-        train_here(*SMALL, "--push-to-hub", "someone/student", "--output-dir", tmp_path / "run")
+    for offline, sentence in ((True, "HF_HUB_OFFLINE is set"), (False, "hf auth login")):
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+        with pytest.raises(UserError, match=sentence):
+            train_here(*SMALL, "--push-to-hub", "someone/student", "--output-dir", tmp_path / "run")
     small_images = "--method", "ce", "--model", "test_convnext", "--img-size", 16
     with pytest.raises(UserError, match=r"^ConvNeXt does not run on 3x16x16 images .* but runs on 3x32x32"):
         train_here(*SMALL, *small_images, "--output-dir", tmp_path / "run")

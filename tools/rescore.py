@@ -21,7 +21,7 @@ from frskd_train.settings.parse import read_recipe
 from frskd_train.system.device import start_accelerator
 from frskd_train.system.exits import exit_with_error
 from tools import zoo
-from tools.scoring import corruption_scores, evaluate, repeated, sample_scores, score_runs, tidy
+from tools.scoring import compared, corruption_scores, evaluate, repeated, sample_scores, score_runs, tidy
 
 OTHER_MACHINE = 0.05  # largest difference of top-1 in points that another processor's arithmetic explains
 
@@ -56,11 +56,11 @@ def rescore(
         raise UserError(f"{folder} scores {evaluation.top1:.2f}% top-1 on these data, not {before:.2f}%.")
     recipe = read_recipe(str(folder / RECIPE))
     settings = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, dataset=dataset))
-    every, plain, processes = metrics.repeats, metrics.baseline, metrics.machine.processes
+    every, plain = metrics.repeats, metrics.baseline
     if repeats:
         every = repeated(repeats, settings, metrics, tidy(evaluation)["top1"], data, accelerator)
     if baseline:
-        found = read_baseline(baseline, settings, "top1", processes=processes, changes=metrics.changes)
+        found = read_baseline(baseline, settings, "top1", **compared(metrics))
         plain = score_runs(baseline, found, data, accelerator)
     metrics = dataclasses.replace(
         metrics,

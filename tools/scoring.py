@@ -61,6 +61,12 @@ def corruption_scores(model: nn.Module, data: DataSettings, accelerator: Acceler
     return {"images": found.images, "top1": top1}
 
 
+def compared(metrics: Metrics) -> dict[str, Any]:
+    """Return what runs have to share with the one that made the weights, beside its recipe; see `read_baseline`."""
+    facts = {"processes": metrics.machine.processes, "changes": metrics.changes}
+    return facts | {"fingerprint": metrics.dataset.fingerprint}
+
+
 def score_runs(
     folders: Sequence[str | Path], found: SeedRuns, data: DataSettings, accelerator: Accelerator
 ) -> SeedRuns:
@@ -86,8 +92,7 @@ def repeated(
     Raises:
         UserError: A run has another recipe, or the seed of another one.
     """
-    known = metrics.method, "--repeats", metrics.machine.processes, metrics.changes
-    others = read_baseline(folders, settings, "top1", *known)
+    others = read_baseline(folders, settings, "top1", metrics.method, "--repeats", **compared(metrics))
     seeds = [metrics.seed, *(run["seed"] for run in others.runs)]
     if len(set(seeds)) < len(seeds):
         raise UserError(f"--repeats needs runs with other seeds than the weights, each once; the seeds are {seeds}.")

@@ -34,7 +34,7 @@ from frskd_train.settings.recipe import SETTINGS, comparable, differences, repea
 from frskd_train.system.device import start_accelerator
 from frskd_train.system.exits import exit_with_error
 from tools import zoo
-from tools.scoring import corruption_scores, evaluate, repeated, sample_scores, score_runs, scores_on, tidy
+from tools.scoring import compared, corruption_scores, evaluate, repeated, sample_scores, score_runs, scores_on, tidy
 
 HALF_MAY_COST = 0.05  # largest loss of top-1 in points by half precision; otherwise float32 ships
 PICTURE_WIDTH = 1000  # pixels
@@ -99,9 +99,9 @@ def ship(
     say(f"Top-1 is {top1:.2f}% in float32, {tidy(halved)['top1']:.2f}% with parameters in float16.")
     folder = root / (zoo.WAITING if for_hub else Path("frskd_timm", "weights")) / f"{name}.{metrics.tag}"
     baseline = baseline or settings.run.baseline  # whose scores in the run's metrics are in mixed precision
-    kept, processes = metrics.baseline, metrics.machine.processes
+    kept = metrics.baseline
     if baseline:
-        found = read_baseline(baseline, settings, "top1", processes=processes, changes=metrics.changes)
+        found = read_baseline(baseline, settings, "top1", **compared(metrics))
         kept = score_runs(baseline, found, data, accelerator)
     elif kept is None:
         kept = _kept_baseline(folder, settings, metrics.changes)

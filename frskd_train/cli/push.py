@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     common = {name: getattr(options, name) for name in of_both}
     # Imported here, so that --help and a wrong flag answer at once.
     from frskd_timm.export.folder import student_in
-    from frskd_train.publish.repository import check_repo_id, check_target, refuse_missing_token
+    from frskd_train.publish.repository import check_repo_id, check_target, refuse_missing_access
     from frskd_train.publish.space import demo_files, push_space
     from frskd_train.publish.student import push_student
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 check_repo_id("--repo-id", options.repo_id)
             check_target(options.revision, options.create_pr)
             if not options.dry_run:
-                refuse_missing_token()
+                refuse_missing_access()
             files = demo_files(options.folder, **page)
         if options.repo_id is not None:
             push_student(options.folder, options.repo_id, onnx=options.onnx, img_size=options.img_size, **common)

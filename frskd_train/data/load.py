@@ -81,7 +81,7 @@ def load_data(
     digest = hashlib.sha256("\0".join(targets.class_names).encode() + train.digest() + val.digest())
     decoded = cache.targets if cache is not None and isinstance(cache.targets, list) else ()
     empty, classes = train.empty_classes(train_samples.source.rows, decoded), len(targets.class_names)
-    others = [name for name in source.splits if name not in (train.name, *choice.unlabelled)]
+    others = [name for name in source.splits if name not in (train.name, data.calibration_split, *choice.unlabelled)]
     if val.name == train.name and others:
         notes.append(f"No split is named like a validation split; unused: {listed(others)} (see --val-split).")
     if empty:

@@ -163,6 +163,11 @@ def _hub_card(settings: DataSettings) -> Path | None:
 
 
 def _similar(folder: Path) -> str:
-    """Suggest a folder with a similar name, as the end of a sentence."""
+    """Suggest another dataset, such as a folder with a similar name, as the end of a sentence."""
+    reader, name = folder.parts[0] if folder.parts else "", "/".join(folder.parts[1:])
+    if name and reader in ("hfds", "hfids"):  # timm's names
+        return f"; without timm's {reader}/, it is --dataset {name}."
+    if name and reader in ("tfds", "wds", "torch"):
+        return f". timm's {reader}/ is not supported: give a folder, or a dataset on the Hub."
     beside = folders_in(folder.parent) if folder.parent.is_dir() else []
     return suggest(folder.name, [found.name for found in beside], within=folder.parent)

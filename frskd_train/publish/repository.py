@@ -92,16 +92,17 @@ class Repository:
                 raise AlteredError(name)
 
 
-def refuse_missing_token() -> None:
-    """Raise UserError if the user has no access token."""
-    if not huggingface_hub.get_token():
+def refuse_missing_access(token: str | None = None) -> None:
+    """Raise UserError if connections to the Hub are switched off, or neither a token is given nor the user has one."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        raise UserError("HF_HUB_OFFLINE is set, so nothing can be published: unset it and run the same command again.")
+    if not (token or huggingface_hub.get_token()):
         raise UserError("There is no Hugging Face token: run `hf auth login`, or set HF_TOKEN, with write permission.")
 
 
 def connect(token: str | None, endpoint: str | None) -> HfApi:
-    """Return a client, with the user's own token by default; raise UserError if there is none."""
-    if not token:
-        refuse_missing_token()
+    """Return a client, with the user's own token by default; raise UserError if there can be none."""
+    refuse_missing_access(token)
     return HfApi(endpoint=endpoint, token=token, library_name="frskd-timm")
 
 

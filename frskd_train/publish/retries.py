@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import huggingface_hub
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from frskd_timm.errors import UserError, first_line
 from frskd_train.publish.repository import SILENCE, AlteredError, Repository
@@ -115,8 +115,6 @@ def _sentence(error: BaseException, repo_id: str, api: HfApi) -> str:
     """Describe what went wrong and what to do next, without the client's message, which may quote headers."""
     if isinstance(error, AlteredError):
         return f"{repo_id} returns something other than what was sent ({error}): do not use that commit, and {_AGAIN}."
-    if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, so nothing can be published: unset it and run the same command again."
     if isinstance(error, json.JSONDecodeError):
         return f"{api.endpoint} does not answer like a Hub: check HF_ENDPOINT and proxies, then {_AGAIN}."
     if not isinstance(error, HfHubHTTPError):
@@ -160,7 +158,7 @@ def _cause(error: BaseException) -> BaseException:
     """Return the response or connection error that caused an error of the client."""
     found: BaseException | None = error
     while found is not None:
-        if isinstance(found, (HfHubHTTPError, OfflineModeIsEnabled, SilentError, _TransportError)):
+        if isinstance(found, (HfHubHTTPError, SilentError, _TransportError)):
             return found
         found = found.__cause__
     return error
@@ -168,7 +166,7 @@ def _cause(error: BaseException) -> BaseException:
 
 def _wait(error: BaseException, attempt: int) -> float | None:
     """Return the seconds to wait before the next attempt, or None if another one would not help."""
-    if isinstance(error, (OfflineModeIsEnabled, SilentError)):
+    if isinstance(error, SilentError):
         return None
     pause = 2.0 ** (attempt - 1)
     if not isinstance(error, HfHubHTTPError):

@@ -70,12 +70,14 @@ def read_baseline(
     method: str = "ce",
     flag: str = "--baseline",
     processes: int = 1,
+    fingerprint: str | None = None,
     changes: Sequence[str] = (),
 ) -> SeedRuns:
     """Read the scores of the runs in `flag`, of the same data, model and recipe as `settings` apart from the seed.
 
-    `processes` is the number of processes of the run with these settings; the batches of all are compared. `changes`
-    are the settings that changed during that run; the others must have changed in the same way at the same updates.
+    `processes` is the number of processes of the run with these settings; the batches of all are compared.
+    `fingerprint` is that of its data, if known. `changes` are the settings that changed during that run; the others
+    must have changed in the same way at the same updates.
 
     Raises:
         UserError: A folder does not contain a finished run of this method with these settings.
@@ -95,6 +97,8 @@ def read_baseline(
             raise UserError(f"{flag} {folder} cannot be compared, because {why}")
         if metrics.student is None or metrics.student.get(score) is None:
             raise UserError(f"{flag} {folder} has no score '{score}'.")
+        if None not in (fingerprint, metrics.dataset.fingerprint) and metrics.dataset.fingerprint != fingerprint:
+            raise UserError(f"{flag} {folder} was trained on other data: images, labels or classes differ.")
         try:
             other = read_recipe(str(folder / SETTINGS))
         except SettingsError as error:

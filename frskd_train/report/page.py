@@ -81,8 +81,8 @@ def _verdict(group: Group, groups: Sequence[Group]) -> tuple[str, str]:
         return "none", "The student was not scored: no validation image could be read."
     if group.metrics.method == "ce":
         return "none", ""
-    if group.metrics.changes:
-        return "none", "Settings were changed when the run was resumed, so no baseline has the same recipe."
+    if not other and group.metrics.changes:
+        return "none", "Settings were changed when the run was resumed, and no baseline has the same changes."
     if not other:
         return "none", (
             "There is no baseline to compare with: train one with --method ce and the same settings, and give both "
@@ -108,7 +108,7 @@ def _verdict(group: Group, groups: Sequence[Group]) -> tuple[str, str]:
 def _baseline_scores(group: Group, groups: Sequence[Group]) -> list[float]:
     """Return the scores of cross-entropy runs of the same recipe: among the groups, else those given to the run."""
     for other in groups:
-        same = other.run.data == group.run.data and not other.metrics.changes
+        same = other.run.data == group.run.data and other.metrics.changes == group.metrics.changes
         if same and other.run.recipe(METHOD) == group.run.recipe(METHOD) and other.metrics.method == "ce":
             return other.values(group.score_names.score)
     return group.baseline_scores

@@ -21,7 +21,7 @@ class RunState:
     updates: int = 0  # of the optimizer so far
     history: list[dict[str, Any]] = field(default_factory=list)  # one row per finished epoch
     best: dict[str, Any] | None = None  # score and checkpoint of the best epoch
-    changes: list[str] = field(default_factory=list)  # of settings during the run, in sentences
+    changes: list[str] = field(default_factory=list)  # of settings and circumstances during the run, in sentences
     seconds: float = 0.0  # duration of the run until its last checkpoint
     last_checkpoint: Path | None = None  # written or loaded
     _counted: float = field(default_factory=time.perf_counter)  # when `seconds` was counted
@@ -42,6 +42,11 @@ class RunState:
     def scores(self) -> list[float]:
         """The scores of all validations so far."""
         return [row[self.score] for row in self.history if self.score in row]
+
+    @property
+    def changed_settings(self) -> list[str]:
+        """The `changes` that are of settings, not of the machine or the data."""
+        return [change for change in self.changes if ": --" in change]
 
     @property
     def best_checkpoint(self) -> str | None:

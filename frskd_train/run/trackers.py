@@ -66,6 +66,13 @@ def log_pictures(accelerator: Accelerator, paths: Iterable[Path], step: int) -> 
         _with_each(accelerator, partial(_log_picture, path=path, step=step))
 
 
+def end(accelerator: Accelerator) -> None:
+    """End the run for all trackers, and for the processes of the accelerator."""
+    _with_each(accelerator, lambda tracker: tracker.finish())
+    accelerator.trackers.clear()
+    accelerator.end_training()
+
+
 def _with_each(accelerator: Accelerator, call: Callable[[Any], None]) -> None:
     """Call a function with each tracker, and remove a tracker that fails."""
     for tracker in list(accelerator.trackers):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from frskd_train.errors import SettingsError, either
-from frskd_train.settings import Settings, declared, default_settings, flag, flat, foreign
+from frskd_train.settings import OptimizerSettings, Settings, declared, default_settings, flag, flat, foreign
 from frskd_train.settings.constraints import LOCAL, SIDES, OneOf, Pattern, Range
 from frskd_train.settings.model import SELF_TEACHERS
 
@@ -88,11 +88,17 @@ def _check_schedule(settings: Settings) -> None:
         if is_new and start >= epochs and start > 0:
             raise SettingsError(f"{flag(name)} must be less than --epochs {epochs}, not {start:g}.")
     if chosen.lr_base is None:
-        lowest = {"min_lr": chosen.min_lr if sched in OF_SCHEDULER["min_lr"] else 0}
-        lowest["warmup_lr"] = chosen.warmup_lr if chosen.warmup_epochs else 0
-        for name, lr in lowest.items():
-            if lr > chosen.lr:
-                raise SettingsError(f"{flag(name)} {lr:g} is above --lr {chosen.lr:g}.")
+        check_lowest_rates(chosen)
+
+
+def check_lowest_rates(chosen: OptimizerSettings) -> None:
+    """Raise SettingsError if the learning rate would start or end above `lr`, to which `--lr-base` has been scaled."""
+    lowest = {"min_lr": chosen.min_lr if chosen.sched in OF_SCHEDULER["min_lr"] else 0}
+    lowest["warmup_lr"] = chosen.warmup_lr if chosen.warmup_epochs else 0
+    scaled = "--lr" if chosen.lr_base is None else f"--lr-base {chosen.lr_base:g}, which is scaled to"
+    for name, lr in lowest.items():
+        if lr > chosen.lr:
+            raise SettingsError(f"{flag(name)} {lr:g} is above {scaled} {chosen.lr:g}.")
 
 
 def _check_augmentation(settings: Settings) -> None:

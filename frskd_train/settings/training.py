@@ -51,8 +51,8 @@ class OptimizerSettings:
     """Gradient clipping threshold."""
     clip_mode: Literal["norm", "value", "agc"] = "norm"
     """How gradients are clipped."""
-    sched: Literal["cosine", "multistep", "step", "poly", "tanh", "plateau", "none"] = "cosine"
-    """timm scheduler, stepped at every update; none keeps the learning rate constant.
+    sched: Literal["cosine", "multistep", "step", "poly", "tanh", "plateau", "constant", "none"] = "cosine"
+    """timm scheduler, stepped at every update; constant keeps the learning rate after the warm-up, none has no warm-up.
     plateau: multiplied by --decay-rate when the score has not improved for --patience-epochs validations."""
     epochs: Annotated[int, Count] = 15
     """Passes over the training images."""
