@@ -71,8 +71,9 @@ def adapt_convolutions(module: nn.Module, channels_last: bool = True) -> None:
     Parameters and their names stay. Subclasses of `nn.Conv2d` that a model brings are left alone, except for timm's
     `Conv2dSame`. With `channels_last`, the module is converted to that memory format.
     """
+    network: Any = module  # the type of `to` differs between versions of torch
     child: Any
-    for child in module.modules():
+    for child in network.modules():
         kind = type(child)
         if kind not in (nn.Conv2d, Conv2dSame):
             continue
@@ -89,4 +90,4 @@ def adapt_convolutions(module: nn.Module, channels_last: bool = True) -> None:
         elif is_centred:
             child.__class__ = SmallMapConv2d if child.groups == 1 else CentredConv2d
     if channels_last:
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(memory_format=torch.channels_last)
