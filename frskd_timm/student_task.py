@@ -4,6 +4,7 @@ Everything trainable is in one `step`, so that DDP, autocast and compile see one
 and 'loss' is their sum, so the training loop does not need to know the method.
 """
 
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -104,7 +105,12 @@ class StudentTask(TrainingTask):
         """Tell the task, before each step, which fraction of the run is over (0..1).
 
         With gradient accumulation, all batches of one update have the same fraction. Other numbers are clipped.
+
+        Raises:
+            UserError: The fraction is not a number.
         """
+        if math.isnan(progress):
+            raise UserError("set_progress takes the completed fraction of the run, 0 to 1, not NaN.")
         if not -1e-6 <= progress <= 1 + 1e-6:
             warnings.warn(
                 f"set_progress takes the completed fraction of the run, 0 to 1, not {progress}.", stacklevel=3
@@ -237,7 +243,8 @@ class CrossEntropyTask(StudentTask):
         logits = self.student(input)
         with torch.autocast(input.device.type, enabled=False):
             loss = self.cross_entropy(logits, target, self.label_factor([logits], target))
-        return {"loss": loss, "output": logits, "loss_ce": loss.detach()}
+        # A clone, because the caller may scale the loss in place.
+        return {"loss": loss, "output": logits, "loss_ce": loss.detach().clone()}
 
 
 class LinearProbeTask(CrossEntropyTask):

@@ -50,6 +50,8 @@ def test_progress_is_a_fraction() -> None:
     for epoch in (2, -1):
         with pytest.warns(UserWarning, match=rf"fraction of the run, 0 to 1, not {epoch}\."):
             task.set_progress(epoch)
+    with pytest.raises(UserError, match="not NaN"):
+        task.set_progress(float("nan"))
 
 
 def test_views_are_for_the_clean_view() -> None:

@@ -62,7 +62,7 @@ for name in timm.list_models("*_frskd"):
 try:
     timm.create_model("resnet34_frskd", pretrained=True)
 except RuntimeError as error:
-    assert "No pretrained weights" in str(error)
+    assert "No pretrained weights exist for resnet34_frskd" in str(error)
 else:
     raise SystemExit("weights were loaded that are not there")
 """

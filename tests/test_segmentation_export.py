@@ -169,6 +169,7 @@ def test_numbers_of_numpy_and_torch_are_stored(tmp_path: Path) -> None:
 def test_what_cannot_be_stored_is_refused() -> None:
     wrong: dict[str, dict[str, Any]] = {
         "2 names, but there are 5 classes": {"class_names": ["a", "b"]},
+        "must be a list of names, not 'names'": {"class_names": "names"},
         "layers must be at least 1, not 0": {"layers": 0},
         "cannot hold these backbone_args .* not JSON serializable": {"backbone_args": {"act_layer": torch.nn.SiLU}},
     }

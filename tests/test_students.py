@@ -140,6 +140,8 @@ def test_channels_classifier_and_first_conv_are_as_configured(name):
     cfg = model.pretrained_cfg
     assert model.get_submodule(cfg["first_conv"]).in_channels == 1
     assert model.get_submodule(cfg["classifier"]) is model.get_classifier()
+    if isinstance(model, WideResNet):
+        assert model.get_classifier(name_only=True) == cfg["classifier"]
     with torch.device("meta"):
         network = timm.create_model(name, in_chans=3).eval()
         last = network.forward_features(torch.empty(1, 3, *cfg["input_size"][1:]))
@@ -210,6 +212,8 @@ def test_cifar_resnet_dilates_instead_of_striding():
     assert model.forward_features(images()).shape[2:] == (8, 8)
     with pytest.raises(UserError, match="one 3x3 convolution: leave stem_type out"):
         create("resnet18_cifar_frskd", stem_type="deep")
+    with pytest.raises(UserError, match="output_stride must be 8, 4 or 2, not 16"):
+        create("resnet18_cifar_frskd", output_stride=16)
 
 
 def test_stock_names():

@@ -1,7 +1,6 @@
 """Students that are timm's own networks registered under another name, and timm's name of each network."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -38,8 +37,9 @@ def register_stock(name: str, stock: str, module: str) -> Callable[..., nn.Modul
         arguments = apart_from_shipped(pretrained, kwargs)
         overlay = arguments.pop("pretrained_cfg_overlay", None)
         cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)  # before timm looks up its own
-        cfg = replace(cfg, architecture=stock)  # the name under which timm's own functions save it
-        return create(pretrained, **{**arguments, "pretrained_cfg": cfg.to_dict()})
+        model = create(pretrained, **{**arguments, "pretrained_cfg": cfg.to_dict()})
+        model.pretrained_cfg["architecture"] = stock  # the name under which timm's own functions save it
+        return model
 
     build.__name__ = build.__qualname__ = name
     build.__module__, build.__doc__ = module, f"Create timm's `{stock}`, with the weights of `{name}`."

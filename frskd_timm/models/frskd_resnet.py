@@ -18,13 +18,15 @@ class CifarResNet(ResNet):
     dilated instead. The other arguments are those of timm's ResNet, except those of the stem.
 
     Raises:
-        UserError: There is an argument of the stem.
+        UserError: There is an argument of the stem, or another `output_stride`.
     """
 
     def __init__(self, *, in_chans: int = 3, output_stride: int = 8, **kwargs: Any) -> None:
         for name in ("stem_width", "stem_type", "replace_stem_pool"):
             if name in kwargs:
                 raise UserError(f"The stem of this ResNet is one 3x3 convolution: leave {name} out.")
+        if output_stride not in (2, 4, 8):
+            raise UserError(f"output_stride must be 8, 4 or 2, not {output_stride}: the stem has stride 1.")
         super().__init__(in_chans=in_chans, output_stride=4 * output_stride, **kwargs)
         dd = {key: kwargs.get(key) for key in ("device", "dtype")}
         self.conv1 = nn.Conv2d(in_chans, 64, 3, padding=1, bias=False, **dd)  # type: ignore[assignment, arg-type]

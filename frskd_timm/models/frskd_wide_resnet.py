@@ -56,7 +56,7 @@ class WideResNet(nn.Module):
         depth: Convolutions on the longest path, 6n + 4 for n blocks per group.
         widen_factor: Factor of the groups' 16, 32 and 64 channels.
         num_classes: Number of classes; with 0, `forward` returns the pooled features.
-        in_chans, global_pool, drop_rate: As in timm's networks.
+        in_chans, global_pool, drop_rate: As in timm's networks; there is no `output_stride` or choice of layers.
         drop_path_rate: Stochastic depth rate of the last block; it rises linearly over the blocks.
         device, dtype: Those of the parameters.
 
@@ -119,9 +119,9 @@ class WideResNet(nn.Module):
         self.grad_checkpointing = enable
 
     @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        """Return the last linear layer, or an identity if there are no classes."""
-        return self.fc
+    def get_classifier(self, name_only: bool = False) -> nn.Module | str:
+        """Return the last linear layer (an identity if there are no classes), or only its name."""
+        return "fc" if name_only else self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier (0 classes for none) and, unless `global_pool` is None, the pooling."""

@@ -13,6 +13,8 @@ def names_of_classes(class_names: Sequence[str] | None, num_classes: int) -> lis
     """Return the names, empty if there are none; raise UserError if there are not as many as classes."""
     if num_classes < 1:
         raise UserError(f"num_classes must be at least 1, not {num_classes}.")
+    if isinstance(class_names, str):
+        raise UserError(f"class_names must be a list of names, not {class_names!r:.60}.")
     names = [] if class_names is None else [*map(str, class_names)]
     if class_names is not None and len(names) != num_classes:
         raise UserError(f"class_names has {len(names)} names, but there are {num_classes} classes.")
