@@ -54,6 +54,14 @@ def test_progress_is_a_fraction() -> None:
         task.set_progress(float("nan"))
 
 
+def test_a_loss_that_is_scaled_in_place_leaves_its_terms() -> None:
+    for task in (create(), CrossEntropyTask(networks.create("test_resnet", num_classes=5))):
+        result = task.train()(IMAGES, TARGET)
+        before, loss = result["loss_ce"].item(), result["loss"]
+        loss /= 4  # as timm's train.py does to accumulate gradients
+        assert result["loss_ce"].item() == before
+
+
 def test_views_are_for_the_clean_view() -> None:
     views = TwoViews(IMAGES, IMAGES, TARGET, None)
     with pytest.raises(UserError, match="must be a tensor of images"):
