@@ -18,7 +18,7 @@ class CifarResNet(ResNet):
     dilated instead. The other arguments are those of timm's ResNet, except those of the stem.
 
     Raises:
-        UserError: There is an argument of the stem, or another `output_stride`.
+        UserError: There is an argument of the stem, or `output_stride` is not 8, 4 or 2.
     """
 
     def __init__(self, *, in_chans: int = 3, output_stride: int = 8, **kwargs: Any) -> None:
