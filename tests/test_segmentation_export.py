@@ -132,12 +132,16 @@ def test_statistics_are_those_of_the_weights() -> None:
     assert gray.mean == pytest.approx([sum(expected) / 3])
     given = create_segmentation_student(name, 5, pretrained=True, mean=(0.1, 0.2, 0.3))
     assert (given.mean, given.std) == ((0.1, 0.2, 0.3), timm.get_pretrained_cfg(name).std)
+    assert timm.data.resolve_model_data_config(given)["mean"] == (0.1, 0.2, 0.3)
+    config = timm.data.resolve_model_data_config(gray)
+    assert (config["input_size"], config["mean"], config["std"]) == ((1, 224, 224), gray.mean, gray.std)
 
 
 def test_the_classifier_is_replaced(trained: SegmentationStudent, tmp_path: Path) -> None:
     trained.class_names = ["a", "b", "c"]
     trained.reset_classifier(7)
     assert trained.eval()(torch.randn(1, 3, 64, 64)).shape == (1, 7, 64, 64)
+    assert trained.get_classifier() is trained.get_submodule(trained.classifier_name)
     trained.save_pretrained(tmp_path)
     assert load_student(tmp_path).num_classes == 7
     with pytest.raises(UserError, match="2 names, but there are 7 classes"):

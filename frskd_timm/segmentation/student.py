@@ -129,6 +129,13 @@ class SegmentationStudent(
             "backbone_args": self.backbone_args,
         }
 
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """Input and classes in timm's form, for `timm.data.resolve_model_data_config`; without a fixed size, 224."""
+        size = self.fixed_size or (224, 224)
+        cfg = {"input_size": (self.in_chans, *size), "mean": self.mean, "std": self.std, "crop_pct": 1.0}
+        return cfg | {"interpolation": "bilinear", "num_classes": self.num_classes}
+
     def save_pretrained(self, save_directory: str | Path, *, config: Any = None, **kwargs: Any) -> Any:
         """Save weights and config to a folder; see `huggingface_hub.ModelHubMixin.save_pretrained`."""
         return super().save_pretrained(save_directory, config=config or self.config(), **kwargs)
@@ -154,6 +161,10 @@ class SegmentationStudent(
         elif names is not None:
             student.class_names = names_of_classes(names, student.num_classes)
         return student
+
+    def get_classifier(self) -> nn.Module:
+        """Return the last layer, a 3x3 convolution."""
+        return self.head[-1]
 
     def reset_classifier(self, num_classes: int, class_names: Sequence[str] | None = None) -> None:
         """Replace the last layer by one for other classes, with random weights.
