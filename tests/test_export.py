@@ -161,6 +161,8 @@ def test_nothing_but_the_student(tmp_path):
         export(model, tmp_path / "student")
     with pytest.raises(UserError, match="not a model made by timm"):
         export(nn.Linear(2, 2), tmp_path / "student")
+    with pytest.raises(UserError, match="FeatureListNet cannot be exported: it was created with features_only"):
+        export(make("test_resnet", features_only=True), tmp_path / "student")
     assert list(tmp_path.iterdir()) == []
 
 

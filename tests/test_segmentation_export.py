@@ -1,5 +1,6 @@
 """Segmentation students and their backbones as folders, and as ONNX."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,12 @@ def test_statistics_are_those_of_the_weights() -> None:
 def test_the_classifier_is_replaced(trained: SegmentationStudent, tmp_path: Path) -> None:
     trained.class_names = ["a", "b", "c"]
     trained.reset_classifier(7)
-    assert trained.eval()(torch.randn(1, 3, 64, 64)).shape == (1, 7, 64, 64)
+    images = torch.randn(1, 3, 64, 64)
+    logits = trained.eval()(images)
+    assert logits.shape == (1, 7, 64, 64)
+    precise = copy.deepcopy(trained).double()(images.double())
+    assert precise.dtype == torch.float64
+    assert torch.allclose(precise.float(), logits, atol=1e-5)
     assert trained.get_classifier() is trained.get_submodule(trained.classifier_name)
     trained.save_pretrained(tmp_path)
     assert load_student(tmp_path).num_classes == 7

@@ -126,9 +126,10 @@ def _architecture_name(model: nn.Module, model_name: str | None) -> str:
     cfg = getattr(model, "pretrained_cfg", None)
     if not isinstance(cfg, dict) or not hasattr(model, "num_classes") or not hasattr(model, "num_features"):
         hint = ": give task.student" if hasattr(model, "student") else ""
-        raise UserError(
-            f"{type(model).__name__} cannot be exported: it is not a model made by timm.create_model{hint}."
-        )
+        why = f"it is not a model made by timm.create_model{hint}"
+        if hasattr(model, "feature_info") and not hasattr(model, "num_features"):
+            why = "it was created with features_only, which leaves out layers of the network"
+        raise UserError(f"{type(model).__name__} cannot be exported: {why}.")
     name = (model_name or cfg.get("architecture") or "").split(".")[0]
     if not is_model(name):
         raise UserError(f"timm does not know model_name {name!r}: give the name that the student was created with.")

@@ -101,9 +101,8 @@ class SegmentationStudent(
         self.backbone, self.backbone_args = create_backbone(backbone, in_chans, given)
         self.probe, pyramid = find_pyramid(self.backbone, in_chans, self.backbone_args)
         self.levels = pyramid.indices
-        prune: Any = getattr(self.backbone, "prune_intermediate_layers", None)
-        if prune is not None:
-            prune(self.levels, prune_norm=True, prune_head=True)
+        if hasattr(self.backbone, "prune_intermediate_layers"):
+            self.backbone.prune_intermediate_layers(self.levels, prune_norm=True, prune_head=True)  # type: ignore[operator]
         multiple = find_multiple(self.backbone, in_chans)
         self.multiple = multiple or 1
         self.fixed_size = None if multiple else self.probe
@@ -112,7 +111,7 @@ class SegmentationStudent(
         self.bifpn = nn.ModuleList(SumBiFPN(self.num_levels, channels) for _ in range(layers))
         self.head = pixel_head(channels, num_classes)
         self.classifier_name = f"head.{len(self.head) - 1}"
-        self._unused: list[nn.Parameter] = []
+        self._unused: list[str] = []  # names within the last bottom-up pass
         self._freeze_unreached()
 
     def config(self) -> dict[str, Any]:
@@ -223,8 +222,9 @@ class SegmentationStudent(
         return self.to_pixels(self.head(maps[0]), size)
 
     def to_pixels(self, logits: Tensor, size: Sequence[int]) -> Tensor:
-        """Resize logits [B, K, h, w] of the finest map to [B, K, *size] in float32 (bilinear, half-pixel centres)."""
-        whole = F.interpolate(logits.float(), self.padded_size(size), mode="bilinear", align_corners=False)
+        """Resize logits [B, K, h, w] of the finest map to [B, K, *size], bilinearly and in at least float32."""
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        whole = F.interpolate(logits, self.padded_size(size), mode="bilinear", align_corners=False)
         return whole[..., : size[0], : size[1]]
 
     def padded_size(self, size: Sequence[int]) -> tuple[int, int]:
@@ -242,12 +242,12 @@ class SegmentationStudent(
 
         If none does, its parameters are frozen, because DDP would wait for their gradients.
         """
-        for parameter in self._unused:
-            parameter.requires_grad_(True)
-        last = self.bifpn[-1].get_submodule("down")
-        self._unused = [] if used else [parameter for parameter in last.parameters() if parameter.requires_grad]
-        for parameter in self._unused:
-            parameter.requires_grad_(False)
+        last = dict(self.bifpn[-1].get_submodule("down").named_parameters())
+        for name in self._unused:
+            last[name].requires_grad_(True)
+        self._unused = [] if used else [name for name, parameter in last.items() if parameter.requires_grad]
+        for name in self._unused:
+            last[name].requires_grad_(False)
 
     def pad(self, images: Tensor) -> Tensor:
         """Pad [..., H, W] with zeros at the bottom and right to the size that the backbone takes."""
