@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py                      # the three students in docs/speed.md on this machine
     python benchmarks/speed.py --model resnet18_frskd --img-size 224 --batch-size 32 --precision bf16
+    python benchmarks/speed.py --paper --output paper.csv   # with the self-teacher of the paper
     python benchmarks/speed.py --table speed.csv    # print the table in docs/speed.md
     python benchmarks/speed.py --costs --output costs.csv   # what FRSKD costs for various backbones
     python benchmarks/speed.py --start-up           # time of importing the package and of train.py --help
@@ -159,15 +160,17 @@ def measure(case: argparse.Namespace, device: "torch.device") -> dict[str, Any]:
         return lambda: [step(*batch) for _ in range(repeats)]
 
     options = (case.precision, device, case.torchcompile)
-    steps = {method: package_step(case.model, case.img_size, method, *options) for method in ("ce", "frskd")}
-    variants = {method: repeated(step, images, target) for method, step in steps.items()}
+    methods = {"ce": "ce", "frskd": case.method}
+    steps = {name: package_step(case.model, case.img_size, method, *options) for name, method in methods.items()}
+    variants = {name: repeated(step, images, target) for name, step in steps.items()}
     if case.reference:
-        variants["float32"] = repeated(reference_step(case.model, case.img_size, device), images.contiguous(), target)
+        reference = reference_step(case.model, case.img_size, case.method, device)
+        variants["float32"] = repeated(reference, images.contiguous(), target)
     alone = device.type == "cpu" and case.threads == 1  # CPU time, which other load hardly affects
     clock = time.process_time if alone else time.perf_counter
     rates = in_turn(variants, repeats * case.batch_size, case.rounds, device, clock)
-    networks = parameters(case.model, case.img_size)
-    counts = {method: gmacs(case.model, case.img_size, method) for method in ("ce", "frskd")}
+    networks = parameters(case.model, case.img_size, case.method)
+    counts = {name: gmacs(case.model, case.img_size, method) for name, method in methods.items()}
     row: dict[str, Any] = {
         "model": case.model,
         "img_size": case.img_size,
@@ -188,7 +191,7 @@ def measure(case: argparse.Namespace, device: "torch.device") -> dict[str, Any]:
     if case.memory:
         if device.type == "cuda":
             torch.cuda.empty_cache()  # the new processes need it
-        row |= {f"{method}_peak_mib": f"{peak_memory(case, method):.0f}" for method in ("ce", "frskd")}
+        row |= {f"{name}_peak_mib": f"{peak_memory(case, method):.0f}" for name, method in methods.items()}
     if case.dataset:
         loops = in_turn(data_loops(case, steps["frskd"], device), case.steps * case.batch_size, 3, device)
         for mode in ("memory", "stream"):
@@ -237,6 +240,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="auto: same as train.py")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto: the GPU if there is one")
     parser.add_argument("--torchcompile", action="store_true", help="compile the steps")
+    paper = "the self-teacher of the paper (width 2, depth 2) instead of the default"
+    parser.add_argument("--paper", dest="method", action="store_const", const="paper", default="frskd", help=paper)
     parser.add_argument("--threads", type=int, help="CPU threads; all cores by default")
     parser.add_argument("--rounds", type=int, default=9, help="number of measurements of each variant")
     steps = "steps per measurement of the loop with data, five times those without; by default 5, on a GPU 100"
@@ -248,7 +253,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--table", type=Path, metavar="CSV", help="print the tables of these results and exit")
     parser.add_argument("--costs", action="store_true", help="measure only the steps, of various backbones")
     parser.add_argument("--start-up", action="store_true", help="measure only imports and train.py --help")
-    parser.add_argument("--peak", choices=("ce", "frskd"), help=argparse.SUPPRESS)
+    parser.add_argument("--peak", choices=("ce", "frskd", "paper"), help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 

@@ -18,6 +18,7 @@ from frskd_timm.teachers.blocks import downsample
 from frskd_train.system.convolutions import adapt_convolutions
 
 NUM_CLASSES = 100
+SELF_TEACHERS: dict[str, dict[str, Any]] = {"frskd": {}, "paper": {"width": 2, "depth": 2}}  # methods and their options
 
 
 def reference_self_teacher(teacher: Any, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
@@ -45,7 +46,7 @@ def reference_self_teacher(teacher: Any, features: Sequence[Tensor]) -> tuple[li
 
 
 def reference_loss(task: Any, images: Tensor, target: Tensor) -> Tensor:
-    """Compute the loss of an `FRSKDTask` with default parts, without any of its optimisations."""
+    """Compute the loss of an `FRSKDTask` with default losses, without any of its optimisations."""
 
     def attention(map_: Tensor) -> Tensor:
         return F.normalize(map_.pow(2).mean(1).flatten(1))
@@ -69,9 +70,11 @@ def without_optimised_layers(task: Any) -> Any:
 
 
 def make_task(model: str, size: int, method: str) -> Any:
-    """Create a task with default parts for square images of `size` pixels; `method` is 'ce' or 'frskd'."""
+    """Create a task for square images of `size` pixels; `method` is 'ce' or a name in `SELF_TEACHERS`."""
     student = timm.create_model(model, num_classes=NUM_CLASSES)
-    return CrossEntropyTask(student) if method == "ce" else FRSKDTask.create(student, (3, size, size), NUM_CLASSES)
+    if method == "ce":
+        return CrossEntropyTask(student)
+    return FRSKDTask.create(student, (3, size, size), NUM_CLASSES, teacher_options=SELF_TEACHERS[method])
 
 
 def make_step(
@@ -103,9 +106,9 @@ def package_step(
     return make_step(task, lambda images, target: task(images, target)["loss"], precision, device)
 
 
-def reference_step(model: str, size: int, device: torch.device) -> Callable[[Tensor, Tensor], None]:
+def reference_step(model: str, size: int, method: str, device: torch.device) -> Callable[[Tensor, Tensor], None]:
     """Create a float32 FRSKD step without optimisations, which stands for the authors' code."""
-    task = without_optimised_layers(make_task(model, size, "frskd").to(device))
+    task = without_optimised_layers(make_task(model, size, method).to(device))
     return make_step(task, lambda images, target: reference_loss(task, images, target), "fp32", device, fused=False)
 
 
@@ -117,9 +120,9 @@ def gmacs(model: str, size: int, method: str) -> float:
     return counter.get_total_flops() / 2 / 2 / 1e9
 
 
-def parameters(model: str, size: int) -> list[int]:
+def parameters(model: str, size: int, method: str) -> list[int]:
     """Count the parameters of student and self-teacher."""
-    task = make_task(model, size, "frskd")
+    task = make_task(model, size, method)
     return [sum(p.numel() for p in network.parameters()) for network in (task.student, task.self_teacher)]
 
 
