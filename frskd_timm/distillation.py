@@ -100,7 +100,7 @@ class DistillationTask(StudentTask):
     ) -> None:
         super().__init__(student, smoothing)
         self.self_teacher = self_teacher.to(self.device, self.dtype)
-        self.feature_loss = feature_loss and feature_loss.to(self.device, self.dtype)
+        self.feature_loss = None if feature_loss is None else feature_loss.to(self.device, self.dtype)
         if beta is None:
             beta = self.beta_share * feature_loss.default_beta if feature_loss is not None else 0.0
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
@@ -185,7 +185,8 @@ class DistillationTask(StudentTask):
         if not isinstance(input, TwoViews):
             return self.run_networks(input, self.networks)
         outputs = self.run_networks(input.clean, self.networks)
-        return outputs._replace(logits=self.student(input.images), batch=input, clean_logits=outputs.logits)
+        views = input._replace(classes=input.classes.long())
+        return outputs._replace(logits=self.student(input.images), batch=views, clean_logits=outputs.logits)
 
     def extend(self, outputs: Outputs, images: Tensor) -> Outputs:
         """Add outputs that only training needs."""
@@ -295,5 +296,5 @@ class DistillationTask(StudentTask):
 
     def predict(self, images: Tensor, average: nn.Module | None = None) -> dict[str, Tensor]:
         """Return the logits of 'student', or of an average of it, and 'self_teacher'."""
-        outputs = self.run_networks(images, self.networks)
-        return {"student": average(images) if average else outputs.logits, "self_teacher": outputs.teacher_logits}
+        found = self.run_networks(images, self.networks)
+        return {"student": found.logits if average is None else average(images), "self_teacher": found.teacher_logits}

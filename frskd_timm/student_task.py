@@ -77,7 +77,13 @@ class StudentTask(TrainingTask):
         """Compute the loss of one training step, as `forward` returns it."""
 
     def forward(self, input: Tensor, target: Tensor) -> Terms:
-        """Run `step`, through the compiled or distributed module if there is one; classes may be any integers."""
+        """Run `step`, through the compiled or distributed module if there is one; classes may be any integers.
+
+        Raises:
+            UserError: The batch is empty, so there is no mean over it.
+        """
+        if not len(target):
+            raise UserError("The batch has no images: leave out empty batches.")
         target = target.float() if target.is_floating_point() else target.long()
         return self._wrapped[0](input, target) if self._wrapped else self.step(input, target)
 
@@ -138,8 +144,9 @@ class StudentTask(TrainingTask):
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None: ...
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
         """Return the student, or with `ema` its average; None if there is no average."""
-        module = module or self.get_trainable_module(ema=ema)
-        inner = module and unwrap_model(module)
+        if module is None:
+            module = self.get_trainable_module(ema=ema)
+        inner = None if module is None else unwrap_model(module)
         return getattr(inner, "student", inner)
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
@@ -263,6 +270,7 @@ class LinearProbeTask(CrossEntropyTask):
             classifier.requires_grad_(True)
         if not any(parameter.requires_grad for parameter in student.parameters()):
             raise UserError(f"A linear probe needs a student with a classifier; {type(student).__name__} has none.")
+        self.train(self.training)
 
     def train(self, mode: bool = True) -> "LinearProbeTask":
         """Set the mode of the classifier; all other layers stay in evaluation mode."""

@@ -103,7 +103,7 @@ class FRSKDTask(DistillationTask):
         if sla is not None and self.clean_view:
             raise UserError("SLA cannot be combined with the teacher_view clean; leave one of them out.")
         self.pyramid = pyramid
-        self.sla = sla and sla.to(self.device, self.dtype)
+        self.sla = None if sla is None else sla.to(self.device, self.dtype)
         self.sla_weight = sla_weight
 
     @classmethod

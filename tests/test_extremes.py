@@ -17,6 +17,7 @@ from frskd_timm.losses.labels import LabelLoss
 from frskd_timm.losses.logits import LOGIT_LOSSES
 from frskd_timm.segmentation import SegmentationTask, create_segmentation_student
 from frskd_timm.segmentation.teacher import SegmentationTeacher
+from frskd_timm.task import FRSKDTask
 from frskd_train.scoring.accumulators import PIXELS, CalibrationMetric, TemperatureMetric, read_bins
 
 
@@ -125,6 +126,29 @@ def test_probabilities_of_any_type() -> None:
     clean = create_task(teacher_view="clean").bfloat16()
     batch = TwoViews(*(images(batch=4).bfloat16(),) * 2, TARGET, mixing=torch.eye(4).bfloat16())
     assert clean(batch, mixed)["loss"].isfinite()
+
+
+def test_classes_of_any_integer_type() -> None:
+    clean = create_task(teacher_view="clean")
+    batch = TwoViews(images(batch=4), images(batch=4), TARGET.int(), mixing=None)
+    assert clean(batch, TARGET.short())["loss"].isfinite()
+
+
+def test_modules_that_torch_has_compiled() -> None:  # these have a __len__, so they have no truth value
+    plain = create_task(sla=True)
+    loss, heads, average = (
+        torch.compile(part, backend="eager") for part in (plain.feature_loss, plain.sla, plain.student)
+    )
+    task = FRSKDTask(plain.student, plain.pyramid, plain.self_teacher, loss, sla=heads, beta=1.0)
+    assert task(images(batch=4), TARGET)["loss_feature"] > 0
+    task.eval()
+    assert torch.equal(task.predict(images(), average)["student"], task.predict(images())["student"])
+    assert task.get_eval_model(average) is plain.student
+
+
+def test_attention_has_second_derivatives() -> None:
+    maps = torch.rand(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.autograd.gradgradcheck(attention_map, maps.requires_grad_())
 
 
 def test_a_task_leaves_the_meta_device() -> None:

@@ -46,10 +46,11 @@ def test_a_task_is_distributed_once_and_last() -> None:
 
 
 def test_progress_is_a_fraction() -> None:
-    task = create()
+    task = create(schedule="constant")
     for epoch in (2, -1):
         with pytest.warns(UserWarning, match=rf"fraction of the run, 0 to 1, not {epoch}\."):
             task.set_progress(epoch)
+        assert task.distill_weight == 1
     with pytest.raises(UserError, match="not NaN"):
         task.set_progress(float("nan"))
 
@@ -68,6 +69,12 @@ def test_views_are_for_the_clean_view() -> None:
         create().train()(views, TARGET)
     with pytest.raises(UserError, match=r"must be an augment\.TwoViews"):
         create(teacher_view="clean").train()(IMAGES, TARGET)
+
+
+def test_an_empty_batch_is_refused() -> None:
+    for task in (create(), CrossEntropyTask(networks.create("test_resnet", num_classes=5))):
+        with pytest.raises(UserError, match="no images"):
+            task(IMAGES[:0], TARGET[:0])
 
 
 def test_a_replaced_classifier_is_explained(tmp_path: Path) -> None:

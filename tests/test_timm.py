@@ -27,7 +27,7 @@ from torch import Tensor
 from frskd_timm import FRSKDTask
 from frskd_timm.errors import UserError
 from frskd_timm.segmentation import SegmentationTask, create_segmentation_student
-from frskd_timm.student_task import StudentTask
+from frskd_timm.student_task import LinearProbeTask, StudentTask
 from frskd_train.settings import Settings, default_settings
 from frskd_train.students import build_student
 from frskd_train.tasks.classification import ClassificationJob
@@ -224,6 +224,13 @@ def test_unusable_options_are_refused() -> None:
 def test_the_self_teacher_has_the_type_of_the_student() -> None:
     task = FRSKDTask.create(networks.create("test_resnet").double(), (3, 64, 64), 5, feature_loss="fitnet", sla=True)
     assert task(BATCH[0].double(), BATCH[1])["teacher_output"].dtype == task.dtype == torch.float64
+
+
+def test_a_new_linear_probe_keeps_the_statistics_of_its_student() -> None:
+    student = networks.lively(timm.create_model("test_resnet", num_classes=5)).train()
+    before = [buffer.clone() for buffer in student.buffers()]
+    LinearProbeTask(student)(torch.randn(4, 3, 64, 64), torch.arange(4))
+    assert all(map(torch.equal, student.buffers(), before))
 
 
 def test_without_progress_distillation_has_full_weight() -> None:

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from frskd_timm.losses import FEATURE_LOSSES, FeatureLoss
@@ -28,7 +27,6 @@ class _MeanSquare(torch.autograd.Function):
         return torch.cat(norms).square_().div_(maps.shape[1])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (maps,) = ctx.saved_tensors
         factor = (grad * (2 / maps.shape[1])).unsqueeze(1)

@@ -40,13 +40,14 @@ def distillation_weight(name: str, progress: float, start: float = 0.0) -> float
 
     Args:
         name: A name in `SCHEDULES`.
-        progress: Completed fraction of the run, 0..1.
+        progress: Completed fraction of the run, 0..1; other numbers are clipped.
         start: Fraction of the run before distillation starts, 0..1; the schedule's t counts from there.
 
     Raises:
         UserError: The name is unknown.
     """
     schedule = SCHEDULES.get(name)
+    progress = min(max(progress, 0.0), 1.0)
     if progress < start or start >= 1:
         return 0.0
-    return schedule(min(1.0, (progress - start) / (1 - start)))
+    return schedule((progress - start) / (1 - start))
