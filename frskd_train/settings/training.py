@@ -30,7 +30,8 @@ class OptimizerSettings:
     lr: Annotated[float, Positive] = 0.1
     """Peak learning rate."""
     lr_base: Annotated[float | None, Positive] = None
-    """Used instead of --lr, scaled with the batch: lr = lr_base * images per update / --lr-base-size."""
+    """Used instead of --lr, and multiplied by images per update / --lr-base-size.
+    With some optimizers by the square root of this (--lr-base-scale)."""
     lr_base_size: Annotated[int, Count] = 256
     """Images per update at which --lr-base is used unscaled."""
     lr_base_scale: Literal["auto", "linear", "sqrt"] = "auto"
