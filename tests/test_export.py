@@ -65,7 +65,9 @@ CASES = [
 def test_loads_in_timm_and_transformers(tmp_path, name, kwargs, size, architecture):
     model = make(name, num_classes=7, **kwargs)
     model.train()
+    random = torch.get_rng_state()
     folder = export(model, tmp_path / "student", size, label_names=NAMES)
+    assert torch.equal(random, torch.get_rng_state())
     assert all(module.training for module in model.modules())
     assert {path.name for path in folder.iterdir()} == {"model.safetensors", "config.json"}
     assert set(load_file(folder / "model.safetensors")) == set(model.state_dict())

@@ -36,7 +36,9 @@ def trained() -> SegmentationStudent:
 
 
 def test_student_comes_back(trained: SegmentationStudent, tmp_path: Path) -> None:
+    random = torch.get_rng_state()
     folder = export_segmentation(trained, tmp_path / "student")
+    assert torch.equal(random, torch.get_rng_state())
     assert trained.training
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
     loaded = SegmentationStudent.from_pretrained(f"local-dir:{folder}")

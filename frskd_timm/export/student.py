@@ -62,7 +62,7 @@ def export_student(
 
     Args:
         model: The student, any timm model; wrappers of DDP and `torch.compile` are removed. Its mode and device are
-            restored.
+            restored, and the state of torch's random generator.
         folder: Destination. An older export there is replaced.
         tag: Name of these weights, usually that of the dataset: `resnet18.<tag>`.
         input_size: Channels, height and width of validation images.
@@ -107,7 +107,7 @@ def export_student(
     }
     check_pretrained_cfg(data_config, "the arguments")
     facts = _facts(tag, license, f"Trained on {dataset}." if dataset else None, method)
-    with replacing(folder) as aside:
+    with torch.random.fork_rng(devices=[]), replacing(folder) as aside:  # verifying creates models
         write_weights(aside, model, half=half)
         try:
             config = _write_config(model, aside, architecture, data_config, facts, names, model_args)
@@ -178,7 +178,7 @@ def export_segmentation(student: nn.Module, folder: str | Path, *, finish: Calla
             something else.
     """
     student = _plain(student)
-    with replacing(Path(folder)) as aside:
+    with torch.random.fork_rng(devices=[]), replacing(Path(folder)) as aside:
         write_weights(aside, student)
         write_json(aside / CONFIG, student.config())
         read_student(aside).verify(student)
@@ -228,7 +228,7 @@ def export_backbone(
         "crop_mode": "center",
     }
     about = f"Backbone of a network for semantic segmentation, trained on {dataset}." if dataset else None
-    with replacing(Path(folder)) as aside:
+    with torch.random.fork_rng(devices=[]), replacing(Path(folder)) as aside:
         write_weights(aside, whole)
         _write_config(whole, aside, architecture, data_config, _facts(tag, license, about, method))
         _compare_maps(student, aside)
