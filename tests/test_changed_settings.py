@@ -101,7 +101,10 @@ def test_a_finished_run_takes_no_settings_that_it_would_not_use() -> None:
     lasting_notes = notes_for_recipe(notes, {"epoch": 3, "updates": 9}, epochs=4)
     assert [note.split(":")[0] for note in lasting_notes] == ["After 9 updates"] * 2
     assert not any("there" in note for note in lasting_notes)  # a path on the author's machine is not published
-    assert notes_for_recipe(notes, {"epoch": 3, "updates": 9}, epochs=3) == []
+    best = check_resume({**state, "settings": {**was, "epochs": 5}}, {**was, "dataset": "there"}, NOW)
+    assert notes_for_recipe(best, {"epoch": 3, "updates": 9}, epochs=3) == [
+        "After 9 updates: --epochs is 3 from here on (was 5)."
+    ]
 
 
 def test_a_resumed_run_keeps_the_statistics_of_its_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -1,8 +1,11 @@
 """Folders of images: which folders are splits and classes, and how classes are numbered."""
 
 import os
+import tempfile
+import unicodedata
 from pathlib import Path
 
+import datasets
 import pytest
 import timm
 import torch
@@ -113,6 +116,29 @@ def test_names_that_are_not_valid_utf8_are_read_and_shown(tmp_path: Path) -> Non
     assert str(data.notes).encode()
 
 
+def test_accents_may_be_stored_in_either_form(tmp_path: Path) -> None:
+    for part, form in (("train", "NFC"), ("val", "NFD")):
+        class_folders(tmp_path / part, unicodedata.normalize(form, "café"), "tea")
+    assert load(tmp_path).class_names == ["café", "tea"]
+
+
+def test_a_folder_that_cannot_be_read_is_named() -> None:
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as place:  # not below tmp_path, which only its owner can read
+        Path(place).chmod(0o755)
+        class_folders(Path(place), "a", "b", "b/more")
+        load(place)
+        for closed in (Path(place) / "b", Path(place) / "b" / "more"):
+            closed.chmod(0)
+            try:
+                os.seteuid(user or 65534)  # root may read every folder
+                with pytest.raises(UserError, match=rf"{closed} cannot be listed \(Permission denied\)"):
+                    load(place)
+            finally:
+                os.seteuid(user)
+                closed.chmod(0o755)
+
+
 def test_classes_have_the_order_of_timms_reader(tmp_path: Path) -> None:
     class_folders(tmp_path, "class 10", "class 2", "Zebra", "apple", "10", "9", count=4)
     theirs = timm.data.ImageDataset(tmp_path).reader.class_to_idx
@@ -199,3 +225,51 @@ def test_only_splits_for_validation_need_no_choice(tmp_path: Path) -> None:
         class_folders(tmp_path / name, "cat", "dog")
     data = load_validation(DataSettings(dataset=str(tmp_path)), load(tmp_path, train_split="test").preprocessing)
     assert data.val_split == "val"
+
+
+def test_a_table_of_labels_is_named_as_datasets_expects_it(tmp_path: Path) -> None:
+    for number in range(8):
+        picture(number).save(tmp_path / f"{number}.png")
+    table = tmp_path / "labels.csv"
+    table.write_text("file_name,label\n" + "".join(f"{number}.png,{'ab'[number % 2]}\n" for number in range(8)))
+    for place, said in ((table, "is a file; give the folder"), (tmp_path, "holds neither class folders")):
+        with pytest.raises(UserError, match=rf"{said} .* metadata\.csv"):
+            load(place)
+    table.rename(tmp_path / "metadata.csv")
+    data = load(tmp_path)
+    assert (data.num_train + data.num_val, data.class_names) == (8, ["a", "b"])
+
+
+def described(folder: Path, names: list[str], ending: str = "csv") -> None:
+    """Draw images, and describe them in a metadata file."""
+    folder.mkdir(parents=True)
+    for number, name in enumerate(names):
+        picture(number).save(folder / name)
+    table = datasets.Dataset.from_dict({"file_name": names, "label": ["ab"[k % 2] for k in range(len(names))]})
+    (table.to_csv if ending == "csv" else table.to_json)(folder / f"metadata.{ending}")
+
+
+def test_folders_with_metadata_are_read_whole_whatever_their_files_are_called(tmp_path: Path) -> None:
+    names = ["test_1.png", "2.png", "validation.png", "train 4.png", "5.png", "6.png"]
+    described(tmp_path / "flat [1]", names)
+    flat = load(tmp_path / "flat [1]", val_fraction=0.5)
+    assert (flat.num_train + flat.num_val, flat.class_names) == (6, ["a", "b"])
+    for part in ("train", "val"):
+        described(tmp_path / "two" / part, names[: 6 if part == "train" else 4], "jsonl")
+    class_folders(tmp_path / "two", "test")  # without labels
+    picture(0).save(tmp_path / "two" / "val" / "unlisted.png")
+    two = load(tmp_path / "two")
+    assert (two.num_train, two.num_val) == (6, 4)
+    assert "Left out, as images without a metadata file: test." in two.notes
+    assert "Left out, as images that the metadata do not list: 1." in two.notes
+    (tmp_path / "two" / "train" / "metadata.jsonl").rename(tmp_path / "table")
+    with pytest.raises(UserError, match=r"train has no metadata file, but another folder has one: add it"):
+        load(tmp_path / "two")
+    (tmp_path / "table").rename(tmp_path / "two" / "train" / "metadata.jsonl")
+    (tmp_path / "two" / "metadata.csv").write_text("file_name,label\ntrain/2.png,a\nval/2.png,b\n")
+    with pytest.raises(UserError, match=r"one metadata file for several splits \(test, train, val\): put one into"):
+        load(tmp_path / "two")
+    (tmp_path / "two" / "metadata.csv").unlink()
+    described(tmp_path / "two" / "batch 1", names)
+    with pytest.raises(UserError, match=r"batch 1, train, val have metadata; name them after their splits"):
+        load(tmp_path / "two")

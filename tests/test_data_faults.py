@@ -234,4 +234,7 @@ def test_images_that_look_black_are_noticed(tmp_path: Path) -> None:
             path = tmp_path / part / "ab"[number % 2] / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(values).save(path)
-    assert any("nearly black" in note and "stretched" in note for note in load(tmp_path).notes)
+    for statistics in ({}, {"mean": (0.5,), "std": (0.5,)}):
+        for mode in ("memory", "stream"):
+            notes = load(tmp_path, data_mode=mode, **statistics).notes
+            assert any("nearly black" in note and "stretched" in note for note in notes)

@@ -15,7 +15,7 @@ from PIL import Image
 from published import EVALUATION
 
 from frskd_train.data.scenes import compose, compose_splits
-from frskd_train.report.answers import confusion_picture
+from frskd_train.report.answers import confusion_picture, examples_picture
 from frskd_train.report.curves import curves_figure
 from frskd_train.report.evaluation import Mistake
 from frskd_train.report.grids import attention_picture, class_colours, segmentation_picture
@@ -113,6 +113,13 @@ def test_attention_is_where_the_maps_are_large(tmp_path, channels):
     assert 0.3 * cell < np.ptp(student) < 0.8 * cell
     assert 0.3 * cell < np.ptp(teacher) < 0.8 * cell
     assert teacher.min() - student.max() > 0.6 * cell
+
+
+def test_very_wide_images_are_drawn(tmp_path):
+    images, maps = np.zeros((1, 2, 2576, 3), np.uint8), np.ones((1, 4, 1, 80), np.float32)
+    attention = attention_picture(images, [maps], [maps], ["one"], tmp_path / "attention.png")
+    examples = examples_picture(images, [0], np.ones((1, 2)) / 2, ["one", "two"], tmp_path / "examples.png")
+    assert min(*pixels(attention).shape[:2], *pixels(examples).shape[:2]) > 0
 
 
 @pytest.mark.filterwarnings("error")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ IMAGE_ENDINGS = frozenset((
 UNSUPPORTED = frozenset(
     (".arw", ".cr2", ".dng", ".heic", ".heif", ".jxl", ".nef", ".svg")
 )  # of images that Pillow does not read
-NO_DATA = re.compile(r"\..*|__MACOSX|__pycache__")  # hidden folders, and those that archives and Python leave behind
+NO_DATA = re.compile(r"\..*|__MACOSX|__pycache__|lost\+found")  # hidden, of archives, of Python and of disks
 _LIKE_SPLITS = re.compile(r"(^|[_-])(train|val|dev|test|eval)(?![a-z])", re.IGNORECASE)  # in the name of a folder
 SPLIT_NAMES = frozenset((*TRAIN_SPLITS, *VALIDATION_SPLITS))
 # Characters that file systems do not allow in names, and the percent sign; a leading dot would hide the folder.
@@ -100,8 +101,11 @@ def _order(name: str) -> tuple[list[int | str], str]:
 
 
 def _class_name(folder: Path) -> str:
-    """Return the class name that a folder stands for: `T-shirt%2Ftop` is `T-shirt/top`, `%25` a percent sign."""
-    return ESCAPED.sub(lambda found: unquote(found[0]), printable(folder.name))
+    """Return the class name that a folder stands for: `T-shirt%2Ftop` is `T-shirt/top`, `%25` a percent sign.
+
+    Letters with accents are composed (NFC); copies from macOS may have decomposed ones, which look the same.
+    """
+    return unicodedata.normalize("NFC", ESCAPED.sub(lambda found: unquote(found[0]), printable(folder.name)))
 
 
 def folders_in(folder: Path) -> list[Path]:
@@ -114,8 +118,13 @@ def folders_in(folder: Path) -> list[Path]:
         with os.scandir(folder) as entries:  # without a look at each file, as Path.is_dir needs
             names = [entry.name for entry in entries if _is_folder(entry) and not NO_DATA.fullmatch(entry.name)]
     except OSError as error:
-        raise UserError(f"The folder {folder} cannot be listed ({error.strerror}).") from error
+        raise unreadable(error) from error
     return sorted(map(folder.joinpath, names))
+
+
+def unreadable(error: OSError) -> UserError:
+    """Return the error of a folder that cannot be read."""
+    return UserError(f"The folder {error.filename} cannot be listed ({error.strerror}).")
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -200,9 +209,17 @@ def images_in(folder: Path, endings: Collection[str] = IMAGE_ENDINGS) -> Iterato
 
 
 def images_below(folder: Path, endings: Collection[str] = IMAGE_ENDINGS) -> Iterator[str]:
-    """Yield the paths of image files below a folder, each folder once, even with circular links; no training runs."""
+    """Yield the paths of image files below a folder, each folder once, even with circular links; no training runs.
+
+    Raises:
+        UserError: A folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise unreadable(error) from error
+
     seen = set()
-    for parent, below, files in os.walk(folder.absolute(), followlinks=True):
+    for parent, below, files in os.walk(folder.absolute(), followlinks=True, onerror=refuse):
         place, is_run = os.stat(parent), "config.yaml" in files and bool({"checkpoints", "student"} & {*below})
         if (place.st_dev, place.st_ino) in seen or is_run:
             below.clear()

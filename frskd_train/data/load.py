@@ -22,6 +22,7 @@ from frskd_train.errors import listed
 from frskd_train.settings import DataSettings, HeldOut, PreprocessingSettings, SegmentationSettings, default_settings
 
 DARK = 17 / 255  # mean of the brightest channel below which images look black: that of 12 of 16 bits is below
+GLANCED = 64  # images that are looked at for this if mean and deviation are given
 
 
 def load_data(
@@ -67,14 +68,14 @@ def load_data(
     val_samples, val_notes = _samples(val, plan.mode, plan.evaluated, data)
     notes: list[str] = []
     mean, std = given_statistics(preprocessing, initial_cfg or {})
-    if mean is None or std is None:
-        found = measured or measure(_measured(train_samples, plan), preprocessing.in_chans)
-        mean, std = mean or tuple(found[0]), std or tuple(found[1])
-        if max(found[0]) < DARK:
-            notes.append(
-                f"The training images are nearly black (mean {max(found[0]):.3f} in 0..1). "
-                "16-bit images that use fewer bits have to be stretched to 0..65535 first."
-            )
+    few = mean is not None and std is not None
+    found = measured or measure(_measured(train_samples, plan, few), preprocessing.in_chans)
+    mean, std = mean or tuple(found[0]), std or tuple(found[1])
+    if max(found[0]) < DARK:
+        notes.append(
+            f"The training images are nearly black (mean {max(found[0]):.3f} in 0..1). "
+            "16-bit images that use fewer bits have to be stretched to 0..65535 first."
+        )
     resolved = replace(plan.preprocessing, mean=mean, std=std)
     cache = train_samples.source if isinstance(train_samples.source, Cache) else None
     transform, augmentation = plan.augmentation(resolved, num_outputs or len(targets.class_names), cache)
@@ -156,12 +157,12 @@ def _samples(split: Split, mode: Mode, kept: SampleTransform, data: DataSettings
     return Samples(cache, as_is, data), left_out(split, cache.bad)
 
 
-def _measured(samples: Samples, plan: Plan) -> Iterator[Tensor]:
-    """Yield training images, uint8 [N, C, H, W], for measuring mean and standard deviation."""
-    source = samples.source
+def _measured(samples: Samples, plan: Plan, few: bool) -> Iterator[Tensor]:
+    """Yield training images, uint8 [N, C, H, W], for measuring: a few, or what mean and standard deviation need."""
+    source, wanted = samples.source, GLANCED if few else plan.num_measured
     if isinstance(source, Split):
-        source = decode_all(source.sample(plan.num_measured), plan.evaluated, "skip")
-    if isinstance(source.images, Tensor):
+        source = decode_all(source.sample(wanted), plan.evaluated, "skip")
+    if isinstance(source.images, Tensor) and not few:
         yield source.images
     else:
-        yield from (source.images[place][None] for place in evenly_spaced(len(source), plan.num_measured).tolist())
+        yield from (source.images[place][None] for place in evenly_spaced(len(source), wanted).tolist())

@@ -16,7 +16,7 @@ from frskd_train.data.columns import Splits
 from frskd_train.data.folder import folders_in, is_image_folder, read_image_folder, split_folders
 from frskd_train.data.mask_folder import LAYOUTS, is_voc_folder, mask_folders, read_masks, read_voc
 from frskd_train.data.scenes import SAMPLE_FOLDER, compose_splits
-from frskd_train.data.tables import METADATA_HINT, has_metadata, has_tables, is_saved, read_tables
+from frskd_train.data.tables import METADATA_HINT, has_metadata, has_tables, is_saved, metadata_notes, read_tables
 from frskd_train.errors import listed, printable, suggest
 from frskd_train.settings import DataSettings
 
@@ -93,8 +93,11 @@ def _read_folder(
     datasets.disable_progress_bars()  # shown while reading local files
     if is_voc_folder(folder):
         return read_voc(folder)
-    if is_saved(folder) or has_metadata(folder):
+    if is_saved(folder):
         return read_tables(folder), None, ()
+    if has_metadata(folder):
+        splits = read_tables(folder)
+        return splits, None, metadata_notes(folder, splits)
     if folders := mask_folders(folder, has_masks):
         return read_masks(folder, folders)
     if not is_image_folder(folder):

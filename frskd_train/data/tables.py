@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from frskd_timm.errors import UserError, first_line
 from frskd_train.data.columns import Splits
-from frskd_train.data.folder import SPLIT_NAMES, TRAIN_SPLITS, VALIDATION_SPLITS, folders_in, images_below
+from frskd_train.data.folder import SPLIT_NAMES, TRAIN_SPLITS, VALIDATION_SPLITS, folders_in, images_below, unreadable
 from frskd_train.errors import listed
 
 READ_WHOLE = 2**30  # size in bytes up to which parquet files are read into memory, without datasets' cache
@@ -29,8 +29,11 @@ def is_saved(folder: Path) -> bool:
 
 def has_tables(folder: Path, *endings: str) -> bool:
     """Return whether a folder or one of its subfolders holds tables, by default parquet or arrow files."""
-    files = (file for place in (folder, *folders_in(folder)) for file in place.iterdir())
-    return any(file.suffix in (endings or (".parquet", ".arrow")) for file in files)
+    try:
+        files = [name for place in (folder, *folders_in(folder)) for name in os.listdir(place)]
+    except OSError as error:
+        raise unreadable(error) from error
+    return any(Path(name).suffix in (endings or (".parquet", ".arrow")) for name in files)
 
 
 def has_metadata(folder: Path) -> bool:
@@ -39,9 +42,9 @@ def has_metadata(folder: Path) -> bool:
 
 
 def _is_described(folder: Path) -> bool:
-    if any((folder / f"metadata{ending}").exists() for ending in (".jsonl", ".parquet")):
+    if any(os.path.exists(folder / f"metadata{ending}") for ending in (".jsonl", ".parquet")):
         return True
-    if not (table := folder / "metadata.csv").exists():
+    if not os.path.exists(table := folder / "metadata.csv"):
         return False
     with table.open(encoding="utf-8", errors="replace") as file:
         return "file_name" in file.readline()
@@ -51,15 +54,17 @@ def _described_files(folder: Path) -> Files:
     """Group the files beside metadata files by split; datasets would guess it from every word in a file's name.
 
     Raises:
-        UserError: Several folders have metadata, and not all of them are named after a split of their own; or one
-            metadata file describes several splits.
+        UserError: Several folders have metadata, and not all of them are named after a split of their own; one metadata
+            file describes several splits; or there is none for the training images.
     """
+    inside = _splits_with_images(folder)
     if _is_described(folder):
-        inside = [sub.name for sub in folders_in(folder) if sub.name.lower() in SPLIT_NAMES and any(images_below(sub))]
         if len(inside) > 1:
             text = "has one metadata file for several splits"
             raise UserError(f"--dataset {folder} {text} ({listed(inside)}): put one into the folder of each split.")
         return {"train": [f"{glob.escape(str(folder))}/**"]}
+    if bare := [name for name in inside if name.lower() in TRAIN_SPLITS and not _is_described(folder / name)]:
+        raise UserError(f"--dataset {folder}: {listed(bare)} has no metadata file, but another folder has one: add it.")
     parts = [part for part in folders_in(folder) if _is_described(part)]
     files = {_split_of(Path(part.name)): [f"{glob.escape(str(part))}/**"] for part in parts}
     if "" in files or len(files) < len(parts):
@@ -68,6 +73,26 @@ def _described_files(folder: Path) -> Files:
             "such as train, val and test, or give only one of them as --dataset."
         )
     return files
+
+
+def _splits_with_images(folder: Path) -> list[str]:
+    return [sub.name for sub in folders_in(folder) if sub.name.lower() in SPLIT_NAMES and any(images_below(sub))]
+
+
+def metadata_notes(folder: Path, splits: Splits) -> tuple[str, ...]:
+    """Return notes about images that no metadata file describes; `splits` are those of `read_tables`."""
+    if _is_described(folder):
+        places, bare = [folder], []
+    else:
+        places = [sub for sub in folders_in(folder) if _is_described(sub)]
+        bare = [name for name in _splits_with_images(folder) if not _is_described(folder / name)]
+    notes = [f"Left out, as images without a metadata file: {listed(bare)}."] if bare else []
+    used = 0
+    for split in splits.values():
+        used += len(split) * sum(isinstance(feature, datasets.Image) for feature in split.features.values())
+    if (unlisted := sum(len([*images_below(place)]) for place in places) - used) > 0:
+        notes.append(f"Left out, as images that the metadata do not list: {unlisted}.")
+    return tuple(notes)
 
 
 def read_tables(folder: Path) -> Splits:

@@ -63,7 +63,7 @@ def examples_picture(
         path: The PNG file to write.
     """
     top, width, gap, line = min(_TOP, probabilities.shape[1]), 280, 24, 40
-    height = round(width * images.shape[1] / images.shape[2])
+    height = max(1, round(width * images.shape[1] / images.shape[2]))
     picture = Image.new("RGB", (gap + (width + gap) * len(images), 44 + height + line * top + gap), "white")
     draw = ImageDraw.Draw(picture)
     for number, (image, label) in enumerate(zip(images, truth, strict=False)):

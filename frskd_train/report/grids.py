@@ -39,7 +39,7 @@ def attention_picture(
     levels = range(1, len(student_maps) + 1)
     heads = ["image", *(f"{name}\nlevel {level}" for name in ("student", "self-teacher") for level in levels)]
     width = min(160, 1440 // len(heads))
-    size = width, round(width * images.shape[1] / images.shape[2])
+    size = width, max(1, round(width * images.shape[1] / images.shape[2]))
     rows = [
         [_resized(image, size), *(_overlay(image, maps[row], size) for maps in (*student_maps, *teacher_maps))]
         for row, image in enumerate(images)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from frskd_train.data import ValidationData
-from frskd_train.data.images import BadImageError
+from frskd_train.data.images import BadImageError, quiet_pillow
 from frskd_train.report.charts import Line, data_uri, describe, read_picture
 from frskd_train.report.evaluation import ClassScores, Evaluation, Mistake
 from frskd_train.report.score_names import SCORE_NAMES
@@ -25,7 +25,8 @@ def draw_mistakes(data: ValidationData, mistakes: Sequence[Mistake], path: Path)
     split = data.val.split
     places = np.searchsorted(split.rows, [mistake.row for mistake in mistakes[:_SHOWN]]).tolist()
     found = (sample.image for sample in split.read(places) if not isinstance(sample, BadImageError))
-    images = [image for image in found if isinstance(image, Image.Image)]
+    with quiet_pillow():
+        images = [image for image in found if isinstance(image, Image.Image)]
     if not images or len(images) < len(places):
         path.unlink(missing_ok=True)  # of an earlier evaluation
         return

@@ -89,10 +89,14 @@ def _newest(run: Path, resume: str) -> Resume:
 
 
 def notes_for_recipe(notes: list[str], state: Mapping[str, Any], epochs: int) -> list[str]:
-    """Return the notes of `check_resume` that make it another training, without local paths; none if none follows."""
+    """Return the notes of `check_resume` that make it another training, without local paths.
+
+    If no training follows, that is only a lower number of epochs: the schedules were those of the larger number.
+    """
     declarations = declared(Settings)
     without = {flag(name) for name in declarations if LOCAL in declarations[name] or name not in training_names()}
-    kept = [note for note in notes if note.split()[0] not in without and state["epoch"] < epochs]
+    notes = [note for note in notes if state["epoch"] < epochs or note.startswith("--epochs ")]
+    kept = [note for note in notes if note.split()[0] not in without]
     return [f"After {state['updates']} updates: {note}" for note in kept]
 
 

@@ -100,7 +100,7 @@ class ClassificationJob(Job):
         task.eval()
         device = next(task.parameters()).device
         firsts: dict[int, Tensor] = {}  # the first image of each class
-        for images, target in data.val_batches(256, device=device):
+        for images, target in data.val_batches(self.settings.loop.images_per_validation_batch, device=device):
             for image, label in zip(images, target.tolist(), strict=True):
                 firsts.setdefault(label, image)
             if len(firsts) >= min(PICTURED, data.num_classes):

@@ -1,5 +1,6 @@
 """Class labels: one class per image, from a column of classes, integers, strings or booleans."""
 
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -175,13 +176,18 @@ def read_labels(splits: Splits, column: str) -> tuple[dict[str, Rows], list[str]
         numbers = np.array([number.get(value, -1) for value in values], np.int64)
         unseen = [code for code in np.unique(codes) if numbers[code] not in has_images]
         if unseen:
-            spelled = {str(value).strip().casefold() for value in known}
-            other = all(numbers[code] < 0 and str(values[code]).strip().casefold() in spelled for code in unseen)
+            spelled = set(map(_simple, known))
+            other = all(numbers[code] < 0 and _simple(values[code]) in spelled for code in unseen)
             hint = ", which spells or stores them differently" if other else ""
             names = listed([str(values[code]) for code in unseen])
             raise UserError(f"Split {split} has classes without an image in split {trained_on}{hint}: {names}.")
         labels[split] = numbers[codes]
     return labels, [str(value) for value in known]
+
+
+def _simple(label: Any) -> str:
+    """Return a label without case, outer spaces and differences in how accents are stored."""
+    return unicodedata.normalize("NFC", str(label)).strip().casefold()
 
 
 def _read_column(dataset: datasets.Dataset, split: str, column: str) -> tuple[Rows, list[Any]]:
