@@ -10,7 +10,7 @@ from torch import nn
 
 from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.config import MAX_SIDE
-from frskd_timm.export.folder import CARD, CONFIG, METRICS, PICKLE, WEIGHTS, read_json, student_in
+from frskd_timm.export.folder import BACKBONE, CARD, CONFIG, METRICS, PICKLE, STUDENT, WEIGHTS, read_json, student_in
 from frskd_timm.export.load import ExportedClassifier, ExportedStudent, load_student, read_student
 from frskd_timm.lookup import hub_name, known_cfg
 from frskd_train.report.metrics import Metrics, read_metrics
@@ -125,5 +125,7 @@ def _local_folder(model: str) -> Path | None:
 
 
 def _run_of(student: Path) -> Path | None:
-    run = student.resolve().parent
-    return run if (run / SETTINGS).is_file() else None
+    """Return the folder of the run that a student is in; other programs write a config.yaml as well."""
+    run, name = student.resolve().parent, student.resolve().name
+    is_run = name in (STUDENT, BACKBONE) and (run / SETTINGS).is_file() and (run / METRICS).is_file()
+    return run if is_run else None

@@ -117,7 +117,8 @@ def test_an_interrupted_replacement_is_found_again(
         shutil.copytree(student, aside, dirs_exist_ok=True)
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
     monkeypatch.chdir(folder)
-    assert find_exported(".").name == "student"
+    (tmp_path / "config.yaml").write_text("dataset:\n  name: of another program\n")
+    assert (find_exported(".").name, find_exported(".").run) == ("student", None)
 
 
 def test_a_folder_does_not_hide_a_model_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

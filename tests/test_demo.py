@@ -236,5 +236,11 @@ def test_a_demo_names_the_method_of_its_student(method: str, claim: str, runtime
     build_demo(find_exported(str(tmp_path / "student")), tmp_path / "demo", runtime=runtime)
     assert json.loads((tmp_path / "demo" / "demo.json").read_text())["title"] == "test_resnet.x"
     export_student(timm.create_model("test_resnet", num_classes=0), tmp_path / "maps", input_size=(3, 32, 32), **facts)
-    with pytest.raises(UserError, match="has no classifier to show"):
-        build_demo(find_exported(str(tmp_path / "maps")), tmp_path / "other", runtime=runtime)
+    four = timm.create_model("test_resnet", num_classes=2, in_chans=4)
+    export_student(four, tmp_path / "four", input_size=(4, 32, 32), tag="x", mean=(0.5,) * 4, std=(0.5,) * 4)
+    (tmp_path / "student" / "README.md").write_text("---\ntitle: Birds: two\n---\n# x\n")
+    for folder, sentence in (
+        ("maps", "has no classifier to show"), ("four", "takes 4 channels"), ("student", "is not a valid card")
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=sentence):
+            build_demo(find_exported(str(tmp_path / folder)), tmp_path / "other", runtime=runtime)

@@ -238,6 +238,12 @@ def damage_weights(change):
     return damage
 
 
+def pickle_weights(folder):
+    """Store them as timm does by default."""
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
@@ -252,6 +258,7 @@ def damage_weights(change):
         (lambda f: (f / "README.md").write_text("---\na: [\n---\n"), "not a valid card"),
         (lambda f: (f / "README.md").write_text("# no metadata"), "library_name"),
         (lambda f: (f / "curves.png").unlink(), "shows curves.png"),
+        (pickle_weights, "has its weights as pytorch_model.bin"),
         (lambda f: (f / "recipe.yaml").write_bytes(b"model: \xff\xfe\n"), "recipe.yaml is not UTF-8"),
         (lambda f: (f / "recipe.yaml").write_text(f"token: {TOKEN.replace('_', '_Z')}"), "Hugging Face token"),
     ],

@@ -19,6 +19,7 @@ from frskd_timm.export.student import export_backbone, export_segmentation, expo
 from frskd_timm.lookup import hub_name
 from frskd_timm.losses.labels import LabelLoss
 from frskd_timm.segmentation import SegmentationStudent, SegmentationTask, create_segmentation_student
+from frskd_train.report.formats import export_onnx, export_program
 
 SMALL = "mobilenetv3_small_050"
 
@@ -127,6 +128,14 @@ def test_backbone_is_a_timm_checkpoint(trained: SegmentationStudent, tmp_path: P
         create_segmentation_student(f"local-dir:{folder}", 9, channels=8)
 
 
+def test_a_backbone_of_one_size_is_verified_at_this_size(tmp_path: Path) -> None:
+    student = create_segmentation_student("test_vit_relpos", 3, channels=8)
+    assert student.fixed_size == (160, 160)
+    folder = export_segmentation(student, tmp_path / "student")
+    assert read_student(folder).probe_images().shape == (2, 3, 160, 160)
+    export_program(folder, tmp_path / "student.pt2")
+
+
 def test_statistics_are_those_of_the_weights() -> None:
     name = "wide_resnet16_2_frskd"
     expected = timm.get_pretrained_cfg(name).mean
@@ -193,7 +202,6 @@ def test_what_cannot_be_stored_is_refused() -> None:
 @pytest.mark.long
 def test_onnx(trained: SegmentationStudent, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra frskd-timm[onnx]")
-    from frskd_train.report.formats import export_onnx
 
     folder = export_segmentation(trained, tmp_path / "student")
     for sizes, options in {((50, 61),): {"size": (50, 61)}, ((50, 61), (96, 33)): {"any_size": True}}.items():

@@ -17,9 +17,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from runs import evaluate_here, train_here
 from safetensors.torch import load_file
+from timm.models import save_for_hf
 
 from frskd_timm.errors import UserError
-from frskd_timm.export.load import load_student
+from frskd_timm.export.load import load_student, read_student
 from frskd_timm.models._pretrained import DEFAULT_TAGS, FOLDER, with_weights
 from frskd_train.data.corruptions import CORRUPTIONS
 from frskd_train.data.source import SAMPLE_FOLDER
@@ -214,6 +215,15 @@ def test_what_ships_can_be_published_and_says_what_it_is(folder: Path) -> None:
         with Image.open(folder / picture) as image:
             assert image.width <= 1000
         assert (folder / picture).stat().st_size < 250_000
+
+
+def test_timms_export_keeps_the_names_of_the_classes(tmp_path: Path) -> None:
+    model = timm.create_model("resnet18_frskd", pretrained=True)
+    save_for_hf(model, tmp_path / "same", safe_serialization=True)
+    assert read_student(tmp_path / "same").class_names[:2] == ["T-shirt/top", "Trouser"]
+    model.reset_classifier(3)
+    save_for_hf(model, tmp_path / "other", safe_serialization=True)
+    assert read_student(tmp_path / "other").class_names == []
 
 
 def test_the_readme_counts_the_weights() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import timm
 import torch
@@ -23,7 +23,7 @@ from frskd_timm.export.config import (
     refuse_huge,
 )
 from frskd_timm.export.folder import CONFIG, read_json, read_weights, recover
-from frskd_timm.lookup import refuse_places
+from frskd_timm.lookup import known_cfg, refuse_places
 from frskd_timm.probing import evaluating
 from frskd_timm.segmentation.backbone import probe_size
 from frskd_timm.segmentation.student import SegmentationStudent
@@ -144,10 +144,13 @@ class ExportedClassifier(ExportedStudent):
     any_size = False
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
-        if isinstance(names := config.get("label_names"), dict) and isinstance(count := config.get("num_classes"), int):
+        cfg = entry(config, "pretrained_cfg", dict, path / CONFIG)
+        count, others = config.get("num_classes"), cfg.get("label_names")
+        if "label_names" not in config and isinstance(others, list | dict) and len(others) == count:
+            config = {**config, "label_names": others}  # timm stores them in either place
+        if isinstance(names := config.get("label_names"), dict) and isinstance(count, int):
             config = {**config, "label_names": output_names(names, count)}
         super().__init__(path, config, "architecture", "label_names")
-        cfg = entry(config, "pretrained_cfg", dict, self.where)
         self.imports = f"import timm, {self.package}" if self.package else "import timm"
         # A null stays one and is refused, because timm cannot read it.
         self.arguments = entry(config, "model_args", dict, self.where, default=config.get("model_args", {}))
@@ -198,10 +201,14 @@ class ExportedSegmenter(ExportedStudent):
         for name in ("mean", "std"):
             if config.get(name) is not None:
                 check_statistics(name, config[name], self.in_chans, self.where)
+        arguments = entry(config, "backbone_args", dict, self.where, default={})
         try:
-            self.size = probe_size(entry(config, "backbone_args", dict, self.where, default={}))
+            self.size = probe_size(arguments)
         except (TypeError, LookupError):
             raise UserError(f"'img_size' in {self.where} is not a size in pixels.") from None
+        cfg = known_cfg(self.architecture)
+        if cfg is not None and cfg.fixed_input_size and "img_size" not in arguments:
+            self.size = cast(SegmentationStudent, self.skeleton()).probe  # perhaps the only size that it takes
         check_size([self.in_chans, *self.size], self.where)
 
     def load_line(self, name: str) -> str:

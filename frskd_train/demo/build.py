@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard, SpaceCard, SpaceCardData
 from PIL import Image
 from timm.data import resolve_data_config
@@ -66,6 +67,8 @@ def build_demo(
     student, size = found.student, found.image_size(img_size)
     if isinstance(student, ExportedClassifier) and student.num_classes == 0:  # such as a backbone
         raise UserError(f"{student.path} has no classifier to show: give the folder of a run or its student.")
+    if student.in_chans not in (1, 3):
+        raise UserError(f"The demo shows gray and RGB pictures, but {student.path} takes {student.in_chans} channels.")
     pictures = _open_examples(examples) or _sample_examples(student)
     source = find_runtime(runtime)
     with disk_errors(folder), replacing(folder, _refuse_foreign) as aside:
@@ -123,10 +126,18 @@ def _describe(found: FoundStudent, size: tuple[int, int] | None) -> dict[str, An
     }
 
 
+def _card(student: ExportedStudent) -> ModelCard | None:
+    path = student.path / CARD
+    try:
+        return ModelCard(path.read_text(encoding="utf-8-sig")) if path.is_file() else None
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is not a valid card ({first_line(error)}): write it again.") from None
+
+
 def _title(student: ExportedStudent) -> str:
     """Return the first heading of the card, or the architecture and tag."""
-    card = student.path / CARD
-    text = ModelCard(card.read_text(encoding="utf-8-sig")).text if card.is_file() else ""
+    card = _card(student)
+    text = "" if card is None else card.text
     found = re.search(r"^# (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
     tag = student.config.get("pretrained_cfg", {}).get("tag")
     return found[1] if found else f"{student.architecture}.{tag}" if tag else student.architecture
@@ -180,10 +191,8 @@ def _write_examples(pictures: Sequence[tuple[str, Image.Image]], folder: Path) -
 
 def _readme(student: ExportedStudent, description: Mapping[str, Any], repo_id: str | None) -> str:
     """Return the Space's card with the front matter that the Hub reads."""
-    card = student.path / CARD
-    known: Any = (
-        ModelCard(card.read_text(encoding="utf-8-sig"), ignore_metadata_errors=True).data if card.is_file() else {}
-    )
+    card = _card(student)
+    known: Any = {} if card is None else card.data
     license: dict[str, Any] = {name: known.get(name) for name in ("license", "license_name")}
     data = SpaceCardData(
         title=description["title"],

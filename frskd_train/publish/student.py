@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from frskd_timm.errors import UserError
-from frskd_timm.export.folder import CARD, CONFIG, DATASET_CARD, EVAL_RESULTS, METRICS, RECIPE, WEIGHTS
+from frskd_timm.export.folder import CARD, CONFIG, DATASET_CARD, EVAL_RESULTS, METRICS, PICKLE, RECIPE, WEIGHTS
 from frskd_timm.export.load import read_student
 from frskd_train.found_student import find_exported
 from frskd_train.publish.repository import Repository, check_repo_id, check_target, connect, list_files
@@ -165,6 +165,8 @@ def check_folder(folder: Path) -> list[str]:
     """
     student = read_student(folder)
     student.check()
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder} has its weights as {PICKLE}, which can run code: save them as {WEIGHTS}.")
     names = [WEIGHTS, CONFIG, CARD, *_card_pictures(folder, student.libraries[0])]
     names += [name for name in (RECIPE, DATASET_CARD, EVAL_RESULTS, *_LICENSE_FILES) if (folder / name).is_file()]
     for path in (folder / name for name in names):
