@@ -123,7 +123,7 @@ class EndOfRun:
             with folder.writing():
                 export_onnx(folder.student, folder.path / "student.onnx", size=size)
         except UserError as error:
-            print(f"{error} The run is finished; try again with: frskd export {folder.path}")
+            print(f"{error} The run is finished; try again with: frskd export {folder.quoted}")
 
     def metrics(self, scores: Scores) -> Metrics:
         """Collect the facts about the run, whose student has been exported."""
@@ -226,7 +226,7 @@ class EndOfRun:
                 draw_mistakes(self.data, evaluation.mistakes, folder.path / MISTAKES)
             return f"report in     {write_report([folder.path], folder.path / PAGE)}"
         except Exception as error:  # the run is finished, whatever is wrong with its report
-            return f"The report could not be made ({first_line(error)}); try again with: frskd report {folder.path}"
+            return f"The report could not be made ({first_line(error)}); try again with: frskd report {folder.quoted}"
 
     def publish(self) -> None:
         """Push the student if `--push-to-hub` was given.

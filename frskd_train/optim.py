@@ -1,7 +1,7 @@
 """Optimizer and learning-rate schedule of a run."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
@@ -116,11 +116,14 @@ def muon_in_float32() -> None:
 
 
 def lr_note(settings: OptimizerSettings) -> str:
-    """Return a line about a learning rate that is usual for SGD only; empty if it is not."""
-    small = next((name for name in ("adam", "adan", "lamb", "lion") if name in settings.opt.lower()), None)
-    if small is None or settings.lr_base is not None or settings.lr < 0.05:
-        return ""
-    return f"\nNote: --lr {settings.lr:g} is high for --opt {settings.opt}; rates from 1e-4 to 1e-2 are usual."
+    """Return lines about a learning rate that is usual for SGD only, and about one that never decays."""
+    note = ""
+    small = any(name in settings.opt.lower() for name in ("adam", "adan", "lamb", "lion"))
+    if small and settings.lr_base is None and settings.lr >= 0.05:
+        note += f"\nNote: --lr {settings.lr:g} is high for --opt {settings.opt}; rates from 1e-4 to 1e-2 are usual."
+    if late := settings.decays_too_late:
+        note += f"\nNote: the learning rate never decays, because {late}."
+    return note
 
 
 def with_scaled_lr(settings: OptimizerSettings, images: int) -> OptimizerSettings:
@@ -139,10 +142,11 @@ def with_scaled_lr(settings: OptimizerSettings, images: int) -> OptimizerSetting
     return scaled
 
 
-def follow_plateau(scheduler: Scheduler, settings: OptimizerSettings, scores: Sequence[float]) -> None:
-    """Set the learning rate of `--sched plateau` after validations with these scores; higher is better.
+def follow_plateau(scheduler: Scheduler, settings: OptimizerSettings, scores: Mapping[int, float]) -> None:
+    """Set the learning rate of `--sched plateau` from the score after each validated epoch; higher is better.
 
-    It is replayed from all scores, so that a resumed run needs no state of the scheduler.
+    It is replayed from all scores, so that a resumed run needs no state of the scheduler. As in timm, those of the
+    warm-up do not count.
     """
     if settings.sched != "plateau":
         return
@@ -150,8 +154,9 @@ def follow_plateau(scheduler: Scheduler, settings: OptimizerSettings, scores: Se
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
         probe, "max", settings.own_decay_rate, settings.patience_epochs, min_lr=min(settings.min_lr, settings.lr)
     )
-    for score in scores:
-        plateau.step(score)
+    for epoch, score in scores.items():
+        if epoch > settings.warmup_epochs:
+            plateau.step(score)
     scheduler.base_values = [probe.param_groups[0]["lr"]] * len(scheduler.base_values)
 
 

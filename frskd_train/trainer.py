@@ -224,7 +224,7 @@ class Trainer:
         if save_now and not saved:
             self.save()
         if stop_now:
-            command = f"{program('train')} --resume {self.folder.path}"
+            command = f"{program('train')} --resume {self.folder.quoted}"
             self.progress.say(f"Stopped in {self.state.place}. Continue with: {command}")
             trackers.end(self.accelerator)
             exit_process(self.interruptions.exit_code)

@@ -115,6 +115,11 @@ def test_a_switch_takes_no_value() -> None:
     assert parse_settings(["--model", "resnet18", "--pretrained", "-b", "32"]).loop.batch_size == 32
 
 
+def test_a_precision_without_mixed_precision_is_refused() -> None:
+    with pytest.raises(SettingsError, match="--amp-dtype has no effect without --amp"):
+        parse_evaluation(["--model", "run", "--amp-dtype", "float16"])
+
+
 def test_the_home_folder_may_be_written_as_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "r.yaml").write_text("class_map: ~/names.txt\n")

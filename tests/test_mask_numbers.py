@@ -131,6 +131,9 @@ def test_a_part_of_the_classes_of_a_model_can_be_scored(tmp_path: Path) -> None:
     assert {int(label) for mask in masks for label in mask.unique()} <= {0, 2, 255}
     with pytest.raises(UserError, match="The model does not know leaf"):
         load(["soil", "sky"])
+    rewrite(folder, lambda mask: np.where(mask == 1, 2, mask))
+    with pytest.raises(UserError, match="it has label 2; labels must be 0 to 1"):
+        [*load(["leaf", "sky", "soil"]).val_batches(4)]
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -270,6 +270,7 @@ REFUSED = {
     "--color-jitter-prob 0.5": "--color-jitter:", "--aa rand-m9 --color-jitter 0.4": "--color-jitter .*--aa",
     "--sched none --warmup-epochs 1": "--warmup-epochs .*none", "--decay-rate 2": "--decay-rate .*at most 1",
     "--linear-probe --method ce --drop 0.5": "--drop .*--linear-probe",
+    "--linear-probe --method ce --clip-grad 1 --clip-mode agc": "classifier", "--method ce --baseline a": "--baseline",
     "--linear-probe --method ce --layer-decay 0.5": "--layer-decay .*--linear-probe", "--lr-base-size 64": "--lr-base:",
     "--layer-decay 0.7 --task segmentation": "--layer-decay .*segmentation", "--self-teacher sum": "bifpnc or residual",
     "--lr 1 --lr-base 1": "cannot be combined", "--sched plateau --decay-rate 1": "below 1", "--sla-weight 2": "--sla:",

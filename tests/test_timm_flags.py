@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from frskd_timm.errors import UserError
 from frskd_timm.losses.labels import LabelLoss
-from frskd_train.optim import create_scheduler, follow_plateau, with_scaled_lr
+from frskd_train.optim import create_scheduler, follow_plateau, lr_note, with_scaled_lr
 from frskd_train.settings import Settings, declared
 from frskd_train.settings.parse import parse_settings
 from frskd_train.settings.timm_flags import TRAIN
@@ -117,10 +117,17 @@ def test_a_plateau_decays_after_the_patience_down_to_the_lowest_rate() -> None:
     scheduler = create_scheduler(settings, optimizer, updates_per_epoch=4)
     rates = []
     for scores in ([], [9.0], [9.0, 8.0], [9.0, 8.0, 9.0], [9.0, 8.0, 9.0, 7.0, 6.0]):
-        follow_plateau(scheduler, settings, scores)
+        warmup = {1: 99.0, 2: 98.0}  # scores that do not count
+        follow_plateau(scheduler, settings, warmup | dict(enumerate(scores, 3)))
         scheduler.step_update(8)
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([1, 1, 1, 0.1, 0.05])
+
+
+def test_a_recipe_with_too_few_epochs_for_its_schedule_is_noticed() -> None:
+    words = ["--config", "cifar100_resnet18", "--epochs"]
+    assert "never decays, because --decay-milestones 100 is not" in lr_note(parse_settings([*words, "60"]).optimizer)
+    assert not lr_note(parse_settings([*words, "101"]).optimizer)
 
 
 def test_colours_are_changed_as_often_as_asked(places: Path) -> None:

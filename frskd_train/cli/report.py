@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from frskd_train.report.page import PAGE, write_report
 
     output = options.output or (options.runs[0] if len(options.runs) == 1 else Path())
-    is_folder = output.is_dir() or not (output.suffix or output.exists())
+    is_folder = not options.output or output.is_dir() or not (output.suffix or output.exists())
     output = output / PAGE if is_folder else output
     if output.suffix.lower() not in (".html", ".htm"):
         parser.error(f"--output {output} is neither a folder nor an HTML file")

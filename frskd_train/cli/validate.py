@@ -91,7 +91,8 @@ _CHOICES = (
 
 def folder_name(settings: EvaluationSettings, dataset: str, run: Path) -> str:
     """Return a name that differs between datasets, and between settings that were given and change the scores."""
-    switches = {"amp": settings.amp, settings.tta: settings.tta != "none", "corruptions": settings.corruptions}
+    amp = "amp" if settings.amp_dtype == "auto" else f"amp-{settings.amp_dtype}"
+    switches = {amp: settings.amp, settings.tta: settings.tta != "none", "corruptions": settings.corruptions}
     data, default, place = settings.data, ScoredDataSettings(), Path(settings.data.dataset).resolve()
     if data.dataset != OWN_DATA and place.exists() and place != Path(_trained_on(run)[1]).resolve():
         dataset = "-".join(place.parts[1:][-2:])  # a/test and b/test are different data

@@ -5,6 +5,7 @@ import errno
 import itertools
 import os
 import re
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -33,6 +34,11 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.student = path / STUDENT
         self._lock: int | None = None
+
+    @property
+    def quoted(self) -> str:
+        """The path as a shell needs it."""
+        return shlex.quote(str(self.path))
 
     def refuse_if_taken(self) -> None:
         """Raise UserError if a new run cannot use the folder because it holds other files or is not writable."""

@@ -38,6 +38,6 @@ def _enough(need: str, less: str, folder: RunFolder) -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or re.search("can't allocate memory|ALLOC_FAILED", str(error)):
             raise UserError(
-                f"There is not enough memory for {need}: give {less}, and continue with --resume {folder.path}."
+                f"There is not enough memory for {need}: give {less}, and continue with --resume {folder.quoted}."
             ) from error
         raise

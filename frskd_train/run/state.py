@@ -39,9 +39,9 @@ class RunState:
         return {name: getattr(self, name) for name in _KEPT}
 
     @property
-    def scores(self) -> list[float]:
-        """The scores of all validations so far."""
-        return [row[self.score] for row in self.history if self.score in row]
+    def scores(self) -> dict[int, float]:
+        """The score after each validated epoch so far, counted from 1."""
+        return {row["epoch"]: row[self.score] for row in self.history if self.score in row}
 
     @property
     def changed_settings(self) -> list[str]:

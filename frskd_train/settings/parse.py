@@ -79,6 +79,8 @@ def parse_evaluation(args: Sequence[str]) -> EvaluationSettings:
     said: dict[str, Any] = {"prog": program("validate"), "description": description, "config": FLAT}
     settings = tyro.cli(EvaluationSettings, args=list(args), **said)
     check_ranges(settings)
+    if settings.amp_dtype != "auto" and not settings.amp:
+        raise SettingsError("--amp-dtype has no effect without --amp: add it, or leave --amp-dtype out.")
     return settings
 
 

@@ -66,6 +66,10 @@ def _check_task(settings: Settings) -> None:
         raise SettingsError("--linear-probe freezes the feature maps that FRSKD trains: add --method ce.")
     if settings.labels.class_weights and method.sla and method.method != "ce":
         raise SettingsError("--class-weights cannot be combined with --sla: leave one of them out.")
+    if settings.run.baseline and method.method != "frskd":
+        raise SettingsError(f"--baseline is what FRSKD is compared with: leave it out with --method {method.method}.")
+    if settings.model.linear_probe and values["clip_grad"] and values["clip_mode"] == "agc":
+        raise SettingsError("--clip-mode agc leaves out the classifier, which --linear-probe trains: choose another.")
     for name in ("drop", "drop_path", "grad_checkpointing", "layer_decay"):  # of layers that are frozen
         if settings.model.linear_probe and values[name]:
             raise SettingsError(f"{flag(name)} has no effect with --linear-probe: leave one of them out.")
@@ -151,13 +155,9 @@ def refuse_unused(times_given: Mapping[str, int], settings: Settings) -> None:
     for name, schedulers in OF_SCHEDULER.items():
         if name in changed and values["sched"] not in schedulers:
             raise SettingsError(f"{flag(name)} has no effect without --sched {either(schedulers)}: leave it out.")
-    if {"sched", "decay_milestones"} & set(times_given) and "decay_epochs" not in times_given:
-        # Given, --decay-epochs may be for a longer run.
-        sched, epochs = values["sched"], values["epochs"]
-        first = {"step": values["decay_epochs"], "multistep": min(values["decay_milestones"], default=0)}.get(sched, 0)
-        if first >= epochs:
-            name = flag("decay_epochs" if sched == "step" else "decay_milestones")
-            raise SettingsError(f"--sched {sched} has no effect: {name} {first:g} is not below --epochs {epochs}.")
+    late = settings.optimizer.decays_too_late  # given, --decay-epochs may be for a longer run
+    if late and {"sched", "decay_milestones"} & set(times_given) and "decay_epochs" not in times_given:
+        raise SettingsError(f"--sched {values['sched']} has no effect: {late}.")
     both = values["mixup"] and (values["cutmix"] or values["cutmix_minmax"])
     if "mixup_switch_prob" in changed and not both:
         raise SettingsError("--mixup-switch-prob has no effect without both --mixup and --cutmix: leave it out.")

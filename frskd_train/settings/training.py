@@ -78,6 +78,13 @@ class OptimizerSettings:
         """The given decay rate or the scheduler's default."""
         return decay_rate(self.sched, self.decay_rate)
 
+    @property
+    def decays_too_late(self) -> str:
+        """Why the first decay of step or multistep is after the end of the run; empty if it is not."""
+        first = {"step": self.decay_epochs, "multistep": min(self.decay_milestones, default=0)}.get(self.sched, 0)
+        name = "--decay-epochs" if self.sched == "step" else "--decay-milestones"
+        return f"{name} {first:g} is not below --epochs {self.epochs}" if first >= self.epochs else ""
+
 
 def decay_rate(sched: str, given: float | None) -> float:
     """Return the given decay rate or the scheduler's default."""

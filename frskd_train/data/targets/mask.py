@@ -40,6 +40,7 @@ class Masks:
         self._ignored = data.ignore_label or ()
         self._counted: Rows | None = None  # training pixels with each label, if the classes were found by counting
         self._outputs: Rows | None = None  # the model's output of each label, where they differ
+        self._labels = 0  # number of different labels in the masks, where that is not the number of classes
 
     @staticmethod
     def columns(splits: Splits, data: DataSettings) -> Columns:
@@ -59,7 +60,7 @@ class Masks:
         labels = np.asarray(image) // next((unit for mode, unit in SCALED.items() if mode in str(stored)), 1)
         if self._ignored:
             labels = np.where(np.isin(labels, self._ignored), IGNORED, labels)
-        top = len(self.class_names) or IGNORED
+        top = self._labels or len(self.class_names) or IGNORED
         wrong = labels[((labels >= top) | (labels < 0)) & (labels != IGNORED)]
         if wrong.size:
             found = f"it has label {wrong[0]}; labels must be 0 to {top - 1}, or {IGNORED} for no class"
@@ -109,7 +110,7 @@ class Masks:
                 raise UserError(f"The model does not know {other}: name the labels as the model does with --class-map.")
             self._outputs = np.full(IGNORED + 1, IGNORED, np.uint8)
             self._outputs[: len(names)] = [known.index(name) for name in names]
-        self.class_names = known
+        self.class_names, self._labels = known, len(names)
 
     def find_classes(self, split: str, rows: Rows) -> None:
         """Number classes without names up to the highest label in the training rows; decodes only masks."""
