@@ -108,7 +108,7 @@ def test_the_checkpoint_of_the_best_epoch_is_remembered(tmp_path: Path) -> None:
     assert again.best_checkpoint is None, "it is not in the folder"
     (tmp_path / "step-00000020").mkdir()
     again = RunState.from_saved(state.to_saved(), tmp_path / "step-00000050", "top1")
-    assert (again.best_checkpoint, again.scores) == ("step-00000020", [50.0, 70.0, 60.0, 70.0])
+    assert (again.best_checkpoint, again.scores) == ("step-00000020", {1: 50.0, 2: 70.0, 4: 60.0, 5: 70.0})
 
 
 @contextmanager

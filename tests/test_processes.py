@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -74,7 +75,7 @@ def test_stopped_in_an_epoch_and_resumed_it_ends_with_the_same_bits(
         train_here(*small(places, *METHOD, "--log-interval", 1), "--output-dir", run)
 
     assert end_of(fork(train_until_then)) == (141 if number is None else 130)
-    assert (f"--resume {run}" in capfd.readouterr().out) == (number is not None)
+    assert (f"--resume {shlex.quote(str(run))}" in capfd.readouterr().out) == (number is not None)
     state = load_state(latest_checkpoint(run / "checkpoints"))  # type: ignore[arg-type]
     assert (state["epoch"], state["step"]) == (1, 4)  # of two epochs and six steps
     train_here("--resume", run)

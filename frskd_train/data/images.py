@@ -48,6 +48,7 @@ class Header(NamedTuple):
     size: tuple[int, int] = (0, 0)
     is_gray: bool = True
     is_turned: bool = False  # or mirrored, as its EXIF orientation says
+    is_deep: bool = False  # gray of 16 bits
 
 
 class Images:
@@ -192,7 +193,8 @@ def _read_header(image: Image.Image) -> Header:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     lying = orientation in (5, 6, 7, 8) and image.format != "TIFF"  # whose size Pillow gives as upright
     size = image.size if lying else image.size[::-1]
-    return Header(size, image.mode in GRAY_MODES, is_turned=orientation in range(2, 9))
+    is_deep = image.mode.startswith("I")
+    return Header(size, image.mode in GRAY_MODES, is_turned=orientation in range(2, 9), is_deep=is_deep)
 
 
 def in_blocks(work: Callable[[list[int]], Sequence[T]], items: list[int], title: str | None = None) -> Iterator[T]:

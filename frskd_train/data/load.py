@@ -2,9 +2,11 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from frskd_timm.errors import UserError
@@ -22,7 +24,7 @@ from frskd_train.errors import listed
 from frskd_train.settings import DataSettings, HeldOut, PreprocessingSettings, SegmentationSettings, default_settings
 
 DARK = 17 / 255  # mean of the brightest channel below which images look black: that of 12 of 16 bits is below
-GLANCED = 64  # images that are looked at for this if mean and deviation are given
+GLANCED = 64  # images that are looked at for this if mean and standard deviation are given
 
 
 def load_data(
@@ -68,12 +70,15 @@ def load_data(
     val_samples, val_notes = _samples(val, plan.mode, plan.evaluated, data)
     notes: list[str] = []
     mean, std = given_statistics(preprocessing, initial_cfg or {})
-    few = mean is not None and std is not None
-    found = measured or measure(_measured(train_samples, plan, few), preprocessing.in_chans)
-    mean, std = mean or tuple(found[0]), std or tuple(found[1])
-    if max(found[0]) < DARK:
+    if mean is None or std is None:
+        found = measured or measure(_measured(train_samples, plan), preprocessing.in_chans)
+        mean, std = mean or tuple(found[0]), std or tuple(found[1])
+        brightest = max(found[0])
+    else:
+        brightest = _brightness_of_16_bits(train, plan)
+    if brightest < DARK:
         notes.append(
-            f"The training images are nearly black (mean {max(found[0]):.3f} in 0..1). "
+            f"The training images are nearly black (mean {brightest:.3f} in 0..1). "
             "16-bit images that use fewer bits have to be stretched to 0..65535 first."
         )
     resolved = replace(plan.preprocessing, mean=mean, std=std)
@@ -157,12 +162,24 @@ def _samples(split: Split, mode: Mode, kept: SampleTransform, data: DataSettings
     return Samples(cache, as_is, data), left_out(split, cache.bad)
 
 
-def _measured(samples: Samples, plan: Plan, few: bool) -> Iterator[Tensor]:
-    """Yield training images, uint8 [N, C, H, W], for measuring: a few, or what mean and standard deviation need."""
-    source, wanted = samples.source, GLANCED if few else plan.num_measured
+def _measured(samples: Samples, plan: Plan) -> Iterator[Tensor]:
+    """Yield training images, uint8 [N, C, H, W], for measuring mean and standard deviation."""
+    source = samples.source
     if isinstance(source, Split):
-        source = decode_all(source.sample(wanted), plan.evaluated, "skip")
-    if isinstance(source.images, Tensor) and not few:
+        source = decode_all(source.sample(plan.num_measured), plan.evaluated, "skip")
+    if isinstance(source.images, Tensor):
         yield source.images
     else:
-        yield from (source.images[place][None] for place in evenly_spaced(len(source), wanted).tolist())
+        yield from (source.images[place][None] for place in evenly_spaced(len(source), plan.num_measured).tolist())
+
+
+def _brightness_of_16_bits(split: Split, plan: Plan) -> float:
+    """Return the mean, in 0..1, of a few images that have 16 bits; 1 without such images."""
+    few = split.sample(GLANCED)
+    is_deep = np.array([header.is_deep for header in few.images.headers(few.rows)])
+    if not is_deep.any():
+        return 1.0
+    with suppress(UserError):  # of images that cannot be decoded, which training will name
+        images = decode_all(replace(few, rows=few.rows[is_deep]), plan.evaluated, "skip").images
+        return max(measure((image[None] for image in images), images[0].shape[0])[0])
+    return 1.0
