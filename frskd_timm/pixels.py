@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 DAMAGED_EXIF = (SyntaxError, ValueError, struct.error)  # what Pillow raises for some files; their pixels are intact
-GRAY_MODES = frozenset(("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"))
+DEEP_MODES = frozenset(("I", "I;16", "I;16B", "I;16L", "I;16N"))  # Pillow's, of gray images of 16 bits
+GRAY_MODES = frozenset(("1", "L", "LA", "La")) | DEEP_MODES
 
 
 def to_8_bits(image: Image.Image, mode: Literal["L", "RGB"] | None = None) -> Image.Image:
@@ -22,7 +23,7 @@ def to_8_bits(image: Image.Image, mode: Literal["L", "RGB"] | None = None) -> Im
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of an unknown range")
-    if image.mode == "I" or image.mode.startswith("I;16"):
+    if image.mode in DEEP_MODES:
         wide = np.asarray(image).astype(np.int64)
         if wide.min() < 0 or wide.max() > 65535:
             raise ValueError("its pixels have more than 16 bits")

@@ -24,7 +24,7 @@ IMAGE_ENDINGS = frozenset((
 UNSUPPORTED = frozenset(
     (".arw", ".cr2", ".dng", ".heic", ".heif", ".jxl", ".nef", ".svg")
 )  # of images that Pillow does not read
-NO_DATA = re.compile(r"\..*|__MACOSX|__pycache__|lost\+found")  # hidden, of archives, of Python and of disks
+NO_DATA = re.compile(r"\..*|__MACOSX|__pycache__|lost\+found")  # hidden, or of archives, Python and file systems
 _LIKE_SPLITS = re.compile(r"(^|[_-])(train|val|dev|test|eval)(?![a-z])", re.IGNORECASE)  # in the name of a folder
 SPLIT_NAMES = frozenset((*TRAIN_SPLITS, *VALIDATION_SPLITS))
 # Characters that file systems do not allow in names, and the percent sign; a leading dot would hide the folder.

@@ -22,7 +22,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from frskd_timm.errors import UserError
-from frskd_timm.pixels import DAMAGED_EXIF, GRAY_MODES
+from frskd_timm.pixels import DAMAGED_EXIF, DEEP_MODES, GRAY_MODES
 from frskd_train.data.sampler import Rows, evenly_spaced
 from frskd_train.errors import printable
 
@@ -193,8 +193,7 @@ def _read_header(image: Image.Image) -> Header:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     lying = orientation in (5, 6, 7, 8) and image.format != "TIFF"  # whose size Pillow gives as upright
     size = image.size if lying else image.size[::-1]
-    is_deep = image.mode.startswith("I")
-    return Header(size, image.mode in GRAY_MODES, is_turned=orientation in range(2, 9), is_deep=is_deep)
+    return Header(size, image.mode in GRAY_MODES, orientation in range(2, 9), image.mode in DEEP_MODES)
 
 
 def in_blocks(work: Callable[[list[int]], Sequence[T]], items: list[int], title: str | None = None) -> Iterator[T]:

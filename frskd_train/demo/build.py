@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import ModelCard, SpaceCard, SpaceCardData
+from huggingface_hub import SpaceCard, SpaceCardData
 from PIL import Image
 from timm.data import resolve_data_config
 
@@ -20,6 +19,7 @@ from frskd_train.data.source import read_sample
 from frskd_train.demo.runtime import FILES, find_runtime
 from frskd_train.errors import size_text
 from frskd_train.found_student import FoundStudent
+from frskd_train.report.card import read_card
 from frskd_train.report.formats import export_onnx
 from frskd_train.report.grids import class_colours
 from frskd_train.report.metrics import Metrics
@@ -126,17 +126,9 @@ def _describe(found: FoundStudent, size: tuple[int, int] | None) -> dict[str, An
     }
 
 
-def _card(student: ExportedStudent) -> ModelCard | None:
-    path = student.path / CARD
-    try:
-        return ModelCard(path.read_text(encoding="utf-8-sig")) if path.is_file() else None
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is not a valid card ({first_line(error)}): write it again.") from None
-
-
 def _title(student: ExportedStudent) -> str:
     """Return the first heading of the card, or the architecture and tag."""
-    card = _card(student)
+    card = read_card(student.path)
     text = "" if card is None else card.text
     found = re.search(r"^# (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
     tag = student.config.get("pretrained_cfg", {}).get("tag")
@@ -191,7 +183,7 @@ def _write_examples(pictures: Sequence[tuple[str, Image.Image]], folder: Path) -
 
 def _readme(student: ExportedStudent, description: Mapping[str, Any], repo_id: str | None) -> str:
     """Return the Space's card with the front matter that the Hub reads."""
-    card = _card(student)
+    card = read_card(student.path)
     known: Any = {} if card is None else card.data
     license: dict[str, Any] = {name: known.get(name) for name in ("license", "license_name")}
     data = SpaceCardData(

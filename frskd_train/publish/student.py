@@ -18,7 +18,7 @@ from frskd_timm.export.load import read_student
 from frskd_train.found_student import find_exported
 from frskd_train.publish.repository import Repository, check_repo_id, check_target, connect, list_files
 from frskd_train.publish.retries import with_retries
-from frskd_train.report.card import PLACEHOLDER
+from frskd_train.report.card import PLACEHOLDER, read_card
 from frskd_train.report.formats import export_onnx
 from frskd_train.report.signature import signed
 
@@ -189,13 +189,10 @@ def check_folder(folder: Path) -> list[str]:
 def _card_pictures(folder: Path, library: str) -> list[str]:
     """Check the card, and return the pictures that it shows."""
     path = folder / CARD
-    try:
-        card = ModelCard(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
+    card = read_card(folder)
+    if card is None:
         hint = "only training writes a card; publish other students with `hf upload`"
-        raise UserError(f"{path} does not exist: {hint}.") from None
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is not a valid card ({' '.join(str(error).split())}): write it again.") from None
+        raise UserError(f"{path} does not exist: {hint}.")
     if card.data.get("library_name") != library:
         raise UserError(f"{path} needs 'library_name: {library}' between its '---' lines, or the Hub cannot load it.")
     shown = ("".join(groups) for groups in _SHOWN.findall(_CODE.sub("", card.text)))

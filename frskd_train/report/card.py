@@ -10,6 +10,7 @@ import huggingface_hub
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from frskd_timm.errors import UserError
 from frskd_timm.export.folder import CARD, EVAL_RESULTS, RECIPE
 from frskd_timm.export.load import ExportedStudent, read_student
 from frskd_train.report.baseline import Gain, count_seeds, mean_and_std
@@ -39,6 +40,15 @@ _LICENSES = {
 }  # fmt: skip
 _SPELLINGS = {"cc0": "cc0-1.0", "cc0-1.0-universal": "cc0-1.0", "apache": "apache-2.0", "apache-2": "apache-2.0"}
 _LISTED, _WORST = 20, 5  # of more classes than this, only the worst are listed
+
+
+def read_card(folder: Path) -> ModelCard | None:
+    """Return the card of a student; None without one. Raises UserError if it is damaged."""
+    path = folder / CARD
+    try:
+        return ModelCard(path.read_text(encoding="utf-8-sig")) if path.is_file() else None
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is not a valid card ({' '.join(str(error).split())}): write it again.") from None
 
 
 def write_card(folder: Path, metrics: Metrics, evaluation: Evaluation | None = None) -> None:
