@@ -87,6 +87,11 @@ def test_a_second_run_of_a_recipe_keeps_its_baseline(repository, tmp_path: Path)
     (later / "config.yaml").write_text(re.sub(r"(?m)^weight_decay: .*$", "weight_decay: 0.0", config), encoding="utf-8")
     rescore(folder, str(run.parent / "garments"), baseline=[later], threads=1, root=tmp_path)
     assert [row["seed"] for row in read_metrics(folder / "metrics.json").baseline.runs] == [7]
+    (later / "metrics.json").write_text(
+        (plain / "metrics.json").read_text(encoding="utf-8").replace('"seed": 7', '"seed": 9'), encoding="utf-8"
+    )
+    rescore(folder, str(run.parent / "garments"), baseline=[later], threads=1, root=tmp_path)
+    assert [row["seed"] for row in read_metrics(folder / "metrics.json").baseline.runs] == [7, 9]  # the first one stays
     folder = ship(again, for_hub=True, dataset_name="Garments", threads=1, root=tmp_path)
     assert folder == tmp_path / WAITING / "wide_resnet16_2_frskd.garments"
     assert "contains these weights" not in (folder / "README.md").read_text(encoding="utf-8")
@@ -125,7 +130,7 @@ def test_shipped_figures_are_measured_on_what_ships(repository) -> None:
     assert str(run.parent) not in text  # no place of this machine
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert 'timm.create_model("wide_resnet16_2_frskd.garments"' in card
-    assert f"On the dataset `garments` (40 images): top-1 {row['top1']}%" in card
+    assert f"On the dataset `garments` ([described here](DATASET.md)) (40 images): top-1 {row['top1']}%" in card
     assert "](DATASET.md)" in card
     assert f"| none | {' | '.join(CORRUPTIONS)} |" in card
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

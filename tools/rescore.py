@@ -15,7 +15,7 @@ from frskd_timm.export.load import load_student
 from frskd_train.errors import SettingsError
 from frskd_train.report.baseline import read_baseline
 from frskd_train.report.card import write_card
-from frskd_train.report.metrics import read_metrics
+from frskd_train.report.metrics import SeedRuns, read_metrics
 from frskd_train.settings import DataSettings, LoopSettings
 from frskd_train.settings.parse import read_recipe
 from frskd_train.system.device import start_accelerator
@@ -24,6 +24,12 @@ from tools import zoo
 from tools.scoring import compared, corruption_scores, evaluate, repeated, sample_scores, score_runs, tidy
 
 OTHER_MACHINE = 0.05  # largest difference of top-1 in points that another processor's arithmetic explains
+
+
+def added(recorded: SeedRuns | None, found: SeedRuns) -> SeedRuns:
+    """Return the recorded runs and the runs found, of each seed the latter."""
+    runs = {run["seed"]: run for run in [*(recorded.runs if recorded else []), *found.runs]}
+    return SeedRuns.of(list(runs.values()), "top1", found.method)
 
 
 def rescore(
@@ -39,9 +45,9 @@ def rescore(
     Args:
         folder: The weights.
         dataset: The data that the weights were validated on.
-        repeats: Folders of all finished runs of the recipe of the weights with other seeds; without any, the scores
-            of those on the card are kept.
-        baseline: Folders of `--method ce` runs of this recipe; without any, the scores of those on the card are kept.
+        repeats: Folders of finished runs of the recipe of the weights with other seeds.
+        baseline: Folders of `--method ce` runs of this recipe. As with `repeats`, runs on the card stay there unless
+            a run with the same seed is given.
         threads: CPU threads.
         root: The repository.
 
@@ -58,10 +64,10 @@ def rescore(
     settings = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, dataset=dataset))
     every, plain = metrics.repeats, metrics.baseline
     if repeats:
-        every = repeated(repeats, settings, metrics, tidy(evaluation)["top1"], data, accelerator)
+        every = added(every, repeated(repeats, settings, metrics, tidy(evaluation)["top1"], data, accelerator))
     if baseline:
         found = read_baseline(baseline, settings, "top1", **compared(metrics))
-        plain = score_runs(baseline, found, data, accelerator)
+        plain = added(plain, score_runs(baseline, found, data, accelerator))
     metrics = dataclasses.replace(
         metrics,
         student=tidy(evaluation),
@@ -82,9 +88,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Score weights of the zoo again and rewrite their card.")
     parser.add_argument("folder", type=Path, help=f"folder of weights in {zoo.WAITING}/ or in the package")
     parser.add_argument("--dataset", required=True, help="the data that the weights were validated on")
-    seeds = "all finished runs of the same recipe with other seeds"
+    seeds = "finished runs of the same recipe with other seeds, beside those on the card"
     parser.add_argument("--repeats", type=Path, nargs="+", default=[], help=seeds)
-    plain = "finished runs of the same recipe with --method ce"
+    plain = "finished runs of the same recipe with --method ce, beside those on the card"
     parser.add_argument("--baseline", type=Path, nargs="+", default=[], help=plain)
     parser.add_argument("--threads", type=int, help="CPU threads; all cores by default")
     try:
