@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 
 from frskd_timm.errors import UserError
@@ -20,9 +20,10 @@ from frskd_train.report.formats import check_onnx
 from frskd_train.report.metrics import SeedRuns
 from frskd_train.run.resume import Resume
 from frskd_train.run.state import RunState
-from frskd_train.settings import Settings, declared, flag, flat
+from frskd_train.settings import LoopSettings, Settings, declared, flag, flat
 from frskd_train.settings.constraints import LOCAL
 from frskd_train.settings.recipe import training_names
+from frskd_train.system.sync_batchnorm import refuse_single_values
 from frskd_train.tasks import Job
 
 
@@ -75,6 +76,12 @@ def find_baseline(
             raise
         print(f"{error} It is left out.")
         return None
+
+
+def refuse_batches_of_one(task: StudentTask, data: TrainingData, per_process: int, loop: LoopSettings) -> None:
+    """Raise UserError if each process has one image per batch, and batch normalisation one value of a channel."""
+    if per_process == 1 and not (loop.sync_bn and PartialState().num_processes > 1):
+        refuse_single_values(task, data.preprocessing.input_size)
 
 
 def refuse_disagreement(

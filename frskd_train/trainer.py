@@ -97,6 +97,7 @@ class Trainer:
         process |= {"device": accelerator.device, "channels_last": loop.channels_last}
         clean = self.task.clean_view
         self.train_batches = self.data.train_batches(loop.batch_size, seed=loop.seed, clean_view=clean, **process)
+        start_of_run.refuse_batches_of_one(self.task, self.data, self.train_batches.order.per_process, loop)
         self.val_batches = self.data.val_batches(loop.images_per_validation_batch, **process)
         accelerator.gradient_accumulation_steps = min(loop.grad_accum_steps, len(self.train_batches))
         self.updates_per_epoch = len(self.train_batches) // accelerator.gradient_accumulation_steps
@@ -253,8 +254,7 @@ class Trainer:
         cross_entropy = self.job.cross_entropy(meter.recent(accelerator), self.task)
         note = learning_note(state.history, cross_entropy, self.job.score_names.labels, outputs, state.updates)
         self.meter = TrainMeter(accelerator.device)
-        self.progress.close_epoch(state.history[-1])
-        self.progress.say(*filter(None, [note]))
+        self.progress.close_epoch(state.history[-1], note)
         self.save()
         trackers.log(accelerator, row, state.updates)
         if not is_last:  # after the last one, the run is finished instead

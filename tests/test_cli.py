@@ -202,7 +202,7 @@ def test_settings_of_the_method_reach_the_task(kind: str) -> None:
     words += f" --task {kind} --noisy-labels --class-weights 1 2 3 4 5"
     segmented = kind == "segmentation"
     student: Any = create_segmentation_student("test_resnet", 5, channels=8) if segmented else create("test_resnet")
-    data: Any = SimpleNamespace(preprocessing=SimpleNamespace(input_size=(3, 64, 64)), num_train=64)
+    data: Any = SimpleNamespace(preprocessing=SimpleNamespace(input_size=(3, 64, 64)))
     task: Any = choose_job(parse_settings(words.split())).build_task(student, data)
     assert {name: getattr(task, name) for name in numbers} == numbers
     assert (task.schedule, task.start, task.noisy_labels) == ("warmup", 3 / 12, True)

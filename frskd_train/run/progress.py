@@ -51,12 +51,14 @@ class Progress:
         else:
             self.say(line)
 
-    def close_epoch(self, row: Mapping[str, Any]) -> None:
-        """Print the line at the end of an epoch."""
+    def close_epoch(self, row: Mapping[str, Any], note: str | None) -> None:
+        """Print the line at the end of an epoch, and the note if there is one."""
         terms = {name: value for name, value in row.items() if name.startswith("loss")}
         teacher = f" (self-teacher {row[f'teacher_{self.score}']:.2f}%)" if f"teacher_{self.score}" in row else ""
         scores = f"{self.score_name} {row[self.score]:.2f}%{teacher}  " if self.score in row else ""
         self.say(self._line(f"{row['epoch']}/{self.epochs}", terms, row["lr"], row["images_per_second"], scores))
+        if note:
+            self.say(note)
 
     def _line(self, place: str, terms: Mapping[str, float], lr: float, speed: float, scores: str = "") -> str:
         left = "?"

@@ -6,7 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
-from accelerate import PartialState
 from timm.loss import compute_class_weights
 from torch import nn
 
@@ -16,7 +15,6 @@ from frskd_timm.export.folder import CONFIG, STUDENT, WEIGHTS
 from frskd_timm.export.load import read_student
 from frskd_timm.student_task import StudentTask
 from frskd_train.data import TrainingData, ValidationData, load_data
-from frskd_train.data.sampler import Order
 from frskd_train.report.card import write_card
 from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.metrics import InitialWeights, Metrics
@@ -24,7 +22,6 @@ from frskd_train.report.score_names import ScoreNames
 from frskd_train.run.folder import RunFolder
 from frskd_train.scoring.evaluate import Scores
 from frskd_train.settings import DataSettings, FitSettings, HeldOut, Settings
-from frskd_train.system.sync_batchnorm import refuse_single_values
 
 PICTURED = 5  # number of validation images in the picture
 
@@ -98,13 +95,9 @@ class Job(ABC):
         """
 
     def build_task(self, student: nn.Module, data: TrainingData) -> StudentTask:
-        """Return the training task; raise UserError if batches are too small, or the student lacks feature maps."""
+        """Return the training task; raise UserError if the student lacks the feature maps."""
         task = self.make_task(student, data)
         task.noisy_labels = self.settings.labels.noisy_labels
-        loop, world_size = self.settings.loop, PartialState().num_processes
-        order = Order(data.num_train, loop.batch_size, rank=0, world_size=world_size, seed=loop.seed)
-        if order.per_process == 1 and not (loop.sync_bn and world_size > 1):
-            refuse_single_values(task, data.preprocessing.input_size)
         return task
 
     def class_weights(self, data: TrainingData, outputs: int) -> Sequence[float] | None:
