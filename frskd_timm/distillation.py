@@ -148,10 +148,9 @@ class DistillationTask(StudentTask):
                 setattr(self, name, buffer.to(getattr(self, name).device))
         return result
 
-    @torch.no_grad()
-    def set_progress(self, progress: float) -> None:
+    def _follow(self, progress: float) -> None:
         """Set r for the next step, and update the moving average if the last step updated the weights."""
-        super().set_progress(progress)
+        super()._follow(progress)
         self._in_progress = True
         self.distill_weight.fill_(distillation_weight(self.schedule, progress, self.start))
         if self.clock is None:

@@ -106,7 +106,6 @@ class StudentTask(TrainingTask):
         """Return the factors of the cross-entropy for the logits of all networks; None without `noisy_labels`."""
         return 1 - self.doubt * (1 - trust(logits, target)) if self.noisy_labels else None
 
-    @torch.no_grad()
     def set_progress(self, progress: float) -> None:
         """Tell the task, before each step, which fraction of the run is over (0..1).
 
@@ -119,8 +118,13 @@ class StudentTask(TrainingTask):
             raise UserError("set_progress takes the completed fraction of the run, 0 to 1, not NaN.")
         if not -1e-6 <= progress <= 1 + 1e-6:
             warnings.warn(
-                f"set_progress takes the completed fraction of the run, 0 to 1, not {progress}.", stacklevel=3
+                f"set_progress takes the completed fraction of the run, 0 to 1, not {progress}.", stacklevel=2
             )
+        with torch.no_grad():
+            self._follow(progress)
+
+    def _follow(self, progress: float) -> None:
+        """Adapt to the completed fraction of the run."""
         self.doubt.fill_(min(max(2 * progress, 0.0), 1.0))
 
     def predict(self, images: Tensor, average: nn.Module | None = None) -> dict[str, Tensor]:

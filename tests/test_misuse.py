@@ -48,8 +48,9 @@ def test_a_task_is_distributed_once_and_last() -> None:
 def test_progress_is_a_fraction() -> None:
     task = create(schedule="constant")
     for epoch in (2, -1):
-        with pytest.warns(UserWarning, match=rf"fraction of the run, 0 to 1, not {epoch}\."):
+        with pytest.warns(UserWarning, match=rf"fraction of the run, 0 to 1, not {epoch}\.") as found:
             task.set_progress(epoch)
+        assert found[0].filename == __file__, "the warning names another line than the caller's"
         assert task.distill_weight == 1
     with pytest.raises(UserError, match="not NaN"):
         task.set_progress(float("nan"))
