@@ -207,8 +207,6 @@ def test_unusable_options_are_refused() -> None:
     broken.fc = torch.nn.Linear(512, 5)
     with pytest.raises(UserError, match=r"does not run on 3x64x64 images \(.*\)\.$"):
         FRSKDTask.create(broken, (3, 64, 64), 5)
-    with pytest.raises(UserError, match="TwoViews"):
-        FRSKDTask.create(student, (3, 64, 64), 5, teacher_view="clean").train()(*BATCH)
     task = FRSKDTask.create(student, (3, 64, 64), 5)
     student.reset_classifier(7)
     with pytest.raises(UserError, match="student has 7 outputs and the self-teacher 5"):
