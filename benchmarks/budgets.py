@@ -22,7 +22,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 import traceback
@@ -35,12 +34,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import protocol  # noqa: E402
 import protocol_tables  # noqa: E402
+from commits import DIRTY, commit  # noqa: E402
 from protocol import Run  # noqa: E402
 from protocol_data import find_dataset, find_weights  # noqa: E402
 from table_files import append, read  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
-CODE = "frskd_timm", "frskd_train", "benchmarks", "tests"
 DOCUMENT, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 BEGIN = "<!-- begin: written by python benchmarks/budgets.py --write -->"
 BEGIN_SPOILT = "<!-- begin: imbalanced and wrong labels, written by python benchmarks/budgets.py --write -->"
@@ -120,6 +119,8 @@ def train(run: Run, flags: Sequence[str], folder: Path) -> list[dict[str, Any]]:
 
 def measure(args: argparse.Namespace) -> None:
     """Measure how much longer an epoch of FRSKD takes than one of cross-entropy, in turn, and write the median."""
+    import torch
+
     from frskd_train.system.device import machine_name
 
     for data in args.data:
@@ -136,18 +137,9 @@ def measure(args: argparse.Namespace) -> None:
         numbers = {"ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
         row = {"data": data, "method": args.name, **{name: f"{value:.2f}" for name, value in numbers.items()}}
         row |= {"rounds": args.rounds, "flags": flags_of(runs[1], args)}
-        append(args.times, [row | {"machine": machine_name(), "commit": commit()}], protocol.TIME_COLUMNS)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        append(args.times, [row | {"machine": machine_name(device), "commit": commit()}], protocol.TIME_COLUMNS)
         print(json.dumps(row), flush=True)
-
-
-def commit() -> str:
-    """Return the name of the commit; outside a clone, 'files-' and a hash of the code."""
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        files = sorted(path for name in CODE for path in (ROOT / name).rglob("*.py"))
-        return f"files-{hashlib.sha256(b''.join(path.read_bytes() for path in files)).hexdigest()[:8]}"
 
 
 def flags_of(run: Run, args: argparse.Namespace) -> str:
@@ -168,7 +160,7 @@ def data_flags(run: Run, args: argparse.Namespace) -> list[str]:
 def work(args: argparse.Namespace) -> int:
     """Make the runs that are missing; return the number of those that failed."""
     made_by = commit()
-    if made_by.endswith("-dirty") and args.output.parent == RESULTS:
+    if made_by.endswith(DIRTY) and args.output.parent == RESULTS:
         sys.exit("error: there are changes that are not committed: commit them, or give another --output.")
     failed: set[Run] = set()
     while True:
@@ -259,7 +251,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         args.epochs, args.seeds = args.epochs or 1, args.seeds[:1]
     args.split = "tuning" if args.tune else "test"
     kind = "rehearsal" if args.rehearse else "tuning" if args.tune else "protocol"
-    args.output = args.output or (args.run_dir if args.rehearse else RESULTS) / f"{kind}.csv"
+    args.output = (args.output or (args.run_dir if args.rehearse else RESULTS) / f"{kind}.csv").resolve()
     args.times = args.output.with_name("times.csv") if args.rehearse else RESULTS / "times.csv"
     return args
 
@@ -293,4 +285,9 @@ def main() -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    main()
+    from frskd_timm.errors import UserError
+
+    try:
+        main()
+    except UserError as error:  # of packages that are missing
+        sys.exit(f"error: {error}")

@@ -27,7 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from table_files import append, read  # noqa: E402
+from table_files import append, read, read_results  # noqa: E402
 
 from frskd_timm.export.folder import WEIGHTS as WEIGHTS_FILE  # noqa: E402
 from frskd_train.report.baseline import mean_and_std  # noqa: E402
@@ -159,7 +159,8 @@ def table(rows: Sequence[dict[str, str]]) -> str:
             cells = []
             for name in WEIGHTS:
                 found = [row for row in own if row["weights"] == name]
-                found = [row for row in found if row["lr"] == found[-1]["lr"]]  # if more rates were tried later
+                # The last ones, if more rates, other weights or other flags were tried later.
+                found = [row for row in found if all(row[key] == found[-1][key] for key in ("lr", "flags"))]
                 scores = mean_and_std([float(row["top1"]) for row in found], "{:.1f}")
                 cells.append(f"{scores} ({found[0]['lr']})" if found else "")
             trained = {"full": "all layers", "probe": "classifier"}[mode]
@@ -185,7 +186,7 @@ def main() -> None:
     parser.add_argument("flags", nargs="*", help="train.py flags of every run, after --")
     args = parser.parse_args()
     if args.table:
-        print(table(read(args.table)))
+        print(table(read_results(args.table)))
         return
     if args.make:
         print(make(args.make[0], Path(args.make[1])))

@@ -9,8 +9,8 @@
     python benchmarks/gpu.py check speed compile accuracy typefaces words --rehearse   # tiny, on the CPU, for a test
 
 A call that runs out of time stops at a checkpoint; the same command continues, and does not repeat what is done. What
-failed is tried again, last. Status 0 means that everything is done, 3 that a further call is needed, 1 that something
-failed. Results are in the CSV files of `--output`, with a log for each job. All stages but the first need datasets,
+failed is tried again, last. Status 0 means that everything is done, 3 that a further call is needed, 1 that the
+rest failed or takes longer than a call. Results are in the CSV files of `--output`, with a log for each job. All stages but the first need datasets,
 which `--data` creates without a GPU where the Debian packages of `budgets.py` and of `python -m tools.typeface_words
 --packages` are installed. `--timm-train` is the training script of timm's repository, which its package does not
 contain; without it the loops are not compared.
@@ -32,12 +32,12 @@ BENCHMARKS = ROOT / "benchmarks"
 sys.path[:0] = [str(ROOT), str(BENCHMARKS)]
 
 import protocol  # noqa: E402
-from budgets import commit  # noqa: E402
+from commits import commit  # noqa: E402
 from protocol_data import plain_dataset  # noqa: E402
 from table_files import append, read  # noqa: E402
 
 STAGES = ("check", "speed", "compile", "accuracy", "typefaces", "words")
-TRAINING = {"accuracy": "fashion_mnist", "typefaces": "typefaces_224", "words": "typeface_words"}  # stages, their data
+TRAINING = {"accuracy": "fashion_mnist", "typefaces": "typefaces_224", "words": "typeface_words_128_250"}  # their data
 DATASETS = {"speed": "fashion_mnist", **TRAINING}
 WORD_RECIPES = ("typeface_words_resnet18", "typeface_words_efficientnet_b0")  # here with fewer images, more epochs
 SHAPES = [("wide_resnet16_2_frskd", 32), ("resnet18_frskd", 224), ("resnet50_frskd", 224)]
@@ -45,6 +45,8 @@ START = time.monotonic()
 NOT_FINISHED = 3
 GRACE = 60  # seconds that a training process gets to save a checkpoint
 COMPILATION = 150  # seconds without which no compiled training is started
+GIVEN_UP = 2  # a job that may never succeed must not use up the time of one that began too late in a call
+LATER = {"too late": 1, "failed": GIVEN_UP, "too long": GIVEN_UP}  # than jobs that are new or continue
 LOGGED = 40  # lines of a failed job that are printed
 
 
@@ -59,10 +61,9 @@ class Job:
 
 
 def jobs(args: argparse.Namespace) -> Iterator[Job]:
-    """Yield all jobs of the chosen stages, in their order."""
+    """Return all jobs of the chosen stages, in their order."""
     make = dict(zip(STAGES, (check, speed, compiled, accuracy, typefaces, words), strict=True))
-    for stage in args.stages:
-        yield from make[stage](args)
+    return itertools.chain.from_iterable(make[stage](args) for stage in args.stages)
 
 
 def check(args: argparse.Namespace) -> Iterator[Job]:
@@ -94,8 +95,7 @@ def test_command(args: argparse.Namespace, marked: str, chosen: str, *files: str
 def speed(args: argparse.Namespace) -> Iterator[Job]:
     """Yield measurements of steps, and of the whole loop beside timm's."""
     shared = [sys.executable, BENCHMARKS / "speed.py", "--no-reference", "--output", args.output / "speed.csv"]
-    shared += ["--device", args.device]
-    shared += ["--rounds", 1 if args.rehearse else 5]
+    shared += ["--device", args.device, "--rounds", 1 if args.rehearse else 5]
     if args.timm_train is not None:
         command = [sys.executable, BENCHMARKS / "loops.py", args.timm_train, "--output", args.output / "loops"]
         command += ["--device", args.device, "--workers", workers(args), *(["--rehearse"] if args.rehearse else [])]
@@ -125,7 +125,7 @@ def typefaces(args: argparse.Namespace) -> Iterator[Job]:
 
 def words(args: argparse.Namespace) -> Iterator[Job]:
     """Yield the runs on words in 200 typefaces, whose students are kept."""
-    data = plain_dataset("typeface_words", args.output / "data" if args.rehearse else args.data_dir, args.rehearse)
+    data = plain_dataset(TRAINING["words"], args.output / "data" if args.rehearse else args.data_dir, args.rehearse)
     shared = [sys.executable, ROOT / "train.py", "--dataset", data, "--epochs", 1 if args.rehearse else 30]
     shared += ["--workers", workers(args), *(["--torchcompile"] if args.torchcompile else [])]
     shared += ["--img-size", 64 if args.rehearse else 128, "--crop-padding", 8]
@@ -160,49 +160,49 @@ def workers(args: argparse.Namespace) -> int:
     return 1 if args.rehearse else max(1, (os.cpu_count() or 1) - 2)
 
 
-def remaining(args: argparse.Namespace) -> list[Job]:
-    """Return the jobs of the chosen stages that are not done; those that failed or took too long are the last.
+def remaining(args: argparse.Namespace) -> list[tuple[int, Job]]:
+    """Return the jobs of the chosen stages that are not done, each after its place in `LATER`, in the order of these.
 
     Tests and measurements of another commit do not count.
     """
-    own, rows = commit(), read(args.output / "jobs.csv")
-    rows = [row for row in rows if row["stage"] in TRAINING or row.get("commit") == own]
-    status = {(row["stage"], row["job"]): row["status"] for row in rows}
-    left = [job for job in jobs(args) if status.get((job.stage, job.name)) != "done"]
-
-    def comes_last(job: Job) -> bool:
-        found = status.get((job.stage, job.name))
-        return found == "failed" or (found == "stopped" and not job.continues)
-
-    return sorted(left, key=comes_last)
+    own = commit()
+    counted = [r for r in read(args.output / "jobs.csv") if r["stage"] in TRAINING or r.get("commit") == own]
+    status = {(row["stage"], row["job"]): row["status"] for row in counted}
+    found = [(status.get((job.stage, job.name), ""), job) for job in jobs(args)]
+    return sorted(((LATER.get(how, 0), job) for how, job in found if how != "done"), key=lambda place: place[0])
 
 
 def work(args: argparse.Namespace) -> int:
     """Run the jobs that are not done until the time is over; return the exit status."""
     limit = 60 * args.minutes - GRACE
-    status, first = 0, True
-    for job in remaining(args):
+    failed, first = False, True
+    for _, job in remaining(args):
         left = START + limit - time.monotonic()
         needed = COMPILATION * args.torchcompile if job.continues else limit / 8
         if left <= (0 if first else needed):
-            print("The time is over: run the same command again.")
-            return NOT_FINISHED
-        start = time.monotonic()
-        log = args.output / "logs" / f"{job.stage}-{job.name}.log"
+            return time_is_over(args)
+        start, log = time.monotonic(), args.output / "logs" / f"{job.stage}-{job.name}.log"
         result = execute(job, log, left)
+        if result == "stopped" and not job.continues:
+            result = "too long" if first else "too late"
         row = {"stage": job.stage, "job": job.name, "status": result, "seconds": round(time.monotonic() - start, 1)}
         append(args.output / "jobs.csv", [row | {"commit": commit()}])
         print(*row.values(), flush=True)
         if result == "failed":
             print(*log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOGGED:], sep="\n", flush=True)
-        if result == "stopped" and not job.continues and first:
-            print(f"{job.name} alone takes longer than --minutes {args.minutes}.", file=sys.stderr)
-            return 1 if remaining(args)[0] == job else NOT_FINISHED  # the others come first now
-        if result == "stopped":
-            print("The time is over: run the same command again.")
-            return NOT_FINISHED
-        status, first = 1 if result == "failed" else status, False
-    return status
+        elif result != "done":
+            return time_is_over(args)
+        failed, first = failed or result == "failed", False
+    return int(failed)
+
+
+def time_is_over(args: argparse.Namespace) -> int:
+    """Return the exit status of a call that left jobs to do."""
+    if all(place == GIVEN_UP for place, _ in remaining(args)):
+        print(f"What is left failed or takes longer than --minutes {args.minutes:g}.")
+        return 1
+    print("The time is over: run the same command again.")
+    return NOT_FINISHED
 
 
 def execute(job: Job, log: Path, seconds: float) -> str:
@@ -244,9 +244,14 @@ def refuse_incomplete() -> None:
 
 
 def make_data(args: argparse.Namespace) -> None:
-    """Create the datasets that training needs."""
-    for name in dict.fromkeys(DATASETS.values()):
-        print(plain_dataset(name, args.data_dir))
+    """Create the datasets that training needs; exit if packages are missing."""
+    from frskd_timm.errors import UserError
+
+    try:
+        for name in dict.fromkeys(DATASETS.values()):
+            print(plain_dataset(name, args.data_dir))
+    except UserError as error:
+        sys.exit(f"error: {error}")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -257,19 +262,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=9, help="time of one call")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--timm-train", type=Path, metavar="FILE", help="train.py of timm's repository")
-    parser.add_argument(
-        "--torchcompile", action="store_true", help="compile the training steps of the last three stages"
-    )
+    parser.add_argument("--torchcompile", action="store_true", help="compile the steps of the last three stages")
     parser.add_argument("--data", action="store_true", help="create the datasets and exit")
     parser.add_argument("--data-dir", type=Path, default=ROOT / "data", help="where the datasets are")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes, on the CPU")
     args = parser.parse_args(arguments)
     args.output = (args.output or ROOT / "runs" / ("gpu-rehearsal" if args.rehearse else "gpu")).resolve()
     args.data_dir, args.timm_train = args.data_dir.resolve(), args.timm_train and args.timm_train.resolve()
-    if args.rehearse:
-        args.device = "cpu"
+    args.device = "cpu" if args.rehearse else args.device
     if args.timm_train is not None and not args.timm_train.is_file():
         parser.error(f"There is no file {args.timm_train}.")
+    if 60 * args.minutes <= GRACE:
+        parser.error(f"--minutes must be above {GRACE / 60:g}: that long a call may wait for a checkpoint at its end.")
     if not set(args.stages) <= set(STAGES) or not (args.stages or args.data):
         parser.error(f"Name one or more stages: {', '.join(STAGES)}.")
     return args

@@ -15,8 +15,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from commits import commit
 from loading import ROOT, write_images
 from table_files import append
+
+from frskd_train.system.device import machine_name
 
 RATE = re.compile(r"\(\s*[\d.]+s,\s*([\d.]+)/s\)")  # in a line of timm's log
 
@@ -46,6 +50,7 @@ def main() -> None:
     if not rates:
         sys.exit(f"error: the output of {args.timm_train} has no images per second:\n{log[-2000:]}")
     row = {"model": model, "img_size": size, "batch_size": batch, "ours": our_rate, "timm": float(rates[-1])}
+    row |= {"machine": machine_name(torch.device(args.device)), "commit": commit()}
     print(row)
     append(args.output / "loops.csv", [row])
     shutil.rmtree(data)

@@ -52,7 +52,7 @@ def plain_dataset(name: str, folder: Path, rehearsal: bool = False) -> str:
         "typefaces_2": partial(typefaces.write, skip=skip, **tiny),
         "reading": partial(typefaces.write, by_word=True, **tiny),
         "typefaces_224": partial(typefaces.write, size=224, **tiny),
-        "typeface_words": partial(
+        "typeface_words_128_250": partial(  # not the data of the recipes, which are larger
             typeface_words.write, classes=tiny.get("classes", 200), counts=words, size=64 if rehearsal else 128
         ),
         "fashion_mnist": lambda path: make_sample.main(["--idx-dir", str(IDX), "--full", str(path)]),
@@ -71,8 +71,7 @@ def find_weights(case: Case, folder: Path, rehearsal: bool = False) -> list[str]
 
     path = folder / f"{imagenet_weights.MODEL}.safetensors"
     if not path.exists():
-        with whole(path) as place:
-            imagenet_weights.write(place)
+        imagenet_weights.write(path)
     return ["--initial-checkpoint", str(path)]
 
 

@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from commits import commit  # noqa: E402
 from speed_tables import costs, median_and_range, table  # noqa: E402
-from table_files import append, read  # noqa: E402
+from table_files import append, read_results  # noqa: E402
 
 if TYPE_CHECKING:
     import torch
@@ -198,13 +199,13 @@ def measure(case: argparse.Namespace, device: "torch.device") -> dict[str, Any]:
             row[f"{mode}_loop_images_per_s"] = median_and_range(loops[mode])
             lost = statistics.median(1 - q for q in quotients(loops[mode], loops["step"]))
             row[f"{mode}_lost_to_data_percent"] = f"{100 * lost:.1f}"
-    name = torch.cuda.get_device_name() if device.type == "cuda" else machine_name()
     return row | {
         "device": device.type,
-        "machine": name,
+        "machine": machine_name(device),
         "threads": torch.get_num_threads(),
         "rounds": case.rounds,
         "frskd_timm": frskd_timm.__version__,
+        "commit": commit(),
         "torch": torch.__version__,
         "timm": timm.__version__,
         "python": platform.python_version(),
@@ -261,7 +262,7 @@ def main() -> None:
     """Measure all cases, print each one and append it to the CSV."""
     case = parse()
     if case.table:
-        print((costs if case.costs else table)(read(case.table)))
+        print((costs if case.costs else table)(read_results(case.table)))
         return
     if case.start_up:
         print(start_up(case.rounds))

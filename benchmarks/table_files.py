@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,3 +33,8 @@ def read(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def read_results(path: Path) -> list[dict[str, str]]:
+    """Read the rows of a file; exit if there are none."""
+    return read(path) or sys.exit(f"error: there are no results in {path}.")

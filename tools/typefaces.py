@@ -47,6 +47,7 @@ OTHERS = (
 )  # fmt: skip
 PACKAGES = [f"fonts-{name}" for name in (*OTHERS, *(f"adf-{name}" for name in ADF))]
 SIMILAR = "aceosun"  # letters of the words with --by-word
+WORDS = 8784  # three-letter words that may be in the test images; 8 more may be in the training images
 Images = dict[tuple[str, str], Image.Image]  # by split and word
 Drawn = Iterator[tuple[str, str, str, Image.Image]]  # split, class, name of the image
 
@@ -100,8 +101,10 @@ def is_for_training(word: str) -> bool:
 
 
 def draw_words(r: random.Random, counts: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """Yield split and word, each word only in a split where it may be."""
+    """Yield split and word, each word only in a split where it may be; raise UserError if there are too few."""
     for split, count in counts.items():
+        if count > WORDS:
+            raise UserError(f"--{split} is at most {WORDS}, because each image has a word of its own, not {count}.")
         words: set[str] = set()
         while len(words) < count:
             word = "".join(r.choice(ascii_lowercase) for _ in range(3))
@@ -260,6 +263,10 @@ def parse(
         parser.exit()
     if options.folder is None:
         parser.error("give the folder for the images")
+    for name in defaults:
+        least = 0 if name in ("skip", "seed") else 1
+        if getattr(options, name) < least:
+            parser.error(f"--{name} must be at least {least}, not {getattr(options, name)}")
     return options
 
 

@@ -92,8 +92,10 @@ def keep_freed_memory() -> None:
     mallopt(trim_threshold, 2**31 - 1)
 
 
-def machine_name() -> str:
-    """Return the name of the processor."""
+def machine_name(device: torch.device) -> str:
+    """Return the name of the GPU, for other devices that of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
