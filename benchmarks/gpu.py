@@ -9,11 +9,11 @@
     python benchmarks/gpu.py check speed compile accuracy typefaces words --rehearse   # tiny, on the CPU, for a test
 
 A call that runs out of time stops at a checkpoint; the same command continues, and does not repeat what is done. What
-failed is tried again, last. Status 0 means that everything is done, 3 that a further call is needed, 1 that the
-rest failed or takes longer than a call. Results are in the CSV files of `--output`, with a log for each job. All stages but the first need datasets,
-which `--data` creates without a GPU where the Debian packages of `budgets.py` and of `python -m tools.typeface_words
---packages` are installed. `--timm-train` is the training script of timm's repository, which its package does not
-contain; without it the loops are not compared.
+failed is tried again, last. Status 0 means that everything is done, 3 that a further call is needed, 1 that the rest
+failed or takes longer than a call. Results are in the CSV files of `--output`, with a log for each job. All stages but
+the first need datasets, which `--data` creates without a GPU where the Debian packages of `budgets.py` and of `python
+-m tools.typeface_words --packages` are installed. `--timm-train` is the training script of timm's repository, which its
+package does not contain; without it the loops are not compared.
 """
 
 import argparse
