@@ -85,6 +85,6 @@ def test_impossible_numbers_are_refused_before_anything_is_drawn(tmp_path: Path,
             with pytest.raises(SystemExit):
                 tool.main([str(tmp_path / "data"), flag, value])
             assert f"{flag} must be at least 1, not {value}" in capsys.readouterr().err
-    with pytest.raises(UserError, match="--train is at most 8784, .* not 9000"):
+    with pytest.raises(UserError, match=r"--train is at most 8784, .* not 9000"):
         list(typefaces.draw_words(random.Random(0), {"train": 9000}))
     assert len(list(typefaces.draw_words(random.Random(0), {"test": typefaces.WORDS}))) == typefaces.WORDS
