@@ -24,7 +24,6 @@ from frskd_train.run.resume import Resume, check_resume, find_resume, notes_for_
 from frskd_train.run.state import RunState
 from frskd_train.scoring.evaluate import Scores, evaluate
 from frskd_train.settings import Settings, flat
-from frskd_train.settings.parse import program
 from frskd_train.settings.recipe import SETTINGS, repeat_note, write_recipe
 from frskd_train.system.convolutions import adapt_convolutions
 from frskd_train.system.device import start_accelerator
@@ -225,8 +224,8 @@ class Trainer:
         if save_now and not saved:
             self.save()
         if stop_now:
-            command = f"{program('train')} --resume {self.folder.quoted}"
-            self.progress.say(f"Stopped in {self.state.place}. Continue with: {command}")
+            continuing = self.folder.continuing(self.accelerator.num_processes)
+            self.progress.say(f"Stopped in {self.state.place}. {continuing}")
             trackers.end(self.accelerator)
             exit_process(self.interruptions.exit_code)
 

@@ -66,7 +66,7 @@ def test_every_setting_is_refused_reported_or_free_at_resume() -> None:
         ({"train_num_samples": 9}, {"fingerprint": "g"}, "fingerprint g, was f; --train-num-samples is 9, was 8"),
         ({}, {"fingerprint": "g"}, "fingerprint g, was f"),
         ({}, {"train_rows": 23}, "started with 24 readable .* 23"),
-        ({}, {"global_batch": 16, "processes": 2}, r"16 images now \(2 process.* 8 .*set --batch-size 4\."),
+        ({}, {"global_batch": 16, "processes": 2}, r"16 images now \(2 .* 8 .* 1 .*as before, or set --batch-size 4\."),
         ({}, {"global_batch": 6, "processes": 3}, "6 images now .* 8 .*start 2 .* --batch-size 4"),
         ({"epochs": 1}, {}, "--epochs is 1 now.* in epoch 2"),
         ({"beta": 0.0}, {}, "--beta is 0.0 now but was 100.0 in this run: .*not be switched on or off"),

@@ -84,28 +84,39 @@ def test_the_end_of_one_node_ends_the_other(places: Path) -> None:
 
 
 @pytest.mark.long
-def test_the_slurm_script_starts_stops_and_queues_again(places: Path) -> None:
-    """Run it with stand-ins for SLURM's own commands, which this machine does not have."""
-    tools = places / "slurm"
-    tools.mkdir()
+@pytest.mark.parametrize("gpus", ["2", "1"])
+def test_the_slurm_script_starts_stops_and_queues_again(places: Path, gpus: str) -> None:
+    """Run it with stand-ins for SLURM's own commands, which this machine does not have.
+
+    Like SLURM's, the stand-in for srun kills the processes of the step when it gets SIGTERM.
+    """
+    home = places / f"slurm of {gpus}"
+    tools = home / "slurm"
+    tools.mkdir(parents=True)
     for name, text in {
-        "srun": 'shift; SLURM_NODEID=0 exec "$@"',
-        "scontrol": f'[ "$1" = requeue ] && touch {places}/queued || echo 127.0.0.1',
+        "srun": f"""while [[ $1 == --* ]]; do shift; done
+SLURM_NODEID=0 setsid "$@" &
+echo $! > "{home}/step"
+trap 'kill -KILL -- "-$!"' TERM
+wait $!""",
+        "scancel": f'[ "$*" = "--signal=TERM 7.0" ] && kill -TERM -- "-$(cat "{home}/step")"',
+        "scontrol": f'[ "$1" = requeue ] && touch "{home}/queued" || echo 127.0.0.1',
     }.items():
         (tools / name).write_text(f"#!/bin/bash\n{text}\n")
         (tools / name).chmod(stat.S_IRWXU)
-    slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "here", "SLURM_GPUS_ON_NODE": "2"}
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "here", "SLURM_GPUS_ON_NODE": gpus}
     path = f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, **slurm, "PATH": path, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     command = ["bash", str(ROOT / "examples" / "slurm.sh"), *small(places, "--epochs", ENDLESS)]
-    log = places / "slurm.log"
+    log = home / "slurm.log"
     with log.open("w") as file:
-        job = subprocess.Popen(command, cwd=places, env=environment, stdout=file, stderr=file, start_new_session=True)
+        job = subprocess.Popen(command, cwd=home, env=environment, stdout=file, stderr=file, start_new_session=True)
     try:
         assert wait_for(lambda: "epoch 2/" in log.read_text(), job), log.read_text()
         job.send_signal(10)  # SIGUSR1
         job.wait(120)
     finally:
         kill_all(job)
-    assert (places / "queued").exists(), log.read_text()
-    assert latest_checkpoint(places / "runs" / "slurm-7" / "checkpoints") is not None
+    assert (home / "queued").exists(), log.read_text()
+    assert re.search(rf"Stopped in .* Continue{' in 2 processes, as before,' * (gpus == '2')} with:", log.read_text())
+    assert latest_checkpoint(home / "runs" / "slurm-7" / "checkpoints") is not None

@@ -16,6 +16,7 @@ from typing import Any
 from frskd_timm.errors import UserError
 from frskd_timm.export.folder import BACKBONE, STUDENT, refuse_foreign
 from frskd_train.run.checkpoint import latest_checkpoint
+from frskd_train.settings.parse import program
 from frskd_train.settings.recipe import SETTINGS
 from frskd_train.system.disk import disk_errors, reason, refuse_links, write_atomically
 
@@ -39,6 +40,11 @@ class RunFolder:
     def quoted(self) -> str:
         """The path as a shell needs it."""
         return shlex.quote(str(self.path))
+
+    def continuing(self, processes: int) -> str:
+        """Return how to continue the run after it was stopped."""
+        how = f" in {processes} processes, as before," if processes > 1 else ""
+        return f"Continue{how} with: {program('train')} --resume {self.quoted}"
 
     def refuse_if_taken(self) -> None:
         """Raise UserError if a new run cannot use the folder because it holds other files or is not writable."""

@@ -154,9 +154,10 @@ def check_resume(state: Mapping[str, Any], settings: Mapping[str, Any], facts: M
             f"{facts['train_rows']}: restore the images, --bad-images and --data-mode."
         )
     if state["global_batch"] != facts["global_batch"]:
-        images, processes = state["global_batch"], facts["processes"]
+        images, processes, before = state["global_batch"], facts["processes"], state["processes"]
         possible = max(count for count in range(1, processes + 1) if images % count == 0)
-        start = f"start {possible} process(es) and " if possible < processes else ""
+        start = f"start {before} process(es) as before, or " if before != processes else ""
+        start += f"start {possible} process(es) and " if possible < processes else ""
         raise UserError(
             f"A step uses {facts['global_batch']} images now ({processes} process(es)) but used {images} in this run; "
             f"{start}set --batch-size {images // possible}."
