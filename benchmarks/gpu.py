@@ -37,7 +37,7 @@ from protocol_data import plain_dataset  # noqa: E402
 from table_files import append, read  # noqa: E402
 
 STAGES = ("check", "speed", "compile", "accuracy", "typefaces", "words")
-TRAINING = {"accuracy": "fashion_mnist", "typefaces": "typefaces_224", "words": "typeface_words_128_250"}  # their data
+TRAINING = {"accuracy": "fashion_mnist", "typefaces": "typefaces_224", "words": "typeface_words_128_250"}  # by stage
 DATASETS = {"speed": "fashion_mnist", **TRAINING}
 WORD_RECIPES = ("typeface_words_resnet18", "typeface_words_efficientnet_b0")  # here with fewer images, more epochs
 SHAPES = [("wide_resnet16_2_frskd", 32), ("resnet18_frskd", 224), ("resnet50_frskd", 224)]

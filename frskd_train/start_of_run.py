@@ -6,12 +6,13 @@ import sys
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from frskd_timm.errors import UserError
 from frskd_timm.student_task import StudentTask
 from frskd_train.data import TrainingData
+from frskd_train.data.sampler import Order
 from frskd_train.errors import size_text
 from frskd_train.optim import check_optimizer, lr_note
 from frskd_train.publish.repository import check_repo_id, refuse_missing_access
@@ -20,7 +21,7 @@ from frskd_train.report.formats import check_onnx
 from frskd_train.report.metrics import SeedRuns
 from frskd_train.run.resume import Resume
 from frskd_train.run.state import RunState
-from frskd_train.settings import LoopSettings, Settings, declared, flag, flat
+from frskd_train.settings import Settings, declared, flag, flat
 from frskd_train.settings.constraints import LOCAL
 from frskd_train.settings.recipe import training_names
 from frskd_train.system.sync_batchnorm import refuse_single_values
@@ -78,9 +79,9 @@ def find_baseline(
         return None
 
 
-def refuse_batches_of_one(task: StudentTask, data: TrainingData, per_process: int, loop: LoopSettings) -> None:
+def refuse_batches_of_one(task: StudentTask, data: TrainingData, order: Order, sync_bn: bool) -> None:
     """Raise UserError if each process has one image per batch, and batch normalisation one value of a channel."""
-    if per_process == 1 and not (loop.sync_bn and PartialState().num_processes > 1):
+    if order.per_process == 1 and not (sync_bn and order.world_size > 1):
         refuse_single_values(task, data.preprocessing.input_size)
 
 

@@ -96,7 +96,7 @@ class Trainer:
         process |= {"device": accelerator.device, "channels_last": loop.channels_last}
         clean = self.task.clean_view
         self.train_batches = self.data.train_batches(loop.batch_size, seed=loop.seed, clean_view=clean, **process)
-        start_of_run.refuse_batches_of_one(self.task, self.data, self.train_batches.order.per_process, loop)
+        start_of_run.refuse_batches_of_one(self.task, self.data, self.train_batches.order, loop.sync_bn)
         self.val_batches = self.data.val_batches(loop.images_per_validation_batch, **process)
         accelerator.gradient_accumulation_steps = min(loop.grad_accum_steps, len(self.train_batches))
         self.updates_per_epoch = len(self.train_batches) // accelerator.gradient_accumulation_steps
