@@ -120,6 +120,22 @@ def test_a_precision_without_mixed_precision_is_refused() -> None:
         parse_evaluation(["--model", "run", "--amp-dtype", "float16"])
 
 
+@pytest.mark.parametrize(
+    ("called", "named"),
+    [
+        ("/env/bin/frskd", "frskd train"),
+        ("/env/frskd_train/train.py", "frskd train"),
+        ("/clone/train.py", "train.py"),
+        ("examples/hf_job.py", "hf_job.py"),
+        ("-c", "train.py"),
+    ],
+)
+def test_errors_name_what_was_called(called: str, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [called])
+    with pytest.raises(SettingsError, match=f"^{named} has no --epochz; did you mean --epochs"):
+        parse_settings(["--epochz", "3"])
+
+
 def test_the_home_folder_may_be_written_as_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "r.yaml").write_text("class_map: ~/names.txt\n")

@@ -140,10 +140,11 @@ def _cli(args: Sequence[str], default: Settings) -> Settings:
 
 
 def program(command: str) -> str:
-    """Return what the user has called: `frskd train` or `train.py`."""
+    """Return what the user has called: `frskd train`, `train.py` or another script."""
     called = Path(sys.argv[0])
-    in_package = called.stem in ("frskd", "__main__") or called.parent.name == "frskd_train"
-    return f"frskd {command}" if in_package else f"{command}.py"
+    if called.stem in ("frskd", "__main__") or called.parent.name == "frskd_train":
+        return f"frskd {command}"
+    return called.name if called.suffix == ".py" else f"{command}.py"
 
 
 def _spelled_out(args: Sequence[str]) -> list[str]:
