@@ -32,6 +32,7 @@ class Outputs(NamedTuple):
     joint: tuple[Tensor, Tensor] | None = None  # with SLA: both networks' joint logits of class and rotation
     batch: TwoViews | None = None  # with a clean view; maps, refined and teacher_logits are then of its clean images
     clean_logits: Tensor | None = None  # the student's for these
+    factor: Tensor | None = None  # of the images' or pixels' cross-entropy terms
 
 
 class DistillationTask(StudentTask):
@@ -217,6 +218,8 @@ class DistillationTask(StudentTask):
             advice = outputs._replace(refined=average.refined, teacher_logits=average.teacher_logits)
         weight = self.distill_weight if self.lead is None else self.distill_weight * self.lead
         with torch.autocast(images.device.type, enabled=False):
+            factor = self.label_factor((outputs.logits, outputs.teacher_logits), target)
+            outputs = outputs._replace(factor=factor)
             terms = self.label_terms(outputs, target)
             terms["loss_kl"] = weight * self.alpha * self.soft_labels(advice, target)
         if self.feature_loss is not None:
@@ -234,7 +237,7 @@ class DistillationTask(StudentTask):
         assert self.lead is not None
         own, other = terms["loss_ce"] / self.student_weight, terms["loss_ce_teacher"] / self.teacher_weight
         if outputs.batch is not None and outputs.clean_logits is not None:
-            own = self.cross_entropy(outputs.clean_logits, outputs.batch.classes)
+            own = self.cross_entropy(outputs.clean_logits, outputs.batch.classes, outputs.factor)
         found = (1 - other / own.clamp_min(1e-6)).clamp(0, 1).nan_to_num(0)
         self.lead.lerp_(found, torch.where(own > 0, 0.01, 0.0))  # a batch without a labelled pixel tells nothing
 
@@ -258,11 +261,9 @@ class DistillationTask(StudentTask):
     def label_terms(self, outputs: Outputs, target: Tensor) -> Terms:
         """Return the loss terms that use the labels."""
         labels = target if outputs.batch is None else outputs.batch.classes
-        factor = self.label_factor((outputs.logits, outputs.teacher_logits), target)
-        return {
-            "loss_ce": self.student_weight * self.cross_entropy(outputs.logits, target, factor),
-            "loss_ce_teacher": self.teacher_weight * self.cross_entropy(outputs.teacher_logits, labels, factor),
-        }
+        own = self.cross_entropy(outputs.logits, target, outputs.factor)
+        other = self.cross_entropy(outputs.teacher_logits, labels, outputs.factor)
+        return {"loss_ce": self.student_weight * own, "loss_ce_teacher": self.teacher_weight * other}
 
     def soft_labels(self, outputs: Outputs, target: Tensor) -> Tensor:
         """Return the unweighted soft-label loss."""

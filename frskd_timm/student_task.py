@@ -15,13 +15,11 @@ from timm.models import group_parameters
 from timm.task import TrainingTask
 from timm.utils import ModelEmaV3, unwrap_model
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from frskd_timm.defaults import CLASSIFICATION as DEFAULT
 from frskd_timm.errors import UserError
-from frskd_timm.losses.functional import UNLABELLED, weighted_mean
-from frskd_timm.losses.labels import trust
+from frskd_timm.losses.labels import LabelLoss, trust
 
 Terms = dict[str, Tensor]
 
@@ -41,8 +39,8 @@ class StudentTask(TrainingTask):
     Attributes:
         student_weight: Weight of the student's cross-entropy in the loss.
         clean_view: Whether the task takes batches as `augment.TwoViews`.
-        label_loss: Replaces the cross-entropy and its smoothing, such as `losses.labels.LabelLoss`; None by default.
-            With `noisy_labels`, it has to take a `factor` [B] of the losses.
+        label_loss: The loss of logits and labels, `losses.labels.LabelLoss` with the smoothing by default. With
+            `noisy_labels`, another one has to take a `factor` [B] of the losses.
         noisy_labels: Multiply the cross-entropy of each image (or pixel) by a factor that changes linearly from 1 to
             the trust in its label (`losses.labels.trust`) during the first half of the run. If `set_progress` is never
             called, the factor always equals the trust. False by default.
@@ -64,7 +62,7 @@ class StudentTask(TrainingTask):
         super().__init__(parameter.device, parameter.dtype, verbose=False)
         self.student = student
         self.smoothing = smoothing
-        self.label_loss: nn.Module | None = None
+        self.label_loss: nn.Module = LabelLoss(getattr(student, "num_classes", 0), smoothing)
         self.noisy_labels = False
         # A tensor, so that a change does not recompile a compiled step. Not saved: it follows from the progress.
         self.register_buffer("doubt", torch.ones((), device=self.device), persistent=False)
@@ -93,14 +91,7 @@ class StudentTask(TrainingTask):
         Images of the class -100 do not count; the loss is 0 if no image counts. A factor [B] multiplies the
         cross-entropy of each image before the mean.
         """
-        if self.label_loss is not None:
-            return self.label_loss(logits.float(), target, **({} if factor is None else {"factor": factor}))
-        if factor is None:
-            loss = F.cross_entropy(logits.float(), target, label_smoothing=self.smoothing)
-            # torch's mean over no image is NaN.
-            return loss if target.is_floating_point() else loss.where((target != UNLABELLED).any(), 0.0)
-        losses = F.cross_entropy(logits.float(), target, label_smoothing=self.smoothing, reduction="none")
-        return weighted_mean(losses * factor, (target != UNLABELLED).float())
+        return self.label_loss(logits.float(), target, **({} if factor is None else {"factor": factor}))
 
     def label_factor(self, logits: Sequence[Tensor], target: Tensor) -> Tensor | None:
         """Return the factors of the cross-entropy for the logits of all networks; None without `noisy_labels`."""

@@ -211,7 +211,7 @@ class FRSKDTask(DistillationTask):
         if outputs.joint is not None:
             if getattr(self.label_loss, "class_weights", None) is not None:
                 raise UserError("SLA cannot be combined with class weights; leave one of them out.")
-            labels, factor = joint_target(target), self.label_factor((outputs.logits, outputs.teacher_logits), target)
+            labels, factor = joint_target(target), outputs.factor
             if factor is not None:
                 factor = factor.repeat_interleave(4)  # the rotations of an image share its label
             loss, teacher_loss = (self.cross_entropy(joint, labels, factor) for joint in outputs.joint)

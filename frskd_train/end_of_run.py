@@ -237,7 +237,9 @@ class EndOfRun:
         run, student = self.job.settings.run, self.folder.student
         if run.push_to_hub is None:
             return
-        again = f"The run is finished; push again with: frskd push {student} --repo-id {run.push_to_hub}"
+        private = " --private" if run.hub_private else ""
+        push = f"frskd push {self.folder.quoted} --repo-id {run.push_to_hub}{private}"
+        again = f"The run is finished; push again with: {push}"
         signal.signal(signal.SIGINT, signal.default_int_handler)  # the trainer's would wait for the end of a step
         try:
             push_student(student, run.push_to_hub, private=run.hub_private)

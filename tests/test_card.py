@@ -22,7 +22,7 @@ from published import EVALUATION, METRICS
 from frskd_timm.cost import cost
 from frskd_timm.errors import UserError
 from frskd_timm.export.load import ExportedClassifier, read_student
-from frskd_timm.models import stock_name
+from frskd_timm.models import exported_name
 from frskd_timm.models._pretrained import FOLDER
 from frskd_train.report.baseline import Gain, read_baseline
 from frskd_train.report.card import eval_result_entries, hub_license, model_card
@@ -122,7 +122,7 @@ def test_a_licence_gets_the_hubs_id(license: str | None, found: dict[str, str | 
 
 def test_a_card_names_the_library_that_registers_the_architecture() -> None:
     for name, library in (("resnet18_frskd", "timm"), ("wide_resnet16_2_frskd", "frskd-timm")):
-        config = {"architecture": stock_name(name) or name, "num_classes": 10, "pretrained_cfg": {}}
+        config = {"architecture": exported_name(name), "num_classes": 10, "pretrained_cfg": {}}
         assert ExportedClassifier(Path("student"), config).libraries[0] == library
 
 

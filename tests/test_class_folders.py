@@ -223,7 +223,9 @@ def test_runs_beside_the_classes_are_no_class(tmp_path: Path) -> None:
 def test_only_splits_for_validation_need_no_choice(tmp_path: Path) -> None:
     for name in ("test", "val"):
         class_folders(tmp_path / name, "cat", "dog")
-    data = load_validation(DataSettings(dataset=str(tmp_path)), load(tmp_path, train_split="test").preprocessing)
+    data = load_validation(
+        DataSettings(dataset=str(tmp_path)), load(tmp_path, train_split="test").preprocessing, classes=2
+    )
     assert data.val_split == "val"
 
 

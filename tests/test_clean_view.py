@@ -68,6 +68,12 @@ def test_the_lead_compares_both_networks_on_the_clean_images() -> None:
     plain(images(batch=4), TARGET)
     assert float(plain.lead) > 0
     assert_close(task.lead, plain.lead, 1e-6, "lead")
+    task.noisy_labels = plain.noisy_labels = True
+    before, seen = float(plain.lead), images(batch=4) + 1
+    task(TwoViews(seen, seen, TARGET, None), TARGET)
+    plain(seen, TARGET)
+    assert float(plain.lead) != before
+    assert_close(task.lead, plain.lead, 1e-6, "lead with doubted labels")
 
 
 @pytest.mark.parametrize(

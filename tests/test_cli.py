@@ -185,6 +185,7 @@ def test_a_runs_own_data_and_splits_are_scored(tmp_path: Path) -> None:
     text = "train_split: trainval\nval_split: test\ntarget_key: fine\nval_fraction: 0.2\n"
     (tmp_path / "config.yaml").write_text(f"dataset: {tmp_path / 'data'}\n{text}")
     own, other = str(tmp_path / "data"), str(tmp_path / "other")
+    (tmp_path / "metrics.json").write_text(METRICS.to_json())
     for dataset, given, found in (
         ("auto", None, (own, "trainval", "test", "fine", 0.2)),
         (own, None, (own, "trainval", "test", "fine", 0.2)),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from published import REPO, make_student
+from published import METRICS, REPO, make_student
 from runs import evaluate_here
 
 from frskd_timm.errors import UserError
@@ -129,12 +129,14 @@ def test_a_folder_does_not_hide_a_model_of_its_name(tmp_path: Path, monkeypatch:
 
 
 def test_the_calibration_split_of_a_run_is_used_again(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text(METRICS.to_json())
     (tmp_path / "config.yaml").write_text("dataset: data\ncalibration_split: test\n")
     assert chosen_data(ScoredDataSettings(), tmp_path)[0].calibration_split == "test"
     assert chosen_data(ScoredDataSettings(val_split="test"), tmp_path)[0].calibration_split is None
 
 
 def test_the_ignored_labels_of_a_run_are_ignored_again(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text(METRICS.to_json())
     (tmp_path / "config.yaml").write_text("dataset: data\nignore_label: [0, 7]\n")
     assert chosen_data(ScoredDataSettings(), tmp_path)[0].ignore_label == (0, 7)
     assert chosen_data(ScoredDataSettings(ignore_label=(3,)), tmp_path)[0].ignore_label == (3,)

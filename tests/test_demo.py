@@ -220,6 +220,16 @@ def test_a_space_holds_the_page_and_a_repository_the_onnx_file(hub, student, run
     assert "complete" not in said.out  # nothing was published before
 
 
+def test_a_demo_of_a_second_head_does_not_claim_refined_features(
+    runtime: Path, whole_masks: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(whole_masks, tmp_path / "run")
+    facts = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    (run / "metrics.json").write_text(json.dumps(facts | {"by_second_head": True}), encoding="utf-8")
+    build_demo(find_exported(str(run)), tmp_path / "demo", runtime=runtime)
+    assert json.loads((tmp_path / "demo" / "demo.json").read_text())["method"] == "self-distillation derived from FRSKD"
+
+
 @pytest.mark.parametrize(("method", "claim"), [("frskd", "FRSKD, feature"), ("ce", "frskd_timm")])
 def test_a_demo_names_the_method_of_its_student(method: str, claim: str, runtime: Path, tmp_path: Path) -> None:
     facts: dict[str, Any] = {"tag": "x", "method": method, "mean": (0.5,) * 3, "std": (0.5,) * 3}

@@ -197,6 +197,7 @@ def test_a_student_of_low_precision(tmp_path, dtype):
         ({"label_names": ["one"]}, "list of 7 names"),
         ({"mean": 0.5}, "mean must be one number per channel"),
         ({"input_size": 64}, r"input_size must be \(channels, height, width\)"),
+        ({"input_size": (3, 64.5, 64)}, r"input_size must be \(channels, height, width\)"),
         ({"label_names": dict.fromkeys("abcdefg", 0)}, "list of 7 names"),
         ({"mean": (127.0, 127.0, 127.0)}, r"images in 0\.\.1"),
         ({"model_name": "no_such_model"}, "does not know model_name 'no_such_model'"),

@@ -30,7 +30,7 @@ REFUSED = b'{"errors": [{"message": "\\"license\\" must be one of apache-2.0, mi
         (Fault("repos/create", 409), None),
         (Fault("PUT", 413, 99), "half precision"),
         (Fault("commit", 429, 2, {"Retry-After": "3"}), None),
-        (Fault("commit", 429, 99, {"Retry-After": "4000"}), "wait 4000"),
+        (Fault("commit", 429, 99, {"Retry-After": "4000"}), "wait 4000 seconds, then"),
         (Fault("objects/batch", 500, 2), None),
         (Fault("PUT", 503, 3), None),
         (Fault("commit", 503, 3), None),

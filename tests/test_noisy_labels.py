@@ -43,7 +43,8 @@ def test_both_networks_doubt_a_label_together() -> None:
     for progress, doubt in ((0.0, 0.0), (0.25, 0.5), (0.5, 1.0), (1.0, 1.0)):
         task.set_progress(progress)
         factor = 1 - doubt * (1 - TRUST)
-        found = task.label_terms(Outputs([], own, [], other, joint=(joint, joint)), TARGET)
+        outputs = Outputs([], own, [], other, joint=(joint, joint), factor=task.label_factor((own, other), TARGET))
+        found = task.label_terms(outputs, TARGET)
         torch.testing.assert_close(found["loss_ce"], (factor * losses(own)).mean())
         torch.testing.assert_close(found["loss_ce_teacher"], (factor * losses(other)).mean())
         torch.testing.assert_close(found["loss_sla"], (factor.repeat_interleave(4) * rotated).mean())

@@ -160,8 +160,14 @@ class Coarse(torch.nn.Module):
         return (2 * images[:, 0, 14, 5:25:2]).round()
 
 
+def test_one_statistic_is_that_of_all_channels() -> None:
+    config = {"input_size": (3, 8, 8), "mean": (0.3,), "std": (0.2,), "interpolation": "bicubic", "crop_pct": 1}
+    found = Preprocessing.from_timm({**config, "crop_mode": "center"})
+    assert (found.mean, found.std) == ((0.3,) * 3, (0.2,) * 3)
+
+
 def test_of_equal_logits_the_evaluation_chooses_the_one_of_training() -> None:
-    data = load_validation(DataSettings(), Preprocessing((1, 28, 28), (0.0,), (1.0,)))
+    data = load_validation(DataSettings(), Preprocessing((1, 28, 28), (0.0,), (1.0,)), classes=10)
     student, accelerator = Coarse(), Accelerator(cpu=True)
     predict = lambda images: {"student": student(images)}
     seen = evaluate(ClassificationEvaluator, predict, data.val_batches(128), accelerator)["student"]

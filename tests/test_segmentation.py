@@ -171,6 +171,8 @@ def test_feature_loss_needs_a_self_teacher_that_refines() -> None:
         SegmentationTask.create(student, feature_loss="fitnet")
     with pytest.raises(UserError, match=r"teacher_repeats 3 has no effect with the self-teacher pyramid"):
         SegmentationTask.create(student, teacher_repeats=3)
+    with pytest.raises(UserError, match="teacher_repeats must be at least 1, not 0"):
+        SegmentationTask.create(student, self_teacher="sum", teacher_repeats=0)
     assert SegmentationTask.create(student, feature_loss="fitnet", beta=1.0).feature_loss is not None
     assert SegmentationTask.create(student).feature_loss is None
     assert SegmentationTask.create(student, self_teacher="sum").beta == 50

@@ -99,6 +99,13 @@ def test_what_cannot_be_exported_or_loaded(trained: SegmentationStudent, tmp_pat
         SegmentationStudent.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("size", [(3, 99999, 99999), (3, 64.5, 64), (128, 128), (1, 64, 64), 5])
+def test_a_backbone_with_a_wrong_size_is_not_exported(size: Any, trained: SegmentationStudent, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"input_size|input size|one per channel"):
+        export_backbone(trained, tmp_path / "backbone", tag="scenes", input_size=size)
+    assert not (tmp_path / "backbone").exists()
+
+
 def test_backbone_is_a_timm_checkpoint(trained: SegmentationStudent, tmp_path: Path) -> None:
     folder = export_backbone(
         trained, tmp_path / "backbone", tag="scenes", license="mit", dataset="scenes", input_size=(3, 96, 96)
@@ -192,6 +199,7 @@ def test_what_cannot_be_stored_is_refused() -> None:
         "2 names, but there are 5 classes": {"class_names": ["a", "b"]},
         "must be a list of names, not 'names'": {"class_names": "names"},
         "layers must be at least 1, not 0": {"layers": 0},
+        "channels must be at least 1, not 0": {"channels": 0},
         "cannot hold these backbone_args .* not JSON serializable": {"backbone_args": {"act_layer": torch.nn.SiLU}},
     }
     for message, arguments in wrong.items():

@@ -12,7 +12,7 @@ from timm.models import group_parameters
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from frskd_timm.errors import UserError
-from frskd_timm.models import stock_name
+from frskd_timm.models import exported_name
 from frskd_timm.models.frskd_wide_resnet import WideResNet
 from frskd_train.settings import ModelSettings
 from frskd_train.students import prepare_student
@@ -21,7 +21,7 @@ STUDENTS = timm.list_models("*_frskd")
 ODD = (75, 53)  # no level is half of the one before
 TRAINING = (40, 40)  # maps of at least 2x2, so that BN has more than one value per image
 each_student = pytest.mark.parametrize("name", STUDENTS)
-OWN = [name for name in STUDENTS if stock_name(name) is None]
+OWN = [name for name in STUDENTS if exported_name(name) == name]
 each_topology = pytest.mark.parametrize("name", [*OWN, "resnet18_frskd"])
 
 
@@ -47,8 +47,8 @@ def test_the_zoo_has_the_paper_s_students():
 
 @each_student
 def test_a_stock_student_is_timm_s_network(name):
-    stock = stock_name(name)
-    if stock is None:
+    stock = exported_name(name)
+    if stock == name:
         assert not timm.is_model(name.removesuffix("_frskd"))  # else a reader would take it for timm's
         return
     ours, theirs = create(name), timm.create_model(stock, num_classes=7).eval()
@@ -216,13 +216,13 @@ def test_cifar_resnet_dilates_instead_of_striding():
         create("resnet18_cifar_frskd", output_stride=16)
 
 
-def test_stock_names():
-    assert stock_name("resnet18_frskd.some_tag") == "resnet18"
-    assert stock_name("efficientnet_b1_frskd") == "efficientnet_b1"
-    assert stock_name("vit_tiny_patch16_224") == "vit_tiny_patch16_224"
-    assert stock_name("wide_resnet16_2_frskd") is None
+def test_exported_names():
+    assert exported_name("resnet18_frskd.some_tag") == "resnet18"
+    assert exported_name("efficientnet_b1_frskd") == "efficientnet_b1"
+    for name in ("vit_tiny_patch16_224", "wide_resnet16_2_frskd"):
+        assert exported_name(name) == name
     with pytest.raises(UserError, match="resnet19"):
-        stock_name("resnet19")
+        exported_name("resnet19")
 
 
 def test_grad_checkpointing_is_refused_where_timm_lacks_it() -> None:

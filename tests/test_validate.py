@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -73,14 +74,17 @@ def test_held_out_images_unusual_names_and_more_outputs_than_classes(tmp_path: P
         settings.write("setting_of_an_older_version: 1\n")
     evaluate_here("--model", run, "--threads", 1, "--no-amp")  # on its own data
     own, again = (read_evaluation(path / "evaluation.json") for path in (run, run / "evaluation-data"))
-    evaluate_here(
-        "--model", run, "--dataset", tmp_path / "data", "--threads", 1, "--val-split", "train", "--tta", "flip"
-    )
+    evaluate_here("--model", run, "--dataset", tmp_path / "data", "--val-split", "train", "--tta", "flip")
     assert read_evaluation(run / "evaluation-data-train-flip" / "evaluation.json").tta == "flip"
     assert own.images == again.images == 12, "the images that the run held out, and no others"
     assert own.confusion == again.confusion
     assert own.macro["recall"] == pytest.approx(own.top1, abs=1e-3)  # of the classes that occur, four images each
     assert own.class_names == again.class_names == ["$0_to_$10", "$10_to_$20", "$20_to_$30", "output 3", "output 4"]
+    shutil.copytree(tmp_path / "data", tmp_path / "copy")
+    (taken := tmp_path / "taken" / "evaluation.json").mkdir(parents=True)
+    with pytest.raises(UserError, match="taken could not be written"):
+        evaluate_here("--model", run, "--dataset", tmp_path / "copy", "--val-split", "train", "--output", taken.parent)
+    assert "Fitted to 12 images of split train of data" in capsys.readouterr().out
     save(tmp_path / "two", test=pictures(6))
     unnamed = timm.create_model("test_resnet", num_classes=2)
     with pytest.raises(UserError, match="3 classes, but the model has only 2"):
@@ -220,7 +224,7 @@ def test_calibrated_mirrored_and_corrupted(finished: Path, three_splits: Path, t
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_corruptions_grow_and_depend_on_the_image_alone(corruption: str, three_splits: Path) -> None:
     settings = DataSettings(dataset=str(three_splits), val_split="test")
-    clean = load_validation(settings, Preprocessing((1, 28, 28), (0.0,), (1.0,)))
+    clean = load_validation(settings, Preprocessing((1, 28, 28), (0.0,), (1.0,)), classes=10)
     (original, _), *_ = clean.val_batches(50)
     changes = []
     for severity in range(1, 6):
@@ -234,7 +238,7 @@ def test_corruptions_grow_and_depend_on_the_image_alone(corruption: str, three_s
 
 def test_noise_is_the_same_in_memory_and_streamed() -> None:
     noisy = [
-        load_validation(DataSettings(data_mode=mode), Preprocessing((3, 28, 28), (0.0,) * 3, (1.0,) * 3))
+        load_validation(DataSettings(data_mode=mode), Preprocessing((3, 28, 28), (0.0,) * 3, (1.0,) * 3), classes=10)
         .corrupted("noise", 2)
         .val_batches(40)
         for mode in ("memory", "stream")

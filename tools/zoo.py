@@ -16,6 +16,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 import frskd_timm
+from frskd_timm.models import exported_name
 from frskd_train.report.baseline import Gain
 from frskd_train.report.card import tidy
 from frskd_train.report.metrics import Metrics, SeedRuns
@@ -176,8 +177,8 @@ def _student(name: str) -> dict[str, Any]:
         model = timm.create_model(name, num_classes=1000)
     return {
         "name": name,
-        "architecture": frskd_timm.models.stock_name(name) or name,
-        "stock": frskd_timm.models.stock_name(name) is not None,
+        "architecture": exported_name(name),
+        "stock": exported_name(name) != name,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
 

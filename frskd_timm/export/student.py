@@ -7,6 +7,7 @@ one, without the metadata of timm's default weights.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from operator import index
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -21,7 +22,7 @@ from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.config import check_pretrained_cfg
 from frskd_timm.export.folder import CONFIG, plain_state_dict, read_json, replacing, write_json, write_weights
 from frskd_timm.export.load import comparable, compare_outputs, read_student
-from frskd_timm.models import stock_name
+from frskd_timm.models import exported_name
 from frskd_timm.probing import evaluating, sample_images
 from frskd_timm.segmentation.student import SegmentationStudent
 
@@ -91,28 +92,11 @@ def export_student(
     names = [] if label_names is None else [str(name) for name in label_names]
     if isinstance(label_names, (str, Mapping)) or (label_names is not None and len(names) != model.num_classes):
         raise UserError(f"label_names must be a list of {model.num_classes} names, not {label_names!r:.60}.")
-    for name, numbers in (("input_size", input_size), ("mean", mean), ("std", std)):
-        if isinstance(numbers, (int, float)):
-            what = "(channels, height, width)" if name == "input_size" else "one number per channel"
-            raise UserError(f"{name} must be {what}, not {numbers}.")
-    if max(map(float, [*mean, *std]), default=0) > 1:
-        raise UserError(f"mean and std must be for images in 0..1, not {mean!r:.60} and {std!r:.60}.")
-    data_config = {  # of plain numbers, whatever arrays they come from
-        "input_size": tuple(int(side) for side in input_size),
-        "mean": tuple(float(value) for value in mean),
-        "std": tuple(float(value) for value in std),
-        "interpolation": interpolation,
-        "crop_pct": float(crop_pct) if isinstance(crop_pct, SupportsFloat) else crop_pct,
-        "crop_mode": crop_mode,
-    }
-    check_pretrained_cfg(data_config, "the arguments")
+    data_config = _data_config(input_size, mean, std, interpolation, crop_pct, crop_mode)
     facts = _facts(tag, license, f"Trained on {dataset}." if dataset else None, method)
     with torch.random.fork_rng(devices=[]), replacing(folder) as aside:  # verifying creates models
         write_weights(aside, model, half=half)
-        try:
-            config = _write_config(model, aside, architecture, data_config, facts, names, model_args)
-        except ValueError as error:  # of timm, such as for a number of channels
-            raise UserError(f"The student cannot be exported with these arguments: {first_line(error)}.") from error
+        config = _write_config(model, aside, architecture, data_config, facts, names, model_args)
         if half:  # otherwise transformers would compute in the precision of the file
             write_json(aside / CONFIG, {**config, "dtype": "float32"})
         read_student(aside).verify(model, tolerance=2e-2 if half else 1e-4)
@@ -133,7 +117,31 @@ def _architecture_name(model: nn.Module, model_name: str | None) -> str:
     name = (model_name or cfg.get("architecture") or "").split(".")[0]
     if not is_model(name):
         raise UserError(f"timm does not know model_name {name!r}: give the name that the student was created with.")
-    return stock_name(name) or name
+    return exported_name(name)
+
+
+def _data_config(
+    input_size: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    interpolation: str = "bilinear",
+    crop_pct: float = 1.0,
+    crop_mode: str = "center",
+) -> dict[str, Any]:
+    """Return timm's image settings in plain numbers, whatever arrays they come from; raise UserError for wrong ones."""
+    found: dict[str, Any] = {"interpolation": interpolation, "crop_mode": crop_mode}
+    found["crop_pct"] = float(crop_pct) if isinstance(crop_pct, SupportsFloat) else crop_pct
+    given: Any = ("input_size", input_size, index), ("mean", mean, float), ("std", std, float)
+    for name, numbers, convert in given:
+        try:
+            found[name] = tuple(map(convert, numbers))
+        except (TypeError, ValueError):
+            what = "(channels, height, width)" if name == "input_size" else "one number per channel"
+            raise UserError(f"{name} must be {what}, not {numbers!r:.60}.") from None
+    if max((0, *found["mean"], *found["std"])) > 1:
+        raise UserError(f"mean and std must be for images in 0..1, not {mean!r:.60} and {std!r:.60}.")
+    check_pretrained_cfg(found, "the arguments")
+    return found
 
 
 def _facts(tag: str, license: str | None, description: str | None, method: str) -> dict[str, str]:
@@ -158,13 +166,16 @@ def _write_config(
     """Write timm's config of the model, with `facts` instead of the metadata of timm's default weights; return it."""
     path = folder / CONFIG
     own = {"pretrained_cfg": {"architecture": architecture}, "label_names": label_names}
-    save_config_for_hf(model, str(path), own, dict(model_args or {}), data_config)
-    config = read_json(path)
-    found = config["pretrained_cfg"]
-    config["pretrained_cfg"] = facts | {key: found[key] for key in _KEPT_FIELDS if key in found}
-    # transformers would pass num_classes twice, because it is also at the top level
-    config.get("model_args", {}).pop("num_classes", None)
-    write_json(path, config)
+    try:
+        save_config_for_hf(model, str(path), own, dict(model_args or {}), data_config)
+        config = read_json(path)
+        found = config["pretrained_cfg"]
+        config["pretrained_cfg"] = facts | {key: found[key] for key in _KEPT_FIELDS if key in found}
+        # transformers would pass num_classes twice, because it is also at the top level
+        config.get("model_args", {}).pop("num_classes", None)
+        write_json(path, config)
+    except ValueError as error:  # such as for a number of channels
+        raise UserError(f"The student cannot be exported with these arguments: {first_line(error)}.") from error
     return config
 
 
@@ -177,14 +188,14 @@ def export_segmentation(student: nn.Module, folder: str | Path, *, finish: Calla
         UserError: The model is not a segmentation student, has values that are not finite, or the folder holds
             something else.
     """
-    student = _plain(student)
-    with torch.random.fork_rng(devices=[]), replacing(Path(folder)) as aside:
+    student, folder = _plain(student), Path(folder).resolve()
+    with torch.random.fork_rng(devices=[]), replacing(folder) as aside:
         write_weights(aside, student)
         write_json(aside / CONFIG, student.config())
         read_student(aside).verify(student)
         if finish is not None:
             finish(aside)
-    return Path(folder)
+    return folder
 
 
 def export_backbone(
@@ -209,7 +220,7 @@ def export_backbone(
         UserError: The model is not a segmentation student, has values that are not finite, timm's `features_only` does
             not give the maps it was trained with, or the folder holds something other than an export.
     """
-    student = _plain(student)
+    student, folder = _plain(student), Path(folder).resolve()
     architecture = _architecture_name(student.backbone, student.backbone_name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -218,21 +229,14 @@ def export_backbone(
         )
     whole.load_state_dict(plain_state_dict(student.backbone), strict=False)
     fixed = whole.pretrained_cfg.get("fixed_input_size") and "img_size" not in student.backbone_args
-    size = tuple(input_size or (student.in_chans, *student.probe))
-    data_config = {
-        "input_size": whole.pretrained_cfg["input_size"] if fixed else size,
-        "mean": student.mean,
-        "std": student.std,
-        "interpolation": "bilinear",
-        "crop_pct": 1.0,
-        "crop_mode": "center",
-    }
+    size = (student.in_chans, *student.probe) if input_size is None else input_size
+    data_config = _data_config(whole.pretrained_cfg["input_size"] if fixed else size, student.mean, student.std)
     about = f"Backbone of a network for semantic segmentation, trained on {dataset}." if dataset else None
-    with torch.random.fork_rng(devices=[]), replacing(Path(folder)) as aside:
+    with torch.random.fork_rng(devices=[]), replacing(folder) as aside:
         write_weights(aside, whole)
         _write_config(whole, aside, architecture, data_config, _facts(tag, license, about, method))
         _compare_maps(student, aside)
-    return Path(folder)
+    return folder
 
 
 def _plain(student: nn.Module) -> SegmentationStudent:

@@ -15,9 +15,9 @@ The file is found automatically, and `tests/test_students.py` covers every regis
 from importlib import import_module
 from pkgutil import iter_modules
 
-from frskd_timm.models._stock import register_stock, stock_name
+from frskd_timm.models._stock import exported_name, register_stock
 
-__all__ = ["register_stock", "stock_name"]
+__all__ = ["exported_name", "register_stock"]
 
 for _module in iter_modules(__path__):
     if not _module.name.startswith("_"):

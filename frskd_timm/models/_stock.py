@@ -47,16 +47,13 @@ def register_stock(name: str, stock: str, module: str) -> Callable[..., nn.Modul
     return register_model(build)
 
 
-def stock_name(model_name: str) -> str | None:
-    """Return the name under which plain timm creates this network, or None if it needs an import besides timm.
+def exported_name(model_name: str) -> str:
+    """Return the name under which this network is exported: that under which plain timm creates it, if it can.
 
-    `resnet18_frskd` gives `resnet18`, with or without a tag, `resnet18` itself, and `wide_resnet16_2_frskd` None.
+    `resnet18_frskd` gives `resnet18`, with or without a tag; `resnet18` and `wide_resnet16_2_frskd` give themselves.
     Raises UserError if timm has no such model.
     """
     architecture, _ = split_model_name_tag(model_name)
     if not is_model(architecture):
         raise UserError(f"Unknown model '{model_name}': timm.list_models() lists the names.")
-    entrypoint = model_entrypoint(architecture)
-    if entrypoint.__module__.partition(".")[0] == "timm":
-        return architecture
-    return getattr(entrypoint, "stock_name", None)
+    return getattr(model_entrypoint(architecture), "stock_name", architecture)

@@ -89,15 +89,15 @@ class SegmentationStudent(
         backbone_args: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        names = names_of_classes(class_names, num_classes)
-        if layers < 1:
-            raise UserError(f"layers must be at least 1, not {layers}.")
+        self.class_names = names_of_classes(class_names, num_classes)
+        for name, number in (("channels", channels), ("layers", layers), ("in_chans", in_chans)):
+            if number < 1:
+                raise UserError(f"{name} must be at least 1, not {number}.")
         given = as_json(backbone_args)
         self.backbone_name, self.num_classes, self.in_chans = backbone, int(num_classes), int(in_chans)
         self.channels = int(channels)
         self.mean = per_channel("mean", mean, IMAGENET_DEFAULT_MEAN, in_chans)
         self.std = per_channel("std", std, IMAGENET_DEFAULT_STD, in_chans)
-        self.class_names = names
         self.backbone, self.backbone_args = create_backbone(backbone, in_chans, given)
         self.probe, pyramid = find_pyramid(self.backbone, in_chans, self.backbone_args)
         self.levels = pyramid.indices

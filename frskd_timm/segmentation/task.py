@@ -118,6 +118,8 @@ class SegmentationTask(_PixelTask, DistillationTask):
                 than the default is given for a self-teacher that uses none.
         """
         _checked(student)
+        if teacher_repeats < 1:
+            raise UserError(f"teacher_repeats must be at least 1, not {teacher_repeats}.")
         teacher_class: Any = SEGMENTATION_TEACHERS.get(self_teacher)
         teacher = teacher_class(student.channels, student.num_levels, student.num_classes, teacher_repeats)
         if teacher.beside_decoder and teacher_repeats != DEFAULT.teacher_repeats:

@@ -36,6 +36,7 @@ def evaluate(settings: EvaluationSettings) -> None:
     from frskd_train.scoring.scores import Scorer, find_temperature, refuse_unscored
     from frskd_train.system.convolutions import adapt_convolutions
     from frskd_train.system.device import start_accelerator
+    from frskd_train.system.disk import disk_errors
     from frskd_train.tasks import job_of
 
     loop = LoopSettings(amp=settings.amp, amp_dtype=settings.amp_dtype, threads=settings.threads)
@@ -59,7 +60,8 @@ def evaluate(settings: EvaluationSettings) -> None:
         raise UserError("--pictures needs a folder to write them to: give --output FOLDER.")
     batch_size = settings.batch_size or (16 if data.task == "segmentation" else 256)
     scorer = Scorer(model, accelerator, batch_size, flip=settings.tta == "flip")
-    fitted = find_temperature(scorer, chosen, data, run)
+    reading = {name: getattr(chosen, name) for name in ("data_mode", "memory_limit", "workers")}
+    fitted = find_temperature(scorer, chosen, data, chosen_data(ScoredDataSettings(**reading), run))
     found = scorer.evaluate(data, settings.model, fitted, corrupted=settings.corruptions)
     notes = *data.notes, *data.bad_images()  # all processes know of images that were left out
     if not accelerator.is_main_process:
@@ -69,10 +71,10 @@ def evaluate(settings: EvaluationSettings) -> None:
     for text in notes:
         print(text)
     evaluation = refuse_unscored(found, settings.model)
-    if output is not None:
-        write_scores(evaluation, output, pictures=settings.pictures)
     print(summary(evaluation))
     if output is not None:
+        with disk_errors(output):
+            write_scores(evaluation, output, pictures=settings.pictures)
         print(f"Stored in {output}.")
 
 
@@ -135,8 +137,8 @@ def chosen_data(given: ScoredDataSettings, run: Path | None) -> tuple[DataSettin
         from frskd_timm.export.folder import METRICS
         from frskd_train.report.metrics import read_metrics
 
-        facts = read_metrics(run / METRICS).dataset if (run / METRICS).is_file() else None
-        if facts is not None and facts.held_out:
+        facts = read_metrics(run / METRICS).dataset
+        if facts.held_out:
             fraction = trained.get("val_fraction", values["val_fraction"])
             if values["val_split"] is None and values["val_fraction"] != fraction:
                 raise UserError(

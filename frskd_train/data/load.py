@@ -115,7 +115,7 @@ def load_validation(
     preprocessing: Preprocessing,
     *,
     task: str = "classification",
-    classes: list[str] | int | None = None,
+    classes: list[str] | int,
     held_out: HeldOut | None = None,
 ) -> ValidationData:
     """Load a dataset for evaluating a trained model; training images are not decoded, and no training split is needed.
@@ -128,7 +128,6 @@ def load_validation(
         task: As in `load_data`.
         classes: The model's classes in the order of its outputs, matched to labels by name; or the number of outputs of
             a model without names, which are those of whole-number labels or else in the order of the dataset's classes.
-            None accepts any classes in this order.
         held_out: The images to load if a run held them out.
 
     Raises:

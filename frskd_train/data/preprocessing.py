@@ -38,8 +38,9 @@ class Preprocessing:
     def from_timm(cls, config: Mapping[str, Any]) -> "Preprocessing":
         """Create it from a model's data configuration, as returned by timm's `resolve_data_config`."""
         channels, height, width = map(int, config["input_size"])
+        mean, std = (tuple(config[name]) * (channels // len(config[name])) for name in ("mean", "std"))  # one for all
         others = config["interpolation"], config["crop_pct"], config["crop_mode"]
-        return cls((channels, height, width), tuple(config["mean"]), tuple(config["std"]), *others)
+        return cls((channels, height, width), mean, std, *others)
 
     def fitted(self, settings: FitSettings) -> "Preprocessing":
         """Return a copy with the size, filter and crop that the settings give."""

@@ -9,7 +9,6 @@ from typing import Any
 import datasets
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 from PIL import Image
 
 from frskd_timm.pixels import to_8_bits
@@ -17,6 +16,7 @@ from frskd_train.data.columns import Splits
 from frskd_train.data.images import Images
 from frskd_train.data.mask_folder import pairs
 from frskd_train.data.sampler import ROW_SEED, Rows
+from frskd_train.data.tables import read_tables
 
 SAMPLE_FOLDER = Path(__file__).parent / "fashion_mnist_sample"
 BACKGROUND = "background"
@@ -44,11 +44,7 @@ class Scenes:
 def compose_splits(train_num_samples: int | None) -> tuple[Splits, list[str]]:
     """Return splits of scenes with the columns `image` and `mask`, composed on first access, and the class names."""
     splits = _ComposedSplits(COUNTS | {"train": train_num_samples or COUNTS["train"]})
-    return splits, [BACKGROUND, *_read_sample("train").features["label"].names]
-
-
-def _read_sample(split: str) -> datasets.Dataset:
-    return datasets.Dataset(pq.read_table(SAMPLE_FOLDER / f"{split}.parquet"))
+    return splits, [BACKGROUND, *read_tables(SAMPLE_FOLDER)["train"].features["label"].names]
 
 
 class _ComposedSplits(UserDict[str, Any]):
@@ -71,7 +67,7 @@ def _uncompressed(pixels: Bytes) -> dict[str, Any]:
 @lru_cache(maxsize=2)
 def garments(split: str) -> tuple[Bytes, Booleans, Rows, list[str]]:
     """Return gray images [M, 28, 28], which of their pixels are cloth, their classes [M], and the classes' names."""
-    dataset = _read_sample(split)
+    dataset = read_tables(SAMPLE_FOLDER)[split]
     rows = list(range(len(dataset)))
     decoded = Images(dataset, split, "image").load_many(rows, lambda image: to_8_bits(image, "L"))
     images = np.stack([np.asarray(image) for image in decoded])

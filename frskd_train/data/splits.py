@@ -166,7 +166,7 @@ class Choice:
         targets.check_labels(val or train, val_rows)
         return self._split(train, targets, rows), self._split(val or train, targets, val_rows)
 
-    def validation(self, known: list[str] | int | None, held_out: HeldOut | None = None) -> Split:
+    def validation(self, known: list[str] | int, held_out: HeldOut | None = None) -> Split:
         """Choose the rows that training would validate on, or a whole validation split, for a model's classes.
 
         Raises:
@@ -192,8 +192,7 @@ class Choice:
         if name is None:
             _, rows = targets.hold_out(chosen, self.data.val_fraction)
         targets.check_labels(chosen, rows)
-        if known is not None:
-            targets.match(chosen, rows, known)
+        targets.match(chosen, rows, known)
         return self._split(chosen, targets, rows)
 
     def _check_calibration(self, *used: str | None) -> None:

@@ -137,6 +137,8 @@ def _title(student: ExportedStudent) -> str:
 
 def _method(student: ExportedStudent, metrics: Metrics | None) -> str:
     """Return how the student was trained, as far as that is known."""
+    if metrics and metrics.by_second_head:
+        return "self-distillation derived from FRSKD"
     cites = bool(student.config.get("pretrained_cfg", {}).get("paper_ids"))
     is_frskd = metrics.method == "frskd" if metrics else cites
     if is_frskd:

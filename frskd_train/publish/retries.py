@@ -124,7 +124,8 @@ def _sentence(error: BaseException, repo_id: str, api: HfApi) -> str:
         if token := api.token or huggingface_hub.get_token():
             text = text.replace(str(token), "***")
         return f"Publishing to {repo_id} failed ({type(error).__name__}: {text[:200]}): {_AGAIN}."
-    status = error.response.status_code
+    status, seconds = error.response.status_code, _retry_after(error)
+    pause = f"{seconds:.0f} seconds" if seconds else "a few minutes"
     if status == 404 or (isinstance(error, RepositoryNotFoundError) and status != 403):
         return f"{repo_id} was not found ({status}): check its name, and that the token may see it."
     if status >= 500:
@@ -137,7 +138,7 @@ def _sentence(error: BaseException, repo_id: str, api: HfApi) -> str:
         409: changed,
         412: changed,
         413: "The Hub refuses files of this size (413): export the student in half precision, or make it smaller.",
-        429: f"The Hub asks to slow down (429): wait {_retry_after(error) or 'a few minutes'}, then {_AGAIN}.",
+        429: f"The Hub asks to slow down (429): wait {pause}, then {_AGAIN}.",
     }
     if reason := _reason(error):
         return f"The Hub refuses the upload to {repo_id} ({status}): {reason}"

@@ -59,7 +59,7 @@ class RunFolder:
             raise UserError(f"--output-dir {self.path} cannot be created: {nearest} is not writable.")
         if SETTINGS in present:
             raise UserError(
-                f"{self.path} holds another run; resume it with --resume {self.path}, or choose another --output-dir."
+                f"{self.path} holds another run; resume it with --resume {self.quoted}, or choose another --output-dir."
             )
         if present:
             raise UserError(f"--output-dir {self.path} is not empty (it holds {present[0]}); choose a new folder.")

@@ -22,14 +22,12 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from frskd_timm.errors import UserError
 from frskd_timm.export.config import output_names
-from frskd_timm.export.folder import METRICS
 from frskd_timm.losses.functional import IGNORED
 from frskd_timm.segmentation.evaluator import iou_of_classes
 from frskd_train.data import ValidationData, load_validation
 from frskd_train.data.corruptions import CORRUPTIONS, SEVERITIES
 from frskd_train.errors import SettingsError
 from frskd_train.report.evaluation import SCHEMA, ClassScores, Evaluation, Temperature
-from frskd_train.report.metrics import read_metrics
 from frskd_train.report.score_names import SCORE_NAMES
 from frskd_train.scoring.accumulators import (
     CalibrationMetric,
@@ -41,9 +39,7 @@ from frskd_train.scoring.accumulators import (
     read_bins,
 )
 from frskd_train.scoring.evaluate import UNSCORED
-from frskd_train.settings import DataSettings
-from frskd_train.settings.parse import read_recipe
-from frskd_train.settings.recipe import SETTINGS
+from frskd_train.settings import DataSettings, HeldOut
 
 NONE = "No temperature: there are no held-out images besides those scored here; --calibration-split names a split."
 
@@ -218,25 +214,25 @@ def _per_class(names: Sequence[str], confusion: Tensor, is_dense: bool) -> list[
 
 
 def find_temperature(
-    scorer: Scorer, settings: DataSettings, data: ValidationData, run: Path | None = None
+    scorer: Scorer,
+    settings: DataSettings,
+    data: ValidationData,
+    spare: tuple[DataSettings, HeldOut | None] | None = None,
 ) -> tuple[Temperature | None, str]:
     """Fit the temperature, and say to what, or why there is none.
 
-    It is fitted to the `calibration_split` of the settings, or else to the images that `run`, which trained the
-    student, held out of its training images, unless these are the images that are scored (`data`).
+    It is fitted to the `calibration_split` of the settings, or else to `spare`, the images that the run that trained
+    the student held out of its training images, unless these are the images that are scored (`data`).
     """
-    given, held_out = settings.calibration_split, None
+    given = settings.calibration_split
     try:
+        chosen, held_out = spare or (settings, None)
         if given is not None:
-            chosen = replace(settings, val_split=given, calibration_split=None)
-        elif run is None:
+            chosen, held_out = replace(settings, val_split=given, calibration_split=None), None
+        elif held_out is None or (
+            held_out.split == data.val_split and Path(settings.dataset).resolve() == Path(chosen.dataset).resolve()
+        ):
             return None, NONE
-        else:
-            facts, own = read_metrics(run / METRICS).dataset, read_recipe(str(run / SETTINGS)).data
-            is_own = Path(settings.dataset).resolve() == Path(own.dataset).resolve()
-            if not facts.held_out or (is_own and facts.split == data.val_split):
-                return None, NONE
-            chosen, held_out = own, facts.held_out_images
         # One process alone must not stop at an image that it cannot read.
         chosen = replace(chosen, bad_images="skip")
         options: dict[str, Any] = {"task": data.task, "classes": data.class_names, "held_out": held_out}

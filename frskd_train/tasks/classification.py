@@ -13,7 +13,7 @@ from frskd_timm.errors import UserError
 from frskd_timm.export.config import output_names
 from frskd_timm.export.student import export_student
 from frskd_timm.losses.labels import LabelLoss
-from frskd_timm.models import stock_name
+from frskd_timm.models import exported_name
 from frskd_timm.probing import refuse_size
 from frskd_timm.student_task import CrossEntropyTask, LinearProbeTask, StudentTask
 from frskd_timm.task import FRSKDTask
@@ -43,7 +43,8 @@ class ClassificationJob(Job):
 
     def make_task(self, student: nn.Module, data: TrainingData) -> StudentTask:
         task = self._plain_task(student, data)
-        task.label_loss = self._label_loss(student, data)
+        if self.settings.labels.class_weights or self.settings.labels.bce_loss:
+            task.label_loss = self._label_loss(student, data)
         return task
 
     def _plain_task(self, student: nn.Module, data: TrainingData) -> StudentTask:
@@ -65,11 +66,9 @@ class ClassificationJob(Job):
             **self.distillation_options(),
         )
 
-    def _label_loss(self, student: nn.Module, data: TrainingData) -> nn.Module | None:
-        """Return the loss with the labels if it is not plain cross-entropy."""
+    def _label_loss(self, student: nn.Module, data: TrainingData) -> nn.Module:
+        """Return the loss with class weights, or the binary one."""
         labels, outputs = self.settings.labels, int(student.num_classes)  # type: ignore[arg-type]
-        if not (labels.class_weights or labels.bce_loss):
-            return None
         binary: dict[str, Any] = {}
         if labels.bce_loss:
             binary = {"binary": True, "sum_classes": labels.bce_sum, "pos_weight": labels.bce_pos_weight}
@@ -93,7 +92,7 @@ class ClassificationJob(Job):
         model = self.settings.model.model
         if ":" in model:  # the config of a local folder or a repository has the architecture's name
             model = str(student.pretrained_cfg["architecture"])  # type: ignore[index]
-        return {"model": model, "architecture": stock_name(model.split(".")[0]) or model.split(".")[0]}
+        return {"model": model, "architecture": exported_name(model)}
 
     @torch.no_grad()
     def draw(self, folder: Path, data: TrainingData, task: StudentTask, student: nn.Module) -> list[Path]:
