@@ -24,7 +24,7 @@ from frskd_timm.segmentation.evaluator import SegmentationEvaluator
 from frskd_train.data import Preprocessing, load_validation
 from frskd_train.report.evaluation import read_evaluation
 from frskd_train.scoring.evaluate import evaluate
-from frskd_train.scoring.scores import Scorer
+from frskd_train.scoring.scores import Scorer, find_temperature
 from frskd_train.settings import DataSettings
 
 
@@ -158,6 +158,14 @@ class Coarse(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return (2 * images[:, 0, 14, 5:25:2]).round()
+
+
+def test_a_damaged_run_costs_the_temperature_alone() -> None:
+    def damaged() -> Any:
+        raise UserError("It is damaged.")
+
+    unused: Any = None
+    assert find_temperature(unused, DataSettings(), unused, damaged) == (None, "No temperature: It is damaged.")
 
 
 def test_one_statistic_is_that_of_all_channels() -> None:

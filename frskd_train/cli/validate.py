@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def evaluate(settings: EvaluationSettings) -> None:
     batch_size = settings.batch_size or (16 if data.task == "segmentation" else 256)
     scorer = Scorer(model, accelerator, batch_size, flip=settings.tta == "flip")
     reading = {name: getattr(chosen, name) for name in ("data_mode", "memory_limit", "workers")}
-    fitted = find_temperature(scorer, chosen, data, chosen_data(ScoredDataSettings(**reading), run))
+    of_run = partial(chosen_data, ScoredDataSettings(**reading), run)
+    fitted = find_temperature(scorer, chosen, data, of_run)
     found = scorer.evaluate(data, settings.model, fitted, corrupted=settings.corruptions)
     notes = *data.notes, *data.bad_images()  # all processes know of images that were left out
     if not accelerator.is_main_process:

@@ -38,7 +38,8 @@ class Preprocessing:
     def from_timm(cls, config: Mapping[str, Any]) -> "Preprocessing":
         """Create it from a model's data configuration, as returned by timm's `resolve_data_config`."""
         channels, height, width = map(int, config["input_size"])
-        mean, std = (tuple(config[name]) * (channels // len(config[name])) for name in ("mean", "std"))  # one for all
+        given = (tuple(config[name]) for name in ("mean", "std"))
+        mean, std = (values * channels if len(values) == 1 else values for values in given)
         others = config["interpolation"], config["crop_pct"], config["crop_mode"]
         return cls((channels, height, width), mean, std, *others)
 

@@ -6,7 +6,7 @@ Importing torchmetrics takes more than a second, so this module is imported only
 import math
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -217,18 +217,18 @@ def find_temperature(
     scorer: Scorer,
     settings: DataSettings,
     data: ValidationData,
-    spare: tuple[DataSettings, HeldOut | None] | None = None,
+    find_spare: Callable[[], tuple[DataSettings, HeldOut | None]] | None = None,
 ) -> tuple[Temperature | None, str]:
     """Fit the temperature, and say to what, or why there is none.
 
-    It is fitted to the `calibration_split` of the settings, or else to `spare`, the images that the run that trained
-    the student held out of its training images, unless these are the images that are scored (`data`).
+    It is fitted to the `calibration_split` of the settings, or else to what `find_spare` returns: the images that the
+    run that trained the student held out of its training images, unless these are the images that are scored (`data`).
     """
     given = settings.calibration_split
     try:
-        chosen, held_out = spare or (settings, None)
+        chosen, held_out = find_spare() if find_spare and given is None else (settings, None)
         if given is not None:
-            chosen, held_out = replace(settings, val_split=given, calibration_split=None), None
+            chosen = replace(settings, val_split=given, calibration_split=None)
         elif held_out is None or (
             held_out.split == data.val_split and Path(settings.dataset).resolve() == Path(chosen.dataset).resolve()
         ):
