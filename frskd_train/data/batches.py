@@ -151,6 +151,8 @@ class Reader:
             is_lost = isinstance(error, OSError | EOFError) and "Caught" not in str(error)
             if not is_lost and not is_loss_of_a_worker(error):
                 raise
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise the same loss once more
             raise UserError(loss_of_a_worker(error)) from error
 
 
