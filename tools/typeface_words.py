@@ -43,6 +43,7 @@ They are drawn from the fonts of Debian's packages, in a clone of frskd_timm:
 `python -m tools.typeface_words FOLDER {flags} --size {size} --seed {seed}`.
 `test` and `photo` show words, angles and kinds of background that `train` does not have; `photo` adds perspective,
 uneven light, blur and traces of JPEG. Backgrounds: {backgrounds}.
+The classes are named after the families; other characters than ASCII letters and digits become underscores.
 
 | family | Debian package | licence of the fonts |
 |---|---|---|
@@ -61,8 +62,8 @@ class Rendering:
 
 RENDERINGS = {
     "train": Rendering((0, 6), ("plain", "gradient", "clouds", "grain", "blobs", "facets")),
-    "test": Rendering((6, 10), ("stripes", "spot")),
-    "photo": Rendering((6, 10), ("stripes", "spot"), photographed=True),
+    "test": Rendering((6, 10), ("stripes", "a spot")),
+    "photo": Rendering((6, 10), ("stripes", "a spot"), photographed=True),
 }
 
 
@@ -105,7 +106,7 @@ def draw_paper(r: random.Random, kind: str, side: int) -> np.ndarray:
             level += r.uniform(0.2, 0.6) * np.sign(x * np.cos(turn) + y * np.sin(turn) - r.uniform(-0.5, 0.5))
     elif kind == "stripes":
         level = np.sign(np.sin(along * r.uniform(15, 50)))
-    elif kind == "spot":
+    elif kind == "a spot":
         level = 1 - 2 * np.hypot(x - r.uniform(-0.5, 0.5), y - r.uniform(-0.5, 0.5))
     else:
         level = np.zeros_like(along)

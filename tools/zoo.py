@@ -129,7 +129,7 @@ def results_table(results: Sequence[Mapping[str, str]], waiting: Collection[str]
     """
     names = {
         "model": "weights", "dataset": "data", "img_size": "image size", "param_count": "parameters (M)",
-        "epochs": "epochs", "top1": "top-1", "top5": "top-5", "baseline_mean": "cross-entropy top-1",
+        "epochs": "epochs", "top1": "top-1", "top5": "top-5", "baseline_mean": "cross-entropy top-1 (mean)",
         "gain": "gain ± standard error (runs)",
     }  # fmt: skip
     lines = ["| " + " | ".join(names.values()) + " |", "|---|---|" + "---:|" * (len(names) - 2)]

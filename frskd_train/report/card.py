@@ -236,7 +236,8 @@ def _result_rows(metrics: Metrics) -> list[list[str]]:
     for name, found in {"this recipe": metrics.repeats, "cross-entropy alone, same recipe": metrics.baseline}.items():
         if found:
             scores = [run[SCORE_NAMES[metrics.task].score] for run in found.runs]
-            rows.append([f"{name}, {count_seeds(scores)}", mean_and_std(scores), *[""] * (len(columns) - 1)])
+            form = f"{count_seeds(scores)}{' (mean ± SD)' if len(scores) > 1 else ''}"
+            rows.append([f"{name}, {form}", mean_and_std(scores), *[""] * (len(columns) - 1)])
     return [row for row in rows if any(row[1:])]
 
 
