@@ -100,15 +100,6 @@ def train() -> Callable[..., subprocess.CompletedProcess]:
 
 
 @pytest.fixture(scope="session")
-def finished(
-    train: Callable[..., subprocess.CompletedProcess], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, subprocess.CompletedProcess]:
-    """Return the folder of a finished run under the real launcher, and the completed process."""
-    run = tmp_path_factory.mktemp("finished") / "run"
-    return run, train(*SMALL, "--output-dir", run, "--model-ema", "--clip-grad", 5, processes=1)
-
-
-@pytest.fixture(scope="session")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder for small runs, with datasets of 24 + 9 images in `data` and `masks`."""
     from pictures import masked, pictures, save

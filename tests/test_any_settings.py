@@ -83,10 +83,11 @@ def flags_of(name: str, kind: Any) -> st.SearchStrategy[list[str]]:
     bound = next(fact for fact in declared(Settings)[name] if isinstance(fact, Range))  # every number has one
     low = bound.low if bound.low is not None else 0
     if kind is int:
-        number = st.integers(int(low), COUNTS.get(name, 30)) | st.sampled_from([-1, 0])
+        inside, extremes = st.integers(int(low), COUNTS.get(name, 30)), [-1, 0]
     else:
         high = min(bound.high if bound.high is not None else 10, 10)
-        number = st.floats(low, high) | st.sampled_from([-1.0, 0.0, 1e-300, 1e30, float("nan"), float("inf")])
+        inside, extremes = st.floats(low, high), [-1.0, 0.0, 1e-300, 1e30, float("nan"), float("inf")]
+    number = st.integers(0, 9).flatmap(lambda k: st.sampled_from(extremes) if k == 9 else inside)
     return number.map(lambda value: [f"{flag}={value}"])
 
 

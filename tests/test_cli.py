@@ -1,30 +1,23 @@
-"""The command `frskd`: subcommands, quick help, settings that arrive, and one sentence if a package is missing."""
+"""The command `frskd`: subcommands, quick help, and one sentence if a package is missing."""
 
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import timm
 from conftest import ROOT, run_script
-from networks import create
 from published import METRICS
 
 import frskd_timm
 from frskd_timm.errors import UserError
-from frskd_timm.gates import GATES
-from frskd_timm.losses.logits import LOGIT_LOSSES
-from frskd_timm.segmentation import create_segmentation_student
 from frskd_train.cli import COMMANDS, main
 from frskd_train.cli.validate import chosen_data
 from frskd_train.errors import SettingsError
 from frskd_train.settings import DataSettings, HeldOut, ScoredDataSettings
 from frskd_train.settings.parse import parse_evaluation, parse_settings, read_recipe
 from frskd_train.settings.recipe import write_recipe
-from frskd_train.tasks import choose_job
 
 EXTRA = ("accelerate", "datasets", "matplotlib", "pyarrow", "tyro")  # core never needs these
 
@@ -208,23 +201,6 @@ def test_a_runs_own_data_and_splits_are_scored(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(f"dataset: {tmp_path / 'data'}\nval_fraction: 0.1\n")
     with pytest.raises(UserError, match=r"held out 0\.1 of its images, not 0\.5: .* --val-split test"):
         chosen_data(ScoredDataSettings(val_fraction=0.5), tmp_path)
-
-
-@pytest.mark.parametrize("kind", ["classification", "segmentation"])
-def test_settings_of_the_method_reach_the_task(kind: str) -> None:
-    numbers = {"alpha": 3, "beta": 7, "temperature": 5, "smoothing": 0.2, "student_weight": 0.5, "teacher_weight": 0.25}
-    numbers |= {"teacher_gradient": 0.75, "teacher_ema": 0.9, "teacher_interval": 2}
-    words = " ".join(f"--{name} {value}" for name, value in numbers.items())
-    words += " --distill-schedule warmup --distill-start 3 --epochs 12 --gate advantage --logit-loss dist"
-    words += f" --task {kind} --noisy-labels --class-weights 1 2 3 4 5"
-    segmented = kind == "segmentation"
-    student: Any = create_segmentation_student("test_resnet", 5, channels=8) if segmented else create("test_resnet")
-    data: Any = SimpleNamespace(preprocessing=SimpleNamespace(input_size=(3, 64, 64)))
-    task: Any = choose_job(parse_settings(words.split())).build_task(student, data)
-    assert {name: getattr(task, name) for name in numbers} == numbers
-    assert (task.schedule, task.start, task.noisy_labels) == ("warmup", 3 / 12, True)
-    assert (task.gate, task.logit_loss) == (GATES.get("advantage"), LOGIT_LOSSES.get("dist"))
-    assert task.label_loss.class_weights.tolist() == [1, 2, 3, 4, 5]
 
 
 def test_every_spelling_of_a_flag_is_understood(tmp_path: Path) -> None:

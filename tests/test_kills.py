@@ -42,9 +42,6 @@ def test_killed_while_it_writes_a_checkpoint_it_ends_with_the_same_bits(
     assert latest_checkpoint(run / "checkpoints") is not None
     train_here("--resume", run, "--threads", 1)
     assert not half_written(run)
-    kept = [path.name for path in all_checkpoints(run / "checkpoints")]
-    best = load_state(run / "checkpoints" / kept[-1])["best"]["checkpoint"]
-    assert kept[:-2] == ([] if best in kept[-2:] else [best]), "the newest two and the best"
     assert_same(whole, run)
 
 

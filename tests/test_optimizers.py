@@ -100,13 +100,14 @@ def test_scaled_learning_rates_need_no_schedule() -> None:
         assert base_lr(optimizer) == pytest.approx(0.1)
     assert found[0] == pytest.approx(found[1])
     assert min(found[0]) < 0.05
-    constant = OptimizerSettings(sched="constant", lr=0.1, epochs=10, warmup_epochs=2)
+    constant = OptimizerSettings(sched="constant", lr=0.1, epochs=10, warmup_epochs=2, warmup_lr=0.02, momentum=0.5)
     optimizer = create_optimizer(constant, task, CPU)
+    assert {group["momentum"] for group in optimizer.param_groups} == {0.5}
     scheduler, rates = create_scheduler(constant, optimizer, 1), []
     for update in range(10):
         scheduler.step_update(update)
         rates.append(base_lr(optimizer))
-    assert rates == pytest.approx([1e-5, 0.050005, *[0.1] * 8])
+    assert rates == pytest.approx([0.02, 0.06, *[0.1] * 8])
     only = OptimizerSettings(lr=0.1, epochs=1, warmup_epochs=0.5)
     optimizer = create_optimizer(only, task, CPU)
     create_scheduler(only, optimizer, 1).step_update(0)

@@ -6,6 +6,7 @@ import pytest
 from frskd_timm.errors import UserError
 from frskd_train import cli
 from frskd_train.publish import space
+from frskd_train.publish import student as publishing
 from frskd_train.publish.repository import check_target
 
 
@@ -42,6 +43,16 @@ def test_mistakes_are_found_before_a_page_is_made(arguments, sentence, student, 
     with pytest.raises(SystemExit, match="2"):
         cli.run("push", [str(student), "--space", "a/b", *arguments])
     assert sentence in capsys.readouterr().err
+
+
+def test_the_flags_of_a_push_reach_it(student, monkeypatch):
+    given = {}
+    monkeypatch.setattr(publishing, "push_student", lambda folder, repo_id, **options: given.update(options))
+    flags = ["--private", "--revision", "trial", "--overwrite-card", "--commit-message", "Second try"]
+    cli.run("push", [str(student), "--repo-id", "a/b", *flags])
+    sent = {"private": True, "revision": "trial", "overwrite_card": True, "commit_message": "Second try"}
+    assert given == given | sent
+    assert not any(given[name] for name in ("create_pr", "keep_card", "dry_run", "onnx"))
 
 
 def test_a_branch_has_a_possible_name():

@@ -205,12 +205,23 @@ def test_a_run_that_has_been_continued_is_shown_as_it_was_exported(run: Path, tm
     assert len(Run.read(tmp_path / "run").rows) == len(Run.read(run).rows)
 
 
-def test_a_page_replaces_no_other_file(run: Path, tmp_path: Path) -> None:
+def test_a_page_replaces_no_other_file(run: Path) -> None:
     config = run / "config.yaml"
     before = config.read_bytes()
     with pytest.raises(SystemExit):
         cli.run("report", [str(run), "--output", str(config)])
     assert config.read_bytes() == before
+
+
+def test_runs_of_different_tasks_need_two_pages(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run, other, ignore=shutil.ignore_patterns("checkpoints"))
+    metrics = json.loads((other / "metrics.json").read_text())
+    (other / "metrics.json").write_text(json.dumps(metrics | {"task": "segmentation"}))
+    with pytest.raises(SystemExit):
+        cli.run("report", [str(run), str(other), "--output", str(tmp_path / "page.html")])
+    assert "different tasks (classification and segmentation): make one report for each" in capsys.readouterr().err
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_where_the_page_is_written(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

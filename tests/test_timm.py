@@ -189,14 +189,8 @@ def test_layer_decay_covers_all_parameters() -> None:
 
 def test_unusable_options_are_refused() -> None:
     student = timm.create_model("test_resnet", num_classes=5)
-    for options, sentence in (
-        ({"gate": "advantages"}, "Unknown gate .*advantage"),
-        ({"teacher_options": {"widht": 2}}, "bifpnc.* 'widht'"),
-    ):
-        with pytest.raises(UserError, match=sentence):
-            FRSKDTask.create(student, (3, 64, 64), 5, **options)
-    with pytest.raises(UserError, match="has 5 classes, not 4"):
-        FRSKDTask.create(student, (3, 64, 64), 4)
+    with pytest.raises(UserError, match=r"bifpnc.* 'widht'"):
+        FRSKDTask.create(student, (3, 64, 64), 5, teacher_options={"widht": 2})
     with pytest.raises(UserError, match="has 0 classes: create it with at least 2"):
         FRSKDTask.create(timm.create_model("test_resnet", num_classes=0), (3, 64, 64), 0)
     AcceleratorState._reset_state(True)

@@ -1,6 +1,7 @@
 """Training as a user runs it: `train.py` on the sample that ships."""
 
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,7 +20,15 @@ from safetensors.torch import load_file
 from frskd_timm.errors import UserError
 from frskd_train.errors import SettingsError
 from frskd_train.report.evaluation import read_evaluation
-from frskd_train.run.checkpoint import latest_checkpoint
+from frskd_train.run.checkpoint import all_checkpoints, latest_checkpoint
+from frskd_train.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def finished(train, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
+    """Return the folder of a finished run under the real launcher, and the completed process."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    return run, train(*SMALL, "--output-dir", run, "--model-ema", "--clip-grad", 5, processes=1)
 
 
 def test_a_run_leaves_what_it_promises(finished) -> None:
@@ -57,6 +66,41 @@ def test_the_student_is_alone_and_is_the_average_of_the_run(finished) -> None:
     assert all(torch.equal(loaded[name], averaged[name]) for name in loaded)
     last = load_file(latest_checkpoint(run / "checkpoints") / "task.safetensors")
     assert not torch.equal(averaged["fc.weight"], last["student.fc.weight"])
+
+
+STILL = ("--method", "ce", "--model", "test_convnext", "--img-size", 32)  # no running statistics
+
+
+def test_the_average_follows_every_update(places: Path, tmp_path: Path) -> None:
+    average = ["--model-ema", "--model-ema-decay", 0.75, "--no-model-ema-warmup", "--grad-accum-steps", 2]
+    kept = ["--checkpoint-minutes", 1e-9, "--checkpoint-hist", 9, "--epochs", 1]
+    train_here(*small(places, *STILL, *average, *kept, "--output-dir", tmp_path / "run"))
+    found = all_checkpoints(tmp_path / "run" / "checkpoints")
+    assert [path.name[-2:] for path in found] == ["01", "02", "03"]
+    tasks, averages = ([load_file(path / f"{name}.safetensors") for path in found] for name in ("task", "ema"))
+    for before, task, after in zip(averages[:-1], tasks[1:], averages[1:], strict=True):
+        for name, value in after.items():
+            torch.testing.assert_close(value, 0.75 * before[name] + 0.25 * task[f"student.{name}"])
+
+
+def test_the_checkpoint_of_the_best_epoch_stays(places: Path, tmp_path: Path) -> None:
+    """With equal scores, the best epoch is the first; an epoch has 6 updates."""
+    train_here(*small(places, *STILL, "--lr", 1e-12, "--epochs", 4, "--output-dir", tmp_path / "run"))
+    assert [path.name[-2:] for path in all_checkpoints(tmp_path / "run" / "checkpoints")] == ["06", "18", "24"]
+
+
+def test_a_seed_gives_other_weights_and_another_order(
+    places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Trainer] = []
+    monkeypatch.setattr(Trainer, "run", lambda self: made.append(self))
+    for number, seed in enumerate((1, 1, 2)):
+        train_here(*small(places, "--seed", seed, "--output-dir", tmp_path / str(number)))
+    first, same, other = (next(trainer.student.parameters()) for trainer in made)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+    orders = [trainer.train_batches.order.permutation(0).tolist() for trainer in made]
+    assert orders[0] == orders[1] != orders[2]
 
 
 def test_config_runs_it_again_to_the_same_weights(finished, tmp_path: Path) -> None:
