@@ -226,8 +226,8 @@ def test_a_demo_of_a_second_head_does_not_claim_refined_features(
     run = shutil.copytree(whole_masks, tmp_path / "run")
     facts = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     (run / "metrics.json").write_text(json.dumps(facts | {"by_second_head": True}), encoding="utf-8")
-    build_demo(find_exported(str(run)), tmp_path / "demo", runtime=runtime)
-    assert json.loads((tmp_path / "demo" / "demo.json").read_text())["method"] == "self-distillation derived from FRSKD"
+    cli.run("demo", [str(run), "--no-serve", "--runtime", str(runtime)])
+    assert json.loads((run / "demo" / "demo.json").read_text())["method"] == "self-distillation derived from FRSKD"
 
 
 @pytest.mark.parametrize(("method", "claim"), [("frskd", "FRSKD, feature"), ("ce", "frskd_timm")])
@@ -235,7 +235,7 @@ def test_a_demo_names_the_method_of_its_student(method: str, claim: str, runtime
     facts: dict[str, Any] = {"tag": "x", "method": method, "mean": (0.5,) * 3, "std": (0.5,) * 3}
     model = timm.create_model("test_resnet", num_classes=2)
     export_student(model, tmp_path / "student", input_size=(3, 32, 32), **facts)
-    build_demo(find_exported(str(tmp_path / "student")), tmp_path / "demo", runtime=runtime)
+    cli.run("demo", [str(tmp_path / "student"), "--output", str(tmp_path / "demo"), "--runtime", str(runtime)])
     assert json.loads((tmp_path / "demo" / "demo.json").read_text())["method"].startswith(claim)
     readme = (tmp_path / "demo" / "README.md").read_text()
     assert claim in readme
