@@ -37,7 +37,9 @@ import protocol_tables  # noqa: E402
 from commits import DIRTY, commit  # noqa: E402
 from protocol import Run  # noqa: E402
 from protocol_data import find_dataset, find_weights  # noqa: E402
-from table_files import append, read  # noqa: E402
+
+from frskd_train.system.disk import write_atomically  # noqa: E402
+from tools.table_files import append, read  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENT, README = ROOT / "docs" / "results.md", ROOT / "README.md"
@@ -48,7 +50,7 @@ BEGIN_SPOILT = "<!-- begin: imbalanced and wrong labels, written by python bench
 def train(run: Run, flags: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     """Train once in this process, or finish training, and return the rows for the CSV."""
     import torch
-    from accelerate.state import AcceleratorState, GradientState
+    from in_process import one_training
 
     from frskd_train.scoring.evaluate import Scores, evaluate
     from frskd_train.settings.parse import parse_settings
@@ -97,12 +99,9 @@ def train(run: Run, flags: Sequence[str], folder: Path) -> list[dict[str, Any]]:
 
     common = ["--output-dir", str(folder), "--resume", "auto", "--seed", str(run.seed)]
     common += ["--epochs", str(run.epochs), "--val-interval", str(run.epochs), "--log-interval", "100000"]
-    try:
+    with one_training():
         trainer = Measured()
         trainer.run()
-    finally:
-        AcceleratorState._reset_state(True)
-        GradientState._reset_state()
     score = trainer.job.score_names.score
     return [
         {
@@ -117,12 +116,23 @@ def train(run: Run, flags: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+def committed(args: argparse.Namespace) -> str:
+    """Return the name of the commit; exit if results of code that is in none would go among those of the project."""
+    name = commit()
+    if name.endswith(DIRTY) and args.output.parent == RESULTS:
+        sys.exit("error: there are changes that are not committed: commit them, or give another --output.")
+    return name
+
+
 def measure(args: argparse.Namespace) -> None:
     """Measure how much longer an epoch of FRSKD takes than one of cross-entropy, in turn, and write the median."""
     import torch
 
     from frskd_train.system.device import machine_name
 
+    made_by, known = committed(args), [row["data"] for row in read(args.times) if row["method"] == args.name]
+    if twice := [data for data in args.data if data in known]:
+        sys.exit(f"error: {args.times} has the time of {args.name} on {twice[0]}: delete the row, or give --output.")
     for data in args.data:
         times: dict[str, list[float]] = {"ce": [], args.name: []}
         runs = [Run(data, args.split, method, 1, 0) for method in times]
@@ -138,7 +148,7 @@ def measure(args: argparse.Namespace) -> None:
         row = {"data": data, "method": args.name, **{name: f"{value:.2f}" for name, value in numbers.items()}}
         row |= {"rounds": args.rounds, "flags": flags_of(runs[1], args)}
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        append(args.times, [row | {"machine": machine_name(device), "commit": commit()}], protocol.TIME_COLUMNS)
+        append(args.times, [row | {"machine": machine_name(device), "commit": made_by}], protocol.TIME_COLUMNS)
         print(json.dumps(row), flush=True)
 
 
@@ -159,9 +169,10 @@ def data_flags(run: Run, args: argparse.Namespace) -> list[str]:
 
 def work(args: argparse.Namespace) -> int:
     """Make the runs that are missing; return the number of those that failed."""
-    made_by = commit()
-    if made_by.endswith(DIRTY) and args.output.parent == RESULTS:
-        sys.exit("error: there are changes that are not committed: commit them, or give another --output.")
+    made_by = committed(args)
+    for data in args.data if args.seconds else ():
+        if protocol.same_time(read(args.times), Run(data, args.split, args.name, 1, 0)) is None:
+            print(f"No baselines of equal time for {data}: run --measure --data {data} first.", file=sys.stderr)
     failed: set[Run] = set()
     while True:
         missing = [run for run in remaining(args) if run not in failed]
@@ -236,7 +247,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes: everything in minutes, for a test")
     parser.add_argument("--data-dir", type=Path, default=ROOT / "data", help="where datasets are created")
     parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / "budgets")
-    parser.add_argument("--output", type=Path, help="CSV file; by default protocol.csv or tuning.csv of the results")
+    parser.add_argument("--output", type=Path, help="CSV file, with times.csv beside it; by default in the results")
     parser.add_argument("--plan", action="store_true", help="print the missing runs and exit")
     parser.add_argument("--table", action="store_true", help="print the tables of the results and exit")
     parser.add_argument("--write", action="store_true", help="write the tables into the documents and exit")
@@ -252,29 +263,25 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     args.split = "tuning" if args.tune else "test"
     kind = "rehearsal" if args.rehearse else "tuning" if args.tune else "protocol"
     args.output = (args.output or (args.run_dir if args.rehearse else RESULTS) / f"{kind}.csv").resolve()
-    args.times = args.output.with_name("times.csv") if args.rehearse else RESULTS / "times.csv"
+    args.times = args.output.with_name("times.csv")
     return args
 
 
 def main() -> None:
     """Make the missing runs, or show the plan or the results."""
     args = parse()
-    rows = read(args.output)
-    times = read(args.times)
+    rows = read(args.output, protocol.COLUMNS)
+    times = read(args.times, protocol.TIME_COLUMNS)
     found = list(protocol_tables.comparisons(rows, times, args.name, args.split, args.epochs))
     table = protocol_tables.table(found)
     spoilt = protocol_tables.spoilt_table(rows, args.split)
-    unknown = {data for data in args.data if protocol.same_time(times, Run(data, args.split, args.name, 1, 0)) is None}
     if args.measure:
         measure(args)
-    elif args.seconds and unknown:
-        sys.exit(f"error: --seconds needs the time of epochs; run --measure with --data {' '.join(sorted(unknown))}.")
     elif args.write:
         text = protocol_tables.inserted(DOCUMENT.read_text(encoding="utf-8"), table, BEGIN)
-        DOCUMENT.write_text(protocol_tables.inserted(text, spoilt, BEGIN_SPOILT), encoding="utf-8")
+        write_atomically(DOCUMENT, protocol_tables.inserted(text, spoilt, BEGIN_SPOILT))
         text = README.read_text(encoding="utf-8")
-        text = protocol_tables.inserted(text, protocol_tables.short_table(found), BEGIN)
-        README.write_text(text, encoding="utf-8")
+        write_atomically(README, protocol_tables.inserted(text, protocol_tables.short_table(found), BEGIN))
     elif args.table:
         print(table, spoilt, sep="\n\n")
     elif args.plan:

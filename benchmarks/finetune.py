@@ -24,13 +24,14 @@ from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 
+import timm
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from table_files import append, read, read_results  # noqa: E402
-
 from frskd_timm.export.folder import WEIGHTS as WEIGHTS_FILE  # noqa: E402
 from frskd_train.report.baseline import mean_and_std  # noqa: E402
+from tools.table_files import append, read, read_results  # noqa: E402
 from tools.whole import whole  # noqa: E402
 
 COLUMNS = ["data", "images_per_class", "epochs", "mode", "weights", "split", "lr", "seed", "flags", "top1"]
@@ -99,7 +100,7 @@ def make(name: str, folder: Path) -> Path:
 
 def train(data: Path, sample: str, split: str, mode: str, flags: Sequence[str]) -> float:
     """Train once in this process and return the student's top-1 accuracy on a split in percent."""
-    from accelerate.state import AcceleratorState, GradientState
+    from in_process import one_training
 
     from frskd_train.settings.parse import parse_settings
     from frskd_train.trainer import Trainer
@@ -107,11 +108,8 @@ def train(data: Path, sample: str, split: str, mode: str, flags: Sequence[str]) 
     with tempfile.TemporaryDirectory() as folder:
         chosen = ["--config", MODES[mode], "--output-dir", f"{folder}/run"]
         chosen += ["--dataset", str(data), "--train-split", sample, "--val-split", split, "--log-interval", "10000"]
-        try:
+        with one_training():
             Trainer(parse_settings([*chosen, *flags])).run()
-        finally:
-            AcceleratorState._reset_state(True)
-            GradientState._reset_state()
         metrics = json.loads((Path(folder) / "run" / "metrics.json").read_text(encoding="utf-8"))
     return float(metrics["student"]["top1"])
 
@@ -120,7 +118,7 @@ def scored(
     output: Path, cell: Cell, folder: Path, flags: Sequence[str], split: str, rate: float, seed: int
 ) -> dict[str, str]:
     """Return the row of a run, which is made and appended to the file unless the file has it."""
-    named = " ".join(map(identified, flags))
+    named = " ".join(identified(flags))
     key = (*map(str, astuple(cell)), split, f"{rate:g}", str(seed), named)
     for row in read(output):
         if tuple(row[name] for name in COLUMNS[:-1]) == key:
@@ -134,12 +132,14 @@ def scored(
     return row
 
 
-def identified(flag: str) -> str:
-    """Return a flag, for a local student with the hash of its weights instead of this machine's path."""
-    if not flag.startswith("local-dir:"):
-        return flag
-    weights = Path(flag.removeprefix("local-dir:")) / WEIGHTS_FILE
-    return f"local-dir:{hashlib.sha256(weights.read_bytes()).hexdigest()[:12]}"
+def identified(flags: Sequence[str]) -> list[str]:
+    """Return flags with the hash of the weights after `--model`, instead of this machine's path of a local student."""
+    named, place = list(flags), flags.index("--model") + 1
+    name, _, folder = named[place].partition("local-dir:")
+    weights = f"{folder}/{WEIGHTS_FILE}" if folder else timm.is_model(name) and timm.get_pretrained_cfg(name).file
+    if weights and "--no-pretrained" not in flags:
+        named[place] = f"{name or 'local-dir'}:{hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:12]}"
+    return named
 
 
 def best_rate(rows: Sequence[dict[str, str]]) -> float:
@@ -156,15 +156,16 @@ def table(rows: Sequence[dict[str, str]]) -> str:
         key = (data, str(count), str(epochs), mode)
         own = [row for row in tested if tuple(row[name] for name in COLUMNS[:4]) == key]
         if own:
-            cells = []
+            cells, counts = [], []
             for name in WEIGHTS:
                 found = [row for row in own if row["weights"] == name]
                 # The last ones, if more rates, other weights or other flags were tried later.
                 found = [row for row in found if all(row[key] == found[-1][key] for key in ("lr", "flags"))]
                 scores = mean_and_std([float(row["top1"]) for row in found], "{:.1f}")
                 cells.append(f"{scores} ({found[0]['lr']})" if found else "")
+                counts.append(len(found))
             trained = {"full": "all layers", "probe": "classifier"}[mode]
-            seeds = len({row["seed"] for row in own})
+            seeds = ", ".join(map(str, dict.fromkeys(filter(None, counts))))  # one number if all weights have as many
             lines.append(f"| {data} | {count} | {epochs} | {trained} | {' | '.join(cells)} | {seeds} |")
     return "\n".join(lines)
 
@@ -186,9 +187,11 @@ def main() -> None:
     parser.add_argument("flags", nargs="*", help="train.py flags of every run, after --")
     args = parser.parse_args()
     if args.table:
-        print(table(read_results(args.table)))
+        print(table(read_results(args.table, COLUMNS)))
         return
     if args.make:
+        if args.make[0] not in HELD_OUT:
+            parser.error(f"--make {args.make[0]}: choose from {', '.join(HELD_OUT)}")
         print(make(args.make[0], Path(args.make[1])))
         return
     if not args.output:

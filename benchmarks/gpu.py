@@ -28,13 +28,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BENCHMARKS = ROOT / "benchmarks"
-sys.path[:0] = [str(ROOT), str(BENCHMARKS)]
+sys.path[:0] = [str(ROOT), str(BENCHMARKS := ROOT / "benchmarks")]
 
 import protocol  # noqa: E402
 from commits import commit  # noqa: E402
 from protocol_data import plain_dataset  # noqa: E402
-from table_files import append, read  # noqa: E402
+
+from tools.table_files import append, read  # noqa: E402
 
 STAGES = ("check", "speed", "compile", "accuracy", "typefaces", "words")
 TRAINING = {"accuracy": "fashion_mnist", "typefaces": "typefaces_224", "words": "typeface_words_128_250"}  # by stage

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from commits import commit
 from loading import ROOT, write_images
-from table_files import append
 
 from frskd_train.system.device import machine_name
+from tools.table_files import append
 
 RATE = re.compile(r"\(\s*[\d.]+s,\s*([\d.]+)/s\)")  # in a line of timm's log
 

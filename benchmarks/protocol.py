@@ -168,7 +168,7 @@ def same_time(times: Sequence[Row], run: Run) -> int | None:
     cases = {*own.rivals, *(name for name, case in CASES.items() if case.flags == own.flags)}
     measured = [row for row in times if row["method"] == run.method]
     found = [row for row in measured if row["data"] == run.data] or [row for row in measured if row["data"] in cases]
-    return max(run.epochs + 1, math.ceil(round(float(found[-1]["ratio"]) * run.epochs, 6))) if found else None
+    return max(run.epochs + 1, math.ceil(round(float(found[0]["ratio"]) * run.epochs, 6))) if found else None
 
 
 def plan(

@@ -30,7 +30,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from commits import commit  # noqa: E402
 from speed_tables import costs, median_and_range, table  # noqa: E402
-from table_files import append, read_results  # noqa: E402
+
+from tools.table_files import append, read_results  # noqa: E402
 
 if TYPE_CHECKING:
     import torch

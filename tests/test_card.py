@@ -31,7 +31,8 @@ from frskd_train.settings import Settings
 from frskd_train.settings.parse import parse_settings
 from frskd_train.settings.recipe import write_recipe
 from frskd_train.tasks import choose_job
-from tools.zoo import read_results, results_row, waiting, zoo_card
+from tools.table_files import read
+from tools.zoo import RESULTS, results_row, waiting, zoo_card
 
 
 def test_the_code_in_a_card_runs(student, tmp_path, monkeypatch):
@@ -266,7 +267,7 @@ def test_a_baseline_has_the_same_data_model_and_recipe(tmp_path, flags, differen
 
 
 def test_zoo_card_is_up_to_date_and_promises_nothing_else():
-    rows, others = read_results(), waiting()
+    rows, others = read(RESULTS), waiting()
     assert str(zoo_card(rows, waiting=others)) == (ROOT / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert {row["model"] for row in rows} == {*timm.list_pretrained("*frskd*"), *others}
     row = results_row(METRICS)

@@ -94,3 +94,21 @@ def test_the_learning_rate_is_chosen_by_the_tuning_images() -> None:
         tests = [row for row in own if row["split"] == "test"]
         assert [int(row["seed"]) for row in tests] == list(finetune.SEEDS)
         assert {float(row["lr"]) for row in tests} == {rate}
+
+
+def test_rows_name_the_weights_that_ship(tmp_path: Path) -> None:
+    rows = finetune.read(ROOT / "benchmarks" / "results" / "finetune.csv")
+    flags = ["--model", "wide_resnet16_2_frskd"]
+    assert {row["flags"] for row in rows if row["weights"] == "frskd"} == {" ".join(finetune.identified(flags))}
+    assert finetune.identified([*flags, "--no-pretrained"]) == [*flags, "--no-pretrained"]
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    assert finetune.identified(["--model", f"local-dir:{tmp_path}"]) == ["--model", "local-dir:9a129038d9a0"]
+
+
+def test_the_table_counts_the_seeds_of_each_mean() -> None:
+    rows = finetune.read(ROOT / "benchmarks" / "results" / "finetune.csv")
+    row = next(row for row in rows if row["weights"] == "ce" and row["split"] == "test")
+    lines = finetune.table([*rows, {**row, "flags": "--model local-dir:0123", "top1": "90.00"}]).splitlines()
+    assert f"| 90.0 ({row['lr']}) |" in lines[2]
+    assert lines[2].endswith("| 5, 1 |")
+    assert {line.rsplit("|", 2)[1].strip() for line in lines[3:]} == {"5"}

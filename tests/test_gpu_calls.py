@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import commits
 import gpu
 import pytest
-from table_files import append, read
+
+from tools.table_files import append, read
 
 
 @pytest.mark.parametrize(

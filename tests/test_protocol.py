@@ -9,7 +9,8 @@ import protocol
 import protocol_tables
 import pytest
 from conftest import ROOT, run_script
-from table_files import append, read
+
+from tools.table_files import append, read
 
 
 def row(method: str, epochs: int, seed: int, score: float, teacher: float | str = "") -> dict:
@@ -86,6 +87,17 @@ def test_the_documents_get_the_results_of_the_protocol_alone(capsys) -> None:
         with pytest.raises(SystemExit):
             budgets.parse(["--write", *flags])
         assert "--write takes all results" in capsys.readouterr().err
+
+
+def test_times_are_beside_the_results_and_measured_once(tmp_path: Path, monkeypatch, capsys) -> None:
+    flags = ["budgets.py", "--output", str(tmp_path / "rows.csv"), "--data", "sgd", "--measure"]
+    append(tmp_path / "times.csv", [dict.fromkeys(protocol.TIME_COLUMNS, "") | {"data": "sgd", "method": "frskd"}])
+    monkeypatch.setattr(sys, "argv", flags)
+    with pytest.raises(SystemExit, match="has the time of frskd on sgd"):
+        budgets.main()
+    monkeypatch.setattr(sys, "argv", [*flags[:2], str(tmp_path / "times.csv"), "--table"])
+    with pytest.raises(SystemExit, match="is a file of other results: it has no column split"):
+        budgets.main()
 
 
 def test_a_run_with_other_flags_does_not_continue_in_the_same_folder() -> None:

@@ -26,9 +26,11 @@ from frskd_train.data.corruptions import CORRUPTIONS
 from frskd_train.data.source import SAMPLE_FOLDER
 from frskd_train.publish.student import check_folder
 from frskd_train.report.metrics import read_metrics
+from tools import ship as shipping
 from tools.rescore import rescore
 from tools.ship import ship
-from tools.zoo import WAITING, read_results, results_table, waiting
+from tools.table_files import read
+from tools.zoo import RESULTS, WAITING, results_table, waiting
 
 SHIPPED = sorted(path.parent for path in FOLDER.glob("*/config.json"))
 TINY = ["--train-num-samples", 40, "--batch-size", 20, "--epochs", 1, "--no-amp", "--threads", 1, "--tag", "garments"]
@@ -114,7 +116,7 @@ def test_shipped_weights_are_the_run_s_in_half_precision(repository) -> None:
 @pytest.mark.long
 def test_shipped_figures_are_measured_on_what_ships(repository) -> None:
     root, run, plain = repository
-    (row,) = read_results(root / "results" / "results.csv")
+    (row,) = read(root / "results" / "results.csv")
     folder = root / "frskd_timm" / "weights" / "wide_resnet16_2_frskd.garments"
     evaluate_here("--model", folder, "--output", root / "found.json")
     found = json.loads((root / "found.json").read_text(encoding="utf-8"))
@@ -142,7 +144,7 @@ def test_shipped_figures_are_measured_on_what_ships(repository) -> None:
 
 
 @pytest.mark.long
-def test_shipping_refuses_what_is_not_so(repository, tmp_path: Path) -> None:
+def test_shipping_refuses_what_is_not_so(repository, tmp_path: Path, monkeypatch) -> None:
     _, run, plain = repository
     with pytest.raises(UserError, match="not a finished run"):
         ship(tmp_path, root=tmp_path)
@@ -154,6 +156,13 @@ def test_shipping_refuses_what_is_not_so(repository, tmp_path: Path) -> None:
         ship(run, baseline=[other], threads=1, root=tmp_path)
     with pytest.raises(UserError, match="not ce"):
         ship(run, baseline=[run], threads=1, root=tmp_path)
+    with pytest.raises(UserError, match=r"--baseline needs runs with different seeds, each once; the seeds are \[7\]"):
+        ship(run, baseline=[plain, plain], threads=1, root=tmp_path)
+    with pytest.raises(UserError, match=r"--repeats needs runs with different seeds other than that of the weights"):
+        ship(run, repeats=[run], threads=1, root=tmp_path)
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="nowhere"):
+        patched.setattr(shipping, "evaluate", None)  # nothing is scored before
+        ship(run, also=[str(tmp_path / "nowhere")], threads=1, root=tmp_path)
     metrics = json.loads((other / "metrics.json").read_text(encoding="utf-8"))
     metrics["student"]["top1"] += 5
     (other / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
@@ -169,7 +178,7 @@ def test_shipping_refuses_what_is_not_so(repository, tmp_path: Path) -> None:
 def test_what_ships_is_what_timm_lists_and_small() -> None:
     assert timm.list_pretrained("*frskd*") == [folder.name for folder in SHIPPED]
     assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < 40e6
-    assert [row["model"] for row in read_results()] == sorted([*(folder.name for folder in SHIPPED), *waiting()])
+    assert [row["model"] for row in read(RESULTS)] == sorted([*(folder.name for folder in SHIPPED), *waiting()])
 
 
 def test_an_overlay_names_other_weights() -> None:
@@ -193,7 +202,7 @@ def test_adding_weights_does_not_change_the_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
 def test_what_ships_scores_what_is_stated(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """On the sample in the repository; loaded by name, as a user does."""
-    (row,) = [row for row in read_results() if row["model"] == folder.name]
+    (row,) = [row for row in read(RESULTS) if row["model"] == folder.name]
     evaluate_here("--model", folder.name, "--threads", 1, "--output", tmp_path / "found.json")
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -209,7 +218,7 @@ def test_what_ships_scores_what_is_stated(folder: Path, tmp_path: Path, capsys: 
 def test_what_ships_can_be_published_and_says_what_it_is(folder: Path) -> None:
     names = check_folder(folder)
     assert {"README.md", "recipe.yaml", "curves.png", "attention.png"} <= set(names)
-    (row,) = [row for row in read_results() if row["model"] == folder.name]
+    (row,) = [row for row in read(RESULTS) if row["model"] == folder.name]
     load_student(folder)
     card = ModelCard.load(folder / "README.md")
     assert card.data.license
@@ -234,7 +243,7 @@ def test_timms_export_keeps_the_names_of_the_classes(tmp_path: Path) -> None:
 def test_the_readme_counts_the_weights() -> None:
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     numbers = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-    total, others = len(read_results()), len(waiting())
+    total, others = len(read(RESULTS)), len(waiting())
     in_package = f"{numbers[total - others].capitalize()} of the {numbers[total]} are in the package"
     assert f"{in_package}, the others in `hub/students/` of a clone" in readme
 

@@ -75,10 +75,13 @@ def arrange(name: str, root: Path, output: Path) -> dict[str, int]:
         The number of images of each split.
 
     Raises:
-        UserError: A list or an image is missing, two images of a class have the same name, or the output folder is not
-            empty.
+        UserError: A list is missing or damaged, an image is missing, two images of a class have the same name, or the
+            output folder is not empty.
     """
-    rows = list(READERS[name](root))
+    try:
+        rows = list(READERS[name](root))
+    except (ValueError, KeyError) as error:
+        raise UserError(f"A list of {name} in {root} is damaged: {error}.") from error
     for _, _, image in rows:
         _existing(image)
     counts = {"train": 0, "test": 0}

@@ -13,23 +13,17 @@ from frskd_timm.errors import UserError
 from frskd_timm.export.folder import METRICS, RECIPE
 from frskd_timm.export.load import load_student
 from frskd_train.errors import SettingsError
-from frskd_train.report.baseline import read_baseline
 from frskd_train.report.card import write_card
-from frskd_train.report.metrics import SeedRuns, read_metrics
+from frskd_train.report.metrics import read_metrics
 from frskd_train.settings import DataSettings, LoopSettings
 from frskd_train.settings.parse import read_recipe
 from frskd_train.system.device import start_accelerator
+from frskd_train.system.disk import write_atomically
 from frskd_train.system.exits import exit_with_error
 from tools import zoo
-from tools.scoring import compared, corruption_scores, evaluate, repeated, sample_scores, score_runs, tidy
+from tools.scoring import added, corruption_scores, evaluate, own_run, read_runs, sample_scores, score_runs, tidy
 
 OTHER_MACHINE = 0.05  # largest difference of top-1 in points that another processor's arithmetic explains
-
-
-def added(recorded: SeedRuns | None, found: SeedRuns) -> SeedRuns:
-    """Return the recorded runs and the runs found, of each seed the latter."""
-    runs = {run["seed"]: run for run in [*(recorded.runs if recorded else []), *found.runs]}
-    return SeedRuns.of(list(runs.values()), "top1", found.method)
 
 
 def rescore(
@@ -55,30 +49,29 @@ def rescore(
         UserError: The weights do not have their published score on these data, or a run has another recipe.
     """
     metrics, model, data = read_metrics(folder / METRICS), load_student(folder), DataSettings(dataset)
-    accelerator = start_accelerator(LoopSettings(amp=False, threads=threads))
-    evaluation = evaluate(model, data, accelerator, folder.name)
-    before = (metrics.student or {})["top1"]
-    if abs(evaluation.top1 - before) > OTHER_MACHINE:
-        raise UserError(f"{folder} scores {evaluation.top1:.2f}% top-1 on these data, not {before:.2f}%.")
     recipe = read_recipe(str(folder / RECIPE))
     settings = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, dataset=dataset))
-    every, plain = metrics.repeats, metrics.baseline
-    if repeats:
-        every = added(every, repeated(repeats, settings, metrics, tidy(evaluation)["top1"], data, accelerator))
-    if baseline:
-        found = read_baseline(baseline, settings, "top1", **compared(metrics))
-        plain = added(plain, score_runs(baseline, found, data, accelerator))
+    others = read_runs(repeats, settings, metrics, metrics.method, "--repeats")
+    plain = read_runs(baseline, settings, metrics, "ce", "--baseline")
+    accelerator = start_accelerator(LoopSettings(amp=False, threads=threads))
+    evaluation = evaluate(model, data, accelerator, folder.name)
+    top1, before = tidy(evaluation)["top1"], (metrics.student or {})["top1"]
+    if abs(top1 - before) > OTHER_MACHINE:
+        raise UserError(f"{folder} scores {top1:.2f}% top-1 on these data, not {before:.2f}%.")
+    every, own = metrics.repeats, own_run(metrics, top1)
+    if every or others:
+        every = added(every, added(own, score_runs(repeats, others, data, accelerator)) if others else own)
     metrics = dataclasses.replace(
         metrics,
         student=tidy(evaluation),
         repeats=every,
-        baseline=plain,
+        baseline=added(metrics.baseline, score_runs(baseline, plain, data, accelerator)) if plain else metrics.baseline,
         sample=sample_scores(model, accelerator),
         corruptions=corruption_scores(model, data, accelerator),
         shipped_as=folder.name if folder.resolve().parent == (root / "frskd_timm" / "weights").resolve() else None,
     )
-    (folder / METRICS).write_text(metrics.to_json(), encoding="utf-8")
     write_card(folder, metrics, evaluation)
+    write_atomically(folder / METRICS, metrics.to_json())
     zoo.record(metrics, root)
     print(f"Rewrote {folder / METRICS}, its card, the results and the zoo's card.")
 

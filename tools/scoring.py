@@ -11,6 +11,7 @@ from torch import nn
 
 from frskd_timm.errors import UserError
 from frskd_timm.export.load import load_student
+from frskd_train.data import ValidationData
 from frskd_train.data.source import SAMPLE_NAME
 from frskd_train.report.baseline import read_baseline
 from frskd_train.report.evaluation import Evaluation
@@ -22,9 +23,14 @@ from frskd_train.tasks.classification import ClassificationJob
 CORRUPTED = 1000  # images that are scored under each corruption
 
 
+def load(model: nn.Module, data: DataSettings) -> ValidationData:
+    """Load validation rows for a model; raise UserError if they do not fit it."""
+    return ClassificationJob.load_validation(data, FitSettings(), model)
+
+
 def evaluate(model: nn.Module, data: DataSettings, accelerator: Accelerator, name: str = "student") -> Evaluation:
     """Score a model on validation rows; raise UserError if its classes are others or no image can be read."""
-    loaded = ClassificationJob.load_validation(data, FitSettings(), model)
+    loaded = load(model, data)
     return refuse_unscored(Scorer(model.to(accelerator.device).eval(), accelerator, 256).evaluate(loaded, name), name)
 
 
@@ -50,7 +56,7 @@ def sample_scores(model: nn.Module, accelerator: Accelerator) -> dict[str, Any] 
 def corruption_scores(model: nn.Module, data: DataSettings, accelerator: Accelerator) -> dict[str, Any]:
     """Measure top-1 on corrupted validation images, for each corruption the mean over its severities."""
     data = replace(data, data_mode="stream")  # images in memory are resized already, and could not be chosen
-    loaded = ClassificationJob.load_validation(data, FitSettings(), model)
+    loaded = load(model, data)
     split = loaded.val.split
     rows = split.targets.subset(split.name, split.rows, min(CORRUPTED, len(split)))  # always the same ones
     loaded = replace(loaded, val=replace(loaded.val, source=replace(split, rows=rows)))
@@ -61,40 +67,48 @@ def corruption_scores(model: nn.Module, data: DataSettings, accelerator: Acceler
     return {"images": found.images, "top1": top1}
 
 
-def compared(metrics: Metrics) -> dict[str, Any]:
-    """Return what runs have to share with the one that made the weights, beside its recipe; see `read_baseline`."""
-    facts = {"processes": metrics.machine.processes, "changes": metrics.changes}
-    return facts | {"fingerprint": metrics.dataset.fingerprint}
+def read_runs(
+    folders: Sequence[str | Path], settings: Settings, metrics: Metrics, method: str, flag: str
+) -> SeedRuns | None:
+    """Read the scores that finished runs recorded; None without any.
+
+    Args:
+        folders: Their folders.
+        settings: The recipe of the weights.
+        metrics: Those of the weights, whose number of processes, changes and data the runs must share.
+        method: The method of the runs; if it is that of the weights, they need other seeds.
+        flag: The flag that names them, for errors.
+
+    Raises:
+        UserError: A run has another recipe, is given twice, or has the seed of another one.
+    """
+    if not folders:
+        return None
+    common = metrics.machine.processes, metrics.dataset.fingerprint, metrics.changes
+    found = read_baseline(folders, settings, "top1", method, flag, *common)
+    seeds = [metrics.seed] * (method == metrics.method) + [run["seed"] for run in found.runs]
+    if len(found.runs) < len(folders) or len(set(seeds)) < len(seeds):
+        others = " other than that of the weights" if method == metrics.method else ""
+        raise UserError(f"{flag} needs runs with different seeds{others}, each once; the seeds are {seeds}.")
+    return found
 
 
 def score_runs(
     folders: Sequence[str | Path], found: SeedRuns, data: DataSettings, accelerator: Accelerator
 ) -> SeedRuns:
     """Return runs with their scores measured like the student's."""
-    if len(folders) > len(found.runs):
-        raise UserError("A run was given twice: name each run once.")
     runs = [dict(run) for run in found.runs]
     for folder, run in zip(folders, runs, strict=True):
         run["top1"] = tidy(evaluate(load_student(Path(folder) / "student"), data, accelerator))["top1"]
     return SeedRuns.of(runs, "top1", found.method)
 
 
-def repeated(
-    folders: Sequence[str | Path],
-    settings: Settings,
-    metrics: Metrics,
-    top1: float,
-    data: DataSettings,
-    accelerator: Accelerator,
-) -> SeedRuns:
-    """Return the scores of a run, which has `top1` percent, and of runs of its recipe with other seeds.
+def added(recorded: SeedRuns | None, found: SeedRuns) -> SeedRuns:
+    """Return the recorded runs and the runs found, of each seed the latter."""
+    runs = {run["seed"]: run for run in [*(recorded.runs if recorded else []), *found.runs]}
+    return SeedRuns.of(list(runs.values()), "top1", found.method)
 
-    Raises:
-        UserError: A run has another recipe, or the seed of another one.
-    """
-    others = read_baseline(folders, settings, "top1", metrics.method, "--repeats", **compared(metrics))
-    seeds = [metrics.seed, *(run["seed"] for run in others.runs)]
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"--repeats needs runs with other seeds than the weights, each once; the seeds are {seeds}.")
-    others = score_runs(folders, others, data, accelerator)
-    return SeedRuns.of([{"seed": metrics.seed, "top1": top1}, *others.runs], "top1", metrics.method)
+
+def own_run(metrics: Metrics, top1: float) -> SeedRuns:
+    """Return the run of the weights, whose file scores `top1` percent."""
+    return SeedRuns.of([{"seed": metrics.seed, "top1": top1}], "top1", metrics.method)

@@ -24,17 +24,27 @@ from frskd_timm.export.student import export_student
 from frskd_timm.models._pretrained import shipped_cfg
 from frskd_train.errors import SettingsError
 from frskd_train.report.answers import confusion_picture
-from frskd_train.report.baseline import read_baseline
 from frskd_train.report.card import write_card
 from frskd_train.report.evaluation import Evaluation
 from frskd_train.report.metrics import Metrics, SeedRuns, read_metrics
-from frskd_train.settings import LoopSettings, Settings, flat
+from frskd_train.settings import DataSettings, LoopSettings, Settings, flat
 from frskd_train.settings.parse import read_recipe
 from frskd_train.settings.recipe import SETTINGS, comparable, differences, repeat_note, write_recipe
 from frskd_train.system.device import start_accelerator
 from frskd_train.system.exits import exit_with_error
 from tools import zoo
-from tools.scoring import compared, corruption_scores, evaluate, repeated, sample_scores, score_runs, scores_on, tidy
+from tools.scoring import (
+    added,
+    corruption_scores,
+    evaluate,
+    load,
+    own_run,
+    read_runs,
+    sample_scores,
+    score_runs,
+    scores_on,
+    tidy,
+)
 
 HALF_MAY_COST = 0.05  # largest loss of top-1 in points by half precision; otherwise float32 ships
 PICTURE_WIDTH = 1000  # pixels
@@ -86,6 +96,11 @@ def ship(
     data = dataclasses.replace(settings.data, dataset=dataset or settings.data.dataset)
     student = read_student(run / "student")
     model = student.load()
+    baseline = baseline or settings.run.baseline  # whose scores in the run's metrics are in mixed precision
+    plain = read_runs(baseline, settings, metrics, "ce", "--baseline")  # before anything is scored, which takes long
+    others = read_runs(repeats, settings, metrics, metrics.method, "--repeats")
+    for place in also:
+        load(model, DataSettings(place))
     whole, rounded = evaluate(model, data, accelerator, name), _rounded(model)
     top1 = tidy(whole)["top1"]
     # the run's own score was in mixed precision
@@ -98,17 +113,17 @@ def ship(
     half = round(top1 - tidy(halved)["top1"], 4) <= HALF_MAY_COST
     say(f"Top-1 is {top1:.2f}% in float32, {tidy(halved)['top1']:.2f}% with parameters in float16.")
     folder = root / (zoo.WAITING if for_hub else Path("frskd_timm", "weights")) / f"{name}.{metrics.tag}"
-    baseline = baseline or settings.run.baseline  # whose scores in the run's metrics are in mixed precision
     kept = metrics.baseline
-    if baseline:
-        found = read_baseline(baseline, settings, "top1", **compared(metrics))
-        kept = score_runs(baseline, found, data, accelerator)
+    if plain:
+        kept = score_runs(baseline, plain, data, accelerator)
     elif kept is None:
         kept = _kept_baseline(folder, settings, metrics.changes)
         say(f"The baseline of {folder} is {'kept' if kept else 'missing or from another recipe'}.")
-    every = repeated(repeats, settings, metrics, top1, data, accelerator) if repeats else None
     cfg = student.config["pretrained_cfg"]
     final, evaluation = (rounded, halved) if half else (model, whole)
+    every = None
+    if others:
+        every = added(own_run(metrics, tidy(evaluation)["top1"]), score_runs(repeats, others, data, accelerator))
     shipped = dataclasses.replace(
         metrics,
         student=tidy(evaluation),

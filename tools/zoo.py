@@ -4,7 +4,6 @@
 registry and from the recipes.
 """
 
-import csv
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from frskd_timm.models import exported_name
 from frskd_train.report.baseline import Gain
 from frskd_train.report.card import tidy
 from frskd_train.report.metrics import Metrics, SeedRuns
+from tools.table_files import read, write
 
 # Columns of the results, timm's own first.
 COLUMNS = (
@@ -67,22 +67,10 @@ def _two_digits(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def read_results(path: Path = RESULTS) -> list[dict[str, str]]:
-    """Read the rows of the results; empty if no student has been published."""
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def update_results(row: Mapping[str, str], path: Path = RESULTS) -> None:
     """Add a row with the columns `COLUMNS` to the results; replace an older row of the same weights."""
-    rows = {old["model"]: old for old in read_results(path)} | {row["model"]: dict(row)}
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", restval="", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows[name] for name in sorted(rows))
+    rows = {old["model"]: old for old in read(path)} | {row["model"]: dict(row)}
+    write(path, [rows[name] for name in sorted(rows)], COLUMNS)
 
 
 def record(metrics: Metrics, root: Path = ROOT) -> dict[str, str]:
@@ -168,7 +156,7 @@ def recipes_table(results: Sequence[Mapping[str, str]], recipes: Path) -> str:
 
 def write_card(root: Path = ROOT) -> None:
     """Write `MODEL_CARD.md` of a repository."""
-    results = read_results(root / "results" / "results.csv")
+    results = read(root / RESULTS.relative_to(ROOT))
     zoo_card(results, root / "frskd_train" / "recipes", waiting(root)).save(root / "MODEL_CARD.md")
 
 
