@@ -89,9 +89,9 @@ def test_the_documents_get_the_results_of_the_protocol_alone(capsys) -> None:
         assert "--write takes all results" in capsys.readouterr().err
 
 
-def test_times_are_beside_the_results_and_measured_once(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_times_are_beside_the_results_and_measured_once(tmp_path: Path, monkeypatch) -> None:
     flags = ["budgets.py", "--output", str(tmp_path / "rows.csv"), "--data", "sgd", "--measure"]
-    append(tmp_path / "times.csv", [dict.fromkeys(protocol.TIME_COLUMNS, "") | {"data": "sgd", "method": "frskd"}])
+    append(tmp_path / "times.csv", [dict.fromkeys(protocol.TIME_COLUMNS, "1.5") | {"data": "sgd", "method": "frskd"}])
     monkeypatch.setattr(sys, "argv", flags)
     with pytest.raises(SystemExit, match="has the time of frskd on sgd"):
         budgets.main()

@@ -160,9 +160,10 @@ def test_shipping_refuses_what_is_not_so(repository, tmp_path: Path, monkeypatch
         ship(run, baseline=[plain, plain], threads=1, root=tmp_path)
     with pytest.raises(UserError, match=r"--repeats needs runs with different seeds other than that of the weights"):
         ship(run, repeats=[run], threads=1, root=tmp_path)
-    with monkeypatch.context() as patched, pytest.raises(UserError, match="nowhere"):
+    with monkeypatch.context() as patched:
         patched.setattr(shipping, "evaluate", None)  # nothing is scored before
-        ship(run, also=[str(tmp_path / "nowhere")], threads=1, root=tmp_path)
+        with pytest.raises(UserError, match="nowhere"):
+            ship(run, also=[str(tmp_path / "nowhere")], threads=1, root=tmp_path)
     metrics = json.loads((other / "metrics.json").read_text(encoding="utf-8"))
     metrics["student"]["top1"] += 5
     (other / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
