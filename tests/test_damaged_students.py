@@ -174,3 +174,17 @@ def test_where_validate_writes(places: Path, whole: Path, tmp_path: Path, monkey
     monkeypatch.undo()
     evaluate_here("--model", whole, *data, "--output", tmp_path / "new" / "scores.json")
     assert json.loads((tmp_path / "new" / "scores.json").read_text())["images"] == 9
+
+
+def test_precision_and_batches_of_a_validation_are_those_asked_for(
+    whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    look = lambda self, *_, **__: seen.append((self.options["batch_size"], self.accelerator.mixed_precision))
+    monkeypatch.setattr(Scorer, "evaluate", look)
+    for flags in ([], ["--batch-size", 7, "--amp", "--amp-dtype", "bfloat16"]):
+        with pytest.raises(UserError, match="not scored"):
+            evaluate_here("--model", whole, *flags)
+    assert seen == [(256, "no"), (7, "bf16")]
+    with pytest.raises(UserError, match="needs a GPU"):
+        evaluate_here("--model", whole, "--amp", "--amp-dtype", "float16")

@@ -184,3 +184,22 @@ def test_ctrl_c_ends_a_stuck_upload_with_one_sentence(hub, student, tmp_path):
     assert "interrupted" in text
     assert "Traceback" not in text
     assert hub.files(REPO) == {}
+
+
+def test_the_wait_is_the_one_that_the_hub_asks_for(hub, student, monkeypatch):
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    hub.faults = [Fault("commit", 429, 2, {"Retry-After": "7"})]
+    assert push(hub, student).changed
+    assert waits == [7, 7]
+
+
+def test_a_token_in_an_unknown_error_is_hidden(hub, quick_clock):
+    target = repository.Repository(repository.connect(TOKEN, hub.endpoint), REPO)
+
+    def fail():
+        raise RuntimeError(f"Illegal header value b'Bearer {TOKEN}'")
+
+    with pytest.raises(UserError) as caught:
+        retries.with_retries(fail, target)
+    assert TOKEN not in str(caught.value)

@@ -163,3 +163,20 @@ def test_scenes_are_resized_and_brightened_as_much_as_asked() -> None:
     assert np.mean(np.array(sides) < 1) > 0.4  # not a third, as of factors between 0.5 and 2
     values = [int(image[0, 0, 0]) for image, _ in found]
     assert (min(values), max(values)) == pytest.approx((90, 110), abs=3)
+
+
+def test_scenes_are_flipped_vertically_with_their_masks(tmp_path: Path) -> None:
+    rows = save(tmp_path, train=masked(6), test=masked(3))
+    whole = {"img_size": (30, 40), "resize_range": (1.0, 1.0)}
+    plain, turned = (load_masks(rows, hflip=0.0, vflip=chance, **whole).train_batches(6) for chance in (0.0, 1.0))
+    for one, other in zip(next(plain.epoch(0)), next(turned.epoch(0)), strict=True):
+        assert torch.equal(one.flip(-2), other)
+
+
+def test_padding_has_the_mean_colour(tmp_path: Path) -> None:
+    rows = save(tmp_path, train=masked(6), test=masked(3))
+    data = load_masks(rows, mean=(0.2, 0.4, 0.6), hflip=0.0, img_size=(60, 80), resize_range=(0.5, 0.5))
+    images, masks = next(data.train_batches(6).epoch(0))
+    padding = images.movedim(1, -1)[masks == 255]
+    assert len(padding) > 6 * 0.7 * 60 * 80
+    assert padding.abs().max() < 0.02

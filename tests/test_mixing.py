@@ -58,3 +58,18 @@ def test_repeated_augmentation_shows_each_image_several_times_in_other_crops(tmp
     assert targets.tolist() == np.repeat(next(plain.epoch(1))[1][:2], 3).tolist()
     assert len({image.numpy().tobytes() for image in images}) > 2
     assert load(small, aug_repeats=1.5).train_batches(6).order.permutation(0).tolist().count(rows[0]) <= 2
+
+
+def test_images_are_erased_as_often_as_asked(tmp_path: Path) -> None:
+    rows = save(tmp_path, train=pictures(100), test=pictures(3))
+    plain, erased = (load(rows, train_crop_mode="none", reprob=chance) for chance in (0.0, 0.25))
+    pairs = zip(*(next(data.train_batches(100).epoch(0))[0] for data in (plain, erased)), strict=True)
+    assert 15 <= sum(not torch.equal(one, other) for one, other in pairs) <= 35
+
+
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
+def test_shares_are_drawn_for_each_batch_pair_or_image(mode: str, tmp_path: Path) -> None:
+    rows = save(tmp_path, train=pictures(24), test=pictures(3))
+    _, target = next(load(rows, mixup=1.0, mixup_mode=mode, num_outputs=3).train_batches(24).epoch(0))
+    mixed = [round(float(share), 5) for share in target.max(1).values if share < 1]  # of images of two classes
+    assert len(set(mixed)) == {"batch": 1, "pair": len(mixed) / 2, "elem": len(mixed)}[mode]

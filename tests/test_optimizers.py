@@ -166,16 +166,17 @@ def test_a_run_goes_from_its_first_update_to_its_last(
     """Rates, progress, seeds of dropout, and parameters whose gradients are clipped."""
     seen: list[float] = []
     seeds: list[tuple[int, ...]] = []
-    clipped: list[int] = []
+    clipped: list[tuple[str, int]] = []
     monkeypatch.setattr(CrossEntropyTask, "set_progress", lambda self, progress: seen.append(progress))
     monkeypatch.setattr(trainer, "step_seed", lambda *parts: seeds.append(parts) or 0)
-    monkeypatch.setattr(trainer, "dispatch_clip_grad", lambda found, *_, **__: clipped.append(len(found)))
+    monkeypatch.setattr(trainer, "dispatch_clip_grad", lambda found, *_, mode: clipped.append((mode, len(found))))
     flags = [flag for flag in small(places, "--method", "ce", "--grad-accum-steps", 2) if flag not in ("--lr", "0.01")]
     flags += ["--seed", 7, "--clip-grad", 1, "--clip-mode", "agc"]
     train_here(*flags, "--lr-base", 0.32, "--output-dir", tmp_path / "run")  # for 256 images, not the 8 of an update
     assert seen == pytest.approx([update / 5 for update in range(6) for _ in range(2)])
     assert seeds == [(7, step // 2, step % 6, 0) for step in range(12)]  # update, step of the epoch, process
-    assert clipped == [len(list(timm.create_model("test_resnet").parameters())) - 2] * 6  # agc leaves the head out
+    parameters = list(timm.create_model("test_resnet").parameters())
+    assert clipped == [("agc", len(parameters) - 2)] * 6  # which leaves the head out
     rates = [0.01 * (1 + math.cos(math.pi * update / 6)) / 2 for update in (2, 5)]  # at the end of each epoch
     assert [float(row["lr"]) for row in rows(tmp_path / "run")] == pytest.approx(rates)
 

@@ -1,5 +1,6 @@
 """The figures of a run show the numbers they are given, whatever is missing."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,15 @@ from matplotlib.figure import Figure
 from pictures import load, picture, pictures, save
 from PIL import Image
 from published import EVALUATION
+from runs import rows
 
 from frskd_train.data.scenes import compose, compose_splits
 from frskd_train.report.answers import confusion_picture, examples_picture
+from frskd_train.report.charts import Line, line_chart
 from frskd_train.report.curves import curves_figure
 from frskd_train.report.evaluation import Mistake
 from frskd_train.report.grids import attention_picture, class_colours, segmentation_picture
+from frskd_train.report.groups import Group, Run
 from frskd_train.report.predictions import draw_mistakes
 from frskd_train.scoring.accumulators import Confusions
 
@@ -180,3 +184,14 @@ def test_a_mistake_is_shown_with_its_own_picture(tmp_path):
     row = int(data.val.source.rows[-1])
     draw_mistakes(data, [Mistake(row, 0, 1, 0.9)], tmp_path / "mistakes.png")
     assert np.array_equal(pixels(tmp_path / "mistakes.png"), np.asarray(picture(row)))
+
+
+def test_charts_show_the_numbers_of_the_run(whole: Path) -> None:
+    group, last = Group([Run.read(whole)]), rows(whole)[-1]
+    chart = group.charts()[1]
+    assert chart is not None
+    assert f"student {float(last['top1']):.4g}%, self-teacher {float(last['teacher_top1']):.4g}%." in chart["alt"]
+    assert group.minutes == f"{json.loads((whole / 'metrics.json').read_text())['seconds'] / 60:.1f}"
+    rising = line_chart("top-1", [Line("student", 0, [(1, 20.0), (2, 40.0)])])
+    assert rising is not None
+    assert rising["lines"][0].points == [(0.0, 100.0), (100.0, 0.0)]  # counted from the top

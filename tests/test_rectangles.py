@@ -1,7 +1,9 @@
 """Training images that are not square: `--img-size HEIGHT WIDTH`, or data and models of such a size."""
 
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures import load, pictures, save
+from pictures import encoded, load, pictures, save, split
+from PIL import Image
 from runs import evaluate_here, small, train_here
 
 from frskd_timm.errors import UserError
@@ -141,3 +144,28 @@ def test_crops_have_the_area_and_the_shape_of_the_settings() -> None:
     area, shape = height * width, np.log(width * aspect / height)  # uniform both
     assert (area.min(), area.max(), area.mean()) == pytest.approx((0.1, 0.3, 0.2), abs=2e-3)
     assert (shape.min(), shape.max(), shape.mean()) == pytest.approx((np.log(3 / 4), np.log(4 / 3), 0), abs=1e-2)
+
+
+@pytest.mark.parametrize("mode", ["memory", "stream"])
+def test_resized_crops_have_the_area_and_the_shape_of_the_settings(mode: str, tmp_path: Path) -> None:
+    ramp = np.stack([*np.mgrid[:200, :200], np.zeros((200, 200))], -1).astype(np.uint8)  # each pixel says where it is
+    ramps = split([encoded(Image.fromarray(ramp))] * 40, [0, 1] * 20)
+    own: dict[str, Any] = {"scale": (0.2, 0.3), "ratio": (1.9, 2.1), "mean": (0.0,), "std": (1.0,), "img_size": (16,)}
+    data = load(save(tmp_path, train=ramps, test=ramps), train_crop_mode="rrc", data_mode=mode, workers=0, **own)
+    images, _ = next(data.train_batches(40).epoch(0))
+    height, width = ((images[:, c].amax((1, 2)) - images[:, c].amin((1, 2))) * 255 / 200 * 16 / 15 for c in (0, 1))
+    assert 0.18 < float((height * width).min()) < float((height * width).max()) < 0.33
+    assert 1.7 < float((width / height).min()) < float((width / height).max()) < 2.3
+
+
+@pytest.mark.parametrize("mode", ["memory", "stream"])
+def test_the_filter_of_training_images_is_the_given_one(mode: str, tmp_path: Path) -> None:
+    rows = save(tmp_path, train=pictures(8, width=40, height=30), test=pictures(3))
+    own = {"train_crop_mode": "rrc", "hflip": 0.0, "mean": (0.5,), "std": (0.5,), "img_size": (16,)}
+    draw = partial(load, rows, data_mode=mode, workers=0, **own)
+    found = [draw(interpolation=name) for name in ("bilinear", "bilinear", "bicubic")]
+    if mode == "memory":
+        assert not torch.equal(found[0].train.source.images, found[2].train.source.images)
+    one, same, other = (next(data.train_batches(8).epoch(0))[0] for data in found)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)

@@ -114,6 +114,7 @@ def test_a_run_ends_with_a_page_that_needs_nothing_else(run: Path, tmp_path: Pat
     ]
     cli.run("report", [*map(str, others), "--output", str(tmp_path / "all.html")])
     text = Page(tmp_path / "all.html").text
+    assert '<div class="card verdict better">' in Page(tmp_path / "all.html").source
     assert "no baseline" not in text
     assert f"71.00 ± {statistics.stdev((70, 72)):.2f}" in text
     assert "10.00 points better in top-1 than cross-entropy" in text

@@ -21,6 +21,7 @@ from frskd_timm.errors import UserError
 from frskd_train import cli, end_of_run, start_of_run, trainer
 from frskd_train.cli import train
 from frskd_train.data.augment import BatchAugmentation
+from frskd_train.end_of_run import outdated
 from frskd_train.run.checkpoint import all_checkpoints, latest_checkpoint, load_state
 from frskd_train.run.folder import RunFolder
 from frskd_train.system import disk
@@ -238,3 +239,15 @@ def test_compiled_steps_need_the_compiler_that_torch_calls(
     else:
         with pytest.raises(UserError, match="C\\+\\+ compiler"):
             start_of_run.refuse_missing_compiler(torch.device(device))
+
+
+def test_what_is_older_than_the_student_is_named(tmp_path: Path) -> None:
+    names = ["student.onnx", "student.pt2", "evaluation-data/evaluation.json", "demo/demo.json"]
+    for name in (*names, "checkpoints/step-00000001/state.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    trained = (tmp_path / "checkpoints" / "step-00000001").stat().st_mtime
+    for shift, wanted in ((-9, ["student.onnx", "student.pt2", "evaluation-data", "demo"]), (9, [])):
+        for name in names:
+            os.utime(tmp_path / name, (trained + shift, trained + shift))
+        assert outdated(RunFolder(tmp_path)) == wanted

@@ -24,17 +24,20 @@ from frskd_timm.segmentation.evaluator import SegmentationEvaluator
 from frskd_train.data import Preprocessing, load_validation
 from frskd_train.report.evaluation import read_evaluation
 from frskd_train.scoring.evaluate import evaluate
-from frskd_train.scoring.scores import Scorer, find_temperature
+from frskd_train.scoring.scores import Scorer, find_temperature, refuse_unscored
 from frskd_train.settings import DataSettings
 
 
-def test_held_out_images_are_scored_only_while_they_can_be_identified(tmp_path: Path) -> None:
+def test_held_out_images_are_scored_only_while_they_can_be_identified(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     data, run = tmp_path / "data", tmp_path / "run"
     save(data, train=pictures(24))
     train_here(*small(tmp_path, "--val-fraction", 0.25, "--epochs", 1, "--output-dir", run))
     shutil.rmtree(data)
     save(data, train=pictures(24), test=pictures(9))
     evaluate_here("--model", run)
+    assert "Of the 24 images of split train, 6 are scored, those that the run held out; " in capsys.readouterr().out
     scored = read_evaluation(run / "evaluation-data" / "evaluation.json")
     assert (scored.split, scored.images, scored.temperature) == ("train", 6, None)
     evaluate_here("--model", run, "--val-split", "test")
@@ -236,3 +239,40 @@ def test_a_temperature_is_fitted_to_the_held_out_images_alone(tmp_path: Path, ca
         evaluate_here("--model", run, "--dataset", other, "--output", run)
     with pytest.raises(UserError, match="--pictures needs a folder"):
         evaluate_here("--model", run, "--output", tmp_path / "scores.json", "--pictures")
+
+
+class Means(torch.nn.Module):
+    """The mean of each channel as a logit."""
+
+    num_classes = 3
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean((2, 3))
+
+
+def test_a_student_whose_outputs_are_not_finite_is_refused(places: Path) -> None:
+    preprocessing = Preprocessing((3, 12, 12), (0.5,) * 3, (1e-45,) * 3)  # which makes the images infinite
+    data = load_validation(DataSettings(str(places / "data")), preprocessing, classes=3)
+    found = Scorer(Means(), Accelerator(cpu=True), 4).evaluate(data, "means")
+    with pytest.raises(UserError, match="The outputs of means are not finite: its weights or the 'std' in its config"):
+        refuse_unscored(found, "means")
+
+
+def test_scores_under_corruptions_are_those_of_the_corrupted_images(places: Path) -> None:
+    preprocessing = Preprocessing((3, 12, 12), (0.5,) * 3, (0.2,) * 3)
+    data = load_validation(DataSettings(str(places / "data")), preprocessing, classes=3)
+    scorer = Scorer(Means(), Accelerator(cpu=True), 4)
+    found = scorer.evaluate(data, "means", corrupted=True)
+    assert found is not None
+    for name, scores in found.corruptions.items():
+        for severity, row in enumerate(scores, 1):
+            own = scorer.evaluate(data.corrupted(name, severity), name)
+            assert own is not None
+            wanted = {"severity": severity, "top1": own.top1, "loss": own.loss, "ece": own.calibration.ece}
+            assert row == wanted
+
+
+def test_a_segmentation_student_alone_is_scored_on_the_scenes() -> None:
+    preprocessing = Preprocessing((3, 1, 1), (0.5,) * 3, (0.2,) * 3)
+    data = load_validation(DataSettings(), preprocessing, task="segmentation", classes=11)
+    assert (data.name, data.val_split) == ("fashion_mnist_scenes", "test")

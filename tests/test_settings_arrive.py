@@ -1,11 +1,14 @@
 """Settings of a run that arrive in its data, student, and task."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from networks import create
+from runs import small, train_here
 from timm.layers import DropPath
+from torch import nn
 
 from frskd_timm.gates import GATES
 from frskd_timm.losses.logits import LOGIT_LOSSES
@@ -13,6 +16,7 @@ from frskd_timm.segmentation import create_segmentation_student
 from frskd_timm.task import FRSKDTask
 from frskd_train.settings.parse import parse_settings
 from frskd_train.tasks import base, choose_job
+from frskd_train.trainer import Trainer
 
 
 def some_data(size: int) -> Any:
@@ -75,3 +79,25 @@ def test_settings_of_the_method_reach_the_task(kind: str) -> None:
     assert (task.schedule, task.start, task.noisy_labels) == ("warmup", 3 / 12, True)
     assert (task.gate, task.logit_loss) == (GATES.get("advantage"), LOGIT_LOSSES.get("dist"))
     assert task.label_loss.class_weights.tolist() == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("kind", ["classification", "segmentation"])
+def test_settings_of_the_model_reach_it(kind: str) -> None:
+    words = f"--task {kind} --model test_convnext --model-kwargs act_layer=relu --grad-checkpointing"
+    words += " --drop 0.2" if kind == "classification" else ""
+    student: Any = choose_job(parse_settings(words.split())).build_student(some_data(64))
+    network = student if kind == "classification" else student.backbone
+    assert any(isinstance(module, nn.ReLU) for module in network.modules())
+    assert any(getattr(module, "grad_checkpointing", False) for module in network.modules())
+    dropped = max((module.p for module in network.modules() if isinstance(module, nn.Dropout)), default=0)
+    assert dropped == (0.2 if kind == "classification" else 0)
+
+
+def test_settings_of_the_batches_reach_them(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Trainer] = []
+    monkeypatch.setattr(Trainer, "run", lambda self: made.append(self))
+    for name, flags in (("a", []), ("b", ["--validation-batch-size", 5, "--no-channels-last"])):
+        train_here(*small(places, *flags, "--output-dir", tmp_path / name))
+    batches = [next(iter(trainer.val_batches))[0] for trainer in made]
+    assert [len(images) for images in batches] == [8, 5]
+    assert [images.is_contiguous() for images in batches] == [False, True]
