@@ -132,6 +132,12 @@ def test_a_recipe_with_too_few_epochs_for_its_schedule_is_noticed() -> None:
     assert not lr_note(parse_settings([*words, "101"]).optimizer)
 
 
+def test_a_rate_for_sgd_is_noticed_with_adam() -> None:
+    note = lambda words: lr_note(parse_settings(words.split()).optimizer)
+    assert "--lr 0.1 is high for --opt adamw; rates from 1e-4 to 1e-2 are usual." in note("--opt adamw --lr 0.1")
+    assert not note("--opt adamw --lr 1e-3") + note("--opt sgd --lr 0.1")
+
+
 def test_colours_are_changed_as_often_as_asked(places: Path) -> None:
     def images(**chosen: float) -> torch.Tensor:
         plain = {"hflip": 0.0, "crop_padding": 0, "mean": (0.0,), "std": (1.0,), "data_mode": "stream", "workers": 0}
