@@ -257,7 +257,7 @@ class LinearProbeTask(CrossEntropyTask):
 
     def __init__(self, student: nn.Module, smoothing: float = DEFAULT.smoothing) -> None:
         super().__init__(student, smoothing)
-        found = student.get_classifier()  # type: ignore[operator]
+        found = student.get_classifier() if hasattr(student, "get_classifier") else ()  # type: ignore[operator]
         # Not a child, because the classifier is in the student, and checkpoints keep the keys of a full training.
         self._classifiers = tuple(found) if isinstance(found, tuple | list) else (found,)
         student.requires_grad_(False)

@@ -8,6 +8,7 @@ from golden_names import assert_close
 from networks import TARGET, create_task, images
 
 from frskd_timm.augment import TwoViews
+from frskd_timm.distillation import Outputs
 from frskd_timm.errors import UserError
 from frskd_timm.losses.functional import soft_label_loss
 from frskd_train.data import load_data
@@ -109,3 +110,29 @@ def test_the_clean_view_is_the_batch_before_erasing_and_mixing(flags: list[str])
         views, _ = first(1, *flags, "--teacher-view", "clean")
         assert views.mixing is None
         assert torch.equal(views.images, views.clean)
+
+
+def test_a_step_without_the_self_teacher_is_one_of_the_mixed_images() -> None:
+    task = create_task(teacher_view="clean", teacher_interval=2)
+    task.set_progress(0.5)  # after one update; the next one leaves the self-teacher out
+    noise = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    result = task(TwoViews(noise, images(batch=4), TARGET, None), TARGET)
+    assert torch.equal(result["output"], task.student(noise))
+
+
+def test_the_gate_weighs_the_advice_about_mixtures() -> None:
+    task = create_task(teacher_view="clean", gate="advantage", temperature=1.0)
+    mixing, labels = torch.full((4, 4), 0.25), torch.eye(5)[TARGET]
+    sure = 9 * labels
+    found = task.soft_labels(
+        Outputs([], 0 * sure, [], sure, batch=TwoViews(images(batch=4), images(batch=4), TARGET, mixing)),
+        mixing @ labels,
+    )
+    assert_close(found, soft_label_loss((mixing @ sure.softmax(1)).log(), 0 * sure, 1.0), 1e-5, "advice about mixtures")
+
+
+def test_advice_of_a_very_sure_teacher_is_finite() -> None:
+    task = create_task(teacher_view="clean", temperature=1.0)
+    sure = torch.tensor([[200.0, 0, 0, 0, 0]] * 4)
+    batch = TwoViews(images(batch=4), images(batch=4), TARGET, mixing=torch.eye(4))
+    assert task.soft_labels(Outputs([], 0 * sure, [], sure, batch=batch), torch.eye(5)[TARGET]).isfinite()

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from networks import TARGET, create_task, images, lively
+from networks import TARGET, create, create_task, images, lively
 from timm.utils import freeze
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,7 +16,8 @@ from frskd_timm.losses.attention import attention_map
 from frskd_timm.losses.labels import LabelLoss
 from frskd_timm.losses.logits import LOGIT_LOSSES
 from frskd_timm.segmentation import SegmentationTask, create_segmentation_student
-from frskd_timm.segmentation.teacher import SegmentationTeacher
+from frskd_timm.segmentation.teacher import SEGMENTATION_TEACHERS, SegmentationTeacher
+from frskd_timm.student_task import CrossEntropyTask
 from frskd_timm.task import FRSKDTask
 from frskd_train.scoring.accumulators import PIXELS, CalibrationMetric, TemperatureMetric, read_bins
 
@@ -191,3 +192,51 @@ def test_the_temperature_is_that_of_the_labels(scale: float) -> None:
     metric = TemperatureMetric()
     metric.update(scale * logits, target)
     assert float(metric.compute()) == pytest.approx(scale, rel=0.06)
+
+
+@pytest.mark.parametrize("name", SEGMENTATION_TEACHERS.names())
+def test_no_gradient_enters_a_segmentation_student_without_teacher_gradient(name: str) -> None:
+    student = create_segmentation_student("test_resnet", 5, channels=8)
+    task = SegmentationTask.create(student, self_teacher=name, teacher_gradient=0.0, beta=0)
+    task.run_networks(images(batch=4), task.networks).teacher_logits.sum().backward()
+    assert not any(p.grad is not None and p.grad.any() for p in student.parameters())
+
+
+def test_a_self_teacher_that_is_behind_is_not_opposed() -> None:
+    task = create_task(schedule="lead")
+    with torch.no_grad():
+        task.self_teacher.get_submodule("fc").weight.mul_(30)  # badly wrong, so that the student leads
+    result = task(images(batch=4), TARGET)
+    assert result["loss_ce_teacher"] > result["loss_ce"]
+    assert task.lead == 0
+
+
+def test_batches_of_one_update_count_once() -> None:
+    task = create_task(teacher_interval=2)
+    for step in range(4):
+        for _ in range(3):  # most fractions have no exact float32
+            task.set_progress(step / 10)
+    assert task.clock[1] == 3
+
+
+@pytest.mark.parametrize("kind", ["classification", "segmentation"])
+def test_the_average_is_one_of_both_networks(kind: str) -> None:
+    student = create_segmentation_student("test_resnet", 5, channels=8)
+    segmented = kind == "segmentation"
+    task = SegmentationTask.create(student, teacher_ema=0.5) if segmented else create_task(teacher_ema=0.5)
+    average = dict(task.average.named_children())
+    before = task.run_networks(images(batch=4), average).teacher_logits
+    with torch.no_grad():
+        next(average["student"].parameters()).mul_(-1)
+    assert not torch.allclose(task.run_networks(images(batch=4), average).teacher_logits, before)
+
+
+@pytest.mark.parametrize("kind", ["ce", "frskd"])
+def test_class_weights_of_mixed_labels_are_exact_under_autocast(kind: str) -> None:
+    target = images(batch=4)[:, 0, 0, :5].softmax(1)
+    task = CrossEntropyTask(create("test_resnet")) if kind == "ce" else create_task(teacher_interval=2)
+    task.set_progress(0.5)  # for FRSKD a step without the self-teacher
+    task.label_loss = LabelLoss(5, 0.1, [1.0, 2.0, 3.0, 4.0, 5.1])
+    with torch.autocast("cpu", torch.bfloat16):
+        result = task.train()(images(batch=4), target)
+    torch.testing.assert_close(result["loss"], task.label_loss(result["output"].float(), target), rtol=1e-6, atol=1e-6)

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from conftest import run_script
+from timm.utils import ModelEmaV3
 from torch import nn
 
 import frskd_timm
@@ -20,7 +21,7 @@ from frskd_timm.segmentation import (
     SegmentationTask,
     create_segmentation_student,
 )
-from frskd_timm.student_task import CrossEntropyTask
+from frskd_timm.student_task import CrossEntropyTask, LinearProbeTask
 
 SIZE = (3, 32, 32)
 IMAGES, TARGET = torch.randn(4, *SIZE), torch.tensor([0, 1, 2, 3])
@@ -36,7 +37,8 @@ def test_a_task_is_distributed_once_and_last() -> None:
     try:
         task = create()
         task.compile(backend="eager")
-        task.prepare_distributed()
+        task.prepare_distributed(gradient_as_bucket_view=True)
+        assert task.get_trainable_module().gradient_as_bucket_view
         for again in (task.prepare_distributed, task.compile):
             with pytest.raises(UserError, match="distributed already: call compile first"):
                 again()
@@ -139,6 +141,8 @@ def test_segmentation_needs_its_own_student(tmp_path: Path) -> None:
             SegmentationTask.create(create_segmentation_student("test_resnet", classes, channels=8))
     same, other = (SegmentationStudent.from_pretrained(run / "student", num_classes=number) for number in (3, 5))
     kept = same.state_dict()
+    stored = SegmentationStudent.from_pretrained(run / "student").state_dict()
+    assert all(torch.equal(value, stored[name]) for name, value in kept.items())
     assert {name for name, value in other.state_dict().items() if not value.equal(kept[name])} == {
         f"{other.classifier_name}.{kind}" for kind in ("weight", "bias")
     }
@@ -186,3 +190,47 @@ def test_type_checkers_know_the_interface(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("from frskd_timm import FRSKDTsk\n")
     bad = run_script(*command, tmp_path / "bad.py", check=False).stdout
     assert 'has no attribute "FRSKDTsk"' in bad, bad
+
+
+def test_frozen_layers_of_a_student_stay_frozen() -> None:
+    student = networks.create("test_resnet")
+    first = next(student.parameters()).requires_grad_(False)
+    FRSKDTask.create(student, SIZE, 5)
+    assert [id(p) for p in student.parameters() if not p.requires_grad] == [id(first)]
+
+
+def test_a_linear_probe_needs_a_classifier() -> None:
+    for student in (nn.Linear(3, 5), timm.create_model("test_resnet", num_classes=0)):
+        with pytest.raises(UserError, match="classifier"):
+            LinearProbeTask(student)
+
+
+def test_an_incomplete_task_state_is_refused() -> None:
+    task = create()
+    state = task.get_task_state()
+    del state["self_teacher.fc.bias"]
+    with pytest.raises(RuntimeError, match="Missing"):
+        task.load_task_state(state)
+    task.load_task_state(state, strict=False)
+
+
+def test_the_average_of_the_student_is_timms() -> None:
+    task, student = create(), networks.create("test_resnet")
+    options = {"decay": 0.9, "use_warmup": True, "min_decay": 0.2}
+    expected = ModelEmaV3(student, **options)
+    task.setup_ema(**options)
+    for step in (1, 50):
+        for network in (task.student, student):
+            with torch.no_grad():
+                network.get_submodule("fc").weight.add_(1)
+        task.update_ema(step=step)
+        expected.update(student, step=step)
+    assert torch.equal(task.get_eval_model(ema=True).fc.weight, expected.module.fc.weight)
+
+
+def test_the_settings_of_validation_are_exported(tmp_path: Path) -> None:
+    chosen = {"crop_mode": "border", "crop_pct": 0.9, "interpolation": "nearest"}
+    export_student(networks.create("test_resnet"), tmp_path / "x", **EXPORT, **chosen)
+    cfg = timm.create_model(f"local-dir:{tmp_path / 'x'}", pretrained=True).pretrained_cfg
+    assert {name: cfg[name] for name in chosen} == chosen
+    assert (tmp_path / "x" / "model.safetensors").stat().st_mode & 0o777 == 0o644

@@ -11,6 +11,7 @@ import timm
 import torch
 from golden_names import assert_close
 from pictures import picture
+from safetensors.torch import load_file, save_file
 from timm.data.constants import IMAGENET_DEFAULT_MEAN
 
 from frskd_timm.errors import UserError
@@ -234,3 +235,28 @@ def test_a_label_loss_replaces_the_cross_entropy_of_pixels(trained: Segmentation
     task.label_loss = LabelLoss(3, smoothing=0.9)
     smoothed = torch.nn.functional.cross_entropy(trained(images), target, label_smoothing=0.9)
     torch.testing.assert_close(task(images, target)["loss_ce"], task.student_weight * smoothed.detach())
+
+
+def test_a_backbone_trained_without_frskd_does_not_cite_it(tmp_path: Path) -> None:
+    student = create_segmentation_student("test_resnet", 3, channels=8)
+    export_backbone(student, tmp_path / "b", tag="x", method="ce", license="mit", dataset="streets")
+    cfg = json.loads((tmp_path / "b" / "config.json").read_text())["pretrained_cfg"]
+    assert (cfg["tag"], cfg["license"]) == ("x", "mit")
+    assert "streets" in cfg["description"]
+    assert not {"paper_ids", "paper_name"} & cfg.keys()
+
+
+def test_names_and_missing_weights_of_a_loaded_student(tmp_path: Path) -> None:
+    student = create_segmentation_student("test_resnet", 3, channels=8)
+    student.save_pretrained(tmp_path)
+    assert SegmentationStudent.from_pretrained(tmp_path, class_names=["a", "b", "c"]).class_names == ["a", "b", "c"]
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["head.3.bias"]
+    save_file(weights, tmp_path / "model.safetensors")
+    found = SegmentationStudent.from_pretrained(tmp_path, strict=False)
+    assert torch.equal(found.head[3].weight, student.head[3].weight)
+    student.bfloat16().reset_classifier(5)
+    assert {p.dtype for p in student.parameters()} == {torch.bfloat16}
+    for enable in (True, False):
+        student.set_grad_checkpointing(enable)
+        assert student.backbone.grad_checkpointing == enable

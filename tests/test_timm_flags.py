@@ -148,3 +148,9 @@ def test_colours_are_changed_as_often_as_asked(places: Path) -> None:
     assert not torch.equal(images(gaussian_blur_prob=1.0), images())
     assert torch.equal(images(color_jitter=0.5, color_jitter_prob=0.0), images())
     assert not torch.equal(images(color_jitter=0.5), images())
+
+
+def test_class_weights_count_for_mixed_labels() -> None:
+    weights, logits = torch.tensor([3.0, 1.0, 0.0]), torch.randn(3, 3)
+    wanted = F.cross_entropy(logits, torch.arange(3), weights)
+    torch.testing.assert_close(LabelLoss(3, 0.0, weights)(logits, torch.eye(3)), wanted)
