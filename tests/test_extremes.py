@@ -240,3 +240,13 @@ def test_class_weights_of_mixed_labels_are_exact_under_autocast(kind: str) -> No
     with torch.autocast("cpu", torch.bfloat16):
         result = task.train()(images(batch=4), target)
     torch.testing.assert_close(result["loss"], task.label_loss(result["output"].float(), target), rtol=1e-6, atol=1e-6)
+
+
+def test_dkd_without_a_label_takes_the_teachers_class() -> None:
+    teacher, student = 3 * torch.randn(4, 5, generator=torch.Generator().manual_seed(1)), torch.zeros(4, 5)
+    student[:, 0] = 1
+    loss = LOGIT_LOSSES.get("dkd")
+    unlabelled, labelled = (
+        loss(teacher, student, target, 4.0, None) for target in (torch.full((4,), -100), teacher.argmax(1))
+    )
+    torch.testing.assert_close(unlabelled, labelled)

@@ -218,10 +218,13 @@ WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_a_lever_out_of_its_range_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=f"{name} must be .*, not {WRONG[name]}"):
-        create_task(**{name: WRONG[name]})
+OTHER_END = [("start", 1), ("teacher_gradient", -0.5), ("teacher_ema", -0.1)]
+
+
+@pytest.mark.parametrize(("name", "value"), [*WRONG.items(), *OTHER_END])
+def test_a_lever_out_of_its_range_is_refused(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"{name} must be .*, not {value}"):
+        create_task(**{name: value})
 
 
 @pytest.mark.parametrize("name", ["width", "depth", "repeats"])

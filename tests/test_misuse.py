@@ -234,3 +234,23 @@ def test_the_settings_of_validation_are_exported(tmp_path: Path) -> None:
     cfg = timm.create_model(f"local-dir:{tmp_path / 'x'}", pretrained=True).pretrained_cfg
     assert {name: cfg[name] for name in chosen} == chosen
     assert (tmp_path / "x" / "model.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_options_that_do_not_go_together_are_refused() -> None:
+    with pytest.raises(UserError, match="Unknown distillation schedule 'bogus'"):
+        create(schedule="bogus")
+    with pytest.raises(UserError, match="SLA cannot be combined with teacher_ema or teacher_interval"):
+        create(sla=True, teacher_interval=2)
+    with pytest.raises(UserError, match="must be square, not 64x32"):
+        FRSKDTask.create(networks.create("test_resnet"), (3, 64, 32), 5, sla=True)
+    with pytest.raises(UserError, match="drops patches"):
+        FRSKDTask.create(networks.create("test_vit", img_size=64, patch_drop_rate=0.5), (3, 64, 64), 5)
+    with pytest.raises(UserError, match="not all 0"):
+        LabelLoss(3, 0.1, [0.0] * 3)
+
+
+def test_a_linear_probe_trains_all_classifiers() -> None:
+    student = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=5, img_size=32)
+    LinearProbeTask(student)
+    trained = {name for name, parameter in student.named_parameters() if parameter.requires_grad}
+    assert trained == {f"{head}.{kind}" for head in ("head", "head_dist") for kind in ("weight", "bias")}

@@ -9,6 +9,8 @@ import timm
 import torch
 from conftest import run_script
 from networks import create, images
+from timm.layers import DropPath
+from torch import nn
 
 import frskd_timm
 from frskd_timm.errors import UserError
@@ -118,3 +120,20 @@ def test_timms_own_export_of_a_stock_network_needs_no_import(tmp_path):
     timm.models.save_for_hf(create("resnet18_frskd", num_classes=3), tmp_path)
     load = f"import timm; print(timm.create_model('local-dir:{tmp_path}', pretrained=True).num_classes)"
     assert run_script(sys.executable, "-c", load, cwd=tmp_path).stdout == "3\n"
+
+
+def test_weights_of_wide_resnets_start_with_the_variance_of_the_outputs() -> None:
+    for module in timm.create_model("wide_resnet16_2_frskd").modules():
+        if isinstance(module, nn.Conv2d):
+            outputs = module.weight[0, 0].numel() * module.out_channels
+            assert float(module.weight.detach().std()) == pytest.approx((2 / outputs) ** 0.5, rel=0.15)
+
+
+def test_stochastic_depth_of_wide_resnets_rises_and_keeps_the_shortcut() -> None:
+    net = timm.create_model("wide_resnet16_2_frskd", drop_path_rate=0.6)
+    rates = [module.drop_prob for module in net.modules() if isinstance(module, DropPath)]
+    assert rates == sorted(rates)
+    assert rates[0] < rates[-1] == pytest.approx(0.6)
+    net = timm.create_model("wide_resnet16_2_frskd", drop_path_rate=1 - 1e-6).train()
+    x = torch.randn(2, 128, 8, 8)
+    assert torch.equal(net.get_submodule("layer3")[-1](x), x)

@@ -19,7 +19,12 @@ from frskd_timm.export.load import load_student, read_student
 from frskd_timm.export.student import export_backbone, export_segmentation, export_student
 from frskd_timm.lookup import hub_name
 from frskd_timm.losses.labels import LabelLoss
-from frskd_timm.segmentation import SegmentationStudent, SegmentationTask, create_segmentation_student
+from frskd_timm.segmentation import (
+    SegmentationCrossEntropyTask,
+    SegmentationStudent,
+    SegmentationTask,
+    create_segmentation_student,
+)
 from frskd_train.report.formats import export_onnx, export_program
 
 SMALL = "mobilenetv3_small_050"
@@ -260,3 +265,13 @@ def test_names_and_missing_weights_of_a_loaded_student(tmp_path: Path) -> None:
     for enable in (True, False):
         student.set_grad_checkpointing(enable)
         assert student.backbone.grad_checkpointing == enable
+
+
+def test_options_of_the_segmentation_tasks_arrive() -> None:
+    student = create_segmentation_student("test_resnet", 3, channels=8, mean=[0.4])
+    assert student.mean == (0.4,) * 3
+    task = SegmentationCrossEntropyTask(student, smoothing=0.4)
+    assert task.label_loss.smoothing == 0.4
+    assert task.create_evaluator(max_samples=3).max_samples == 3
+    image = np.zeros((20, 30, 3), np.uint8)
+    assert student.bfloat16().eval().segment(image).shape == (20, 30)
