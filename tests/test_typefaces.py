@@ -70,7 +70,7 @@ def test_words_are_new_in_the_test_images_and_licences_are_named(tmp_path: Path)
     card = (tmp_path / "first" / "README.md").read_text(encoding="utf-8")
     kinds = {split: set(rendering.backgrounds) for split, rendering in typeface_words.RENDERINGS.items()}
     assert not kinds["train"] & (kinds["test"] | kinds["photo"])
-    assert "grain, blobs or facets in `train`; stripes or spot in `test`" in card
+    assert "grain, blobs or facets in `train`; stripes or a spot in `test`" in card
     assert "typeface_words FOLDER --classes 3 --train 20 --test 5 --photo 5 --size 32 --seed 0`" in card
     assert all(f"| {row['family']} | {row['package']} | {row['licence']} |" in card for row in rows)
     source = find_source(DataSettings(str(tmp_path / "first")))
