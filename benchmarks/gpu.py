@@ -27,8 +27,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(BENCHMARKS := ROOT / "benchmarks")]
+BENCHMARKS, ROOT = Path(__file__).resolve().parents[:2]
+sys.path[:0] = [str(ROOT), str(BENCHMARKS)]
 
 import protocol  # noqa: E402
 from commits import commit  # noqa: E402

@@ -19,9 +19,9 @@ from frskd_train.tasks import base, choose_job
 from frskd_train.trainer import Trainer
 
 
-def some_data(size: int) -> Any:
+def some_data() -> Any:
     """What a job reads about the data of five classes, without data."""
-    preprocessing = SimpleNamespace(input_size=(3, size, size), mean=(0.5,) * 3, std=(0.5,) * 3)
+    preprocessing = SimpleNamespace(input_size=(3, 64, 64), mean=(0.5,) * 3, std=(0.5,) * 3)
     val = SimpleNamespace(split=SimpleNamespace(sizes=()))
     return SimpleNamespace(preprocessing=preprocessing, num_classes=5, class_names=list("abcde"), val=val)
 
@@ -35,7 +35,7 @@ OF_NETWORKS = {
 @pytest.mark.parametrize("kind", ["classification", "segmentation"])
 def test_settings_of_the_networks_reach_them(kind: str) -> None:
     words = f"--task {kind} --model test_convnext --drop-path 0.3 --teacher-repeats 3 {OF_NETWORKS[kind]}"
-    job, data = choose_job(parse_settings(words.split())), some_data(64)
+    job, data = choose_job(parse_settings(words.split())), some_data()
     student: Any = job.build_student(data)
     task: Any = job.build_task(student, data)
     drops = [module.drop_prob for module in student.modules() if isinstance(module, DropPath)]
@@ -52,7 +52,7 @@ def test_settings_of_the_networks_reach_them(kind: str) -> None:
 
 def test_settings_of_the_labels_reach_the_loss() -> None:
     words = "--bce-loss --bce-sum --bce-target-thresh 0.2 --bce-pos-weight 3 --smoothing 0.1"
-    loss: Any = choose_job(parse_settings(words.split())).build_task(create("test_resnet"), some_data(64)).label_loss
+    loss: Any = choose_job(parse_settings(words.split())).build_task(create("test_resnet"), some_data()).label_loss
     assert (loss.sum_classes, loss.binary.target_threshold, loss.binary.smoothing) == (True, 0.2, 0.1)
     assert loss.binary.pos_weight == 3
 
@@ -74,7 +74,7 @@ def test_settings_of_the_method_reach_the_task(kind: str) -> None:
     words += f" --task {kind} --noisy-labels --class-weights 1 2 3 4 5"
     segmented = kind == "segmentation"
     student: Any = create_segmentation_student("test_resnet", 5, channels=8) if segmented else create("test_resnet")
-    task: Any = choose_job(parse_settings(words.split())).build_task(student, some_data(64))
+    task: Any = choose_job(parse_settings(words.split())).build_task(student, some_data())
     assert {name: getattr(task, name) for name in numbers} == numbers
     assert (task.schedule, task.start, task.noisy_labels) == ("warmup", 3 / 12, True)
     assert (task.gate, task.logit_loss) == (GATES.get("advantage"), LOGIT_LOSSES.get("dist"))
@@ -85,7 +85,7 @@ def test_settings_of_the_method_reach_the_task(kind: str) -> None:
 def test_settings_of_the_model_reach_it(kind: str) -> None:
     words = f"--task {kind} --model test_convnext --model-kwargs act_layer=relu --grad-checkpointing"
     words += " --drop 0.2" if kind == "classification" else ""
-    student: Any = choose_job(parse_settings(words.split())).build_student(some_data(64))
+    student: Any = choose_job(parse_settings(words.split())).build_student(some_data())
     network = student if kind == "classification" else student.backbone
     assert any(isinstance(module, nn.ReLU) for module in network.modules())
     assert any(getattr(module, "grad_checkpointing", False) for module in network.modules())
