@@ -96,6 +96,33 @@ def test_the_document_shows_the_measurements(document: str, name: str, table: Ca
     assert table(rows) in (ROOT / "docs" / f"{document}.md").read_text(encoding="utf-8")
 
 
+def test_the_document_of_earlier_results_shows_the_runs() -> None:
+    with (ROOT / "benchmarks" / "results" / "earlier_results.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    text = (ROOT / "docs" / "earlier_results.md").read_text(encoding="utf-8")
+
+    def mean(column: str, **wanted: str) -> str:
+        scores = [float(row[column]) for row in rows if wanted.items() <= row.items() and row[column]]
+        if len(scores) < 2:
+            return f"{scores[0]:.2f}" if scores else ""
+        return f"{sum(scores) / len(scores):.2f} ± {(max(scores) - min(scores)) / 2:.2f}"
+
+    shown = re.findall(r"^\| (\d+) \| `(\S+)` \| (.*?) \| (\d) \| ?(.*?) \|$", text, re.MULTILINE)
+    sgd = [row for row in rows if row["student"] == "WRN-16-2" and row["optimizer"] == "SGD"]
+    assert {(row["epochs"], row["variant"]) for row in sgd} == {(epochs, variant) for epochs, variant, *_ in shown}
+    for epochs, variant, student, seeds, self_teacher in shown:
+        run = {"student": "WRN-16-2", "optimizer": "SGD", "epochs": epochs, "variant": variant}
+        assert (mean("score", **run), mean("self_teacher_score", **run)) == (student, self_teacher), run
+        assert sum(run.items() <= row.items() for row in rows) == int(seeds), run
+    for student, optimizer in sorted({(row["student"], row["optimizer"]) for row in rows} - {("WRN-16-2", "SGD")}):
+        run = {"student": student, "optimizer": optimizer}
+        ce, frskd = (mean("score", variant=f"{method}-smoothing", **run) for method in ("ce", "ramp"))
+        line = next(line for line in text.splitlines() if line.startswith(f"| {student} | {optimizer} |"))
+        assert f"| {ce} | {frskd}" in line
+        assert mean("self_teacher_score", variant="ramp-smoothing", **run) in line
+        assert mean("score", variant="ramp-smoothing-beta0", **run) in line
+
+
 @pytest.mark.long
 def test_the_input_pipeline_is_compared_with_timms() -> None:
     done = run_script(sys.executable, ROOT / "benchmarks" / "loading.py", "--images", 300, "--rounds", 1, cwd=ROOT)
