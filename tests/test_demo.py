@@ -230,7 +230,9 @@ def test_a_demo_of_a_second_head_does_not_claim_refined_features(
     assert json.loads((run / "demo" / "demo.json").read_text())["method"] == "self-distillation derived from FRSKD"
 
 
-@pytest.mark.parametrize(("method", "claim"), [("frskd", "FRSKD, feature"), ("ce", "frskd_timm")])
+@pytest.mark.parametrize(
+    ("method", "claim"), [("frskd", "FRSKD, feature"), pytest.param("ce", "frskd_timm", marks=pytest.mark.long)]
+)
 def test_a_demo_names_the_method_of_its_student(method: str, claim: str, runtime: Path, tmp_path: Path) -> None:
     facts: dict[str, Any] = {"tag": "x", "method": method, "mean": (0.5,) * 3, "std": (0.5,) * 3}
     model = timm.create_model("test_resnet", num_classes=2)

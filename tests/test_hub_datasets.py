@@ -28,9 +28,9 @@ from frskd_timm.errors import UserError
 from frskd_train.data.source import find_source
 from frskd_train.settings import DataSettings
 
-for config, revision in json.loads(sys.argv[2]):
+for dataset, config, revision in json.loads(sys.argv[1]):
     try:
-        source = find_source(DataSettings(sys.argv[1], dataset_config=config, dataset_revision=revision))
+        source = find_source(DataSettings(dataset, dataset_config=config, dataset_revision=revision))
         print([{split: len(rows) for split, rows in source.splits.items()}, source.license])
     except UserError as error:
         print(error)
@@ -46,17 +46,20 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Loopba
         yield server, environment
 
 
-def find(environment: dict[str, str], dataset: str, *cases: tuple[str | None, str | None]) -> list[str]:
-    done = run_script(sys.executable, "-c", FIND, dataset, json.dumps(cases), **environment)
+def find(environment: dict[str, str], *cases: tuple[str, str | None, str | None]) -> list[str]:
+    done = run_script(sys.executable, "-c", FIND, json.dumps(cases), **environment)
     return done.stdout.splitlines()
 
 
 def test_configurations_and_revisions(published: tuple[LoopbackHub, dict[str, str]]) -> None:
     hub, environment = published
-    _, first, _ = hub.repos["datasets/tester/several"].history()  # when there was one configuration
-    cases = [("small", None), (None, None), ("medium", None), ("small", "v9"), (None, first)]
-    found, none, unknown, revision, early = find(environment, "tester/several", *cases)
+    name = "tester/several"
+    _, first, _ = hub.repos[f"datasets/{name}"].history()  # when there was one configuration
+    cases = [(name, "small", None), (name, None, None), (name, "medium", None), (name, "small", "v9")]
+    more = [(name, None, first), ("tester/garments", None, None)]
+    found, none, unknown, revision, early, private = find(environment, *cases, *more)
     assert found == "[{'train': 24, 'test': 9}, None]"
+    assert private == "[{'train': 24, 'test': 9}, 'cc-by-4.0']"
     choose = "--dataset tester/several has the configurations large, small; choose one with --dataset-config."
     assert [none, unknown] == [choose, choose]
     assert "Revision 'v9' doesn't exist" in revision
@@ -64,9 +67,7 @@ def test_configurations_and_revisions(published: tuple[LoopbackHub, dict[str, st
 
 
 def test_private_datasets_need_a_login(published: tuple[LoopbackHub, dict[str, str]], tmp_path: Path) -> None:
-    hub, environment = published
-    assert find(environment, "tester/garments", (None, None)) == ["[{'train': 24, 'test': 9}, 'cc-by-4.0']"]
-    (refused,) = find(hub.environment(tmp_path), "tester/garments", (None, None))
+    (refused,) = find(published[0].environment(tmp_path), ("tester/garments", None, None))
     assert "no dataset with this id could be loaded from the Hub" in refused
 
 

@@ -175,7 +175,7 @@ def test_a_run_that_was_continued_meanwhile_is_not_resumed_from_behind(tmp_path:
         refuse_if_continued(found, str(tmp_path), None)
 
 
-@pytest.mark.parametrize("everybody", [False, True])
+@pytest.mark.parametrize("everybody", [pytest.param(False, marks=pytest.mark.long), True])
 def test_the_launchers_end_stops_the_run_with_a_checkpoint(places: Path, everybody: bool) -> None:
     """Its end sends SIGUSR1, which with a SIGTERM to all processes of a job is one request."""
     log, run = places / f"orphan {everybody}.log", places / f"orphan {everybody}"

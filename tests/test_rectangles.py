@@ -99,6 +99,7 @@ def test_a_resumed_run_keeps_the_size(wide: Path, tmp_path: Path) -> None:
     assert (found["img_size"], found["img_width"]) == (48, 80)
 
 
+@pytest.mark.long
 def test_crops_of_scenes(places: Path, tmp_path: Path) -> None:
     flags = ["--img-size", 32, 64, "--epochs", 1, "--output-dir", tmp_path / "run", "--export", "onnx"]
     train_here(*small(places, *flags, task="segmentation"))

@@ -141,6 +141,7 @@ def test_backbone_is_a_timm_checkpoint(trained: SegmentationStudent, tmp_path: P
         create_segmentation_student(f"local-dir:{folder}", 9, channels=8)
 
 
+@pytest.mark.long
 def test_a_backbone_of_one_size_is_verified_at_this_size(tmp_path: Path) -> None:
     student = create_segmentation_student("test_vit_relpos", 3, channels=8)
     assert student.fixed_size == (160, 160)
