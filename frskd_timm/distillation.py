@@ -161,7 +161,10 @@ class DistillationTask(StudentTask):
             updates += 1
             self.clock.copy_(torch.tensor([progress, updates]))
             if self.average is not None:
-                self._ema_of_teacher[0].update(nn.ModuleDict(self.networks), step=int(updates) + 2)
+                networks = nn.ModuleDict(self.networks)
+                if [p.shape for p in networks.parameters()] != [p.shape for p in self.average.parameters()]:
+                    raise UserError("With teacher_ema, freeze or replace layers before the task is created.")
+                self._ema_of_teacher[0].update(networks, step=int(updates) + 2)
         self._skips_teacher = updates % self.teacher_interval > 0
 
     @property
@@ -273,16 +276,13 @@ class DistillationTask(StudentTask):
         weight = self._gate_weights(outputs, target)
         return self.logit_loss(outputs.teacher_logits.detach(), outputs.logits, target, self.temperature, weight)
 
+    @torch.no_grad()
     def _gate_weights(self, outputs: Outputs, target: Tensor) -> Tensor | None:
         """Return 1 for images or pixels whose soft labels count and 0 for the others; None if all count."""
         if self.gate is None:
             return None
-        with torch.no_grad():
-            own, other = (
-                F.cross_entropy(logits.float(), target, ignore_index=missing_label(target), reduction="none")
-                for logits in (outputs.logits, outputs.teacher_logits)
-            )
-            return self.gate(own, other)
+        both, ignored = (outputs.logits, outputs.teacher_logits), missing_label(target)
+        return self.gate(*(F.cross_entropy(z.float(), target, ignore_index=ignored, reduction="none") for z in both))
 
     def valid_positions(self, outputs: Outputs, target: Tensor) -> list[Tensor] | None:
         """Return masks [B, H_i, W_i] of the positions that the feature loss compares, one per map; None for all."""

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from conftest import run_script
-from timm.utils import ModelEmaV3
+from timm.utils import ModelEmaV3, freeze
 from torch import nn
 
 import frskd_timm
@@ -247,6 +247,14 @@ def test_options_that_do_not_go_together_are_refused() -> None:
         FRSKDTask.create(networks.create("test_vit", img_size=64, patch_drop_rate=0.5), (3, 64, 64), 5)
     with pytest.raises(UserError, match="not all 0"):
         LabelLoss(3, 0.1, [0.0] * 3)
+
+
+def test_layers_that_change_after_an_average_was_made_are_named() -> None:
+    task = create(teacher_ema=0.9)
+    task.set_progress(0.1)
+    freeze(task.student)  # its normalisation layers then have no parameters
+    with pytest.raises(UserError, match="freeze or replace layers before the task is created"):
+        task.set_progress(0.2)
 
 
 def test_a_linear_probe_trains_all_classifiers() -> None:
