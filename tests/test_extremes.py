@@ -6,7 +6,7 @@ import pytest
 import torch
 from networks import TARGET, create, create_task, images, lively
 from timm.utils import freeze
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -145,6 +145,8 @@ def test_modules_that_torch_has_compiled() -> None:  # these have a __len__, so 
     task.eval()
     assert torch.equal(task.predict(images(), average)["student"], task.predict(images())["student"])
     assert task.get_eval_model(average) is plain.student
+    other = nn.Sequential(plain.student, nn.Softmax(dim=1))
+    assert torch.equal(task.predict(images(), other)["student"], task.predict(images())["student"].softmax(1))
 
 
 def test_attention_has_second_derivatives() -> None:

@@ -146,6 +146,16 @@ torch.save(student.eval()(images), "{images}")
 from frskd_train.found_student import load_for_evaluation  # as validate.py does
 assert torch.equal(load_for_evaluation("hf-hub:{repo}")[0](images), torch.load("{images}"))
 assert timm.create_model("hf-hub:{repo}-backbone", pretrained=True, num_classes=3).num_classes == 3
+for place, revision, said in (
+    ("{repo}", "v9", "v9"), ("{repo}@v9", None, "v9"), ("{repo}x", None, "Repository Not Found"),
+    ("{repo}-backbone", None, "There is no segmentation student in {repo}-backbone."),
+):
+    try:
+        SegmentationStudent.from_pretrained(place, **({{"revision": revision}} if revision else {{}}))
+    except Exception as error:
+        assert said in str(error), error
+    else:
+        raise AssertionError(place)
 """
 
 

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
 from frskd_timm.errors import UserError, first_line
+
+_CONFIG = "config.json"
+_HUB = {"revision", "token", "cache_dir", "force_download", "local_files_only"}  # arguments of loading from the Hub
 
 
 def names_of_classes(class_names: Sequence[str] | None, num_classes: int) -> list[str]:
@@ -50,17 +56,28 @@ def as_json(backbone_args: dict[str, Any] | None) -> dict[str, Any]:
     return arguments
 
 
-def check_place(name: str) -> None:
-    """Raise UserError if a name can only be a folder and there is no segmentation student in it."""
+def check_place(name: str, options: dict[str, Any]) -> None:
+    """Raise an error unless a folder, or a repository OWNER/NAME on the Hub, holds a segmentation student.
+
+    huggingface_hub would ignore that a repository, or the revision in the `options` of loading, does not exist.
+
+    Raises:
+        UserError: The folder does not exist, or there is no segmentation student.
+        OSError: huggingface_hub's, if the repository cannot be read.
+    """
     folder = Path(name)
-    if not folder.is_dir():
-        if folder.is_absolute() or len(folder.parts) > 2:
-            raise UserError(f"There is no folder {name}.")
-        return
     try:
-        found = "backbone" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        if not folder.is_dir():
+            if folder.is_absolute() or len(folder.parts) > 2:
+                raise UserError(f"There is no folder {name}.")
+            config = Path(hf_hub_download(name, _CONFIG, **{key: options[key] for key in _HUB & options.keys()}))
+        else:
+            config = folder / _CONFIG
+        found = "backbone" in json.loads(config.read_text(encoding="utf-8"))
+    except LocalEntryNotFoundError:  # no connection
+        raise
+    except (EntryNotFoundError, FileNotFoundError, ValueError, TypeError):
         found = False
     if not found:
-        hint = f": give {folder / 'student'}" if (folder / "student" / "config.json").is_file() else ""
+        hint = f": give {folder / 'student'}" if (folder / "student" / _CONFIG).is_file() else ""
         raise UserError(f"There is no segmentation student in {name}{hint}.")

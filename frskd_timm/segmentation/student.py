@@ -149,10 +149,10 @@ class SegmentationStudent(
         `num_classes` other than that of the weights replaces the classifier as in timm; `class_names` is optional.
 
         Raises:
-            UserError: The folder does not exist or holds no segmentation student.
+            UserError: The folder does not exist, or there is no segmentation student in it or in the repository.
         """
         name, revision = hub_name(str(pretrained_model_name_or_path))
-        check_place(name)
+        check_place(name, {"revision": revision, **kwargs})
         classes, names = kwargs.pop("num_classes", None), kwargs.pop("class_names", None)
         student: SegmentationStudent = super().from_pretrained(name, strict=strict, **{"revision": revision, **kwargs})
         if classes not in (None, student.num_classes):
