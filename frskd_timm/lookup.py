@@ -6,10 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import timm
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from timm.models import PretrainedCfg, load_model_config_from_hf
 from timm.models._hub import load_model_config_from_path  # timm has no public reader of 'local-dir:'
 
-from frskd_timm.errors import UserError
+from frskd_timm.errors import UserError, first_line
 
 # Arguments of timm.create_model that say where weights are. A config.json, which may be a stranger's, cannot set them:
 # with them, timm would download any file to any folder.
@@ -31,6 +39,22 @@ def hub_name(name: str) -> tuple[str, str | None]:
         return folder, None
     repo, _, revision = name.removeprefix("hf-hub:").partition("@")
     return repo, revision or None
+
+
+# What is wrong with a repository that could not be read; subclasses first.
+_PROBLEMS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
+    (GatedRepoError, "request access on its page, and log in with `hf auth login`"),
+    (RepositoryNotFoundError, "there is no such repository, or it is private and needs `hf auth login`"),
+    (RevisionNotFoundError, "the repository has no such revision"),
+    ((LocalEntryNotFoundError, OfflineModeIsEnabled), "there is no connection to the Hub, and no copy in the cache"),
+    (EntryNotFoundError, "the repository has no config.json"),
+)
+
+
+def hub_error(name: str, error: Exception) -> UserError:
+    """Return an error that says why a model could not be read from the Hub."""
+    problem = next((text for kinds, text in _PROBLEMS if isinstance(error, kinds)), first_line(error))
+    return UserError(f"{name} could not be downloaded from the Hub: {problem}.")
 
 
 def known_cfg(name: str, *, weights: bool = False) -> PretrainedCfg | None:

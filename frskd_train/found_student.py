@@ -12,7 +12,7 @@ from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.config import MAX_SIDE
 from frskd_timm.export.folder import BACKBONE, CARD, CONFIG, METRICS, PICKLE, STUDENT, WEIGHTS, read_json, student_in
 from frskd_timm.export.load import ExportedClassifier, ExportedStudent, load_student, read_student
-from frskd_timm.lookup import hub_name, known_cfg
+from frskd_timm.lookup import hub_error, hub_name, known_cfg
 from frskd_train.report.metrics import Metrics, read_metrics
 from frskd_train.settings.recipe import SETTINGS
 from frskd_train.students import default_cfg
@@ -98,7 +98,7 @@ def find_exported(model: str) -> FoundStudent:
         if not Path(found, WEIGHTS).is_file():
             found = snapshot_download(repo_id, revision=revision, allow_patterns=[CONFIG, PICKLE, CARD])
     except Exception as error:  # of the connection, the name or the repository
-        raise UserError(f"{model} could not be downloaded from the Hub: {first_line(error)}.") from error
+        raise hub_error(model, error) from error
     return FoundStudent(read_student(found), None, repo_id.rpartition("/")[2])
 
 

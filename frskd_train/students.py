@@ -13,7 +13,7 @@ from frskd_timm.errors import UserError, first_line
 from frskd_timm.export.config import check_pretrained_cfg
 from frskd_timm.export.folder import student_in
 from frskd_timm.export.load import ExportedClassifier, read_student
-from frskd_timm.lookup import exported_cfg, known_cfg
+from frskd_timm.lookup import exported_cfg, hub_error, known_cfg
 from frskd_train.settings import ModelSettings
 from frskd_train.settings.constraints import keyword_arguments
 
@@ -37,7 +37,7 @@ def default_cfg(name: str, pretrained: bool = False) -> Mapping[str, Any]:
             text = "its config.json names no architecture of timm's"
             raise UserError(f"--model {name} is not a classifier for timm: {text}.") from error
         except Exception as error:
-            raise UserError(f"--model {name} could not be downloaded from the Hub: {first_line(error)}.") from error
+            raise hub_error(f"--model {name}", error) from error
         check_pretrained_cfg(found, name)
         return found
     if Path(name).is_dir() and not timm.is_model(name):

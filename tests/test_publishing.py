@@ -13,12 +13,11 @@ import torch
 from conftest import ROOT, run_script
 from hub_server import TOKEN, USER, Fault
 from published import METRICS, REPO, make_student, push
-from safetensors.torch import load_file, save_file
 
 from frskd_timm.errors import UserError
 from frskd_timm.export.load import read_student
 from frskd_train.publish.repository import Repository
-from frskd_train.publish.student import check_folder, push_student
+from frskd_train.publish.student import push_student
 from frskd_train.report.card import write_card
 
 
@@ -58,6 +57,20 @@ assert "frskd_timm" not in sys.modules
 print(json.dumps([logits, best, model.config.id2label[3]]))
 """
 
+WRONG_NAMES = """
+from frskd_timm.errors import UserError
+from frskd_train.found_student import find_exported
+from frskd_train.students import default_cfg
+sentences = []
+for name in {names}:
+    for read in (find_exported, default_cfg):
+        try:
+            read("hf-hub:" + name)
+        except UserError as error:
+            sentences.append(str(error))
+print(json.dumps(sentences))
+"""
+
 
 def test_push_then_load_in_a_fresh_process(hub, tmp_path):
     stock = make_student(tmp_path / "stock", "resnet18_frskd", seed=1)
@@ -87,12 +100,14 @@ def test_push_then_load_in_a_fresh_process(hub, tmp_path):
     # package and a token: the other weights in its repository stay there.
     names = [REPO, f"{REPO}@{older}", f"{USER}/new"]
     code = LOAD.format(package=False, names=names, images=str(images))
-    code += TRANSFORMERS.format(name=REPO, images=str(images)) + f"import os\nos.environ['HF_TOKEN'] = {TOKEN!r}\n"
+    code += TRANSFORMERS.format(name=REPO, images=str(images))
+    code += f"import os\nos.environ['HF_TOKEN'] = {TOKEN!r}\n"
     code += LOAD.format(package=True, names=names[2:], images=str(images))
-    code += f"from frskd_train.found_student import find_exported\nfind_exported('hf-hub:{USER}/new')"
+    code += f"from frskd_train.found_student import find_exported\nfind_exported('hf-hub:{USER}/new')\n"
+    code += f"del os.environ['HF_TOKEN']{WRONG_NAMES.format(names=[f'{USER}/none', f'{REPO}@none'])}"
     done = run(hub, cache, "-c", code)
     assert done.returncode == 0, done.stderr
-    answers, (logits, best, label), private = map(json.loads, done.stdout.splitlines()[-3:])
+    answers, (logits, best, label), private, sentences = map(json.loads, done.stdout.splitlines()[-4:])
     torch.testing.assert_close(torch.tensor(answers[REPO]), expected(stock))
     torch.testing.assert_close(torch.tensor(answers[f"{REPO}@{older}"]), first)
     assert (torch.tensor(answers[REPO]) - first).abs().max() > 0.1
@@ -100,6 +115,9 @@ def test_push_then_load_in_a_fresh_process(hub, tmp_path):
     torch.testing.assert_close(torch.tensor(logits), expected(stock))
     assert best.startswith("class ")
     assert label == "class 3"
+    assert len(sentences) == 4
+    assert all("no such repository, or it is private" in sentence for sentence in sentences[:2])
+    assert all("no such revision" in sentence for sentence in sentences[2:])
     torch.testing.assert_close(torch.tensor(private[f"{USER}/new"]), expected(new))
     assert not hub.asked(r"resolve/.*pytorch_model\.bin")
 
@@ -227,69 +245,3 @@ def test_no_network_no_token_no_name(hub, student, tmp_path, quick_clock, monkey
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
         push(hub, student)
-
-
-def damage_weights(change):
-    def damage(folder):
-        state = load_file(folder / "model.safetensors")
-        change(state)
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-
-    return damage
-
-
-def pickle_weights(folder):
-    """Store them as timm does by default."""
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-
-
-@pytest.mark.parametrize(
-    ("damage", "sentence"),
-    [
-        (damage_weights(lambda s: s.update({"self_teacher.head.weight": torch.zeros(2)})), "self_teacher.head.weight"),
-        (damage_weights(lambda s: s.pop("fc.bias")), "no weights for keys.*fc.bias"),
-        (damage_weights(lambda s: s["fc.bias"].fill_(float("nan"))), "not finite in fc.bias"),
-        (damage_weights(lambda s: s.update({"fc.bias": torch.zeros(11)})), "shapes"),
-        (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04pickle"), "is damaged"),
-        (lambda f: (f / "config.json").write_text("{"), "could not be read as JSON"),
-        (lambda f: (f / "config.json").write_text('{"architecture": "no_such", "pretrained_cfg": {}}'), "no_such"),
-        (lambda f: (f / "README.md").unlink(), "only training writes a card"),
-        (lambda f: (f / "README.md").write_text("---\na: [\n---\n"), "not a valid card"),
-        (lambda f: (f / "README.md").write_text("# no metadata"), "library_name"),
-        (lambda f: (f / "curves.png").unlink(), "shows curves.png"),
-        (pickle_weights, "has its weights as pytorch_model.bin"),
-        (lambda f: (f / "recipe.yaml").write_bytes(b"model: \xff\xfe\n"), "recipe.yaml is not UTF-8"),
-        (lambda f: (f / "recipe.yaml").write_text(f"token: {TOKEN.replace('_', '_Z')}"), "Hugging Face token"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_a_folder_that_is_not_in_order_stays_here(hub, student, tmp_path, damage, sentence):
-    folder = tmp_path / "student"
-    shutil.copytree(student, folder)
-    damage(folder)
-    with pytest.raises(UserError, match=sentence):
-        push(hub, folder)
-    assert hub.log == []
-
-
-def test_every_picture_of_the_card_is_published(student, tmp_path):
-    folder = tmp_path / "student"
-    shutil.copytree(student, folder)
-    names = {"a.png", "my pic.png", "b.png", "c.jpg", "p(1).png", "d e.png", "LICENSE"}
-    for name in names | {"notes.png"}:
-        shutil.copy(folder / "curves.png", folder / name)
-    shown = """![](a.png "title") ![](my%20pic.png) ![x](<b.png>) <img width="9" src='c.jpg'>
-![a [b]](<d e.png>) ![](p(1).png) ![](./a.png) <img src="d e.png"> `![](code.png)`
-```
-![](code.png)
-```
-![](data:image/png;base64,AAAA) ![](https://example.com/d.png) <img src="//example.com/e.png">"""
-    card = folder / "README.md"
-    card.write_text(card.read_text(encoding="utf-8") + shown, encoding="utf-8-sig")  # the mark of Windows editors
-    assert names < set(check_folder(folder))
-    assert set(check_folder(folder)) - names == set(check_folder(student))
-    said: list[str] = []
-    push_student(folder, REPO, dry_run=True, say=said.append)
-    assert "Not uploaded, because they are neither part of a student nor shown on its card: notes.png." in said
-    assert not any("states no licence" in line for line in said)
