@@ -9,6 +9,7 @@ import timm
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
+    HfHubHTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -40,6 +41,8 @@ def hub_name(name: str) -> tuple[str, str | None]:
     repo, _, revision = name.removeprefix("hf-hub:").partition("@")
     return repo, revision or None
 
+
+HUB_ERRORS = (HfHubHTTPError, EntryNotFoundError, OfflineModeIsEnabled)
 
 # What is wrong with a repository that could not be read; subclasses first.
 _PROBLEMS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (

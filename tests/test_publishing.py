@@ -59,11 +59,12 @@ print(json.dumps([logits, best, model.config.id2label[3]]))
 
 WRONG_NAMES = """
 from frskd_timm.errors import UserError
+from frskd_timm.segmentation import create_segmentation_student as segmentation
 from frskd_train.found_student import find_exported
 from frskd_train.students import default_cfg
 sentences = []
 for name in {names}:
-    for read in (find_exported, default_cfg):
+    for read in (find_exported, default_cfg, lambda name: segmentation(name, num_classes=2)):
         try:
             read("hf-hub:" + name)
         except UserError as error:
@@ -115,9 +116,9 @@ def test_push_then_load_in_a_fresh_process(hub, tmp_path):
     torch.testing.assert_close(torch.tensor(logits), expected(stock))
     assert best.startswith("class ")
     assert label == "class 3"
-    assert len(sentences) == 4
-    assert all("no such repository, or it is private" in sentence for sentence in sentences[:2])
-    assert all("no such revision" in sentence for sentence in sentences[2:])
+    assert len(sentences) == 6
+    assert all("no such repository, or it is private" in sentence for sentence in sentences[:3])
+    assert all("no such revision" in sentence for sentence in sentences[3:])
     torch.testing.assert_close(torch.tensor(private[f"{USER}/new"]), expected(new))
     assert not hub.asked(r"resolve/.*pytorch_model\.bin")
 

@@ -6,7 +6,7 @@ import timm
 from torch import nn
 
 from frskd_timm.errors import UserError, first_line
-from frskd_timm.lookup import exported_cfg, known_cfg
+from frskd_timm.lookup import HUB_ERRORS, exported_cfg, hub_error, known_cfg
 from frskd_timm.segmentation.student import SegmentationStudent
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -44,6 +44,8 @@ def create_segmentation_student(
     if weights.startswith(_ELSEWHERE):
         try:
             cfg, own = exported_cfg(weights)
+        except HUB_ERRORS as error:
+            raise hub_error(weights, error) from error
         except Exception as error:
             raise UserError(f"{weights} is not an exported model: {first_line(error)}.") from error
         arguments["backbone"] = cfg["architecture"]
