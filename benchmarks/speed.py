@@ -256,7 +256,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--costs", action="store_true", help="measure only the steps, of various backbones")
     parser.add_argument("--start-up", action="store_true", help="measure only imports and train.py --help")
     parser.add_argument("--peak", choices=("ce", "frskd", "paper"), help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    for name in ("img_size", "batch_size", "threads", "rounds", "steps"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    return args
 
 
 def main() -> None:
