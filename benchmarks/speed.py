@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from commits import commit  # noqa: E402
-from speed_tables import costs, median_and_range, table  # noqa: E402
+from speed_tables import costs, median_and_range, quotients, table  # noqa: E402
 
 from tools.table_files import append, read_results  # noqa: E402
 
@@ -138,11 +138,6 @@ def resident(name: str) -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def quotients(numerators: Rates, denominators: Rates) -> Rates:
-    """Divide round by round."""
-    return [a / b for a, b in zip(numerators, denominators, strict=True)]
 
 
 def measure(case: argparse.Namespace, device: "torch.device") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Markdown tables of the results of `speed.py`."""
+"""Statistics and Markdown tables of the results of `speed.py`."""
 
 import statistics
 from collections.abc import Sequence
@@ -7,6 +7,11 @@ from collections.abc import Sequence
 def median_and_range(values: Sequence[float], digits: int = 0) -> str:
     """Format the median, the minimum and the maximum: '371 (365..380)'."""
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}..{max(values):.{digits}f})"
+
+
+def quotients(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
+    """Divide round by round."""
+    return [a / b for a, b in zip(numerators, denominators, strict=True)]
 
 
 def table(rows: Sequence[dict[str, str]]) -> str:
