@@ -40,9 +40,8 @@ class DistillationTask(StudentTask):
 
         loss = v CE(z_s, y) + w CE(z_t, y) + r (alpha KL_tau(z_t, z_s) + beta sum_i D(F_i, T_i))
 
-    v is `student_weight`, w `teacher_weight` and r the weight given by the schedule, all 1 in the paper. The maps F_i
-    enter the self-teacher without detaching, so CE(z_t, y) also trains the student's backbone. With SGD,
-    v + w acts like a factor on the learning rate of the backbone.
+    r is the weight given by the schedule; v, w and r are 1 in the paper. The maps F_i enter the self-teacher without
+    detaching, so CE(z_t, y) also trains the student's backbone. With SGD, v + w is a factor on its learning rate.
 
     Args:
         student: The network that is kept after training.
@@ -72,6 +71,9 @@ class DistillationTask(StudentTask):
 
     A loop that never calls `set_progress` trains with r = 1 (with 'lead': the lead), and `teacher_interval` and
     `teacher_ema` have no effect; a warning says so for the latter.
+
+    Raises:
+        UserError: An argument is out of range, or a name is unknown.
     """
 
     beta_share: ClassVar = 1.0  # of the feature loss's `default_beta`, without a given beta
@@ -108,8 +110,7 @@ class DistillationTask(StudentTask):
         self.schedule, self.start = schedule, start
         self.gate = None if gate == "none" else GATES.get(gate, also=("none",))
         self.student_weight, self.teacher_weight = student_weight, teacher_weight
-        self.teacher_gradient, self.teacher_ema = teacher_gradient, teacher_ema
-        self.teacher_interval = teacher_interval
+        self.teacher_gradient, self.teacher_ema, self.teacher_interval = teacher_gradient, teacher_ema, teacher_interval
         for name, value, fits, right in (
             ("alpha", alpha, alpha >= 0, "at least 0"),
             ("beta", beta, beta >= 0, "at least 0"),
@@ -128,10 +129,9 @@ class DistillationTask(StudentTask):
         if teacher_ema:
             # After n updates the decay is (1 + n) / (10 + n), which forgets the random initial weights sooner.
             warmup: dict[str, Any] = {"use_warmup": True, "warmup_gamma": 9, "warmup_power": 1}
-            self._ema_of_teacher = (
-                ModelEmaV3(nn.ModuleDict(self.networks), teacher_ema, exclude_buffers=True, **warmup),
-            )
-            self.average = self._ema_of_teacher[0].module.requires_grad_(False).train(student.training)
+            ema = ModelEmaV3(nn.ModuleDict(self.networks), teacher_ema, exclude_buffers=True, **warmup)
+            self._ema_of_teacher = (ema,)
+            self.average = ema.module.requires_grad_(False).train(student.training)
         # Progress at the last update and number of updates. Saved with the lead, so that a resumed run is identical.
         counts = bool(teacher_ema) or teacher_interval > 1
         self.register_buffer("clock", torch.zeros(2, device=self.device) if counts else None)

@@ -29,7 +29,8 @@ class Pyramid:
     Args:
         model: Any timm model.
         input_size: (channels, height, width) of its images.
-        max_levels: Maximum number of levels; the coarsest ones are used.
+        max_levels: Maximum number of levels: the coarsest ones, or if all maps have the same size, ones spread evenly
+            over the depth.
         preactivation: Read each map before its activation.
 
     Attributes:

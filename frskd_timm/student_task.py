@@ -40,7 +40,7 @@ class StudentTask(TrainingTask):
         student_weight: Weight of the student's cross-entropy in the loss.
         clean_view: Whether the task takes batches as `augment.TwoViews`.
         label_loss: The loss of logits and labels, `losses.labels.LabelLoss` with the smoothing by default. With
-            `noisy_labels`, another one has to take a `factor` [B] of the losses.
+            `noisy_labels`, another one has to take a `factor` of the losses, of the shape of the classes.
         noisy_labels: Multiply the cross-entropy of each image (or pixel) by a factor that changes linearly from 1 to
             the trust in its label (`losses.labels.trust`) during the first half of the run. If `set_progress` is never
             called, the factor always equals the trust. False by default.
@@ -88,8 +88,9 @@ class StudentTask(TrainingTask):
     def cross_entropy(self, logits: Tensor, target: Tensor, factor: Tensor | None = None) -> Tensor:
         """Return the mean cross-entropy of logits [B, K] and classes [B] or probabilities [B, K].
 
-        Images of the class -100 do not count; the loss is 0 if no image counts. A factor [B] multiplies the
-        cross-entropy of each image before the mean.
+        In segmentation, logits are [B, K, H, W] and classes [B, H, W]. Images of the class -100 and pixels of the
+        class 255 do not count; the loss is 0 if nothing counts. A factor of the shape of the classes multiplies the
+        cross-entropy before the mean.
         """
         return self.label_loss(logits.float(), target, **({} if factor is None else {"factor": factor}))
 

@@ -68,6 +68,9 @@ class FRSKDTask(DistillationTask):
         teacher_view: What the self-teacher sees: 'same', or 'clean' for the images before erasing and mixing; then the
             input of a step is an `augment.TwoViews`, and the student runs on both.
         **options: Further arguments of `DistillationTask`.
+
+    Raises:
+        UserError: An argument is out of range, or two of them cannot be combined.
     """
 
     def __init__(
@@ -130,7 +133,7 @@ class FRSKDTask(DistillationTask):
             self_teacher: A name in `teachers.SELF_TEACHERS`.
             feature_loss: A name in `losses.FEATURE_LOSSES`.
             beta: Weight of the feature loss; 0 disables it, None uses its `default_beta`.
-            max_levels: Maximum number of levels of the student; the coarsest ones are used.
+            max_levels: Maximum number of levels of the student; `Pyramid` says which ones are used.
             sla: Add the heads of self-supervised label augmentation.
             teacher_options: Further arguments of the self-teacher (width, depth, repeats). By default, its depth is 1
                 (2 in the paper). The width of bifpnc and residual is the largest of 1/8, 2/8, ..., 1 (2 in the paper)

@@ -42,7 +42,7 @@ class ExportedStudent(ABC):
         libraries: Libraries that load it, the Hub's `library_name` first.
         imports: Python imports that loading it needs.
         in_chans: Number of image channels.
-        size: Height and width of the images that it was made for.
+        size: Height and width of the images that it was made for; in segmentation, of small images that it accepts.
         any_size: Whether it accepts images of other sizes.
         class_names: One name per class, or empty.
 
@@ -113,7 +113,8 @@ class ExportedStudent(ABC):
         """Load the student; return the largest difference of its logits from a model's, in float32 on the CPU.
 
         Raises:
-            UserError: It cannot be loaded, or the difference exceeds `tolerance` times the largest logit, or is NaN.
+            UserError: It cannot be loaded, or the difference is NaN or exceeds `tolerance` times the largest absolute
+                logit (`tolerance` itself if all logits are below 1).
         """
         images, model, loaded = self.probe_images(), comparable(unwrap_model(model)), comparable(self.load())
         with torch.autocast("cpu", enabled=False), evaluating(model), evaluating(loaded):

@@ -73,6 +73,9 @@ class SegmentationTask(_PixelTask, DistillationTask):
         feature_loss: D; None leaves the term out.
         class_weights: Weight of each class in both cross-entropy terms; None for equal weights.
         **options: Further arguments of `DistillationTask`.
+
+    Raises:
+        UserError: An argument is out of range, or does not fit the student.
     """
 
     beta_share: ClassVar = 0.5  # the authors' beta is 50
@@ -114,8 +117,7 @@ class SegmentationTask(_PixelTask, DistillationTask):
             **options: Further arguments of the task.
 
         Raises:
-            UserError: A name is unknown, the feature loss needs maps before their activation, or a feature loss other
-                than the default is given for a self-teacher that uses none.
+            UserError: An argument has a wrong value, or two of them cannot be combined.
         """
         _checked(student)
         if teacher_repeats < 1:

@@ -17,7 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="folder of a finished run, or its student/ folder")
     parser.add_argument("--repo-id", metavar="OWNER/NAME", help="repository; created if missing")
     parser.add_argument("--space", metavar="OWNER/NAME", help="publish a demo as a static Space; --repo-id is optional")
-    parser.add_argument("--private", action="store_true", help="make the repository private")
+    private = "create the repository as private; an existing public one is refused"
+    parser.add_argument("--private", action="store_true", help=private)
     parser.add_argument("--revision", metavar="REV", help="branch to commit to; created from main if missing")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
     card = parser.add_mutually_exclusive_group()

@@ -71,7 +71,8 @@ def push_student(
     Args:
         folder: An exported student with its card.
         repo_id: `OWNER/NAME`; created if it does not exist.
-        private: Create the repository so that only the owner can see it; otherwise, the owner's default applies.
+        private: Create the repository as private, and refuse an existing public one; otherwise, the owner's default
+            applies.
         revision: Branch to commit to, created from main if it does not exist.
         create_pr: Open a pull request instead of committing.
         keep_card: Leave the repository's card as it is, if it has one.

@@ -68,7 +68,7 @@ class Mistake:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The scores of a student on one split; of `top1` and `top5`, `miou` and `pixel_accuracy`, one pair is None."""
+    """The scores of a student on one split: `top1` and `top5`, or in segmentation `miou` and `pixel_accuracy`."""
 
     schema: int
     task: str

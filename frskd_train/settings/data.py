@@ -192,6 +192,14 @@ class ScoredDataSettings(DataSettings):
     val_fraction: Annotated[float | None, Range(low=0, high=0.9)] = None  # type: ignore[assignment]
     """Fraction of the training split that is scored if there is no validation split; by default the run's, or 0.1."""
     train_num_samples: Annotated[int | None, Count, Suppress] = None
+    train_split: str | None = None
+    """Split of which a part is scored if there is no validation split; by default train, training or the only one."""
+    val_split: str | None = None
+    """Split to score; by default the first of validation, val, valid, dev, test and testing that has labels."""
+    data_mode: Literal["auto", "memory", "stream"] = "auto"
+    """memory: decode once, keep as uint8. stream: decode in workers. auto: memory if it fits."""
+    workers: Annotated[int, arg(aliases=["-j"]), NotNegative, PRIVATE] = 2
+    """Worker processes that decode images for each process when streaming."""
     bad_images: Literal["stop", "skip"] | None = None  # type: ignore[assignment]
     """Unreadable images, as for training; by default as in the run, or stop."""
 

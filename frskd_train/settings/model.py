@@ -126,7 +126,8 @@ class MethodSettings:
     fitnet: of maps after a learned projection.
     overhaul: of maps before their activation, for classification with models whose stages end in an activation."""
     feature_levels: Annotated[int, Count, FIXED, CLASSIFICATION] = DEFAULT.feature_levels
-    """Maximum number of levels of the student's pyramid; the coarsest ones are used."""
+    """Maximum number of levels of the student's pyramid: the coarsest ones.
+    If all maps have the same size, they are spread evenly over the depth."""
     sla: Annotated[bool, FIXED, CLASSIFICATION] = False
     """Self-supervised label augmentation with four rotations per class, for both networks."""
     sla_weight: Annotated[float, NotNegative, CLASSIFICATION] = DEFAULT.sla_weight

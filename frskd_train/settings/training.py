@@ -161,7 +161,7 @@ class RunSettings:
     push_to_hub: Annotated[str | None, arg(metavar="OWNER/NAME"), PRIVATE] = None
     """Repository on the Hugging Face Hub to publish the student to at the end, as `frskd push` does."""
     hub_private: Annotated[bool, PRIVATE] = False
-    """Make that repository private."""
+    """Create that repository as private; an existing public one is refused."""
     report_to: Annotated[tuple[str, ...], PRIVATE] = ()
     """Trackers: tensorboard, wandb, trackio, mlflow and others of Accelerate, each of which has to be installed."""
     project: Annotated[str, Name, PRIVATE] = "frskd_timm"
