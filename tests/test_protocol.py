@@ -1,5 +1,6 @@
 """The comparison of FRSKD with baselines: which runs it makes, what its table says, and a rehearsal."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,17 @@ def test_the_documents_get_the_results_of_the_protocol_alone(capsys) -> None:
         with pytest.raises(SystemExit):
             budgets.parse(["--write", *flags])
         assert "--write takes all results" in capsys.readouterr().err
+
+
+def test_every_gain_that_the_readme_names_is_in_the_table() -> None:
+    cells = [line.split(" | ") for line in (ROOT / "docs" / "results.md").read_text(encoding="utf-8").splitlines()]
+    measured = [
+        (abs(float(row[5])), float(row[6])) for row in cells if re.fullmatch(r"[+-]\d+\.\d\d", "".join(row[5:6]))
+    ]
+    named = re.findall(r"(\d+\.\d)\s+±\s+(\d\.\d)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(named) > 6
+    for numbers in named:
+        assert pytest.approx([float(number) for number in numbers], abs=0.0501) in measured, numbers
 
 
 def test_times_are_beside_the_results_and_measured_once(tmp_path: Path, monkeypatch) -> None:
